@@ -1,0 +1,417 @@
+"""The configuration of a run: one frozen dataclass per stage, all of them in `RunConfig`.
+
+A run is configured by, from weak to strong: the defaults below, TOML files, command-line options, and
+`section.key=value` overrides. Every value is checked where it is made: a wrong type, an impossible value, a
+contradiction or an unknown key raises `ConfigError` in one line that names the key, the value and the remedy.
+
+    config = RunConfig.load(Path("run.toml"), ["train.epochs=50"], **{"data.path": "log.parquet", "run.out": "out"})
+
+This module reads no data and imports nothing heavy. Whether a method or a column exists is known to the stage
+that uses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet")
+DEFAULT_RATIO = 0.25
+BUDGET_KEYS = ("resolution", "rows", "ratio")
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type, impossible, or in contradiction with another one."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to read and how to split it (stage `ingest`)."""
+
+    path: str = ""
+    """A file, a folder or a glob; empty only until the command line or a file gives it."""
+    format: str = "auto"
+    user_column: str = "user_id"
+    item_column: str = "item_id"
+    weight_column: str | None = None
+    """Column of interaction weights; None: every row of the log weighs 1, and duplicates add up."""
+    bad_rows: str = "error"
+    """`error` stops at the first bad row; `skip` keeps bad rows in `ingest/rejected.parquet` and goes on."""
+    split: str = "random"
+    """`random` draws validation and test; `given` takes the data set's own test file, validation from train."""
+    validation: float = 0.1
+    test: float = 0.1
+    """Shares of all interactions. With `split = "given"` the test share is not used."""
+    seed: int = 0
+    shards: int = 8
+    """Hash partitions while reading and CSR shards on disk. The labels do not depend on it."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "data")
+        _check_choice("data.format", self.format, FORMATS)
+        _check_choice("data.bad_rows", self.bad_rows, ("error", "skip"))
+        _check_choice("data.split", self.split, ("random", "given"))
+        for key in ("user_column", "item_column"):
+            if not getattr(self, key):
+                raise ConfigError(f"data.{key} is empty; name the column that holds the ids")
+        if self.user_column == self.item_column:
+            raise ConfigError(f"data.user_column and data.item_column are both {self.user_column!r}; name two columns")
+        _check_range("data.validation", self.validation, 0.0, 1.0, high_open=True)
+        _check_range("data.test", self.test, 0.0, 1.0, high_open=True)
+        if self.split == "random" and self.validation + self.test >= 1.0:
+            raise ConfigError(
+                f"data.validation={self.validation} and data.test={self.test} leave nothing to train on; "
+                "their sum must be below 1"
+            )
+        _check_range("data.seed", self.seed, 0)
+        _check_range("data.shards", self.shards, 1, 4096)
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How far to compress, and how to run the clustering (stage `cluster`)."""
+
+    resolution: float | None = None
+    """Resolution g of Barber's modularity: higher means more and smaller communities."""
+    rows: int | None = None
+    """Budget: rows of the user table plus rows of the item table."""
+    ratio: float | None = None
+    """Budget: bytes of everything kept, over the bytes of the full float32 tables."""
+    shards: int = 0
+    """0: threads of this process; N: Ray tasks over N shards. The labels are the same, bit for bit."""
+    threads: int | None = None
+    """Threads of the kernels; None: one per core. The labels are the same, bit for bit."""
+    tolerance: float = 1e-4
+    """Stop when a cycle raises the modularity by less than this share of itself."""
+    max_cycles: int = 20
+
+    def __post_init__(self) -> None:
+        _check_types(self, "cluster")
+        given = [key for key in BUDGET_KEYS if getattr(self, key) is not None]
+        if len(given) > 1:
+            values = " and ".join(f"cluster.{key}={getattr(self, key)}" for key in given)
+            raise ConfigError(f"{values} contradict each other; give one of resolution, rows and ratio")
+        if self.resolution is not None and not (math.isfinite(self.resolution) and self.resolution > 0):
+            raise ConfigError(f"cluster.resolution={self.resolution} must be a finite number above 0")
+        if self.rows is not None:
+            _check_range("cluster.rows", self.rows, 2)
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ConfigError(f"cluster.ratio={self.ratio} must be above 0 and at most 1 (0.25 is a quarter of the bytes)")
+        _check_range("cluster.shards", self.shards, 0, 4096)
+        if self.threads is not None:
+            _check_range("cluster.threads", self.threads, 1)
+        _check_range("cluster.tolerance", self.tolerance, 0.0, 1.0)
+        _check_range("cluster.max_cycles", self.max_cycles, 1)
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The one of `resolution`, `rows` and `ratio` that rules, with its value; ratio 0.25 when none is set."""
+        for key in BUDGET_KEYS:
+            if (value := getattr(self, key)) is not None:
+                return key, value
+        return "ratio", DEFAULT_RATIO
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """How the labels become bucket maps (first part of stage `train`)."""
+
+    n_lookups: int | None = None
+    """Rows read per id; None: the method's own default."""
+    item_bias: bool | None = None
+    """One trained scalar per item; None: on for `soft`, off for the others."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_types(self, "map")
+        if self.n_lookups is not None:
+            _check_range("map.n_lookups", self.n_lookups, 1, 256)
+        _check_range("map.seed", self.seed, 0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The model and its training (stage `train`), and how many users a validation looks at."""
+
+    dim: int = 64
+    lr: float | None = None
+    weight_decay: float | None = None
+    """lr and weight_decay: None means the method's own default."""
+    epochs: int = 500
+    patience: int = 5
+    """Evaluations, not epochs, without a better validation recall before training stops."""
+    eval_every: int = 10
+    """Epochs between two evaluations."""
+    batch_size: int | None = None
+    """Interactions per step; None: one step over all of them."""
+    seed: int = 0
+    workers: int | None = None
+    """Ray Train workers; None: one per GPU of the cluster, and one on a machine without."""
+    eval_users: int = 10_000
+    """Users drawn for a validation; 0: all of them. The test always looks at all."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "train")
+        _check_range("train.dim", self.dim, 1, 65536)
+        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigError(f"train.lr={self.lr} must be a finite number above 0")
+        if self.weight_decay is not None:
+            _check_range("train.weight_decay", self.weight_decay, 0.0)
+        for key in ("epochs", "patience", "eval_every"):
+            _check_range(f"train.{key}", getattr(self, key), 1)
+        for key in ("batch_size", "workers"):
+            if getattr(self, key) is not None:
+                _check_range(f"train.{key}", getattr(self, key), 1)
+        _check_range("train.seed", self.seed, 0)
+        _check_range("train.eval_users", self.eval_users, 0)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """The bundle (stage `export`)."""
+
+    precision: str = "float32"
+    """Type of the stored tables."""
+    external_data_mib: int = 1024
+    """Weights above this size go into a data file beside `model.onnx`."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "export")
+        _check_choice("export.precision", self.precision, ("float32", "float16"))
+        _check_range("export.external_data_mib", self.external_data_mib, 0)
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """What belongs to the run as a whole (section `run`)."""
+
+    methods: tuple[str, ...] = ("soft",)
+    """Trained in this order; the bundle is of the first one."""
+    out: str = ""
+    address: str | None = None
+    """Address of a Ray cluster; None: a local Ray that starts and stops with the command."""
+    experiment: str = "graphhash"
+    mlflow: bool = True
+
+    def __post_init__(self) -> None:
+        _check_types(self, "run")
+        if not self.methods:
+            raise ConfigError("run.methods is empty; name one method or more, such as soft,graph")
+        for method in self.methods:
+            # A method's name becomes a folder.
+            if not method.replace("_", "").isalnum():
+                raise ConfigError(f"run.methods holds {method!r}, which is no method's name; write them as soft,graph")
+        if len(set(self.methods)) != len(self.methods):
+            raise ConfigError(f"run.methods={','.join(self.methods)} names a method twice")
+        if not self.experiment:
+            raise ConfigError("run.experiment is empty; name the MLflow experiment")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run. The field names are the sections of the TOML file."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    map: MapConfig = field(default_factory=MapConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    run: JobConfig = field(default_factory=JobConfig)
+
+    @classmethod
+    def load(
+        cls, toml_path: Path | str | Sequence[Path | str] | None, overrides: Sequence[str] = (), **cli: Any
+    ) -> RunConfig:
+        """Defaults < TOML file(s) < command-line options < `section.key=value` overrides.
+
+        Args:
+            toml_path: one file, several (later ones are stronger), or None.
+            overrides: texts such as `train.epochs=50`; `none` unsets a key, a list is written `a,b`.
+            cli: options by dotted key, `**{"data.path": "log.csv"}`; None stands for "not given".
+
+        Raises:
+            ConfigError: unreadable file, unknown key, wrong type, impossible value.
+        """
+        paths = [] if toml_path is None else [toml_path] if isinstance(toml_path, (str, Path)) else list(toml_path)
+        layers = [_read_toml(Path(path)) for path in paths]
+        layers.append({key: value for key, value in cli.items() if value is not None})
+        layers.append(dict(parse_override(text) for text in overrides))
+        settings: dict[str, Any] = {}
+        for layer in layers:
+            # A budget in a stronger layer replaces the weaker layer's budget, whichever of the three that was.
+            if any(layer.get(f"cluster.{key}") is not None for key in BUDGET_KEYS):
+                for key in BUDGET_KEYS:
+                    settings.pop(f"cluster.{key}", None)
+            settings |= layer
+        return cls.from_flat(settings)
+
+    @classmethod
+    def from_flat(cls, settings: Mapping[str, Any]) -> RunConfig:
+        """Make a configuration from dotted keys, `{"train.dim": 16}`; what is absent keeps its default."""
+        sections: dict[str, dict[str, Any]] = {}
+        for key, value in settings.items():
+            _check_key(key)
+            section, name = key.split(".")
+            if isinstance(value, list):
+                value = tuple(value)
+            sections.setdefault(section, {})[name] = value
+        return cls(**{section: _SECTIONS[section](**values) for section, values in sections.items()})
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted key, in the order of this file. What MLflow logs."""
+        return {
+            f"{section}.{f.name}": getattr(getattr(self, section), f.name)
+            for section, kind in _SECTIONS.items()
+            for f in dataclasses.fields(kind)
+        }
+
+    def to_toml(self) -> str:
+        """The resolved configuration as TOML; `RunConfig.load` reads it back to an equal value. None is left out."""
+        lines = []
+        for section, kind in _SECTIONS.items():
+            lines.append(f"[{section}]")
+            for f in dataclasses.fields(kind):
+                value = getattr(getattr(self, section), f.name)
+                if value is not None:
+                    lines.append(f"{f.name} = {_toml_value(value)}")
+            lines.append("")
+        return "\n".join(lines)
+
+
+_SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "cluster": ClusterConfig,
+    "map": MapConfig,
+    "train": TrainConfig,
+    "export": ExportConfig,
+    "run": JobConfig,
+}
+
+
+def keys() -> list[str]:
+    """Every dotted key, such as `train.lr`."""
+    return [f"{section}.{f.name}" for section, kind in _SECTIONS.items() for f in dataclasses.fields(kind)]
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`train.lr=0.01` -> ("train.lr", 0.01), read as the key's own type.
+
+    Raises:
+        ConfigError: no `=`, unknown key, or a value that is not of the key's type.
+    """
+    key, separator, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not separator:
+        raise ConfigError(f"{text!r} is no override; write section.key=value, such as train.epochs=50")
+    _check_key(key)
+    section, name = key.split(".")
+    kinds = _kinds(_SECTIONS[section])[name]
+    if types.NoneType in kinds and value.lower() in ("none", "null", ""):
+        return key, None
+    if tuple in kinds:
+        return key, tuple(part.strip() for part in value.strip("[]").split(",") if part.strip())
+    if str in kinds:
+        return key, value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+    if bool in kinds and value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return key, kind(value)
+            except ValueError:
+                pass
+    raise ConfigError(f"{key}={value!r} is not {_describe(kinds)}")
+
+
+def _check_key(key: str) -> None:
+    known = keys()
+    if key in known:
+        return
+    by_name = [k for k in known if k.split(".")[1] == key.split(".")[-1]]
+    names = {k.split(".")[1]: k for k in known}
+    close = by_name or difflib.get_close_matches(key, known, 1, 0.6)
+    close = close or [names[name] for name in difflib.get_close_matches(key.split(".")[-1], names, 1, 0.6)]
+    remedy = f"did you mean {' or '.join(close)}?" if close else f"sections are {', '.join(_SECTIONS)}"
+    raise ConfigError(f"unknown key {key!r}; {remedy}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration file ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    flat: dict[str, Any] = {}
+    for section, values in tree.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: key {section!r} stands outside any section; write it under [{'], ['.join(_SECTIONS)}]")
+        flat |= {f"{section}.{name}": value for name, value in values.items()}
+    try:
+        # The file is checked alone, so that an error in it is reported under its name.
+        RunConfig.from_flat(flat)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return flat
+
+
+@functools.cache
+def _kinds(section: type) -> dict[str, tuple[type, ...]]:
+    """Field name -> the plain types it takes; `tuple` stands for a tuple of strings."""
+    kinds = {}
+    for name, hint in typing.get_type_hints(section).items():
+        members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        kinds[name] = tuple(typing.get_origin(member) or member for member in members)
+    return kinds
+
+
+def _describe(kinds: tuple[type, ...]) -> str:
+    words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+             tuple: "a list of texts", types.NoneType: "none"}  # fmt: skip
+    return " or ".join(words[kind] for kind in kinds)
+
+
+def _check_types(section_value: Any, section: str) -> None:
+    for name, kinds in _kinds(type(section_value)).items():
+        value = getattr(section_value, name)
+        if float in kinds and type(value) is int:
+            object.__setattr__(section_value, name, float(value))
+            continue
+        if type(value) not in kinds or (tuple in kinds and any(type(part) is not str for part in value)):
+            raise ConfigError(f"{section}.{name}={value!r} is {type(value).__name__}; expected {_describe(kinds)}")
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        close = difflib.get_close_matches(value, choices, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"{key}={value!r} is unknown; {hint}choices are {', '.join(choices)}")
+
+
+def _check_range(key: str, value: float, low: float, high: float = math.inf, *, high_open: bool = False) -> None:
+    if not (low <= value <= high) or not math.isfinite(value) or (high_open and value == high):
+        bound = f"at least {low}" if high == math.inf else f"from {low} to {'below ' if high_open else ''}{high}"
+        raise ConfigError(f"{key}={value} is out of range; it must be {bound}")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml_value(part) for part in value) + "]"
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -1,0 +1,306 @@
+"""The run folder: one writer at a time, stages that are skipped when nothing changed, and whole results or none.
+
+A stage writes into a hidden folder beside its place, which is renamed when all of it is there. A crash, a full
+disk or Ctrl-C therefore leaves the previous result untouched; what a killed process left behind is removed by the
+next one. `RUN/stages/<stage>.json` records what a stage was made from and what it made:
+
+    {"key": sha256 of stage, settings and inputs, "settings": {...}, "inputs": [...],
+     "outputs": {file: {"size": bytes, "mtime_ns": ..., "sha256": ...}}, "seconds": ..., "result": {...}}
+
+A stage is up to date when its key is the recorded one and every output is intact.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+REPLACED = ".replaced"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+class RunFolderError(RuntimeError):
+    """The run folder is in use by another process, cannot be written, or lacks what a stage needs."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage left: its key (an input of the stages after it), the dict it returned, and its time."""
+
+    name: str
+    key: str
+    result: dict[str, Any]
+    seconds: float
+    skipped: bool
+
+
+class RunFolder:
+    """A run folder, locked while the `with` block lasts.
+
+        with RunFolder(Path("out")) as run:
+            run.stage("cluster", {"resolution": 200.0}, [ingest.key], "cluster", lambda folder: cluster(folder))
+
+    Raises:
+        RunFolderError: another process holds the folder, or it cannot be made.
+    """
+
+    def __init__(self, path: Path | str, *, say: Callable[[str], None] = print) -> None:
+        self.path = Path(path)
+        self._say = say
+        self._lock: int | None = None
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot write there ({error.strerror}); choose another --out") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = _read_holder(lock)
+            os.close(lock)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise RunFolderError(f"{self.path}/.lock: cannot be locked ({error.strerror})") from error
+            raise RunFolderError(f"{self.path} is in use by {holder}; wait for it, or choose another --out") from None
+        self._lock = lock
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv),
+                  "started": datetime.now().astimezone().isoformat(timespec="seconds")}  # fmt: skip
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(holder).encode(), 0)
+            self._remove_litter()
+        except OSError as error:
+            self.__exit__()
+            raise _one_line(error, self.path) from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # The file stays: to remove it would let a third process lock a new file of the same name.
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def stage(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Sequence[str],
+        folder: str,
+        compute: Callable[[Path], dict[str, Any]],
+    ) -> StageResult:
+        """Run `compute` into a fresh folder that then replaces `RUN/folder`, unless that is up to date.
+
+        Args:
+            name: stage, unique in the run, such as `train soft`.
+            settings: what the output depends on; JSON values.
+            inputs: keys of earlier stages, and fingerprints of files.
+            folder: place of the output below the run folder.
+            compute: takes the folder to fill and returns a JSON-able dict, kept in the record.
+        """
+        target = self.path / folder
+
+        def publish() -> tuple[dict[str, Any], Path, list[Path]]:
+            partial = target.with_name(f".{target.name}{PARTIAL}")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            try:
+                result = compute(partial)
+                files = [p.relative_to(partial) for p in sorted(partial.rglob("*")) if p.is_file()]
+                _replace(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            return result, target, files
+
+        return self._run(name, settings, inputs, publish)
+
+    def value(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Sequence[str],
+        file: str,
+        compute: Callable[[], dict[str, Any]],
+    ) -> StageResult:
+        """Like `stage`, for a stage whose whole output is one JSON file, `RUN/file`."""
+
+        def publish() -> tuple[dict[str, Any], Path, list[Path]]:
+            result = compute()
+            write_json_atomic(self.path / file, result)
+            return result, self.path, [Path(file)]
+
+        return self._run(name, settings, inputs, publish)
+
+    def current(self, name: str) -> StageResult | None:
+        """The stage as recorded, if its outputs are intact, whatever its settings were; else None."""
+        record = self._record(name)
+        if record is None or not self._intact(record):
+            return None
+        return StageResult(name, record["key"], record["result"], record["seconds"], True)
+
+    def would_skip(self, name: str, settings: Mapping[str, Any], inputs: Sequence[str]) -> bool:
+        """Whether `stage` or `value` with these arguments would find its output up to date."""
+        record = self._record(name)
+        return record is not None and record["key"] == stage_key(name, settings, inputs) and self._intact(record)
+
+    def _run(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Sequence[str],
+        publish: Callable[[], tuple[dict[str, Any], Path, list[Path]]],
+    ) -> StageResult:
+        assert self._lock is not None, "stages run inside `with RunFolder(...)`"
+        key = stage_key(name, settings, inputs)
+        if self.would_skip(name, settings, inputs):
+            record = self._record(name)
+            assert record is not None
+            self._say(f"{name}: unchanged, skipped")
+            return StageResult(name, key, record["result"], record["seconds"], True)
+        self._say(f"{name} ...")
+        started = time.perf_counter()
+        try:
+            result, root, files = publish()
+            seconds = time.perf_counter() - started
+            outputs = {str((root / file).relative_to(self.path)): _describe_file(root / file) for file in files}
+            record = {"stage": name, "key": key, "settings": dict(settings), "inputs": list(inputs),
+                      "outputs": outputs, "seconds": round(seconds, 3), "result": result}  # fmt: skip
+            write_json_atomic(self._record_path(name), record)
+        except OSError as error:
+            raise _one_line(error, self.path, f"stage {name!r}") from error
+        self._say(f"{name}: done in {seconds:.1f} s")
+        return StageResult(name, key, result, round(seconds, 3), False)
+
+    def _record_path(self, name: str) -> Path:
+        return self.path / "stages" / f"{name.replace(' ', '-')}.json"
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        try:
+            record = json.loads(self._record_path(name).read_text(encoding="utf-8"))
+            return record if {"key", "outputs", "seconds", "result"} <= record.keys() else None
+        except (OSError, ValueError, AttributeError):
+            return None  # No readable record: the stage is simply computed again.
+
+    def _intact(self, record: dict[str, Any]) -> bool:
+        for name, was in record["outputs"].items():
+            path = self.path / name
+            try:
+                now = path.stat()
+                if now.st_size != was["size"]:
+                    return False
+                # The time differs after a copy of the whole folder; the content decides then.
+                if now.st_mtime_ns != was["mtime_ns"] and _sha256(path) != was["sha256"]:
+                    return False
+            except OSError:
+                return False
+        return True
+
+    def _remove_litter(self) -> None:
+        """Under the lock, every hidden work folder belongs to a process that died."""
+        for pattern in (f".*{PARTIAL}", f"*/.*{PARTIAL}"):
+            for partial in self.path.glob(pattern):
+                shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        for pattern in (f".*{REPLACED}", f"*/.*{REPLACED}"):
+            for replaced in self.path.glob(pattern):
+                target = replaced.with_name(replaced.name[1 : -len(REPLACED)])
+                if target.exists():
+                    shutil.rmtree(replaced, ignore_errors=True)
+                else:
+                    replaced.rename(target)  # The process died between the two renames.
+
+
+def stage_key(name: str, settings: Mapping[str, Any], inputs: Sequence[str]) -> str:
+    """Hex sha256 of what a stage's output depends on."""
+    text = json.dumps([name, dict(settings), list(inputs)], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Hex sha256 over name, size and modification time of files, independent of their order and of their folder."""
+    entries = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in map(Path, paths))
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write indented JSON so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        ValueError: `value` holds NaN or an infinity, which JSON has no word for.
+    """
+    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 text so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Put `partial` in the place of `target`. A folder cannot be replaced in one step, so the old one steps aside."""
+    replaced = target.with_name(f".{target.name}{REPLACED}")
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    try:
+        partial.rename(target)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_holder(lock: int) -> str:
+    try:
+        holder = json.loads(os.pread(lock, 65536, 0))
+        return f"process {holder['pid']} on {holder['host']} since {holder['started']} ({holder['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _one_line(error: OSError, path: Path, during: str = "the run folder") -> OSError | RunFolderError:
+    """A full disk as an error that says what is kept and what to do; any other error as it is."""
+    # Ray hands on a task's error as a subclass of it that holds the original one in `cause`.
+    if getattr(getattr(error, "cause", error), "errno", None) not in FULL_DISK:
+        return error
+    try:
+        free = f"{shutil.disk_usage(path).free / 2**20:.0f} MiB free"
+    except OSError:
+        free = "no space left"
+    return RunFolderError(
+        f"{path}: the disk is full ({free}) while writing {during}; earlier results are kept. "
+        "Free some space and run the same command again, or choose another --out"
+    )
