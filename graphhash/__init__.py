@@ -1,0 +1,50 @@
+"""GraphHash: small embedding tables for recommender systems, by clustering the graph of who used what.
+
+    labels = graphhash.cluster(biadjacency, resolution=200)
+    users, items = graphhash.soft_maps(biadjacency, labels, n_lookups=8)
+    layer = graphhash.BucketEmbedding(users, dim=64)
+
+Clustering and bucket maps work without PyTorch; names that need it are imported when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from graphhash.buckets import BucketMap, double_frequency_map, frequency_map, full_map, graph_maps, modulo_map, soft_maps
+from graphhash.clustering import Labels, cluster
+from graphhash.errors import DataError
+from graphhash.graph import biadjacency
+from graphhash.modularity import modularity
+from graphhash.vocabulary import Vocabulary
+
+_TORCH_NAMES = {
+    "BucketEmbedding": "graphhash.embedding",
+    "MatrixFactorization": "graphhash.retrieval",
+    "bpr_loss": "graphhash.retrieval",
+}
+
+__all__ = [
+    "BucketEmbedding",
+    "BucketMap",
+    "DataError",
+    "Labels",
+    "MatrixFactorization",
+    "Vocabulary",
+    "biadjacency",
+    "bpr_loss",
+    "cluster",
+    "double_frequency_map",
+    "frequency_map",
+    "full_map",
+    "graph_maps",
+    "modularity",
+    "modulo_map",
+    "soft_maps",
+]
+
+
+def __getattr__(name: str):
+    if name in _TORCH_NAMES:
+        return getattr(import_module(_TORCH_NAMES[name]), name)
+    raise AttributeError(f"module 'graphhash' has no attribute {name!r}")

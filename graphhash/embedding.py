@@ -1,0 +1,74 @@
+"""BucketEmbedding: an embedding layer whose small table is read through a bucket map.
+
+A drop-in for ``torch.nn.Embedding``: ids in, vectors out, trained by any optimiser. The map is a buffer, so it moves with
+``.to()`` and is saved with the weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from graphhash.buckets import BucketMap
+
+
+class BucketEmbedding(nn.Module):
+    """``embedding(id) = sum_j weights[id, j] * table[rows[id, j]]``.
+
+    Args:
+        bucket_map: rows and weights of ``n_ids`` ids and the entry for unknown ids.
+        dim: length of a vector.
+        std: standard deviation of the normal initial values; the unknown ids' row starts at zero.
+        generator: draws the initial values; torch's global generator when None.
+
+    Attributes:
+        table: trained parameter, float32, shape (n_buckets, dim).
+        rows: buffer, int32, shape (n_ids + 1, n_lookups).
+        weights: buffer, float32, same shape.
+    """
+
+    def __init__(self, bucket_map: BucketMap, dim: int, *, std: float = 0.1, generator: torch.Generator | None = None):
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        self.n_ids = bucket_map.n_ids
+        self.n_buckets = bucket_map.n_buckets
+        self.dim = dim
+        self.identity = bucket_map.identity
+        self.weighted = bucket_map.weight_codes is not None
+        self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()))
+        self.register_buffer("weights", torch.from_numpy(bucket_map.weights.copy()))
+        self.table = nn.Parameter(torch.empty(self.n_buckets, dim))
+        with torch.no_grad():
+            self.table.normal_(std=std, generator=generator)
+            self.table[-1] = 0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors of ``ids`` (any integer shape, values 0..n_ids; n_ids stands for an unknown id): shape (*ids.shape, dim)."""
+        if self.identity:
+            return functional.embedding(ids, self.table)
+        flat = ids.reshape(-1)
+        rows = self.rows.index_select(0, flat)
+        if not self.weighted and rows.shape[1] == 1:
+            return functional.embedding(rows[:, 0], self.table).reshape(*ids.shape, self.dim)
+        weights = self.weights.index_select(0, flat)
+        vectors = functional.embedding_bag(rows, self.table, per_sample_weights=weights, mode="sum")
+        return vectors.reshape(*ids.shape, self.dim)
+
+    def all(self) -> Tensor:
+        """Vectors of all known ids, shape (n_ids, dim)."""
+        return self(torch.arange(self.n_ids, device=self.table.device))
+
+    @torch.no_grad()
+    def fill_unknown(self, frequencies: Tensor) -> None:
+        """Set the unknown ids' row to the mean vector of the known ids.
+
+        Args:
+            frequencies: weight of every known id in the mean, shape (n_ids,), not negative, not all zero.
+        """
+        shares = (frequencies / frequencies.sum()).to(self.table)
+        self.table[-1] = shares @ self.all()
+
+    def extra_repr(self) -> str:
+        return f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, n_lookups={self.rows.shape[1]}, dim={self.dim}"
