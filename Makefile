@@ -1,0 +1,45 @@
+# make demo   the whole way on a synthetic log: cluster, train, compare, export, recommend (about 3 minutes)
+# make test   the tests
+# Both make .venv, install into it once, and run. PYTHON=python3.12 make demo takes another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOG := .install.log
+DEMO := demo
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.installed
+	@rm -rf $(DEMO)
+	$(BIN)/graphhash synth $(DEMO)/log --users 6000 --items 4000 --interactions 200000 --communities 60 --seed 0
+	MLFLOW_TRACKING_URI=sqlite:///$(CURDIR)/$(DEMO)/mlflow.db $(BIN)/graphhash run --data $(DEMO)/log \
+	    --method soft,graph,modulo,full --out $(DEMO)/run --seed 0
+	$(BIN)/graphhash recommend $(DEMO)/run/bundle --user-id 7 -k 5 --exclude-seen
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf $(VENV) $(DEMO) $(LOG)
+
+# pip's chatter goes to the log; its end is shown when something fails.
+define install
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e $(1) >>$(LOG) 2>&1 \
+	    || { tail -n 20 $(LOG) >&2; echo "The installation failed; all of its output is in $(LOG)." >&2; exit 1; }
+	@touch $@
+endef
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "GraphHash needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1)." >&2; \
+	    echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >$(LOG) 2>&1 || { cat $(LOG) >&2; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing GraphHash into $(VENV) (once, about 2 minutes and 3 GB) ..."
+	$(call install,.)
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt $(VENV)/.installed
+	@echo "Installing the test tools into $(VENV) ..."
+	$(call install,".[test]")
