@@ -60,7 +60,7 @@ class RunFolder:
 
     def __init__(self, path: Path | str, *, say: Callable[[str], None] = print) -> None:
         self.path = Path(path)
-        self._say = say
+        self.say = say
         self._lock: int | None = None
 
     def __enter__(self) -> RunFolder:
@@ -169,9 +169,9 @@ class RunFolder:
         if self.would_skip(name, settings, inputs):
             record = self._record(name)
             assert record is not None
-            self._say(f"{name}: unchanged, skipped")
+            self.say(f"{name}: unchanged, skipped")
             return StageResult(name, key, record["result"], record["seconds"], True)
-        self._say(f"{name} ...")
+        self.say(f"{name} ...")
         started = time.perf_counter()
         try:
             result, root, files = publish()
@@ -182,7 +182,7 @@ class RunFolder:
             write_json_atomic(self._record_path(name), record)
         except OSError as error:
             raise _one_line(error, self.path, f"stage {name!r}") from error
-        self._say(f"{name}: done in {seconds:.1f} s")
+        self.say(f"{name}: done in {seconds:.1f} s")
         return StageResult(name, key, result, round(seconds, 3), False)
 
     def _record_path(self, name: str) -> Path:

@@ -164,20 +164,26 @@ class Tracker:
         """
         if self.run_id is None:
             return None
-        with _quiet():
+        with _quiet(), _no_empty_folder(Path("mlruns")):
             import mlflow
             import onnx
             from mlflow.models import Model
 
             model = onnx.load(model_path)
-            # The model's own store cannot be named otherwise; the process's setting is put back.
+            client = _client(self.uri)
+            run = client.get_run(self.run_id)
+            # Without this MLflow files the model under the process's current experiment, whatever the run's is.
+            logged = client.create_logged_model(
+                run.info.experiment_id, name="model", source_run_id=self.run_id, params=run.data.params
+            )
+            # The store of a model is taken from the process's setting, which is put back.
             before = mlflow.get_tracking_uri()
             mlflow.set_tracking_uri(self.uri)
             try:
                 info = Model.log(
                     None,
                     mlflow.onnx,
-                    name="model",
+                    model_id=logged.model_id,
                     run_id=self.run_id,
                     onnx_model=model,
                     signature=_signature(model),
@@ -202,7 +208,9 @@ class Tracker:
 
 
 @contextmanager
-def training_run(store: Store | None, name: str, params: Mapping[str, Any], *, alone: bool = True) -> Iterator[Tracker]:
+def training_run(
+    store: Store | None, name: str, params: Mapping[str, Any], *, alone: bool = True, run_id: str | None = None
+) -> Iterator[Tracker]:
     """Open a run for one training and end it with the truth: FINISHED, FAILED, or KILLED when it was interrupted.
 
     Args:
@@ -210,16 +218,21 @@ def training_run(store: Store | None, name: str, params: Mapping[str, Any], *, a
         name: name of the run, the method.
         params: logged at once.
         alone: whether this is the command's only training, which then takes over the adopted run, if there is one.
+        run_id: an earlier run to go on with, parameters and all; a new one is opened if the store has it no more.
     """
     if store is None:
         yield Tracker()
         return
-    tracker = _open(store, name, alone=alone)
+    tracker = _reopen(store, run_id) if run_id else None
     try:
-        tracker.log_params(params)
+        if tracker is None:
+            tracker = _open(store, name, alone=alone)
+            tracker.log_params(params)
         yield tracker
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        if tracker is None:
+            raise
         try:
             tracker._end(status)
         except TrackingError as second:
@@ -242,6 +255,21 @@ def _open(store: Store, name: str, *, alone: bool) -> Tracker:
             tags["mlflow.parentRunId"] = store.adopted_run_id
         run = client.create_run(store.experiment_id, run_name=name, tags=tags)
         return Tracker(store.uri, run.info.run_id)
+
+
+@_one_line_errors
+def _reopen(store: Store, run_id: str) -> Tracker | None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+    with _quiet():
+        try:
+            _client(store.uri).update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+            return None
+    return Tracker(store.uri, run_id)
 
 
 @functools.cache

@@ -1,0 +1,429 @@
+"""The command line: `graphhash COMMAND`, or `python -m pipeline COMMAND`.
+
+Built on click, whose decorators let the stage commands share their options. Commands only turn options into a
+`RunConfig`, call one function, and print; what is heavy is imported inside them, so that `--help` answers at once.
+
+Exit codes: 0 done, 1 the data, a file or a service is at fault, 2 the command line or the configuration is,
+130 interrupted. Errors are one line on stderr; GRAPHHASH_DEBUG=1 shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pipeline.config import FORMATS, ConfigError, RunConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.run import Outcome
+
+# Option -> the keys it sets. `--seed` seeds the split, the maps and the training alike.
+KEYS: dict[str, tuple[str, ...]] = {
+    "data": ("data.path",),
+    "format": ("data.format",),
+    "user_column": ("data.user_column",),
+    "item_column": ("data.item_column",),
+    "weight_column": ("data.weight_column",),
+    "bad_rows": ("data.bad_rows",),
+    "split": ("data.split",),
+    "validation": ("data.validation",),
+    "test": ("data.test",),
+    "seed": ("data.seed", "map.seed", "train.seed"),
+    "resolution": ("cluster.resolution",),
+    "rows": ("cluster.rows",),
+    "ratio": ("cluster.ratio",),
+    "threads": ("cluster.threads",),
+    "shards": ("cluster.shards",),
+    "n_lookups": ("map.n_lookups",),
+    "item_bias": ("map.item_bias",),
+    "dim": ("train.dim",),
+    "lr": ("train.lr",),
+    "weight_decay": ("train.weight_decay",),
+    "epochs": ("train.epochs",),
+    "batch_size": ("train.batch_size",),
+    "workers": ("train.workers",),
+    "precision": ("export.precision",),
+    "method": ("run.methods",),
+    "address": ("run.address",),
+    "mlflow": ("run.mlflow",),
+}
+CONFIG_FILE = "config.toml"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Epilog(click.Command):
+    """A command whose examples keep their line breaks in `--help`."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write("\nExamples:\n" + "".join(f"  {line}\n" for line in self.epilog.strip().splitlines()))
+
+
+def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_out = click.option("--out", required=True, metavar="DIR", help="The run folder; made when missing.")
+_common = _group(
+    click.option("--seed", type=int, help="Seeds the split, the maps and the training.  [0]"),
+    click.option("--config", "config_file", metavar="FILE", help="TOML file of settings; options are stronger."),
+    click.option("--address", metavar="ADDR", help="A Ray cluster; without it a local Ray starts and stops by itself."),
+    click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well."),
+    click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]..."),
+)
+_data = _group(
+    click.option("--data", metavar="PATH", help="The interaction log: a file, a folder or a quoted glob."),
+    click.option("--format", type=click.Choice(FORMATS), help="Format of the log.  [auto]"),
+    click.option("--user-column", metavar="NAME", help="csv, tsv, parquet: column of user ids.  [user_id]"),
+    click.option("--item-column", metavar="NAME", help="csv, tsv, parquet: column of item ids.  [item_id]"),
+    click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1."),
+    click.option("--bad-rows", type=click.Choice(("error", "skip")), help="skip: set bad rows aside, counted.  [error]"),
+    click.option("--split", type=click.Choice(("random", "given")), help="given: the data set's test file.  [random]"),
+    click.option("--validation", type=float, help="Share of interactions for validation.  [0.1]"),
+    click.option("--test", type=float, help="Share of interactions for the test.  [0.1]"),
+)
+_cluster = _group(
+    click.option("--ratio", type=float, help="Budget: bytes kept over bytes of the full tables.  [0.25]"),
+    click.option("--rows", type=int, help="Budget: rows of both tables together."),
+    click.option("--resolution", type=float, help="No budget: resolution of the modularity; more means more rows."),
+    click.option("--threads", type=int, help="Threads of the clustering.  [one per core]"),
+    click.option("--shards", type=int, help="Cluster in Ray tasks over this many shards; same labels.  [0: threads]"),
+)
+_train = _group(
+    click.option("--method", metavar="NAME[,NAME]...", help="soft, graph, modulo, frequency, double_frequency, full."
+                 "  [soft]"),
+    click.option("--n-lookups", type=int, help="Rows read per id.  [the method's]"),
+    click.option("--item-bias/--no-item-bias", default=None, help="A trained scalar per item.  [on for soft]"),
+    click.option("--dim", type=int, help="Length of an embedding.  [64]"),
+    click.option("--lr", type=float, help="Learning rate of Adam.  [the method's]"),
+    click.option("--weight-decay", type=float, help="Weight decay of Adam.  [the method's]"),
+    click.option("--epochs", type=int, help="At most this many; early stopping ends sooner."),
+    click.option("--batch-size", type=int, help="Interactions per step.  [all of them]"),
+    click.option("--workers", type=int, help="Ray Train workers.  [one per GPU, else one]"),
+    click.option("--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"),
+)  # fmt: skip
+_export = click.option("--precision", type=click.Choice(("float32", "float16")), help="Stored tables.  [float32]")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="graphhash", message="%(version)s")
+def app() -> None:
+    """Make the embedding tables of a recommender smaller by clustering its user-item graph.
+
+    `graphhash run` does everything: it reads an interaction log, clusters users and items, trains a model on tables
+    of a fraction of the rows, tests it, and writes an ONNX bundle and a report. The stage commands do a part of it
+    in the same run folder. All of them skip what is unchanged. The run folder remembers its settings: with --data a
+    command starts from the defaults, without it from the settings of the folder.
+    """
+
+
+@app.command(cls=Epilog, epilog="""
+graphhash synth log --users 6000 --items 4000 --interactions 200000
+graphhash synth big --users 2000000 --items 500000 --interactions 100000000 --communities 5000
+""")  # fmt: skip
+@click.argument("out", metavar="OUT")
+@click.option("--users", default=10_000, show_default=True, help="Number of users.")
+@click.option("--items", default=5_000, show_default=True, help="Number of items.")
+@click.option("--interactions", default=300_000, show_default=True, help="Number of rows.")
+@click.option("--communities", default=50, show_default=True, help="Number of planted communities.")
+@click.option("--mixing", default=0.2, show_default=True, help="Share of interactions outside the own community.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same log.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well.")
+def synth(out: str, json_file: str | None, **settings: Any) -> None:
+    """Make a synthetic interaction log with planted communities in the folder OUT."""
+    from pipeline.synth import synth as make
+
+    sizes = {f"n_{key}": settings.pop(key) for key in ("users", "items", "interactions", "communities")}
+    result = make(Path(out), **sizes, **settings)
+    _print_pairs(result)
+    _write_json(json_file, result)
+
+
+@app.command(cls=Epilog, epilog="""
+graphhash run --data log.parquet --out out
+graphhash run --data gowalla --split given --resolution 200 --method soft,graph --out out
+graphhash run --data 'logs/*.csv' --user-column uid --item-column sku --rows 20000 --out out train.patience=10
+""")  # fmt: skip
+@_out
+@_data
+@_cluster
+@_train
+@_export
+@_common
+def run(**_: Any) -> None:
+    """Do everything: ingest, cluster, train, evaluate, export, report.
+
+    Leaves metrics.json, report.html, the bundle and every stage's output in the run folder. Any setting can be given
+    at the end as SECTION.KEY=VALUE.
+    """
+    outcome, config, json_file = _until("report")
+    _print_metrics(outcome.metrics)
+    _write_json(json_file, outcome.metrics)
+    out = Path(config.run.out)
+    print(f"\nbundle: {out / 'bundle'}\nreport: {out / 'report.html'}")
+
+
+@app.command(cls=Epilog, epilog="""
+graphhash ingest --data log.parquet --out out
+graphhash ingest --data ratings.csv --user-column userId --item-column movieId --bad-rows skip --out out
+""")  # fmt: skip
+@_out
+@_data
+@_common
+def ingest(**_: Any) -> None:
+    """Read the log, number its users and items, split it, and write the graph to disk."""
+    outcome, _config, json_file = _until("ingest")
+    _print_pairs(outcome.ingest)
+    _write_json(json_file, outcome.ingest)
+
+
+@app.command(cls=Epilog, epilog="""
+graphhash cluster --out out --resolution 200
+graphhash cluster --data train.txt --validation 0 --test 0 --resolution 200 --out out
+""")  # fmt: skip
+@_out
+@_data
+@_cluster
+@_common
+def cluster(**_: Any) -> None:
+    """Cluster users and items, and print modularity, rows and sizes.
+
+    Only the training interactions are clustered; --validation 0 --test 0 makes that all of them.
+    """
+    outcome, _config, json_file = _until("cluster")
+    _print_pairs({key: value for key, value in outcome.cluster.items() if key != "history"})
+    _write_json(json_file, outcome.cluster)
+
+
+@app.command(cls=Epilog, epilog="""
+graphhash train --out out --method soft,full --lr 0.005
+graphhash train --data log.parquet --ratio 0.16 --out out train.patience=10
+""")  # fmt: skip
+@_out
+@_data
+@_cluster
+@_train
+@_common
+def train(**_: Any) -> None:
+    """Train one model per method, each in an MLflow run of its own."""
+    outcome, _config, json_file = _until("train")
+    for metrics in outcome.metrics:
+        _print_pairs(metrics)
+    _write_json(json_file, outcome.metrics)
+
+
+@app.command(cls=Epilog, epilog="""
+graphhash evaluate --out out
+graphhash evaluate --out out --method soft,graph --json figures.json
+""")  # fmt: skip
+@_out
+@_data
+@_cluster
+@_train
+@_common
+def evaluate(**_: Any) -> None:
+    """Measure recall and NDCG on the test interactions, and count every byte."""
+    outcome, _config, json_file = _until("evaluate")
+    _print_metrics(outcome.metrics)
+    _write_json(json_file, outcome.metrics)
+
+
+@app.command(cls=Epilog, epilog="""
+graphhash export --out out
+graphhash export --out out --precision float16
+""")  # fmt: skip
+@_out
+@_data
+@_cluster
+@_train
+@_export
+@_common
+def export(**_: Any) -> None:
+    """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids."""
+    outcome, config, json_file = _until("export")
+    _print_metrics(outcome.metrics)
+    _write_json(json_file, outcome.metrics)
+    print(f"\nbundle: {Path(config.run.out) / 'bundle'}")
+
+
+@app.command(cls=Epilog, epilog="""
+graphhash recommend out/bundle --user-id 42 -k 10
+graphhash recommend out/bundle --user-id anna --user-id ben --exclude-seen
+graphhash recommend out/bundle --users-file users.txt --exclude 17,99 --json answers.json
+""")  # fmt: skip
+@click.argument("bundle", metavar="BUNDLE")
+@click.option("--user-id", "user_ids", multiple=True, metavar="ID", help="A raw user id; may be given many times.")
+@click.option("--users-file", metavar="FILE", help="Raw user ids, one a line.")
+@click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user.")
+@click.option("--exclude", metavar="ID,ID...", help="Raw item ids never to recommend.")
+@click.option("--exclude-seen", is_flag=True, help="Leave out what a user had in training (needs the run folder).")
+@click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
+@click.option("--threads", type=int, help="Threads of ONNX Runtime.  [one per core]")
+@click.option("--json", "json_file", metavar="FILE", help="Write the answers to FILE as well.")
+def recommend(
+    bundle: str,
+    user_ids: tuple[str, ...],
+    users_file: str | None,
+    k: int,
+    exclude: str | None,
+    exclude_seen: bool,
+    provider: str,
+    threads: int | None,
+    json_file: str | None,
+) -> None:
+    """Ask an exported bundle for items, by raw user id. Users it does not know get its fallback, and are marked."""
+    from pipeline.recommend import recommend as answer_users
+
+    if users_file is not None:
+        user_ids += tuple(_read_lines(Path(users_file)))
+    if not user_ids:
+        raise click.UsageError("give --user-id ID or --users-file FILE")
+    excluded = [part.strip() for part in (exclude or "").split(",") if part.strip()]
+    answers = answer_users(
+        Path(bundle), user_ids, k, exclude=excluded, exclude_seen=exclude_seen, provider=provider, threads=threads
+    )
+    for answer in answers:
+        print(f"user {answer['user_id']}" + ("" if answer["known"] else " (unknown: the fallback answers)"))
+        rows = [(str(i + 1), str(item["item_id"]), f"{item['score']:.4f}") for i, item in enumerate(answer["items"])]
+        _print_table(("rank", "item", "score"), rows)
+    _write_json(json_file, answers)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; `arguments` replace those of the process."""
+    _exit_on_sigterm()
+    try:
+        code = app.main(args=arguments, prog_name="graphhash", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except (click.ClickException, ConfigError) as error:
+        _fail(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; finished stages are kept, and the same command goes on from them", 130)
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`): nothing is wrong, and nothing can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if os.environ.get("GRAPHHASH_DEBUG") == "1" or not _is_expected(error):
+            raise
+        _fail(str(error), 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error speaks to the user: one of ours, or the operating system's."""
+    names = {"DataError", "BundleError", "RunFolderError", "TrackingError", "RaySessionError", "ExportError"}
+    return isinstance(error, OSError) or any(kind.__name__ in names for kind in type(error).__mro__)
+
+
+def _fail(message: str, code: int) -> None:
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()] or ["no reason given"]
+    print("graphhash: error: " + " ".join(lines), file=sys.stderr)
+    sys.exit(code)
+
+
+def _exit_on_sigterm() -> None:
+    def stop(_signal: int, _frame: object) -> None:
+        raise SystemExit(143)
+
+    try:
+        signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        pass  # Not the main thread: whoever owns it decides.
+
+
+def _until(stage: str) -> tuple[Outcome, RunConfig, str | None]:
+    """Run the stages up to `stage` with the current command's options. Returns outcome, settings and `--json`."""
+    options = click.get_current_context().params
+    config = _load(options)
+    from pipeline.run import run as run_stages
+
+    return run_stages(config, until=stage, say=_say), config, options["json_file"]
+
+
+def _load(options: dict[str, Any]) -> RunConfig:
+    """Settings from weak to strong: defaults, the run folder's (without --data), --config, options, overrides."""
+    out = Path(options["out"])
+    given = {name: value for name, value in options.items() if name in KEYS and value is not None}
+    if "method" in given:
+        given["method"] = tuple(part.strip() for part in given["method"].split(",") if part.strip())
+    if "data" in given:
+        given["data"] = given["data"] and str(Path(given["data"]).absolute())
+    cli = {key: value for name, value in given.items() for key in KEYS[name]} | {"run.out": str(out)}
+    files = [Path(options["config_file"])] if options["config_file"] else []
+    if "data" not in given and (out / CONFIG_FILE).is_file():
+        files.insert(0, out / CONFIG_FILE)
+    config = RunConfig.load(files, options["overrides"], **cli)
+    if not config.data.path:
+        raise ConfigError(f"no data: give --data PATH ({out} holds no settings of an earlier command)")
+    return config
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path}: cannot be read as a text file: {error}") from error
+
+
+def _write_json(file: str | None, value: Any) -> None:
+    if file is not None:
+        from pipeline.stages import write_json_atomic
+
+        write_json_atomic(Path(file), value)
+
+
+def _print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        (
+            entry["method"],
+            f"{entry['rows']:,}",
+            f"{entry['bytes']:,}",
+            f"{100 * entry['bytes_ratio']:.1f} %",
+            f"{entry['recall@20']:.4f}",
+            f"{entry['ndcg@20']:.4f}",
+            f"{entry['seconds']['train']:.0f}",
+        )
+        for entry in metrics
+    ]
+    _print_table(("method", "rows", "bytes", "of full", "recall@20", "NDCG@20", "train s"), rows)
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns padded to their widest cell; the first to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    for line in (header, *rows):
+        print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip())
+
+
+def _print_pairs(values: dict[str, Any], indent: str = "") -> None:
+    """A dict as `name  value` lines, nested ones indented."""
+    width = max((len(key) for key, value in values.items() if not isinstance(value, dict)), default=0)
+    for key, value in values.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}")
+            _print_pairs(value, indent + "  ")
+            continue
+        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        text = f"{value:.6g}" if isinstance(value, float) else text
+        print(f"{indent}{key.ljust(width)}  {text}")

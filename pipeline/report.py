@@ -1,0 +1,399 @@
+"""The report of a run: three pictures and one page that explains them to a colleague.
+
+    write_report(Path("out"))    # -> out/report.html, out/bytes_recall.png, out/cluster_sizes.png, out/training.png
+
+Reads what the stages left in the run folder and computes nothing anew. The page holds its pictures and its style in
+itself, so it can be mailed as one file; every text that comes from outside is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.stages import RunFolderError, write_text_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURES = ("bytes_recall.png", "cluster_sizes.png", "training.png")
+# One colour per method on every picture; told apart without red and green (after Okabe and Ito).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#5c5c5c")
+INK, FAINT = "#1f2933", "#8a949e"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the stages recorded, as read from the run folder."""
+
+    path: Path
+    config: dict[str, Any]
+    ingest: dict[str, Any]
+    cluster: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    histories: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> RunFacts:
+        """Read a run folder.
+
+        Raises:
+            RunFolderError: a file is missing or is not the JSON it should be.
+        """
+        metrics = _read_json(path / "metrics.json")
+        histories = {m["method"]: _read_json(path / "methods" / m["method"] / "history.json") for m in metrics}
+        config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
+        ingest = _read_json(path / "ingest" / "ingest.json")
+        return cls(path, config, ingest, _read_json(path / "cluster" / "cluster.json"), metrics, histories)
+
+    def colour(self, method: str) -> str:
+        return COLOURS[[m["method"] for m in self.metrics].index(method) % len(COLOURS)]
+
+
+def write_report(run_dir: Path) -> list[Path]:
+    """Draw the pictures and write `report.html` into the run folder. Returns the files written.
+
+    Raises:
+        RunFolderError: the run folder lacks what the stages up to `evaluate` leave there.
+    """
+    facts = RunFacts.read(run_dir)
+    draw = (_draw_bytes_recall, _draw_cluster_sizes, _draw_training)
+    for name, function in zip(PICTURES, draw, strict=True):
+        _save(function(facts), run_dir / name)
+    page = run_dir / "report.html"
+    write_text_atomic(page, _page(facts))
+    return [page, *(run_dir / name for name in PICTURES)]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error}); run the stages first: graphhash run") from error
+
+
+# Pictures.
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Figure and canvas by hand: pyplot would keep state and look for a display.
+    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.grid(True, color="#e6e9ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png", facecolor="white")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _draw_bytes_recall(facts: RunFacts) -> Figure:
+    """One labelled point per method: bytes kept against test recall."""
+    figure, axes = _figure(7.2, 4.2)
+    points = [(m["bytes"] / MIB, m["recall@20"], m["method"]) for m in facts.metrics]
+    most_bytes = max(max(x for x, _, _ in points), max(m["bytes_full"] for m in facts.metrics) / MIB)
+    best = max(max(y for _, y, _ in points), 1e-9)
+    # Room on the right for the last label.
+    axes.set_xlim(0, most_bytes * 1.16)
+    axes.set_ylim(0, best * 1.15)
+    axes.axvline(most_bytes, color=FAINT, linewidth=1, linestyle=(0, (4, 4)))
+    axes.annotate("full tables", (most_bytes, 0), xytext=(-4, 5), textcoords="offset points", ha="right",
+                  fontsize=8, color=FAINT)  # fmt: skip
+    full = next((y for _, y, method in points if method == "full"), None)
+    if full is not None:
+        axes.plot([0, most_bytes], [full, full], color=FAINT, linewidth=1, linestyle=(0, (4, 4)))
+    axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=64, zorder=3,
+                 color=[facts.colour(method) for _, _, method in points])  # fmt: skip
+    for (x, y, method), label_y in zip(points, _spread([y for _, y, _ in points], best * 0.065), strict=True):
+        axes.annotate(f"{method}  {y:.3f}", (x, y), xytext=(x + most_bytes * 0.018, label_y), textcoords="data",
+                      va="center", fontsize=9.5, color=facts.colour(method))  # fmt: skip
+    axes.set_xlabel("bytes of tables, bucket maps and biases (MiB)", color=INK)
+    axes.set_ylabel("recall@20 on the test interactions", color=INK)
+    return figure
+
+
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """Positions near `values`, in the same order, no two closer than `gap`."""
+    spread = list(values)
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    for lower, upper in zip(order, order[1:], strict=False):
+        spread[upper] = max(spread[upper], spread[lower] + gap)
+    return spread
+
+
+def _draw_cluster_sizes(facts: RunFacts) -> Figure:
+    """Sizes of the communities from the largest to the smallest, on logarithmic axes."""
+    figure, axes = _figure(7.2, 3.6)
+    for side, colour in (("users", COLOURS[0]), ("items", COLOURS[1])):
+        labels = np.load(facts.path / "cluster" / f"labels_{side}.npy", allow_pickle=False)
+        sizes = np.bincount(labels) if labels.size else np.zeros(0, np.int64)
+        sizes = np.sort(sizes[sizes > 0])[::-1]
+        axes.plot(np.arange(1, sizes.size + 1), sizes, color=colour, linewidth=2,
+                  marker="o" if sizes.size < 40 else None, markersize=3.5,
+                  label=f"{side}: {labels.size:,} in {sizes.size:,} rows")  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("communities, largest first", color=INK)
+    axes.set_ylabel("ids that share the row", color=INK)
+    axes.legend(frameon=False, fontsize=9.5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _position: f"{value:,.0f}" if value >= 1 else "")
+    return figure
+
+
+def _draw_training(facts: RunFacts) -> Figure:
+    """Validation recall by epoch; a dot marks the epoch whose model was kept."""
+    figure, axes = _figure(7.2, 3.6)
+    ends: list[tuple[float, float, str]] = []
+    for method, history in facts.histories.items():
+        epochs = [entry for entry in history["epochs"] if entry.get("recall@20") is not None]
+        x, y = [entry["epoch"] for entry in epochs], [entry["recall@20"] for entry in epochs]
+        axes.plot(x, y, color=facts.colour(method), linewidth=2, label=method)
+        kept = [(a, b) for a, b in zip(x, y, strict=True) if a == history.get("best_epoch")]
+        axes.scatter([a for a, _ in kept], [b for _, b in kept], s=44, color=facts.colour(method), zorder=3)
+        if x:
+            ends.append((x[-1], y[-1], method))
+    top = max((y for _, y, _ in ends), default=0.0)
+    for (x_end, y_end, method), label_y in zip(ends, _spread([y for _, y, _ in ends], top * 0.07), strict=True):
+        axes.annotate(method, (x_end, y_end), xytext=(8, label_y), textcoords=("offset points", "data"), va="center",
+                      fontsize=9.5, color=facts.colour(method), annotation_clip=False)  # fmt: skip
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epoch", color=INK)
+    axes.set_ylabel("recall@20 on validation", color=INK)
+    return figure
+
+
+# The page.
+
+_CSS = """
+:root { color-scheme: light; }
+body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; color: #1f2933;
+  background: #f4f6f8; margin: 0; }
+main { max-width: 54rem; margin: 2rem auto; background: #fff; padding: 2.2rem 3rem 3rem; border-radius: 8px;
+  box-shadow: 0 1px 4px rgba(31, 41, 51, .12); }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; padding-top: 1.2rem; border-top: 1px solid #e6e9ec; }
+p { margin: .6rem 0; }
+.when { color: #66727f; font-size: .9rem; margin: 0 0 1.4rem; }
+.lead { font-size: 1.12rem; background: #eef5fa; border-left: 4px solid #0072b2; padding: .8rem 1.1rem; margin: 1.2rem 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; margin: .8rem 0; }
+th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid #e6e9ec; white-space: nowrap; }
+th { font-size: .82rem; color: #66727f; font-weight: 600; border-bottom: 2px solid #cfd6dc; }
+th:first-child, td:first-child { text-align: left; }
+td.swatch::before { content: ""; display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .55em;
+  background: var(--colour); }
+img { max-width: 100%; height: auto; display: block; margin: 1rem 0 .2rem; }
+.note { color: #66727f; font-size: .92rem; }
+pre { background: #1f2933; color: #f4f6f8; padding: .9rem 1.1rem; border-radius: 6px; overflow-x: auto; font-size: .88rem; }
+code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .92em; overflow-wrap: anywhere; }
+details { margin: .8rem 0; } summary { cursor: pointer; color: #0072b2; }
+details pre { white-space: pre; }
+@media (max-width: 40rem) { main { margin: 0; padding: 1.2rem; border-radius: 0; } }
+@media print { body { background: #fff; } main { box-shadow: none; margin: 0; } }
+"""
+
+
+def _page(facts: RunFacts) -> str:
+    title = f"GraphHash run: {Path(facts.config['data']['path']).name or facts.config['data']['path']}"
+    when = datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
+    sections = (_data_section(facts), _results_section(facts), _clusters_section(facts), _training_section(facts),
+                _next_section(facts), _settings_section(facts))  # fmt: skip
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_e(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+        f'<h1>{_e(title)}</h1>\n<p class="when">Written {_e(when)} in <code>{_e(facts.path)}</code></p>\n'
+        f'<p class="lead">{_summary(facts)}</p>\n' + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _summary(facts: RunFacts) -> str:
+    """The result in one or two sentences: the first method against the full tables."""
+    first = facts.metrics[0]
+    text = (
+        f"<b>{_e(first['method'])}</b> keeps {_percent(first['bytes_ratio'])} of the bytes of the full embedding tables "
+        f"({_size(first['bytes'])} instead of {_size(first['bytes_full'])}) and finds {_percent(first['recall@20'])} "
+        "of what the test users went on to choose, within 20 recommendations"
+    )
+    full = next((m for m in facts.metrics if m["method"] == "full"), None)
+    if full is None or full is first:
+        return text + "."
+    return text + f"; the full tables find {_percent(full['recall@20'])}."
+
+
+def _data_section(facts: RunFacts) -> str:
+    n_users, n_items = facts.ingest["n_users"], facts.ingest["n_items"]
+    n_train, n_validation, n_test = (facts.ingest[f"n_{part}"] for part in ("train", "validation", "test"))
+    total = n_train + n_validation + n_test
+    split = {
+        "given": "The test interactions are the data set's own; validation was drawn from the rest",
+        "random": "The interactions were divided at random",
+    }[facts.config["data"]["split"]]
+    rejected = facts.ingest.get("n_rejected", 0)
+    skipped = (
+        f" <b>{rejected:,} bad rows were skipped</b>; they are kept in <code>ingest/rejected.parquet</code>."
+        if rejected
+        else ""
+    )
+    return (
+        "<h2>The data</h2>\n"
+        f"<p>The log <code>{_e(facts.config['data']['path'])}</code> holds <b>{total:,}</b> distinct interactions between "
+        f"<b>{n_users:,}</b> users and <b>{n_items:,}</b> items.{skipped}</p>\n"
+        f"<p>{split}: {n_train:,} to train on, {n_validation:,} to decide when to stop, and {n_test:,} that no stage saw "
+        "before the test.</p>"
+    )
+
+
+def _results_section(facts: RunFacts) -> str:
+    rows = [
+        (
+            f'<td class="swatch" style="--colour: {facts.colour(m["method"])}">{_e(m["method"])}'
+            + (" + item bias" if m.get("item_bias") else "")
+            + "</td>",
+            f"{m['rows']:,}",
+            _size(m["bytes"]),
+            _percent(m["bytes_ratio"]),
+            f"{m['recall@20']:.4f}",
+            f"{m['ndcg@20']:.4f}",
+            _duration(m["seconds"].get("train")),
+        )
+        for m in facts.metrics
+    ]
+    header = ("method", "rows", "size", "of full size", "recall@20", "NDCG@20", "training")
+    dim = facts.config["train"]["dim"]
+    return (
+        "<h2>What came out</h2>\n"
+        f"<p>Each method is another way of sharing the rows of the embedding tables; the model around them is the same "
+        f"(matrix factorization with {dim:,} numbers per row). Every byte is counted: tables, bucket maps and biases.</p>\n"
+        + _table(header, rows)
+        + '\n<p class="note">recall@20: the share of a user\'s test items among 20 recommendations, averaged over users. '
+        "NDCG@20 also rewards placing them early. A <i>row</i> is one vector of a table.</p>\n"
+        + _picture(facts, "bytes_recall.png", "Bytes against recall, one point per method")
+        + '\n<p class="note">Up is better, left is smaller.</p>'
+    )
+
+
+def _clusters_section(facts: RunFacts) -> str:
+    cluster = facts.cluster
+    sizes = [
+        (f"<td>{side}</td>", f"{cluster[f'{side[:-1]}_rows']:,}", *(f"{cluster['sizes'][side][key]:,.0f}"
+         for key in ("median", "p99", "largest")))
+        for side in ("users", "items")
+    ]  # fmt: skip
+    return (
+        "<h2>What the clusters look like</h2>\n"
+        f"<p>Users and items that interact with each other were put into <b>{cluster['n_communities']:,}</b> communities "
+        f"(modularity {cluster['modularity']:.4f} at resolution {cluster['resolution']:.4g}). "
+        f"{_percent(cluster['share_inside'])} of the interaction weight stays inside a community. The users of a community "
+        "share a row of the user table, its items a row of the item table.</p>\n"
+        + _table(("side", "rows", "median size", "99th percentile", "largest"), sizes)
+        + "\n"
+        + _picture(facts, "cluster_sizes.png", "Sizes of the communities, largest first")
+    )
+
+
+def _training_section(facts: RunFacts) -> str:
+    parts = []
+    for method, history in facts.histories.items():
+        last = history["epochs"][-1]["epoch"] if history["epochs"] else 0
+        parts.append(f"{_e(method)} kept epoch {_e(history.get('best_epoch'))} of {last}")
+    return (
+        "<h2>How training went</h2>\n"
+        f"<p>Training stops when recall on the validation interactions no longer rises, and keeps the best epoch: "
+        f"{'; '.join(parts)}.</p>\n" + _picture(facts, "training.png", "Validation recall by epoch")
+    )
+
+
+def _next_section(facts: RunFacts) -> str:
+    out = shlex.quote(str(facts.path))
+    first = facts.metrics[0]["method"]
+    text = "<h2>What to do next</h2>\n"
+    if (facts.path / "bundle").is_dir():
+        text += (
+            f"<p>The folder <code>bundle/</code> holds the <b>{_e(first)}</b> model as one ONNX graph from raw user ids "
+            "to raw item ids and scores. Ask it:</p>\n"
+            f"<pre>graphhash recommend {_e(out)}/bundle --user-id ID -k 20 --exclude-seen</pre>\n"
+        )
+    return text + (
+        "<p>Try another size in the same run folder; what does not change is not computed again:</p>\n"
+        f"<pre>graphhash run --out {_e(out)} --ratio 0.15</pre>"
+    )
+
+
+def _settings_section(facts: RunFacts) -> str:
+    text = (facts.path / "config.toml").read_text(encoding="utf-8")
+    runs = [f"{_e(m['method'])} <code>{_e(m['mlflow_run_id'])}</code>" for m in facts.metrics if m.get("mlflow_run_id")]
+    tracked = f'<p class="note">MLflow runs: {", ".join(runs)}</p>' if runs else ""
+    seconds: dict[str, float] = {}
+    for entry in facts.metrics:
+        for stage, value in entry["seconds"].items():
+            shared = stage in ("ingest", "cluster")
+            seconds[stage] = value if shared else seconds.get(stage, 0.0) + value
+    times = ", ".join(f"{_e(stage)} {_duration(value)}" for stage, value in seconds.items())
+    return (
+        "<h2>Settings and times</h2>\n"
+        f"<p>Time per stage, over all methods: {times}.</p>\n"
+        f"<details><summary>All settings of this run (config.toml)</summary><pre>{_e(text)}</pre></details>\n{tracked}"
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows whose first cell is a finished `<td>`; the others are texts."""
+    head = "".join(f"<th>{_e(name)}</th>" for name in header)
+    body = "\n".join(f"<tr>{row[0]}{''.join(f'<td>{_e(cell)}</td>' for cell in row[1:])}</tr>" for row in rows)
+    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _picture(facts: RunFacts, name: str, words: str) -> str:
+    data = base64.b64encode((facts.path / name).read_bytes()).decode()
+    return f'<img alt="{_e(words)}" src="data:image/png;base64,{data}">'
+
+
+def _e(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / MIB:,.2f} MiB" if n_bytes < 100 * MIB else f"{n_bytes / MIB:,.0f} MiB"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

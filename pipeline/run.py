@@ -1,0 +1,284 @@
+"""The order of the stages: ingest -> cluster -> per method train -> evaluate -> export (first method) -> report.
+
+    metrics = run(config, until="report").metrics
+
+A stage's key follows from its settings and from the keys of the stages before it, so what has to be done is known
+before anything is done: MLflow is asked early whether it is there, and Ray starts only for a stage that needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import tracking
+from pipeline.config import RunConfig
+from pipeline.stages import (
+    RunFolder,
+    StageResult,
+    fingerprint,
+    stage_key,
+    write_json_atomic,
+    write_text_atomic,
+)
+
+STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
+# Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
+VERSIONS = {"ingest": 1, "cluster": 1, "train": 1, "evaluate": 1, "export": 1}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of one run, as planned: what its output depends on."""
+
+    name: str
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return stage_key(self.name, self.settings, self.inputs)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run knows at its end; parts that were not reached are empty."""
+
+    ingest: dict[str, Any]
+    cluster: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    """One object per method, as in `RUN/metrics.json`."""
+
+
+def run(config: RunConfig, *, until: str = "report", say: Callable[[str], None] = print) -> Outcome:
+    """Bring the run folder up to date, stage by stage, up to and including `until`.
+
+    Args:
+        config: `data.path` and `run.out` must be set.
+        until: one of STAGES.
+        say: takes one line of progress.
+
+    Raises:
+        DataError, ConfigError, RunFolderError, TrackingError: each with one line for the user.
+    """
+    assert until in STAGES, until
+    out = Path(config.run.out)
+    steps = plan(config, until)
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder(out, say=say))
+        write_text_atomic(out / "config.toml", config.to_toml())
+        tracked = [step for step in steps.values() if step.name not in ("ingest", "cluster")]
+        store = None
+        if config.run.mlflow and not all(_up_to_date(folder, step) for step in tracked):
+            store = tracking.connect(config.run.experiment)
+        ray = _RayOnDemand(stack, config.run.address)
+
+        ingest = _ingest(folder, steps["ingest"], config, ray)
+        if until == "ingest":
+            return Outcome(ingest.result, {}, [])
+        cluster = _cluster(folder, steps["cluster"], config, ray)
+        if until == "cluster":
+            return Outcome(ingest.result, cluster.result, [])
+        metrics = []
+        for method in config.run.methods:
+            metrics.append(_method(folder, steps, config, method, ingest, cluster, store, ray))
+            if until != "train":
+                write_json_atomic(out / "metrics.json", metrics)
+        if until == "report":
+            _report(folder, metrics, store)
+        return Outcome(ingest.result, cluster.result, metrics)
+
+
+def plan(config: RunConfig, until: str) -> dict[str, Step]:
+    """The stages up to `until` with their settings and inputs, by name, in order."""
+    settings = {section: dataclasses.asdict(getattr(config, section)) for section in ("data", "cluster", "map", "train")}
+    # Where the data lies, and with how many threads it is clustered, changes no output.
+    settings["data"].pop("path")
+    for key in ("threads", "shards"):
+        settings["cluster"].pop(key)
+    steps: dict[str, Step] = {}
+
+    def add(stage: str, name: str, values: Mapping[str, Any], *inputs: str) -> Step:
+        steps[name] = Step(name, {"version": VERSIONS[stage], **values}, inputs)
+        return steps[name]
+
+    reached = STAGES.index(until)
+    ingest = add("ingest", "ingest", settings["data"], fingerprint(input_files(config.data.path)))
+    if reached >= STAGES.index("cluster"):
+        cluster = add("cluster", "cluster", settings["cluster"], ingest.key)
+    if reached >= STAGES.index("train"):
+        for i, method in enumerate(config.run.methods):
+            values = {"method": method, "map": settings["map"], "train": settings["train"]}
+            train = add("train", f"train {method}", values, ingest.key, cluster.key)
+            if reached >= STAGES.index("evaluate"):
+                evaluate = add("evaluate", f"evaluate {method}", {}, train.key)
+            if reached >= STAGES.index("export") and i == 0:
+                add("export", "export", dataclasses.asdict(config.export), train.key, evaluate.key)
+    return steps
+
+
+def input_files(path: str) -> list[Path]:
+    """The files that a data path stands for: itself, the files of a folder, or what a glob matches."""
+    root = Path(path)
+    if root.is_dir():
+        return sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    if root.is_file():
+        return [root]
+    return sorted(p for p in map(Path, glob.glob(path, recursive=True)) if p.is_file())
+
+
+class _RayOnDemand:
+    """Ray for the rest of the command, started by the first stage that computes something on it."""
+
+    def __init__(self, stack: ExitStack, address: str | None) -> None:
+        self._stack, self._address, self._started = stack, address, False
+
+    def start(self) -> None:
+        if not self._started:
+            from pipeline.ray_session import ray_session
+
+            self._stack.enter_context(ray_session(self._address))
+            self._started = True
+
+
+def _up_to_date(folder: RunFolder, step: Step) -> bool:
+    return folder.would_skip(step.name, step.settings, step.inputs)
+
+
+def _ingest(folder: RunFolder, step: Step, config: RunConfig, ray: _RayOnDemand) -> StageResult:
+    def compute(out: Path) -> dict[str, Any]:
+        from pipeline.ingest import ingest
+
+        ray.start()
+        return ingest(config.data, out)
+
+    return folder.stage(step.name, step.settings, step.inputs, "ingest", compute)
+
+
+def _cluster(folder: RunFolder, step: Step, config: RunConfig, ray: _RayOnDemand) -> StageResult:
+    def compute(out: Path) -> dict[str, Any]:
+        from pipeline.clusters import cluster_run
+
+        if config.cluster.shards > 0:
+            ray.start()
+        return cluster_run(config, folder.path / "ingest", out)
+
+    return folder.stage(step.name, step.settings, step.inputs, "cluster", compute)
+
+
+def _method(
+    folder: RunFolder,
+    steps: Mapping[str, Step],
+    config: RunConfig,
+    method: str,
+    ingest: StageResult,
+    cluster: StageResult,
+    store: tracking.Store | None,
+    ray: _RayOnDemand,
+) -> dict[str, Any]:
+    """Train, evaluate and, for the first method, export, inside one MLflow run. Returns the metrics object."""
+    path = folder.path / "methods" / method
+    train_step = steps[f"train {method}"]
+    with _tracker(folder, steps, config, method, store) as tracker:
+
+        def train(out: Path) -> dict[str, Any]:
+            from pipeline.train import train_method
+
+            ray.start()
+            result = train_method(config, method, folder.path / "ingest", folder.path / "cluster", out, tracker)
+            return {**result, "mlflow_run_id": tracker.run_id}
+
+        trained = folder.stage(train_step.name, train_step.settings, train_step.inputs, f"methods/{method}", train)
+        seconds = {"ingest": ingest.seconds, "cluster": cluster.seconds, "train": trained.seconds}
+        metrics = {"method": method, **trained.result}
+        if (step := steps.get(f"evaluate {method}")) is not None:
+
+            def evaluate() -> dict[str, Any]:
+                from pipeline.evaluate import evaluate_method
+
+                return evaluate_method(config, method, folder.path / "ingest", path)
+
+            evaluated = folder.value(step.name, step.settings, step.inputs, f"methods/{method}/metrics.json", evaluate)
+            seconds["evaluate"] = evaluated.seconds
+            metrics = {"method": method, **evaluated.result, "mlflow_run_id": trained.result["mlflow_run_id"]}
+            if not evaluated.skipped:
+                _log_test(tracker, ingest.result, evaluated.result)
+        if (step := steps.get("export")) is not None and method == config.run.methods[0]:
+
+            def export(out: Path) -> dict[str, Any]:
+                from pipeline.export import export_run
+
+                return export_run(config, method, folder.path / "ingest", path, metrics, out)
+
+            exported = folder.stage(step.name, step.settings, step.inputs, "bundle", export)
+            seconds["export"] = exported.seconds
+            if not exported.skipped:
+                _log_bundle(tracker, folder.path / "bundle")
+    metrics["seconds"] = seconds
+    return metrics
+
+
+@contextmanager
+def _tracker(
+    folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, method: str, store: tracking.Store | None
+) -> Iterator[tracking.Tracker]:
+    """The MLflow run of a training that is about to happen, or that later stages add to; else one that logs nothing."""
+    train = steps[f"train {method}"]
+    if all(_up_to_date(folder, step) for step in _steps_of(steps, config, method)):
+        yield tracking.Tracker()
+        return
+    run_id = None
+    if _up_to_date(folder, train):
+        recorded = folder.current(train.name)
+        run_id = recorded.result.get("mlflow_run_id") if recorded else None
+        store = store if run_id else None  # Trained without MLflow: there is nothing to add to.
+    params = {key: value for key, value in config.flat().items() if key != "run.methods"} | {"method": method}
+    alone = len(config.run.methods) == 1
+    with tracking.training_run(store, method, params, alone=alone, run_id=run_id) as tracker:
+        yield tracker
+
+
+def _steps_of(steps: Mapping[str, Step], config: RunConfig, method: str) -> list[Step]:
+    names = [f"train {method}", f"evaluate {method}"]
+    if method == config.run.methods[0]:
+        names.append("export")
+    return [steps[name] for name in names if name in steps]
+
+
+def _log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
+    """The test metrics, and every hash that says what the numbers belong to."""
+    tracker.log_metrics({f"test.{key}": value for key, value in _flatten(evaluated).items()})
+    known = _flatten({"ingest": ingest}) | _flatten(evaluated)
+    tracker.set_tags({f"graphhash.{key}": value for key, value in known.items() if "hash" in key})
+
+
+def _log_bundle(tracker: tracking.Tracker, bundle: Path) -> None:
+    from pipeline.export import example_inputs
+
+    tracker.log_artifact(bundle, "bundle")
+    tracker.log_onnx_model(bundle / "model.onnx", example_inputs(bundle))
+
+
+def _report(folder: RunFolder, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:
+    from pipeline.report import write_report
+
+    folder.say("report ...")
+    files = write_report(folder.path)
+    if store is None:
+        return
+    for entry in metrics:
+        tracker = tracking.Tracker(store.uri, entry.get("mlflow_run_id"))
+        for file in files:
+            tracker.log_artifact(file, "report")
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        flat |= _flatten(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
+    return flat
