@@ -1,0 +1,1 @@
+"""The run: Ray, disk, tracking and the command line."""
