@@ -320,16 +320,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        if os.environ.get("GRAPHHASH_DEBUG") == "1" or not _is_expected(error):
+        # Ray hands on a task's error as a subclass whose text is the remote traceback; `cause` is the error itself.
+        cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
+        if os.environ.get("GRAPHHASH_DEBUG") == "1" or not _is_expected(cause):
             raise
-        _fail(str(error), 1)
+        _fail(str(cause), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error speaks to the user: one of ours, or the operating system's."""
-    names = {"DataError", "BundleError", "RunFolderError", "TrackingError", "RaySessionError", "ExportError"}
-    return isinstance(error, OSError) or any(kind.__name__ in names for kind in type(error).__mro__)
+    """Whether an error speaks to the user: one of ours, the operating system's, or a bad value that we refused."""
+    from graphhash.errors import DataError
+    from pipeline.stages import RunFolderError
+    from pipeline.tracking import TrackingError
+    from serving.bundle import BundleError
+
+    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, OSError)):
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    raised_in = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    # A ValueError of another library is a defect of ours, and its traceback is wanted.
+    return isinstance(error, ValueError) and raised_in.partition(".")[0] in ("graphhash", "pipeline", "serving")
 
 
 def _fail(message: str, code: int) -> None:

@@ -218,7 +218,7 @@ def _method(
             exported = folder.stage(step.name, step.settings, step.inputs, "bundle", export)
             seconds["export"] = exported.seconds
             if not exported.skipped:
-                _log_bundle(tracker, folder.path / "bundle")
+                _log_bundle(tracker, folder)
     metrics["seconds"] = seconds
     return metrics
 
@@ -257,11 +257,24 @@ def _log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: M
     tracker.set_tags({f"graphhash.{key}": value for key, value in known.items() if "hash" in key})
 
 
-def _log_bundle(tracker: tracking.Tracker, bundle: Path) -> None:
-    from pipeline.export import example_inputs
+def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
+    """The bundle as it is, and its graph as a model of MLflow's onnx flavour with a call that works as example."""
+    import numpy as np
 
+    from graphhash.vocabulary import Vocabulary
+    from serving.bundle import MODEL, check_bundle
+
+    bundle = folder.path / "bundle"
+    manifest = check_bundle(bundle)
+    users = Vocabulary.load(folder.path / "ingest" / "users.parquet")
+    n_users = min(2, len(users))
+    example = {
+        "user_id": users.take(np.arange(n_users)),
+        "k": np.array(min(20, manifest["n_items"]), np.int64),
+        "exclude_item_id": np.array([[manifest["padding_item_id"]]] * n_users),
+    }
     tracker.log_artifact(bundle, "bundle")
-    tracker.log_onnx_model(bundle / "model.onnx", example_inputs(bundle))
+    tracker.log_onnx_model(bundle / MODEL, example)
 
 
 def _report(folder: RunFolder, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:

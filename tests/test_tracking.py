@@ -1,0 +1,187 @@
+"""MLflow: one run per training, ended truthfully, in a store that needs no server."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pipeline import tracking
+from pipeline.tracking import Tracker, TrackingError, connect, training_run
+
+
+@pytest.fixture(scope="module")
+def store_folder(tmp_path_factory):
+    """One SQLite store for the module: to make one takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture
+def store(store_folder, monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return connect("graphhash")
+
+
+def run_of(store, tracker):
+    return tracking._client(store.uri).get_run(tracker.run_id)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    """scores, item_id = top k of table[user_id]."""
+    nodes = [
+        helper.make_node("Reshape", ["k", "one"], ["k_1d"]),
+        helper.make_node("Gather", ["table", "user_id"], ["row"]),
+        helper.make_node("TopK", ["row", "k_1d"], ["score", "item_id"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("user_id", TensorProto.INT64, ["batch"]),
+        helper.make_tensor_value_info("k", TensorProto.INT64, []),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", "n"]),
+        helper.make_tensor_value_info("item_id", TensorProto.INT64, ["batch", "n"]),
+    ]
+    tables = [
+        helper.make_tensor("table", TensorProto.FLOAT, [2, 3], [0.0, 1, 2, 5, 4, 3]),
+        helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+    ]
+    graph = helper.make_graph(nodes, "top", inputs, outputs, tables)
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_default_store_is_a_sqlite_file_named_absolutely(store, store_folder, capfd):
+    assert store.uri == f"sqlite:///{store_folder}/mlflow.db"
+    assert {p.name for p in store_folder.iterdir()} <= {"mlflow.db", "mlartifacts"}
+    assert connect("graphhash") == store
+    assert capfd.readouterr() == ("", "")
+
+
+def test_run_holds_parameters_metrics_tags_and_artifacts(store, tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with training_run(store, "soft", {"train.dim": 64}) as tracker:
+        tracker.log_metrics({"recall@20": 0.1, "note": "no number", "flag": True}, step=10)
+        tracker.log_metrics({"recall@20": 0.2}, step=20)
+        tracker.set_tags({"graphhash.hash": "ab"})
+        tracker.log_artifact(tmp_path, "bundle")
+        tracker.log_artifact(tmp_path / "a.txt")
+    run = run_of(store, tracker)
+    client = tracking._client(store.uri)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"train.dim": "64"}
+    assert run.data.metrics == {"recall_at_20": 0.2}
+    assert [(m.step, m.value) for m in client.get_metric_history(tracker.run_id, "recall_at_20")] == [(10, 0.1), (20, 0.2)]
+    assert (run.data.tags["graphhash.hash"], run.data.tags["graphhash.method"]) == ("ab", "soft")
+    assert {f.path for f in client.list_artifacts(tracker.run_id)} == {"a.txt", "bundle"}
+
+
+def test_more_entries_than_one_call_takes(store):
+    with training_run(store, "soft", {f"p{i}": i for i in range(250)}) as tracker:
+        tracker.log_metrics({f"m{i}": i for i in range(1100)})
+        tracker.set_tags({f"t{i}": i for i in range(150)})
+    data = run_of(store, tracker).data
+    assert (len(data.params), len(data.metrics)) == (250, 1100)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")]
+)
+def test_run_ends_truthfully(store, error, status):
+    with pytest.raises(type(error)), training_run(store, "soft", {}) as tracker:
+        raise error
+    assert run_of(store, tracker).info.status == status
+
+
+def test_earlier_run_is_gone_on_with_or_replaced_when_lost(store):
+    with pytest.raises(ValueError), training_run(store, "soft", {}) as first:
+        raise ValueError
+    with training_run(store, "soft", {"p": 1}, run_id=first.run_id) as second:
+        assert run_of(store, second).info.status == "RUNNING"
+    assert second == first
+    assert run_of(store, first).info.status == "FINISHED"
+    with training_run(store, "soft", {"p": 1}, run_id="0" * 32) as third:
+        pass
+    assert third.run_id not in (first.run_id, "0" * 32)
+
+
+def test_the_callers_run_is_adopted_or_made_the_parent(store, monkeypatch):
+    client = tracking._client(store.uri)
+    outer = client.create_run(store.experiment_id).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", outer)
+    adopting = connect("another name, which the run overrules")
+    with training_run(adopting, "soft", {"p": 1}) as tracker:
+        assert tracker.run_id == outer
+    with training_run(adopting, "graph", {"p": 1}, alone=False) as tracker:
+        assert tracker.run_id != outer
+    assert run_of(store, tracker).data.tags["mlflow.parentRunId"] == outer
+
+
+def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, model_path, capfd):
+    import mlflow
+
+    with training_run(store, "soft", {}) as tracker:
+        example = {"user_id": np.array([1, 0]), "k": np.array(2)}
+        uri = tracker.log_onnx_model(model_path, example)
+    assert mlflow.active_run() is None
+    logged = tracking._client(store.uri).get_logged_model(uri.removeprefix("models:/"))
+    assert (logged.experiment_id, logged.source_run_id) == (store.experiment_id, tracker.run_id)
+    assert str(logged.status) == "READY"
+    files = Path(logged.artifact_location.removeprefix("file://"))
+    requirements = (files / "requirements.txt").read_text().split()
+    assert {line.partition("==")[0] for line in requirements} in (
+        {"mlflow", "numpy", "onnx", "onnxruntime-gpu"}, {"mlflow", "numpy", "onnx", "onnxruntime"},
+    )  # fmt: skip
+    assert capfd.readouterr() == ("", "")
+    loaded = mlflow.pyfunc.load_model(str(files))
+    assert [spec.name for spec in loaded.metadata.signature.inputs] == ["user_id", "k"]
+    assert loaded.predict(example)["item_id"].tolist() == [[0, 1], [2, 1]]
+
+
+def test_without_a_store_nothing_happens(tmp_path, model_path):
+    with training_run(None, "soft", {"p": 1}) as tracker:
+        tracker.log_params({"a": 1})
+        tracker.log_metrics({"a": 1.0})
+        tracker.set_tags({"a": 1})
+        tracker.log_artifact(tmp_path)
+        assert tracker.log_onnx_model(model_path, {}) is None
+    assert tracker == Tracker()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:9", "the server at http://127.0.0.1:9 does not answer"),
+        ("sqlite:////dev/null/x.db", "MLflow"),
+        ("nonsense://x", "MLflow"),
+    ],
+)
+def test_unusable_store_is_one_line_at_once(monkeypatch, uri, message):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI, or go without: --no-mlflow") as caught:
+        connect("graphhash")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_deleted_experiment_is_named(store):
+    doomed = connect("doomed")
+    tracking._client(store.uri).delete_experiment(doomed.experiment_id)
+    with pytest.raises(TrackingError, match="'doomed' was deleted .* run.experiment=NAME"):
+        connect("doomed")
+
+
+def test_logging_of_others_is_left_as_it_was(store):
+    assert logging.root.manager.disable == logging.NOTSET
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
