@@ -1,0 +1,268 @@
+"""Publish a trained retrieval model as a bundle: write the graph, compare it with the model, then put it in
+place.
+
+ONNX Runtime and the trained model must agree on a sample of users before anything is published, and a failure
+of any kind leaves the previous bundle as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from graphhash.buckets import BucketMap
+from graphhash.embedding import BucketEmbedding
+from graphhash.retrieval import MatrixFactorization
+from graphhash.vocabulary import Vocabulary
+from pipeline.onnx_graph import describe, retrieval_graph
+from serving.bundle import MANIFEST, MODEL, BundleError, write_manifest
+from serving.retriever import Retriever
+
+EXTERNAL_DATA = "model.onnx.data"
+TIE_RULE = "higher score first, equal scores by lower item row"
+# Absolute, and relative to the largest score in size. Half a unit of float16 is 4.9e-4 of each of the two
+# factors.
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3}
+
+_CHECK_K = 100
+_CHECK_SCORES = 2**25
+# Protobuf ends at 2^31 - 1 bytes; the rest is room for lengths and the nodes.
+_PROTOBUF_LIMIT = 15 * 2**27
+
+
+def export_retrieval(
+    model: MatrixFactorization,
+    user_map: BucketMap,
+    item_map: BucketMap,
+    users: Vocabulary,
+    items: Vocabulary,
+    out: Path,
+    *,
+    precision: str = "float32",
+    external_data_mib: float = 1024,
+    metrics: dict[str, Any],
+    provenance: dict[str, Any],
+    n_check: int = 256,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the bundle `out`, whole or not at all; a bundle that was there is replaced at the end.
+
+    Args:
+        model: trained, the unknown ids' rows filled; on any device.
+        user_map, item_map: the maps the model was made with, which know the weights' 8-bit codes.
+        users, items: raw ids of the maps' entries.
+        precision: type of the tables in the file, "float32" or "float16"; the item bias stays float32.
+        external_data_mib: tensors of more than this together go to a second file.
+        metrics, provenance: for the manifest; JSON values.
+        n_check: users compared, drawn by `seed`, an unknown one among them.
+
+    Returns: the manifest.
+
+    Raises:
+        ValueError: model, maps and vocabularies do not belong together, or `precision` is unknown.
+        BundleError: scores or ids of ONNX Runtime and the model disagree, a value does not fit `precision`,
+            or `out` is something else than a bundle. Nothing is published then.
+    """
+    out = Path(out).absolute()
+    if precision not in TOLERANCE:
+        raise ValueError(f"precision is {precision!r}; use one of {sorted(TOLERANCE)}")
+    if n_check < 1:
+        raise ValueError(f"n_check is {n_check}; compare at least 1 user")
+    _check_fit("user", model.user_embedding, user_map, users)
+    _check_fit("item", model.item_embedding, item_map, items)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).exists())):
+        raise BundleError(f"{out}: exists and is no bundle; choose another place, or remove it")
+    tolerance = TOLERANCE[precision]
+    padding = _unknown_id(items)
+    graph = retrieval_graph(model, user_map, item_map, users, items, precision)
+    content = {
+        "task": "retrieval",
+        "inputs": describe(graph.graph.input),
+        "outputs": describe(graph.graph.output),
+        "id_types": {"user_id": users.kind, "item_id": items.kind},
+        "padding_item_id": padding,
+        "n_users": len(users),
+        "n_items": len(items),
+        "dim": model.user_embedding.dim,
+        "method": {"users": user_map.method, "items": item_map.method},
+        "n_buckets": {"users": user_map.n_buckets, "items": item_map.n_buckets},
+        "n_lookups": {"users": user_map.n_lookups, "items": item_map.n_lookups},
+        "item_bias": model.item_bias is not None,
+        "precision": precision,
+        "tie_rule": TIE_RULE,
+        "tolerance": {"absolute": tolerance, "relative": tolerance},
+        "bucket_map_hashes": {"users": user_map.content_hash, "items": item_map.content_hash},
+        "vocabulary_hashes": {"users": users.content_hash, "items": items.content_hash},
+        "metrics": metrics,
+        "provenance": provenance,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        folder = work / "bundle"
+        folder.mkdir()
+        _save(graph, folder, users, items, external_data_mib)
+        del graph
+        manifest = write_manifest(folder, content)
+        _compare(folder, model, users, items, tolerance, n_check, np.random.default_rng(seed))
+        _publish(folder, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def _check_fit(side: str, embedding: BucketEmbedding, bucket_map: BucketMap, vocabulary: Vocabulary) -> None:
+    if len(vocabulary) != bucket_map.n_ids:
+        raise ValueError(
+            f"{len(vocabulary)} {side} ids, but the {side} map has {bucket_map.n_ids}; "
+            "pass the vocabulary of the same run"
+        )
+    # As large as the map, and cheap beside what a mix-up of two runs would cost.
+    same = embedding.n_buckets == bucket_map.n_buckets and np.array_equal(
+        embedding.rows.cpu().numpy(), bucket_map.rows
+    )
+    if not same or not np.array_equal(embedding.weights.cpu().numpy(), bucket_map.weights):
+        raise ValueError(
+            f"the {side} map is not the one the model was made with; pass the map of the same run"
+        )
+
+
+def _save(
+    graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabulary, external_data_mib: float
+) -> None:
+    # Ids and their encoders stay inside: ONNX keeps neither strings nor attributes in external data.
+    inside = users.ids.nbytes + 2 * items.ids.nbytes + 8 * (len(users) + len(items))
+    if inside > _PROTOBUF_LIMIT:
+        raise BundleError(
+            f"the ids take {inside / 2**30:.1f} GiB in the graph, an ONNX file ends at 2 GiB; use int64 ids"
+        )
+    tensors = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+    external = tensors > min(external_data_mib * 2**20, _PROTOBUF_LIMIT - inside)
+    onnx.save_model(
+        graph,
+        str(folder / MODEL),
+        save_as_external_data=external,
+        location=EXTERNAL_DATA,
+        size_threshold=1024,
+    )
+    onnx.checker.check_model(str(folder / MODEL), full_check=True)
+
+
+def _compare(
+    folder: Path,
+    model: MatrixFactorization,
+    users: Vocabulary,
+    items: Vocabulary,
+    tolerance: float,
+    n_check: int,
+    rng: np.random.Generator,
+) -> None:
+    """Raise BundleError unless ONNX Runtime and the model agree on scores and, ties within the tolerance
+    aside, on items."""
+    reference = copy.deepcopy(model).cpu() if model.user_embedding.table.device.type != "cpu" else model
+    retriever = Retriever(folder, provider="cpu")
+    sample = np.sort(rng.choice(len(users), min(n_check - 1, len(users)), replace=False))
+    rows = np.concatenate([[len(users)], sample]).astype(np.int64)
+    step = max(1, _CHECK_SCORES // len(items))
+    for start in range(0, len(rows), step):
+        chunk = rows[start : start + step]
+        raw = [_unknown_id(users) if row == len(users) else users.take([row])[0] for row in chunk]
+        with torch.no_grad():
+            expected = reference.scores(torch.from_numpy(chunk)).numpy()
+        answers = [(raw, None, min(_CHECK_K, len(items)))]
+        if start == 0:
+            # Two users are asked for every item, so that each item's vector is read, and again without a
+            # third of them.
+            answers += [(raw[:2], exclude, len(items)) for exclude in (None, np.arange(0, len(items), 3))]
+        for asked, exclude, k in answers:
+            truth = expected[: len(asked)].copy()
+            excluded = None
+            if exclude is not None:
+                truth[:, exclude] = -np.inf
+                excluded = [items.take(exclude)] * len(asked)
+            got = retriever.recommend(asked, k, excluded)
+            if not np.array_equal(got.known, chunk[: len(asked)] < len(users)):
+                raise BundleError(
+                    "the exported graph does not tell known users from unknown ones; "
+                    "report this with the vocabulary"
+                )
+            for user, item_ids, scores, row in zip(asked, got.item_ids, got.scores, truth, strict=True):
+                _compare_user(user, items.rows(item_ids), scores, row, k, tolerance)
+
+
+def _compare_user(
+    user: Any, got: NDArray, scores: NDArray, expected: NDArray, k: int, tolerance: float
+) -> None:
+    """One user's answer: item rows and scores of ONNX Runtime against the model's scores of all items."""
+    k = min(k, int((expected > -np.inf).sum()))
+    if np.isnan(expected).any() or np.isposinf(expected).any():
+        raise BundleError(
+            f"user {user!r}: the trained model scores {expected[~np.isfinite(expected)][0]}; train it again"
+        )
+    best = -np.sort(np.partition(-expected, k - 1)[:k]) if k else expected[:0]
+    allowed = tolerance * (1 + np.abs(expected[np.isfinite(expected)]).max(initial=0))
+    if len(got) != len(best) or len(np.unique(got)) != k:
+        raise BundleError(
+            f"user {user!r}: ONNX Runtime returns {len(np.unique(got))} items instead of {k}; "
+            "nothing was published, report this"
+        )
+    worst = np.abs(scores - expected[got]).max(initial=0)
+    if not worst <= allowed:
+        raise BundleError(
+            f"user {user!r}: scores of ONNX Runtime and the model differ by {worst:.3g}, allowed are "
+            f"{allowed:.3g}; "
+            "nothing was published, use precision='float32' or report this"
+        )
+    # Scores closer than the error of both may change places; equal scores may not.
+    out_of_order = (scores[1:] == scores[:-1]) & (got[1:] < got[:-1])
+    if (np.abs(expected[got] - best) > 2 * allowed).any() or out_of_order.any():
+        raise BundleError(
+            f"user {user!r}: ONNX Runtime and the model recommend different items; "
+            "nothing was published, report this"
+        )
+
+
+def _unknown_id(vocabulary: Vocabulary) -> int | str:
+    """An id that is not in the vocabulary."""
+    for start in itertools.count(step=1000):
+        numbers = range(start, start + 1000)
+        candidates = (
+            [-1 - i for i in numbers] if vocabulary.kind == "int64" else [f"unknown-{i}" for i in numbers]
+        )
+        unknown = np.flatnonzero(vocabulary.rows(candidates, missing="fallback") == len(vocabulary))
+        if len(unknown):
+            return candidates[unknown[0]]
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Put `folder` in the place of `out`. A folder cannot be replaced in one step, so the old one steps aside
+    first."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    old = out.with_name(f".{out.name}.replaced")
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+    try:
+        folder.rename(out)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    parent = os.open(out.parent, os.O_RDONLY)
+    os.fsync(parent)
+    os.close(parent)

@@ -1,0 +1,259 @@
+"""Retriever: raw user ids in, the best items out, from a checked bundle.
+
+Needs numpy and onnxruntime. When it loads a bundle, ONNX Runtime expands the item side to one float32
+vector per item, which makes a request fast; the file stays compressed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from serving.bundle import MODEL, BundleError, check_bundle
+
+# Scores of one chunk of users; ONNX Runtime holds about three times as much while it runs.
+_CHUNK_SCORE_BYTES = 64 * 2**20
+_MAX_CHUNK_USERS = 4096
+_ORT_TYPES = {
+    "int64": "tensor(int64)",
+    "string": "tensor(string)",
+    "float32": "tensor(float)",
+    "bool": "tensor(bool)",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendations:
+    """Answers in the order of the users asked for.
+
+    Attributes:
+        item_ids: one array of raw item ids per user, best first, int64 or object holding str. Each holds k
+            items, fewer when the catalogue less the excluded items has fewer.
+        scores: one float32 array per user, of the same length as its items.
+        known: bool, shape (n_users,); False where the model has never seen the user and answered like for the
+            average one.
+    """
+
+    item_ids: list[NDArray]
+    scores: list[NDArray[np.float32]]
+    known: NDArray[np.bool_]
+
+
+class Retriever:
+    """A loaded bundle.
+
+    Args:
+        path: the bundle's folder.
+        provider: "cuda", "cpu", or "auto": CUDA where a session really gets it, else the CPU.
+        threads: CPU threads of one request; None leaves it to ONNX Runtime (one per core).
+
+    Attributes:
+        manifest: as in serving.bundle.
+        provider: "cuda" or "cpu", the one in use.
+
+    Raises:
+        BundleError: the bundle fails its check, ONNX Runtime cannot load it, or CUDA was asked for and is not
+            in use.
+    """
+
+    def __init__(
+        self, path: Path | str, provider: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None = None
+    ) -> None:
+        if provider not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"provider is {provider!r}; use 'auto', 'cpu' or 'cuda'")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads is {threads!r}; use a number from 1, or None for all cores")
+        self.path = Path(path)
+        self.manifest = check_bundle(self.path)
+        if self.manifest["task"] != "retrieval":
+            raise BundleError(
+                f"{self.path}: made for the task {self.manifest['task']!r}, not 'retrieval'; "
+                "pass a retrieval bundle"
+            )
+        self._session = _open_session(self.path / MODEL, provider, threads)
+        self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
+        self._check_signature()
+        self.n_users: int = self.manifest["n_users"]
+        self.n_items: int = self.manifest["n_items"]
+
+    def recommend(
+        self, user_ids: Sequence, k: int = 20, exclude: Sequence[Sequence] | None = None
+    ) -> Recommendations:
+        """The k best items of each user; equal scores go to the lower item row.
+
+        Users are scored in chunks, so memory beyond the answers does not grow with their number.
+
+        Args:
+            user_ids: raw ids of the type the model was trained on, shape (n_users,). Unknown ones are
+                answered, see `known`.
+            k: at least 1; more than the catalogue gives all of it.
+            exclude: for each user, raw item ids not to recommend; unknown ids and repeats are ignored.
+
+        Raises:
+            ValueError: ids of another type, k below 1, or `exclude` of another length than `user_ids`.
+        """
+        types = self.manifest["id_types"]
+        users = _as_ids(user_ids, types["user_id"], "user_ids")
+        k = _as_k(k, self.n_items)
+        if exclude is not None and (isinstance(exclude, str | bytes) or len(exclude) != len(users)):
+            raise ValueError(
+                f"exclude has {len(exclude)} lists for {len(users)} users; pass one list of item ids per user"
+            )
+        item_ids: list[NDArray] = []
+        scores: list[NDArray[np.float32]] = []
+        known = np.empty(len(users), np.bool_)
+        step = max(1, min(_MAX_CHUNK_USERS, _CHUNK_SCORE_BYTES // (4 * (self.n_items + 1))))
+        for start in range(0, len(users), step):
+            stop = min(start + step, len(users))
+            padded = self._pad([] if exclude is None else exclude[start:stop], start, stop)
+            feed = {"user_id": users[start:stop], "k": np.array(k, np.int64), "exclude_item_id": padded}
+            try:
+                ids, values, known[start:stop] = self._session.run(["item_id", "score", "known"], feed)
+            except Exception as error:  # onnxruntime's own classes have no common base but Exception.
+                raise BundleError(
+                    f"{self.path}: ONNX Runtime failed ({_first_line(error)}); "
+                    "ask for fewer users or items at a time"
+                ) from error
+            # Excluded items score -inf and so come last, where the catalogue has run out.
+            counts = (values > -np.inf).sum(axis=1)
+            item_ids += [row[:n] for row, n in zip(ids, counts, strict=True)]
+            scores += [row[:n] for row, n in zip(values, counts, strict=True)]
+        return Recommendations(item_ids, scores, known)
+
+    def _pad(self, exclude: Sequence[Sequence], start: int, stop: int) -> NDArray:
+        """Ragged lists as one array, shape (stop - start, longest list), filled up with an id of no item."""
+        kind = self.manifest["id_types"]["item_id"]
+        rows = [_as_ids(ids, kind, f"exclude[{start + i}]") for i, ids in enumerate(exclude)]
+        shape = (stop - start, max(map(len, rows), default=0))
+        padded = np.full(shape, self.manifest["padding_item_id"], np.int64 if kind == "int64" else object)
+        for row, ids in zip(padded, rows, strict=False):
+            row[: len(ids)] = ids
+        return padded
+
+    def _check_signature(self) -> None:
+        """The manifest speaks for the graph, so they must agree on every name and type."""
+        for side, nodes in (("inputs", self._session.get_inputs()), ("outputs", self._session.get_outputs())):
+            stated = {name: _ORT_TYPES.get(spec["dtype"]) for name, spec in self.manifest[side].items()}
+            actual = {node.name: node.type for node in nodes}
+            if stated != actual:
+                raise BundleError(
+                    f"{self.path}: the manifest states {side} {stated}, the model has {actual}; "
+                    "export the bundle again"
+                )
+
+
+def _open_session(model: Path, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Asking for CUDA without a device would only print the loader's complaints.
+    wanted = ["CPUExecutionProvider"]
+    if (
+        provider != "cpu"
+        and _n_cuda_devices() > 0
+        and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    ):
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # Finds CUDA and cuDNN where pip has put them.
+        wanted.insert(0, "CUDAExecutionProvider")
+    try:
+        # By path and not by bytes: external data is then mapped, not copied.
+        session = onnxruntime.InferenceSession(str(model), options, providers=wanted)
+    except Exception as error:
+        raise BundleError(
+            f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it ({_first_line(error)}); "
+            "update it or export again"
+        ) from error
+    if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise BundleError(
+            f"provider 'cuda' is not in use, the session has {session.get_providers()} ({_n_cuda_devices()} "
+            "CUDA devices visible); "
+            "install CUDA and cuDNN for onnxruntime-gpu, or pass provider='cpu'"
+        )
+    return session
+
+
+def _n_cuda_devices() -> int:
+    """Devices the CUDA driver shows; 0 without a driver."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
+            return count.value
+    return 0
+
+
+def _as_k(k: Any, n_items: int) -> int:
+    try:
+        value = operator.index(k)
+    except TypeError:
+        raise ValueError(f"k is {k!r}; pass a whole number from 1") from None
+    if isinstance(k, bool) or value < 1:
+        raise ValueError(f"k is {k!r}; pass a whole number from 1")
+    return min(value, n_items)
+
+
+def _as_ids(ids: Any, kind: str, name: str) -> NDArray:
+    """Ids as int64 or as an object array of str, shape (n,); nothing is converted that could mean another
+    id."""
+    array = np.asarray(ids) if hasattr(ids, "__array__") else None
+    if (
+        isinstance(ids, str | bytes)
+        or not (hasattr(ids, "__len__") or array is not None)
+        or (array is not None and array.ndim != 1)
+    ):
+        raise ValueError(f"{name} is {ids!r:.60}; pass a list of {kind} ids")
+    if array is None or array.dtype.kind not in "biufU":
+        # A list goes in value by value: numpy would turn [1, "a"] into strings, and [1, True] into integers.
+        array = np.fromiter(ids, object, count=len(ids))
+    if array.size == 0:
+        return np.empty(0, np.int64 if kind == "int64" else object)
+    return _as_int64(array, name) if kind == "int64" else _as_strings(array, name)
+
+
+def _as_int64(array: NDArray, name: str) -> NDArray[np.int64]:
+    if array.dtype.kind == "O":
+        _refuse_others(array, (int, np.integer), "int64", name)
+    elif array.dtype.kind not in "iu":
+        raise ValueError(f"{name}[0] is {array[0].item()!r}; this model takes int64 ids")
+    low, high = array.min(), array.max()
+    if int(low) < -(2**63) or int(high) > 2**63 - 1:
+        raise ValueError(f"{name} spans {low}..{high}, which leaves int64; ids are -2^63..2^63-1")
+    return array.astype(np.int64)
+
+
+def _as_strings(array: NDArray, name: str) -> NDArray[np.object_]:
+    if array.dtype.kind == "U":
+        array = array.astype(object)
+    if array.dtype.kind != "O":
+        raise ValueError(f"{name}[0] is {array[0].item()!r}; this model takes string ids, pass str values")
+    _refuse_others(array, (str,), "string", name)
+    try:
+        "".join(array).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: {error.object[error.start]!a} cannot be written as UTF-8; pass valid text"
+        ) from None
+    return array
+
+
+def _refuse_others(array: NDArray, types: tuple[type, ...], kind: str, name: str) -> None:
+    for i, value in enumerate(array):
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ValueError(f"{name}[{i}] is {value!r:.60}; this model takes {kind} ids")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
