@@ -211,16 +211,40 @@ def _method(
         if (step := steps.get("export")) is not None and method == config.run.methods[0]:
 
             def export(out: Path) -> dict[str, Any]:
-                from pipeline.export import export_run
-
-                return export_run(config, method, folder.path / "ingest", path, metrics, out)
+                return _export(config, folder.path / "ingest", path, out, metrics)
 
             exported = folder.stage(step.name, step.settings, step.inputs, "bundle", export)
             seconds["export"] = exported.seconds
-            if not exported.skipped:
+            if not exported.skipped and tracker.run_id is not None:
                 _log_bundle(tracker, folder)
     metrics["seconds"] = seconds
     return metrics
+
+
+def _export(config: RunConfig, ingest: Path, method_dir: Path, out: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    from graphhash.vocabulary import Vocabulary
+    from pipeline.export import export_retrieval
+    from pipeline.train import load_method
+
+    model, user_map, item_map = load_method(method_dir)
+    settings = config.flat()
+    return export_retrieval(
+        model,
+        user_map,
+        item_map,
+        Vocabulary.load(ingest / "users.parquet"),
+        Vocabulary.load(ingest / "items.parquet"),
+        out,
+        precision=config.export.precision,
+        external_data_mib=config.export.external_data_mib,
+        metrics={key: value for key, value in metrics.items() if key not in ("method", "mlflow_run_id")},
+        # Without `data` and `run`, which name places on the maker's machine.
+        provenance={
+            "method": metrics["method"],
+            "mlflow_run_id": metrics["mlflow_run_id"],
+            "settings": {key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")},
+        },
+    )
 
 
 @contextmanager

@@ -1,0 +1,237 @@
+"""The order of the stages, with stand-ins for the stages themselves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pipeline import run as run_module
+from pipeline import tracking
+from pipeline.config import RunConfig
+from pipeline.run import plan, run
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replace every stage by one that leaves a file and notes its name here."""
+    made: list[str] = []
+
+    def stand_in(name: str, **functions) -> None:
+        module = ModuleType(name)
+        module.__dict__.update(functions)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    @contextmanager
+    def ray_session(address):
+        made.append("ray up")
+        yield
+        made.append("ray down")
+
+    def ingest(data, out):
+        made.append("ingest")
+        (out / "x").write_text("x")
+        return {"n_users": 3, "hashes": {"users_hash": "ab"}}
+
+    def cluster_run(config, ingest_dir, out):
+        made.append("cluster")
+        (out / "x").write_text("x")
+        return {"rows": 2}
+
+    def train_method(config, method, ingest_dir, cluster_dir, out, tracker):
+        made.append(f"train {method}")
+        (out / "x").write_text("x")
+        return {"best_epoch": 1}
+
+    def evaluate_method(config, method, ingest_dir, method_dir):
+        made.append(f"evaluate {method}")
+        assert (method_dir / "x").exists()
+        return {"recall@20": 0.5, "rows": 2}
+
+    def export(config, ingest_dir, method_dir, out, metrics):
+        made.append(f"export {method_dir.name}")
+        (out / "model.onnx").write_text("x")
+        return {}
+
+    def write_report(path):
+        made.append("report")
+        assert (path / "metrics.json").exists()
+        return []
+
+    stand_in("pipeline.ray_session", ray_session=ray_session)
+    stand_in("pipeline.ingest", ingest=ingest)
+    stand_in("pipeline.clusters", cluster_run=cluster_run)
+    stand_in("pipeline.train", train_method=train_method)
+    stand_in("pipeline.evaluate", evaluate_method=evaluate_method)
+    stand_in("pipeline.report", write_report=write_report)
+    monkeypatch.setattr(run_module, "_export", export)
+    return made
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "log.csv").write_text("x")
+
+    def make(*overrides: str) -> RunConfig:
+        fixed = {"data.path": str(tmp_path / "log.csv"), "run.out": str(tmp_path / "out"), "run.mlflow": False}
+        return RunConfig.load(None, overrides, **fixed)
+
+    return make
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def test_stages_run_in_order_and_once(calls, config, tmp_path):
+    outcome = run(config("run.methods=soft,full"), say=quiet)
+    assert calls == ["ray up", "ingest", "cluster", "train soft", "evaluate soft", "export soft",
+                     "train full", "evaluate full", "report", "ray down"]  # fmt: skip
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written == outcome.metrics
+    assert [entry["method"] for entry in written] == ["soft", "full"]
+    assert list(written[0]["seconds"]) == ["ingest", "cluster", "train", "evaluate", "export"]
+    assert RunConfig.load(tmp_path / "out" / "config.toml") == config("run.methods=soft,full")
+    calls.clear()
+    run(config("run.methods=soft,full"), say=quiet)
+    # Nothing to compute, so Ray stays down too; a report costs less than to know whether it is needed.
+    assert calls == ["report"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("export.precision=float16", ["export"]),
+        ("train.lr=0.5", ["train", "evaluate", "export"]),
+        ("map.n_lookups=3", ["train", "evaluate", "export"]),
+        ("cluster.rows=9", ["cluster", "train", "evaluate", "export"]),
+        ("cluster.threads=2", []),
+        ("cluster.shards=2", []),
+        ("run.experiment=other", []),
+        ("data.seed=3", ["ingest", "cluster", "train", "evaluate", "export"]),
+    ],
+)
+def test_a_change_computes_what_depends_on_it(calls, config, override, expected):
+    run(config(), until="export", say=quiet)
+    calls.clear()
+    run(config(override), until="export", say=quiet)
+    assert [call.split()[0] for call in calls if not call.startswith("ray")] == expected
+
+
+def test_changed_data_computes_everything_again(calls, config, tmp_path):
+    run(config(), until="cluster", say=quiet)
+    (tmp_path / "log.csv").write_text("longer")
+    calls.clear()
+    run(config(), until="cluster", say=quiet)
+    assert calls == ["ray up", "ingest", "cluster", "ray down"]
+
+
+def test_moved_data_computes_nothing(calls, config, tmp_path):
+    run(config(), until="cluster", say=quiet)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "log.csv").rename(tmp_path / "elsewhere" / "log.csv")
+    calls.clear()
+    run(config(f"data.path={tmp_path}/elsewhere/log.csv"), until="cluster", say=quiet)
+    assert calls == []
+
+
+@pytest.mark.parametrize("until", ["ingest", "cluster", "train", "evaluate", "export"])
+def test_stage_commands_stop_where_they_should(calls, config, until):
+    run(config(), until=until, say=quiet)
+    stages = [call.split()[0] for call in calls if not call.startswith("ray")]
+    assert stages == ["ingest", "cluster", "train", "evaluate", "export"][: len(stages)]
+    assert stages[-1] == until
+
+
+def test_plan_names_every_stage_once(config):
+    steps = plan(config("run.methods=soft,full"), "report")
+    assert list(steps) == ["ingest", "cluster", "train soft", "evaluate soft", "export", "train full", "evaluate full"]
+    assert len({step.key for step in steps.values()}) == len(steps)
+
+
+class Recorder:
+    """Stands for the MLflow store: notes what would be logged, by run."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.runs: dict[str, dict] = {}
+        monkeypatch.setattr(tracking, "connect", lambda experiment: tracking.Store("uri", "1"))
+        monkeypatch.setattr(tracking, "_open", self.open)
+        monkeypatch.setattr(tracking, "_reopen", lambda store, run_id: tracking.Tracker("uri", run_id))
+        for name in ("log_params", "log_metrics", "set_tags", "log_artifact", "_end"):
+            monkeypatch.setattr(tracking.Tracker, name, self.noting(name))
+        monkeypatch.setattr(run_module, "_log_bundle", lambda tracker, folder: tracker.log_artifact("bundle"))
+
+    def open(self, store, name, *, alone):
+        run_id = f"{name}-{len(self.runs)}"
+        self.runs[run_id] = {"alone": alone}
+        return tracking.Tracker("uri", run_id)
+
+    def noting(self, name):
+        def note(tracker, value, *rest, **more):
+            if tracker.run_id is not None:
+                self.runs[tracker.run_id].setdefault(name, []).append(value)
+
+        return note
+
+
+def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    outcome = run(config("run.methods=soft,full", "run.mlflow=true"), say=quiet)
+    assert [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
+    soft, full = recorder.runs.values()
+    assert (soft["alone"], soft["log_artifact"], soft["_end"]) == (False, ["bundle"], ["FINISHED"])
+    assert soft["log_metrics"] == [{"test.recall@20": 0.5, "test.rows": 2}]
+    assert soft["set_tags"] == [{"graphhash.ingest.hashes.users_hash": "ab"}]
+    assert soft["log_params"][0]["train.dim"] == 64
+    assert "log_artifact" not in full
+
+
+def test_a_later_stage_goes_on_with_the_run_of_its_training(calls, config, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    run(config("run.mlflow=true"), until="train", say=quiet)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+    assert list(recorder.runs) == ["soft-0"]
+    assert recorder.runs["soft-0"]["log_artifact"] == ["bundle"]
+    assert recorder.runs["soft-0"]["_end"] == ["FINISHED", "FINISHED"]
+
+
+def test_a_training_without_mlflow_gets_no_run_later(calls, config, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    run(config(), until="train", say=quiet)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+    assert recorder.runs == {}
+
+
+def test_unreachable_mlflow_stops_before_any_work(calls, config, monkeypatch):
+    def away(_experiment):
+        raise tracking.TrackingError("away")
+
+    monkeypatch.setattr(tracking, "connect", away)
+    with pytest.raises(tracking.TrackingError):
+        run(config("run.mlflow=true"), say=quiet)
+    assert calls == []
+    run(config("run.mlflow=true"), until="cluster", say=quiet)
+
+
+def test_failed_evaluation_fails_the_run(calls, config, monkeypatch):
+    recorder = Recorder(monkeypatch)
+
+    def fail(*_arguments):
+        raise RuntimeError("bang")
+
+    sys.modules["pipeline.evaluate"].evaluate_method = fail
+    with pytest.raises(RuntimeError):
+        run(config("run.mlflow=true"), say=quiet)
+    assert recorder.runs["soft-0"]["_end"] == ["FAILED"]
+
+
+def test_input_files_of_a_folder_a_glob_and_nothing(tmp_path):
+    for name in ("b.csv", "a.csv", ".hidden", "c.txt"):
+        (tmp_path / name).write_text("x")
+    assert [p.name for p in run_module.input_files(str(tmp_path))] == ["a.csv", "b.csv", "c.txt"]
+    assert [p.name for p in run_module.input_files(f"{tmp_path}/*.csv")] == ["a.csv", "b.csv"]
+    assert run_module.input_files(str(Path(tmp_path) / "none")) == []
