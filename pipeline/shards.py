@@ -189,7 +189,7 @@ class ShardedCsr:
         if len(indptr) != last - first + 1 or indptr[0] != 0 or indptr[-1] != len(indices):
             raise DataError(
                 f"{self.path}: shard {shard} has {len(indptr) - 1} rows and {len(indices)} edges, "
-                f"not what meta.json and its indptr say ({last - first} rows, {indptr[-1] if len(indptr) else 0} edges); {_REMEDY}"
+                f"not the {last - first} rows of meta.json or the edges of its own indptr; {_REMEDY}"
             )
         if not self.unit_weights and len(weights) != len(indices):
             raise DataError(
