@@ -209,20 +209,21 @@ def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
             raise BundleError(
                 f"{folder / MANIFEST}: {name} is {manifest[name]}, must be 1 or more; export the bundle again"
             )
-    if manifest["id_types"].keys() != {"user_id", "item_id"} or not set(manifest["id_types"].values()) <= {
-        "int64",
-        "string",
-    }:
+    types, padding = manifest["id_types"], manifest["padding_item_id"]
+    if types.keys() != {"user_id", "item_id"} or any(
+        kind not in ("int64", "string") for kind in types.values()
+    ):
+        raise BundleError(f"{folder / MANIFEST}: id_types is {types!r:.80}; export the bundle again")
+    fits = isinstance(padding, int) and -(2**63) <= padding < 2**63
+    if fits != (types["item_id"] == "int64"):
         raise BundleError(
-            f"{folder / MANIFEST}: id_types is {manifest['id_types']!r:.80}; export the bundle again"
-        )
-    if isinstance(manifest["padding_item_id"], int) != (manifest["id_types"]["item_id"] == "int64"):
-        raise BundleError(
-            f"{folder / MANIFEST}: padding_item_id is no {manifest['id_types']['item_id']}; "
+            f"{folder / MANIFEST}: padding_item_id {padding!r:.80} is no {types['item_id']}; "
             "export the bundle again"
         )
     for side in ("inputs", "outputs"):
-        if not all(isinstance(spec, dict) and "dtype" in spec for spec in manifest[side].values()):
+        if not all(
+            isinstance(spec, dict) and isinstance(spec.get("dtype"), str) for spec in manifest[side].values()
+        ):
             raise BundleError(f"{folder / MANIFEST}: {side} lacks a dtype; export the bundle again")
 
 

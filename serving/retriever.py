@@ -103,10 +103,14 @@ class Retriever:
         types = self.manifest["id_types"]
         users = _as_ids(user_ids, types["user_id"], "user_ids")
         k = _as_k(k, self.n_items)
-        if exclude is not None and (isinstance(exclude, str | bytes) or len(exclude) != len(users)):
-            raise ValueError(
-                f"exclude has {len(exclude)} lists for {len(users)} users; pass one list of item ids per user"
-            )
+        if exclude is not None:
+            if isinstance(exclude, str | bytes) or not hasattr(exclude, "__len__"):
+                raise ValueError(f"exclude is {exclude!r:.60}; pass one list of item ids per user")
+            if len(exclude) != len(users):
+                raise ValueError(
+                    f"exclude has {len(exclude)} lists for {len(users)} users; "
+                    "pass one list of item ids per user"
+                )
         item_ids: list[NDArray] = []
         scores: list[NDArray[np.float32]] = []
         known = np.empty(len(users), np.bool_)
