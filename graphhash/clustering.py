@@ -24,7 +24,7 @@ from typing import Protocol
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
 from graphhash import _kernels
 from graphhash.graph import balanced_chunks
@@ -124,7 +124,49 @@ def exact_weights(weights: NDArray[np.floating], total: float) -> NDArray[np.flo
     if total == len(weights) and (weights == 1).all():
         return np.empty(0, np.float32)
     unit = 2.0 ** (math.ceil(math.log2(total)) - 52)
-    return np.maximum(np.rint(weights / unit), 1) * unit if unit > 2.0**-149 else weights
+    rounded = np.maximum(np.rint(np.asarray(weights, np.float64) / unit), 1) * unit
+    return rounded.astype(np.float32)
+
+
+class Rows:
+    """Rows of one side of the graph, all of them or a shard, and what clustering does with them.
+
+    Args:
+        indptr: int64, shape (n_rows + 1,), from 0.
+        indices: columns, ascending and distinct in each row.
+        weights: float32, as :func:`exact_weights` returns them.
+    """
+
+    def __init__(self, indptr: NDArray[np.int64], indices: NDArray[np.integer], weights: NDArray[np.float32]):
+        self.indptr, self.indices, self.weights = indptr, indices, weights
+        self.degrees = row_sums(indptr, weights)
+        self.chunks = balanced_chunks(indptr, N_CHUNKS)
+
+    def move(self, labels, other_labels, totals, scale, fresh, active):
+        """See :meth:`Graph.move`; ``labels`` and ``active`` are these rows' own, ``fresh`` belongs to the first of them."""
+        moved = np.empty_like(labels)
+        _kernels.move_rows(
+            self.indptr, self.indices, self.weights, self.degrees, labels, active, other_labels, totals, scale, fresh,
+            self.chunks, moved,
+        )  # fmt: skip
+        awake = np.zeros(len(other_labels), np.bool_)
+        _kernels.wake_columns(self.indptr, self.indices, labels, moved, self.chunks, awake)
+        return moved, awake
+
+    def label_weights(self, labels, other_labels, n_groups):
+        """Weight between the labels of these rows and those of their columns, equal labels left out.
+
+        Returns: pairs as ``label * n_groups + other_label``, int64, ascending, and their weights, float64.
+        """
+        pairs = np.repeat(labels.astype(np.int64) * n_groups, np.diff(self.indptr)) + other_labels[self.indices]
+        outside = pairs // n_groups != pairs % n_groups
+        pairs, place = np.unique(pairs[outside], return_inverse=True)
+        weights = self.weights[outside] if len(self.weights) else None
+        return pairs, np.bincount(place, weights, len(pairs)).astype(np.float64)
+
+    def weight_inside(self, labels, other_labels):
+        """See :meth:`Graph.weight_inside`."""
+        return float(_kernels.weight_inside(self.indptr, self.indices, self.weights, labels, other_labels, self.chunks).sum())
 
 
 class LocalGraph:
@@ -132,52 +174,51 @@ class LocalGraph:
 
     Args:
         biadjacency: weights above 0, shape (n_users, n_items), indices ascending and distinct in each row.
+        total: sum of the weights, where the caller knows it.
 
     Raises:
         ValueError: no edges, or a weight that is not finite and above 0.
     """
 
-    def __init__(self, biadjacency: csr_array):
+    def __init__(self, biadjacency: csr_array, total: float | None = None):
         if biadjacency.nnz == 0:
             raise ValueError("the graph has no edges: there is nothing to cluster")
         if not np.isfinite(biadjacency.data).all() or not (biadjacency.data > 0).all():
             raise ValueError("edge weights must be finite and above 0")
         self.n_users, self.n_items = biadjacency.shape
-        total = float(biadjacency.data.sum(dtype=np.float64))
-        by_user = biadjacency
-        by_item = biadjacency.T.tocsr()
-        self._sides = {}
-        for side, matrix in (("users", by_user), ("items", by_item)):
-            weights = exact_weights(matrix.data, total).astype(np.float32)
-            indptr = matrix.indptr.astype(np.int64)
-            degrees = row_sums(indptr, weights)
-            self._sides[side] = (indptr, matrix.indices, weights, degrees, balanced_chunks(indptr, N_CHUNKS))
-        self.user_degrees, self.item_degrees = self._sides["users"][3], self._sides["items"][3]
+        total = float(biadjacency.data.sum(dtype=np.float64)) if total is None else total
+        self._sides = {
+            side: Rows(matrix.indptr.astype(np.int64), matrix.indices, exact_weights(matrix.data, total))
+            for side, matrix in (("users", biadjacency), ("items", biadjacency.T.tocsr()))
+        }
+        self.user_degrees, self.item_degrees = self._sides["users"].degrees, self._sides["items"].degrees
         self.total_weight = float(self.user_degrees.sum())
 
     def move(self, side, labels, other_labels, totals, scale, fresh, active):
-        indptr, indices, weights, degrees, chunks = self._sides[side]
-        moved = np.empty_like(labels)
-        _kernels.move_rows(
-            indptr, indices, weights, degrees, labels, active, other_labels, totals, scale, fresh, chunks, moved
-        )
-        awake = np.zeros(len(other_labels), np.bool_)
-        _kernels.wake_columns(indptr, indices, labels, moved, chunks, awake)
-        return moved, awake
+        return self._sides[side].move(labels, other_labels, totals, scale, fresh, active)
 
     def contract(self, user_labels, item_labels, n_groups):
         arguments = []
         work = np.zeros(n_groups + 1, np.int64)
         for side, labels in (("users", user_labels), ("items", item_labels)):
-            indptr, indices, weights, _, _ = self._sides[side]
-            starts, rows = _kernels.group_rows(labels, n_groups)
-            arguments += [starts, rows, indptr, indices, weights, labels]
-            work[1:] += np.bincount(labels, np.diff(indptr), n_groups).astype(np.int64)
+            rows = self._sides[side]
+            starts, members = _kernels.group_rows(labels, n_groups)
+            arguments += [starts, members, rows.indptr, rows.indices, rows.weights, labels]
+            work[1:] += np.bincount(labels, np.diff(rows.indptr), n_groups).astype(np.int64)
         return _kernels.contract_bipartite(*arguments, balanced_chunks(np.cumsum(work), N_CHUNKS))
 
     def weight_inside(self, user_labels, item_labels):
-        indptr, indices, weights, _, chunks = self._sides["users"]
-        return float(_kernels.weight_inside(indptr, indices, weights, user_labels, item_labels, chunks).sum())
+        return self._sides["users"].weight_inside(user_labels, item_labels)
+
+
+def symmetric_graph(
+    pairs: list[NDArray[np.int64]], weights: list[NDArray[np.float64]], n_groups: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]:
+    """The graph that :meth:`Graph.contract` returns, from every shard's :meth:`Rows.label_weights` of the users."""
+    users, items = np.divmod(np.concatenate(pairs), n_groups)
+    matrix = coo_array((np.concatenate(weights), (users, items)), shape=(n_groups, n_groups)).tocsr()
+    matrix = (matrix + matrix.T).tocsr()
+    return matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data
 
 
 def row_sums(indptr: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -10,7 +10,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from graphhash import _kernels
 from graphhash.buckets import BucketMap
+
+
+def gradient_slices(dim: int) -> int:
+    """Pieces of parallel work on vectors of ``dim`` floats; 16 floats are a cache line, which threads must not share."""
+    return max(1, min(dim // 16, torch.get_num_threads()))
+
+
+class _CpuLookup(torch.autograd.Function):
+    """The lookup on a CPU: torch's own gather and scatter of several weighted rows an id are many times slower."""
+
+    @staticmethod
+    def forward(ctx, table, rows, weights, weighted, ids):
+        if ids.numel() and (ids.min() < 0 or ids.max() >= len(rows)):
+            raise IndexError(f"ids span {ids.min()}..{ids.max()}, the bucket map has entries 0..{len(rows) - 1}")
+        ctx.save_for_backward(rows, weights, ids)
+        ctx.weighted, ctx.shape = weighted, table.shape
+        vectors = torch.empty(len(ids), table.shape[1])
+        _kernels.read_rows(
+            rows.numpy(), weights.numpy(), weighted, ids.numpy(), table.detach().numpy(), vectors.numpy()
+        )
+        return vectors
+
+    @staticmethod
+    def backward(ctx, gradients):
+        rows, weights, ids = ctx.saved_tensors
+        table_gradient = torch.zeros(ctx.shape)
+        _kernels.add_to_rows(
+            rows.numpy(), weights.numpy(), ctx.weighted, ids.numpy(), gradients.contiguous().numpy(),
+            gradient_slices(ctx.shape[1]), table_gradient.numpy(),
+        )  # fmt: skip
+        return table_gradient, None, None, None, None
 
 
 class BucketEmbedding(nn.Module):
@@ -46,14 +78,13 @@ class BucketEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of ``ids`` (any integer shape, values 0..n_ids; n_ids stands for an unknown id): shape (*ids.shape, dim)."""
-        if self.identity:
-            return functional.embedding(ids, self.table)
         flat = ids.reshape(-1)
-        rows = self.rows.index_select(0, flat)
-        if not self.weighted and rows.shape[1] == 1:
-            return functional.embedding(rows[:, 0], self.table).reshape(*ids.shape, self.dim)
-        weights = self.weights.index_select(0, flat)
-        vectors = functional.embedding_bag(rows, self.table, per_sample_weights=weights, mode="sum")
+        if self.table.device.type == "cpu" and self.table.dtype == torch.float32:
+            vectors = _CpuLookup.apply(self.table, self.rows, self.weights, self.weighted, flat)
+        else:
+            rows = self.rows.index_select(0, flat)
+            vectors = functional.embedding(rows, self.table)
+            vectors = (vectors * self.weights.index_select(0, flat).unsqueeze(-1)).sum(1)
         return vectors.reshape(*ids.shape, self.dim)
 
     def all(self) -> Tensor:

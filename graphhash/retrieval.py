@@ -6,12 +6,15 @@ Without the bias, items of one bucket tie (unless the map mixes several buckets)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from graphhash import _kernels
 from graphhash.buckets import BucketMap
-from graphhash.embedding import BucketEmbedding
+from graphhash.embedding import BucketEmbedding, gradient_slices
 
 
 class MatrixFactorization(nn.Module):
@@ -37,6 +40,16 @@ class MatrixFactorization(nn.Module):
         scores = (self.user_embedding(users) * self.item_embedding(items)).sum(-1)
         return scores if self.item_bias is None else scores + self.item_bias[items]
 
+    def all_pairs(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Scores as :meth:`forward` gives them, for many pairs of all ids: every id's vector is read from the table once."""
+        user_vectors, item_vectors = self.user_embedding.all(), self.item_embedding.all()
+
+        def scores(users: Tensor, items: Tensor) -> Tensor:
+            products = dot_pairs(user_vectors, item_vectors, users, items)
+            return products if self.item_bias is None else products + self.item_bias[items]
+
+        return scores
+
     def scores(self, users: Tensor) -> Tensor:
         """Scores of every item for each user: rows (batch,) in, shape (batch, n_items) out."""
         scores = self.user_embedding(users) @ self.item_embedding.all().T
@@ -45,6 +58,43 @@ class MatrixFactorization(nn.Module):
     def n_bytes(self, maps_bytes: int) -> int:
         """Bytes of tables and bias in float32 and of the stored maps."""
         return 4 * sum(parameter.numel() for parameter in self.parameters()) + maps_bytes
+
+
+def dot_pairs(left: Tensor, right: Tensor, left_rows: Tensor, right_rows: Tensor) -> Tensor:
+    """``<left[left_rows[e]], right[right_rows[e]]>`` for every pair e.
+
+    Args:
+        left, right: float32, shapes (n_left, dim) and (n_right, dim).
+        left_rows, right_rows: int64, shape (n_pairs,).
+
+    Returns: shape (n_pairs,).
+    """
+    if left.device.type == "cpu" and left.dtype == right.dtype == torch.float32:
+        return _CpuDotPairs.apply(left, right, left_rows, right_rows)
+    return (left.index_select(0, left_rows) * right.index_select(0, right_rows)).sum(-1)
+
+
+class _CpuDotPairs(torch.autograd.Function):
+    """:func:`dot_pairs` on a CPU, without the (n_pairs, dim) intermediate arrays that make torch's gathers slow there."""
+
+    @staticmethod
+    def forward(ctx, left, right, left_rows, right_rows):
+        ctx.save_for_backward(left, right, left_rows, right_rows)
+        products = torch.empty(len(left_rows))
+        _kernels.dot_pairs(
+            left.detach().numpy(), right.detach().numpy(), left_rows.numpy(), right_rows.numpy(), products.numpy()
+        )
+        return products
+
+    @staticmethod
+    def backward(ctx, gradients):
+        left, right, left_rows, right_rows = ctx.saved_tensors
+        left_gradient, right_gradient = torch.zeros_like(left), torch.zeros_like(right)
+        _kernels.add_dot_gradients(
+            left.numpy(), right.numpy(), left_rows.numpy(), right_rows.numpy(), gradients.contiguous().numpy(),
+            gradient_slices(left.shape[1]), left_gradient.numpy(), right_gradient.numpy(),
+        )  # fmt: skip
+        return left_gradient, right_gradient, None, None
 
 
 def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""Ranking a catalogue for users, and the metrics of the ranking: Recall@k and NDCG@k.
+
+Ties are broken by one rule everywhere: the higher score first, equal scores by the lower item row (items are in ascending raw-id
+order; it is also the rule of ONNX's TopK).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+
+def top_k(scores: NDArray[np.float32], k: int, seen: csr_array | None = None) -> NDArray[np.int32]:
+    """Best k items of every row, best first.
+
+    Args:
+        scores: shape (n, n_items). Not changed. -inf marks an item that must not be recommended.
+        k: slots per row.
+        seen: items to leave out, shape (n, n_items), nonzero = left out.
+
+    Returns: item rows, shape (n, k); -1 marks an empty slot (fewer than k items are left).
+
+    Raises:
+        ValueError: k below 1, shapes differ, or a score is NaN.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if seen is not None and seen.shape != scores.shape:
+        raise ValueError(f"seen is {seen.shape}, scores are {scores.shape}")
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN: the model diverged; train with a smaller learning rate")
+    if seen is None:
+        indptr, indices = np.zeros(len(scores) + 1, np.int64), np.empty(0, np.int32)
+    else:
+        indptr, indices = seen.indptr.astype(np.int64), seen.indices
+    items = np.empty((len(scores), k), np.int32)
+    _top_k(scores, indptr, indices, items)
+    return items
+
+
+def recall_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
+    """Share of each user's relevant items that were recommended, over min(k, number relevant).
+
+    Args:
+        topk: item rows, best first, shape (n_users, k); -1 marks an empty slot.
+        relevant: held-out interactions, shape (n_users, n_items), nonzero = relevant.
+
+    Returns: values in [0, 1], shape (n_users,); NaN for a user with nothing held out.
+    """
+    hits, n_relevant = _hits(topk, relevant)
+    reachable = np.minimum(topk.shape[1], n_relevant)
+    return np.divide(hits.sum(1), reachable, out=np.full(len(topk), np.nan), where=reachable > 0)
+
+
+def ndcg_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
+    """Normalised discounted cumulative gain with binary relevance: hits weigh ``1 / log2(rank + 1)``, ranks from 1, over the
+    best that min(k, number relevant) hits could reach (Jarvelin and Kekalainen, TOIS 2002).
+
+    Arguments and return as in :func:`recall_at_k`.
+    """
+    hits, n_relevant = _hits(topk, relevant)
+    k = topk.shape[1]
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    best = np.concatenate([[np.nan], np.cumsum(discounts)])[np.minimum(k, n_relevant)]
+    return (hits * discounts).sum(1) / best
+
+
+def _hits(topk: NDArray[np.int32], relevant: csr_array) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which slots hold a relevant item, shape (n_users, k), and how many items are relevant, shape (n_users,)."""
+    if len(topk) != relevant.shape[0]:
+        raise ValueError(f"topk holds {len(topk)} users, relevant {relevant.shape[0]}")
+    n_relevant = np.diff(relevant.indptr).astype(np.int64)
+    users = np.repeat(np.arange(len(topk)), n_relevant)
+    # One number per pair, so that membership is one sorted search.
+    pairs = np.sort(users * np.int64(relevant.shape[1]) + relevant.indices)
+    slots = np.arange(len(topk), dtype=np.int64)[:, None] * relevant.shape[1] + topk
+    place = np.minimum(np.searchsorted(pairs, slots), max(len(pairs) - 1, 0))
+    hits = (pairs[place] == slots) & (topk >= 0) if len(pairs) else np.zeros(topk.shape, np.bool_)
+    return hits, n_relevant
+
+
+@njit(cache=True, parallel=True)
+def _top_k(scores, indptr, indices, items):
+    k = items.shape[1]
+    n_items = scores.shape[1]
+    for row in prange(len(scores)):
+        left_out = np.zeros(n_items, np.bool_)
+        for entry in range(indptr[row], indptr[row + 1]):
+            left_out[indices[entry]] = True
+        best_scores = np.full(k, -np.inf, scores.dtype)
+        best_items = np.full(k, -1, np.int32)
+        for item in range(n_items):
+            score = scores[row, item]
+            # Strictly larger only: of equal scores the earlier, lower item stays ahead.
+            if score > best_scores[k - 1] and not left_out[item]:
+                place = k - 1
+                while place > 0 and score > best_scores[place - 1]:
+                    best_scores[place] = best_scores[place - 1]
+                    best_items[place] = best_items[place - 1]
+                    place -= 1
+                best_scores[place] = score
+                best_items[place] = item
+        items[row] = best_items

@@ -1,0 +1,52 @@
+"""Bytes of a compressed model, and how many rows a share of the full tables' bytes allows.
+
+Everything that is stored counts: table rows, the map's row numbers, its weights, and the item bias.
+"""
+
+from __future__ import annotations
+
+from graphhash.errors import DataError
+from pipeline.config import RunConfig
+from pipeline.methods import METHODS
+
+FULL_ITEMSIZE = 4
+
+
+def full_bytes(n_users: int, n_items: int, dim: int) -> int:
+    """Bytes of float32 tables with a row for every id and one per side for unknown ids."""
+    return FULL_ITEMSIZE * dim * (n_users + n_items + 2)
+
+
+def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) -> int:
+    """Most rows, of both sides together, that keep every compressed method of the run within ``ratio`` of the full bytes.
+
+    All methods of a run get the same rows, so the one with the largest map decides.
+
+    Raises:
+        DataError: the maps alone take more bytes than the ratio allows.
+    """
+    itemsize = 2 if config.export.precision == "float16" else 4
+    allowed = ratio * full_bytes(n_users, n_items, config.train.dim)
+    overhead, heaviest = 0, ""
+    for name in config.run.methods:
+        if name == "full":
+            continue
+        method = METHODS[name]
+        n_lookups = method.lookups(config.map.n_lookups)
+        per_id = n_lookups * ((2 if _small(allowed, itemsize, config.train.dim) else 4) + (1 if method.weighted else 0))
+        bytes_ = per_id * (n_users + n_items + 2) + (4 * n_items if method.with_bias(config.map.item_bias) else 0)
+        if bytes_ > overhead:
+            overhead, heaviest = bytes_, name
+    rows = int((allowed - overhead) // (itemsize * config.train.dim))
+    if rows < 4:
+        raise DataError(
+            f"a ratio of {ratio:g} leaves no rows: the maps of method {heaviest!r} alone take "
+            f"{overhead / full_bytes(n_users, n_items, config.train.dim):.1%} of the full tables' bytes; "
+            "raise the ratio or the dim, or lower map.n_lookups"
+        )
+    return rows
+
+
+def _small(allowed: float, itemsize: int, dim: int) -> bool:
+    """Whether no table within the budget can outgrow 16-bit row numbers."""
+    return allowed / (itemsize * dim) <= 2**16

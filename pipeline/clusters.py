@@ -1,0 +1,208 @@
+"""The cluster stage: training graph in, one community per user and item out, with figures a person can read.
+
+``shards=0`` clusters with numba threads in this process. ``shards=N`` cuts each side into N row ranges of equal work and runs
+every half-sweep, contraction and count as N Ray tasks over memory-mapped files: a task gets a path, the other side's labels and
+totals, and returns labels. Both give the same labels, bit for bit.
+
+Files (``RUN/cluster/``): ``labels_users.npy``, ``labels_items.npy`` (int32, one community per row) and ``cluster.json``.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from graphhash.clustering import (
+    Labels,
+    LocalGraph,
+    Rows,
+    cluster_graph,
+    cluster_to_rows,
+    exact_weights,
+    symmetric_graph,
+)
+from graphhash.errors import DataError
+from graphhash.graph import balanced_chunks
+from pipeline.budget import rows_for_ratio
+from pipeline.config import RunConfig
+from pipeline.shards import ShardedCsr
+from pipeline.stages import write_json_atomic
+
+
+def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
+    """Cluster the training graph of a run by the budget that the configuration names, and write the files above.
+
+    Args:
+        config: ``cluster`` for the budget and the way; ``map``, ``train`` and ``run`` for the bytes of a ratio.
+        ingest_dir: holds ``train/`` and ``train_by_item/``.
+        out_dir: exists and is empty.
+
+    Returns: what ``cluster.json`` holds.
+
+    Raises:
+        DataError: no training interactions, or a budget that the graph cannot meet.
+    """
+    started = time.perf_counter()
+    by_user, by_item = ShardedCsr.open(ingest_dir / "train"), ShardedCsr.open(ingest_dir / "train_by_item")
+    if by_user.n_edges == 0:
+        raise DataError("there are no training interactions to cluster; check the data and the split")
+    settings = {"tolerance": config.cluster.tolerance, "max_cycles": config.cluster.max_cycles}
+    kind, budget = config.cluster.budget
+    if kind == "ratio":
+        kind, budget = "rows", rows_for_ratio(config, budget, by_user.n_rows, by_user.n_cols)
+    threads = numba.get_num_threads()
+    try:
+        numba.set_num_threads(min(config.cluster.threads or threads, threads))
+        if config.cluster.shards:
+            graph = RayGraph(by_user, by_item, config.cluster.shards)
+        else:
+            graph = LocalGraph(by_user.load(), by_user.total_weight)
+        loaded = time.perf_counter()
+        with tqdm(desc="cluster", unit=" cycles", disable=None, leave=False) as bar:
+
+            def on_cycle(n_cycles: int, modularity: float, n_communities: int) -> None:
+                bar.update()
+                bar.set_postfix_str(f"Q {modularity:.4f}, {n_communities:,} communities")
+
+            if kind == "rows":
+                # Each side has one more row, for unknown ids.
+                labels = cluster_to_rows(graph, int(budget) - 2, on_cycle=on_cycle, **settings)
+            else:
+                labels = cluster_graph(graph, budget, on_cycle=on_cycle, **settings)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    finally:
+        numba.set_num_threads(threads)
+    np.save(out_dir / "labels_users.npy", labels.users)
+    np.save(out_dir / "labels_items.npy", labels.items)
+    facts = _describe(labels, graph.weight_inside(labels.users, labels.items) / graph.total_weight)
+    facts["seconds"] = {
+        "load": round(loaded - started, 3),
+        **{phase: round(seconds, 3) for phase, seconds in labels.seconds.items()},
+        "total": round(time.perf_counter() - started, 3),
+    }
+    write_json_atomic(out_dir / "cluster.json", facts)
+    return facts
+
+
+def load_labels(cluster_dir: Path, facts: dict) -> Labels:
+    """Labels written by :func:`cluster_run`.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    try:
+        users, items = (np.load(cluster_dir / f"labels_{side}.npy", allow_pickle=False) for side in ("users", "items"))
+        return Labels(users, items, facts["resolution"], facts["modularity"], tuple(facts["history"]))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{cluster_dir}: labels cannot be read ({error}); run 'graphhash cluster' again") from error
+
+
+def _describe(labels: Labels, share_inside: float) -> dict:
+    sizes = {}
+    for side, values in (("users", labels.users), ("items", labels.items)):
+        counts = np.unique(values, return_counts=True)[1]
+        sizes[side] = {
+            "median": float(np.median(counts)),
+            "p99": float(np.percentile(counts, 99)),
+            "largest": int(counts.max()),
+        }
+    return {
+        "resolution": labels.resolution,
+        "modularity": labels.modularity,
+        "share_inside": share_inside,
+        "n_communities": labels.n_communities,
+        "user_rows": labels.user_rows,
+        "item_rows": labels.item_rows,
+        "rows": labels.rows,
+        "sizes": sizes,
+        "n_cycles": len(labels.history) - 1,
+        "history": list(labels.history),
+    }
+
+
+class RayGraph:
+    """:class:`graphhash.clustering.Graph` over Ray tasks; Ray must be running.
+
+    Args:
+        by_user, by_item: the graph and its transpose, in files that every worker can read.
+        n_shards: row ranges per side; one task each. Ray runs as many at a time as there are CPUs.
+    """
+
+    def __init__(self, by_user: ShardedCsr, by_item: ShardedCsr, n_shards: int):
+        import ray
+
+        self.n_users, self.n_items = by_user.n_rows, by_user.n_cols
+        self._ray = ray
+        self._remote = ray.remote(num_cpus=1, max_retries=3)(_run_on_rows)
+        self._total = by_user.total_weight
+        self._sides = {}
+        degrees = {}
+        for side, stored in (("users", by_user), ("items", by_item)):
+            counts = np.concatenate([[0], np.cumsum(np.concatenate(self._each_stored(stored)))])
+            starts = balanced_chunks(counts, n_shards)
+            self._sides[side] = [
+                (str(stored.path), int(start), int(stop)) for start, stop in zip(starts[:-1], starts[1:], strict=True)
+            ]
+            degrees[side] = np.concatenate(self._all(side, "degrees", lambda start, stop: ()))
+        self.user_degrees, self.item_degrees = degrees["users"], degrees["items"]
+        self.total_weight = float(self.user_degrees.sum())
+
+    def move(self, side, labels, other_labels, totals, scale, fresh, active):
+        shared = self._ray.put((other_labels, totals))
+        parts = self._all(
+            side, "move", lambda start, stop: (labels[start:stop], shared, scale, fresh + start, active[start:stop])
+        )
+        awake = np.zeros(len(other_labels), np.bool_)
+        for _, bits in parts:
+            awake |= np.unpackbits(bits, count=len(awake)).view(np.bool_)
+        return np.concatenate([moved for moved, _ in parts]), awake
+
+    def contract(self, user_labels, item_labels, n_groups):
+        shared = self._ray.put(item_labels)
+        parts = self._all("users", "label_weights", lambda start, stop: (user_labels[start:stop], shared, n_groups))
+        return symmetric_graph([pairs for pairs, _ in parts], [weights for _, weights in parts], n_groups)
+
+    def weight_inside(self, user_labels, item_labels):
+        shared = self._ray.put(item_labels)
+        return sum(self._all("users", "weight_inside", lambda start, stop: (user_labels[start:stop], shared)))
+
+    def _all(self, side: str, operation: str, arguments) -> list:
+        """Results of one operation on every shard of a side, in shard order."""
+        tasks = [
+            self._remote.remote(path, start, stop, self._total, operation, *arguments(start, stop))
+            for path, start, stop in self._sides[side]
+        ]
+        return self._ray.get(tasks)
+
+    def _each_stored(self, stored: ShardedCsr) -> list[NDArray[np.int64]]:
+        """Edges of every row, by stored shard."""
+        tasks = [
+            self._remote.remote(str(stored.path), start, stop, self._total, "counts") for start, stop in stored.shards
+        ]
+        return self._ray.get(tasks)
+
+
+def _run_on_rows(path: str, start: int, stop: int, total: float, operation: str, *arguments):
+    """One Ray task: read rows [start, stop) of a graph and run one operation on them."""
+    numba.set_num_threads(1)
+    stored = ShardedCsr.open(path)
+    indptr, indices, weights = stored.read(start, stop)
+    if operation == "counts":
+        return np.diff(indptr)
+    rows = Rows(indptr, indices, weights if stored.unit_weights else exact_weights(weights, total))
+    if operation == "degrees":
+        return rows.degrees
+    if operation == "move":
+        labels, (other_labels, totals), scale, fresh, active = arguments
+        moved, awake = rows.move(labels, other_labels, totals, scale, fresh, active)
+        return moved, np.packbits(awake)
+    if operation == "label_weights":
+        return rows.label_weights(*arguments)
+    assert operation == "weight_inside", operation
+    return rows.weight_inside(*arguments)

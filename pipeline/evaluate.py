@@ -1,0 +1,115 @@
+"""The evaluate stage: Recall@20 and NDCG@20 on the test interactions, and every byte of the model counted.
+
+Training and validation items are left out of a user's ranking; users with nothing held out are left out of the mean; ties go to
+the lower item row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from graphhash.buckets import BucketMap
+from graphhash.errors import DataError
+from graphhash.ranking import ndcg_at_k, recall_at_k, top_k
+from graphhash.retrieval import MatrixFactorization
+from pipeline.budget import full_bytes
+from pipeline.checkpoint import load_method
+from pipeline.config import RunConfig
+from pipeline.shards import ShardedCsr
+
+K = 20
+# Scores of one block of users and the whole catalogue: float32, 64 MiB.
+BLOCK_SCORES = 2**24
+
+
+def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:
+    """Test a trained method.
+
+    Tables are rounded to the precision of the export first, so that the figures belong to what is shipped.
+
+    Returns: ``recall@20``, ``ndcg@20`` (None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of tables, maps and
+    bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``n_lookups``, ``item_bias``.
+    """
+    model, users, items = load_method(method_dir)
+    if config.export.precision == "float16":
+        with torch.no_grad():
+            for embedding in (model.user_embedding, model.item_embedding):
+                embedding.table.copy_(embedding.table.half())
+    seen = ShardedCsr.open(ingest_dir / "train").load() + ShardedCsr.open(ingest_dir / "validation").load()
+    test = ShardedCsr.open(ingest_dir / "test").load()
+    tested = np.flatnonzero(np.diff(test.indptr))
+    metrics: dict[str, Any] = {f"recall@{K}": None, f"ndcg@{K}": None, "n_test_users": len(tested)}
+    if len(tested):
+        recall, ndcg = rank_users(model, tested, seen, test, K)
+        metrics |= {f"recall@{K}": float(recall.mean()), f"ndcg@{K}": float(ndcg.mean())}
+    parts = count_bytes(model, users, items, config.export.precision)
+    total, full = sum(parts.values()), full_bytes(users.n_ids, items.n_ids, config.train.dim)
+    return metrics | {
+        "rows": users.n_buckets + items.n_buckets,
+        "bytes": total,
+        "bytes_full": full,
+        "bytes_ratio": total / full,
+        "bytes_of": parts,
+        "n_lookups": users.n_lookups,
+        "item_bias": model.item_bias is not None,
+    }
+
+
+def count_bytes(model: MatrixFactorization, users: BucketMap, items: BucketMap, precision: str) -> dict[str, int]:
+    """Bytes of each stored part: ``tables`` in ``precision``, ``maps`` (rows and weights) and ``bias`` in float32."""
+    values = model.user_embedding.table.numel() + model.item_embedding.table.numel()
+    return {
+        "tables": values * {"float32": 4, "float16": 2}[precision],
+        "maps": users.nbytes + items.nbytes,
+        "bias": 0 if model.item_bias is None else 4 * model.item_bias.numel(),
+    }
+
+
+@torch.no_grad()
+def rank_users(
+    model: MatrixFactorization,
+    users: NDArray[np.integer],
+    seen: csr_array,
+    relevant: csr_array,
+    k: int,
+    on_block: Callable[[int], None] = lambda n: None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall@k and NDCG@k of users, ranking the whole catalogue in blocks of users.
+
+    Args:
+        model: on any device; the scores come from there, the ranking is done here.
+        users: rows, shape (n,), each with something relevant.
+        seen: items to leave out, shape (n_users, n_items).
+        relevant: held-out items, same shape.
+        k: slots.
+        on_block: told how many users each block held.
+
+    Returns: two arrays of shape (n,).
+
+    Raises:
+        DataError: a score is NaN.
+    """
+    device = model.item_embedding.table.device
+    item_vectors = model.item_embedding.all()
+    block = max(1, BLOCK_SCORES // len(item_vectors))
+    recalls, ndcgs = [], []
+    for start in range(0, len(users), block):
+        part = users[start : start + block]
+        scores = model.user_embedding(torch.from_numpy(np.asarray(part, np.int64)).to(device)) @ item_vectors.T
+        if model.item_bias is not None:
+            scores += model.item_bias
+        try:
+            ranked = top_k(scores.cpu().numpy(), k, seen[part])
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        recalls.append(recall_at_k(ranked, relevant[part]))
+        ndcgs.append(ndcg_at_k(ranked, relevant[part]))
+        on_block(len(part))
+    return np.concatenate(recalls), np.concatenate(ndcgs)

@@ -1,0 +1,116 @@
+"""The training loop: matrix factorisation with BPR, a page of straight code over tensors on one device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphhash.errors import DataError
+from graphhash.retrieval import MatrixFactorization, bpr_loss
+from pipeline.evaluate import K
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What :func:`fit` needs to know."""
+
+    lr: float
+    weight_decay: float
+    epochs: int
+    eval_every: int
+    patience: int
+    batch_size: int | None
+    seed: int
+
+
+def fit(
+    model: MatrixFactorization,
+    users: Tensor,
+    items: Tensor,
+    settings: FitSettings,
+    validate: Callable[[MatrixFactorization], dict[str, float]] | None,
+    *,
+    state: dict[str, Any] | None = None,
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+    on_evaluation: Callable[[dict[str, Any]], None] = lambda state: None,
+) -> dict[str, Any]:
+    """Train with BPR and Adam; one negative per interaction, drawn uniformly from the catalogue and not rejected.
+
+    Args:
+        model: on the device to train on; left with the last epoch's weights.
+        users, items: rows of the training interactions, int64, shape (n_interactions,), on the same device.
+        settings: see there; ``patience`` counts evaluations, and with ``batch_size`` None an epoch is one step.
+        validate: metrics of a model, ``recall@20`` among them, which is the one to raise; None: no validation, the last epoch
+            is the best.
+        state: what an earlier call handed to ``on_evaluation``; training goes on from there.
+        on_epoch: told the number and loss of every epoch.
+        on_evaluation: told the state after every evaluation: ``model``, ``optimizer``, ``generator``, ``epoch``, ``best``
+            (weights), ``best_recall``, ``best_epoch``, ``n_worse``, ``history``.
+
+    Returns: the last state.
+
+    Raises:
+        DataError: the loss is no longer finite.
+    """
+    device = users.device
+    n_items = model.item_embedding.n_ids
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    if state is None:
+        state = {"epoch": 0, "best_recall": -math.inf, "best_epoch": 0, "n_worse": 0, "history": []}
+    else:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"].cpu())
+    started = time.perf_counter()
+    for epoch in range(state["epoch"] + 1, settings.epochs + 1):
+        if state["n_worse"] >= settings.patience:
+            break
+        total = torch.zeros((), device=device)
+        for batch in _batches(len(users), settings.batch_size, generator):
+            batch_users, positives = users[batch], items[batch]
+            negatives = torch.randint(n_items, positives.shape, generator=generator, device=device)
+            # With all interactions in a step, every id is read from its table once.
+            score = model.all_pairs() if settings.batch_size is None else model
+            loss = bpr_loss(score(batch_users, positives), score(batch_users, negatives))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(positives)
+        mean = float(total) / len(users)
+        if not math.isfinite(mean):
+            raise DataError(f"the loss is {mean} in epoch {epoch}: training diverged; lower train.lr ({settings.lr:g})")
+        on_epoch(epoch, mean)
+        if epoch % settings.eval_every and epoch < settings.epochs:
+            continue
+        metrics = validate(model) if validate is not None else {}
+        recall = metrics.get(f"recall@{K}", math.inf)
+        weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        if recall > state["best_recall"] or validate is None:
+            state |= {"best": weights, "best_recall": recall, "best_epoch": epoch, "n_worse": 0}
+        else:
+            state["n_worse"] += 1
+        entry = {"epoch": epoch, "loss": mean, **metrics, "seconds": round(time.perf_counter() - started, 2)}
+        state |= {
+            "epoch": epoch,
+            "model": weights,
+            "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(),
+            "history": [*state["history"], entry],
+        }
+        on_evaluation(state)
+    return state
+
+
+def _batches(n: int, batch_size: int | None, generator: torch.Generator) -> Iterator[slice | Tensor]:
+    if batch_size is None:
+        yield slice(None)
+        return
+    order = torch.randperm(n, generator=generator, device=generator.device)
+    yield from order.split(batch_size)

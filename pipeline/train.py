@@ -1,0 +1,250 @@
+"""The train stage: bucket maps, then the loop of ``pipeline.fit`` in a Ray Train worker.
+
+The worker has a GPU where the cluster has one, else all CPUs. One that is killed is started again and goes on from the last
+evaluation's checkpoint.
+
+Files (``RUN/methods/<method>/``): ``users.npz``, ``items.npz`` (bucket maps), ``checkpoint/model.npz`` (the weights of best
+validation recall, float32: ``user_table``, ``item_table`` and, where trained, ``item_bias``) and ``history.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from tqdm import tqdm
+
+from graphhash.buckets import BucketMap
+from graphhash.errors import DataError
+from graphhash.retrieval import MatrixFactorization
+from pipeline.checkpoint import save_model
+from pipeline.clusters import load_labels
+from pipeline.config import RunConfig
+from pipeline.evaluate import K, rank_users
+from pipeline.fit import FitSettings, fit
+from pipeline.methods import METHODS
+from pipeline.shards import ShardedCsr
+from pipeline.stages import write_json_atomic
+from pipeline.tracking import Tracker
+
+STATE = "state.pt"
+PROGRESS = "progress.json"
+FAILURE = "failure.txt"
+
+
+def train_method(
+    config: RunConfig, method: str, ingest_dir: Path, cluster_dir: Path, out_dir: Path, tracker: Tracker
+) -> dict[str, Any]:
+    """Make the maps of a method, train, and write the files above. Ray must be running.
+
+    Returns: epochs trained, best epoch, best validation recall, settings that were defaults, and the maps' hashes.
+
+    Raises:
+        DataError: training failed; the message says why.
+    """
+    spec = METHODS[method]
+    graph = ShardedCsr.open(ingest_dir / "train").load()
+    facts = json.loads((cluster_dir / "cluster.json").read_text())
+    maps = spec.make(graph, load_labels(cluster_dir, facts), spec.lookups(config.map.n_lookups), config.map.seed)
+    for side, bucket_map in zip(("users", "items"), maps, strict=True):
+        bucket_map.save(out_dir / f"{side}.npz")
+    settings = FitSettings(
+        lr=spec.lr if config.train.lr is None else config.train.lr,
+        weight_decay=spec.weight_decay if config.train.weight_decay is None else config.train.weight_decay,
+        epochs=config.train.epochs,
+        eval_every=config.train.eval_every,
+        patience=config.train.patience,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+    )
+    tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(("users", "items"), maps, strict=True)}
+    tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
+    job = {
+        "folder": str(out_dir.absolute()),
+        "ingest": str(ingest_dir.absolute()),
+        "dim": config.train.dim,
+        "item_bias": spec.with_bias(config.map.item_bias),
+        "settings": settings,
+        "eval_users": config.train.eval_users,
+    }
+    with _progress_bar(method, settings.epochs, out_dir / PROGRESS):
+        state = _run_on_ray(job, config.train.workers, tracker)
+    (out_dir / PROGRESS).unlink(missing_ok=True)
+    model = MatrixFactorization(*maps, config.train.dim, item_bias=job["item_bias"], seed=settings.seed)
+    model.load_state_dict(state["best"])
+    for side, embedding in (("users", model.user_embedding), ("items", model.item_embedding)):
+        degrees = graph.sum(axis=1 if side == "users" else 0)
+        embedding.fill_unknown(torch.from_numpy(np.asarray(degrees, np.float32).ravel()))
+    save_model(model, out_dir)
+    write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
+    best = state["best_recall"]
+    return {
+        "epochs": state["epoch"],
+        "best_epoch": state["best_epoch"],
+        f"validation_recall@{K}": best if math.isfinite(best) else None,
+        "item_bias": job["item_bias"],
+        "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
+        **hashes,
+    }
+
+
+def _run_on_ray(job: dict[str, Any], workers: int | None, tracker: Tracker) -> dict[str, Any]:
+    """Run :func:`_worker` in Ray Train and return its last state."""
+    import ray
+    from ray import train
+    from ray.train.torch import TorchTrainer
+
+    resources = ray.cluster_resources()
+    n_gpus = int(resources.get("GPU", 0))
+    n_cpus = max(1, int(resources.get("CPU", 1)))
+    if (workers or 1) > 1:
+        raise DataError(f"train.workers={workers}: training runs on one worker; leave train.workers out")
+    storage = Path(job["folder"]) / "ray"
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=job,
+        scaling_config=train.ScalingConfig(
+            num_workers=1, use_gpu=n_gpus > 0, resources_per_worker=None if n_gpus else {"CPU": n_cpus}
+        ),
+        run_config=train.RunConfig(
+            name="fit",
+            storage_path=str(storage),
+            failure_config=train.FailureConfig(max_failures=2),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=1),
+            callbacks=[_tracking_callback(tracker)] if tracker.run_id else [],
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except train.TrainingFailedError as error:
+        raise DataError(_reason(error)) from error
+    finally:
+        failure = Path(job["folder"]) / FAILURE
+        if failure.exists():
+            raise DataError(failure.read_text())
+    with result.checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder) / STATE, weights_only=True, map_location="cpu")
+    shutil.rmtree(storage, ignore_errors=True)
+    return state
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """What one Ray Train worker does: load, fit, and report a checkpoint at every evaluation."""
+    import numba
+    import ray
+    from ray import train
+    from ray.train.torch import get_device
+
+    n_cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+    torch.set_num_threads(n_cpus)
+    numba.set_num_threads(min(n_cpus, numba.config.NUMBA_NUM_THREADS))
+    device = get_device()
+    folder, settings = Path(job["folder"]), job["settings"]
+    graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
+    maps = BucketMap.load(folder / "users.npz"), BucketMap.load(folder / "items.npz")
+    model = MatrixFactorization(*maps, job["dim"], item_bias=job["item_bias"], seed=settings.seed).to(device)
+    users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))).to(device)
+    items = torch.from_numpy(graph.indices.astype(np.int64)).to(device)
+
+    checkpoint = train.get_checkpoint()
+    state = None
+    if checkpoint is not None:
+        with checkpoint.as_directory() as saved:
+            state = torch.load(Path(saved) / STATE, weights_only=True, map_location=device)
+    written = 0.0
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        nonlocal written
+        if time.monotonic() - written > 0.5:
+            written = time.monotonic()
+            write_json_atomic(folder / PROGRESS, {"epoch": epoch, "loss": loss})
+
+    def on_evaluation(state: dict[str, Any]) -> None:
+        entry = state["history"][-1]
+        with tempfile.TemporaryDirectory() as saved:
+            torch.save(state, Path(saved) / STATE)
+            train.report(entry, checkpoint=train.Checkpoint.from_directory(saved))
+
+    validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
+    validate = _validation(graph, validation, job["eval_users"], settings.seed) if validation.nnz else None
+    try:
+        fit(model, users, items, settings, validate, state=state, on_epoch=on_epoch, on_evaluation=on_evaluation)
+    except DataError as error:
+        # Another try would end the same way, so it is told to the driver and not to Ray Train.
+        (folder / FAILURE).write_text(str(error))
+
+
+def _validation(
+    seen: csr_array, relevant: csr_array, n_users: int, seed: int
+) -> Callable[[MatrixFactorization], dict[str, float]]:
+    """Mean recall and NDCG over users with held-out items, ``n_users`` of them drawn once where there are more (0: all)."""
+    users = np.flatnonzero(np.diff(relevant.indptr))
+    if 0 < n_users < len(users):
+        users = np.sort(np.random.default_rng(seed).choice(users, n_users, replace=False))
+
+    def validate(model: MatrixFactorization) -> dict[str, float]:
+        recall, ndcg = rank_users(model, users, seen, relevant, K)
+        return {f"recall@{K}": float(recall.mean()), f"ndcg@{K}": float(ndcg.mean())}
+
+    return validate
+
+
+def _reason(error: Exception) -> str:
+    """One line of why a worker failed, from Ray Train's collection of tracebacks."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    cause = getattr(causes[0], "cause", None) or causes[0]
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"training failed: {lines[-1] if lines else type(cause).__name__}"
+
+
+def _tracking_callback(tracker: Tracker) -> Any:
+    """Sends the metrics to MLflow from Ray Train's controller process, so that workers need no tracking."""
+    from ray.train import UserCallback
+
+    class TrackingCallback(UserCallback):
+        def after_report(self, run_context, metrics, checkpoint):
+            # Every worker reports the same metrics.
+            entry = metrics[0]
+            tracker.log_metrics({key: value for key, value in entry.items() if key != "epoch"}, step=entry["epoch"])
+
+    return TrackingCallback()
+
+
+@contextmanager
+def _progress_bar(method: str, epochs: int, file: Path) -> Iterator[None]:
+    """A bar over the epochs that the worker notes in ``file``; only on a terminal."""
+    with tqdm(total=epochs, desc=f"train {method}", unit=" epochs", disable=None, leave=False) as bar:
+        if bar.disable:
+            yield
+            return
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.wait(0.5):
+                try:
+                    seen = json.loads(file.read_text())
+                except (OSError, ValueError):
+                    continue  # The worker has not begun, or has just ended.
+                bar.update(seen["epoch"] - bar.n)
+                bar.set_postfix_str(f"loss {seen['loss']:.4f}")
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
