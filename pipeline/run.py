@@ -9,15 +9,16 @@ before anything is done: MLflow is asked early whether it is there, and Ray star
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import glob
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import tracking
-from pipeline.config import RunConfig
+from pipeline.config import ConfigError, RunConfig
 from pipeline.stages import (
     RunFolder,
     StageResult,
@@ -68,6 +69,8 @@ def run(config: RunConfig, *, until: str = "report", say: Callable[[str], None] 
     """
     assert until in STAGES, until
     out = Path(config.run.out)
+    if until != "ingest":
+        _check_methods(config.run.methods)
     steps = plan(config, until)
     with ExitStack() as stack:
         folder = stack.enter_context(RunFolder(out, say=say))
@@ -94,6 +97,16 @@ def run(config: RunConfig, *, until: str = "report", say: Callable[[str], None] 
         return Outcome(ingest.result, cluster.result, metrics)
 
 
+def _check_methods(methods: Sequence[str]) -> None:
+    from pipeline.methods import METHODS
+
+    for method in methods:
+        if method not in METHODS:
+            close = difflib.get_close_matches(method, METHODS, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"unknown method {method!r}; {hint}methods are {', '.join(METHODS)}")
+
+
 def plan(config: RunConfig, until: str) -> dict[str, Step]:
     """The stages up to `until` with their settings and inputs, by name, in order."""
     settings = {section: dataclasses.asdict(getattr(config, section)) for section in ("data", "cluster", "map", "train")}
@@ -101,6 +114,10 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
     settings["data"].pop("path")
     for key in ("threads", "shards"):
         settings["cluster"].pop(key)
+    if config.cluster.budget[0] == "ratio":
+        # How many rows a share of the bytes is depends on what else takes bytes.
+        settings["cluster"]["bytes"] = [config.train.dim, config.map.n_lookups, config.map.item_bias,
+                                        config.export.precision, *config.run.methods]  # fmt: skip
     steps: dict[str, Step] = {}
 
     def add(stage: str, name: str, values: Mapping[str, Any], *inputs: str) -> Step:
@@ -224,7 +241,7 @@ def _method(
 def _export(config: RunConfig, ingest: Path, method_dir: Path, out: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     from graphhash.vocabulary import Vocabulary
     from pipeline.export import export_retrieval
-    from pipeline.train import load_method
+    from pipeline.checkpoint import load_method
 
     model, user_map, item_map = load_method(method_dir)
     settings = config.flat()

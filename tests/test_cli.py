@@ -20,6 +20,7 @@ from graphhash.vocabulary import Vocabulary
 from pipeline import cli
 from pipeline import run as run_module
 from pipeline.config import RunConfig
+from pipeline.methods import METHODS
 from pipeline.run import Outcome
 from pipeline.stages import RunFolderError
 
@@ -95,6 +96,11 @@ def test_every_option_names_existing_settings():
     assert {key for keys in cli.KEYS.values() for key in keys} <= names
     options = {option.name for command in cli.app.commands.values() for option in command.params}
     assert set(cli.KEYS) <= options
+
+
+def test_help_names_every_method(graphhash):
+    _, out, _ = graphhash("run", "--help")
+    assert all(method in out for method in METHODS)
 
 
 def test_run_prints_the_table_and_writes_the_figures(graphhash, runs, tmp_path):

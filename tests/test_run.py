@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import run as run_module
 from pipeline import tracking
-from pipeline.config import RunConfig
+from pipeline.config import ConfigError, RunConfig
 from pipeline.run import plan, run
 
 
@@ -108,7 +108,7 @@ def test_stages_run_in_order_and_once(calls, config, tmp_path):
         ("export.precision=float16", ["export"]),
         ("train.lr=0.5", ["train", "evaluate", "export"]),
         ("map.n_lookups=3", ["train", "evaluate", "export"]),
-        ("cluster.rows=9", ["cluster", "train", "evaluate", "export"]),
+        ("cluster.resolution=9", ["cluster", "train", "evaluate", "export"]),
         ("cluster.threads=2", []),
         ("cluster.shards=2", []),
         ("run.experiment=other", []),
@@ -116,10 +116,17 @@ def test_stages_run_in_order_and_once(calls, config, tmp_path):
     ],
 )
 def test_a_change_computes_what_depends_on_it(calls, config, override, expected):
-    run(config(), until="export", say=quiet)
+    run(config("cluster.resolution=2"), until="export", say=quiet)
     calls.clear()
-    run(config(override), until="export", say=quiet)
+    run(config("cluster.resolution=2", override), until="export", say=quiet)
     assert [call.split()[0] for call in calls if not call.startswith("ray")] == expected
+
+
+@pytest.mark.parametrize("override", ["train.dim=8", "map.n_lookups=2", "export.precision=float16", "run.methods=graph"])
+def test_a_budget_in_bytes_is_clustered_again_when_other_bytes_change(config, override):
+    assert plan(config(), "cluster")["cluster"].key != plan(config(override), "cluster")["cluster"].key
+    by_rows = [plan(config("cluster.rows=9", *extra), "cluster")["cluster"].key for extra in ([], [override])]
+    assert by_rows[0] == by_rows[1]
 
 
 def test_changed_data_computes_everything_again(calls, config, tmp_path):
@@ -227,6 +234,12 @@ def test_failed_evaluation_fails_the_run(calls, config, monkeypatch):
     with pytest.raises(RuntimeError):
         run(config("run.mlflow=true"), say=quiet)
     assert recorder.runs["soft-0"]["_end"] == ["FAILED"]
+
+
+def test_unknown_method_is_refused_before_any_work(calls, config):
+    with pytest.raises(ConfigError, match="unknown method 'sfot'; did you mean soft?"):
+        run(config("run.methods=graph,sfot"), say=quiet)
+    assert calls == []
 
 
 def test_input_files_of_a_folder_a_glob_and_nothing(tmp_path):
