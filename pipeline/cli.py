@@ -407,14 +407,14 @@ def _write_json(file: str | None, value: Any) -> None:
 
 
 def _print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
+    """One line per method; `-` where there were no test interactions."""
     rows = [
         (
             entry["method"],
             f"{entry['rows']:,}",
             f"{entry['bytes']:,}",
             f"{100 * entry['bytes_ratio']:.1f} %",
-            f"{entry['recall@20']:.4f}",
-            f"{entry['ndcg@20']:.4f}",
+            *("-" if entry[name] is None else f"{entry[name]:.4f}" for name in ("recall@20", "ndcg@20")),
             f"{entry['seconds']['train']:.0f}",
         )
         for entry in metrics

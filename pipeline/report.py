@@ -58,6 +58,11 @@ class RunFacts:
         ingest = _read_json(path / "ingest" / "ingest.json")
         return cls(path, config, ingest, _read_json(path / "cluster" / "cluster.json"), metrics, histories)
 
+    @property
+    def tested(self) -> list[dict[str, Any]]:
+        """The metrics of the methods that were tested; all of them, or none where there are no test interactions."""
+        return [entry for entry in self.metrics if entry["recall@20"] is not None]
+
     def colour(self, method: str) -> str:
         return COLOURS[[m["method"] for m in self.metrics].index(method) % len(COLOURS)]
 
@@ -69,12 +74,24 @@ def write_report(run_dir: Path) -> list[Path]:
         RunFolderError: the run folder lacks what the stages up to `evaluate` leave there.
     """
     facts = RunFacts.read(run_dir)
-    draw = (_draw_bytes_recall, _draw_cluster_sizes, _draw_training)
-    for name, function in zip(PICTURES, draw, strict=True):
-        _save(function(facts), run_dir / name)
+    # Without test or validation interactions there is nothing to draw in two of them.
+    draw = {"cluster_sizes.png": _draw_cluster_sizes}
+    if facts.tested:
+        draw["bytes_recall.png"] = _draw_bytes_recall
+    if any(_evaluations(history) for history in facts.histories.values()):
+        draw["training.png"] = _draw_training
+    for name in PICTURES:
+        if name in draw:
+            _save(draw[name](facts), run_dir / name)
+        else:
+            (run_dir / name).unlink(missing_ok=True)
     page = run_dir / "report.html"
     write_text_atomic(page, _page(facts))
-    return [page, *(run_dir / name for name in PICTURES)]
+    return [page, *(run_dir / name for name in PICTURES if name in draw)]
+
+
+def _evaluations(history: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [entry for entry in history["epochs"] if entry.get("recall@20") is not None]
 
 
 def _read_json(path: Path) -> Any:
@@ -121,7 +138,7 @@ def _save(figure: Figure, path: Path) -> None:
 def _draw_bytes_recall(facts: RunFacts) -> Figure:
     """One labelled point per method: bytes kept against test recall."""
     figure, axes = _figure(7.2, 4.2)
-    points = [(m["bytes"] / MIB, m["recall@20"], m["method"]) for m in facts.metrics]
+    points = [(m["bytes"] / MIB, m["recall@20"], m["method"]) for m in facts.tested]
     most_bytes = max(max(x for x, _, _ in points), max(m["bytes_full"] for m in facts.metrics) / MIB)
     best = max(max(y for _, y, _ in points), 1e-9)
     # Room on the right for the last label.
@@ -177,7 +194,7 @@ def _draw_training(facts: RunFacts) -> Figure:
     figure, axes = _figure(7.2, 3.6)
     ends: list[tuple[float, float, str]] = []
     for method, history in facts.histories.items():
-        epochs = [entry for entry in history["epochs"] if entry.get("recall@20") is not None]
+        epochs = _evaluations(history)
         x, y = [entry["epoch"] for entry in epochs], [entry["recall@20"] for entry in epochs]
         axes.plot(x, y, color=facts.colour(method), linewidth=2, label=method)
         kept = [(a, b) for a, b in zip(x, y, strict=True) if a == history.get("best_epoch")]
@@ -244,8 +261,12 @@ def _summary(facts: RunFacts) -> str:
     first = facts.metrics[0]
     text = (
         f"<b>{_e(first['method'])}</b> keeps {_percent(first['bytes_ratio'])} of the bytes of the full embedding tables "
-        f"({_size(first['bytes'])} instead of {_size(first['bytes_full'])}) and finds {_percent(first['recall@20'])} "
-        "of what the test users went on to choose, within 20 recommendations"
+        f"({_size(first['bytes'])} instead of {_size(first['bytes_full'])})"
+    )
+    if first["recall@20"] is None:
+        return text + ". There were no test interactions to measure it with."
+    text += (
+        f" and finds {_percent(first['recall@20'])} of what the test users went on to choose, within 20 recommendations"
     )
     full = next((m for m in facts.metrics if m["method"] == "full"), None)
     if full is None or full is first:
@@ -285,8 +306,7 @@ def _results_section(facts: RunFacts) -> str:
             f"{m['rows']:,}",
             _size(m["bytes"]),
             _percent(m["bytes_ratio"]),
-            f"{m['recall@20']:.4f}",
-            f"{m['ndcg@20']:.4f}",
+            *("-" if m[name] is None else f"{m[name]:.4f}" for name in ("recall@20", "ndcg@20")),
             _duration(m["seconds"].get("train")),
         )
         for m in facts.metrics
@@ -300,9 +320,9 @@ def _results_section(facts: RunFacts) -> str:
         + _table(header, rows)
         + '\n<p class="note">recall@20: the share of a user\'s test items among 20 recommendations, averaged over users. '
         "NDCG@20 also rewards placing them early. A <i>row</i> is one vector of a table.</p>\n"
-        + _picture(facts, "bytes_recall.png", "Bytes against recall, one point per method")
-        + '\n<p class="note">Up is better, left is smaller.</p>'
-    )
+        + (_picture(facts, "bytes_recall.png", "Bytes against recall, one point per method")
+           + '\n<p class="note">Up is better, left is smaller.</p>' if facts.tested else "")
+    )  # fmt: skip
 
 
 def _clusters_section(facts: RunFacts) -> str:
@@ -325,6 +345,11 @@ def _clusters_section(facts: RunFacts) -> str:
 
 
 def _training_section(facts: RunFacts) -> str:
+    if not any(_evaluations(history) for history in facts.histories.values()):
+        return (
+            "<h2>How training went</h2>\n<p>There were no validation interactions, so every method was trained for "
+            "all of its epochs and the last one was kept.</p>"
+        )
     parts = []
     for method, history in facts.histories.items():
         last = history["epochs"][-1]["epoch"] if history["epochs"] else 0

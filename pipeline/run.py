@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import glob
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -108,7 +107,13 @@ def _check_methods(methods: Sequence[str]) -> None:
 
 
 def plan(config: RunConfig, until: str) -> dict[str, Step]:
-    """The stages up to `until` with their settings and inputs, by name, in order."""
+    """The stages up to `until` with their settings and inputs, by name, in order.
+
+    Raises:
+        DataError: there is no data at `data.path`.
+    """
+    from pipeline.sources import find_sources
+
     settings = {section: dataclasses.asdict(getattr(config, section)) for section in ("data", "cluster", "map", "train")}
     # Where the data lies, and with how many threads it is clustered, changes no output.
     settings["data"].pop("path")
@@ -125,7 +130,10 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
         return steps[name]
 
     reached = STAGES.index(until)
-    ingest = add("ingest", "ingest", settings["data"], fingerprint(input_files(config.data.path)))
+    sources = find_sources(config.data.path, config.data.format, config.data.split)
+    ingest = add("ingest", "ingest", settings["data"], fingerprint(Path(source.file) for source in sources))
+    # The test rounds the tables as the export does.
+    tested = {"precision": config.export.precision}
     if reached >= STAGES.index("cluster"):
         cluster = add("cluster", "cluster", settings["cluster"], ingest.key)
     if reached >= STAGES.index("train"):
@@ -133,20 +141,10 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
             values = {"method": method, "map": settings["map"], "train": settings["train"]}
             train = add("train", f"train {method}", values, ingest.key, cluster.key)
             if reached >= STAGES.index("evaluate"):
-                evaluate = add("evaluate", f"evaluate {method}", {}, train.key)
+                evaluate = add("evaluate", f"evaluate {method}", tested, train.key)
             if reached >= STAGES.index("export") and i == 0:
                 add("export", "export", dataclasses.asdict(config.export), train.key, evaluate.key)
     return steps
-
-
-def input_files(path: str) -> list[Path]:
-    """The files that a data path stands for: itself, the files of a folder, or what a glob matches."""
-    root = Path(path)
-    if root.is_dir():
-        return sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
-    if root.is_file():
-        return [root]
-    return sorted(p for p in map(Path, glob.glob(path, recursive=True)) if p.is_file())
 
 
 class _RayOnDemand:
@@ -240,6 +238,7 @@ def _method(
 
 def _export(config: RunConfig, ingest: Path, method_dir: Path, out: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     from graphhash.vocabulary import Vocabulary
+    from pipeline.checkpoint import load_method
     from pipeline.export import export_retrieval
     from pipeline.checkpoint import load_method
 

@@ -130,6 +130,19 @@ def test_no_method_was_good_at_all(tmp_path):
     write_report(run_dir)
 
 
+def test_without_test_and_validation_the_page_says_so(run_dir):
+    write_report(run_dir)
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    (run_dir / "metrics.json").write_text(json.dumps([{**entry, "recall@20": None, "ndcg@20": None} for entry in metrics]))
+    for history in run_dir.glob("methods/*/history.json"):
+        epochs = [{"epoch": 30, "loss": 0.5, "recall@20": None}]
+        history.write_text(json.dumps({"epochs": epochs, "best_epoch": 30}))
+    assert [file.name for file in write_report(run_dir)] == ["report.html", "cluster_sizes.png"]
+    assert not (run_dir / "training.png").exists()
+    text = text_of((run_dir / "report.html").read_text())
+    assert "no test interactions" in text and "no validation interactions" in text
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "cluster/cluster.json", "ingest/ingest.json", "methods/full/history.json"])
 def test_missing_part_is_named(run_dir, name):
     (run_dir / name).unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -105,7 +104,8 @@ def test_stages_run_in_order_and_once(calls, config, tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("export.precision=float16", ["export"]),
+        ("export.precision=float16", ["evaluate", "export"]),
+        ("export.external_data_mib=3", ["export"]),
         ("train.lr=0.5", ["train", "evaluate", "export"]),
         ("map.n_lookups=3", ["train", "evaluate", "export"]),
         ("cluster.resolution=9", ["cluster", "train", "evaluate", "export"]),
@@ -240,11 +240,3 @@ def test_unknown_method_is_refused_before_any_work(calls, config):
     with pytest.raises(ConfigError, match="unknown method 'sfot'; did you mean soft?"):
         run(config("run.methods=graph,sfot"), say=quiet)
     assert calls == []
-
-
-def test_input_files_of_a_folder_a_glob_and_nothing(tmp_path):
-    for name in ("b.csv", "a.csv", ".hidden", "c.txt"):
-        (tmp_path / name).write_text("x")
-    assert [p.name for p in run_module.input_files(str(tmp_path))] == ["a.csv", "b.csv", "c.txt"]
-    assert [p.name for p in run_module.input_files(f"{tmp_path}/*.csv")] == ["a.csv", "b.csv"]
-    assert run_module.input_files(str(Path(tmp_path) / "none")) == []
