@@ -113,7 +113,7 @@ def exact_weights(weights: NDArray[np.floating], total: float) -> NDArray[np.flo
     """Weights rounded to multiples of a power of two so small in number that float64 sums of them are exact.
 
     The unit is at least ``total / 2^52``. Exact sums do not depend on the order of their terms, so shards and threads agree bit for
-    bit; the rounding moves a weight by less than ``total * 2^-52``.
+    bit; the rounding moves a weight by less than ``total * 2^-51``.
 
     Args:
         weights: above 0, shape (n_edges,).

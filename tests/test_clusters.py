@@ -1,0 +1,100 @@
+"""The cluster stage: shards over Ray give the labels of one process, and its files say what it did."""
+
+from __future__ import annotations
+
+import json
+
+import graphs
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import graphhash
+from pipeline.budget import full_bytes, rows_for_ratio
+from pipeline.clusters import RayGraph, cluster_run, load_labels
+from pipeline.config import RunConfig
+from pipeline.methods import METHODS
+from pipeline.shards import ShardedCsr
+
+
+def ingested(graph, folder, n_shards=3):
+    """What the ingest stage leaves for clustering."""
+    by_user = ShardedCsr.write(folder / "train", graph, n_shards=n_shards)
+    by_item = graph.T.tocsr()
+    by_item.sort_indices()
+    return by_user, ShardedCsr.write(folder / "train_by_item", by_item, n_shards=n_shards)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_one_two_and_seven_shards_give_the_labels_of_one_process(weighted, tmp_path, ray_local):
+    graph = graphs.random_graph(11, 300, 200, 3000, weighted=weighted)
+    stored = ingested(graph, tmp_path)
+    expected = graphhash.cluster(graph, resolution=4)
+    for n_shards in (1, 2, 7):
+        labels = graphhash.clustering.cluster_graph(RayGraph(*stored, n_shards), 4)
+        assert_array_equal(labels.users, expected.users)
+        assert_array_equal(labels.items, expected.items)
+        assert labels.history == expected.history
+
+
+def test_gowalla_gets_the_same_labels_over_ray(tmp_path, ray_local):
+    graph = graphs.gowalla("train.txt")
+    expected = graphhash.cluster(graph, resolution=200)
+    labels = graphhash.clustering.cluster_graph(RayGraph(*ingested(graph, tmp_path), 2), 200)
+    assert_array_equal(labels.users, expected.users)
+    assert_array_equal(labels.items, expected.items)
+
+
+def config_of(**settings) -> RunConfig:
+    return RunConfig.from_flat({key.replace("__", "."): value for key, value in settings.items()})
+
+
+def test_the_stage_writes_labels_and_facts_that_agree(tmp_path):
+    graph, _, _ = graphs.planted(1, 10, 20, 0.4, 0.02)
+    ingested(graph, tmp_path)
+    out = tmp_path / "cluster"
+    out.mkdir()
+    facts = cluster_run(config_of(cluster__resolution=2.0), tmp_path, out)
+    assert json.loads((out / "cluster.json").read_text()) == facts
+    labels = load_labels(out, facts)
+    assert facts["modularity"] == pytest.approx(graphhash.modularity(graph, labels.users, labels.items, resolution=2.0))
+    assert facts["rows"] == labels.rows == len(set(labels.users)) + len(set(labels.items))
+    users, items = graph.nonzero()
+    assert facts["share_inside"] == pytest.approx((labels.users[users] == labels.items[items]).mean())
+    assert facts["sizes"]["users"]["largest"] == np.bincount(labels.users).max()
+
+
+@pytest.mark.parametrize("methods", [("soft", "graph", "full"), ("graph",)])
+def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
+    config = config_of(cluster__ratio=0.25, run__methods=methods, train__dim=32)
+    n_users, n_items = 3000, 2000
+    rows = rows_for_ratio(config, 0.25, n_users, n_items)
+    used = []
+    for name in methods:
+        if name == "full":
+            continue
+        spec = METHODS[name]
+        per_id = spec.n_lookups * (2 + spec.weighted)
+        used.append(4 * 32 * rows + per_id * (n_users + n_items + 2) + 4 * n_items * spec.item_bias)
+    allowed = 0.25 * full_bytes(n_users, n_items, 32)
+    assert allowed - 4 * 32 < max(used) <= allowed
+
+
+def test_a_ratio_that_the_maps_alone_exceed_is_refused():
+    with pytest.raises(graphhash.DataError, match="a ratio of 0.05 leaves no rows: the maps of method 'soft' alone take"):
+        rows_for_ratio(config_of(cluster__ratio=0.05), 0.05, 3000, 2000)
+
+
+def test_a_row_budget_counts_the_rows_of_unknown_ids(tmp_path):
+    graph, _, _ = graphs.planted(1, 20, 25, 0.3, 0.02)
+    ingested(graph, tmp_path)
+    out = tmp_path / "cluster"
+    out.mkdir()
+    facts = cluster_run(config_of(cluster__rows=120), tmp_path, out)
+    assert facts["rows"] + 2 <= 120
+
+
+def test_damaged_labels_are_refused(tmp_path):
+    (tmp_path / "labels_users.npy").write_bytes(b"not an array")
+    with pytest.raises(graphhash.DataError, match="labels cannot be read"):
+        load_labels(tmp_path, {"resolution": 1, "modularity": 0, "history": []})

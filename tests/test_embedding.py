@@ -1,0 +1,190 @@
+"""BucketEmbedding and matrix factorisation against plain dense algebra."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_buckets import every_map
+from torch import nn
+
+import graphhash
+from graphhash.embedding import BucketEmbedding
+from graphhash.retrieval import MatrixFactorization, bpr_loss, dot_pairs
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
+MAPS = every_map()
+
+
+def dense_map(bucket_map) -> torch.Tensor:
+    """The map as a matrix, (n_ids + 1, n_buckets)."""
+    matrix = np.zeros((bucket_map.n_ids + 1, bucket_map.n_buckets))
+    for id_ in range(bucket_map.n_ids + 1):
+        for j in range(bucket_map.n_lookups):
+            matrix[id_, bucket_map.rows[id_, j]] += bucket_map.weights[id_, j]
+    return torch.from_numpy(matrix).float()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bucket_map", MAPS, ids=lambda m: m.method)
+def test_vectors_and_gradients_equal_those_of_the_dense_product(bucket_map, device):
+    torch.manual_seed(0)
+    layer = BucketEmbedding(bucket_map, 20).to(device)
+    ids = torch.randint(0, bucket_map.n_ids + 1, (7, 3), device=device)
+    target = torch.randn(7, 3, 20, device=device)
+    (layer(ids) * target).sum().backward()
+    table = layer.table.detach().clone().requires_grad_()
+    expected = (dense_map(bucket_map).to(device) @ table)[ids]
+    (expected * target).sum().backward()
+    torch.testing.assert_close(layer(ids), expected)
+    torch.testing.assert_close(layer.table.grad, table.grad)
+
+
+@pytest.mark.parametrize("bucket_map", MAPS, ids=lambda m: m.method)
+def test_the_cpu_kernels_agree_with_torch_operations(bucket_map):
+    layer = BucketEmbedding(bucket_map, 8)
+    double = copy.deepcopy(layer).double()  # Not float32: takes torch's own path.
+    double.weights = layer.weights.double()
+    ids = torch.arange(bucket_map.n_ids + 1)
+    torch.testing.assert_close(layer(ids), double(ids).float())
+
+
+@pytest.mark.parametrize("bucket_map", MAPS[-2:], ids=["users", "items"])
+def test_gradient_of_the_table_passes_gradcheck(bucket_map):
+    layer = BucketEmbedding(bucket_map, 3).double()
+    layer.weights = layer.weights.double()
+    ids = torch.tensor([0, 1, 1, bucket_map.n_ids])
+    table = layer.table.detach().clone().requires_grad_()
+
+    def read(values):
+        return torch.func.functional_call(layer, {"table": values}, (ids,))
+
+    assert torch.autograd.gradcheck(read, (table,))
+
+
+def test_it_stands_in_for_an_embedding_layer():
+    class Model(nn.Module):
+        def __init__(self, embedding):
+            super().__init__()
+            self.embedding = embedding
+            self.out = nn.Linear(16, 1)
+
+        def forward(self, ids):
+            return self.out(self.embedding(ids)).squeeze(-1)
+
+    ids, target = torch.arange(30) % 10, torch.linspace(-1, 1, 30)
+    for embedding in (nn.Embedding(10, 16), BucketEmbedding(graphhash.modulo_map(10, 5), 16)):
+        model = Model(embedding)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+        losses = []
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(ids), target)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0]
+    state = model.state_dict()
+    assert {"embedding.table", "embedding.rows", "embedding.weights"} <= state.keys()
+
+
+def test_ids_of_one_bucket_share_a_vector_and_its_training():
+    layer = BucketEmbedding(graphhash.modulo_map(10, 5), 4)
+    torch.testing.assert_close(layer(torch.tensor([1])), layer(torch.tensor([5])))
+    layer(torch.tensor([1])).sum().backward()
+    assert layer.table.grad[1].eq(1).all()
+    assert layer.table.grad[[0, 2, 3, 4]].eq(0).all()
+
+
+def test_unknown_ids_get_the_weighted_mean_vector():
+    layer = BucketEmbedding(graphhash.modulo_map(4, 3), 2)
+    frequencies = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    expected = (frequencies[:, None] * layer(torch.arange(4))).sum(0) / 10
+    assert layer(torch.tensor([4])).eq(0).all()
+    layer.fill_unknown(frequencies)
+    torch.testing.assert_close(layer(torch.tensor([4]))[0], expected)
+
+
+def test_an_id_outside_the_map_is_refused():
+    layer = BucketEmbedding(graphhash.modulo_map(4, 3), 2)
+    with pytest.raises(IndexError, match=r"ids span -1..0, the bucket map has entries 0..4"):
+        layer(torch.tensor([0, -1]))
+    with pytest.raises(IndexError, match=r"ids span 5..5"):
+        layer(torch.tensor([5]))
+    assert layer(torch.empty(0, dtype=torch.int64)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_do_not_depend_on_threads(threads, monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        layer = BucketEmbedding(MAPS[-1], 64)
+        layer(torch.randint(0, MAPS[-1].n_ids, (5000,))).square().sum().backward()
+    finally:
+        torch.set_num_threads(before)
+    reference = torch.zeros_like(layer.table)
+    torch.manual_seed(0)
+    again = BucketEmbedding(MAPS[-1], 64)
+    again(torch.randint(0, MAPS[-1].n_ids, (5000,))).square().sum().backward()
+    assert torch.equal(again.table.grad, layer.table.grad)
+    assert not torch.equal(layer.table.grad, reference)
+
+
+@pytest.mark.parametrize("item_bias", [False, True])
+@pytest.mark.parametrize("method", ["full", "soft"])
+def test_scores_of_pairs_catalogue_and_dense_algebra_agree(method, item_bias):
+    users, items = (MAPS[0], MAPS[0]) if method == "full" else MAPS[-2:]
+    model = MatrixFactorization(users, items, 16, item_bias=item_bias, seed=0)
+    if item_bias:
+        nn.init.normal_(model.item_bias)
+    p = dense_map(users)[:-1] @ model.user_embedding.table
+    q = dense_map(items)[:-1] @ model.item_embedding.table
+    expected = p @ q.T + (model.item_bias if item_bias else 0)
+    torch.testing.assert_close(model.scores(torch.arange(users.n_ids)), expected)
+    u, i = torch.randint(0, users.n_ids, (50,)), torch.randint(0, items.n_ids, (50,))
+    torch.testing.assert_close(model(u, i), expected[u, i])
+    torch.testing.assert_close(model.all_pairs()(u, i), expected[u, i])
+
+
+@pytest.mark.parametrize("method", ["full", "soft"])
+def test_gradients_of_all_pairs_equal_those_of_pairs(method):
+    users, items = (MAPS[0], MAPS[0]) if method == "full" else MAPS[-2:]
+    model = MatrixFactorization(users, items, 16, item_bias=True, seed=0)
+    u, p, n = (torch.randint(0, limit, (200,)) for limit in (users.n_ids, items.n_ids, items.n_ids))
+    gradients = []
+    for score in (model, model.all_pairs()):
+        model.zero_grad()
+        bpr_loss(score(u, p), score(u, n)).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_dot_pairs_equal_einsum_with_gradients():
+    left, right = torch.randn(5, 33, requires_grad=True), torch.randn(6, 33, requires_grad=True)
+    a, b = torch.randint(0, 5, (40,)), torch.randint(0, 6, (40,))
+    weight = torch.randn(40)
+    expected = torch.einsum("ed,ed->e", left[a], right[b])
+    torch.testing.assert_close(dot_pairs(left, right, a, b), expected)
+    expected_gradients = torch.autograd.grad(expected @ weight, (left, right))
+    gradients = torch.autograd.grad(dot_pairs(left, right, a, b) @ weight, (left, right))
+    for x, y in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_bpr_has_its_closed_form_and_no_overflow():
+    assert bpr_loss(torch.tensor([0.0]), torch.tensor([0.0])).item() == pytest.approx(math.log(2))
+    assert bpr_loss(torch.tensor([2.0]), torch.tensor([0.5])).item() == pytest.approx(math.log1p(math.exp(-1.5)))
+    assert bpr_loss(torch.tensor([-1e4]), torch.tensor([1e4])).item() == pytest.approx(2e4)
+
+
+def test_the_seed_decides_the_initial_weights():
+    a, b, c = (MatrixFactorization(MAPS[1], MAPS[1], 8, item_bias=False, seed=s) for s in (0, 0, 1))
+    assert torch.equal(a.user_embedding.table, b.user_embedding.table)
+    assert not torch.equal(a.user_embedding.table, c.user_embedding.table)
+    assert a.user_embedding.table[-1].eq(0).all()
