@@ -72,7 +72,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class RawColumns:
-    """Unchecked columns: ids as text or int64, weights as text or numbers, nulls allowed; and malformed rows."""
+    """Unchecked columns: ids as text or int64, weights as text or numbers, nulls too; and malformed rows."""
 
     users: pa.Array
     items: pa.Array

@@ -92,7 +92,7 @@ def _ingest(config: DataConfig, out: Path, work: Path) -> dict[str, Any]:
     tests = [(number, chunk) for number, chunk in enumerate(chunks) if chunk.source.is_test]
     if not sum(read[number]["n_rows"] for number in train):
         raise DataError(
-            f"{config.path}: all {n_rejected} rows were rejected, nothing is left to train on; check the columns"
+            f"{config.path}: all {n_rejected} rows were rejected, nothing is left to train on; check columns"
         )
 
     merge = [(work, p, n, train, MAX_WEIGHT) for p in range(n)]
@@ -159,7 +159,7 @@ def _build(
 def _write_rejected(
     work: Path, file: Path, sources: list[Source], chunks: list[Chunk], n_partitions: int
 ) -> None:
-    """Rejected rows in reading order; those that only the given test file has come last, in the same order."""
+    """Rejected rows in reading order; test rows that do not fit train come last, in the same order."""
     schema = REJECTED_SCHEMA.remove(0).insert(0, pa.field("file", pa.string()))
     names = pa.array([source.file for source in sources])
 

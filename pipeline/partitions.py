@@ -49,7 +49,7 @@ _STRING_BASE = np.uint64(0x9E3779B97F4A7C15)
 def read_part(
     work: Path, number: int, chunk: Chunk, columns: Columns, bad_rows: str, n_partitions: int
 ) -> dict[str, int]:
-    """Write `part-<number>.arrow`, whose record batch i holds rows of partition i % n_partitions, and rejected rows."""
+    """Write `part-<number>.arrow`, record batch i for partition i % n_partitions, and rejected rows."""
     is_test = chunk.source.is_test
     fields = [
         ("user", _id_type(columns.user_kind)),
@@ -99,7 +99,8 @@ def merge_partition(
     users, items, weights = merge_duplicates(codes["user"], codes["item"], weights)
     if len(weights) and weights.max() > max_weight:
         raise DataError(
-            f"the weights of one user-item pair add up to {weights.max():g}, float32 ends at {max_weight:g}; scale the weights down"
+            f"the weights of one user-item pair add up to {weights.max():g}, "
+            f"float32 ends at {max_weight:g}; scale the weights down"
         )
     _save_edges(work, "edges", partition, users, items, weights)
     return {"n_edges": len(users)}
