@@ -154,15 +154,16 @@ def split_partition(
     counts = {}
     for name, part in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
         if name == "test" and given_test:
-            counts[name] = len(_load_edges(work, "test", partition)[0])
+            counts[name] = _save_counts(work, name, partition, _load_edges(work, name, partition)[0])
             continue
         chosen = np.flatnonzero(parts == part)
         chosen = chosen[np.lexsort((items[chosen], users[chosen]))]
         _save_edges(work, name, partition, users[chosen], items[chosen], weights[chosen])
-        counts[name] = len(chosen)
+        counts[name] = _save_counts(work, name, partition, users[chosen])
         if name == "train":
             chosen = chosen[np.argsort(items[chosen], kind="stable")]
             _save_edges(work, "train_by_item", partition, items[chosen], users[chosen], weights[chosen])
+            _save_counts(work, "train_by_item", partition, items[chosen])
     return counts
 
 
@@ -187,7 +188,8 @@ def count_rows(work: Path, name: str, n_rows: int, n_partitions: int) -> NDArray
     """Edges of each row of graph `name`, shape (n_rows,)."""
     counts = np.zeros(n_rows, np.int64)
     for partition in range(n_partitions):
-        counts += np.bincount(_load_edges(work, name, partition)[0], minlength=n_rows)
+        rows, n_edges = np.load(work / f"{name}-{partition:06d}.counts.npy")
+        counts[rows] += n_edges
     return counts
 
 
@@ -320,6 +322,13 @@ def _read_ids(file: Path) -> pa.Array:
 def _save_edges(work: Path, name: str, partition: int, *arrays: NDArray) -> None:
     for key, array in zip(EDGE_ARRAYS, arrays, strict=True):
         np.save(work / f"{name}-{partition:06d}.{key}.npy", array)
+
+
+def _save_counts(work: Path, name: str, partition: int, rows: NDArray[np.integer]) -> int:
+    np.save(
+        work / f"{name}-{partition:06d}.counts.npy", np.array(np.unique(rows, return_counts=True), np.int64)
+    )
+    return len(rows)
 
 
 def _load_edges(work: Path, name: str, partition: int) -> list[NDArray]:

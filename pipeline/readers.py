@@ -232,7 +232,7 @@ def _open_csv(source: Source, names: list[str], on_malformed: object = None) -> 
 
 
 def _as_text(names: list[str]) -> pa_csv.ConvertOptions:
-    """Every column as text, so that the type rule is ours; null is an unquoted empty field ("NA" is an id)."""
+    """Every column as text: the type rule is ours. Null is an unquoted empty field ("NA" is an id)."""
     return pa_csv.ConvertOptions(
         include_columns=names,
         column_types={name: pa.string() for name in names},

@@ -218,8 +218,8 @@ def _name_parts(files: list[Path], format: str, split: str, path: str) -> list[S
     if not train or not test:
         there = ", ".join(file.name for file in files[:8])
         raise DataError(
-            f"{path}: split='given' needs a train and a test file (train.txt and test.txt, or train.* and test.* "
-            f"of one table format), found {there}; name their folder, or use split='random'"
+            f"{path}: split='given' needs a train and a test file (train.txt and test.txt, or train.* and "
+            f"test.* of one table format), found {there}; name their folder, or use split='random'"
         )
     return [Source(str(file), format) for file in train] + [
         Source(str(file), format, is_test=True) for file in test

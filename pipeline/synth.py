@@ -128,8 +128,8 @@ def _check_sizes(n_users: int, n_items: int, n_interactions: int, n_communities:
     most = n_users * max(1, n_items // 2)
     if not n_users <= n_interactions <= most:
         raise ValueError(
-            f"interactions={n_interactions} must be {n_users}..{most}: every user has one at least and half of "
-            "the items at most"
+            f"interactions={n_interactions} must be {n_users}..{most}: every user has one at least and "
+            "half of the items at most"
         )
     if not 0 <= mixing <= 1:
         raise ValueError(f"mixing={mixing} is a share; use 0 to 1")
@@ -142,7 +142,7 @@ def _raw_ids(rng: np.random.Generator, n_ids: int) -> NDArray[np.int64]:
 
 
 def _item_communities(rng: np.random.Generator, n_items: int, n_communities: int) -> NDArray[np.int32]:
-    """Community of each item, ascending, every community at least once; the raw ids are in no order anyway."""
+    """Community of each item, ascending, each at least once; the raw ids are in no order anyway."""
     community = rng.integers(0, n_communities, n_items, dtype=np.int32)
     community[:n_communities] = np.arange(n_communities)
     return np.sort(community)
@@ -153,7 +153,7 @@ def _zipf(n: int, exponent: float) -> NDArray[np.float64]:
 
 
 def _degrees(activity: NDArray[np.float64], total: int, most: int) -> NDArray[np.int64]:
-    """Interactions per user: 1..most each, `total` together, in proportion to activity up to rounding and the cap."""
+    """Interactions per user: 1..most each, `total` together, else in proportion to activity."""
     degrees = np.ones(len(activity), np.int64)
     while (left := total - int(degrees.sum())) > 0:
         open_to_more = np.where(degrees < most, activity, 0.0)
@@ -218,7 +218,7 @@ def _draw_block(
     catalogue: _Catalogue,
     mixing: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct (user, item) pairs of a block of users, numbered from 0, degrees[u] of each user, in random order."""
+    """Distinct (user, item) pairs of users numbered from 0, degrees[u] of each, in random order."""
     n_items = len(catalogue.cumulative) - 1
     users = np.repeat(np.arange(len(degrees)), degrees)
     own = rng.random(len(users)) >= mixing
