@@ -313,7 +313,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except (click.ClickException, ConfigError) as error:
         _fail(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt, SystemExit) as error:
+        # Ray Train turns Ctrl-C into SystemExit(1); nobody else leaves that way but our own SIGTERM.
+        if isinstance(error, SystemExit) and error.code != 1:
+            raise
         _fail("interrupted; finished stages are kept, and the same command goes on from them", 130)
     except BrokenPipeError:
         # The reader of our output is gone (`| head`): nothing is wrong, and nothing can be said.

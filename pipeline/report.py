@@ -251,7 +251,7 @@ def _page(facts: RunFacts) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_e(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{_e(title)}</h1>\n<p class="when">Written {_e(when)} in <code>{_e(facts.path)}</code></p>\n'
+        f'<h1>{_e(title)}</h1>\n<p class="when">Written {_e(when)} in <code>{_e(facts.path.absolute())}</code></p>\n'
         f'<p class="lead">{_summary(facts)}</p>\n' + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
     )
 
@@ -415,6 +415,8 @@ def _percent(share: float) -> str:
 
 
 def _size(n_bytes: int) -> str:
+    if n_bytes < MIB:
+        return f"{n_bytes / 1024:,.0f} KiB"
     return f"{n_bytes / MIB:,.2f} MiB" if n_bytes < 100 * MIB else f"{n_bytes / MIB:,.0f} MiB"
 
 

@@ -202,8 +202,9 @@ def test_debugging_shows_the_traceback(failing, monkeypatch, tmp_path):
         cli.main(["run", "--data", "x", "--out", str(tmp_path)])
 
 
-def test_interrupt_is_130_and_says_what_is_kept(graphhash, failing, tmp_path):
-    failing(KeyboardInterrupt())
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
+def test_interrupt_is_130_and_says_what_is_kept(graphhash, failing, tmp_path, error):
+    failing(error)
     code, _, err = graphhash("run", "--data", "x", "--out", tmp_path)
     assert code == 130 and err.strip().count("\n") == 0 and "finished stages are kept" in err
 
