@@ -1,0 +1,26 @@
+"""Fixtures of the whole suite: one Ray for all tests, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.ray_session import ray_session
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    with ray_session(num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of published data sets; a test that asks for it is skipped where there is none."""
+    folder = Path(os.environ.get("GRAPHHASH_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set GRAPHHASH_DATA")
+    return folder
