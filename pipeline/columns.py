@@ -152,7 +152,7 @@ def _checked_ids(ids: pa.Array, name: str, kind: str, reject: Reject) -> pa.Arra
     if kind == "string":
         return ids.cast(pa.large_string()).fill_null("")
     if pa.types.is_uint64(ids.type):
-        too_large = pc.greater(ids, 2**63 - 1).fill_null(False)
+        too_large = pc.greater(ids, pa.scalar(2**63 - 1, pa.uint64())).fill_null(False)
         reject(too_large.to_numpy(zero_copy_only=False), f"column {name!r} does not fit int64")
         return ids.cast(pa.int64(), safe=False).fill_null(0)
     if pa.types.is_integer(ids.type):

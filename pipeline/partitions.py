@@ -267,14 +267,14 @@ def _encode_test(
             wrong = table.filter(pa.array(bad))
             raw = pc.binary_join_element_wise(
                 *(
-                    pc.binary_join_element_wise(f"{name}=", as_ids(wrong[side]).cast(pa.large_string()), "")
+                    pc.binary_join_element_wise(f"{name}=", as_ids(wrong[side]).cast(pa.string()), "")
                     for name, side in ((columns.user, "user"), (columns.item, "item"))
                 ),
                 ", ",
             )
             bad_reasons = reasons.take(pa.array(reason[bad]))
             source = pa.array(np.full(len(raw), chunk.number, np.int32))
-            arrays = [source, as_ids(wrong["row"]), bad_reasons, raw.cast(pa.string())]
+            arrays = [source, as_ids(wrong["row"]), bad_reasons, raw]
             rejected.append(pa.table(arrays, schema=REJECTED_SCHEMA))
             first = rejected[-1].sort_by("row").slice(0, 1).to_pylist()[0]
             message = (
