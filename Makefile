@@ -11,11 +11,7 @@ DEMO := demo
 .PHONY: demo test clean
 
 demo: $(VENV)/.installed
-	@rm -rf $(DEMO)
-	$(BIN)/graphhash synth $(DEMO)/log --users 6000 --items 4000 --interactions 200000 --communities 60 --seed 0
-	MLFLOW_TRACKING_URI=sqlite:///$(CURDIR)/$(DEMO)/mlflow.db $(BIN)/graphhash run --data $(DEMO)/log \
-	    --method soft,graph,modulo,full --out $(DEMO)/run --seed 0
-	$(BIN)/graphhash recommend $(DEMO)/run/bundle --user-id 7 -k 5 --exclude-seen
+	$(BIN)/graphhash demo $(DEMO)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q

@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 the data, a file or a service is at fault, 2 the command l
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -56,6 +57,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "mlflow": ("run.mlflow",),
 }
 CONFIG_FILE = "config.toml"
+# Small enough for three minutes on two cores, large enough that the methods differ.
+DEMO_LOG = "--users 4000 --items 3000 --interactions 120000 --communities 40 --seed 0".split()
+DEMO_RUN = "--seed 0".split()
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -301,6 +305,30 @@ def recommend(
         rows = [(str(i + 1), str(item["item_id"]), f"{item['score']:.4f}") for i, item in enumerate(answer["items"])]
         _print_table(("rank", "item", "score"), rows)
     _write_json(json_file, answers)
+
+
+@app.command(cls=Epilog, epilog="""
+graphhash demo
+graphhash demo /data/graphhash-demo
+""")  # fmt: skip
+@click.argument("out", metavar="[OUT]", default="demo")
+def demo(out: str) -> None:
+    """Show the whole way on a synthetic log, in the folder OUT: make it, compare four methods, ask for items."""
+    folder = Path(out)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder.absolute()}/mlflow.db")
+
+    def step(*arguments: object) -> None:
+        words = [str(argument) for argument in arguments]
+        print(f"\n$ graphhash {shlex.join(words)}", flush=True)
+        app.main(args=words, prog_name="graphhash", standalone_mode=False)
+
+    step("synth", folder / "log", *DEMO_LOG)
+    step("run", "--data", folder / "log", "--out", folder / "run", "--method", "soft,graph,modulo,full", *DEMO_RUN)
+    from graphhash.vocabulary import Vocabulary
+
+    user_id = Vocabulary.load(folder / "run" / "ingest" / "users.parquet").take([0])[0]
+    step("recommend", folder / "run" / "bundle", "--user-id", user_id, "-k", 5, "--exclude-seen")
+    print(f"\nThe report, with pictures: {folder / 'run' / 'report.html'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -252,6 +252,23 @@ def test_recommend_from_no_bundle_is_one_line(graphhash, tmp_path):
     assert code == 1 and err.count("\n") == 1 and "no bundle there" in err
 
 
+def test_demo_goes_the_whole_way_and_asks_for_a_user_of_its_log(graphhash, runs, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    folder, asked = tmp_path / "demo", []
+    (folder / "run" / "ingest").mkdir(parents=True)
+    Vocabulary([7, 3]).save(folder / "run" / "ingest" / "users.parquet")
+    monkeypatch.setattr(pipeline.recommend, "recommend", lambda bundle, users, k, **_: asked.append((bundle, users)) or [])
+    monkeypatch.setitem(cli.__dict__, "DEMO_LOG", "--users 20 --items 10 --interactions 50 --communities 2".split())
+    code, out, _ = graphhash("demo", folder)
+    assert code == 0
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == ["synth", "run", "recommend"]
+    assert runs[0][0].run.methods == ("soft", "graph", "modulo", "full")
+    assert asked == [(folder / "run" / "bundle", ("7",))]
+    assert os.environ.pop("MLFLOW_TRACKING_URI") == f"sqlite:///{folder}/mlflow.db"
+    assert out.splitlines()[-1].endswith("report.html")
+
+
 def test_every_command_teaches_with_examples(graphhash):
     for name in cli.app.commands:
         code, out, _ = graphhash(name, "--help")
