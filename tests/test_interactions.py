@@ -6,11 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphhash.interactions import (
-    TEST, TRAIN, VALIDATION, edge_hash, lowest_hash, merge_duplicates, split_parts,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    edge_hash,
+    lowest_hash,
+    merge_duplicates,
+    split_parts,
 )  # fmt: skip
 
 EDGES = st.lists(
-    st.tuples(st.integers(0, 6), st.integers(0, 9), st.floats(2**-10, 2**10, width=32)), min_size=1, max_size=60
+    st.tuples(st.integers(0, 6), st.integers(0, 9), st.floats(2**-10, 2**10, width=32)),
+    min_size=1,
+    max_size=60,
 )
 MASK = 2**64 - 1
 
@@ -67,7 +75,9 @@ def test_the_part_of_an_edge_does_not_depend_on_the_order_of_edges(edges, random
 
 def test_shares_are_those_of_the_edges_that_may_leave_train():
     rng = np.random.default_rng(0)
-    users, items, _ = merge_duplicates(rng.integers(0, 2000, 200_000), rng.integers(0, 900, 200_000), np.ones(200_000))
+    users, items, _ = merge_duplicates(
+        rng.integers(0, 2000, 200_000), rng.integers(0, 900, 200_000), np.ones(200_000)
+    )
     hashes = edge_hash(users, items, seed=1)
     user_lowest, item_lowest = lowest_hash(users, hashes, 2000)[users], lowest_hash(items, hashes, 900)[items]
     parts = split_parts(hashes, user_lowest, item_lowest, validation=0.1, test=0.2)

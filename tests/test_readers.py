@@ -34,7 +34,13 @@ def read(path, *, format="auto", split="random", bad_rows="error", chunk_bytes=N
     for chunk in chunks:
         for batch in read_chunk(chunk, columns, bad_rows=bad_rows, number_rows=True):
             weights = np.ones(len(batch.rows)) if batch.weights is None else batch.weights
-            rows += zip(batch.users.to_pylist(), batch.items.to_pylist(), weights.tolist(), batch.rows.tolist(), strict=True)
+            rows += zip(
+                batch.users.to_pylist(),
+                batch.items.to_pylist(),
+                weights.tolist(),
+                batch.rows.tolist(),
+                strict=True,
+            )
             rejected += [tuple(row.values()) for row in batch.rejected.to_pylist()]
     return rows, rejected
 
@@ -101,7 +107,9 @@ def test_lightgcn_text_round_trips_whatever_the_chunks(lines, newline, chunk_byt
 def test_movielens_takes_three_and_four_fields_and_ratings_only_when_asked(name, n_fields, tmp_path):
     separator = "\t" if name == "u.data" else "::"
     log = [(1, 1193, 5), (1, 661, 3), (2, 1357, 4)]
-    file(tmp_path, name, "".join(separator.join(map(str, [*row, 978300760][:n_fields])) + "\n" for row in log))
+    file(
+        tmp_path, name, "".join(separator.join(map(str, [*row, 978300760][:n_fields])) + "\n" for row in log)
+    )
     for path in (tmp_path, tmp_path / name):
         assert read(path, chunk_bytes=12)[0] == [(u, i, 1.0, n) for n, (u, i, _) in enumerate(log, 1)]
         assert [row[2] for row in read(path, weight="rating")[0]] == [5, 3, 4]
@@ -120,14 +128,23 @@ def test_a_folder_or_glob_is_read_in_the_order_of_names_and_not_below(tmp_path):
 def test_text_details(tmp_path):
     rows = read(file(tmp_path, "a.csv", 'user_id,item_id\n"",NA\n"a,b"," x "\nnull,"q""r"\n'))[0]
     assert ids(rows) == [("", "NA"), ("a,b", " x "), ("null", 'q"r')]
-    assert ids(read(file(tmp_path, "bom.csv", "\ufeffuser_id,item_id\r\n1,2\r\n\r\n3,4"))[0]) == [(1, 2), (3, 4)]
+    assert ids(read(file(tmp_path, "bom.csv", "\ufeffuser_id,item_id\r\n1,2\r\n\r\n3,4"))[0]) == [
+        (1, 2),
+        (3, 4),
+    ]
     assert ids(read(file(tmp_path, "tabs.csv", "user_id\titem_id\n1\t2\n"))[0]) == [(1, 2)]
     assert ids(read(file(tmp_path, "z.csv", "user_id,item_id\n01,2\n02,3\n"))[0]) == [("01", 2), ("02", 3)]
-    assert ids(read(file(tmp_path, "t.txt", "1  2\t3 \n\n 4 5"), format="lightgcn")[0]) == [(1, 2), (1, 3), (4, 5)]
+    assert ids(read(file(tmp_path, "t.txt", "1  2\t3 \n\n 4 5"), format="lightgcn")[0]) == [
+        (1, 2),
+        (1, 3),
+        (4, 5),
+    ]
 
 
 def test_parquet_dictionaries_and_narrow_integers_are_ids(tmp_path):
-    table = pa.table({"user_id": pa.array(["b", "a"]).dictionary_encode(), "item_id": pa.array([1, 2], pa.uint8())})
+    table = pa.table(
+        {"user_id": pa.array(["b", "a"]).dictionary_encode(), "item_id": pa.array([1, 2], pa.uint8())}
+    )
     pq.write_table(table, tmp_path / "a.parquet")
     assert ids(read(tmp_path)[0]) == [("b", 1), ("a", 2)]
 
@@ -148,8 +165,14 @@ def test_given_split_marks_the_test_file(tmp_path):
 BAD_ROWS = {
     "null user": ("3,,1", "column 'item_id' is null (user_id=3, item_id=, w=1)"),
     "null item": (",3,1", "column 'user_id' is null (user_id=, item_id=3, w=1)"),
-    "other type": ("3,abc,1", "column 'item_id' holds int64 ids, this value is another type (user_id=3, item_id=abc, w=1)"),
-    "float id": ("3.0,4,1", "column 'user_id' holds int64 ids, this value is another type (user_id=3.0, item_id=4, w=1)"),
+    "other type": (
+        "3,abc,1",
+        "column 'item_id' holds int64 ids, this value is another type (user_id=3, item_id=abc, w=1)",
+    ),
+    "float id": (
+        "3.0,4,1",
+        "column 'user_id' holds int64 ids, this value is another type (user_id=3.0, item_id=4, w=1)",
+    ),
     "leading zero": ("03,4,1", "column 'user_id' holds int64 ids, this value is another type"),
     "too large": (f"{2**63},4,1", "column 'user_id' holds int64 ids, this value is another type"),
     "null weight": ("3,4,", "column 'w' is null"),
@@ -193,10 +216,16 @@ def test_only_bad_rows_leave_nothing_but_rejects(tmp_path):
 
 
 PARQUET_ROWS = {
-    "null id": ({"item_id": pa.array([1, None])}, "row 2: column 'item_id' is null (user_id=2, item_id=, w=1)"),
+    "null id": (
+        {"item_id": pa.array([1, None])},
+        "row 2: column 'item_id' is null (user_id=2, item_id=, w=1)",
+    ),
     "null weight": ({"w": pa.array([1.0, None])}, "row 2: column 'w' is null"),
     "nan": ({"w": pa.array([1.0, float("nan")])}, "row 2: column 'w' is not finite"),
-    "negative": ({"w": pa.array([1, -3])}, "row 2: column 'w' is not above zero (user_id=2, item_id=2, w=-3)"),
+    "negative": (
+        {"w": pa.array([1, -3])},
+        "row 2: column 'w' is not above zero (user_id=2, item_id=2, w=-3)",
+    ),
     "uint64": ({"item_id": pa.array([1, 2**63], pa.uint64())}, "row 2: column 'item_id' does not fit int64"),
 }
 
@@ -216,7 +245,9 @@ def test_a_bad_parquet_row_is_named_or_skipped(change, words, tmp_path):
 @pytest.mark.parametrize("chunk_bytes", [None, 4])
 def test_bad_rows_of_text_formats_are_named_by_line(chunk_bytes, tmp_path):
     path = file(tmp_path, "train.txt", "1 2 3\n4 5 x\n6 7\n")
-    with pytest.raises(DataError, match=r"train.txt: row 2: column 'item_id' holds int64 .*\(user_id=4, item_id=x\)"):
+    with pytest.raises(
+        DataError, match=r"train.txt: row 2: column 'item_id' holds int64 .*\(user_id=4, item_id=x\)"
+    ):
         read(path, chunk_bytes=chunk_bytes)
     rows, rejected = read(path, bad_rows="skip", chunk_bytes=chunk_bytes)
     assert ids(rows) == [(1, 2), (1, 3), (4, 5), (6, 7)] and [row[1] for row in rejected] == [2]
@@ -241,22 +272,43 @@ BAD_FILES = {
     "header alone": ({"a.csv": b"user_id,item_id\n"}, "a.csv: the file holds no interactions"),
     "empty text": ({"train.txt": b""}, "train.txt: the file is empty"),
     "no items": ({"train.txt": b"1\n2\n"}, "train.txt: the file holds no interactions"),
-    "no parquet rows": ({"a.parquet": table(user_id=pa.array([], pa.int64()), item_id=pa.array([], pa.int64()))},
-                        "a.parquet: the file holds no rows"),
-    "missing column": ({"a.csv": b"user_id,itemid,x\n1,2,3\n"},
-                       "a.csv: no column 'item_id'; the columns are user_id, itemid, x; did you mean 'itemid'?"),
-    "missing parquet column": ({"a.parquet": table(uid=[1], item_id=[2])}, "no column 'user_id'; the columns are uid, item_id"),
+    "no parquet rows": (
+        {"a.parquet": table(user_id=pa.array([], pa.int64()), item_id=pa.array([], pa.int64()))},
+        "a.parquet: the file holds no rows",
+    ),
+    "missing column": (
+        {"a.csv": b"user_id,itemid,x\n1,2,3\n"},
+        "a.csv: no column 'item_id'; the columns are user_id, itemid, x; did you mean 'itemid'?",
+    ),
+    "missing parquet column": (
+        {"a.parquet": table(uid=[1], item_id=[2])},
+        "no column 'user_id'; the columns are uid, item_id",
+    ),
     "column twice": ({"a.csv": b"user_id,item_id,item_id\n1,2,3\n"}, "2 columns are named 'item_id'"),
-    "float ids": ({"a.parquet": table(user_id=[1.0], item_id=[2])}, "column 'user_id' is double, ids are integers or strings"),
-    "truncated parquet": ({"a.parquet": b"PAR1 and then nothing"}, "a.parquet: truncated, or not a parquet file"),
+    "float ids": (
+        {"a.parquet": table(user_id=[1.0], item_id=[2])},
+        "column 'user_id' is double, ids are integers or strings",
+    ),
+    "truncated parquet": (
+        {"a.parquet": b"PAR1 and then nothing"},
+        "a.parquet: truncated, or not a parquet file",
+    ),
     "not utf-8": ({"a.csv": b"user_id,item_id\n1,\xff\xfe\n"}, "a.csv: near row 2"),
     "text not utf-8": ({"train.txt": b"1 \xff\n"}, "train.txt: not UTF-8"),
-    "mixed formats": ({"a.csv": b"user_id,item_id\n1,2\n", "b.parquet": table(user_id=[1], item_id=[2])},
-                      "holds files of several formats (csv, parquet)"),
-    "mixed types": ({"a.csv": b"user_id,item_id\n1,2\n", "b.csv": b"user_id,item_id\n1,x\n"}, "column 'item_id' holds int64 in"),
+    "mixed formats": (
+        {"a.csv": b"user_id,item_id\n1,2\n", "b.parquet": table(user_id=[1], item_id=[2])},
+        "holds files of several formats (csv, parquet)",
+    ),
+    "mixed types": (
+        {"a.csv": b"user_id,item_id\n1,2\n", "b.csv": b"user_id,item_id\n1,x\n"},
+        "column 'item_id' holds int64 in",
+    ),
     "nothing known": ({"a.doc": b"x"}, "no interaction log; looked for train.txt"),
-    "one field": ({"u.data": b"1,2,3\n"}, "u.data: row 1 has 1 fields, movielens-100k has user, item, rating"),
-}  # fmt: skip
+    "one field": (
+        {"u.data": b"1,2,3\n"},
+        "u.data: row 1 has 1 fields, movielens-100k has user, item, rating",
+    ),
+}
 
 
 @pytest.mark.parametrize("bad_rows", ["error", "skip"])
@@ -275,7 +327,9 @@ def test_a_bad_file_is_named(files, words, bad_rows, tmp_path):
 def test_a_parquet_file_damaged_inside_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     rng = np.random.default_rng(0)
-    pq.write_table(pa.table({"user_id": rng.integers(0, 2**60, 5000), "item_id": rng.integers(0, 2**60, 5000)}), path)
+    pq.write_table(
+        pa.table({"user_id": rng.integers(0, 2**60, 5000), "item_id": rng.integers(0, 2**60, 5000)}), path
+    )
     content = bytearray(path.read_bytes())
     content[4:2000] = b"\xff" * 1996
     path.write_bytes(content)
@@ -303,7 +357,11 @@ def test_paths_and_names_that_do_not_fit(tmp_path):
         (file(tmp_path, "log.xyz", "1 2"), {}, "unknown format; looked for"),
         (tmp_path, {"format": "movielens-1m"}, "no ratings.dat in the folder"),
         (tmp_path, {"format": "csv"}, "no csv file in the folder"),
-        (file(tmp_path, "train.txt", "1 2\n"), {"split": "given"}, "split='given' needs a train and a test file"),
+        (
+            file(tmp_path, "train.txt", "1 2\n"),
+            {"split": "given"},
+            "split='given' needs a train and a test file",
+        ),
     ]:
         with pytest.raises(DataError, match=words.replace("*", r"\*")):
             read(path, **options)
@@ -314,4 +372,9 @@ def test_real_movielens_and_gowalla_have_the_published_counts(real_data):
         ("ml-100k", 100_000, 943, 1_682), ("ml-1m", 1_000_209, 6_040, 3_706), ("gowalla", 1_027_370, 29_858, 40_981),
     ]:  # fmt: skip
         rows, rejected = read(real_data / name)
-        assert (len(rows), len({r[0] for r in rows}), len({r[1] for r in rows}), rejected) == (n_rows, n_users, n_items, [])
+        assert (len(rows), len({r[0] for r in rows}), len({r[1] for r in rows}), rejected) == (
+            n_rows,
+            n_users,
+            n_items,
+            [],
+        )

@@ -23,7 +23,9 @@ def graph(weighted=True, shape=(50, 30)):
 
 
 def same(a, b):
-    return a.shape == b.shape and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("indptr", "indices", "data"))
+    return a.shape == b.shape and all(
+        np.array_equal(getattr(a, n), getattr(b, n)) for n in ("indptr", "indices", "data")
+    )
 
 
 @pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "unit"])
@@ -46,7 +48,9 @@ def test_what_is_read_is_what_was_written(weighted, n_shards, tmp_path):
 
 def test_total_weight_is_the_same_to_the_last_bit_for_every_sharding(tmp_path):
     matrix = graph()
-    matrix.data *= np.float32(10.0) ** np.random.default_rng(1).integers(-20, 20, matrix.nnz).astype(np.float32)
+    matrix.data *= np.float32(10.0) ** np.random.default_rng(1).integers(-20, 20, matrix.nnz).astype(
+        np.float32
+    )
     totals = {ShardedCsr.write(tmp_path / str(n), matrix, n_shards=n).total_weight for n in (1, 2, 7)}
     assert totals == {math.fsum(matrix.data.tolist())}
 
@@ -74,7 +78,14 @@ def test_no_shard_is_larger_than_its_share_and_one_row(edges_per_row, n_shards):
 
 @pytest.mark.parametrize(
     ("indices", "weights"),
-    [([2, 1], [1, 1]), ([1, 1], [1, 1]), ([0, 3], [1, 1]), ([-1, 0], [1, 1]), ([0, 1], [1, 0]), ([0, 1], [1, np.inf])],
+    [
+        ([2, 1], [1, 1]),
+        ([1, 1], [1, 1]),
+        ([0, 3], [1, 1]),
+        ([-1, 0], [1, 1]),
+        ([0, 1], [1, 0]),
+        ([0, 1], [1, np.inf]),
+    ],
     ids=["descending", "duplicate", "too large", "negative", "zero weight", "infinite weight"],
 )
 def test_a_broken_row_is_not_written(indices, weights, tmp_path):

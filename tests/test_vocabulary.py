@@ -11,7 +11,9 @@ from graphhash.errors import DataError
 from graphhash.vocabulary import Vocabulary
 
 INTEGERS = st.lists(st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, -1, 2**63 - 1, -(2**63)]))
-STRINGS = st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["", " ", "é", "e\u0301", "\x00"]))
+STRINGS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["", " ", "é", "e\u0301", "\x00"])
+)
 IDS = INTEGERS | STRINGS
 
 
@@ -61,7 +63,9 @@ def test_content_hash_ignores_chunks_offsets_and_width_but_not_order_or_type(ids
 
 
 def test_content_hash_tells_types_and_boundaries_apart():
-    hashes = {Vocabulary(ids).content_hash for ids in ([1, 2], ["1", "2"], ["12"], ["12", ""], ["", "12"], [12], [])}
+    hashes = {
+        Vocabulary(ids).content_hash for ids in ([1, 2], ["1", "2"], ["12"], ["12", ""], ["", "12"], [12], [])
+    }
     assert len(hashes) == 7
 
 
