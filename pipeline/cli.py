@@ -22,8 +22,6 @@ import click
 from pipeline.config import FORMATS, ConfigError, RunConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from pipeline.run import Outcome
 
 # Option -> the keys it sets. `--seed` seeds the split, the maps and the training alike.
@@ -69,7 +67,9 @@ class Epilog(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
-            formatter.write("\nExamples:\n" + "".join(f"  {line}\n" for line in self.epilog.strip().splitlines()))
+            formatter.write(
+                "\nExamples:\n" + "".join(f"  {line}\n" for line in self.epilog.strip().splitlines())
+            )
 
 
 def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -84,8 +84,12 @@ def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
 _out = click.option("--out", required=True, metavar="DIR", help="The run folder; made when missing.")
 _common = _group(
     click.option("--seed", type=int, help="Seeds the split, the maps and the training.  [0]"),
-    click.option("--config", "config_file", metavar="FILE", help="TOML file of settings; options are stronger."),
-    click.option("--address", metavar="ADDR", help="A Ray cluster; without it a local Ray starts and stops by itself."),
+    click.option(
+        "--config", "config_file", metavar="FILE", help="TOML file of settings; options are stronger."
+    ),
+    click.option(
+        "--address", metavar="ADDR", help="A Ray cluster; without it a local Ray starts and stops by itself."
+    ),
     click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well."),
     click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]..."),
 )
@@ -95,32 +99,49 @@ _data = _group(
     click.option("--user-column", metavar="NAME", help="csv, tsv, parquet: column of user ids.  [user_id]"),
     click.option("--item-column", metavar="NAME", help="csv, tsv, parquet: column of item ids.  [item_id]"),
     click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1."),
-    click.option("--bad-rows", type=click.Choice(("error", "skip")), help="skip: set bad rows aside, counted.  [error]"),
-    click.option("--split", type=click.Choice(("random", "given")), help="given: the data set's test file.  [random]"),
+    click.option(
+        "--bad-rows", type=click.Choice(("error", "skip")), help="skip: set bad rows aside, counted.  [error]"
+    ),
+    click.option(
+        "--split", type=click.Choice(("random", "given")), help="given: the data set's test file.  [random]"
+    ),
     click.option("--validation", type=float, help="Share of interactions for validation.  [0.1]"),
     click.option("--test", type=float, help="Share of interactions for the test.  [0.1]"),
 )
 _cluster = _group(
     click.option("--ratio", type=float, help="Budget: bytes kept over bytes of the full tables.  [0.25]"),
     click.option("--rows", type=int, help="Budget: rows of both tables together."),
-    click.option("--resolution", type=float, help="No budget: resolution of the modularity; more means more rows."),
+    click.option(
+        "--resolution", type=float, help="No budget: resolution of the modularity; more means more rows."
+    ),
     click.option("--threads", type=int, help="Threads of the clustering.  [one per core]"),
-    click.option("--shards", type=int, help="Cluster in Ray tasks over this many shards; same labels.  [0: threads]"),
+    click.option(
+        "--shards", type=int, help="Cluster in Ray tasks over this many shards; same labels.  [0: threads]"
+    ),
 )
 _train = _group(
-    click.option("--method", metavar="NAME[,NAME]...", help="soft, graph, modulo, frequency, double_frequency, full."
-                 "  [soft]"),
+    click.option(
+        "--method",
+        metavar="NAME[,NAME]...",
+        help="soft, graph, modulo, frequency, double_frequency, full.  [soft]",
+    ),
     click.option("--n-lookups", type=int, help="Rows read per id.  [the method's]"),
-    click.option("--item-bias/--no-item-bias", default=None, help="A trained scalar per item.  [on for soft]"),
+    click.option(
+        "--item-bias/--no-item-bias", default=None, help="A trained scalar per item.  [on for soft]"
+    ),
     click.option("--dim", type=int, help="Length of an embedding.  [64]"),
     click.option("--lr", type=float, help="Learning rate of Adam.  [the method's]"),
     click.option("--weight-decay", type=float, help="Weight decay of Adam.  [the method's]"),
     click.option("--epochs", type=int, help="At most this many; early stopping ends sooner."),
     click.option("--batch-size", type=int, help="Interactions per step.  [all of them]"),
     click.option("--workers", type=int, help="Ray Train workers.  [one per GPU, else one]"),
-    click.option("--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"),
-)  # fmt: skip
-_export = click.option("--precision", type=click.Choice(("float32", "float16")), help="Stored tables.  [float32]")
+    click.option(
+        "--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"
+    ),
+)
+_export = click.option(
+    "--precision", type=click.Choice(("float32", "float16")), help="Stored tables.  [float32]"
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -135,16 +156,21 @@ def app() -> None:
     """
 
 
-@app.command(cls=Epilog, epilog="""
+@app.command(
+    cls=Epilog,
+    epilog="""
 graphhash synth log --users 6000 --items 4000 --interactions 200000
 graphhash synth big --users 2000000 --items 500000 --interactions 100000000 --communities 5000
-""")  # fmt: skip
+""",
+)
 @click.argument("out", metavar="OUT")
 @click.option("--users", default=10_000, show_default=True, help="Number of users.")
 @click.option("--items", default=5_000, show_default=True, help="Number of items.")
 @click.option("--interactions", default=300_000, show_default=True, help="Number of rows.")
 @click.option("--communities", default=50, show_default=True, help="Number of planted communities.")
-@click.option("--mixing", default=0.2, show_default=True, help="Share of interactions outside the own community.")
+@click.option(
+    "--mixing", default=0.2, show_default=True, help="Share of interactions outside the own community."
+)
 @click.option("--seed", default=0, show_default=True, help="Same seed, same log.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well.")
 def synth(out: str, json_file: str | None, **settings: Any) -> None:
@@ -157,11 +183,14 @@ def synth(out: str, json_file: str | None, **settings: Any) -> None:
     _write_json(json_file, result)
 
 
-@app.command(cls=Epilog, epilog="""
+@app.command(
+    cls=Epilog,
+    epilog="""
 graphhash run --data log.parquet --out out
 graphhash run --data gowalla --split given --resolution 200 --method soft,graph --out out
 graphhash run --data 'logs/*.csv' --user-column uid --item-column sku --rows 20000 --out out train.patience=10
-""")  # fmt: skip
+""",
+)
 @_out
 @_data
 @_cluster
@@ -181,10 +210,13 @@ def run(**_: Any) -> None:
     print(f"\nbundle: {out / 'bundle'}\nreport: {out / 'report.html'}")
 
 
-@app.command(cls=Epilog, epilog="""
+@app.command(
+    cls=Epilog,
+    epilog="""
 graphhash ingest --data log.parquet --out out
 graphhash ingest --data ratings.csv --user-column userId --item-column movieId --bad-rows skip --out out
-""")  # fmt: skip
+""",
+)
 @_out
 @_data
 @_common
@@ -195,10 +227,13 @@ def ingest(**_: Any) -> None:
     _write_json(json_file, outcome.ingest)
 
 
-@app.command(cls=Epilog, epilog="""
+@app.command(
+    cls=Epilog,
+    epilog="""
 graphhash cluster --out out --resolution 200
 graphhash cluster --data train.txt --validation 0 --test 0 --resolution 200 --out out
-""")  # fmt: skip
+""",
+)
 @_out
 @_data
 @_cluster
@@ -213,10 +248,13 @@ def cluster(**_: Any) -> None:
     _write_json(json_file, outcome.cluster)
 
 
-@app.command(cls=Epilog, epilog="""
+@app.command(
+    cls=Epilog,
+    epilog="""
 graphhash train --out out --method soft,full --lr 0.005
 graphhash train --data log.parquet --ratio 0.16 --out out train.patience=10
-""")  # fmt: skip
+""",
+)
 @_out
 @_data
 @_cluster
@@ -230,10 +268,13 @@ def train(**_: Any) -> None:
     _write_json(json_file, outcome.metrics)
 
 
-@app.command(cls=Epilog, epilog="""
+@app.command(
+    cls=Epilog,
+    epilog="""
 graphhash evaluate --out out
 graphhash evaluate --out out --method soft,graph --json figures.json
-""")  # fmt: skip
+""",
+)
 @_out
 @_data
 @_cluster
@@ -246,10 +287,13 @@ def evaluate(**_: Any) -> None:
     _write_json(json_file, outcome.metrics)
 
 
-@app.command(cls=Epilog, epilog="""
+@app.command(
+    cls=Epilog,
+    epilog="""
 graphhash export --out out
 graphhash export --out out --precision float16
-""")  # fmt: skip
+""",
+)
 @_out
 @_data
 @_cluster
@@ -264,17 +308,24 @@ def export(**_: Any) -> None:
     print(f"\nbundle: {Path(config.run.out) / 'bundle'}")
 
 
-@app.command(cls=Epilog, epilog="""
+@app.command(
+    cls=Epilog,
+    epilog="""
 graphhash recommend out/bundle --user-id 42 -k 10
 graphhash recommend out/bundle --user-id anna --user-id ben --exclude-seen
 graphhash recommend out/bundle --users-file users.txt --exclude 17,99 --json answers.json
-""")  # fmt: skip
+""",
+)
 @click.argument("bundle", metavar="BUNDLE")
-@click.option("--user-id", "user_ids", multiple=True, metavar="ID", help="A raw user id; may be given many times.")
+@click.option(
+    "--user-id", "user_ids", multiple=True, metavar="ID", help="A raw user id; may be given many times."
+)
 @click.option("--users-file", metavar="FILE", help="Raw user ids, one a line.")
 @click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user.")
 @click.option("--exclude", metavar="ID,ID...", help="Raw item ids never to recommend.")
-@click.option("--exclude-seen", is_flag=True, help="Leave out what a user had in training (needs the run folder).")
+@click.option(
+    "--exclude-seen", is_flag=True, help="Leave out what a user had in training (needs the run folder)."
+)
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--threads", type=int, help="Threads of ONNX Runtime.  [one per core]")
 @click.option("--json", "json_file", metavar="FILE", help="Write the answers to FILE as well.")
@@ -298,19 +349,31 @@ def recommend(
         raise click.UsageError("give --user-id ID or --users-file FILE")
     excluded = [part.strip() for part in (exclude or "").split(",") if part.strip()]
     answers = answer_users(
-        Path(bundle), user_ids, k, exclude=excluded, exclude_seen=exclude_seen, provider=provider, threads=threads
+        Path(bundle),
+        user_ids,
+        k,
+        exclude=excluded,
+        exclude_seen=exclude_seen,
+        provider=provider,
+        threads=threads,
     )
     for answer in answers:
         print(f"user {answer['user_id']}" + ("" if answer["known"] else " (unknown: the fallback answers)"))
-        rows = [(str(i + 1), str(item["item_id"]), f"{item['score']:.4f}") for i, item in enumerate(answer["items"])]
+        rows = [
+            (str(i + 1), str(item["item_id"]), f"{item['score']:.4f}")
+            for i, item in enumerate(answer["items"])
+        ]
         _print_table(("rank", "item", "score"), rows)
     _write_json(json_file, answers)
 
 
-@app.command(cls=Epilog, epilog="""
+@app.command(
+    cls=Epilog,
+    epilog="""
 graphhash demo
 graphhash demo /data/graphhash-demo
-""")  # fmt: skip
+""",
+)
 @click.argument("out", metavar="[OUT]", default="demo")
 def demo(out: str) -> None:
     """Show the whole way on a synthetic log, in the folder OUT: make it, compare four methods, ask for items."""
@@ -323,7 +386,16 @@ def demo(out: str) -> None:
         app.main(args=words, prog_name="graphhash", standalone_mode=False)
 
     step("synth", folder / "log", *DEMO_LOG)
-    step("run", "--data", folder / "log", "--out", folder / "run", "--method", "soft,graph,modulo,full", *DEMO_RUN)
+    step(
+        "run",
+        "--data",
+        folder / "log",
+        "--out",
+        folder / "run",
+        "--method",
+        "soft,graph,modulo,full",
+        *DEMO_RUN,
+    )
     from graphhash.vocabulary import Vocabulary
 
     user_id = Vocabulary.load(folder / "run" / "ingest" / "users.parquet").take([0])[0]
@@ -373,7 +445,11 @@ def _is_expected(error: Exception) -> bool:
         frame = frame.tb_next
     raised_in = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
     # A ValueError of another library is a defect of ours, and its traceback is wanted.
-    return isinstance(error, ValueError) and raised_in.partition(".")[0] in ("graphhash", "pipeline", "serving")
+    return isinstance(error, ValueError) and raised_in.partition(".")[0] in (
+        "graphhash",
+        "pipeline",
+        "serving",
+    )
 
 
 def _fail(message: str, code: int) -> None:
@@ -457,7 +533,12 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns padded to their widest cell; the first to the left, the others to the right."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
     for line in (header, *rows):
-        print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip())
+        print(
+            "  ".join(
+                c.ljust(w) if i == 0 else c.rjust(w)
+                for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+        )
 
 
 def _print_pairs(values: dict[str, Any], indent: str = "") -> None:

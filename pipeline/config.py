@@ -65,7 +65,9 @@ class DataConfig:
             if not getattr(self, key):
                 raise ConfigError(f"data.{key} is empty; name the column that holds the ids")
         if self.user_column == self.item_column:
-            raise ConfigError(f"data.user_column and data.item_column are both {self.user_column!r}; name two columns")
+            raise ConfigError(
+                f"data.user_column and data.item_column are both {self.user_column!r}; name two columns"
+            )
         _check_range("data.validation", self.validation, 0.0, 1.0, high_open=True)
         _check_range("data.test", self.test, 0.0, 1.0, high_open=True)
         if self.split == "random" and self.validation + self.test >= 1.0:
@@ -106,7 +108,9 @@ class ClusterConfig:
         if self.rows is not None:
             _check_range("cluster.rows", self.rows, 2)
         if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise ConfigError(f"cluster.ratio={self.ratio} must be above 0 and at most 1 (0.25 is a quarter of the bytes)")
+            raise ConfigError(
+                f"cluster.ratio={self.ratio} must be above 0 and at most 1 (0.25 is a quarter of the bytes)"
+            )
         _check_range("cluster.shards", self.shards, 0, 4096)
         if self.threads is not None:
             _check_range("cluster.threads", self.threads, 1)
@@ -210,7 +214,9 @@ class JobConfig:
         for method in self.methods:
             # A method's name becomes a folder.
             if not method.replace("_", "").isalnum():
-                raise ConfigError(f"run.methods holds {method!r}, which is no method's name; write them as soft,graph")
+                raise ConfigError(
+                    f"run.methods holds {method!r}, which is no method's name; write them as soft,graph"
+                )
         if len(set(self.methods)) != len(self.methods):
             raise ConfigError(f"run.methods={','.join(self.methods)} names a method twice")
         if not self.experiment:
@@ -242,7 +248,13 @@ class RunConfig:
         Raises:
             ConfigError: unreadable file, unknown key, wrong type, impossible value.
         """
-        paths = [] if toml_path is None else [toml_path] if isinstance(toml_path, (str, Path)) else list(toml_path)
+        paths = (
+            []
+            if toml_path is None
+            else [toml_path]
+            if isinstance(toml_path, (str, Path))
+            else list(toml_path)
+        )
         layers = [_read_toml(Path(path)) for path in paths]
         layers.append({key: value for key, value in cli.items() if value is not None})
         layers.append(dict(parse_override(text) for text in overrides))
@@ -357,7 +369,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section, values in tree.items():
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: key {section!r} stands outside any section; write it under [{'], ['.join(_SECTIONS)}]")
+            raise ConfigError(
+                f"{path}: key {section!r} stands outside any section; write it under [{'], ['.join(_SECTIONS)}]"
+            )
         flat |= {f"{section}.{name}": value for name, value in values.items()}
     try:
         # The file is checked alone, so that an error in it is reported under its name.
@@ -378,8 +392,14 @@ def _kinds(section: type) -> dict[str, tuple[type, ...]]:
 
 
 def _describe(kinds: tuple[type, ...]) -> str:
-    words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false",
-             tuple: "a list of texts", types.NoneType: "none"}  # fmt: skip
+    words = {
+        str: "a text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        tuple: "a list of texts",
+        types.NoneType: "none",
+    }
     return " or ".join(words[kind] for kind in kinds)
 
 
@@ -390,7 +410,9 @@ def _check_types(section_value: Any, section: str) -> None:
             object.__setattr__(section_value, name, float(value))
             continue
         if type(value) not in kinds or (tuple in kinds and any(type(part) is not str for part in value)):
-            raise ConfigError(f"{section}.{name}={value!r} is {type(value).__name__}; expected {_describe(kinds)}")
+            raise ConfigError(
+                f"{section}.{name}={value!r} is {type(value).__name__}; expected {_describe(kinds)}"
+            )
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
@@ -400,9 +422,13 @@ def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
         raise ConfigError(f"{key}={value!r} is unknown; {hint}choices are {', '.join(choices)}")
 
 
-def _check_range(key: str, value: float, low: float, high: float = math.inf, *, high_open: bool = False) -> None:
+def _check_range(
+    key: str, value: float, low: float, high: float = math.inf, *, high_open: bool = False
+) -> None:
     if not (low <= value <= high) or not math.isfinite(value) or (high_open and value == high):
-        bound = f"at least {low}" if high == math.inf else f"from {low} to {'below ' if high_open else ''}{high}"
+        bound = (
+            f"at least {low}" if high == math.inf else f"from {low} to {'below ' if high_open else ''}{high}"
+        )
         raise ConfigError(f"{key}={value} is out of range; it must be {bound}")
 
 

@@ -1,6 +1,6 @@
 """Answers of an exported bundle for raw user ids that come as text, as the command line has them.
 
-    recommend(Path("out/bundle"), ["42", "43"], 20, exclude_seen=True)
+recommend(Path("out/bundle"), ["42", "43"], 20, exclude_seen=True)
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def recommend(
                 for item_id, score in zip(item_ids.tolist(), scores.tolist(), strict=True)
             ],
         }
-        for user, known, item_ids, scores in zip(users, answer.known, answer.item_ids, answer.scores, strict=True)
+        for user, known, item_ids, scores in zip(
+            users, answer.known, answer.item_ids, answer.scores, strict=True
+        )
     ]
 
 
@@ -68,7 +70,9 @@ def _as_type(ids: Sequence[str], kind: str, what: str) -> list[Any]:
         try:
             numbers.append(int(text))
         except ValueError:
-            raise DataError(f"{what} {text!r} is not a whole number, and this bundle's ids are int64") from None
+            raise DataError(
+                f"{what} {text!r} is not a whole number, and this bundle's ids are int64"
+            ) from None
         if not -(2**63) <= numbers[-1] < 2**63:
             raise DataError(f"{what} {text} does not fit int64, the type of this bundle's ids")
     return numbers
@@ -87,7 +91,9 @@ def _seen(bundle: Path, users: Sequence[Any], manifest: dict[str, Any]) -> list[
     vocabularies = {side: Vocabulary.load(ingest / f"{side}.parquet") for side in ("users", "items")}
     for side, vocabulary in vocabularies.items():
         if vocabulary.content_hash != manifest["vocabulary_hashes"][side]:
-            raise DataError(f"{ingest}/{side}.parquet: not the ids that {bundle} was made with; export the bundle again")
+            raise DataError(
+                f"{ingest}/{side}.parquet: not the ids that {bundle} was made with; export the bundle again"
+            )
     train = ShardedCsr.open(ingest / "train")
     seen = []
     for row in vocabularies["users"].rows(list(users), missing="fallback").tolist():

@@ -53,7 +53,9 @@ class RunFacts:
             RunFolderError: a file is missing or is not the JSON it should be.
         """
         metrics = _read_json(path / "metrics.json")
-        histories = {m["method"]: _read_json(path / "methods" / m["method"] / "history.json") for m in metrics}
+        histories = {
+            m["method"]: _read_json(path / "methods" / m["method"] / "history.json") for m in metrics
+        }
         config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
         ingest = _read_json(path / "ingest" / "ingest.json")
         return cls(path, config, ingest, _read_json(path / "cluster" / "cluster.json"), metrics, histories)
@@ -98,7 +100,9 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: cannot be read ({error}); run the stages first: graphhash run") from error
+        raise RunFolderError(
+            f"{path}: cannot be read ({error}); run the stages first: graphhash run"
+        ) from error
 
 
 # Pictures.
@@ -145,16 +149,35 @@ def _draw_bytes_recall(facts: RunFacts) -> Figure:
     axes.set_xlim(0, most_bytes * 1.16)
     axes.set_ylim(0, best * 1.15)
     axes.axvline(most_bytes, color=FAINT, linewidth=1, linestyle=(0, (4, 4)))
-    axes.annotate("full tables", (most_bytes, 0), xytext=(-4, 5), textcoords="offset points", ha="right",
-                  fontsize=8, color=FAINT)  # fmt: skip
+    axes.annotate(
+        "full tables",
+        (most_bytes, 0),
+        xytext=(-4, 5),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=FAINT,
+    )
     full = next((y for _, y, method in points if method == "full"), None)
     if full is not None:
         axes.plot([0, most_bytes], [full, full], color=FAINT, linewidth=1, linestyle=(0, (4, 4)))
-    axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=64, zorder=3,
-                 color=[facts.colour(method) for _, _, method in points])  # fmt: skip
+    axes.scatter(
+        [x for x, _, _ in points],
+        [y for _, y, _ in points],
+        s=64,
+        zorder=3,
+        color=[facts.colour(method) for _, _, method in points],
+    )
     for (x, y, method), label_y in zip(points, _spread([y for _, y, _ in points], best * 0.065), strict=True):
-        axes.annotate(f"{method}  {y:.3f}", (x, y), xytext=(x + most_bytes * 0.018, label_y), textcoords="data",
-                      va="center", fontsize=9.5, color=facts.colour(method))  # fmt: skip
+        axes.annotate(
+            f"{method}  {y:.3f}",
+            (x, y),
+            xytext=(x + most_bytes * 0.018, label_y),
+            textcoords="data",
+            va="center",
+            fontsize=9.5,
+            color=facts.colour(method),
+        )
     axes.set_xlabel("bytes of tables, bucket maps and biases (MiB)", color=INK)
     axes.set_ylabel("recall@20 on the test interactions", color=INK)
     return figure
@@ -176,9 +199,15 @@ def _draw_cluster_sizes(facts: RunFacts) -> Figure:
         labels = np.load(facts.path / "cluster" / f"labels_{side}.npy", allow_pickle=False)
         sizes = np.bincount(labels) if labels.size else np.zeros(0, np.int64)
         sizes = np.sort(sizes[sizes > 0])[::-1]
-        axes.plot(np.arange(1, sizes.size + 1), sizes, color=colour, linewidth=2,
-                  marker="o" if sizes.size < 40 else None, markersize=3.5,
-                  label=f"{side}: {labels.size:,} in {sizes.size:,} rows")  # fmt: skip
+        axes.plot(
+            np.arange(1, sizes.size + 1),
+            sizes,
+            color=colour,
+            linewidth=2,
+            marker="o" if sizes.size < 40 else None,
+            markersize=3.5,
+            label=f"{side}: {labels.size:,} in {sizes.size:,} rows",
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("communities, largest first", color=INK)
@@ -202,9 +231,19 @@ def _draw_training(facts: RunFacts) -> Figure:
         if x:
             ends.append((x[-1], y[-1], method))
     top = max((y for _, y, _ in ends), default=0.0)
-    for (x_end, y_end, method), label_y in zip(ends, _spread([y for _, y, _ in ends], top * 0.07), strict=True):
-        axes.annotate(method, (x_end, y_end), xytext=(8, label_y), textcoords=("offset points", "data"), va="center",
-                      fontsize=9.5, color=facts.colour(method), annotation_clip=False)  # fmt: skip
+    for (x_end, y_end, method), label_y in zip(
+        ends, _spread([y for _, y, _ in ends], top * 0.07), strict=True
+    ):
+        axes.annotate(
+            method,
+            (x_end, y_end),
+            xytext=(8, label_y),
+            textcoords=("offset points", "data"),
+            va="center",
+            fontsize=9.5,
+            color=facts.colour(method),
+            annotation_clip=False,
+        )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel("recall@20 on validation", color=INK)
@@ -245,8 +284,14 @@ details pre { white-space: pre; }
 def _page(facts: RunFacts) -> str:
     title = f"GraphHash run: {Path(facts.config['data']['path']).name or facts.config['data']['path']}"
     when = datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
-    sections = (_data_section(facts), _results_section(facts), _clusters_section(facts), _training_section(facts),
-                _next_section(facts), _settings_section(facts))  # fmt: skip
+    sections = (
+        _data_section(facts),
+        _results_section(facts),
+        _clusters_section(facts),
+        _training_section(facts),
+        _next_section(facts),
+        _settings_section(facts),
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -265,9 +310,7 @@ def _summary(facts: RunFacts) -> str:
     )
     if first["recall@20"] is None:
         return text + ". There were no test interactions to measure it with."
-    text += (
-        f" and finds {_percent(first['recall@20'])} of what the test users went on to choose, within 20 recommendations"
-    )
+    text += f" and finds {_percent(first['recall@20'])} of what the test users went on to choose, within 20 recommendations"
     full = next((m for m in facts.metrics if m["method"] == "full"), None)
     if full is None or full is first:
         return text + "."
@@ -320,18 +363,25 @@ def _results_section(facts: RunFacts) -> str:
         + _table(header, rows)
         + '\n<p class="note">recall@20: the share of a user\'s test items among 20 recommendations, averaged over users. '
         "NDCG@20 also rewards placing them early. A <i>row</i> is one vector of a table.</p>\n"
-        + (_picture(facts, "bytes_recall.png", "Bytes against recall, one point per method")
-           + '\n<p class="note">Up is better, left is smaller.</p>' if facts.tested else "")
-    )  # fmt: skip
+        + (
+            _picture(facts, "bytes_recall.png", "Bytes against recall, one point per method")
+            + '\n<p class="note">Up is better, left is smaller.</p>'
+            if facts.tested
+            else ""
+        )
+    )
 
 
 def _clusters_section(facts: RunFacts) -> str:
     cluster = facts.cluster
     sizes = [
-        (f"<td>{side}</td>", f"{cluster[f'{side[:-1]}_rows']:,}", *(f"{cluster['sizes'][side][key]:,.0f}"
-         for key in ("median", "p99", "largest")))
+        (
+            f"<td>{side}</td>",
+            f"{cluster[f'{side[:-1]}_rows']:,}",
+            *(f"{cluster['sizes'][side][key]:,.0f}" for key in ("median", "p99", "largest")),
+        )
         for side in ("users", "items")
-    ]  # fmt: skip
+    ]
     return (
         "<h2>What the clusters look like</h2>\n"
         f"<p>Users and items that interact with each other were put into <b>{cluster['n_communities']:,}</b> communities "
@@ -379,7 +429,11 @@ def _next_section(facts: RunFacts) -> str:
 
 def _settings_section(facts: RunFacts) -> str:
     text = (facts.path / "config.toml").read_text(encoding="utf-8")
-    runs = [f"{_e(m['method'])} <code>{_e(m['mlflow_run_id'])}</code>" for m in facts.metrics if m.get("mlflow_run_id")]
+    runs = [
+        f"{_e(m['method'])} <code>{_e(m['mlflow_run_id'])}</code>"
+        for m in facts.metrics
+        if m.get("mlflow_run_id")
+    ]
     tracked = f'<p class="note">MLflow runs: {", ".join(runs)}</p>' if runs else ""
     seconds: dict[str, float] = {}
     for entry in facts.metrics:
@@ -397,7 +451,9 @@ def _settings_section(facts: RunFacts) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows whose first cell is a finished `<td>`; the others are texts."""
     head = "".join(f"<th>{_e(name)}</th>" for name in header)
-    body = "\n".join(f"<tr>{row[0]}{''.join(f'<td>{_e(cell)}</td>' for cell in row[1:])}</tr>" for row in rows)
+    body = "\n".join(
+        f"<tr>{row[0]}{''.join(f'<td>{_e(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
+    )
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
@@ -423,4 +479,10 @@ def _size(n_bytes: int) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 10
+        else f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min"
+    )

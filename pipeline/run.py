@@ -114,15 +114,23 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
     """
     from pipeline.sources import find_sources
 
-    settings = {section: dataclasses.asdict(getattr(config, section)) for section in ("data", "cluster", "map", "train")}
+    settings = {
+        section: dataclasses.asdict(getattr(config, section))
+        for section in ("data", "cluster", "map", "train")
+    }
     # Where the data lies, and with how many threads it is clustered, changes no output.
     settings["data"].pop("path")
     for key in ("threads", "shards"):
         settings["cluster"].pop(key)
     if config.cluster.budget[0] == "ratio":
         # How many rows a share of the bytes is depends on what else takes bytes.
-        settings["cluster"]["bytes"] = [config.train.dim, config.map.n_lookups, config.map.item_bias,
-                                        config.export.precision, *config.run.methods]  # fmt: skip
+        settings["cluster"]["bytes"] = [
+            config.train.dim,
+            config.map.n_lookups,
+            config.map.item_bias,
+            config.export.precision,
+            *config.run.methods,
+        ]
     steps: dict[str, Step] = {}
 
     def add(stage: str, name: str, values: Mapping[str, Any], *inputs: str) -> Step:
@@ -205,10 +213,14 @@ def _method(
             from pipeline.train import train_method
 
             ray.start()
-            result = train_method(config, method, folder.path / "ingest", folder.path / "cluster", out, tracker)
+            result = train_method(
+                config, method, folder.path / "ingest", folder.path / "cluster", out, tracker
+            )
             return {**result, "mlflow_run_id": tracker.run_id}
 
-        trained = folder.stage(train_step.name, train_step.settings, train_step.inputs, f"methods/{method}", train)
+        trained = folder.stage(
+            train_step.name, train_step.settings, train_step.inputs, f"methods/{method}", train
+        )
         seconds = {"ingest": ingest.seconds, "cluster": cluster.seconds, "train": trained.seconds}
         metrics = {"method": method, **trained.result}
         if (step := steps.get(f"evaluate {method}")) is not None:
@@ -218,7 +230,9 @@ def _method(
 
                 return evaluate_method(config, method, folder.path / "ingest", path)
 
-            evaluated = folder.value(step.name, step.settings, step.inputs, f"methods/{method}/metrics.json", evaluate)
+            evaluated = folder.value(
+                step.name, step.settings, step.inputs, f"methods/{method}/metrics.json", evaluate
+            )
             seconds["evaluate"] = evaluated.seconds
             metrics = {"method": method, **evaluated.result, "mlflow_run_id": trained.result["mlflow_run_id"]}
             if not evaluated.skipped:
@@ -236,11 +250,12 @@ def _method(
     return metrics
 
 
-def _export(config: RunConfig, ingest: Path, method_dir: Path, out: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+def _export(
+    config: RunConfig, ingest: Path, method_dir: Path, out: Path, metrics: dict[str, Any]
+) -> dict[str, Any]:
     from graphhash.vocabulary import Vocabulary
     from pipeline.checkpoint import load_method
     from pipeline.export import export_retrieval
-    from pipeline.checkpoint import load_method
 
     model, user_map, item_map = load_method(method_dir)
     settings = config.flat()
@@ -258,7 +273,9 @@ def _export(config: RunConfig, ingest: Path, method_dir: Path, out: Path, metric
         provenance={
             "method": metrics["method"],
             "mlflow_run_id": metrics["mlflow_run_id"],
-            "settings": {key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")},
+            "settings": {
+                key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")
+            },
         },
     )
 
@@ -333,5 +350,7 @@ def _report(folder: RunFolder, metrics: list[dict[str, Any]], store: tracking.St
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, entry in value.items():
-        flat |= _flatten(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
+        flat |= (
+            _flatten(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
+        )
     return flat

@@ -68,7 +68,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise RunFolderError(f"{self.path}: cannot write there ({error.strerror}); choose another --out") from error
+            raise RunFolderError(
+                f"{self.path}: cannot write there ({error.strerror}); choose another --out"
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -76,10 +78,16 @@ class RunFolder:
             os.close(lock)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise RunFolderError(f"{self.path}/.lock: cannot be locked ({error.strerror})") from error
-            raise RunFolderError(f"{self.path} is in use by {holder}; wait for it, or choose another --out") from None
+            raise RunFolderError(
+                f"{self.path} is in use by {holder}; wait for it, or choose another --out"
+            ) from None
         self._lock = lock
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv),
-                  "started": datetime.now().astimezone().isoformat(timespec="seconds")}  # fmt: skip
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "command": shlex.join(sys.argv),
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
         try:
             os.ftruncate(lock, 0)
             os.pwrite(lock, json.dumps(holder).encode(), 0)
@@ -155,7 +163,9 @@ class RunFolder:
     def would_skip(self, name: str, settings: Mapping[str, Any], inputs: Sequence[str]) -> bool:
         """Whether `stage` or `value` with these arguments would find its output up to date."""
         record = self._record(name)
-        return record is not None and record["key"] == stage_key(name, settings, inputs) and self._intact(record)
+        return (
+            record is not None and record["key"] == stage_key(name, settings, inputs) and self._intact(record)
+        )
 
     def _run(
         self,
@@ -176,9 +186,18 @@ class RunFolder:
         try:
             result, root, files = publish()
             seconds = time.perf_counter() - started
-            outputs = {str((root / file).relative_to(self.path)): _describe_file(root / file) for file in files}
-            record = {"stage": name, "key": key, "settings": dict(settings), "inputs": list(inputs),
-                      "outputs": outputs, "seconds": round(seconds, 3), "result": result}  # fmt: skip
+            outputs = {
+                str((root / file).relative_to(self.path)): _describe_file(root / file) for file in files
+            }
+            record = {
+                "stage": name,
+                "key": key,
+                "settings": dict(settings),
+                "inputs": list(inputs),
+                "outputs": outputs,
+                "seconds": round(seconds, 3),
+                "result": result,
+            }
             write_json_atomic(self._record_path(name), record)
         except OSError as error:
             raise _one_line(error, self.path, f"stage {name!r}") from error
@@ -213,7 +232,9 @@ class RunFolder:
         """Under the lock, every hidden work folder belongs to a process that died."""
         for pattern in (f".*{PARTIAL}", f"*/.*{PARTIAL}"):
             for partial in self.path.glob(pattern):
-                shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+                shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(
+                    missing_ok=True
+                )
         for pattern in (f".*{REPLACED}", f"*/.*{REPLACED}"):
             for replaced in self.path.glob(pattern):
                 target = replaced.with_name(replaced.name[1 : -len(REPLACED)])

@@ -71,7 +71,9 @@ def _one_line_errors(function: Callable[P, T]) -> Callable[P, T]:
             if "Max retries exceeded" in reason:
                 reason = f"the server at {os.environ.get('MLFLOW_TRACKING_URI')} does not answer"
             reason = reason.split(". ")[0][:300]
-            raise TrackingError(f"MLflow: {reason}; set MLFLOW_TRACKING_URI, or go without: --no-mlflow") from error
+            raise TrackingError(
+                f"MLflow: {reason}; set MLFLOW_TRACKING_URI, or go without: --no-mlflow"
+            ) from error
 
     return checked
 
@@ -209,7 +211,12 @@ class Tracker:
 
 @contextmanager
 def training_run(
-    store: Store | None, name: str, params: Mapping[str, Any], *, alone: bool = True, run_id: str | None = None
+    store: Store | None,
+    name: str,
+    params: Mapping[str, Any],
+    *,
+    alone: bool = True,
+    run_id: str | None = None,
 ) -> Iterator[Tracker]:
     """Open a run for one training and end it with the truth: FINISHED, FAILED, or KILLED when it was interrupted.
 
@@ -302,15 +309,19 @@ def _signature(model: Any) -> Any:
         specs = []
         for value in values:
             kind = value.type.tensor_type
-            dtype = np.dtype(str) if kind.elem_type == onnx.TensorProto.STRING else np.dtype(
-                onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            dtype = (
+                np.dtype(str)
+                if kind.elem_type == onnx.TensorProto.STRING
+                else np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
             )
             shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
             specs.append(TensorSpec(dtype, shape, value.name))
         return Schema(specs)
 
     stored = {tensor.name for tensor in model.graph.initializer}
-    return ModelSignature(schema(v for v in model.graph.input if v.name not in stored), schema(model.graph.output))
+    return ModelSignature(
+        schema(v for v in model.graph.input if v.name not in stored), schema(model.graph.output)
+    )
 
 
 def _requirements() -> list[str]:

@@ -25,8 +25,16 @@ from pipeline.run import Outcome
 from pipeline.stages import RunFolderError
 
 ROOT = Path(__file__).resolve().parent.parent
-METRICS = {"method": "soft", "rows": 11061, "bytes": 4000000, "bytes_full": 16000000, "bytes_ratio": 0.25,
-           "recall@20": 0.1421, "ndcg@20": 0.1131, "seconds": {"train": 12.4}}  # fmt: skip
+METRICS = {
+    "method": "soft",
+    "rows": 11061,
+    "bytes": 4000000,
+    "bytes_full": 16000000,
+    "bytes_ratio": 0.25,
+    "recall@20": 0.1421,
+    "ndcg@20": 0.1131,
+    "seconds": {"train": 12.4},
+}
 
 
 @pytest.fixture
@@ -53,7 +61,12 @@ def runs(monkeypatch):
         Path(config.run.out).mkdir(parents=True, exist_ok=True)
         (Path(config.run.out) / "config.toml").write_text(config.to_toml())
         say("progress")
-        cluster = {"modularity": 0.1155, "rows": 11061, "sizes": {"users": {"median": 2.0}}, "history": [0.1, 0.2]}
+        cluster = {
+            "modularity": 0.1155,
+            "rows": 11061,
+            "sizes": {"users": {"median": 2.0}},
+            "history": [0.1, 0.2],
+        }
         return Outcome({"n_users": 29858, "hashes": {"users": "ab"}}, cluster, [METRICS])
 
     monkeypatch.setattr(run_module, "run", run)
@@ -73,20 +86,71 @@ def failing(monkeypatch):
 
 def test_options_become_settings(graphhash, runs, tmp_path):
     code, _, _ = graphhash(
-        "run", "--data", "log.csv", "--out", tmp_path / "out", "--method", "soft, full", "--rows", 500, "--seed", 7,
-        "--no-item-bias", "--n-lookups", 4, "--dim", 16, "--lr", 0.01, "--weight-decay", 1e-6, "--epochs", 9, "--threads", 2,
-        "--shards", 3, "--bad-rows", "skip", "--user-column", "u", "--split", "given", "--address", "auto", "--no-mlflow",
-        "--precision", "float16", "train.patience=2", "data.seed=8",
-    )  # fmt: skip
+        "run",
+        "--data",
+        "log.csv",
+        "--out",
+        tmp_path / "out",
+        "--method",
+        "soft, full",
+        "--rows",
+        500,
+        "--seed",
+        7,
+        "--no-item-bias",
+        "--n-lookups",
+        4,
+        "--dim",
+        16,
+        "--lr",
+        0.01,
+        "--weight-decay",
+        1e-6,
+        "--epochs",
+        9,
+        "--threads",
+        2,
+        "--shards",
+        3,
+        "--bad-rows",
+        "skip",
+        "--user-column",
+        "u",
+        "--split",
+        "given",
+        "--address",
+        "auto",
+        "--no-mlflow",
+        "--precision",
+        "float16",
+        "train.patience=2",
+        "data.seed=8",
+    )
     ((config, until),) = runs
     flat = config.flat()
     expected = {
-        "data.path": str(Path("log.csv").absolute()), "run.methods": ("soft", "full"), "cluster.rows": 500, "map.seed": 7,
-        "train.seed": 7, "data.seed": 8, "map.item_bias": False, "map.n_lookups": 4, "train.dim": 16, "train.lr": 0.01,
-        "train.weight_decay": 1e-6, "train.epochs": 9, "cluster.threads": 2, "cluster.shards": 3, "data.bad_rows": "skip",
-        "data.user_column": "u", "data.split": "given", "run.address": "auto", "run.mlflow": False,
-        "export.precision": "float16", "train.patience": 2,
-    }  # fmt: skip
+        "data.path": str(Path("log.csv").absolute()),
+        "run.methods": ("soft", "full"),
+        "cluster.rows": 500,
+        "map.seed": 7,
+        "train.seed": 7,
+        "data.seed": 8,
+        "map.item_bias": False,
+        "map.n_lookups": 4,
+        "train.dim": 16,
+        "train.lr": 0.01,
+        "train.weight_decay": 1e-6,
+        "train.epochs": 9,
+        "cluster.threads": 2,
+        "cluster.shards": 3,
+        "data.bad_rows": "skip",
+        "data.user_column": "u",
+        "data.split": "given",
+        "run.address": "auto",
+        "run.mlflow": False,
+        "export.precision": "float16",
+        "train.patience": 2,
+    }
     assert (code, until) == (0, "report")
     assert {key: flat[key] for key in expected} == expected
 
@@ -213,11 +277,20 @@ def test_synth_passes_its_sizes_on(graphhash, monkeypatch, tmp_path):
     module = ModuleType("pipeline.synth")
     module.synth = lambda out, **sizes: {"out": str(out), **sizes}
     monkeypatch.setitem(sys.modules, "pipeline.synth", module)
-    code, out, _ = graphhash("synth", tmp_path / "log", "--users", 10, "--mixing", 0.5, "--json", tmp_path / "f.json")
+    code, out, _ = graphhash(
+        "synth", tmp_path / "log", "--users", 10, "--mixing", 0.5, "--json", tmp_path / "f.json"
+    )
     assert code == 0 and "n_users" in out
     written = json.loads((tmp_path / "f.json").read_text())
-    assert written == {"out": str(tmp_path / "log"), "n_users": 10, "n_items": 5000, "n_interactions": 300000,
-                       "n_communities": 50, "mixing": 0.5, "seed": 0}  # fmt: skip
+    assert written == {
+        "out": str(tmp_path / "log"),
+        "n_users": 10,
+        "n_items": 5000,
+        "n_interactions": 300000,
+        "n_communities": 50,
+        "mixing": 0.5,
+        "seed": 0,
+    }
 
 
 def test_recommend_prints_ranks_and_marks_unknown_users(graphhash, monkeypatch, tmp_path):
@@ -231,11 +304,26 @@ def test_recommend_prints_ranks_and_marks_unknown_users(graphhash, monkeypatch, 
     monkeypatch.setattr(pipeline.recommend, "recommend", recommend)
     (tmp_path / "users.txt").write_text("x\n\n y \n")
     code, out, _ = graphhash(
-        "recommend", "b", "--user-id", "7", "--users-file", tmp_path / "users.txt", "-k", 2, "--exclude", "1, 2",
-        "--json", tmp_path / "f.json",
-    )  # fmt: skip
+        "recommend",
+        "b",
+        "--user-id",
+        "7",
+        "--users-file",
+        tmp_path / "users.txt",
+        "-k",
+        2,
+        "--exclude",
+        "1, 2",
+        "--json",
+        tmp_path / "f.json",
+    )
     assert code == 0
-    assert (asked["user_ids"], asked["k"], asked["exclude"], asked["exclude_seen"]) == (("7", "x", "y"), 2, ["1", "2"], False)
+    assert (asked["user_ids"], asked["k"], asked["exclude"], asked["exclude_seen"]) == (
+        ("7", "x", "y"),
+        2,
+        ["1", "2"],
+        False,
+    )
     assert out.splitlines()[:6] == [
         "user 7",
         "rank  item    score",
@@ -244,7 +332,11 @@ def test_recommend_prints_ranks_and_marks_unknown_users(graphhash, monkeypatch, 
         "user x (unknown: the fallback answers)",
         "rank  item    score",
     ]
-    assert [answer["known"] for answer in json.loads((tmp_path / "f.json").read_text())] == [True, False, True]
+    assert [answer["known"] for answer in json.loads((tmp_path / "f.json").read_text())] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_recommend_from_no_bundle_is_one_line(graphhash, tmp_path):
@@ -258,11 +350,19 @@ def test_demo_goes_the_whole_way_and_asks_for_a_user_of_its_log(graphhash, runs,
     folder, asked = tmp_path / "demo", []
     (folder / "run" / "ingest").mkdir(parents=True)
     Vocabulary([7, 3]).save(folder / "run" / "ingest" / "users.parquet")
-    monkeypatch.setattr(pipeline.recommend, "recommend", lambda bundle, users, k, **_: asked.append((bundle, users)) or [])
-    monkeypatch.setitem(cli.__dict__, "DEMO_LOG", "--users 20 --items 10 --interactions 50 --communities 2".split())
+    monkeypatch.setattr(
+        pipeline.recommend, "recommend", lambda bundle, users, k, **_: asked.append((bundle, users)) or []
+    )
+    monkeypatch.setitem(
+        cli.__dict__, "DEMO_LOG", "--users 20 --items 10 --interactions 50 --communities 2".split()
+    )
     code, out, _ = graphhash("demo", folder)
     assert code == 0
-    assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == ["synth", "run", "recommend"]
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == [
+        "synth",
+        "run",
+        "recommend",
+    ]
     assert runs[0][0].run.methods == ("soft", "graph", "modulo", "full")
     assert asked == [(folder / "run" / "bundle", ("7",))]
     assert os.environ.pop("MLFLOW_TRACKING_URI") == f"sqlite:///{folder}/mlflow.db"
@@ -291,7 +391,11 @@ def test_termination_runs_the_clean_up(tmp_path):
         "run.run = wait\ncli.main(['run', '--data', 'x', '--out', sys.argv[1]])\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
     )
     assert process.stdout.readline() == "up\n"
     time.sleep(0.05)

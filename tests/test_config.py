@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import ClusterConfig, ConfigError, DataConfig, RunConfig, TrainConfig, keys, parse_override
+from pipeline.config import (
+    ClusterConfig,
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    TrainConfig,
+    keys,
+    parse_override,
+)
 
 
 @pytest.fixture
@@ -23,7 +31,9 @@ def toml(tmp_path):
 
 def test_stronger_layers_win(toml):
     path = toml("[train]\ndim = 8\nlr = 0.1\nepochs = 3\n")
-    config = RunConfig.load(path, ["train.epochs=5"], **{"train.epochs": 4, "train.lr": 0.2, "train.seed": None})
+    config = RunConfig.load(
+        path, ["train.epochs=5"], **{"train.epochs": 4, "train.lr": 0.2, "train.seed": None}
+    )
     assert (config.train.dim, config.train.lr, config.train.epochs, config.train.seed) == (8, 0.2, 5, 0)
 
 
@@ -37,7 +47,10 @@ def test_later_file_is_stronger(tmp_path):
 def test_a_budget_replaces_the_budget_of_a_weaker_layer(toml):
     path = toml("[cluster]\nratio = 0.2\n")
     assert RunConfig.load(path, **{"cluster.rows": 100}).cluster.budget == ("rows", 100)
-    assert RunConfig.load(path, ["cluster.resolution=7"], **{"cluster.rows": 100}).cluster.budget == ("resolution", 7.0)
+    assert RunConfig.load(path, ["cluster.resolution=7"], **{"cluster.rows": 100}).cluster.budget == (
+        "resolution",
+        7.0,
+    )
 
 
 def test_default_budget_is_a_quarter_of_the_bytes():
@@ -159,7 +172,13 @@ def test_flat_has_every_key():
     methods=st.lists(st.from_regex(r"[a-z][a-z_]{0,8}\Z", fullmatch=True), min_size=1, unique=True),
 )
 def test_toml_reads_back_equal(tmp_path_factory, path, lr, seed, bias, methods):
-    settings = {"data.path": path, "train.lr": lr, "train.seed": seed, "map.item_bias": bias, "run.methods": methods}
+    settings = {
+        "data.path": path,
+        "train.lr": lr,
+        "train.seed": seed,
+        "map.item_bias": bias,
+        "run.methods": methods,
+    }
     config = RunConfig.from_flat(settings)
     file = tmp_path_factory.mktemp("toml") / "config.toml"
     file.write_text(config.to_toml(), encoding="utf-8", newline="")

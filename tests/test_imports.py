@@ -1,8 +1,8 @@
 """Who may import what: imports go one way, and heavy packages stay where they belong.
 
-    graphhash   nothing of ours; no ray, mlflow, onnxruntime; torch in the torch half only
-    pipeline    graphhash and serving; mlflow in `tracking` only; onnxruntime only through serving
-    serving     nothing of ours; ray in `app` only, torch in `export` only, never mlflow
+graphhash   nothing of ours; no ray, mlflow, onnxruntime; torch in the torch half only
+pipeline    graphhash and serving; mlflow in `tracking` only; onnxruntime only through serving
+serving     nothing of ours; ray in `app` only, torch in `export` only, never mlflow
 """
 
 from __future__ import annotations
@@ -19,8 +19,16 @@ PACKAGES = ("graphhash", "pipeline", "serving")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # The modules of graphhash that people use without PyTorch.
 CLUSTERING_HALF = {
-    "__init__", "_kernels", "buckets", "clustering", "errors", "graph", "interactions", "modularity", "vocabulary",
-}  # fmt: skip
+    "__init__",
+    "_kernels",
+    "buckets",
+    "clustering",
+    "errors",
+    "graph",
+    "interactions",
+    "modularity",
+    "vocabulary",
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -43,7 +51,11 @@ def forbidden(path: Path) -> set[str]:
         banned = {"pipeline", "serving", "ray", "mlflow", "onnxruntime"}
         if module in CLUSTERING_HALF:
             banned.add("torch")
-            banned |= {f"graphhash.{p.stem}" for p in (ROOT / "graphhash").glob("*.py") if p.stem not in CLUSTERING_HALF}
+            banned |= {
+                f"graphhash.{p.stem}"
+                for p in (ROOT / "graphhash").glob("*.py")
+                if p.stem not in CLUSTERING_HALF
+            }
         return banned
     if package == "pipeline":
         return {"onnxruntime"} | ({"mlflow"} if module != "tracking" else set())
@@ -57,11 +69,18 @@ def test_the_packages_are_there():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_module_imports_only_what_it_may(path):
-    broken = {name for name in imported(path) for ban in forbidden(path) if name == ban or name.startswith(f"{ban}.")}
+    broken = {
+        name
+        for name in imported(path)
+        for ban in forbidden(path)
+        if name == ban or name.startswith(f"{ban}.")
+    }
     assert not broken
 
 
-@pytest.mark.parametrize("line", ["import torch", "from torch.nn import Module", "def f():\n    import torch.nn"])
+@pytest.mark.parametrize(
+    "line", ["import torch", "from torch.nn import Module", "def f():\n    import torch.nn"]
+)
 def test_the_rule_sees_an_import_wherever_it_stands(tmp_path, monkeypatch, line):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "graphhash").mkdir()
@@ -73,10 +92,22 @@ def test_the_rule_sees_an_import_wherever_it_stands(tmp_path, monkeypatch, line)
 @pytest.mark.parametrize(
     ("program", "absent"),
     [
-        ("import graphhash; graphhash.cluster, graphhash.soft_maps", "torch ray mlflow onnxruntime pipeline serving"),
-        ("import serving.bundle, serving.retriever", "torch ray mlflow onnx scipy numba pyarrow pandas graphhash pipeline"),
-        ("import pipeline.cli, pipeline.config", "torch ray mlflow numba numpy onnxruntime pyarrow graphhash serving"),
-        ("import pipeline.run, pipeline.report, pipeline.tracking", "torch ray mlflow numba onnxruntime matplotlib"),
+        (
+            "import graphhash; graphhash.cluster, graphhash.soft_maps",
+            "torch ray mlflow onnxruntime pipeline serving",
+        ),
+        (
+            "import serving.bundle, serving.retriever",
+            "torch ray mlflow onnx scipy numba pyarrow pandas graphhash pipeline",
+        ),
+        (
+            "import pipeline.cli, pipeline.config",
+            "torch ray mlflow numba numpy onnxruntime pyarrow graphhash serving",
+        ),
+        (
+            "import pipeline.run, pipeline.report, pipeline.tracking",
+            "torch ray mlflow numba onnxruntime matplotlib",
+        ),
     ],
     ids=["clustering half", "serving", "command line", "run"],
 )

@@ -35,7 +35,10 @@ def test_tree_lists_the_files_that_are_there():
     listed = re.findall(r"^\| `(\w+/\w+\.py)` \|", README, re.MULTILINE)
     packages = ("graphhash", "pipeline", "serving")
     there = {
-        f"{package}/{path.name}" for package in packages for path in (ROOT / package).glob("*.py") if not path.name.startswith("__")
+        f"{package}/{path.name}"
+        for package in packages
+        for path in (ROOT / package).glob("*.py")
+        if not path.name.startswith("__")
     }
     assert set(listed) == there
     assert len(listed) == len(set(listed))

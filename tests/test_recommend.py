@@ -54,8 +54,13 @@ def test_answers_are_those_of_the_model(case):
 def test_seen_and_excluded_items_are_left_out(case):
     path, small, seen = case
     excluded = as_text(small.items.take([0, 5]))
-    answers = recommend(path / "bundle", as_text(small.users.take(np.arange(len(small.users)))), 100,
-                        exclude=excluded, exclude_seen=True)  # fmt: skip
+    answers = recommend(
+        path / "bundle",
+        as_text(small.users.take(np.arange(len(small.users)))),
+        100,
+        exclude=excluded,
+        exclude_seen=True,
+    )
     for row, answer in enumerate(answers):
         allowed = np.flatnonzero(~seen[row])
         assert set(items_of(answer)) == set(small.items.take(allowed[~np.isin(allowed, [0, 5])]).tolist())
@@ -68,7 +73,9 @@ def test_unknown_user_is_marked_and_has_seen_nothing(case):
     assert answer["known"] is False and len(answer["items"]) == len(small.items)
 
 
-@pytest.mark.parametrize(("text", "message"), [("anna", "'anna' is not a whole number"), (str(2**63), "does not fit int64")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("anna", "'anna' is not a whole number"), (str(2**63), "does not fit int64")]
+)
 def test_id_of_another_type_is_refused(tmp_path, text, message):
     make_run(tmp_path / "run", "int64")
     with pytest.raises(DataError, match=message):

@@ -23,7 +23,9 @@ def run_dir(tmp_path) -> Path:
     return make_run(tmp_path / "run")
 
 
-def make_run(out: Path, path: str = "/data/log.parquet", methods: tuple[str, ...] = ("soft", "modulo", "full")) -> Path:
+def make_run(
+    out: Path, path: str = "/data/log.parquet", methods: tuple[str, ...] = ("soft", "modulo", "full")
+) -> Path:
     for folder in ("ingest", "cluster", "bundle"):
         (out / folder).mkdir(parents=True)
     config = RunConfig.from_flat({"data.path": path, "run.out": str(out), "run.methods": methods})
@@ -34,18 +36,39 @@ def make_run(out: Path, path: str = "/data/log.parquet", methods: tuple[str, ...
     np.save(out / "cluster" / "labels_users.npy", labels)
     np.save(out / "cluster" / "labels_items.npy", labels[:200])
     sizes = {"median": 3, "p99": 60.5, "largest": 1100}
-    cluster = {"resolution": 200.0, "modularity": 0.1155, "n_communities": 10, "user_rows": 10, "item_rows": 7, "rows": 17,
-               "share_inside": 0.2312, "sizes": {"users": sizes, "items": sizes}}  # fmt: skip
+    cluster = {
+        "resolution": 200.0,
+        "modularity": 0.1155,
+        "n_communities": 10,
+        "user_rows": 10,
+        "item_rows": 7,
+        "rows": 17,
+        "share_inside": 0.2312,
+        "sizes": {"users": sizes, "items": sizes},
+    }
     (out / "cluster" / "cluster.json").write_text(json.dumps(cluster))
     metrics = []
     for i, method in enumerate(methods):
         recall = 0.1421 / (i + 1)
         n_bytes = BYTES_FULL if method == "full" else BYTES_FULL // 4
-        metrics.append({"method": method, "recall@20": recall, "ndcg@20": recall, "rows": 17, "bytes": n_bytes,
-                        "bytes_full": BYTES_FULL, "bytes_ratio": n_bytes / BYTES_FULL, "item_bias": method == "soft",
-                        "mlflow_run_id": "ab" * 16, "seconds": {"ingest": 1.0, "cluster": 2.0, "train": 90.0}})  # fmt: skip
+        metrics.append(
+            {
+                "method": method,
+                "recall@20": recall,
+                "ndcg@20": recall,
+                "rows": 17,
+                "bytes": n_bytes,
+                "bytes_full": BYTES_FULL,
+                "bytes_ratio": n_bytes / BYTES_FULL,
+                "item_bias": method == "soft",
+                "mlflow_run_id": "ab" * 16,
+                "seconds": {"ingest": 1.0, "cluster": 2.0, "train": 90.0},
+            }
+        )
         (out / "methods" / method).mkdir(parents=True)
-        epochs = [{"epoch": e, "loss": 0.5, "recall@20": recall * e / 30, "ndcg@20": 0.1} for e in (10, 20, 30)]
+        epochs = [
+            {"epoch": e, "loss": 0.5, "recall@20": recall * e / 30, "ndcg@20": 0.1} for e in (10, 20, 30)
+        ]
         history = {"epochs": epochs, "best_epoch": 30}
         (out / "methods" / method / "history.json").write_text(json.dumps(history))
     (out / "metrics.json").write_text(json.dumps(metrics))
@@ -118,7 +141,9 @@ def test_texts_from_outside_are_escaped(tmp_path):
     assert "a <b>" not in page
 
 
-@pytest.mark.parametrize("methods", [("soft",), ("full",), ("soft", "graph", "frequency", "a", "b", "c", "d", "e", "f")])
+@pytest.mark.parametrize(
+    "methods", [("soft",), ("full",), ("soft", "graph", "frequency", "a", "b", "c", "d", "e", "f")]
+)
 def test_any_number_of_methods(tmp_path, methods):
     write_report(make_run(tmp_path / "run", methods=methods))
 
@@ -126,14 +151,18 @@ def test_any_number_of_methods(tmp_path, methods):
 def test_no_method_was_good_at_all(tmp_path):
     run_dir = make_run(tmp_path / "run")
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    (run_dir / "metrics.json").write_text(json.dumps([{**entry, "recall@20": 0.0, "ndcg@20": 0.0} for entry in metrics]))
+    (run_dir / "metrics.json").write_text(
+        json.dumps([{**entry, "recall@20": 0.0, "ndcg@20": 0.0} for entry in metrics])
+    )
     write_report(run_dir)
 
 
 def test_without_test_and_validation_the_page_says_so(run_dir):
     write_report(run_dir)
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    (run_dir / "metrics.json").write_text(json.dumps([{**entry, "recall@20": None, "ndcg@20": None} for entry in metrics]))
+    (run_dir / "metrics.json").write_text(
+        json.dumps([{**entry, "recall@20": None, "ndcg@20": None} for entry in metrics])
+    )
     for history in run_dir.glob("methods/*/history.json"):
         epochs = [{"epoch": 30, "loss": 0.5, "recall@20": None}]
         history.write_text(json.dumps({"epochs": epochs, "best_epoch": 30}))
@@ -143,7 +172,9 @@ def test_without_test_and_validation_the_page_says_so(run_dir):
     assert "no test interactions" in text and "no validation interactions" in text
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "cluster/cluster.json", "ingest/ingest.json", "methods/full/history.json"])
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "cluster/cluster.json", "ingest/ingest.json", "methods/full/history.json"]
+)
 def test_missing_part_is_named(run_dir, name):
     (run_dir / name).unlink()
     with pytest.raises(RunFolderError, match=name):

@@ -76,7 +76,11 @@ def config(tmp_path):
     (tmp_path / "log.csv").write_text("x")
 
     def make(*overrides: str) -> RunConfig:
-        fixed = {"data.path": str(tmp_path / "log.csv"), "run.out": str(tmp_path / "out"), "run.mlflow": False}
+        fixed = {
+            "data.path": str(tmp_path / "log.csv"),
+            "run.out": str(tmp_path / "out"),
+            "run.mlflow": False,
+        }
         return RunConfig.load(None, overrides, **fixed)
 
     return make
@@ -88,8 +92,18 @@ def quiet(_line: str) -> None:
 
 def test_stages_run_in_order_and_once(calls, config, tmp_path):
     outcome = run(config("run.methods=soft,full"), say=quiet)
-    assert calls == ["ray up", "ingest", "cluster", "train soft", "evaluate soft", "export soft",
-                     "train full", "evaluate full", "report", "ray down"]  # fmt: skip
+    assert calls == [
+        "ray up",
+        "ingest",
+        "cluster",
+        "train soft",
+        "evaluate soft",
+        "export soft",
+        "train full",
+        "evaluate full",
+        "report",
+        "ray down",
+    ]
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written == outcome.metrics
     assert [entry["method"] for entry in written] == ["soft", "full"]
@@ -122,7 +136,9 @@ def test_a_change_computes_what_depends_on_it(calls, config, override, expected)
     assert [call.split()[0] for call in calls if not call.startswith("ray")] == expected
 
 
-@pytest.mark.parametrize("override", ["train.dim=8", "map.n_lookups=2", "export.precision=float16", "run.methods=graph"])
+@pytest.mark.parametrize(
+    "override", ["train.dim=8", "map.n_lookups=2", "export.precision=float16", "run.methods=graph"]
+)
 def test_a_budget_in_bytes_is_clustered_again_when_other_bytes_change(config, override):
     assert plan(config(), "cluster")["cluster"].key != plan(config(override), "cluster")["cluster"].key
     by_rows = [plan(config("cluster.rows=9", *extra), "cluster")["cluster"].key for extra in ([], [override])]
@@ -156,7 +172,15 @@ def test_stage_commands_stop_where_they_should(calls, config, until):
 
 def test_plan_names_every_stage_once(config):
     steps = plan(config("run.methods=soft,full"), "report")
-    assert list(steps) == ["ingest", "cluster", "train soft", "evaluate soft", "export", "train full", "evaluate full"]
+    assert list(steps) == [
+        "ingest",
+        "cluster",
+        "train soft",
+        "evaluate soft",
+        "export",
+        "train full",
+        "evaluate full",
+    ]
     assert len({step.key for step in steps.values()}) == len(steps)
 
 
@@ -188,7 +212,9 @@ class Recorder:
 def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config, monkeypatch):
     recorder = Recorder(monkeypatch)
     outcome = run(config("run.methods=soft,full", "run.mlflow=true"), say=quiet)
-    assert [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
+    assert (
+        [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
+    )
     soft, full = recorder.runs.values()
     assert (soft["alone"], soft["log_artifact"], soft["_end"]) == (False, ["bundle"], ["FINISHED"])
     assert soft["log_metrics"] == [{"test.recall@20": 0.5, "test.rows": 2}]

@@ -82,7 +82,10 @@ def test_run_holds_parameters_metrics_tags_and_artifacts(store, tmp_path):
     assert run.info.status == "FINISHED"
     assert run.data.params == {"train.dim": "64"}
     assert run.data.metrics == {"recall_at_20": 0.2}
-    assert [(m.step, m.value) for m in client.get_metric_history(tracker.run_id, "recall_at_20")] == [(10, 0.1), (20, 0.2)]
+    assert [(m.step, m.value) for m in client.get_metric_history(tracker.run_id, "recall_at_20")] == [
+        (10, 0.1),
+        (20, 0.2),
+    ]
     assert (run.data.tags["graphhash.hash"], run.data.tags["graphhash.method"]) == ("ab", "soft")
     assert {f.path for f in client.list_artifacts(tracker.run_id)} == {"a.txt", "bundle"}
 
@@ -96,7 +99,8 @@ def test_more_entries_than_one_call_takes(store):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")]
+    ("error", "status"),
+    [(ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")],
 )
 def test_run_ends_truthfully(store, error, status):
     with pytest.raises(type(error)), training_run(store, "soft", {}) as tracker:
@@ -141,8 +145,9 @@ def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, m
     files = Path(logged.artifact_location.removeprefix("file://"))
     requirements = (files / "requirements.txt").read_text().split()
     assert {line.partition("==")[0] for line in requirements} in (
-        {"mlflow", "numpy", "onnx", "onnxruntime-gpu"}, {"mlflow", "numpy", "onnx", "onnxruntime"},
-    )  # fmt: skip
+        {"mlflow", "numpy", "onnx", "onnxruntime-gpu"},
+        {"mlflow", "numpy", "onnx", "onnxruntime"},
+    )
     assert capfd.readouterr() == ("", "")
     loaded = mlflow.pyfunc.load_model(str(files))
     assert [spec.name for spec in loaded.metadata.signature.inputs] == ["user_id", "k"]
