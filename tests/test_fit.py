@@ -1,0 +1,125 @@
+"""The training loop: it learns, stops, resumes to the same weights, and says when it diverges."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import graphs
+import numpy as np
+import pytest
+import torch
+
+import graphhash
+from graphhash.retrieval import MatrixFactorization, bpr_loss
+from pipeline.evaluate import rank_users
+from pipeline.fit import FitSettings, fit
+from pipeline.methods import METHODS
+
+SETTINGS = FitSettings(lr=0.02, weight_decay=1e-6, epochs=30, eval_every=5, patience=100, batch_size=None, seed=0)
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return graphs.planted(0, 6, 30, 0.3, 0.02)[0]
+
+
+@pytest.fixture(scope="module")
+def labels(graph):
+    return graphhash.cluster(graph, resolution=3)
+
+
+def model_of(graph, labels, method="soft", item_bias=True):
+    spec = METHODS[method]
+    return MatrixFactorization(*spec.make(graph, labels, spec.n_lookups, 0), 16, item_bias=item_bias, seed=0)
+
+
+def pairs_of(graph):
+    users, items = graph.nonzero()
+    return torch.from_numpy(users.astype(np.int64)), torch.from_numpy(items.astype(np.int64))
+
+
+@pytest.mark.parametrize("item_bias", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_step_lowers_the_loss_of_every_method(graph, labels, method, item_bias):
+    model = model_of(graph, labels, method, item_bias)
+    users, items = pairs_of(graph)
+    negatives = torch.randint(graph.shape[1], items.shape, generator=torch.Generator().manual_seed(0))
+
+    def loss():
+        return bpr_loss(model(users, items), model(users, negatives))
+
+    before = loss()
+    before.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.1 * parameter.grad
+    assert loss() < before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_get_the_same_number_of_rows(graph, labels, method):
+    users, items = METHODS[method].make(graph, labels, METHODS[method].n_lookups, 0)
+    if method != "full":
+        assert users.n_buckets + items.n_buckets == labels.rows + 2
+    assert users.n_lookups == METHODS[method].n_lookups
+    assert (users.weight_codes is not None) == METHODS[method].weighted
+
+
+def test_training_puts_a_users_own_items_on_top(graph, labels):
+    model = model_of(graph, labels)
+    nothing = graph.copy()
+    nothing.data[:] = 0
+    nothing.eliminate_zeros()
+    before, _ = rank_users(model, np.arange(graph.shape[0]), nothing, graph, 20)
+    state = fit(model, *pairs_of(graph), SETTINGS, None)
+    after, _ = rank_users(model, np.arange(graph.shape[0]), nothing, graph, 20)
+    assert after.mean() > 3 * before.mean()
+    losses = [entry["loss"] for entry in state["history"]]
+    assert losses == sorted(losses, reverse=True)
+    assert [entry["epoch"] for entry in state["history"]] == [5, 10, 15, 20, 25, 30]
+
+
+@pytest.mark.parametrize("batch_size", [None, 100])
+def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(graph, labels, batch_size):
+    settings = dataclasses.replace(SETTINGS, epochs=20, batch_size=batch_size)
+    pairs = pairs_of(graph)
+    whole = fit(model_of(graph, labels), *pairs, settings, None)
+    half = fit(model_of(graph, labels), *pairs, dataclasses.replace(settings, epochs=10), None)
+    resumed = fit(model_of(graph, labels), *pairs, settings, None, state=half)
+    assert resumed["epoch"] == whole["epoch"] == 20
+    for name, weight in whole["model"].items():
+        assert torch.equal(resumed["model"][name], weight), name
+    assert [e["loss"] for e in resumed["history"]] == [e["loss"] for e in whole["history"]]
+
+
+def test_patience_counts_evaluations_and_the_best_weights_are_kept(graph, labels):
+    recalls = iter([0.1, 0.3, 0.2, 0.25, 0.9])
+    seen = []
+
+    def validate(model):
+        seen.append(model.user_embedding.table.detach().clone())
+        return {"recall@20": next(recalls)}
+
+    settings = dataclasses.replace(SETTINGS, epochs=100, patience=2)
+    state = fit(model_of(graph, labels), *pairs_of(graph), settings, validate)
+    assert (state["epoch"], state["best_epoch"], state["best_recall"]) == (20, 10, 0.3)
+    assert torch.equal(state["best"]["user_embedding.table"], seen[1])
+    assert not torch.equal(state["model"]["user_embedding.table"], seen[1])
+
+
+def test_the_seed_decides_everything(graph, labels):
+    a, b, c = (
+        fit(model_of(graph, labels), *pairs_of(graph), dataclasses.replace(SETTINGS, seed=s, epochs=5), None)
+        for s in (0, 0, 1)
+    )
+    assert torch.equal(a["model"]["item_embedding.table"], b["model"]["item_embedding.table"])
+    assert not torch.equal(a["model"]["item_embedding.table"], c["model"]["item_embedding.table"])
+
+
+def test_divergence_is_an_error_that_names_the_learning_rate(graph, labels):
+    model = model_of(graph, labels)
+    with torch.no_grad():
+        model.user_embedding.table.fill_(math.inf)
+    with pytest.raises(graphhash.DataError, match=r"training diverged; lower train.lr \(0.02\)"):
+        fit(model, *pairs_of(graph), SETTINGS, None)
