@@ -8,7 +8,9 @@ are the communities so far:
 
     half-sweeps from singletons -> [contract -> Louvain moves, level by level -> project back -> half-sweeps] until Q stands still
 
-The larger side moves first (measured: higher modularity on every graph tried).
+The larger side moves first (measured: higher modularity on every graph tried). That is ``method="louvain"``. ``"leiden"`` goes on from
+there with ``graphhash.refinement`` until Q stands still again, and every community is connected; ``"lpa"`` (label propagation) does
+half-sweeps alone.
 
 The graph is reached through a handful of row-parallel operations (:class:`LocalGraph`), so that the same algorithm runs over
 shards on other machines; see ``pipeline.clusters``.
@@ -16,6 +18,8 @@ shards on other machines; see ``pipeline.clusters``.
 
 from __future__ import annotations
 
+import copy
+import difflib
 import math
 import time
 from dataclasses import dataclass, field
@@ -26,12 +30,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
-from graphhash import _kernels
+from graphhash import _kernels, _refine_kernels, refinement
 from graphhash.graph import balanced_chunks
 
 # Pieces of parallel work: many more than cores, so that threads end together, and few enough to cost nothing.
 N_CHUNKS = 64
+METHODS = ("louvain", "leiden", "lpa")
 FIRST_HALF_SWEEPS = 16
+LPA_HALF_SWEEPS = 50
+LPA_ROUNDS = 100
 CYCLE_HALF_SWEEPS = 4
 LOUVAIN_PASSES = 50
 MAX_SEARCH_STEPS = 16
@@ -108,6 +115,14 @@ class Graph(Protocol):
         """Weight of the edges whose ends share a label."""
         ...
 
+    def inside(self, user_labels: NDArray, item_labels: NDArray) -> Graph:
+        """The graph of the edges whose ends share a label that is not negative; degrees and total weight stay the whole graph's."""
+        ...
+
+    def lowest(self, side: str, roots: NDArray[np.int64], other_roots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The lowest of each node's own root and its neighbours' roots, for one side ("users" or "items")."""
+        ...
+
 
 def exact_weights(weights: NDArray[np.floating], total: float) -> NDArray[np.float32]:
     """Weights rounded to multiples of a power of two so small in number that float64 sums of them are exact.
@@ -135,11 +150,18 @@ class Rows:
         indptr: int64, shape (n_rows + 1,), from 0.
         indices: columns, ascending and distinct in each row.
         weights: float32, as :func:`exact_weights` returns them.
+        degrees: weighted degrees, float64, shape (n_rows,), where they are not the sums of these weights.
     """
 
-    def __init__(self, indptr: NDArray[np.int64], indices: NDArray[np.integer], weights: NDArray[np.float32]):
+    def __init__(
+        self,
+        indptr: NDArray[np.int64],
+        indices: NDArray[np.integer],
+        weights: NDArray[np.float32],
+        degrees: NDArray[np.float64] | None = None,
+    ):
         self.indptr, self.indices, self.weights = indptr, indices, weights
-        self.degrees = row_sums(indptr, weights)
+        self.degrees = row_sums(indptr, weights) if degrees is None else degrees
         self.chunks = balanced_chunks(indptr, N_CHUNKS)
 
     def move(self, labels, other_labels, totals, scale, fresh, active):
@@ -167,6 +189,17 @@ class Rows:
     def weight_inside(self, labels, other_labels):
         """See :meth:`Graph.weight_inside`."""
         return float(_kernels.weight_inside(self.indptr, self.indices, self.weights, labels, other_labels, self.chunks).sum())
+
+    def inside(self, labels, other_labels):
+        """These rows with the edges alone whose ends share a label that is not negative, and with the same degrees."""
+        kept = _refine_kernels.keep_inside(self.indptr, self.indices, self.weights, labels, other_labels, self.chunks)
+        return Rows(*kept, self.degrees)
+
+    def lowest(self, roots, other_roots):
+        """See :meth:`Graph.lowest`."""
+        lowered = np.empty_like(roots)
+        _refine_kernels.lowest_roots(self.indptr, self.indices, roots, other_roots, self.chunks, lowered)
+        return lowered
 
 
 class LocalGraph:
@@ -210,6 +243,17 @@ class LocalGraph:
     def weight_inside(self, user_labels, item_labels):
         return self._sides["users"].weight_inside(user_labels, item_labels)
 
+    def inside(self, user_labels, item_labels):
+        graph = copy.copy(self)
+        graph._sides = {
+            "users": self._sides["users"].inside(user_labels, item_labels),
+            "items": self._sides["items"].inside(item_labels, user_labels),
+        }
+        return graph
+
+    def lowest(self, side, roots, other_roots):
+        return self._sides[side].lowest(roots, other_roots)
+
 
 def symmetric_graph(
     pairs: list[NDArray[np.int64]], weights: list[NDArray[np.float64]], n_groups: int
@@ -235,6 +279,7 @@ def cluster(
     *,
     resolution: float | None = None,
     rows: int | None = None,
+    method: str = "louvain",
     threads: int | None = None,
     tolerance: float = 1e-4,
     max_cycles: int = 20,
@@ -245,6 +290,8 @@ def cluster(
         biadjacency: interactions, shape (n_users, n_items), weights above 0.
         resolution: larger values give more and smaller communities; 1 is plain modularity.
         rows: instead of a resolution, the most rows that users and items together may take; the resolution is searched.
+        method: "louvain"; "leiden" (slower, modularity no lower, every community connected); "lpa" (half-sweeps alone: faster, lower
+            modularity, more and smaller communities).
         threads: numba threads; all cores when None. The labels do not depend on it.
         tolerance: stop when a cycle raises modularity by less than this share of it.
         max_cycles: bound on cycles.
@@ -252,7 +299,7 @@ def cluster(
     Returns: labels, the same for the same graph and settings, always.
 
     Raises:
-        ValueError: not exactly one of resolution and rows, or a value out of range, or no edges.
+        ValueError: not exactly one of resolution and rows, or a value out of range, or an unknown method, or no edges.
     """
     if (resolution is None) == (rows is None):
         raise ValueError(f"give either a resolution or a number of rows, got resolution={resolution} and rows={rows}")
@@ -261,36 +308,56 @@ def cluster(
     try:
         graph = LocalGraph(biadjacency)
         if rows is not None:
-            return cluster_to_rows(graph, rows, tolerance=tolerance, max_cycles=max_cycles)
-        return cluster_graph(graph, resolution, tolerance=tolerance, max_cycles=max_cycles)
+            return cluster_to_rows(graph, rows, method=method, tolerance=tolerance, max_cycles=max_cycles)
+        return cluster_graph(graph, resolution, method=method, tolerance=tolerance, max_cycles=max_cycles)
     finally:
         numba.set_num_threads(before)
 
 
 def cluster_graph(
-    graph: Graph, resolution: float, *, tolerance: float = 1e-4, max_cycles: int = 20, on_cycle=None
+    graph: Graph, resolution: float, *, method: str = "louvain", tolerance: float = 1e-4, max_cycles: int = 20, on_cycle=None
 ) -> Labels:
     """:func:`cluster` on any :class:`Graph` at a resolution; ``on_cycle(n_cycles, modularity, n_communities)`` reports progress."""
     if not (math.isfinite(resolution) and resolution > 0):
         raise ValueError(f"resolution must be finite and above 0, got {resolution}")
     if not 0 <= tolerance < 1 or max_cycles < 1:
         raise ValueError(f"tolerance must be in [0, 1) and max_cycles at least 1, got {tolerance} and {max_cycles}")
+    if method not in METHODS:
+        close = difflib.get_close_matches(method, METHODS, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"unknown clustering method {method!r}; {hint}methods are {', '.join(METHODS)}")
     run = _Run(graph, resolution)
     run.half_sweeps(FIRST_HALF_SWEEPS)
+    if method == "lpa":
+        run.settle()
     history = [run.modularity()]
-    for cycle in range(max_cycles):
-        run.merge_communities()
-        run.half_sweeps(CYCLE_HALF_SWEEPS)
-        history.append(run.modularity())
-        if on_cycle is not None:
-            on_cycle(cycle + 1, history[-1], run.n_communities)
-        if history[-1] - history[-2] <= tolerance * abs(history[-2]):
-            break
+    # Leiden is Louvain to its end, and then cycles that refine first: its modularity is never below Louvain's.
+    for refined in {"louvain": [False], "leiden": [False, True], "lpa": []}[method]:
+        for _ in range(max_cycles):
+            if refined:
+                refinement.refine(run)
+            run.merge_communities()
+            run.half_sweeps(CYCLE_HALF_SWEEPS)
+            history.append(run.modularity())
+            if on_cycle is not None:
+                on_cycle(len(history) - 1, history[-1], run.n_communities)
+            if history[-1] - history[-2] <= tolerance * abs(history[-2]):
+                break
+    if method == "leiden":
+        refinement.connect(run)
+        history[-1] = run.modularity()
     return Labels(run.labels["users"], run.labels["items"], resolution, history[-1], tuple(history), run.seconds)
 
 
 def cluster_to_rows(
-    graph: Graph, rows: int, *, tolerance: float = 1e-4, max_cycles: int = 20, slack: float = 0.005, on_cycle=None
+    graph: Graph,
+    rows: int,
+    *,
+    method: str = "louvain",
+    tolerance: float = 1e-4,
+    max_cycles: int = 20,
+    slack: float = 0.005,
+    on_cycle=None,
 ) -> Labels:
     """Labels with at most ``rows`` rows, users and items together, and at least ``rows * (1 - slack)`` where the search finds them.
 
@@ -308,7 +375,9 @@ def cluster_to_rows(
     # A community holds about as much weight as its null model allows: rows / 2 communities at about that resolution.
     log_resolution = math.log(max(1.0, rows / 50))
     for _ in range(MAX_SEARCH_STEPS):
-        labels = cluster_graph(graph, math.exp(log_resolution), tolerance=tolerance, max_cycles=max_cycles, on_cycle=on_cycle)
+        labels = cluster_graph(
+            graph, math.exp(log_resolution), method=method, tolerance=tolerance, max_cycles=max_cycles, on_cycle=on_cycle
+        )
         point = (log_resolution, math.log(labels.rows))
         if labels.rows <= rows:
             low = point
@@ -373,6 +442,16 @@ class _Run:
                 break
         self.n_communities = _kernels.compact_labels(self.labels["users"], self.labels["items"], n_labels)
         self.seconds["half_sweeps"] += time.perf_counter() - started
+
+    def settle(self) -> None:
+        """Half-sweeps until no user and no item gains by moving, however far from it the last moves were."""
+        for _ in range(LPA_ROUNDS):
+            before = self.labels
+            self.labels = {side: labels.copy() for side, labels in before.items()}
+            self.half_sweeps(LPA_HALF_SWEEPS)
+            # Compact labels are numbered by first appearance, so equal partitions are equal arrays.
+            if all(np.array_equal(self.labels[side], before[side]) for side in before):
+                break
 
     def merge_communities(self) -> None:
         """Louvain moves on the graph of communities, contracted again until nothing moves."""

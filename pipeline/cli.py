@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.config import FORMATS, ConfigError, RunConfig
+from pipeline.config import CLUSTER_METHODS, FORMATS, ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from pipeline.run import Outcome
@@ -39,6 +39,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "resolution": ("cluster.resolution",),
     "rows": ("cluster.rows",),
     "ratio": ("cluster.ratio",),
+    "cluster_method": ("cluster.method",),
     "threads": ("cluster.threads",),
     "shards": ("cluster.shards",),
     "n_lookups": ("map.n_lookups",),
@@ -113,6 +114,11 @@ _cluster = _group(
     click.option("--rows", type=int, help="Budget: rows of both tables together."),
     click.option(
         "--resolution", type=float, help="No budget: resolution of the modularity; more means more rows."
+    ),
+    click.option(
+        "--cluster-method",
+        type=click.Choice(CLUSTER_METHODS),
+        help="leiden: connected communities, slower; lpa: faster, more rows.  [louvain]",
     ),
     click.option("--threads", type=int, help="Threads of the clustering.  [one per core]"),
     click.option(

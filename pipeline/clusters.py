@@ -9,6 +9,7 @@ Files (``RUN/cluster/``): ``labels_users.npy``, ``labels_items.npy`` (int32, one
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from graphhash.clustering import (
+    Graph,
     Labels,
     LocalGraph,
     Rows,
@@ -28,6 +30,7 @@ from graphhash.clustering import (
 )
 from graphhash.errors import DataError
 from graphhash.graph import balanced_chunks
+from graphhash.refinement import n_disconnected
 from pipeline.budget import rows_for_ratio
 from pipeline.config import RunConfig
 from pipeline.shards import ShardedCsr
@@ -51,7 +54,11 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
     by_user, by_item = ShardedCsr.open(ingest_dir / "train"), ShardedCsr.open(ingest_dir / "train_by_item")
     if by_user.n_edges == 0:
         raise DataError("there are no training interactions to cluster; check the data and the split")
-    settings = {"tolerance": config.cluster.tolerance, "max_cycles": config.cluster.max_cycles}
+    settings = {
+        "method": config.cluster.method,
+        "tolerance": config.cluster.tolerance,
+        "max_cycles": config.cluster.max_cycles,
+    }
     kind, budget = config.cluster.budget
     if kind == "ratio":
         kind, budget = "rows", rows_for_ratio(config, budget, by_user.n_rows, by_user.n_cols)
@@ -74,16 +81,18 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
                 labels = cluster_to_rows(graph, int(budget) - 2, on_cycle=on_cycle, **settings)
             else:
                 labels = cluster_graph(graph, budget, on_cycle=on_cycle, **settings)
+        clustered = time.perf_counter()
+        facts = {"method": config.cluster.method, **_describe(graph, labels)}
     except ValueError as error:
         raise DataError(str(error)) from error
     finally:
         numba.set_num_threads(threads)
     np.save(out_dir / "labels_users.npy", labels.users)
     np.save(out_dir / "labels_items.npy", labels.items)
-    facts = _describe(labels, graph.weight_inside(labels.users, labels.items) / graph.total_weight)
     facts["seconds"] = {
         "load": round(loaded - started, 3),
         **{phase: round(seconds, 3) for phase, seconds in labels.seconds.items()},
+        "describe": round(time.perf_counter() - clustered, 3),
         "total": round(time.perf_counter() - started, 3),
     }
     write_json_atomic(out_dir / "cluster.json", facts)
@@ -103,7 +112,8 @@ def load_labels(cluster_dir: Path, facts: dict) -> Labels:
         raise DataError(f"{cluster_dir}: labels cannot be read ({error}); run 'graphhash cluster' again") from error
 
 
-def _describe(labels: Labels, share_inside: float) -> dict:
+def _describe(graph: Graph, labels: Labels) -> dict:
+    """What a person wants to know of a clustering; ``n_disconnected`` counts communities that their edges do not hold together."""
     sizes = {}
     for side, values in (("users", labels.users), ("items", labels.items)):
         counts = np.unique(values, return_counts=True)[1]
@@ -115,8 +125,9 @@ def _describe(labels: Labels, share_inside: float) -> dict:
     return {
         "resolution": labels.resolution,
         "modularity": labels.modularity,
-        "share_inside": share_inside,
+        "share_inside": graph.weight_inside(labels.users, labels.items) / graph.total_weight,
         "n_communities": labels.n_communities,
+        "n_disconnected": n_disconnected(graph, labels.users, labels.items),
         "user_rows": labels.user_rows,
         "item_rows": labels.item_rows,
         "rows": labels.rows,
@@ -141,6 +152,7 @@ class RayGraph:
         self._ray = ray
         self._remote = ray.remote(num_cpus=1, max_retries=3)(_run_on_rows)
         self._total = by_user.total_weight
+        self._within = None  # Labels of users and items, where only the edges inside them are this graph's.
         self._sides = {}
         degrees = {}
         for side, stored in (("users", by_user), ("items", by_item)):
@@ -172,10 +184,23 @@ class RayGraph:
         shared = self._ray.put(item_labels)
         return sum(self._all("users", "weight_inside", lambda start, stop: (user_labels[start:stop], shared)))
 
+    def inside(self, user_labels, item_labels):
+        graph = copy.copy(self)
+        graph._within = {
+            "users": self._ray.put((user_labels, item_labels)),
+            "items": self._ray.put((item_labels, user_labels)),
+        }
+        return graph
+
+    def lowest(self, side, roots, other_roots):
+        shared = self._ray.put(other_roots)
+        return np.concatenate(self._all(side, "lowest", lambda start, stop: (roots[start:stop], shared)))
+
     def _all(self, side: str, operation: str, arguments) -> list:
         """Results of one operation on every shard of a side, in shard order."""
+        within = self._within and self._within[side]
         tasks = [
-            self._remote.remote(path, start, stop, self._total, operation, *arguments(start, stop))
+            self._remote.remote(path, start, stop, self._total, within, operation, *arguments(start, stop))
             for path, start, stop in self._sides[side]
         ]
         return self._ray.get(tasks)
@@ -183,21 +208,26 @@ class RayGraph:
     def _each_stored(self, stored: ShardedCsr) -> list[NDArray[np.int64]]:
         """Edges of every row, by stored shard."""
         tasks = [
-            self._remote.remote(str(stored.path), start, stop, self._total, "counts") for start, stop in stored.shards
+            self._remote.remote(str(stored.path), start, stop, self._total, None, "counts") for start, stop in stored.shards
         ]
         return self._ray.get(tasks)
 
 
-def _run_on_rows(path: str, start: int, stop: int, total: float, operation: str, *arguments):
-    """One Ray task: read rows [start, stop) of a graph and run one operation on them."""
+def _run_on_rows(path: str, start: int, stop: int, total: float, within, operation: str, *arguments):
+    """One Ray task: read rows [start, stop) of a graph, or of what is inside the labels ``within``, and run one operation."""
     numba.set_num_threads(1)
     stored = ShardedCsr.open(path)
     indptr, indices, weights = stored.read(start, stop)
     if operation == "counts":
         return np.diff(indptr)
     rows = Rows(indptr, indices, weights if stored.unit_weights else exact_weights(weights, total))
+    if within is not None:
+        labels, other_labels = within
+        rows = rows.inside(labels[start:stop], other_labels)
     if operation == "degrees":
         return rows.degrees
+    if operation == "lowest":
+        return rows.lowest(*arguments)
     if operation == "move":
         labels, (other_labels, totals), scale, fresh, active = arguments
         moved, awake = rows.move(labels, other_labels, totals, scale, fresh, active)

@@ -21,12 +21,14 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 CLUSTERING_HALF = {
     "__init__",
     "_kernels",
+    "_refine_kernels",
     "buckets",
     "clustering",
     "errors",
     "graph",
     "interactions",
     "modularity",
+    "refinement",
     "vocabulary",
 }
 
