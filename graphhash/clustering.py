@@ -22,7 +22,7 @@ import copy
 import difflib
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numba
@@ -123,6 +123,16 @@ class Graph(Protocol):
         """The lowest of each node's own root and its neighbours' roots, for one side ("users" or "items")."""
         ...
 
+    def row_weights(self, side: str) -> NDArray[np.float64]:
+        """Weight of every node's edges in this graph, which :meth:`inside` lessens and degrees do not."""
+        ...
+
+    def bucket_weights(
+        self, side: str, labels: NDArray, other_labels: NDArray, n_labels: int, wanted: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Weight between the ``wanted`` labels of one side and the other side's other labels, as ``label * n_labels + other``."""
+        ...
+
 
 def exact_weights(weights: NDArray[np.floating], total: float) -> NDArray[np.float32]:
     """Weights rounded to multiples of a power of two so small in number that float64 sums of them are exact.
@@ -201,6 +211,21 @@ class Rows:
         _refine_kernels.lowest_roots(self.indptr, self.indices, roots, other_roots, self.chunks, lowered)
         return lowered
 
+    def row_weights(self):
+        """See :meth:`Graph.row_weights`."""
+        return row_sums(self.indptr, self.weights)
+
+    def bucket_weights(self, labels, other_labels, n_labels, wanted):
+        """See :meth:`Graph.bucket_weights`."""
+        rows = np.flatnonzero(wanted[labels])
+        lengths = np.diff(self.indptr)[rows]
+        ends = np.cumsum(lengths)
+        edges = np.repeat(self.indptr[rows] - ends + lengths, lengths) + np.arange(lengths.sum())
+        own, other = np.repeat(labels[rows].astype(np.int64), lengths), other_labels[self.indices[edges]]
+        outside = own != other
+        weights = np.float64(self.weights[edges][outside]) if len(self.weights) else np.ones(outside.sum())
+        return sum_pairs((own * n_labels + other)[outside], weights)
+
 
 class LocalGraph:
     """The graph in this process's memory, moved over by numba threads.
@@ -254,6 +279,12 @@ class LocalGraph:
     def lowest(self, side, roots, other_roots):
         return self._sides[side].lowest(roots, other_roots)
 
+    def row_weights(self, side):
+        return self._sides[side].row_weights()
+
+    def bucket_weights(self, side, labels, other_labels, n_labels, wanted):
+        return self._sides[side].bucket_weights(labels, other_labels, n_labels, wanted)
+
 
 def symmetric_graph(
     pairs: list[NDArray[np.int64]], weights: list[NDArray[np.float64]], n_groups: int
@@ -263,6 +294,12 @@ def symmetric_graph(
     matrix = coo_array((np.concatenate(weights), (users, items)), shape=(n_groups, n_groups)).tocsr()
     matrix = (matrix + matrix.T).tocsr()
     return matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data
+
+
+def sum_pairs(pairs: NDArray[np.int64], weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The distinct pairs, ascending, and the sum of each one's weights."""
+    distinct, place = np.unique(pairs, return_inverse=True)
+    return distinct, np.bincount(place.ravel(), weights, len(distinct))
 
 
 def row_sums(indptr: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -278,8 +315,9 @@ def cluster(
     biadjacency: csr_array,
     *,
     resolution: float | None = None,
-    rows: int | None = None,
+    rows: int | tuple[int, int] | None = None,
     method: str = "louvain",
+    max_size: int | None = None,
     threads: int | None = None,
     tolerance: float = 1e-4,
     max_cycles: int = 20,
@@ -289,9 +327,11 @@ def cluster(
     Args:
         biadjacency: interactions, shape (n_users, n_items), weights above 0.
         resolution: larger values give more and smaller communities; 1 is plain modularity.
-        rows: instead of a resolution, the most rows that users and items together may take; the resolution is searched.
+        rows: instead of a resolution, exactly how many rows users and items take together, or (rows of users, rows of items); the
+            resolution is searched, and the rest made up by merging or splitting single buckets (``graphhash.row_budget``).
         method: "louvain"; "leiden" (slower, modularity no lower, every community connected); "lpa" (half-sweeps alone: faster, lower
-            modularity, more and smaller communities).
+            modularity, more and smaller communities). What an exact number of rows merges or splits may be disconnected.
+        max_size: no community holds more users than this, or more items; None for no bound.
         threads: numba threads; all cores when None. The labels do not depend on it.
         tolerance: stop when a cycle raises modularity by less than this share of it.
         max_cycles: bound on cycles.
@@ -303,19 +343,27 @@ def cluster(
     """
     if (resolution is None) == (rows is None):
         raise ValueError(f"give either a resolution or a number of rows, got resolution={resolution} and rows={rows}")
+    settings = {"method": method, "max_size": max_size, "tolerance": tolerance, "max_cycles": max_cycles}
     before = numba.get_num_threads()
     numba.set_num_threads(min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS))
     try:
         graph = LocalGraph(biadjacency)
         if rows is not None:
-            return cluster_to_rows(graph, rows, method=method, tolerance=tolerance, max_cycles=max_cycles)
-        return cluster_graph(graph, resolution, method=method, tolerance=tolerance, max_cycles=max_cycles)
+            return cluster_to_exact_rows(graph, rows, **settings)
+        return cluster_graph(graph, resolution, **settings)
     finally:
         numba.set_num_threads(before)
 
 
 def cluster_graph(
-    graph: Graph, resolution: float, *, method: str = "louvain", tolerance: float = 1e-4, max_cycles: int = 20, on_cycle=None
+    graph: Graph,
+    resolution: float,
+    *,
+    method: str = "louvain",
+    max_size: int | None = None,
+    tolerance: float = 1e-4,
+    max_cycles: int = 20,
+    on_cycle=None,
 ) -> Labels:
     """:func:`cluster` on any :class:`Graph` at a resolution; ``on_cycle(n_cycles, modularity, n_communities)`` reports progress."""
     if not (math.isfinite(resolution) and resolution > 0):
@@ -346,7 +394,34 @@ def cluster_graph(
     if method == "leiden":
         refinement.connect(run)
         history[-1] = run.modularity()
-    return Labels(run.labels["users"], run.labels["items"], resolution, history[-1], tuple(history), run.seconds)
+    labels = Labels(run.labels["users"], run.labels["items"], resolution, history[-1], tuple(history), run.seconds)
+    if max_size is not None:
+        from graphhash.row_budget import cap_sizes  # It clusters, so it imports this module.
+
+        return cap_sizes(graph, labels, max_size, tolerance=tolerance, max_cycles=max_cycles)
+    return labels
+
+
+def cluster_to_exact_rows(graph: Graph, rows: int | tuple[int, int], *, max_size: int | None = None, **settings) -> Labels:
+    """Labels with exactly ``rows`` rows, divided between the sides as the search finds them, or with (user rows, item rows).
+
+    Args:
+        settings: of :func:`cluster_to_rows`.
+
+    Raises:
+        ValueError: as :func:`cluster_to_rows`, or a side that cannot have that many rows.
+    """
+    from graphhash.row_budget import fit_rows, share_rows
+
+    started = time.perf_counter()
+    total = rows if isinstance(rows, int) else sum(rows)
+    labels = cluster_to_rows(graph, total, max_size=max_size, at_most=False, **settings)
+    searched = time.perf_counter()
+    user_rows, item_rows = share_rows(labels, rows) if isinstance(rows, int) else rows
+    labels = fit_rows(graph, labels, user_rows=user_rows, item_rows=item_rows, max_size=max_size)
+    # The phases are those of the resolution that was chosen.
+    search = searched - started - sum(labels.seconds.values())
+    return replace(labels, seconds={**labels.seconds, "search": search, "fit_rows": time.perf_counter() - searched})
 
 
 def cluster_to_rows(
@@ -354,29 +429,41 @@ def cluster_to_rows(
     rows: int,
     *,
     method: str = "louvain",
+    max_size: int | None = None,
     tolerance: float = 1e-4,
     max_cycles: int = 20,
     slack: float = 0.005,
+    at_most: bool = True,
     on_cycle=None,
 ) -> Labels:
     """Labels with at most ``rows`` rows, users and items together, and at least ``rows * (1 - slack)`` where the search finds them.
 
     Rows grow with the resolution: the search brackets the budget on a logarithmic scale and interpolates.
 
+    Args:
+        at_most: whether to refuse a budget that even the smallest resolution tried exceeds; otherwise the fewest rows found are
+            returned then.
+
     Raises:
-        ValueError: a budget below 2, or one that even the smallest resolution tried exceeds.
+        ValueError: a budget below 2, or one that is exceeded at every resolution tried.
     """
     if rows < 2:
         raise ValueError(f"rows must be at least 2 (one for users, one for items), got {rows}")
     if rows >= graph.n_users + graph.n_items:
         raise ValueError(f"{rows} rows are no fewer than the {graph.n_users + graph.n_items} ids: use method 'full'")
-    best = None
+    best, fewest = None, None
     low, high = None, None  # (log resolution, log rows) on either side of the budget.
     # A community holds about as much weight as its null model allows: rows / 2 communities at about that resolution.
     log_resolution = math.log(max(1.0, rows / 50))
     for _ in range(MAX_SEARCH_STEPS):
         labels = cluster_graph(
-            graph, math.exp(log_resolution), method=method, tolerance=tolerance, max_cycles=max_cycles, on_cycle=on_cycle
+            graph,
+            math.exp(log_resolution),
+            method=method,
+            max_size=max_size,
+            tolerance=tolerance,
+            max_cycles=max_cycles,
+            on_cycle=on_cycle,
         )
         point = (log_resolution, math.log(labels.rows))
         if labels.rows <= rows:
@@ -387,6 +474,8 @@ def cluster_to_rows(
                 break
         else:
             high = point
+            if fewest is None or labels.rows < fewest.rows:
+                fewest = labels
         if low is None:
             log_resolution = high[0] - math.log(4)
         elif high is None:
@@ -398,6 +487,8 @@ def cluster_to_rows(
             share = (aim - low[1]) / max(high[1] - low[1], 1e-12)
             # Away from the ends, so that every step shrinks the bracket.
             log_resolution = low[0] + min(max(share, 0.05), 0.95) * (high[0] - low[0])
+    if best is None and not at_most:
+        return fewest
     if best is None:
         raise ValueError(
             f"{rows} rows are too few: the graph falls into more communities at every resolution tried "

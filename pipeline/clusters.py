@@ -24,8 +24,9 @@ from graphhash.clustering import (
     LocalGraph,
     Rows,
     cluster_graph,
-    cluster_to_rows,
+    cluster_to_exact_rows,
     exact_weights,
+    sum_pairs,
     symmetric_graph,
 )
 from graphhash.errors import DataError
@@ -56,6 +57,7 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
         raise DataError("there are no training interactions to cluster; check the data and the split")
     settings = {
         "method": config.cluster.method,
+        "max_size": config.cluster.max_size,
         "tolerance": config.cluster.tolerance,
         "max_cycles": config.cluster.max_cycles,
     }
@@ -76,9 +78,11 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
                 bar.update()
                 bar.set_postfix_str(f"Q {modularity:.4f}, {n_communities:,} communities")
 
+            # Each side has one more row, for unknown ids.
             if kind == "rows":
-                # Each side has one more row, for unknown ids.
-                labels = cluster_to_rows(graph, int(budget) - 2, on_cycle=on_cycle, **settings)
+                labels = cluster_to_exact_rows(graph, int(budget) - 2, on_cycle=on_cycle, **settings)
+            elif kind == "side_rows":
+                labels = cluster_to_exact_rows(graph, (budget[0] - 1, budget[1] - 1), on_cycle=on_cycle, **settings)
             else:
                 labels = cluster_graph(graph, budget, on_cycle=on_cycle, **settings)
         clustered = time.perf_counter()
@@ -196,6 +200,14 @@ class RayGraph:
         shared = self._ray.put(other_roots)
         return np.concatenate(self._all(side, "lowest", lambda start, stop: (roots[start:stop], shared)))
 
+    def row_weights(self, side):
+        return np.concatenate(self._all(side, "row_weights", lambda start, stop: ()))
+
+    def bucket_weights(self, side, labels, other_labels, n_labels, wanted):
+        shared = self._ray.put((other_labels, n_labels, wanted))
+        parts = self._all(side, "bucket_weights", lambda start, stop: (labels[start:stop], shared))
+        return sum_pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
     def _all(self, side: str, operation: str, arguments) -> list:
         """Results of one operation on every shard of a side, in shard order."""
         within = self._within and self._within[side]
@@ -228,6 +240,11 @@ def _run_on_rows(path: str, start: int, stop: int, total: float, within, operati
         return rows.degrees
     if operation == "lowest":
         return rows.lowest(*arguments)
+    if operation == "row_weights":
+        return rows.row_weights()
+    if operation == "bucket_weights":
+        labels, shared = arguments
+        return rows.bucket_weights(labels, *shared)
     if operation == "move":
         labels, (other_labels, totals), scale, fresh, active = arguments
         moved, awake = rows.move(labels, other_labels, totals, scale, fresh, active)

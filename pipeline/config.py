@@ -27,7 +27,7 @@ from typing import Any
 
 FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet")
 DEFAULT_RATIO = 0.25
-BUDGET_KEYS = ("resolution", "rows", "ratio")
+BUDGET_KEYS = ("resolution", "rows", "user_rows", "item_rows", "ratio")
 CLUSTER_METHODS = ("louvain", "leiden", "lpa")
 
 
@@ -87,11 +87,16 @@ class ClusterConfig:
     resolution: float | None = None
     """Resolution g of Barber's modularity: higher means more and smaller communities."""
     rows: int | None = None
-    """Budget: rows of the user table plus rows of the item table."""
+    """Budget: rows of the user table plus rows of the item table; hit exactly."""
+    user_rows: int | None = None
+    item_rows: int | None = None
+    """Budget: rows of each table; hit exactly. Both are given, or neither."""
     ratio: float | None = None
     """Budget: bytes of everything kept, over the bytes of the full float32 tables."""
     method: str = "louvain"
     """`leiden` refines: slower, modularity no lower, every community connected; `lpa` is half-sweeps alone: faster, lower."""
+    max_size: int | None = None
+    """Most users, and most items, of a community; None: no bound."""
     shards: int = 0
     """0: threads of this process; N: Ray tasks over N shards. The labels are the same, bit for bit."""
     threads: int | None = None
@@ -104,9 +109,16 @@ class ClusterConfig:
         _check_types(self, "cluster")
         _check_choice("cluster.method", self.method, CLUSTER_METHODS)
         given = [key for key in BUDGET_KEYS if getattr(self, key) is not None]
-        if len(given) > 1:
+        if len(given) > 1 and given != ["user_rows", "item_rows"]:
             values = " and ".join(f"cluster.{key}={getattr(self, key)}" for key in given)
             raise ConfigError(f"{values} contradict each other; give one of resolution, rows and ratio")
+        if given in (["user_rows"], ["item_rows"]):
+            raise ConfigError(f"cluster.{given[0]} is given alone; give user_rows and item_rows, or rows for both together")
+        for key in ("user_rows", "item_rows"):
+            if getattr(self, key) is not None:
+                _check_range(f"cluster.{key}", getattr(self, key), 2)
+        if self.max_size is not None:
+            _check_range("cluster.max_size", self.max_size, 1)
         if self.resolution is not None and not (math.isfinite(self.resolution) and self.resolution > 0):
             raise ConfigError(f"cluster.resolution={self.resolution} must be a finite number above 0")
         if self.rows is not None:
@@ -122,8 +134,13 @@ class ClusterConfig:
         _check_range("cluster.max_cycles", self.max_cycles, 1)
 
     @property
-    def budget(self) -> tuple[str, float]:
-        """The one of `resolution`, `rows` and `ratio` that rules, with its value; ratio 0.25 when none is set."""
+    def budget(self) -> tuple[str, Any]:
+        """The one of `resolution`, `rows`, `side_rows` (both sides' numbers) and `ratio` that rules, with its value.
+
+        Ratio 0.25 when none is set.
+        """
+        if self.user_rows is not None:
+            return "side_rows", (self.user_rows, self.item_rows)
         for key in BUDGET_KEYS:
             if (value := getattr(self, key)) is not None:
                 return key, value
@@ -264,7 +281,7 @@ class RunConfig:
         layers.append(dict(parse_override(text) for text in overrides))
         settings: dict[str, Any] = {}
         for layer in layers:
-            # A budget in a stronger layer replaces the weaker layer's budget, whichever of the three that was.
+            # A budget in a stronger layer replaces the weaker layer's budget, whichever kind that was.
             if any(layer.get(f"cluster.{key}") is not None for key in BUDGET_KEYS):
                 for key in BUDGET_KEYS:
                     settings.pop(f"cluster.{key}", None)

@@ -193,7 +193,7 @@ def test_exact_weights_sum_to_the_same_in_any_order():
 @pytest.mark.parametrize("rows", [40, 120, 300])
 def test_a_row_budget_is_met_from_below_and_nearly(rows):
     graph, _, _ = graphs.planted(1, 20, 25, 0.3, 0.02)
-    labels = graphhash.cluster(graph, rows=rows)
+    labels = clustering.cluster_to_rows(LocalGraph(graph), rows)
     assert labels.rows <= rows
     assert labels.rows >= 0.9 * rows
 
@@ -228,9 +228,10 @@ def test_bad_settings_are_refused_with_the_value(settings, message):
         graphhash.cluster(graphs.two_blocks(), **settings)
 
 
-def test_a_budget_below_the_connected_pieces_is_refused():
+def test_a_search_for_fewer_rows_than_there_are_connected_pieces_is_refused_and_an_exact_budget_merges():
     with pytest.raises(ValueError, match="4 rows are too few"):
-        graphhash.cluster(graphs.disconnected(), rows=4)
+        clustering.cluster_to_rows(LocalGraph(graphs.disconnected()), 4)
+    assert graphhash.cluster(graphs.disconnected(), rows=4).rows == 4
 
 
 def test_a_graph_without_edges_or_with_bad_weights_is_refused():

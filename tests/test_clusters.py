@@ -91,7 +91,21 @@ def test_a_row_budget_counts_the_rows_of_unknown_ids(tmp_path):
     out = tmp_path / "cluster"
     out.mkdir()
     facts = cluster_run(config_of(cluster__rows=120), tmp_path, out)
-    assert facts["rows"] + 2 <= 120
+    assert facts["rows"] + 2 == 120
+
+
+def test_a_row_budget_per_side_is_hit_exactly(tmp_path):
+    graph, _, _ = graphs.planted(1, 20, 25, 0.3, 0.02)
+    ingested(graph, tmp_path)
+    out = tmp_path / "cluster"
+    out.mkdir()
+    facts = cluster_run(config_of(cluster__user_rows=90, cluster__item_rows=40, cluster__max_size=30), tmp_path, out)
+    assert (facts["user_rows"] + 1, facts["item_rows"] + 1) == (90, 40)
+    assert max(facts["sizes"][side]["largest"] for side in ("users", "items")) <= 30
+    assert facts["n_disconnected"] >= 0
+    assert {"load", "half_sweeps", "contract", "louvain", "modularity", "search", "fit_rows", "describe", "total"} == set(
+        facts["seconds"]
+    )
 
 
 def test_damaged_labels_are_refused(tmp_path):

@@ -29,6 +29,7 @@ CLUSTERING_HALF = {
     "interactions",
     "modularity",
     "refinement",
+    "row_budget",
     "vocabulary",
 }
 
