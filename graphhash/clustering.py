@@ -22,7 +22,7 @@ import copy
 import difflib
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numba
@@ -41,7 +41,6 @@ LPA_HALF_SWEEPS = 50
 LPA_ROUNDS = 100
 CYCLE_HALF_SWEEPS = 4
 LOUVAIN_PASSES = 50
-MAX_SEARCH_STEPS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,7 +327,7 @@ def cluster(
         biadjacency: interactions, shape (n_users, n_items), weights above 0.
         resolution: larger values give more and smaller communities; 1 is plain modularity.
         rows: instead of a resolution, exactly how many rows users and items take together, or (rows of users, rows of items); the
-            resolution is searched, and the rest made up by merging or splitting single buckets (``graphhash.row_budget``).
+            resolution is searched, and single buckets are merged or split to make up the rest (``graphhash.row_search``).
         method: "louvain"; "leiden" (slower, modularity no lower, every community connected); "lpa" (half-sweeps alone: faster, lower
             modularity, more and smaller communities). What an exact number of rows merges or splits may be disconnected.
         max_size: no community holds more users than this, or more items; None for no bound.
@@ -349,7 +348,9 @@ def cluster(
     try:
         graph = LocalGraph(biadjacency)
         if rows is not None:
-            return cluster_to_exact_rows(graph, rows, **settings)
+            from graphhash.row_search import cluster_to_rows  # It clusters, so it imports this module.
+
+            return cluster_to_rows(graph, rows, **settings)
         return cluster_graph(graph, resolution, **settings)
     finally:
         numba.set_num_threads(before)
@@ -400,101 +401,6 @@ def cluster_graph(
 
         return cap_sizes(graph, labels, max_size, tolerance=tolerance, max_cycles=max_cycles)
     return labels
-
-
-def cluster_to_exact_rows(graph: Graph, rows: int | tuple[int, int], *, max_size: int | None = None, **settings) -> Labels:
-    """Labels with exactly ``rows`` rows, divided between the sides as the search finds them, or with (user rows, item rows).
-
-    Args:
-        settings: of :func:`cluster_to_rows`.
-
-    Raises:
-        ValueError: as :func:`cluster_to_rows`, or a side that cannot have that many rows.
-    """
-    from graphhash.row_budget import fit_rows, share_rows
-
-    started = time.perf_counter()
-    total = rows if isinstance(rows, int) else sum(rows)
-    labels = cluster_to_rows(graph, total, max_size=max_size, at_most=False, **settings)
-    searched = time.perf_counter()
-    user_rows, item_rows = share_rows(labels, rows) if isinstance(rows, int) else rows
-    labels = fit_rows(graph, labels, user_rows=user_rows, item_rows=item_rows, max_size=max_size)
-    # The phases are those of the resolution that was chosen.
-    search = searched - started - sum(labels.seconds.values())
-    return replace(labels, seconds={**labels.seconds, "search": search, "fit_rows": time.perf_counter() - searched})
-
-
-def cluster_to_rows(
-    graph: Graph,
-    rows: int,
-    *,
-    method: str = "louvain",
-    max_size: int | None = None,
-    tolerance: float = 1e-4,
-    max_cycles: int = 20,
-    slack: float = 0.005,
-    at_most: bool = True,
-    on_cycle=None,
-) -> Labels:
-    """Labels with at most ``rows`` rows, users and items together, and at least ``rows * (1 - slack)`` where the search finds them.
-
-    Rows grow with the resolution: the search brackets the budget on a logarithmic scale and interpolates.
-
-    Args:
-        at_most: whether to refuse a budget that even the smallest resolution tried exceeds; otherwise the fewest rows found are
-            returned then.
-
-    Raises:
-        ValueError: a budget below 2, or one that is exceeded at every resolution tried.
-    """
-    if rows < 2:
-        raise ValueError(f"rows must be at least 2 (one for users, one for items), got {rows}")
-    if rows >= graph.n_users + graph.n_items:
-        raise ValueError(f"{rows} rows are no fewer than the {graph.n_users + graph.n_items} ids: use method 'full'")
-    best, fewest = None, None
-    low, high = None, None  # (log resolution, log rows) on either side of the budget.
-    # A community holds about as much weight as its null model allows: rows / 2 communities at about that resolution.
-    log_resolution = math.log(max(1.0, rows / 50))
-    for _ in range(MAX_SEARCH_STEPS):
-        labels = cluster_graph(
-            graph,
-            math.exp(log_resolution),
-            method=method,
-            max_size=max_size,
-            tolerance=tolerance,
-            max_cycles=max_cycles,
-            on_cycle=on_cycle,
-        )
-        point = (log_resolution, math.log(labels.rows))
-        if labels.rows <= rows:
-            low = point
-            if best is None or labels.rows > best.rows or (labels.rows == best.rows and labels.modularity > best.modularity):
-                best = labels
-            if labels.rows >= rows * (1 - slack):
-                break
-        else:
-            high = point
-            if fewest is None or labels.rows < fewest.rows:
-                fewest = labels
-        if low is None:
-            log_resolution = high[0] - math.log(4)
-        elif high is None:
-            log_resolution = low[0] + math.log(4)
-        elif high[0] - low[0] < 1e-6:
-            break
-        else:
-            aim = math.log(rows * (1 - slack / 2))
-            share = (aim - low[1]) / max(high[1] - low[1], 1e-12)
-            # Away from the ends, so that every step shrinks the bracket.
-            log_resolution = low[0] + min(max(share, 0.05), 0.95) * (high[0] - low[0])
-    if best is None and not at_most:
-        return fewest
-    if best is None:
-        raise ValueError(
-            f"{rows} rows are too few: the graph falls into more communities at every resolution tried "
-            f"({math.exp(high[1]):.0f} rows at resolution {math.exp(high[0]):.3g}); allow more rows"
-        )
-    return best
 
 
 class _Run:

@@ -24,7 +24,6 @@ from graphhash.clustering import (
     LocalGraph,
     Rows,
     cluster_graph,
-    cluster_to_exact_rows,
     exact_weights,
     sum_pairs,
     symmetric_graph,
@@ -32,6 +31,7 @@ from graphhash.clustering import (
 from graphhash.errors import DataError
 from graphhash.graph import balanced_chunks
 from graphhash.refinement import n_disconnected
+from graphhash.row_search import cluster_to_rows
 from pipeline.budget import rows_for_ratio
 from pipeline.config import RunConfig
 from pipeline.shards import ShardedCsr
@@ -80,9 +80,9 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
 
             # Each side has one more row, for unknown ids.
             if kind == "rows":
-                labels = cluster_to_exact_rows(graph, int(budget) - 2, on_cycle=on_cycle, **settings)
+                labels = cluster_to_rows(graph, int(budget) - 2, on_cycle=on_cycle, **settings)
             elif kind == "side_rows":
-                labels = cluster_to_exact_rows(graph, (budget[0] - 1, budget[1] - 1), on_cycle=on_cycle, **settings)
+                labels = cluster_to_rows(graph, (budget[0] - 1, budget[1] - 1), on_cycle=on_cycle, **settings)
             else:
                 labels = cluster_graph(graph, budget, on_cycle=on_cycle, **settings)
         clustered = time.perf_counter()

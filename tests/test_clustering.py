@@ -191,11 +191,9 @@ def test_exact_weights_sum_to_the_same_in_any_order():
 
 
 @pytest.mark.parametrize("rows", [40, 120, 300])
-def test_a_row_budget_is_met_from_below_and_nearly(rows):
+def test_a_row_budget_is_hit_exactly(rows):
     graph, _, _ = graphs.planted(1, 20, 25, 0.3, 0.02)
-    labels = clustering.cluster_to_rows(LocalGraph(graph), rows)
-    assert labels.rows <= rows
-    assert labels.rows >= 0.9 * rows
+    assert graphhash.cluster(graph, rows=rows).rows == rows
 
 
 def test_more_resolution_gives_more_rows():
@@ -228,9 +226,7 @@ def test_bad_settings_are_refused_with_the_value(settings, message):
         graphhash.cluster(graphs.two_blocks(), **settings)
 
 
-def test_a_search_for_fewer_rows_than_there_are_connected_pieces_is_refused_and_an_exact_budget_merges():
-    with pytest.raises(ValueError, match="4 rows are too few"):
-        clustering.cluster_to_rows(LocalGraph(graphs.disconnected()), 4)
+def test_a_budget_below_the_connected_pieces_is_met_by_merging_them():
     assert graphhash.cluster(graphs.disconnected(), rows=4).rows == 4
 
 

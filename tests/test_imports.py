@@ -30,6 +30,7 @@ CLUSTERING_HALF = {
     "modularity",
     "refinement",
     "row_budget",
+    "row_search",
     "vocabulary",
 }
 

@@ -8,8 +8,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import graphhash
-from graphhash.clustering import Labels, LocalGraph, cluster_graph, cluster_to_exact_rows
+from graphhash.clustering import Labels, LocalGraph, cluster_graph
 from graphhash.row_budget import cap_sizes, fit_rows, modularity_of, share_rows
+from graphhash.row_search import SLACK, cluster_to_rows, search_resolution
 from pipeline.clusters import RayGraph
 from pipeline.shards import ShardedCsr
 
@@ -163,7 +164,25 @@ def test_shards_over_ray_fit_and_cap_as_one_process_does(tmp_path, ray_local):
     assert modularity_of(over_ray, a.users, a.items, 3) == pytest.approx(a.modularity, abs=1e-12)
 
 
+def test_the_search_ends_just_above_its_goal():
+    local = LocalGraph(graphs.random_graph(6, 1500, 1000, 9000))
+    labels = search_resolution(local, lambda labels: labels.rows / 700, 5.0)
+    assert 700 <= labels.rows <= 700 * (1 + 2 * SLACK)
+
+
+def test_both_sides_reach_their_goal_before_buckets_are_merged():
+    """Splits are for what no resolution gives: here every bucket lies in the community of a resolution found."""
+    graph = graphs.random_graph(6, 1500, 1000, 9000)
+    labels = graphhash.cluster(graph, rows=(300, 200))
+    free = graphhash.cluster(graph, resolution=labels.resolution)
+    assert free.user_rows >= 300 and free.item_rows >= 200
+    for side, of, rows in ((labels.users, free.users, 300), (labels.items, free.items, 200)):
+        # Merged buckets are unions of the free ones.
+        assert len(np.unique(np.stack([side, of], 1), axis=0)) == len(np.unique(of))
+        assert len(np.unique(side)) == rows
+
+
 def test_the_search_and_the_fit_are_timed():
-    labels = cluster_to_exact_rows(LocalGraph(GRAPH), 80)
+    labels = cluster_to_rows(LocalGraph(GRAPH), 80)
     assert {"search", "fit_rows"} <= set(labels.seconds)
     assert min(labels.seconds.values()) >= 0
