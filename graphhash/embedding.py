@@ -6,12 +6,32 @@ A drop-in for ``torch.nn.Embedding``: ids in, vectors out, trained by any optimi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numba
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from graphhash import _kernels
 from graphhash.buckets import BucketMap
+
+
+# Below this many multiplications, waking other threads takes longer than the work.
+SMALL_WORK = 1_000_000
+
+
+@contextmanager
+def threads_for(work: int) -> Iterator[None]:
+    """Kernels in the block take torch's number of threads, or one where ``work``, in multiplications, is small."""
+    before = numba.get_num_threads()
+    n_threads = 1 if work < SMALL_WORK else torch.get_num_threads()
+    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 def gradient_slices(dim: int) -> int:
@@ -29,19 +49,21 @@ class _CpuLookup(torch.autograd.Function):
         ctx.save_for_backward(rows, weights, ids)
         ctx.weighted, ctx.shape = weighted, table.shape
         vectors = torch.empty(len(ids), table.shape[1])
-        _kernels.read_rows(
-            rows.numpy(), weights.numpy(), weighted, ids.numpy(), table.detach().numpy(), vectors.numpy()
-        )
+        with threads_for(vectors.numel() * rows.shape[1]):
+            _kernels.read_rows(
+                rows.numpy(), weights.numpy(), weighted, ids.numpy(), table.detach().numpy(), vectors.numpy()
+            )
         return vectors
 
     @staticmethod
     def backward(ctx, gradients):
         rows, weights, ids = ctx.saved_tensors
         table_gradient = torch.zeros(ctx.shape)
-        _kernels.add_to_rows(
-            rows.numpy(), weights.numpy(), ctx.weighted, ids.numpy(), gradients.contiguous().numpy(),
-            gradient_slices(ctx.shape[1]), table_gradient.numpy(),
-        )  # fmt: skip
+        with threads_for(gradients.numel() * rows.shape[1]):
+            _kernels.add_to_rows(
+                rows.numpy(), weights.numpy(), ctx.weighted, ids.numpy(), gradients.contiguous().numpy(),
+                gradient_slices(ctx.shape[1]), table_gradient.numpy(),
+            )  # fmt: skip
         return table_gradient, None, None, None, None
 
 

