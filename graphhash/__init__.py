@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from graphhash.balanced import balanced_labels, balanced_maps
 from graphhash.buckets import BucketMap, double_frequency_map, frequency_map, full_map, graph_maps, modulo_map, soft_maps
 from graphhash.clustering import Labels, cluster
 from graphhash.errors import DataError
@@ -31,6 +32,8 @@ __all__ = [
     "Labels",
     "MatrixFactorization",
     "Vocabulary",
+    "balanced_labels",
+    "balanced_maps",
     "biadjacency",
     "bpr_loss",
     "cluster",

@@ -57,3 +57,92 @@ def lowest_roots(indptr, indices, roots, other_roots, chunks, lowered):
             for edge in range(indptr[row], indptr[row + 1]):
                 lowest = min(lowest, other_roots[indices[edge]])
             lowered[row] = lowest
+
+
+@njit(cache=True)
+def propagate(
+    turns, indptr, indices, weights, labels, volumes, totals, other_sides, counts, resolution, n_rows, least_rows
+):  # fmt: skip
+    """One sequential pass of label propagation over users and items, stopped as soon as few enough rows are left.
+
+    Users are nodes 0..n_users-1 and items follow; the graph is symmetric, so the neighbours of a user are items alone and the reverse.
+    The gain of node v in community c is ``w(v, c) - resolution * volumes[v] * (volume of the other side in c)``. A node moves only
+    for a larger gain, to a neighbour's community; ties go to the lowest label.
+
+    Args:
+        turns: nodes, in order.  indptr, indices, weights: of all nodes; weights float32 (n_edges,) or (0,).
+        labels: int32, shape (n_nodes,), updated in place.  volumes: float64, shape (n_nodes,).
+        totals: float64, shape (2, n_labels): volume of users and of items in each label, updated.  other_sides: where in ``totals``
+            a node's neighbours stand, int8, shape (n_nodes,): 1 for users, 0 for items.
+        counts: int64, shape (2, n_labels): users and items in each label, updated.
+        n_rows: buckets of both sides before the pass.  least_rows: stop at so many.
+
+    Returns: number of moves and number of rows.
+    """
+    unit = len(weights) == 0
+    sums = np.zeros(totals.shape[1], np.float64)
+    used = np.empty(len(labels), np.int64)
+    n_moves = 0
+    for node in turns:
+        if n_rows <= least_rows:
+            break
+        other = other_sides[node]
+        own = 1 - other
+        n_used = 0
+        for edge in range(indptr[node], indptr[node + 1]):
+            label = labels[indices[edge]]
+            if sums[label] == 0.0:
+                used[n_used] = label
+                n_used += 1
+            sums[label] += 1.0 if unit else np.float64(weights[edge])
+        current = labels[node]
+        price = resolution * volumes[node]
+        current_gain = sums[current] - price * totals[other, current]
+        best, best_gain = np.int64(-1), current_gain + 1e-12 * (abs(current_gain) + price)
+        for j in range(n_used):
+            label = used[j]
+            gain = sums[label] - price * totals[other, label]
+            if label != current and (gain > best_gain or (gain == best_gain and best >= 0 and label < best)):
+                best, best_gain = label, gain
+            sums[label] = 0.0
+        if best >= 0:
+            labels[node] = best
+            totals[own, current] -= volumes[node]
+            totals[own, best] += volumes[node]
+            counts[own, current] -= 1
+            counts[own, best] += 1
+            n_rows += (counts[own, best] == 1) - (counts[own, current] == 0)
+            n_moves += 1
+    return n_moves, n_rows
+
+
+@njit(cache=True, parallel=True)
+def next_best(indptr, indices, weights, labels, other_labels, volumes, totals, holds, resolution, chunks, second):
+    """The community of largest gain of every row, its own left out, among its neighbours' communities.
+
+    Args:
+        indptr, indices, weights, labels, other_labels, chunks: as in :func:`keep_inside`.
+        volumes: float64, shape (n_rows,).  totals: float64 volume of the other side in each label, shape (n_labels,).
+        holds: bool, shape (n_labels,): communities that may be chosen.
+        second: int32, shape (n_rows,), written: ties to the lowest label; -1 where there is none.
+    """
+    unit = len(weights) == 0
+    for chunk in prange(len(chunks) - 1):
+        sums = np.zeros(len(totals), np.float64)
+        used = np.empty(len(totals), np.int64)
+        for row in range(chunks[chunk], chunks[chunk + 1]):
+            n_used = 0
+            for edge in range(indptr[row], indptr[row + 1]):
+                label = other_labels[indices[edge]]
+                if sums[label] == 0.0:
+                    used[n_used] = label
+                    n_used += 1
+                sums[label] += 1.0 if unit else np.float64(weights[edge])
+            best, best_gain = np.int64(-1), -np.inf
+            for j in range(n_used):
+                label = used[j]
+                gain = sums[label] - resolution * volumes[row] * totals[label]
+                sums[label] = 0.0
+                if holds[label] and label != labels[row] and (gain > best_gain or (gain == best_gain and label < best)):
+                    best, best_gain = label, gain
+            second[row] = best

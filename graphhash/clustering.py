@@ -35,7 +35,7 @@ from graphhash.graph import balanced_chunks
 
 # Pieces of parallel work: many more than cores, so that threads end together, and few enough to cost nothing.
 N_CHUNKS = 64
-METHODS = ("louvain", "leiden", "lpa")
+METHODS = ("louvain", "leiden", "lpa", "balanced")
 FIRST_HALF_SWEEPS = 16
 LPA_HALF_SWEEPS = 50
 LPA_ROUNDS = 100
@@ -330,6 +330,7 @@ def cluster(
             resolution is searched, and single buckets are merged or split to make up the rest (``graphhash.row_search``).
         method: "louvain"; "leiden" (slower, modularity no lower, every community connected); "lpa" (half-sweeps alone: faster, lower
             modularity, more and smaller communities). What an exact number of rows merges or splits may be disconnected.
+            "balanced" (``graphhash.balanced``; only to a number of rows): few passes of label propagation, no levels.
         max_size: no community holds more users than this, or more items; None for no bound.
         threads: numba threads; all cores when None. The labels do not depend on it.
         tolerance: stop when a cycle raises modularity by less than this share of it.
@@ -346,6 +347,12 @@ def cluster(
     before = numba.get_num_threads()
     numba.set_num_threads(min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS))
     try:
+        if method == "balanced":
+            from graphhash.balanced import balanced_labels  # It uses this module.
+
+            if rows is None:
+                raise ValueError(f"method 'balanced' stops at a number of rows: give rows instead of resolution={resolution}")
+            return balanced_labels(biadjacency, rows=rows, max_size=max_size)
         graph = LocalGraph(biadjacency)
         if rows is not None:
             from graphhash.row_search import cluster_to_rows  # It clusters, so it imports this module.
@@ -375,6 +382,8 @@ def cluster_graph(
         close = difflib.get_close_matches(method, METHODS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ValueError(f"unknown clustering method {method!r}; {hint}methods are {', '.join(METHODS)}")
+    if method == "balanced":
+        raise ValueError("method 'balanced' takes its turns one after the other and not over a Graph: see graphhash.balanced")
     run = _Run(graph, resolution)
     run.half_sweeps(FIRST_HALF_SWEEPS)
     if method == "lpa":

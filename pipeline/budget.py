@@ -32,9 +32,10 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) 
         if name == "full":
             continue
         method = METHODS[name]
-        n_lookups = method.lookups(config.map.n_lookups)
-        per_id = n_lookups * ((2 if _small(allowed, itemsize, config.train.dim) else 4) + (1 if method.weighted else 0))
-        bytes_ = per_id * (n_users + n_items + 2) + (4 * n_items if method.with_bias(config.map.item_bias) else 0)
+        row_bytes = 2 if _small(allowed, itemsize, config.train.dim) else 4
+        per_user, per_item = method.map_bytes(config.map.n_lookups, row_bytes)
+        bytes_ = per_user * (n_users + 1) + per_item * (n_items + 1)
+        bytes_ += 4 * n_items if method.with_bias(config.map.item_bias) else 0
         if bytes_ > overhead:
             overhead, heaviest = bytes_, name
     rows = int((allowed - overhead) // (itemsize * config.train.dim))

@@ -123,7 +123,7 @@ _cluster = _group(
     click.option(
         "--cluster-method",
         type=click.Choice(CLUSTER_METHODS),
-        help="leiden: connected communities, slower; lpa: faster, more rows.  [louvain]",
+        help="leiden: connected communities, slower; lpa: faster, worse; balanced: BACO.  [louvain]",
     ),
     click.option("--max-size", type=int, help="Most users, and most items, of a community.  [no bound]"),
     click.option("--threads", type=int, help="Threads of the clustering.  [one per core]"),
@@ -135,7 +135,7 @@ _train = _group(
     click.option(
         "--method",
         metavar="NAME[,NAME]...",
-        help="soft, graph, modulo, frequency, double_frequency, full.  [soft]",
+        help="soft, graph, balanced, modulo, frequency, double_frequency, full.  [soft]",
     ),
     click.option("--n-lookups", type=int, help="Rows read per id.  [the method's]"),
     click.option(

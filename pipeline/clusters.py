@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from graphhash.balanced import balanced_labels
 from graphhash.clustering import (
     Graph,
     Labels,
@@ -70,7 +71,8 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
         if config.cluster.shards:
             graph = RayGraph(by_user, by_item, config.cluster.shards)
         else:
-            graph = LocalGraph(by_user.load(), by_user.total_weight)
+            biadjacency = by_user.load()
+            graph = LocalGraph(biadjacency, by_user.total_weight)
         loaded = time.perf_counter()
         with tqdm(desc="cluster", unit=" cycles", disable=None, leave=False) as bar:
 
@@ -78,13 +80,15 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
                 bar.update()
                 bar.set_postfix_str(f"Q {modularity:.4f}, {n_communities:,} communities")
 
-            # Each side has one more row, for unknown ids.
-            if kind == "rows":
-                labels = cluster_to_rows(graph, int(budget) - 2, on_cycle=on_cycle, **settings)
-            elif kind == "side_rows":
-                labels = cluster_to_rows(graph, (budget[0] - 1, budget[1] - 1), on_cycle=on_cycle, **settings)
-            else:
+            if kind == "resolution":
                 labels = cluster_graph(graph, budget, on_cycle=on_cycle, **settings)
+            else:
+                # Each side has one more row, for unknown ids.
+                rows = int(budget) - 2 if kind == "rows" else (budget[0] - 1, budget[1] - 1)
+                if config.cluster.method == "balanced":
+                    labels = balanced_labels(biadjacency, rows=rows, max_size=config.cluster.max_size)
+                else:
+                    labels = cluster_to_rows(graph, rows, on_cycle=on_cycle, **settings)
         clustered = time.perf_counter()
         facts = {"method": config.cluster.method, **_describe(graph, labels)}
     except ValueError as error:

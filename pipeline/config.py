@@ -28,7 +28,7 @@ from typing import Any
 FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet")
 DEFAULT_RATIO = 0.25
 BUDGET_KEYS = ("resolution", "rows", "user_rows", "item_rows", "ratio")
-CLUSTER_METHODS = ("louvain", "leiden", "lpa")
+CLUSTER_METHODS = ("louvain", "leiden", "lpa", "balanced")
 
 
 class ConfigError(ValueError):
@@ -94,7 +94,8 @@ class ClusterConfig:
     ratio: float | None = None
     """Budget: bytes of everything kept, over the bytes of the full float32 tables."""
     method: str = "louvain"
-    """`leiden` refines: slower, modularity no lower, every community connected; `lpa` is half-sweeps alone: faster, lower."""
+    """`leiden` refines: slower, modularity no lower, every community connected; `lpa` is half-sweeps alone: faster, lower;
+    `balanced` is few sequential passes to a budget of rows, in this process (shards=0)."""
     max_size: int | None = None
     """Most users, and most items, of a community; None: no bound."""
     shards: int = 0
@@ -108,6 +109,12 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         _check_types(self, "cluster")
         _check_choice("cluster.method", self.method, CLUSTER_METHODS)
+        if self.method == "balanced" and self.shards:
+            raise ConfigError(f"cluster.method=balanced is sequential and takes no cluster.shards={self.shards}; leave it out")
+        if self.method == "balanced" and self.resolution is not None:
+            raise ConfigError(
+                f"cluster.method=balanced stops at a budget; give rows or ratio instead of cluster.resolution={self.resolution}"
+            )
         given = [key for key in BUDGET_KEYS if getattr(self, key) is not None]
         if len(given) > 1 and given != ["user_rows", "item_rows"]:
             values = " and ".join(f"cluster.{key}={getattr(self, key)}" for key in given)

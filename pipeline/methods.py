@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+from graphhash.balanced import balanced_labels, balanced_maps
 from graphhash.buckets import (
     BucketMap,
     double_frequency_map,
@@ -35,6 +36,7 @@ class Method:
         n_lookups: rows read per id.
         free_lookups: whether ``map.n_lookups`` changes that number.
         weighted: whether lookups carry stored weights.
+        plain_items: whether all of this is said of users alone, and items read one row without a weight.
         item_bias: whether items get a trained scalar each by default.
         lr, weight_decay: of Adam.
     """
@@ -44,6 +46,7 @@ class Method:
     n_lookups: int = 1
     free_lookups: bool = False
     weighted: bool = False
+    plain_items: bool = False
     item_bias: bool = False
     lr: float = 1e-2
     weight_decay: float = 1e-6
@@ -51,6 +54,11 @@ class Method:
     def lookups(self, asked: int | None) -> int:
         """Lookups per id when the configuration asks for ``asked``."""
         return asked if asked is not None and self.free_lookups else self.n_lookups
+
+    def map_bytes(self, asked: int | None, row_bytes: int) -> tuple[int, int]:
+        """Bytes of the map per user and per item, with ``row_bytes`` for a row number."""
+        per_user = self.lookups(asked) * (row_bytes + (1 if self.weighted else 0))
+        return per_user, row_bytes if self.plain_items else per_user
 
     def with_bias(self, asked: bool | None) -> bool:
         """Whether the model has an item bias when the configuration asks for ``asked``."""
@@ -83,6 +91,11 @@ def _soft(graph: csr_array, labels: Labels, n_lookups: int, seed: int) -> Maps:
     return soft_maps(graph, labels, n_lookups=n_lookups)
 
 
+def _balanced(graph: csr_array, labels: Labels, n_lookups: int, seed: int) -> Maps:
+    # It has its own communities, of as many rows.
+    return balanced_maps(graph, balanced_labels(graph, rows=labels.rows))
+
+
 METHODS: dict[str, Method] = {
     "full": Method(_full, "no compression: a row for every id", lr=5e-3, weight_decay=1e-8),
     "modulo": Method(_modulo, "row number modulo table size"),
@@ -91,6 +104,9 @@ METHODS: dict[str, Method] = {
         _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", n_lookups=2, weighted=True
     ),
     "graph": Method(_graph, "GraphHash: ids of one community share a row"),
+    "balanced": Method(
+        _balanced, "BACO: balanced communities of its own, two rows per user", n_lookups=2, weighted=True, plain_items=True
+    ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
         n_lookups=8, free_lookups=True, weighted=True, item_bias=True,

@@ -22,6 +22,7 @@ CLUSTERING_HALF = {
     "__init__",
     "_kernels",
     "_refine_kernels",
+    "balanced",
     "buckets",
     "clustering",
     "errors",
