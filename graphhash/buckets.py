@@ -196,7 +196,7 @@ def graph_maps(labels: Labels) -> tuple[BucketMap, BucketMap]:
     return sides[0], sides[1]
 
 
-def soft_maps(biadjacency: csr_array, labels: Labels, *, n_lookups: int = 8) -> tuple[BucketMap, BucketMap]:
+def soft_maps(biadjacency: csr_array, labels: Labels, *, n_lookups: int = 12) -> tuple[BucketMap, BucketMap]:
     """Every id reads the buckets of its neighbours: ``S_user = A_n C_item`` and ``S_item = A_n^T C_user``.
 
     ``A_n = K^-1/2 A D^-1/2`` is the normalised biadjacency and C the one-hot community assignment, so row u of ``S_user`` says

@@ -96,6 +96,8 @@ class ClusterConfig:
     method: str = "louvain"
     """`leiden` refines: slower, modularity no lower, every community connected; `lpa` is half-sweeps alone: faster, lower;
     `balanced` is few sequential passes to a budget of rows, in this process (shards=0)."""
+    levels: tuple[str, ...] = ()
+    """Resolutions, ascending, of nested levels to write as parquet with raw ids (`cluster/levels_users.parquet`); none: no levels."""
     max_size: int | None = None
     """Most users, and most items, of a community; None: no bound."""
     shards: int = 0
@@ -126,6 +128,14 @@ class ClusterConfig:
                 _check_range(f"cluster.{key}", getattr(self, key), 2)
         if self.max_size is not None:
             _check_range("cluster.max_size", self.max_size, 1)
+        try:
+            levels = [float(level) for level in self.levels]
+        except ValueError:
+            levels = [-1.0]
+        if any(not (math.isfinite(g) and g > 0) for g in levels) or levels != sorted(set(levels)):
+            raise ConfigError(f"cluster.levels={','.join(self.levels)} must be ascending resolutions above 0, such as 1,20,200")
+        if levels and self.method == "balanced":
+            raise ConfigError("cluster.levels need a clustering by resolution; cluster.method=balanced has none")
         if self.resolution is not None and not (math.isfinite(self.resolution) and self.resolution > 0):
             raise ConfigError(f"cluster.resolution={self.resolution} must be a finite number above 0")
         if self.rows is not None:
@@ -179,7 +189,8 @@ class TrainConfig:
     lr: float | None = None
     weight_decay: float | None = None
     """lr and weight_decay: None means the method's own default."""
-    epochs: int = 500
+    epochs: int = 300
+    """The learning rate falls to 0 over them, so a run of fewer epochs is a faster training and not a part of a longer one."""
     patience: int = 5
     """Evaluations, not epochs, without a better validation recall before training stops."""
     eval_every: int = 20

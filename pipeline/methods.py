@@ -49,7 +49,7 @@ class Method:
     plain_items: bool = False
     item_bias: bool = False
     lr: float = 1e-2
-    weight_decay: float = 1e-6
+    weight_decay: float = 1e-8
 
     def lookups(self, asked: int | None) -> int:
         """Lookups per id when the configuration asks for ``asked``."""
@@ -97,18 +97,19 @@ def _balanced(graph: csr_array, labels: Labels, n_lookups: int, seed: int) -> Ma
 
 
 METHODS: dict[str, Method] = {
-    "full": Method(_full, "no compression: a row for every id", lr=5e-3, weight_decay=1e-8),
+    "full": Method(_full, "no compression: a row for every id", weight_decay=3e-7),
     "modulo": Method(_modulo, "row number modulo table size"),
     "frequency": Method(_by_frequency(frequency_map), "frequent ids keep a row, the others hash"),
     "double_frequency": Method(
         _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", n_lookups=2, weighted=True
     ),
-    "graph": Method(_graph, "GraphHash: ids of one community share a row"),
+    "graph": Method(_graph, "GraphHash: ids of one community share a row", lr=2e-2, weight_decay=1e-6),
     "balanced": Method(
-        _balanced, "BACO: balanced communities of its own, two rows per user", n_lookups=2, weighted=True, plain_items=True
+        _balanced, "BACO: balanced communities of its own, two rows per user", n_lookups=2, weighted=True, plain_items=True,
+        lr=2e-2, weight_decay=1e-6,
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
-        n_lookups=8, free_lookups=True, weighted=True, item_bias=True,
+        n_lookups=12, free_lookups=True, weighted=True, item_bias=True, lr=3e-2, weight_decay=5e-7,
     ),
 }  # fmt: skip
