@@ -16,6 +16,7 @@ from graphhash.buckets import BucketMap, double_frequency_map, frequency_map, fu
 from graphhash.clustering import Labels, cluster
 from graphhash.errors import DataError
 from graphhash.graph import biadjacency
+from graphhash.hierarchy import Hierarchy, hierarchy
 from graphhash.modularity import modularity
 from graphhash.vocabulary import Vocabulary
 
@@ -29,6 +30,7 @@ __all__ = [
     "BucketEmbedding",
     "BucketMap",
     "DataError",
+    "Hierarchy",
     "Labels",
     "MatrixFactorization",
     "Vocabulary",
@@ -41,6 +43,7 @@ __all__ = [
     "frequency_map",
     "full_map",
     "graph_maps",
+    "hierarchy",
     "modularity",
     "modulo_map",
     "soft_maps",

@@ -42,6 +42,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "item_rows": ("cluster.item_rows",),
     "ratio": ("cluster.ratio",),
     "max_size": ("cluster.max_size",),
+    "levels": ("cluster.levels",),
     "cluster_method": ("cluster.method",),
     "threads": ("cluster.threads",),
     "shards": ("cluster.shards",),
@@ -124,6 +125,11 @@ _cluster = _group(
         "--cluster-method",
         type=click.Choice(CLUSTER_METHODS),
         help="leiden: connected communities, slower; lpa: faster, worse; balanced: BACO.  [louvain]",
+    ),
+    click.option(
+        "--levels",
+        metavar="G[,G]...",
+        help="Write nested communities at these resolutions with raw ids: cluster/levels_users.parquet, _items.",
     ),
     click.option("--max-size", type=int, help="Most users, and most items, of a community.  [no bound]"),
     click.option("--threads", type=int, help="Threads of the clustering.  [one per core]"),
@@ -243,6 +249,7 @@ def ingest(**_: Any) -> None:
     cls=Epilog,
     epilog="""
 graphhash cluster --out out --resolution 200
+graphhash cluster --out out --resolution 200 --cluster-method leiden --levels 1,20,200
 graphhash cluster --data train.txt --validation 0 --test 0 --resolution 200 --out out
 """,
 )
@@ -599,8 +606,9 @@ def _load(options: dict[str, Any]) -> RunConfig:
     """Settings from weak to strong: defaults, the run folder's (without --data), --config, options, overrides."""
     out = Path(options["out"])
     given = {name: value for name, value in options.items() if name in KEYS and value is not None}
-    if "method" in given:
-        given["method"] = tuple(part.strip() for part in given["method"].split(",") if part.strip())
+    for name in ("method", "levels"):
+        if name in given:
+            given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
     if "data" in given:
         given["data"] = given["data"] and str(Path(given["data"]).absolute())
     cli = {key: value for name, value in given.items() for key in KEYS[name]} | {"run.out": str(out)}

@@ -4,7 +4,8 @@
 every half-sweep, contraction and count as N Ray tasks over memory-mapped files: a task gets a path, the other side's labels and
 totals, and returns labels. Both give the same labels, bit for bit.
 
-Files (``RUN/cluster/``): ``labels_users.npy``, ``labels_items.npy`` (int32, one community per row) and ``cluster.json``.
+Files (``RUN/cluster/``): ``labels_users.npy``, ``labels_items.npy`` (int32, one community per row), ``cluster.json`` and, where asked for,
+the levels of ``pipeline.levels``.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from graphhash.clustering import (
 )
 from graphhash.errors import DataError
 from graphhash.graph import balanced_chunks
+from graphhash.hierarchy import hierarchy_graph
 from graphhash.refinement import n_disconnected
 from graphhash.row_search import cluster_to_rows
 from pipeline.budget import rows_for_ratio
 from pipeline.config import RunConfig
+from pipeline.levels import write_levels
 from pipeline.shards import ShardedCsr
 from pipeline.stages import write_json_atomic
 
@@ -91,6 +94,10 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
                     labels = cluster_to_rows(graph, rows, on_cycle=on_cycle, **settings)
         clustered = time.perf_counter()
         facts = {"method": config.cluster.method, **_describe(graph, labels)}
+        described = time.perf_counter()
+        if config.cluster.levels:
+            levels = hierarchy_graph(graph, [float(level) for level in config.cluster.levels], **settings)
+            facts["levels"] = write_levels(levels, ingest_dir, out_dir)
     except ValueError as error:
         raise DataError(str(error)) from error
     finally:
@@ -100,7 +107,8 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
     facts["seconds"] = {
         "load": round(loaded - started, 3),
         **{phase: round(seconds, 3) for phase, seconds in labels.seconds.items()},
-        "describe": round(time.perf_counter() - clustered, 3),
+        "describe": round(described - clustered, 3),
+        **({"levels": round(time.perf_counter() - described, 3)} if config.cluster.levels else {}),
         "total": round(time.perf_counter() - started, 3),
     }
     write_json_atomic(out_dir / "cluster.json", facts)

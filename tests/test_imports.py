@@ -27,6 +27,7 @@ CLUSTERING_HALF = {
     "clustering",
     "errors",
     "graph",
+    "hierarchy",
     "interactions",
     "modularity",
     "refinement",
