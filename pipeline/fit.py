@@ -40,7 +40,9 @@ def fit(
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
     on_evaluation: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> dict[str, Any]:
-    """Train with BPR and Adam, the learning rate falling to 0 over the epochs; one negative per interaction, drawn uniformly from the catalogue and not rejected.
+    """Train with BPR and Adam, the learning rate falling to 0 over the epochs.
+
+    One negative per interaction, drawn uniformly from the catalogue and not rejected.
 
     Args:
         model: on the device to train on; left with the last epoch's weights.

@@ -66,7 +66,7 @@ def test_the_stage_writes_labels_and_facts_that_agree(tmp_path):
 
 @pytest.mark.parametrize("methods", [("soft", "graph", "full"), ("graph",)])
 def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
-    config = config_of(cluster__ratio=0.25, run__methods=methods, train__dim=32)
+    config = config_of(cluster__ratio=0.25, run__methods=methods, train__dim=64)
     n_users, n_items = 3000, 2000
     rows = rows_for_ratio(config, 0.25, n_users, n_items)
     used = []
@@ -75,9 +75,9 @@ def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
             continue
         spec = METHODS[name]
         per_id = spec.n_lookups * (2 + spec.weighted)
-        used.append(4 * 32 * rows + per_id * (n_users + n_items + 2) + 4 * n_items * spec.item_bias)
-    allowed = 0.25 * full_bytes(n_users, n_items, 32)
-    assert allowed - 4 * 32 < max(used) <= allowed
+        used.append(4 * 64 * rows + per_id * (n_users + n_items + 2) + 4 * n_items * spec.item_bias)
+    allowed = 0.25 * full_bytes(n_users, n_items, 64)
+    assert allowed - 4 * 64 < max(used) <= allowed
 
 
 def test_a_ratio_that_the_maps_alone_exceed_is_refused():
