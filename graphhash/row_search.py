@@ -66,7 +66,7 @@ def search_resolution(graph: Graph, share: Callable[[Labels], float], start: flo
         start: resolution tried first.
         settings: of :func:`graphhash.clustering.cluster_graph`.
 
-    Returns: where no resolution tried reaches 1, the labels of largest share.
+    Returns: where no resolution tried reaches 1, the labels of largest share; where lower ones stop to lessen it, those of least.
     """
     above = below = None  # The labels nearest to the goal on either side.
     low = high = None  # (log resolution, log share) of them.
@@ -76,10 +76,12 @@ def search_resolution(graph: Graph, share: Callable[[Labels], float], start: flo
         reached = share(labels)
         point = (log_resolution, math.log(reached))
         if reached >= 1:
+            # A quarter of the resolution that saves no row: what is left are pieces that nothing connects.
+            settled = low is None and high is not None and point[1] >= high[1]
             high = point
-            if above is None or (reached, -labels.modularity) < (share(above), -above.modularity):
+            if above is None or reached < share(above):
                 above = labels
-            if reached <= 1 + SLACK:
+            if reached <= 1 + SLACK or settled:
                 break
         else:
             low = point

@@ -17,14 +17,14 @@ from graphhash.hierarchy import Hierarchy
 from graphhash.vocabulary import Vocabulary
 
 
-def write_levels(hierarchy: Hierarchy, ingest_dir: Path, out_dir: Path) -> list[dict[str, Any]]:
+def write_levels(hierarchy: Hierarchy, ingest_dir: Path, out_dir: Path) -> dict[str, dict[str, Any]]:
     """Write both files.
 
     Args:
         ingest_dir: holds the vocabularies ``users.parquet`` and ``items.parquet``.
         out_dir: exists.
 
-    Returns: resolution, modularity and rows of every level.
+    Returns: resolution, modularity and rows of every level, by the name of its column.
 
     Raises:
         DataError: a vocabulary is missing or damaged.
@@ -33,12 +33,12 @@ def write_levels(hierarchy: Hierarchy, ingest_dir: Path, out_dir: Path) -> list[
         columns = {f"{side[:-1]}_id": Vocabulary.load(ingest_dir / f"{side}.parquet").ids}
         columns |= {f"level_{i + 1}": levels[:, i] for i in range(levels.shape[1])}
         pq.write_table(pa.table(columns), out_dir / f"levels_{side}.parquet", compression="zstd")
-    return [
-        {
+    return {
+        f"level_{i + 1}": {
             "resolution": resolution,
             "modularity": modularity,
             "user_rows": len(np.unique(hierarchy.users[:, i])),
             "item_rows": len(np.unique(hierarchy.items[:, i])),
         }
         for i, (resolution, modularity) in enumerate(zip(hierarchy.resolutions, hierarchy.modularity, strict=True))
-    ]
+    }

@@ -81,8 +81,8 @@ def test_the_stage_writes_levels_with_raw_ids(tmp_path):
         assert table.column_names == [f"{side[:-1]}_id", "level_1", "level_2", "level_3"]
         assert table.column(0)[0].as_py() == first
         assert_array_equal(np.stack([table.column(f"level_{i}") for i in (1, 2, 3)], axis=1), levels)
-    assert [level["resolution"] for level in facts["levels"]] == list(RESOLUTIONS)
-    assert facts["levels"][2]["user_rows"] == len(np.unique(expected.users[:, 2]))
+    assert [level["resolution"] for level in facts["levels"].values()] == list(RESOLUTIONS)
+    assert facts["levels"]["level_3"]["user_rows"] == len(np.unique(expected.users[:, 2]))
     assert facts["seconds"]["levels"] >= 0
 
 

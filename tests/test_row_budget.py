@@ -170,6 +170,18 @@ def test_the_search_ends_just_above_its_goal():
     assert 700 <= labels.rows <= 700 * (1 + 2 * SLACK)
 
 
+def test_the_search_stops_where_a_lower_resolution_saves_no_rows():
+    tried = []
+
+    def share(labels):
+        tried.append(labels.resolution)
+        return labels.rows / 2
+
+    labels = search_resolution(LocalGraph(graphs.disconnected()), share, 1.0)
+    assert labels.rows == 10
+    assert len(set(tried)) == 2
+
+
 def test_both_sides_reach_their_goal_before_buckets_are_merged():
     """Splits are for what no resolution gives: here every bucket lies in the community of a resolution found."""
     graph = graphs.random_graph(6, 1500, 1000, 9000)
