@@ -12,7 +12,15 @@ from __future__ import annotations
 from importlib import import_module
 
 from graphhash.balanced import balanced_labels, balanced_maps
-from graphhash.buckets import BucketMap, double_frequency_map, frequency_map, full_map, graph_maps, modulo_map, soft_maps
+from graphhash.buckets import (
+    BucketMap,
+    double_frequency_map,
+    frequency_map,
+    full_map,
+    graph_maps,
+    modulo_map,
+    soft_maps,
+)
 from graphhash.clustering import Labels, cluster
 from graphhash.errors import DataError
 from graphhash.graph import biadjacency

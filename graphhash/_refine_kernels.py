@@ -1,6 +1,8 @@
-"""Numba kernels of what happens inside communities: edges kept inside, connected pieces, sequential label propagation.
+"""Numba kernels of what happens inside communities: edges kept inside, connected pieces, sequential label
+propagation.
 
-As in ``graphhash._kernels``: flat arrays in, flat arrays out; an empty weight array means all ones; ties go to the lowest label.
+As in ``graphhash._kernels``: flat arrays in, flat arrays out; an empty weight array means all ones; ties go
+to the lowest label.
 """
 
 from __future__ import annotations
@@ -117,7 +119,9 @@ def propagate(
 
 
 @njit(cache=True, parallel=True)
-def next_best(indptr, indices, weights, labels, other_labels, volumes, totals, holds, resolution, chunks, second):
+def next_best(
+    indptr, indices, weights, labels, other_labels, volumes, totals, holds, resolution, chunks, second
+):
     """The community of largest gain of every row, its own left out, among its neighbours' communities.
 
     Args:
@@ -143,6 +147,10 @@ def next_best(indptr, indices, weights, labels, other_labels, volumes, totals, h
                 label = used[j]
                 gain = sums[label] - resolution * volumes[row] * totals[label]
                 sums[label] = 0.0
-                if holds[label] and label != labels[row] and (gain > best_gain or (gain == best_gain and label < best)):
+                if (
+                    holds[label]
+                    and label != labels[row]
+                    and (gain > best_gain or (gain == best_gain and label < best))
+                ):
                     best, best_gain = label, gain
             second[row] = best

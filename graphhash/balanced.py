@@ -1,19 +1,23 @@
-"""Balanced co-clustering with a second row per user, after BACO (Jiang, Yang and Wu, SIGIR 2026, arXiv 2604.18351).
+"""Balanced co-clustering with a second row per user, after BACO (Jiang, Yang and Wu, SIGIR 2026, arXiv
+2604.18351).
 
-Label propagation of one level: every user and item begins alone, and in a few sequential passes each moves to the neighbours' community
-of largest gain ``w(v, c) - resolution * a_v * (volume of the other side in c)``, with volume ``k_u / sqrt(m)`` for a user of degree k_u and
-``d_i / sqrt(n_items)`` for an item of degree d_i, m the total weight. The passes stop in the middle as soon as few enough rows are left.
-Every user then reads two rows, that of its community and that of the next best one, and its vector is their sum.
+Label propagation of one level: every user and item begins alone, and in a few sequential passes each moves to
+the neighbours' community of largest gain ``w(v, c) - resolution * a_v * (volume of the other side in c)``,
+with volume ``k_u / sqrt(m)`` for a user of degree k_u and ``d_i / sqrt(n_items)`` for an item of degree d_i,
+m the total weight. The passes stop in the middle as soon as few enough rows are left. Every user then reads
+two rows, that of its community and that of the next best one, and its vector is their sum.
 
-Written from the method's description alone, not from its code, and with decisions of our own where that leaves room:
+Written from the method's description alone, not from its code, and with decisions of our own where that
+leaves room:
 
 - Nodes take turns in row order, users before items. Ties go to the lowest label.
-- The product of the two volumes is ``k_u d_i / sqrt(m n_items)``, so the gain is Barber's at resolution ``resolution * sqrt(m / n_items)``:
-  the labels report that resolution, and their modularity at it.
-- The resolution defaults to 5: with 1 passes reach 11,500 rows on Gowalla as well, with largest buckets 2.5 times as large, and from 20 on
-  they end above it.
+- The product of the two volumes is ``k_u d_i / sqrt(m n_items)``, so the gain is Barber's at resolution
+  ``resolution * sqrt(m / n_items)``: the labels report that resolution, and their modularity at it.
+- The resolution defaults to 5: with 1 passes reach 11,500 rows on Gowalla as well, with largest buckets 2.5
+  times as large, and from 20 on they end above it.
 - Where passes end with too many rows, the smallest buckets are merged (``graphhash.row_budget``).
-- The next best community is one of a user's neighbours' that holds users. A user without one reads a single row.
+- The next best community is one of a user's neighbours' that holds users. A user without one reads a single
+  row.
 """
 
 from __future__ import annotations
@@ -36,7 +40,11 @@ MAX_PASSES = 10
 
 
 def balanced_labels(
-    biadjacency: csr_array, *, rows: int | tuple[int, int], resolution: float = RESOLUTION, max_size: int | None = None
+    biadjacency: csr_array,
+    *,
+    rows: int | tuple[int, int],
+    resolution: float = RESOLUTION,
+    max_size: int | None = None,
 ) -> Labels:
     """Communities by balanced label propagation, with exactly so many rows.
 
@@ -97,7 +105,9 @@ def balanced_maps(biadjacency: csr_array, labels: Labels) -> tuple[BucketMap, Bu
     codes[-1, 1] = 0
     rows = np.repeat(own.rows, 2, axis=1)
     rows[:-1, 1] = np.where(second >= 0, bucket, rows[:-1, 0])
-    users = BucketMap(rows, codes.astype(np.float32), own.n_buckets, "balanced", weight_codes=codes, weight_scale=1.0)
+    users = BucketMap(
+        rows, codes.astype(np.float32), own.n_buckets, "balanced", weight_codes=codes, weight_scale=1.0
+    )
     return users, BucketMap(items.rows, items.weights, items.n_buckets, "balanced")
 
 
@@ -108,9 +118,15 @@ def _propagate(
     n_users, n_items = biadjacency.shape
     n_nodes = n_users + n_items
     transposed = biadjacency.T.tocsr()
-    indptr = np.concatenate([biadjacency.indptr.astype(np.int64), biadjacency.nnz + transposed.indptr[1:].astype(np.int64)])
-    indices = np.concatenate([biadjacency.indices.astype(np.int64) + n_users, transposed.indices.astype(np.int64)])
-    weights = np.concatenate([exact_weights(side.data, graph.total_weight) for side in (biadjacency, transposed)])
+    indptr = np.concatenate(
+        [biadjacency.indptr.astype(np.int64), biadjacency.nnz + transposed.indptr[1:].astype(np.int64)]
+    )
+    indices = np.concatenate(
+        [biadjacency.indices.astype(np.int64) + n_users, transposed.indices.astype(np.int64)]
+    )
+    weights = np.concatenate(
+        [exact_weights(side.data, graph.total_weight) for side in (biadjacency, transposed)]
+    )
     volumes = np.concatenate(_volumes(graph))
     labels = np.arange(n_nodes, dtype=np.int32)
     other = np.repeat(np.array([1, 0], np.int8), [n_users, n_items])
@@ -119,7 +135,18 @@ def _propagate(
     n_rows, turns = n_nodes, np.arange(n_nodes)
     for _ in range(MAX_PASSES):
         n_moves, n_rows = _refine_kernels.propagate(
-            turns, indptr, indices, weights, labels, volumes, totals, other, counts, resolution, n_rows, least_rows
+            turns,
+            indptr,
+            indices,
+            weights,
+            labels,
+            volumes,
+            totals,
+            other,
+            counts,
+            resolution,
+            n_rows,
+            least_rows,
         )
         if n_moves == 0 or n_rows <= least_rows:
             break

@@ -1,8 +1,10 @@
-"""Communities at several resolutions: ids from coarse to fine for every user and item, as features for any model.
+"""Communities at several resolutions: ids from coarse to fine for every user and item, as features for any
+model.
 
-Nested levels cluster, at each resolution, the edges inside the communities of the level before, with the degrees and the total
-weight of the whole graph: a fine community lies in one coarse community, and the ids of an entity are a path down a tree. Levels
-that are not nested are independent clusterings, each the same as ``graphhash.cluster`` gives at its resolution.
+Nested levels cluster, at each resolution, the edges inside the communities of the level before, with the
+degrees and the total weight of the whole graph: a fine community lies in one coarse community, and the ids of
+an entity are a path down a tree. Levels that are not nested are independent clusterings, each the same as
+``graphhash.cluster`` gives at its resolution.
 """
 
 from __future__ import annotations
@@ -43,8 +45,14 @@ class Hierarchy:
 
     def __post_init__(self):
         n_levels = len(self.resolutions)
-        if self.users.ndim != 2 or self.items.ndim != 2 or {self.users.shape[1], self.items.shape[1]} != {n_levels}:
-            raise ValueError(f"levels of shape {self.users.shape} and {self.items.shape} do not fit {n_levels} resolutions")
+        if (
+            self.users.ndim != 2
+            or self.items.ndim != 2
+            or {self.users.shape[1], self.items.shape[1]} != {n_levels}
+        ):
+            raise ValueError(
+                f"levels of shape {self.users.shape} and {self.items.shape} do not fit {n_levels} resolutions"
+            )
 
 
 def hierarchy(
@@ -77,10 +85,16 @@ def hierarchy(
         numba.set_num_threads(before)
 
 
-def hierarchy_graph(graph: Graph, resolutions: Sequence[float], *, nested: bool = True, **settings) -> Hierarchy:
+def hierarchy_graph(
+    graph: Graph, resolutions: Sequence[float], *, nested: bool = True, **settings
+) -> Hierarchy:
     """:func:`hierarchy` on any :class:`graphhash.clustering.Graph`; ``settings`` are those of ``cluster_graph``."""
     resolutions = tuple(float(resolution) for resolution in resolutions)
-    if not resolutions or any(math.isnan(r) for r in resolutions) or list(resolutions) != sorted(set(resolutions)):
+    if (
+        not resolutions
+        or any(math.isnan(r) for r in resolutions)
+        or list(resolutions) != sorted(set(resolutions))
+    ):
         raise ValueError(f"resolutions must be ascending and at least one, got {resolutions}")
     levels = []
     within = graph

@@ -1,15 +1,18 @@
-"""Refinement of communities: their connected pieces, and moves of parts of a community (Leiden; Traag, Waltman and van Eck, 2019).
+"""Refinement of communities: their connected pieces, and moves of parts of a community (Leiden; Traag,
+Waltman and van Eck, 2019).
 
-A Louvain community can fall apart in the bipartite graph, because the nodes that held it together moved on. Two things mend that:
+A Louvain community can fall apart in the bipartite graph, because the nodes that held it together moved on.
+Two things mend that:
 
-- :func:`split_disconnected` gives every connected piece a community of its own. This never lowers modularity: no edge is cut, and
-  the expected weight between the pieces is no longer paid for.
-- :func:`refine` cuts every community into parts, found by half-sweeps from singletons along the edges inside communities, and runs
-  Louvain moves of whole parts, which start where they are. A part can so leave for a community that suits it better, where Louvain
-  alone could move only the whole community or one user or item.
+- :func:`split_disconnected` gives every connected piece a community of its own. This never lowers modularity:
+  no edge is cut, and the expected weight between the pieces is no longer paid for.
+- :func:`refine` cuts every community into parts, found by half-sweeps from singletons along the edges inside
+  communities, and runs Louvain moves of whole parts, which start where they are. A part can so leave for a
+  community that suits it better, where Louvain alone could move only the whole community or one user or item.
 
-Both are ascents. They differ from the paper's Leiden in that parts are found by deterministic half-sweeps instead of a randomised
-merging, so that the labels do not depend on threads or shards, and in that parts need not be connected before the final split.
+Both are ascents. They differ from the paper's Leiden in that parts are found by deterministic half-sweeps
+instead of a randomised merging, so that the labels do not depend on threads or shards, and in that parts need
+not be connected before the final split.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ PART_HALF_SWEEPS = 8
 PART_PASSES = 50
 
 
-def components(graph: Graph, user_labels: NDArray[np.int32], item_labels: NDArray[np.int32]) -> tuple[NDArray, NDArray]:
+def components(
+    graph: Graph, user_labels: NDArray[np.int32], item_labels: NDArray[np.int32]
+) -> tuple[NDArray, NDArray]:
     """Connected pieces of every community.
 
     The lowest node number spreads along the edges inside communities, one side after the other, and along the roots found so far
@@ -102,7 +107,9 @@ def refine(run: _Run) -> None:
     indptr, columns, values = graph.contract(user_parts, item_parts, n_parts)
     user_degrees = np.bincount(user_parts, graph.user_degrees, n_parts)
     item_degrees = np.bincount(item_parts, graph.item_degrees, n_parts)
-    _kernels.move_communities(indptr, columns, values, user_degrees, item_degrees, run.scale, PART_PASSES, community)
+    _kernels.move_communities(
+        indptr, columns, values, user_degrees, item_degrees, run.scale, PART_PASSES, community
+    )
     users, items = community[user_parts], community[item_parts]
     run.n_communities = _kernels.compact_labels(users, items, run.n_communities)
     run.labels = {"users": users, "items": items}

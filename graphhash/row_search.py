@@ -1,7 +1,9 @@
-"""The resolution for a number of rows: rows grow with the resolution, so it is searched on a logarithmic scale.
+"""The resolution for a number of rows: rows grow with the resolution, so it is searched on a logarithmic
+scale.
 
-The search ends a little above the budget and the smallest buckets are merged, because that costs next to no modularity, where
-splitting as few of the largest does (measured on Gowalla at 11,500 rows: 0.1 % lost by merging 44 buckets, 3.6 % by 28 splits).
+The search ends a little above the budget and the smallest buckets are merged, because that costs next to no
+modularity, where splitting as few of the largest does (measured on Gowalla at 11,500 rows: 0.1 % lost by
+merging 44 buckets, 3.6 % by 28 splits).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ MAX_STEPS = 16
 SLACK = 0.005
 
 
-def cluster_to_rows(graph: Graph, rows: int | tuple[int, int], *, max_size: int | None = None, **settings) -> Labels:
+def cluster_to_rows(
+    graph: Graph, rows: int | tuple[int, int], *, max_size: int | None = None, **settings
+) -> Labels:
     """Labels with exactly so many rows.
 
     Args:
@@ -55,7 +59,9 @@ def cluster_to_rows(graph: Graph, rows: int | tuple[int, int], *, max_size: int 
     labels = fit_rows(graph, labels, user_rows=user_rows, item_rows=item_rows, max_size=max_size)
     # The phases are those of the resolution that was chosen.
     search = searched - started - sum(labels.seconds.values())
-    return replace(labels, seconds={**labels.seconds, "search": search, "fit_rows": time.perf_counter() - searched})
+    return replace(
+        labels, seconds={**labels.seconds, "search": search, "fit_rows": time.perf_counter() - searched}
+    )
 
 
 def search_resolution(graph: Graph, share: Callable[[Labels], float], start: float, **settings) -> Labels:

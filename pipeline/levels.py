@@ -1,7 +1,8 @@
 """Community ids at several resolutions, with raw ids, as parquet: features of users and items for any model.
 
-Files (``RUN/cluster/``): ``levels_users.parquet`` with the columns ``user_id``, ``level_1``, ``level_2``, ... (int32, coarse to fine), and
-``levels_items.parquet`` with ``item_id``. A fine community lies in one coarse community, and users and items share the ids of a level.
+Files (``RUN/cluster/``): ``levels_users.parquet`` with the columns ``user_id``, ``level_1``, ``level_2``, ...
+(int32, coarse to fine), and ``levels_items.parquet`` with ``item_id``. A fine community lies in one coarse
+community, and users and items share the ids of a level.
 """
 
 from __future__ import annotations
@@ -40,5 +41,7 @@ def write_levels(hierarchy: Hierarchy, ingest_dir: Path, out_dir: Path) -> dict[
             "user_rows": len(np.unique(hierarchy.users[:, i])),
             "item_rows": len(np.unique(hierarchy.items[:, i])),
         }
-        for i, (resolution, modularity) in enumerate(zip(hierarchy.resolutions, hierarchy.modularity, strict=True))
+        for i, (resolution, modularity) in enumerate(
+            zip(hierarchy.resolutions, hierarchy.modularity, strict=True)
+        )
     }

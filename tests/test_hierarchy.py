@@ -22,7 +22,10 @@ GRAPHS = [make() for make in graphs.ALL.values()] + [graphs.random_graph(2, 200,
 def stored(graph, folder):
     by_item = graph.T.tocsr()
     by_item.sort_indices()
-    return [ShardedCsr.write(folder / name, side, n_shards=2) for name, side in (("train", graph), ("train_by_item", by_item))]
+    return [
+        ShardedCsr.write(folder / name, side, n_shards=2)
+        for name, side in (("train", graph), ("train_by_item", by_item))
+    ]
 
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: f"{g.shape[0]}x{g.shape[1]}-{g.nnz}")
