@@ -59,10 +59,6 @@ class MatrixFactorization(nn.Module):
         scores = self.user_embedding(users) @ self.item_embedding.all().T
         return scores if self.item_bias is None else scores + self.item_bias
 
-    def n_bytes(self, maps_bytes: int) -> int:
-        """Bytes of tables and bias in float32 and of the stored maps."""
-        return 4 * sum(parameter.numel() for parameter in self.parameters()) + maps_bytes
-
 
 def dot_pairs(left: Tensor, right: Tensor, left_rows: Tensor, right_rows: Tensor) -> Tensor:
     """``<left[left_rows[e]], right[right_rows[e]]>`` for every pair e.

@@ -53,7 +53,6 @@ KEYS: dict[str, tuple[str, ...]] = {
     "weight_decay": ("train.weight_decay",),
     "epochs": ("train.epochs",),
     "batch_size": ("train.batch_size",),
-    "workers": ("train.workers",),
     "precision": ("export.precision",),
     "method": ("run.methods",),
     "address": ("run.address",),
@@ -152,7 +151,6 @@ _train = _group(
     click.option("--weight-decay", type=float, help="Weight decay of Adam.  [the method's]"),
     click.option("--epochs", type=int, help="At most this many; early stopping ends sooner."),
     click.option("--batch-size", type=int, help="Interactions per step.  [all of them]"),
-    click.option("--workers", type=int, help="Ray Train workers.  [one per GPU, else one]"),
     click.option(
         "--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"
     ),

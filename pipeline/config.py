@@ -198,8 +198,6 @@ class TrainConfig:
     batch_size: int | None = None
     """Interactions per step; None: one step over all of them."""
     seed: int = 0
-    workers: int | None = None
-    """Ray Train workers; None: one per GPU of the cluster, and one on a machine without."""
     eval_users: int = 10_000
     """Users drawn for a validation; 0: all of them. The test always looks at all."""
 
@@ -212,9 +210,8 @@ class TrainConfig:
             _check_range("train.weight_decay", self.weight_decay, 0.0)
         for key in ("epochs", "patience", "eval_every"):
             _check_range(f"train.{key}", getattr(self, key), 1)
-        for key in ("batch_size", "workers"):
-            if getattr(self, key) is not None:
-                _check_range(f"train.{key}", getattr(self, key), 1)
+        if self.batch_size is not None:
+            _check_range("train.batch_size", self.batch_size, 1)
         _check_range("train.seed", self.seed, 0)
         _check_range("train.eval_users", self.eval_users, 0)
 

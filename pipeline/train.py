@@ -80,7 +80,7 @@ def train_method(
         "eval_users": config.train.eval_users,
     }
     with _progress_bar(method, settings.epochs, out_dir / PROGRESS):
-        state = _run_on_ray(job, config.train.workers, tracker)
+        state = _run_on_ray(job, tracker)
     (out_dir / PROGRESS).unlink(missing_ok=True)
     model = MatrixFactorization(*maps, config.train.dim, item_bias=job["item_bias"], seed=settings.seed)
     model.load_state_dict(state["best"])
@@ -101,7 +101,7 @@ def train_method(
     }
 
 
-def _run_on_ray(job: dict[str, Any], workers: int | None, tracker: Tracker) -> dict[str, Any]:
+def _run_on_ray(job: dict[str, Any], tracker: Tracker) -> dict[str, Any]:
     """Run :func:`_worker` in Ray Train and return its last state."""
     import ray
     from ray import train
@@ -110,8 +110,6 @@ def _run_on_ray(job: dict[str, Any], workers: int | None, tracker: Tracker) -> d
     resources = ray.cluster_resources()
     n_gpus = int(resources.get("GPU", 0))
     n_cpus = max(1, int(resources.get("CPU", 1)))
-    if (workers or 1) > 1:
-        raise DataError(f"train.workers={workers}: training runs on one worker; leave train.workers out")
     storage = Path(job["folder"]) / "ray"
     trainer = TorchTrainer(
         _worker,
