@@ -10,11 +10,26 @@ from pipeline.config import RunConfig
 from pipeline.methods import METHODS
 
 FULL_ITEMSIZE = 4
+# Lookups and rows trade against each other at equal bytes. 0.4 gives 8 lookups at a quarter of the bytes and 64 numbers a vector.
+MAP_SHARE = 0.4
 
 
 def full_bytes(n_users: int, n_items: int, dim: int) -> int:
     """Bytes of float32 tables with a row for every id and one per side for unknown ids."""
     return FULL_ITEMSIZE * dim * (n_users + n_items + 2)
+
+
+def asked_lookups(config: RunConfig, name: str) -> int | None:
+    """Lookups per id to ask of a method: ``map.n_lookups`` where it is set; under a byte budget the most whose map takes no more
+    than MAP_SHARE of it, at least one and at most the method's own number; else None, the method's own number.
+    """
+    kind, ratio = config.cluster.budget
+    method = METHODS[name]
+    if config.map.n_lookups is not None or kind != "ratio" or not method.free_lookups:
+        return config.map.n_lookups
+    per_lookup, _ = method.map_bytes(1, 2)
+    affordable = int(MAP_SHARE * ratio * FULL_ITEMSIZE * config.train.dim / per_lookup)
+    return max(1, min(affordable, method.n_lookups))
 
 
 def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) -> int:
@@ -33,7 +48,7 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) 
             continue
         method = METHODS[name]
         row_bytes = 2 if _small(allowed, itemsize, config.train.dim) else 4
-        per_user, per_item = method.map_bytes(config.map.n_lookups, row_bytes)
+        per_user, per_item = method.map_bytes(asked_lookups(config, name), row_bytes)
         bytes_ = per_user * (n_users + 1) + per_item * (n_items + 1)
         bytes_ += 4 * n_items if method.with_bias(config.map.item_bias) else 0
         if bytes_ > overhead:

@@ -169,7 +169,7 @@ class MapConfig:
     """How the labels become bucket maps (first part of stage `train`)."""
 
     n_lookups: int | None = None
-    """Rows read per id; None: the method's own default."""
+    """Rows read per id; None: the method's own default, or what a byte budget (cluster.ratio) can afford."""
     item_bias: bool | None = None
     """One trained scalar per item; None: on for `soft`, off for the others."""
     seed: int = 0

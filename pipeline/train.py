@@ -28,6 +28,7 @@ from tqdm import tqdm
 from graphhash.buckets import BucketMap
 from graphhash.errors import DataError
 from graphhash.retrieval import MatrixFactorization
+from pipeline.budget import asked_lookups
 from pipeline.checkpoint import save_model
 from pipeline.clusters import load_labels
 from pipeline.config import RunConfig
@@ -56,7 +57,7 @@ def train_method(
     spec = METHODS[method]
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
-    maps = spec.make(graph, load_labels(cluster_dir, facts), spec.lookups(config.map.n_lookups), config.map.seed)
+    maps = spec.make(graph, load_labels(cluster_dir, facts), spec.lookups(asked_lookups(config, method)), config.map.seed)
     for side, bucket_map in zip(("users", "items"), maps, strict=True):
         bucket_map.save(out_dir / f"{side}.npz")
     settings = FitSettings(
