@@ -31,8 +31,9 @@ from scipy.sparse import csr_array
 
 from graphhash import _kernels, _refine_kernels
 from graphhash.buckets import BucketMap, graph_maps
-from graphhash.clustering import Labels, LocalGraph, exact_weights
+from graphhash.clustering import Labels
 from graphhash.graph import balanced_chunks
+from graphhash.local_graph import LocalGraph, exact_weights
 from graphhash.row_budget import cap_sizes, fit_rows, modularity_of, share_rows
 
 RESOLUTION = 5.0

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from graphhash.clustering import Graph, LocalGraph, cluster_graph
+from graphhash.clustering import cluster_graph
+from graphhash.graph import Graph
+from graphhash.local_graph import LocalGraph
 from graphhash.row_budget import modularity_of
 
 
@@ -62,7 +64,7 @@ def hierarchy(
     nested: bool = True,
     method: str = "louvain",
     threads: int | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
     max_cycles: int = 20,
 ) -> Hierarchy:
     """Cluster users and items at several resolutions.
@@ -88,7 +90,7 @@ def hierarchy(
 def hierarchy_graph(
     graph: Graph, resolutions: Sequence[float], *, nested: bool = True, **settings
 ) -> Hierarchy:
-    """:func:`hierarchy` on any :class:`graphhash.clustering.Graph`; ``settings`` are those of ``cluster_graph``."""
+    """:func:`hierarchy` on any :class:`graphhash.graph.Graph`; ``settings`` are those of ``cluster_graph``."""
     resolutions = tuple(float(resolution) for resolution in resolutions)
     if (
         not resolutions

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from graphhash import _kernels
+from graphhash import _kernels, merging
 
 if TYPE_CHECKING:
-    from graphhash.clustering import Graph, _Run
+    from graphhash.clustering import _Run
+    from graphhash.graph import Graph
 
 PART_HALF_SWEEPS = 8
-PART_PASSES = 50
 
 
 def components(
@@ -41,7 +41,7 @@ def components(
     (users are nodes 0..n_users-1, items follow), so the rounds grow with the logarithm of a piece's diameter.
 
     Args:
-        graph: any :class:`graphhash.clustering.Graph`.
+        graph: any :class:`graphhash.graph.Graph`.
         user_labels, item_labels: community of each user and item, int32, not negative.
 
     Returns:
@@ -77,7 +77,7 @@ def split_disconnected(
 
     Returns: user labels, item labels (int32), and how many communities there are.
     """
-    users, items = (roots.astype(np.int32) for roots in components(graph, user_labels, item_labels))
+    users, items = (roots.astype(user_labels.dtype) for roots in components(graph, user_labels, item_labels))
     return users, items, _kernels.compact_labels(users, items, graph.n_users + graph.n_items)
 
 
@@ -102,15 +102,14 @@ def refine(run: _Run) -> None:
     inside.half_sweeps(PART_HALF_SWEEPS)
     # Labels spread along edges inside communities alone, so a part lies in one community.
     user_parts, item_parts, n_parts = inside.labels["users"], inside.labels["items"], inside.n_communities
-    community = np.empty(n_parts, np.int32)
+    community = np.empty(n_parts, run.dtype)
     community[user_parts], community[item_parts] = users, items
-    indptr, columns, values = graph.contract(user_parts, item_parts, n_parts)
+    communities = graph.contract(user_parts, item_parts, n_parts)
     user_degrees = np.bincount(user_parts, graph.user_degrees, n_parts)
     item_degrees = np.bincount(item_parts, graph.item_degrees, n_parts)
-    _kernels.move_communities(
-        indptr, columns, values, user_degrees, item_degrees, run.scale, PART_PASSES, community
-    )
+    merging.move_communities(communities, user_degrees, item_degrees, run.scale, community)
     users, items = community[user_parts], community[item_parts]
     run.n_communities = _kernels.compact_labels(users, items, run.n_communities)
     run.labels = {"users": users, "items": items}
+    run.wake_all()
     run.seconds["refine"] += time.perf_counter() - started

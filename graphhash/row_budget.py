@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphhash import _kernels
-from graphhash.clustering import Graph, Labels, cluster_graph
+from graphhash.clustering import Labels, cluster_graph
+from graphhash.graph import Graph
 
 CAP_ROUNDS = 12
 
@@ -37,7 +38,7 @@ def fit_rows(
     gives the half of its members that hold to it least a label of their own. Ties go to the lowest label, and to the lowest row.
 
     Args:
-        graph: any :class:`graphhash.clustering.Graph`.
+        graph: any :class:`graphhash.graph.Graph`.
         labels: where to begin; their resolution weighs the merges.
         user_rows, item_rows: wanted; None leaves a side as it is.
         max_size: merges make no bucket of more members than this.
@@ -80,12 +81,12 @@ def share_rows(labels: Labels, rows: int) -> tuple[int, int]:
 
 
 def cap_sizes(
-    graph: Graph, labels: Labels, max_size: int, *, tolerance: float = 1e-4, max_cycles: int = 20
+    graph: Graph, labels: Labels, max_size: int, *, tolerance: float = 1e-3, max_cycles: int = 20
 ) -> Labels:
     """Labels of which none holds more than ``max_size`` users or more than ``max_size`` items.
 
     Args:
-        graph: any :class:`graphhash.clustering.Graph`.
+        graph: any :class:`graphhash.graph.Graph`.
         tolerance, max_cycles: of the clustering inside oversize communities.
 
     Returns: labels numbered 0.. in order of first appearance, users first; the same ones when none is oversize.
@@ -118,7 +119,7 @@ def cap_sizes(
 
 
 def modularity_of(graph: Graph, users: NDArray, items: NDArray, resolution: float) -> float:
-    """:func:`graphhash.modularity` on any :class:`graphhash.clustering.Graph`."""
+    """:func:`graphhash.modularity` on any :class:`graphhash.graph.Graph`."""
     n_labels = int(max(users.max(), items.max())) + 1
     user_totals = np.bincount(users, graph.user_degrees, n_labels)
     item_totals = np.bincount(items, graph.item_degrees, n_labels)

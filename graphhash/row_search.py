@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from graphhash.clustering import Graph, Labels, cluster_graph
+from graphhash.clustering import Labels, cluster_graph
+from graphhash.graph import Graph
 from graphhash.row_budget import fit_rows, share_rows
 
 MAX_STEPS = 16
@@ -26,7 +27,7 @@ def cluster_to_rows(
     """Labels with exactly so many rows.
 
     Args:
-        graph: any :class:`graphhash.clustering.Graph`.
+        graph: any :class:`graphhash.graph.Graph`.
         rows: of users and items together, divided between them as the search finds them; or (rows of users, rows of items).
         max_size: most users, and most items, of a community.
         settings: of :func:`graphhash.clustering.cluster_graph`.

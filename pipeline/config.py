@@ -104,7 +104,7 @@ class ClusterConfig:
     """0: threads of this process; N: Ray tasks over N shards. The labels are the same, bit for bit."""
     threads: int | None = None
     """Threads of the kernels; None: one per core. The labels are the same, bit for bit."""
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
     """Stop when a cycle raises the modularity by less than this share of itself."""
     max_cycles: int = 20
 

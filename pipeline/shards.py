@@ -112,6 +112,11 @@ class ShardedCsr:
         return finish(path, facts, n_cols=biadjacency.shape[1])
 
     @property
+    def fingerprint(self) -> str:
+        """Hex sha256 of the files' own sums."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
+
+    @property
     def n_shards(self) -> int:
         return len(self.starts) - 1
 

@@ -11,7 +11,8 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 import graphhash
 from graphhash import clustering
-from graphhash.clustering import LocalGraph, Rows, cluster_graph, exact_weights, symmetric_graph
+from graphhash.clustering import cluster_graph
+from graphhash.local_graph import LocalGraph, Rows, exact_weights, sum_parts
 
 SOUTHERN_WOMEN_BEST_Q = 0.3455
 
@@ -23,7 +24,9 @@ def test_modularity_equals_its_double_sum(name, resolution):
     rng = np.random.default_rng(3)
     users, items = rng.integers(0, 3, graph.shape[0]), rng.integers(0, 3, graph.shape[1])
     expected = graphs.naive_modularity(graph, users, items, resolution)
-    assert graphhash.modularity(graph, users, items, resolution=resolution) == pytest.approx(expected, abs=1e-12)
+    assert graphhash.modularity(graph, users, items, resolution=resolution) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -100,21 +103,34 @@ def test_contracted_graph_holds_the_weight_between_communities(name):
             expected[users[u], items[i]] += dense[u, i]
     expected = expected + expected.T
     np.fill_diagonal(expected, 0)
-    indptr, columns, values = LocalGraph(graph).contract(users, items, 4)
-    contracted = csr_array((values, columns, indptr), shape=(4, 4)).toarray()
+    contracted = dense_graph(LocalGraph(graph).contract(users, items, 4))
     np.testing.assert_allclose(contracted, expected, rtol=1e-6)
-    # The same from shards of the users.
-    weights = exact_weights(graph.data, float(graph.data.sum(dtype=np.float64)))
-    shards = [(0, 2), (2, graph.shape[0])] if graph.shape[0] > 2 else [(0, graph.shape[0])]
+    # The same from what shards of both sides contribute, for the first communities and the others apart.
+    total = float(graph.data.sum(dtype=np.float64))
     parts = []
-    for start, stop in shards:
-        edges = slice(graph.indptr[start], graph.indptr[stop])
-        rows = Rows(
-            (graph.indptr[start : stop + 1] - graph.indptr[start]).astype(np.int64), graph.indices[edges], weights[edges]
-        )
-        parts.append(rows.label_weights(users[start:stop], items, 4))
-    again = symmetric_graph([p for p, _ in parts], [w for _, w in parts], 4)
-    assert_array_equal(csr_array((again[2], again[1], again[0]), shape=(4, 4)).toarray(), contracted)
+    for matrix, labels, other in ((graph, users, items), (graph.T.tocsr(), items, users)):
+        weights = exact_weights(matrix.data, total)
+        for start, stop in ((0, 1), (1, matrix.shape[0])):
+            edges = slice(matrix.indptr[start], matrix.indptr[stop])
+            indptr = (matrix.indptr[start : stop + 1] - matrix.indptr[start]).astype(np.int64)
+            parts.append(
+                Rows(indptr, matrix.indices[edges], weights[edges])
+                .contract(labels[start:stop], other, 4)
+                .compact()
+            )
+    summed = np.zeros((4, 4))
+    for start, stop in ((0, 1), (1, 4)):
+        cut = [
+            (p[start : stop + 1] - p[start], c[p[start] : p[stop]], v[p[start] : p[stop]])
+            for p, c, v in parts
+        ]
+        summed[start:stop] = dense_graph(sum_parts(cut, start, 4))
+    assert_array_equal(summed, contracted)
+
+
+def dense_graph(communities) -> np.ndarray:
+    indptr, columns, values = communities.compact()
+    return csr_array((values, columns, indptr), shape=(len(indptr) - 1, communities.n_nodes)).toarray()
 
 
 @pytest.mark.parametrize("name", graphs.ALL)
@@ -128,7 +144,9 @@ def test_reported_modularity_is_the_labels_own_and_no_less_than_doing_nothing(na
     assert labels.modularity == pytest.approx(expected, abs=1e-9)
     everything_together = 1 - resolution
     assert labels.modularity >= max(0, everything_together) - 1e-12
-    assert all(after >= before - 1e-12 for before, after in zip(labels.history, labels.history[1:], strict=False))
+    assert all(
+        after >= before - 1e-12 for before, after in zip(labels.history, labels.history[1:], strict=False)
+    )
 
 
 def test_two_blocks_are_found_exactly():
@@ -249,7 +267,9 @@ def test_labels_check_themselves():
 
 def test_progress_is_told_after_every_cycle():
     told = []
-    labels = cluster_graph(LocalGraph(graphs.random_graph(0)), 2.0, on_cycle=lambda *facts: told.append(facts))
+    labels = cluster_graph(
+        LocalGraph(graphs.random_graph(0)), 2.0, on_cycle=lambda *facts: told.append(facts)
+    )
     assert [n for n, _, _ in told] == list(range(1, len(labels.history)))
     assert told[-1][1] == labels.modularity
 

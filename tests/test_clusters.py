@@ -10,10 +10,12 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import graphhash
+from pipeline import ray_graph
 from pipeline.budget import asked_lookups, full_bytes, rows_for_ratio
-from pipeline.clusters import RayGraph, cluster_run, load_labels
+from pipeline.clusters import cluster_run, load_labels
 from pipeline.config import RunConfig
 from pipeline.methods import METHODS
+from pipeline.ray_graph import RayCommunities, RayGraph
 from pipeline.shards import ShardedCsr
 
 
@@ -31,7 +33,7 @@ def test_one_two_and_seven_shards_give_the_labels_of_one_process(weighted, tmp_p
     stored = ingested(graph, tmp_path)
     expected = graphhash.cluster(graph, resolution=4)
     for n_shards in (1, 2, 7):
-        labels = graphhash.clustering.cluster_graph(RayGraph(*stored, n_shards), 4)
+        labels = graphhash.clustering.cluster_graph(RayGraph(*stored, n_shards, tmp_path), 4)
         assert_array_equal(labels.users, expected.users)
         assert_array_equal(labels.items, expected.items)
         assert labels.history == expected.history
@@ -40,9 +42,48 @@ def test_one_two_and_seven_shards_give_the_labels_of_one_process(weighted, tmp_p
 def test_gowalla_gets_the_same_labels_over_ray(tmp_path, ray_local):
     graph = graphs.gowalla("train.txt")
     expected = graphhash.cluster(graph, resolution=200)
-    labels = graphhash.clustering.cluster_graph(RayGraph(*ingested(graph, tmp_path), 2), 200)
+    labels = graphhash.clustering.cluster_graph(RayGraph(*ingested(graph, tmp_path), 2, tmp_path), 200)
     assert_array_equal(labels.users, expected.users)
     assert_array_equal(labels.items, expected.items)
+
+
+def test_levels_kept_in_files_are_those_in_memory_and_leave_nothing_behind(tmp_path, ray_local, monkeypatch):
+    graph = graphs.random_graph(11, 300, 200, 3000, weighted=True)
+    expected = graphhash.cluster(graph, resolution=4)
+    stored, work = ingested(graph, tmp_path), tmp_path / "work"
+    work.mkdir()
+    over_ray = RayGraph(*stored, 3, work)
+    # As if the graph had no ids: not even the smallest level may come into this process.
+    shuffle = ray_graph._shuffle
+    levels = []
+
+    def keep_all(*arguments):
+        levels.append(shuffle(*arguments[:-1], -1))
+        return levels[-1]
+
+    monkeypatch.setattr(ray_graph, "_shuffle", keep_all)
+    labels = graphhash.clustering.cluster_graph(over_ray, 4)
+    assert len(levels) > 2
+    assert all(isinstance(level, RayCommunities) for level in levels)
+    assert_array_equal(labels.users, expected.users)
+    assert_array_equal(labels.items, expected.items)
+    levels.clear()
+    assert list(work.iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_the_folder(tmp_path, ray_local):
+    stored = ingested(graphs.random_graph(11, 300, 200, 3000), tmp_path)
+    with pytest.raises(
+        graphhash.DataError, match=r"gone: cannot keep a level of the clustering .* free some space"
+    ):
+        graphhash.clustering.cluster_graph(RayGraph(*stored, 2, tmp_path / "gone"), 4)
+
+
+def test_a_graph_written_anew_in_the_same_folder_is_read_anew(tmp_path, ray_local):
+    for seed in (1, 2):
+        graph = graphs.random_graph(seed, 40, 30, 200)
+        over_ray = RayGraph(*ingested(graph, tmp_path), 2, tmp_path)
+        assert_array_equal(over_ray.user_degrees, graph.sum(axis=1))
 
 
 def config_of(**settings) -> RunConfig:
@@ -57,7 +98,9 @@ def test_the_stage_writes_labels_and_facts_that_agree(tmp_path):
     facts = cluster_run(config_of(cluster__resolution=2.0), tmp_path, out)
     assert json.loads((out / "cluster.json").read_text()) == facts
     labels = load_labels(out, facts)
-    assert facts["modularity"] == pytest.approx(graphhash.modularity(graph, labels.users, labels.items, resolution=2.0))
+    assert facts["modularity"] == pytest.approx(
+        graphhash.modularity(graph, labels.users, labels.items, resolution=2.0)
+    )
     assert facts["rows"] == labels.rows == len(set(labels.users)) + len(set(labels.items))
     users, items = graph.nonzero()
     assert facts["share_inside"] == pytest.approx((labels.users[users] == labels.items[items]).mean())
@@ -85,7 +128,12 @@ def test_a_byte_budget_is_shared_between_lookups_and_rows():
         return asked_lookups(config_of(**settings), "soft")
 
     # 3 bytes a lookup, 256 bytes a full row: 0.4 * 0.25 * 256 / 3 = 8.5, and so on.
-    assert [lookups(cluster__ratio=ratio) for ratio in (0.01, 0.16, 0.25, 0.9)] == [1, 5, 8, METHODS["soft"].n_lookups]
+    assert [lookups(cluster__ratio=ratio) for ratio in (0.01, 0.16, 0.25, 0.9)] == [
+        1,
+        5,
+        8,
+        METHODS["soft"].n_lookups,
+    ]
     assert lookups(cluster__ratio=0.16, map__n_lookups=9) == 9
     assert lookups(cluster__resolution=5.0) is None
     assert asked_lookups(config_of(cluster__ratio=0.16), "graph") is None
@@ -93,7 +141,9 @@ def test_a_byte_budget_is_shared_between_lookups_and_rows():
 
 def test_a_ratio_that_the_maps_alone_exceed_is_refused():
     config = config_of(cluster__ratio=0.05, map__n_lookups=8)
-    with pytest.raises(graphhash.DataError, match="a ratio of 0.05 leaves no rows: the maps of method 'soft' alone take"):
+    with pytest.raises(
+        graphhash.DataError, match="a ratio of 0.05 leaves no rows: the maps of method 'soft' alone take"
+    ):
         rows_for_ratio(config, 0.05, 3000, 2000)
 
 
@@ -111,13 +161,23 @@ def test_a_row_budget_per_side_is_hit_exactly(tmp_path):
     ingested(graph, tmp_path)
     out = tmp_path / "cluster"
     out.mkdir()
-    facts = cluster_run(config_of(cluster__user_rows=90, cluster__item_rows=40, cluster__max_size=30), tmp_path, out)
+    facts = cluster_run(
+        config_of(cluster__user_rows=90, cluster__item_rows=40, cluster__max_size=30), tmp_path, out
+    )
     assert (facts["user_rows"] + 1, facts["item_rows"] + 1) == (90, 40)
     assert max(facts["sizes"][side]["largest"] for side in ("users", "items")) <= 30
     assert facts["n_disconnected"] >= 0
-    assert {"load", "half_sweeps", "contract", "louvain", "modularity", "search", "fit_rows", "describe", "total"} == set(
-        facts["seconds"]
-    )
+    assert {
+        "load",
+        "half_sweeps",
+        "contract",
+        "louvain",
+        "modularity",
+        "search",
+        "fit_rows",
+        "describe",
+        "total",
+    } == set(facts["seconds"])
 
 
 def test_damaged_labels_are_refused(tmp_path):

@@ -11,7 +11,8 @@ from numpy.testing import assert_array_equal
 import graphhash
 from graphhash.hierarchy import hierarchy_graph
 from graphhash.vocabulary import Vocabulary
-from pipeline.clusters import RayGraph, cluster_run
+from pipeline.clusters import cluster_run
+from pipeline.ray_graph import RayGraph
 from pipeline.config import ConfigError, RunConfig
 from pipeline.shards import ShardedCsr
 
@@ -64,7 +65,7 @@ def test_nested_blocks_are_found_on_both_levels():
 def test_threads_and_shards_change_nothing(tmp_path, ray_local):
     graph = graphs.random_graph(7, 200, 150, 2000, weighted=True)
     one, two = (graphhash.hierarchy(graph, resolutions=RESOLUTIONS, threads=threads) for threads in (1, 2))
-    over_ray = hierarchy_graph(RayGraph(*stored(graph, tmp_path), 3), RESOLUTIONS)
+    over_ray = hierarchy_graph(RayGraph(*stored(graph, tmp_path), 3, tmp_path), RESOLUTIONS)
     for levels in (two, over_ray):
         assert_array_equal(levels.users, one.users)
         assert_array_equal(levels.items, one.items)

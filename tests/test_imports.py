@@ -21,6 +21,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 CLUSTERING_HALF = {
     "__init__",
     "_kernels",
+    "_level_kernels",
     "_refine_kernels",
     "balanced",
     "buckets",
@@ -29,6 +30,8 @@ CLUSTERING_HALF = {
     "graph",
     "hierarchy",
     "interactions",
+    "local_graph",
+    "merging",
     "modularity",
     "refinement",
     "row_budget",

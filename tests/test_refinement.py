@@ -11,8 +11,9 @@ from scipy.sparse.csgraph import connected_components
 
 import graphhash
 from graphhash import refinement
-from graphhash.clustering import LocalGraph, _Run
-from pipeline.clusters import RayGraph
+from graphhash.clustering import _Run
+from graphhash.local_graph import LocalGraph
+from pipeline.ray_graph import RayGraph
 from pipeline.shards import ShardedCsr
 
 RANDOM = [
@@ -130,7 +131,7 @@ def test_labels_do_not_depend_on_threads_or_shards(method, tmp_path, ray_local):
         ShardedCsr.write(tmp_path / name, side, n_shards=2)
         for name, side in (("users", graph), ("items", by_item))
     ]
-    over_ray = graphhash.clustering.cluster_graph(RayGraph(*stored, 3), 5, method=method)
+    over_ray = graphhash.clustering.cluster_graph(RayGraph(*stored, 3, tmp_path), 5, method=method)
     for labels in (two, over_ray):
         assert_array_equal(labels.users, one.users)
         assert_array_equal(labels.items, one.items)

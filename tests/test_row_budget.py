@@ -8,10 +8,11 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import graphhash
-from graphhash.clustering import Labels, LocalGraph, cluster_graph
+from graphhash.clustering import Labels, cluster_graph
+from graphhash.local_graph import LocalGraph
 from graphhash.row_budget import cap_sizes, fit_rows, modularity_of, share_rows
 from graphhash.row_search import SLACK, cluster_to_rows, search_resolution
-from pipeline.clusters import RayGraph
+from pipeline.ray_graph import RayGraph
 from pipeline.shards import ShardedCsr
 
 GRAPH = graphs.random_graph(3, 200, 150, 1500)
@@ -159,7 +160,7 @@ def test_shards_over_ray_fit_and_cap_as_one_process_does(tmp_path, ray_local):
         ShardedCsr.write(tmp_path / name, side, n_shards=2)
         for name, side in (("users", WEIGHTED), ("items", by_item))
     ]
-    local, over_ray = LocalGraph(WEIGHTED), RayGraph(*stored, 3)
+    local, over_ray = LocalGraph(WEIGHTED), RayGraph(*stored, 3, tmp_path)
     found = cluster_graph(local, 3)
     for settings in ({"user_rows": 20, "item_rows": 20}, {"user_rows": 90, "item_rows": 90}):
         a, b = (fit_rows(graph, found, **settings) for graph in (local, over_ray))
