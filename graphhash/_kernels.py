@@ -32,10 +32,11 @@ def move_rows(
     Args:
         indptr: int64, shape (n_rows + 1,).  indices: columns, shape (n_edges,).  weights: float32 (n_edges,) or (0,).
         degrees: float64, shape (n_rows,).  labels: int32 or int64, shape (n_rows,).  active: bool, shape (n_rows,).
-        other_labels: like labels, shape (n_columns,).  totals: float64 degree of the other side in each label, shape (n_labels,).
+        other_labels: like labels, shape (n_columns,).  totals: float64 degree of the other side in each label, as far as its
+            highest label.
         scale: resolution over total weight.  fresh: first label kept for rows that leave every community.
         chunks: int64 row boundaries, shape (n_chunks + 1,), one unit of parallel work each.
-        scratch: float64 zeros, shape (n_threads, n_labels); left as zeros.
+        scratch: float64 zeros, shape (n_threads, len(totals)); left as zeros.
         moved_labels: like labels, shape (n_rows,), written: the new labels.
     """
     unit = len(weights) == 0
@@ -57,9 +58,9 @@ def move_rows(
                 n_used += total == 0.0
                 sums[label] = total + (1.0 if unit else np.float64(weights[edge]))
             price = degrees[row] * scale
-            current_gain = -price * totals[current]
+            current_gain = -price * (totals[current] if current < len(totals) else 0.0)
             best, best_gain = current, -np.inf
-            if totals[fresh + row] == 0.0:
+            if fresh + row >= len(totals) or totals[fresh + row] == 0.0:
                 best, best_gain = other_labels.dtype.type(fresh + row), 0.0
             for j in range(n_used):
                 label = used[j]
@@ -83,18 +84,6 @@ def wake_columns(indptr, indices, labels, moved_labels, chunks, awake):
                 for edge in range(indptr[row], indptr[row + 1]):
                     # Threads may write one flag twice; they write the same value.
                     awake[indices[edge]] = True
-
-
-@njit(cache=True)
-def move_totals(labels, moved_labels, degrees, totals):
-    """Carry the degrees of rows whose label changed from the old label's total to the new one's; returns how many changed."""
-    n_moved = 0
-    for row in range(len(labels)):
-        if labels[row] != moved_labels[row]:
-            totals[labels[row]] -= degrees[row]
-            totals[moved_labels[row]] += degrees[row]
-            n_moved += 1
-    return n_moved
 
 
 @njit(cache=True)

@@ -128,6 +128,16 @@ def contract_rows(
 
 
 @njit(cache=True, parallel=True)
+def close_gaps(starts, ends, columns, values, indptr, chunks, close_columns, close_values):
+    """Copy every row's entries to where ``indptr`` says, without the gaps between rows."""
+    for chunk in prange(len(chunks) - 1):
+        for row in range(chunks[chunk], chunks[chunk + 1]):
+            for entry in range(ends[row] - starts[row]):
+                close_columns[indptr[row] + entry] = columns[starts[row] + entry]
+                close_values[indptr[row] + entry] = values[starts[row] + entry]
+
+
+@njit(cache=True, parallel=True)
 def propose_moves(
     starts, ends, columns, values, first, labels, user_degrees, item_degrees, group_users, group_items, scale, active, moved,
     chunks, scratch, targets, gains, to_target, to_own,

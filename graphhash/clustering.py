@@ -246,22 +246,22 @@ class _Run:
         # A row that leaves every community takes a label of its own past those in use.
         fresh = {first: self.n_communities, second: self.n_communities + self.sizes[first]}
         n_labels = self.n_communities + self.sizes[first] + self.sizes[second]
-        totals = {side: np.bincount(self.labels[side], self.degrees[side], n_labels) for side in self.order}
         for _ in range(n_rounds):
             n_moved = 0
             for side, other in ((first, second), (second, first)):
                 if not self.active[side].any():
                     continue
+                totals = np.bincount(self.labels[other], self.degrees[other])
                 moved, awake = self.graph.move(
                     side,
                     self.labels[side],
                     self.labels[other],
-                    totals[other],
+                    totals,
                     self.scale,
                     fresh[side],
                     self.active[side],
                 )
-                n_moved += _kernels.move_totals(self.labels[side], moved, self.degrees[side], totals[side])
+                n_moved += np.count_nonzero(moved != self.labels[side])
                 self.labels[side] = moved
                 self.active[side] = np.zeros(self.sizes[side], np.bool_)
                 self.active[other] |= awake

@@ -122,7 +122,10 @@ class Graph(Protocol):
         fresh: int,
         active: NDArray,
     ) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-        """Half-sweep of one side ("users" or "items"): its new labels, and which nodes of the other side have a moved neighbour."""
+        """Half-sweep of one side ("users" or "items"): its new labels, and which nodes of the other side have a moved neighbour.
+
+        ``totals`` is the other side's degree in each label, as far as its highest; ``fresh + row`` is a label kept for each row.
+        """
         ...
 
     def contract(

@@ -135,10 +135,12 @@ class LocalCommunities:
 
     def compact(self) -> tuple[NDArray[np.int64], NDArray[np.integer], NDArray[np.float64]]:
         """Row boundaries from 0 (int64, shape (n_rows + 1,)), and columns and values without gaps."""
-        lengths = self.ends - self.starts
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        entries = np.repeat(self.starts - indptr[:-1], lengths) + np.arange(indptr[-1])
-        return indptr, self.columns[entries], self.values[entries]
+        indptr = np.concatenate([[0], np.cumsum(self.ends - self.starts)])
+        columns, values = np.empty(indptr[-1], self.columns.dtype), np.empty(indptr[-1])
+        _level_kernels.close_gaps(
+            self.starts, self.ends, self.columns, self.values, indptr, self.chunks, columns, values
+        )
+        return indptr, columns, values
 
     def propose(self, grouping, scale, active, moved):
         n_rows = len(self.starts)

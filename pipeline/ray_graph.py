@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,41 +62,36 @@ class RayGraph:
                 for (first, _), part in zip(stored.shards, lengths, strict=True)
                 for a, b in _pieces(part, n_shards, by_user.n_edges)
             ]
-            degrees[side] = np.concatenate(self._all(side, _degrees, lambda start, stop: ()))
+            degrees[side] = np.concatenate(self._all(side, _degrees))
         self.user_degrees, self.item_degrees = degrees["users"], degrees["items"]
         self.total_weight = float(self.user_degrees.sum())
 
     def move(self, side, labels, other_labels, totals, scale, fresh, active):
-        shared = _put((other_labels, totals))
+        shared = _put((labels, active, other_labels, totals))
         moved, awake = labels.copy(), np.zeros(len(other_labels), np.bool_)
         # A range in which nobody may move needs no task.
         ranges = [
             (source, start, stop) for source, start, stop in self._sides[side] if active[start:stop].any()
         ]
-        parts = self._all(
-            side,
-            _move,
-            lambda start, stop: (labels[start:stop], shared, scale, fresh + start, active[start:stop]),
-            ranges,
-        )
-        for (_, start, stop), (part, bits) in zip(ranges, parts, strict=True):
-            moved[start:stop] = part
+        parts = self._all(side, _move, (shared, scale, fresh), ranges)
+        for (_, start, _), (rows, new, bits) in zip(ranges, parts, strict=True):
+            moved[start + rows] = new
             awake |= np.unpackbits(bits, count=len(awake)).view(np.bool_)
         return moved, awake
 
     def contract(self, user_labels, item_labels, n_groups):
         labels = {"users": user_labels, "items": item_labels}
+        shared = {side: _put(side_labels) for side, side_labels in labels.items()}
         jobs, work = [], np.zeros(n_groups)
         for side, other in (("users", "items"), ("items", "users")):
-            shared = _put(labels[other])
             jobs += [
                 (
                     source,
                     start,
                     stop,
                     self._within and self._within[side],
-                    labels[side][start:stop],
-                    shared,
+                    shared[side],
+                    shared[other],
                     n_groups,
                 )
                 for source, start, stop in self._sides[side]
@@ -105,8 +100,7 @@ class RayGraph:
         return _shuffle(_contract_rows, jobs, work, self._n_shards, self._folder, self.n_users + self.n_items)
 
     def weight_inside(self, user_labels, item_labels):
-        shared = _put(item_labels)
-        return sum(self._all("users", _weight_inside, lambda start, stop: (user_labels[start:stop], shared)))
+        return sum(self._all("users", _weight_inside, (_put((user_labels, item_labels)),)))
 
     def inside(self, user_labels, item_labels):
         graph = copy.copy(self)
@@ -114,22 +108,20 @@ class RayGraph:
         return graph
 
     def lowest(self, side, roots, other_roots):
-        shared = _put(other_roots)
-        return np.concatenate(self._all(side, _lowest, lambda start, stop: (roots[start:stop], shared)))
+        return np.concatenate(self._all(side, _lowest, (_put((roots, other_roots)),)))
 
     def row_weights(self, side):
-        return np.concatenate(self._all(side, _row_weights, lambda start, stop: ()))
+        return np.concatenate(self._all(side, _row_weights))
 
     def bucket_weights(self, side, labels, other_labels, n_labels, wanted):
-        shared = _put((other_labels, n_labels, wanted))
-        parts = self._all(side, _bucket_weights, lambda start, stop: (labels[start:stop], shared))
+        parts = self._all(side, _bucket_weights, (_put((labels, other_labels, n_labels, wanted)),))
         return sum_pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _all(self, side: str, task: Callable, arguments: Callable, ranges: list | None = None) -> list:
+    def _all(self, side: str, task: Callable, arguments: tuple = (), ranges: list | None = None) -> list:
         """Results of a task on every row range of a side, in order."""
         within = self._within and self._within[side]
         ranges = self._sides[side] if ranges is None else ranges
-        return _run(task, [(*place, within, *arguments(*place[1:])) for place in ranges])
+        return _run(task, [(*place, within, *arguments) for place in ranges])
 
 
 class RayCommunities:
@@ -230,13 +222,20 @@ def _run(task: Callable, jobs: list[tuple]) -> list:
     """
     import ray
 
-    remote = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_in_one_thread)
     try:
-        return ray.get([remote.remote(task, *job) for job in jobs])
+        return ray.get([_remote().remote(task, *job) for job in jobs])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, (OSError, DataError)):
             raise error.cause from error
         raise
+
+
+@cache
+def _remote() -> Any:
+    """The one remote function, made once: Ray sends every new one to all workers."""
+    import ray
+
+    return ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_in_one_thread)
 
 
 def _in_one_thread(task: Callable, *arguments):
@@ -274,27 +273,35 @@ def _row_weights(*place):
     return _rows(*place).row_weights()
 
 
-def _lowest(source, start, stop, within, roots, shared):
-    return _rows(source, start, stop, within).lowest(roots, shared)
+def _lowest(source, start, stop, within, shared):
+    roots, other_roots = shared
+    return _rows(source, start, stop, within).lowest(roots[start:stop], other_roots)
 
 
-def _weight_inside(source, start, stop, within, labels, shared):
-    return _rows(source, start, stop, within).weight_inside(labels, shared)
+def _weight_inside(source, start, stop, within, shared):
+    labels, other_labels = shared
+    return _rows(source, start, stop, within).weight_inside(labels[start:stop], other_labels)
 
 
-def _bucket_weights(source, start, stop, within, labels, shared):
-    return _rows(source, start, stop, within).bucket_weights(labels, *shared)
+def _bucket_weights(source, start, stop, within, shared):
+    labels, *others = shared
+    return _rows(source, start, stop, within).bucket_weights(labels[start:stop], *others)
 
 
-def _move(source, start, stop, within, labels, shared, scale, fresh, active):
-    moved, awake = _rows(source, start, stop, within).move(labels, *shared, scale, fresh, active)
-    return moved, np.packbits(awake)
-
-
-def _contract_rows(folder, number, source, start, stop, within, labels, shared, n_groups):
-    _write_csr(
-        folder, number, _rows(source, start, stop, within).contract(labels, shared, n_groups).compact()
+def _move(source, start, stop, within, shared, scale, fresh):
+    labels, active, other_labels, totals = shared
+    rows = _rows(source, start, stop, within)
+    moved, awake = rows.move(
+        labels[start:stop], other_labels, totals, scale, fresh + start, active[start:stop]
     )
+    # What did not change need not travel.
+    changed = np.flatnonzero(moved != labels[start:stop])
+    return changed, moved[changed], np.packbits(awake)
+
+
+def _contract_rows(folder, number, source, start, stop, within, labels, other_labels, n_groups):
+    rows = _rows(source, start, stop, within)
+    _write_csr(folder, number, rows.contract(labels[start:stop], other_labels, n_groups).compact())
 
 
 def _contract_communities(folder, number, source, part, first, shared, n_groups, n_nodes):
