@@ -50,15 +50,74 @@ def keep_inside(indptr, indices, weights, labels, other_labels, chunks):
     return kept, columns, values
 
 
+@njit(cache=True)
+def find(parents, node):
+    """Root of a node; the paths to it become shorter (path halving)."""
+    while parents[node] != node:
+        parents[node] = parents[parents[node]]
+        node = parents[node]
+    return node
+
+
+@njit(cache=True)
+def join(parents, a, b):
+    """Put two nodes into one tree, whose root is the lower of their roots."""
+    a, b = find(parents, a), find(parents, b)
+    if a < b:
+        parents[b] = a
+    else:
+        parents[a] = b
+
+
 @njit(cache=True, parallel=True)
-def lowest_roots(indptr, indices, roots, other_roots, chunks, lowered):
-    """``lowered[row]`` = the lowest of the row's own root and its neighbours' roots; int64, shape (n_rows,), written."""
+def join_columns(indptr, indices, labels, other_labels, chunks, parents, anchors):
+    """Join the columns that a row connects by edges whose two ends share a label.
+
+    Args:
+        indptr, indices, labels, other_labels: as in :func:`keep_inside`.
+        chunks: int64 row boundaries, shape (n_chunks + 1,): one forest each.
+        parents: shape (n_chunks, n_columns), each row 0..n_columns-1; the forests, written.
+        anchors: int64, shape (n_rows,), written: a column that the row is connected with; -1 where there is none.
+    """
     for chunk in prange(len(chunks) - 1):
+        forest = parents[chunk]
         for row in range(chunks[chunk], chunks[chunk + 1]):
-            lowest = roots[row]
+            anchors[row] = -1
             for edge in range(indptr[row], indptr[row + 1]):
-                lowest = min(lowest, other_roots[indices[edge]])
-            lowered[row] = lowest
+                column = indices[edge]
+                if other_labels[column] == labels[row]:
+                    if anchors[row] < 0:
+                        anchors[row] = column
+                    else:
+                        join(forest, anchors[row], column)
+
+
+@njit(cache=True)
+def join_forests(forests, anchors, user_roots, item_roots):
+    """Lowest node number of every user's and item's piece (users are nodes 0..n_users-1, items follow).
+
+    Args:
+        forests: parents of the items, shape (n_forests, n_items); the first one is changed.
+        anchors: an item of each user, or -1, int64, shape (n_users,).
+        user_roots, item_roots: int64, shapes (n_users,) and (n_items,), written.
+    """
+    n_users, n_items = len(anchors), forests.shape[1]
+    parents = forests[0]
+    for forest in forests[1:]:
+        for item in range(n_items):
+            if forest[item] != item:
+                join(parents, item, forest[item])
+    lowest = np.full(n_items, -1, np.int64)
+    for user in range(n_users):
+        user_roots[user] = user
+        if anchors[user] >= 0:
+            root = find(parents, anchors[user])
+            if lowest[root] < 0:
+                lowest[root] = user
+            user_roots[user] = lowest[root]
+    for item in range(n_items):
+        root = lowest[find(parents, item)]
+        item_roots[item] = root if root >= 0 else n_users + item
 
 
 @njit(cache=True)

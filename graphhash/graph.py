@@ -142,10 +142,13 @@ class Graph(Protocol):
         """The graph of the edges whose ends share a label that is not negative; degrees and total weight stay the whole graph's."""
         ...
 
-    def lowest(
-        self, side: str, roots: NDArray[np.int64], other_roots: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """The lowest of each node's own root and its neighbours' roots, for one side ("users" or "items")."""
+    def joined(
+        self, user_labels: NDArray[np.integer], item_labels: NDArray[np.integer]
+    ) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+        """What the edges whose ends share a label connect: forests of the items, and an item of each user or -1.
+
+        Returns: parents, shape (n_forests, n_items), each forest of a part of the users, and items, shape (n_users,).
+        """
         ...
 
     def row_weights(self, side: str) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphhash import _kernels, _level_kernels, _refine_kernels
-from graphhash.graph import balanced_chunks
+from graphhash.graph import balanced_chunks, label_dtype
 
 # Pieces of parallel work: many more than cores, so that threads end together, and few enough to cost nothing.
 N_CHUNKS = 64
@@ -89,11 +89,17 @@ class Rows:
         )
         return Rows(*kept, self.degrees)
 
-    def lowest(self, roots, other_roots):
-        """See :meth:`Graph.lowest`."""
-        lowered = np.empty_like(roots)
-        _refine_kernels.lowest_roots(self.indptr, self.indices, roots, other_roots, self.chunks, lowered)
-        return lowered
+    def joined(self, labels, other_labels):
+        """See :meth:`Graph.joined`; ``labels`` are these rows' own."""
+        chunks = balanced_chunks(self.indptr, numba.get_num_threads())
+        parents = np.tile(
+            np.arange(len(other_labels), dtype=label_dtype(len(other_labels))), (len(chunks) - 1, 1)
+        )
+        anchors = np.empty(len(labels), np.int64)
+        _refine_kernels.join_columns(
+            self.indptr, self.indices, labels, other_labels, chunks, parents, anchors
+        )
+        return parents, anchors
 
     def row_weights(self):
         """See :meth:`Graph.row_weights`."""
@@ -268,8 +274,8 @@ class LocalGraph:
         }
         return graph
 
-    def lowest(self, side, roots, other_roots):
-        return self._sides[side].lowest(roots, other_roots)
+    def joined(self, user_labels, item_labels):
+        return self._sides["users"].joined(user_labels, item_labels)
 
     def row_weights(self, side):
         return self._sides[side].row_weights()

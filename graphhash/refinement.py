@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from graphhash import _kernels, merging
+from graphhash import _kernels, _refine_kernels, merging
 
 if TYPE_CHECKING:
     from graphhash.clustering import _Run
@@ -37,8 +37,8 @@ def components(
 ) -> tuple[NDArray, NDArray]:
     """Connected pieces of every community.
 
-    The lowest node number spreads along the edges inside communities, one side after the other, and along the roots found so far
-    (users are nodes 0..n_users-1, items follow), so the rounds grow with the logarithm of a piece's diameter.
+    One pass over the edges: every part of the users joins the items that its users connect (union-find), and the forests are joined.
+    Users are nodes 0..n_users-1, items follow.
 
     Args:
         graph: any :class:`graphhash.graph.Graph`.
@@ -47,19 +47,9 @@ def components(
     Returns:
         The lowest node number of the piece of every user and every item, int64, shapes (n_users,) and (n_items,).
     """
-    inside = graph.inside(user_labels, item_labels)
-    roots = np.arange(graph.n_users + graph.n_items, dtype=np.int64)
-    while True:
-        before = roots.copy()
-        users, items = roots[: graph.n_users], roots[graph.n_users :]
-        users[:] = inside.lowest("users", users, items)
-        items[:] = inside.lowest("items", items, users)
-        # A lower root found by one node of a piece is told to its former root, and then to all that point there.
-        np.minimum.at(roots, before, roots.copy())
-        while not np.array_equal(shorter := roots[roots], roots):
-            roots[:] = shorter
-        if np.array_equal(roots, before):
-            return users.copy(), items.copy()
+    users, items = np.empty(graph.n_users, np.int64), np.empty(graph.n_items, np.int64)
+    _refine_kernels.join_forests(*graph.joined(user_labels, item_labels), users, items)
+    return users, items
 
 
 def n_disconnected(graph: Graph, user_labels: NDArray[np.int32], item_labels: NDArray[np.int32]) -> int:

@@ -107,8 +107,11 @@ class RayGraph:
         graph._within = {"users": _put((user_labels, item_labels)), "items": _put((item_labels, user_labels))}
         return graph
 
-    def lowest(self, side, roots, other_roots):
-        return np.concatenate(self._all(side, _lowest, (_put((roots, other_roots)),)))
+    def joined(self, user_labels, item_labels):
+        parts = self._all("users", _joined, (_put((user_labels, item_labels)),))
+        return np.concatenate([parents for parents, _ in parts]), np.concatenate(
+            [anchors for _, anchors in parts]
+        )
 
     def row_weights(self, side):
         return np.concatenate(self._all(side, _row_weights))
@@ -273,9 +276,9 @@ def _row_weights(*place):
     return _rows(*place).row_weights()
 
 
-def _lowest(source, start, stop, within, shared):
-    roots, other_roots = shared
-    return _rows(source, start, stop, within).lowest(roots[start:stop], other_roots)
+def _joined(source, start, stop, within, shared):
+    labels, other_labels = shared
+    return _rows(source, start, stop, within).joined(labels[start:stop], other_labels)
 
 
 def _weight_inside(source, start, stop, within, shared):
