@@ -12,18 +12,20 @@ from __future__ import annotations
 from importlib import import_module
 
 from graphhash.balanced import balanced_labels, balanced_maps
-from graphhash.buckets import (
-    BucketMap,
-    double_frequency_map,
-    frequency_map,
-    full_map,
-    graph_maps,
-    modulo_map,
-    soft_maps,
-)
+from graphhash.buckets import BucketMap, full_map
 from graphhash.clustering import Labels, cluster
 from graphhash.errors import DataError
 from graphhash.graph import biadjacency
+from graphhash.graph_maps import double_graph_maps, double_soft_maps, graph_maps, multilevel_maps, soft_maps
+from graphhash.hashes import (
+    double_frequency_map,
+    double_map,
+    frequency_map,
+    lsh_map,
+    lsh_structure_map,
+    modulo_map,
+    quotient_remainder_map,
+)
 from graphhash.hierarchy import Hierarchy, hierarchy
 from graphhash.modularity import modularity
 from graphhash.vocabulary import Vocabulary
@@ -48,12 +50,19 @@ __all__ = [
     "bpr_loss",
     "cluster",
     "double_frequency_map",
+    "double_graph_maps",
+    "double_map",
+    "double_soft_maps",
     "frequency_map",
     "full_map",
     "graph_maps",
     "hierarchy",
+    "lsh_map",
+    "lsh_structure_map",
     "modularity",
     "modulo_map",
+    "multilevel_maps",
+    "quotient_remainder_map",
     "soft_maps",
 ]
 

@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphhash import _kernels, _refine_kernels
-from graphhash.buckets import BucketMap, graph_maps
+from graphhash.buckets import BucketMap
 from graphhash.clustering import Labels
 from graphhash.graph import balanced_chunks
+from graphhash.graph_maps import graph_maps
 from graphhash.local_graph import LocalGraph, exact_weights
 from graphhash.row_budget import cap_sizes, fit_rows, modularity_of, share_rows
 

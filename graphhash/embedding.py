@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graphhash import _kernels
+from graphhash import _embedding_kernels
 from graphhash.buckets import BucketMap
-
 
 # Below this many multiplications, waking other threads takes longer than the work.
 SMALL_WORK = 1_000_000
@@ -50,7 +49,7 @@ class _CpuLookup(torch.autograd.Function):
         ctx.weighted, ctx.shape = weighted, table.shape
         vectors = torch.empty(len(ids), table.shape[1])
         with threads_for(vectors.numel() * rows.shape[1]):
-            _kernels.read_rows(
+            _embedding_kernels.read_rows(
                 rows.numpy(), weights.numpy(), weighted, ids.numpy(), table.detach().numpy(), vectors.numpy()
             )
         return vectors
@@ -60,7 +59,7 @@ class _CpuLookup(torch.autograd.Function):
         rows, weights, ids = ctx.saved_tensors
         table_gradient = torch.zeros(ctx.shape)
         with threads_for(gradients.numel() * rows.shape[1]):
-            _kernels.add_to_rows(
+            _embedding_kernels.add_to_rows(
                 rows.numpy(), weights.numpy(), ctx.weighted, ids.numpy(), gradients.contiguous().numpy(),
                 gradient_slices(ctx.shape[1]), table_gradient.numpy(),
             )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graphhash import _kernels
+from graphhash import _embedding_kernels
 from graphhash.buckets import BucketMap
 from graphhash.embedding import BucketEmbedding, gradient_slices, threads_for
 
@@ -82,7 +82,7 @@ class _CpuDotPairs(torch.autograd.Function):
         ctx.save_for_backward(left, right, left_rows, right_rows)
         products = torch.empty(len(left_rows))
         with threads_for(len(left_rows) * left.shape[1]):
-            _kernels.dot_pairs(
+            _embedding_kernels.dot_pairs(
                 left.detach().numpy(), right.detach().numpy(), left_rows.numpy(), right_rows.numpy(), products.numpy()
             )
         return products
@@ -92,7 +92,7 @@ class _CpuDotPairs(torch.autograd.Function):
         left, right, left_rows, right_rows = ctx.saved_tensors
         left_gradient, right_gradient = torch.zeros_like(left), torch.zeros_like(right)
         with threads_for(len(left_rows) * left.shape[1]):
-            _kernels.add_dot_gradients(
+            _embedding_kernels.add_dot_gradients(
                 left.numpy(), right.numpy(), left_rows.numpy(), right_rows.numpy(), gradients.contiguous().numpy(),
                 gradient_slices(left.shape[1]), left_gradient.numpy(), right_gradient.numpy(),
             )  # fmt: skip

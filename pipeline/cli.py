@@ -140,7 +140,8 @@ _train = _group(
     click.option(
         "--method",
         metavar="NAME[,NAME]...",
-        help="soft, graph, balanced, modulo, frequency, double_frequency, full.  [soft]",
+        help="soft, double_soft, graph, double_graph, multilevel, balanced; modulo, double, quotient_remainder, frequency,"
+        " double_frequency, lsh_structure; full.  [soft]",
     ),
     click.option("--n-lookups", type=int, help="Rows read per id.  [the method's]"),
     click.option(

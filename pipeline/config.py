@@ -170,6 +170,8 @@ class MapConfig:
 
     n_lookups: int | None = None
     """Rows read per id; None: the method's own default, or what a byte budget (cluster.ratio) can afford."""
+    hops: int = 1
+    """Steps of the graph that soft methods mix over: 1 (communities of the other side) or 2 (of the own side)."""
     item_bias: bool | None = None
     """One trained scalar per item; None: on for `soft`, off for the others."""
     seed: int = 0
@@ -178,6 +180,7 @@ class MapConfig:
         _check_types(self, "map")
         if self.n_lookups is not None:
             _check_range("map.n_lookups", self.n_lookups, 1, 256)
+        _check_range("map.hops", self.hops, 1, 2)
         _check_range("map.seed", self.seed, 0)
 
 

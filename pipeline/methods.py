@@ -9,21 +9,57 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphhash.balanced import balanced_labels, balanced_maps
-from graphhash.buckets import (
-    BucketMap,
+from graphhash.buckets import BucketMap, full_map
+from graphhash.clustering import Labels, cluster
+from graphhash.graph_maps import double_graph_maps, double_soft_maps, graph_maps, multilevel_maps, soft_maps
+from graphhash.hashes import (
     double_frequency_map,
+    double_map,
     frequency_map,
-    full_map,
-    graph_maps,
+    lsh_structure_map,
     modulo_map,
-    soft_maps,
+    quotient_remainder_map,
 )
-from graphhash.clustering import Labels
+from graphhash.local_graph import LocalGraph
+from graphhash.row_budget import fit_rows
+
+# The coarse level of ``multilevel`` has this part of the resolution.
+COARSER = 8
 
 Maps = tuple[BucketMap, BucketMap]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What maps are made from.
+
+    Args:
+        graph: training interactions, users x items.
+        labels: their communities; every compressed method gets as many rows as they have, per side.
+        n_lookups: rows read per id, where the method is free in it.
+        hops: of the soft methods.
+        seed: of the hash functions.
+    """
+
+    graph: csr_array
+    labels: Labels
+    n_lookups: int
+    hops: int
+    seed: int
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Rows of the user table and of the item table, the unknown ids' rows among them."""
+        return self.labels.user_rows + 1, self.labels.item_rows + 1
+
+    @property
+    def degrees(self) -> tuple[NDArray, NDArray]:
+        """Weight of every user's and of every item's interactions."""
+        return np.asarray(self.graph.sum(axis=1)).ravel(), np.asarray(self.graph.sum(axis=0)).ravel()
 
 
 @dataclass(frozen=True)
@@ -31,7 +67,7 @@ class Method:
     """How a method compresses, and what it trains with unless told otherwise.
 
     Args:
-        make: (training graph, labels, lookups per id, seed) -> maps of users and items.
+        make: maps of users and items.
         summary: one line for tables and help.
         n_lookups: rows read per id.
         free_lookups: whether ``map.n_lookups`` changes that number.
@@ -41,7 +77,7 @@ class Method:
         lr, weight_decay: of Adam.
     """
 
-    make: Callable[[csr_array, Labels, int, int], Maps]
+    make: Callable[[Inputs], Maps]
     summary: str
     n_lookups: int = 1
     free_lookups: bool = False
@@ -65,51 +101,97 @@ class Method:
         return self.item_bias if asked is None else asked
 
 
-def _full(graph: csr_array, labels: Labels, n_lookups: int, seed: int) -> Maps:
-    return full_map(graph.shape[0]), full_map(graph.shape[1])
+def _full(inputs: Inputs) -> Maps:
+    return full_map(inputs.graph.shape[0]), full_map(inputs.graph.shape[1])
 
 
-def _modulo(graph: csr_array, labels: Labels, n_lookups: int, seed: int) -> Maps:
-    # As many rows as `graph` takes, the unknown ids' row included.
-    return modulo_map(graph.shape[0], labels.user_rows + 1), modulo_map(graph.shape[1], labels.item_rows + 1)
+def _by_size(make: Callable[..., BucketMap], seeded: bool = True) -> Callable[[Inputs], Maps]:
+    """A hash of an id's number alone."""
 
-
-def _by_frequency(make: Callable[..., BucketMap]) -> Callable[[csr_array, Labels, int, int], Maps]:
-    def maps(graph: csr_array, labels: Labels, n_lookups: int, seed: int) -> Maps:
-        degrees = np.asarray(graph.sum(axis=1)).ravel(), np.asarray(graph.sum(axis=0)).ravel()
-        users = make(degrees[0], labels.user_rows + 1, seed=seed)
-        return users, make(degrees[1], labels.item_rows + 1, seed=seed + 1)
+    def maps(inputs: Inputs) -> Maps:
+        users, items = (
+            make(n, rows, **({"seed": inputs.seed + side} if seeded else {}))
+            for side, (n, rows) in enumerate(zip(inputs.graph.shape, inputs.rows, strict=True))
+        )
+        return users, items
 
     return maps
 
 
-def _graph(graph: csr_array, labels: Labels, n_lookups: int, seed: int) -> Maps:
-    return graph_maps(labels)
+def _by_frequency(make: Callable[..., BucketMap]) -> Callable[[Inputs], Maps]:
+    def maps(inputs: Inputs) -> Maps:
+        users, items = (
+            make(degrees, rows, seed=inputs.seed + side)
+            for side, (degrees, rows) in enumerate(zip(inputs.degrees, inputs.rows, strict=True))
+        )
+        return users, items
+
+    return maps
 
 
-def _soft(graph: csr_array, labels: Labels, n_lookups: int, seed: int) -> Maps:
-    return soft_maps(graph, labels, n_lookups=n_lookups)
+def _lsh_structure(inputs: Inputs) -> Maps:
+    (user_degrees, item_degrees), (user_rows, item_rows) = inputs.degrees, inputs.rows
+    users = lsh_structure_map(inputs.graph, item_degrees, user_rows, seed=inputs.seed)
+    return users, lsh_structure_map(inputs.graph.T.tocsr(), user_degrees, item_rows, seed=inputs.seed + 1)
 
 
-def _balanced(graph: csr_array, labels: Labels, n_lookups: int, seed: int) -> Maps:
+def _multilevel(inputs: Inputs) -> Maps:
+    # The fine level gives up as many rows as the coarse one takes.
+    labels = inputs.labels
+    coarse = cluster(inputs.graph, resolution=labels.resolution / COARSER)
+    fine = fit_rows(
+        LocalGraph(inputs.graph),
+        labels,
+        user_rows=max(1, labels.user_rows - coarse.user_rows),
+        item_rows=max(1, labels.item_rows - coarse.item_rows),
+    )
+    return multilevel_maps([coarse, fine])
+
+
+def _soft(inputs: Inputs) -> Maps:
+    return soft_maps(inputs.graph, inputs.labels, n_lookups=inputs.n_lookups, hops=inputs.hops)
+
+
+def _double_soft(inputs: Inputs) -> Maps:
+    n_lookups, hops, seed = inputs.n_lookups, inputs.hops, inputs.seed
+    return double_soft_maps(inputs.graph, inputs.labels, n_lookups=n_lookups, hops=hops, seed=seed)
+
+
+def _balanced(inputs: Inputs) -> Maps:
     # It has its own communities, of as many rows.
-    return balanced_maps(graph, balanced_labels(graph, rows=labels.rows))
+    return balanced_maps(inputs.graph, balanced_labels(inputs.graph, rows=inputs.labels.rows))
 
 
 METHODS: dict[str, Method] = {
     "full": Method(_full, "no compression: a row for every id", weight_decay=3e-7),
-    "modulo": Method(_modulo, "row number modulo table size"),
+    "modulo": Method(_by_size(modulo_map, seeded=False), "row number modulo table size"),
+    "double": Method(_by_size(double_map), "the sum of two hashed rows", n_lookups=2, weighted=True),
+    "quotient_remainder": Method(
+        _by_size(quotient_remainder_map, seeded=False), "the sum of a quotient's and a remainder's row", n_lookups=2, weighted=True
+    ),
     "frequency": Method(_by_frequency(frequency_map), "frequent ids keep a row, the others hash"),
     "double_frequency": Method(
         _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", n_lookups=2, weighted=True
     ),
-    "graph": Method(_graph, "GraphHash: ids of one community share a row", lr=2e-2, weight_decay=1e-6),
+    "lsh_structure": Method(_lsh_structure, "ids with similar neighbours share a row, by random projections", lr=2e-2, weight_decay=1e-6),
+    "graph": Method(lambda inputs: graph_maps(inputs.labels), "GraphHash: ids of one community share a row", lr=2e-2, weight_decay=1e-6),
+    "double_graph": Method(
+        lambda inputs: double_graph_maps(inputs.labels, seed=inputs.seed), "the community's row plus a hashed one",
+        n_lookups=2, weighted=True, lr=2e-2, weight_decay=1e-6,
+    ),
+    "multilevel": Method(
+        _multilevel, "a coarse and a fine community's row", n_lookups=2, weighted=True, lr=2e-2, weight_decay=1e-6
+    ),
     "balanced": Method(
         _balanced, "BACO: balanced communities of its own, two rows per user", n_lookups=2, weighted=True, plain_items=True,
         lr=2e-2, weight_decay=1e-6,
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
+        n_lookups=12, free_lookups=True, weighted=True, item_bias=True, lr=3e-2, weight_decay=5e-7,
+    ),
+    "double_soft": Method(
+        _double_soft, "the mixture plus a hashed row",
         n_lookups=12, free_lookups=True, weighted=True, item_bias=True, lr=3e-2, weight_decay=5e-7,
     ),
 }  # fmt: skip

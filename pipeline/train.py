@@ -34,7 +34,7 @@ from pipeline.clusters import load_labels
 from pipeline.config import RunConfig
 from pipeline.evaluate import K, rank_users
 from pipeline.fit import FitSettings, fit
-from pipeline.methods import METHODS
+from pipeline.methods import METHODS, Inputs
 from pipeline.shards import ShardedCsr
 from pipeline.stages import write_json_atomic
 from pipeline.tracking import Tracker
@@ -57,7 +57,11 @@ def train_method(
     spec = METHODS[method]
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
-    maps = spec.make(graph, load_labels(cluster_dir, facts), spec.lookups(asked_lookups(config, method)), config.map.seed)
+    labels, n_lookups = load_labels(cluster_dir, facts), spec.lookups(asked_lookups(config, method))
+    try:
+        maps = spec.make(Inputs(graph, labels, n_lookups, config.map.hops, config.map.seed))
+    except ValueError as error:
+        raise DataError(f"method {method!r}: {error}") from error
     for side, bucket_map in zip(("users", "items"), maps, strict=True):
         bucket_map.save(out_dir / f"{side}.npz")
     settings = FitSettings(

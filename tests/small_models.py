@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from graphhash.buckets import BucketMap, full_map, modulo_map
+from graphhash.buckets import BucketMap, full_map
+from graphhash.hashes import modulo_map
 from graphhash.retrieval import MatrixFactorization
 from graphhash.vocabulary import Vocabulary
 from pipeline.export import export_retrieval

@@ -13,7 +13,7 @@ import graphhash
 from graphhash import balanced
 from pipeline.budget import full_bytes, rows_for_ratio
 from pipeline.config import ConfigError, RunConfig
-from pipeline.methods import METHODS
+from pipeline.methods import METHODS, Inputs
 
 GRAPHS = {
     "plain": graphs.random_graph(3, 60, 45, 400),
@@ -142,7 +142,7 @@ def test_a_ratio_counts_two_lookups_of_users_and_one_of_items():
     config = RunConfig.from_flat({"cluster.ratio": 0.25, "run.methods": ("balanced",), "train.dim": 32})
     rows = rows_for_ratio(config, 0.25, 3000, 2000)
     graph = graphs.random_graph(0, 300, 200, 3000)
-    maps = METHODS["balanced"].make(graph, graphhash.cluster(graph, rows=100), 2, 0)
+    maps = METHODS["balanced"].make(Inputs(graph, graphhash.cluster(graph, rows=100), 2, 1, 0))
     per_user, per_item = (bucket_map.nbytes / (bucket_map.n_ids + 1) for bucket_map in maps)
     assert (per_user, per_item) == METHODS["balanced"].map_bytes(None, 2)
     allowed = 0.25 * full_bytes(3000, 2000, 32)

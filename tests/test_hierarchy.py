@@ -12,8 +12,8 @@ import graphhash
 from graphhash.hierarchy import hierarchy_graph
 from graphhash.vocabulary import Vocabulary
 from pipeline.clusters import cluster_run
-from pipeline.ray_graph import RayGraph
 from pipeline.config import ConfigError, RunConfig
+from pipeline.ray_graph import RayGraph
 from pipeline.shards import ShardedCsr
 
 RESOLUTIONS = (0.8, 3, 12)

@@ -1,0 +1,81 @@
+"""Numba kernels of compressed tables on a CPU: reading rows through a map, inner products, and their gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+
+@njit(cache=True, parallel=True)
+def read_rows(rows, weights, weighted, ids, table, vectors):
+    """Write ``sum_j weights[id, j] * table[rows[id, j]]`` for every id into ``vectors`` (float32, shape (n, dim))."""
+    n_lookups = rows.shape[1]
+    dim = table.shape[1]
+    for i in prange(len(ids)):
+        id_ = ids[i]
+        vector = vectors[i]
+        vector[:] = 0
+        for j in range(n_lookups):
+            weight = weights[id_, j] if weighted else np.float32(1)
+            if weight != 0:
+                source = table[rows[id_, j]]
+                for d in range(dim):
+                    vector[d] += weight * source[d]
+
+
+@njit(cache=True, parallel=True)
+def add_to_rows(rows, weights, weighted, ids, gradients, n_slices, table_gradient):
+    """Transpose of :func:`read_rows`: add each id's gradient to the table rows that it reads.
+
+    Each slice of the vectors is summed by one thread in the order of ``ids``, so the sums do not depend on the number of threads.
+
+    Args:
+        gradients: float32, shape (n, dim).  n_slices: pieces of parallel work, at most dim.
+        table_gradient: float32, shape (n_buckets, dim), added to.
+    """
+    n_lookups = rows.shape[1]
+    dim = table_gradient.shape[1]
+    for piece in prange(n_slices):
+        low, high = piece * dim // n_slices, (piece + 1) * dim // n_slices
+        for i in range(len(ids)):
+            id_ = ids[i]
+            for j in range(n_lookups):
+                row = rows[id_, j]
+                weight = weights[id_, j] if weighted else np.float32(1)
+                if weight != 0:
+                    target, source = table_gradient[row, low:high], gradients[i, low:high]
+                    for d in range(high - low):
+                        target[d] += weight * source[d]
+
+
+@njit(cache=True, parallel=True, fastmath={"reassoc"})
+def dot_pairs(left, right, left_rows, right_rows, products):
+    """``products[e] = <left[left_rows[e]], right[right_rows[e]]>``; float32, rows int64, shapes (., dim) and (n_pairs,).
+
+    The compiler may reorder a product's sum to use vector instructions; the order is fixed once compiled.
+    """
+    for pair in prange(len(products)):
+        a, b = left[left_rows[pair]], right[right_rows[pair]]
+        total = np.float32(0)
+        for d in range(len(a)):
+            total += a[d] * b[d]
+        products[pair] = total
+
+
+@njit(cache=True, parallel=True)
+def add_dot_gradients(left, right, left_rows, right_rows, gradients, n_slices, left_gradient, right_gradient):
+    """Gradient of :func:`dot_pairs` for both matrices, added to ``left_gradient`` and ``right_gradient``.
+
+    As in :func:`add_to_rows`, one thread sums a slice of the vectors in pair order: the result does not depend on threads.
+    """
+    dim = left.shape[1]
+    for piece in prange(n_slices):
+        low, high = piece * dim // n_slices, (piece + 1) * dim // n_slices
+        for pair in range(len(gradients)):
+            a, b, gradient = left_rows[pair], right_rows[pair], gradients[pair]
+            target, source = left_gradient[a, low:high], right[b, low:high]
+            for d in range(high - low):
+                target[d] += gradient * source[d]
+            target, source = right_gradient[b, low:high], left[a, low:high]
+            for d in range(high - low):
+                target[d] += gradient * source[d]

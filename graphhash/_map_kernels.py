@@ -1,0 +1,58 @@
+"""Numba kernel of soft maps."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+
+@njit(cache=True, parallel=True)
+def top_affinities(
+    indptr, indices, weights, source_indptr, source_buckets, source_values, n_buckets, chunks, rows, affinities
+):  # fmt: skip
+    """Largest entries of every row of ``graph @ sources``.
+
+    Args:
+        indptr, indices, weights: the graph's rows.
+        source_indptr, source_buckets, source_values: a CSR matrix with a row per column of the graph; float64 values above 0.
+        chunks: int64 row boundaries, one unit of parallel work each.
+        rows: int32, shape (n_rows, n_lookups), written: buckets by falling affinity, ties to the lowest bucket.
+        affinities: float32, same shape, written: affinities scaled to unit length. Unused entries of both are left as they were.
+    """
+    n_lookups = rows.shape[1]
+    for chunk in prange(len(chunks) - 1):
+        sums = np.zeros(n_buckets, np.float64)
+        used = np.empty(n_buckets, np.int64)
+        best = np.empty(n_lookups, np.int64)
+        for row in range(chunks[chunk], chunks[chunk + 1]):
+            n_used = 0
+            for edge in range(indptr[row], indptr[row + 1]):
+                column = indices[edge]
+                for entry in range(source_indptr[column], source_indptr[column + 1]):
+                    bucket = source_buckets[entry]
+                    if sums[bucket] == 0.0:
+                        used[n_used] = bucket
+                        n_used += 1
+                    sums[bucket] += weights[edge] * source_values[entry]
+            n_best = 0
+            for j in range(n_used):
+                bucket = used[j]
+                place = n_best
+                while place > 0 and (
+                    sums[bucket] > sums[best[place - 1]]
+                    or (sums[bucket] == sums[best[place - 1]] and bucket < best[place - 1])
+                ):
+                    place -= 1
+                if place < n_lookups:
+                    n_best = min(n_best + 1, n_lookups)
+                    for k in range(n_best - 1, place, -1):
+                        best[k] = best[k - 1]
+                    best[place] = bucket
+            square = 0.0
+            for k in range(n_best):
+                square += sums[best[k]] ** 2
+            for k in range(n_best):
+                rows[row, k] = best[k]
+                affinities[row, k] = sums[best[k]] / np.sqrt(square)
+            for j in range(n_used):
+                sums[used[j]] = 0.0
