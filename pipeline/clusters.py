@@ -145,6 +145,6 @@ def _describe(graph: Graph, labels: Labels) -> dict:
         "item_rows": labels.item_rows,
         "rows": labels.rows,
         "sizes": sizes,
-        "n_cycles": len(labels.history) - 1,
+        "n_cycles": max(0, len(labels.history) - 1),
         "history": list(labels.history),
     }

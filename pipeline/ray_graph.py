@@ -27,6 +27,7 @@ from graphhash.local_graph import LocalCommunities, Rows, exact_weights, sum_pai
 from pipeline.shards import ShardedCsr
 
 MAX_RETRIES = 5
+OTHER = {"users": "items", "items": "users"}
 
 
 class _Source(NamedTuple):
@@ -42,27 +43,27 @@ class RayGraph:
 
     Args:
         by_user, by_item: the graph and its transpose, in files that every worker can read.
-        n_shards: row ranges per side, at least one for each stored shard; one task each.
+        n_shards: row ranges per side, at least one for each stored shard; the CPUs share them.
         folder: where contracted levels are kept while they are needed, readable and writable by every worker.
     """
 
     def __init__(self, by_user: ShardedCsr, by_item: ShardedCsr, n_shards: int, folder: Path):
         self.n_users, self.n_items = by_user.n_rows, by_user.n_cols
         self._folder = folder.absolute()
-        self._within = None  # Labels of users and items, where only the edges inside them are this graph's.
+        self._within = None  # Labels of both sides, where only the edges inside them are this graph's.
         self._n_shards = n_shards
         self._sides, self._lengths = {}, {}
         degrees = {}
         for side, stored in (("users", by_user), ("items", by_item)):
             source = _Source(str(stored.path.absolute()), by_user.total_weight, stored.fingerprint)
-            lengths = _run(_row_lengths, [(source, start, stop) for start, stop in stored.shards])
+            lengths = _run(_row_lengths, [(side, source, start, stop) for start, stop in stored.shards])
             self._lengths[side] = np.concatenate(lengths)
             self._sides[side] = [
-                (source, first + int(a), first + int(b))
+                (side, source, first + int(a), first + int(b))
                 for (first, _), part in zip(stored.shards, lengths, strict=True)
                 for a, b in _pieces(part, n_shards, by_user.n_edges)
             ]
-            degrees[side] = np.concatenate(self._all(side, _degrees))
+            degrees[side] = np.concatenate(_run(_degrees, self._sides[side], self._within))
         self.user_degrees, self.item_degrees = degrees["users"], degrees["items"]
         self.total_weight = float(self.user_degrees.sum())
 
@@ -70,61 +71,49 @@ class RayGraph:
         shared = _put((labels, active, other_labels, totals))
         moved, awake = labels.copy(), np.zeros(len(other_labels), np.bool_)
         # A range in which nobody may move needs no task.
-        ranges = [
-            (source, start, stop) for source, start, stop in self._sides[side] if active[start:stop].any()
-        ]
-        parts = self._all(side, _move, (shared, scale, fresh), ranges)
-        for (_, start, _), (rows, new, bits) in zip(ranges, parts, strict=True):
+        places = [place for place in self._sides[side] if active[place[2] : place[3]].any()]
+        parts = _run(_move, places, self._within, shared, scale, fresh)
+        for (_, _, start, _), (rows, new, bits) in zip(places, parts, strict=True):
             moved[start + rows] = new
             awake |= np.unpackbits(bits, count=len(awake)).view(np.bool_)
         return moved, awake
 
     def contract(self, user_labels, item_labels, n_groups):
         labels = {"users": user_labels, "items": item_labels}
-        shared = {side: _put(side_labels) for side, side_labels in labels.items()}
-        jobs, work = [], np.zeros(n_groups)
-        for side, other in (("users", "items"), ("items", "users")):
-            jobs += [
-                (
-                    source,
-                    start,
-                    stop,
-                    self._within and self._within[side],
-                    shared[side],
-                    shared[other],
-                    n_groups,
-                )
-                for source, start, stop in self._sides[side]
-            ]
-            work += np.bincount(labels[side], self._lengths[side], n_groups)
-        return _shuffle(_contract_rows, jobs, work, self._n_shards, self._folder, self.n_users + self.n_items)
+        work = sum(np.bincount(labels[side], self._lengths[side], n_groups) for side in labels)
+        places = self._sides["users"] + self._sides["items"]
+        return _shuffle(
+            _contract_rows,
+            places,
+            (self._within, _put(labels), n_groups),
+            work,
+            self._n_shards,
+            self._folder,
+            self.n_users + self.n_items,
+        )
 
     def weight_inside(self, user_labels, item_labels):
-        return sum(self._all("users", _weight_inside, (_put((user_labels, item_labels)),)))
+        return sum(_run(_weight_inside, self._sides["users"], self._within, _put((user_labels, item_labels))))
 
     def inside(self, user_labels, item_labels):
         graph = copy.copy(self)
-        graph._within = {"users": _put((user_labels, item_labels)), "items": _put((item_labels, user_labels))}
+        graph._within = _put({"users": user_labels, "items": item_labels})
         return graph
 
     def joined(self, user_labels, item_labels):
-        parts = self._all("users", _joined, (_put((user_labels, item_labels)),))
+        parts = _run(_joined, self._sides["users"], self._within, _put((user_labels, item_labels)))
         return np.concatenate([parents for parents, _ in parts]), np.concatenate(
             [anchors for _, anchors in parts]
         )
 
     def row_weights(self, side):
-        return np.concatenate(self._all(side, _row_weights))
+        return np.concatenate(_run(_row_weights, self._sides[side], self._within))
 
     def bucket_weights(self, side, labels, other_labels, n_labels, wanted):
-        parts = self._all(side, _bucket_weights, (_put((labels, other_labels, n_labels, wanted)),))
+        parts = _run(
+            _bucket_weights, self._sides[side], self._within, _put((labels, other_labels, n_labels, wanted))
+        )
         return sum_pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-    def _all(self, side: str, task: Callable, arguments: tuple = (), ranges: list | None = None) -> list:
-        """Results of a task on every row range of a side, in order."""
-        within = self._within and self._within[side]
-        ranges = self._sides[side] if ranges is None else ranges
-        return _run(task, [(*place, within, *arguments) for place in ranges])
 
 
 class RayCommunities:
@@ -147,33 +136,28 @@ class RayCommunities:
         n_kept: int,
     ):
         self.n_nodes = int(starts[-1])
-        self._folder, self._starts, self._n_entries = folder, starts, n_entries
+        self._folder, self._n_entries = folder, n_entries
+        self._places = [(part, int(start)) for part, start in enumerate(starts[:-1])]
         self._settings = n_shards, parent, n_kept
 
     def propose(self, grouping, scale, active, moved):
-        shared = _put((grouping, scale, active, moved, self.n_nodes))
-        parts = _run(
-            _propose,
-            [(self._folder.name, part, int(start), shared) for part, start in enumerate(self._starts[:-1])],
-        )
+        shared = _put((grouping, scale, active, moved))
+        parts = _run(_propose, self._places, self._folder.name, self.n_nodes, shared)
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
     def contract(self, labels, n_groups):
-        shared = _put(labels)
-        jobs = [
-            (self._folder.name, part, int(start), shared, n_groups, self.n_nodes)
-            for part, start in enumerate(self._starts[:-1])
-        ]
-        return _shuffle(
-            _contract_communities, jobs, np.bincount(labels, self._n_entries, n_groups), *self._settings
-        )
+        work = np.bincount(labels, self._n_entries, n_groups)
+        common = (self._folder.name, self.n_nodes, _put(labels), n_groups)
+        return _shuffle(_contract_communities, self._places, common, work, *self._settings)
 
 
-def _shuffle(task: Callable, jobs: list, work: NDArray, n_shards: int, parent: Path, n_kept: int):
-    """Contract: ``task`` writes what each job's rows contribute, then each range of groups is summed.
+def _shuffle(
+    task: Callable, places: list, common: tuple, work: NDArray, n_shards: int, parent: Path, n_kept: int
+):
+    """Contract: ``task`` writes what each place's rows contribute, then each range of groups is summed.
 
     Args:
-        task: gets a folder, a number of its own and a job's arguments.
+        task: gets a number of its own, a place, a folder, and ``common``.
         work: entries that each group's row is summed from, shape (n_groups,).
         n_shards: ranges of groups to make.  parent: where temporary folders go.
         n_kept: a result of at most so many entries is returned as it is, in memory.
@@ -182,15 +166,11 @@ def _shuffle(task: Callable, jobs: list, work: NDArray, n_shards: int, parent: P
     ranges = balanced_chunks(np.concatenate([[0], np.cumsum(work)]), n_shards)
     try:
         with tempfile.TemporaryDirectory(dir=parent, prefix="parts-") as parts:
-            _run(task, [(parts, number, *job) for number, job in enumerate(jobs)])
+            _run(task, [(number, *place) for number, place in enumerate(places)], parts, *common)
             level = tempfile.TemporaryDirectory(dir=parent, prefix="level-")
-            lengths = _run(
-                _sum_range,
-                [
-                    (parts, len(jobs), level.name, part, int(start), int(stop), n_groups)
-                    for part, (start, stop) in enumerate(zip(ranges[:-1], ranges[1:], strict=True))
-                ],
-            )
+            bounds = enumerate(zip(ranges[:-1].tolist(), ranges[1:].tolist(), strict=True))
+            parts_of = [(part, start, stop) for part, (start, stop) in bounds]
+            lengths = _run(_sum_range, parts_of, parts, len(places), level.name, n_groups)
     except OSError as error:
         raise DataError(
             f"{parent}: cannot keep a level of the clustering ({error}); free some space, or lower the shards"
@@ -217,20 +197,26 @@ def _put(value: Any) -> Any:
     return ray.put(value)
 
 
-def _run(task: Callable, jobs: list[tuple]) -> list:
-    """Results of a Ray task of one CPU on every job, in order.
+def _run(task: Callable, places: list[tuple], *common: Any) -> list:
+    """Results of ``task(*place, *common)`` for every place, in order, from as many Ray tasks of one CPU as there are CPUs.
 
     Raises:
         OSError: a task could not read or write a file.
+        DataError: a file is damaged.
     """
     import ray
 
+    n_tasks = max(1, min(len(places), int(ray.cluster_resources().get("CPU", 1))))
+    cuts = np.linspace(0, len(places), n_tasks + 1).astype(int)
     try:
-        return ray.get([_remote().remote(task, *job) for job in jobs])
+        batches = ray.get(
+            [_remote().remote(task, places[a:b], *common) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        )
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, (OSError, DataError)):
             raise error.cause from error
         raise
+    return [result for batch in batches for result in batch]
 
 
 @cache
@@ -238,12 +224,12 @@ def _remote() -> Any:
     """The one remote function, made once: Ray sends every new one to all workers."""
     import ray
 
-    return ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_in_one_thread)
+    return ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_at_places)
 
 
-def _in_one_thread(task: Callable, *arguments):
+def _at_places(task: Callable, places: list[tuple], *common) -> list:
     numba.set_num_threads(1)
-    return task(*arguments)
+    return [task(*place, *common) for place in places]
 
 
 @lru_cache(maxsize=64)
@@ -256,15 +242,14 @@ def _stored_rows(source: _Source, start: int, stop: int) -> Rows:
     )
 
 
-def _rows(source: _Source, start: int, stop: int, within) -> Rows:
+def _rows(side: str, source: _Source, start: int, stop: int, within: dict[str, NDArray] | None) -> Rows:
     rows = _stored_rows(source, start, stop)
     if within is None:
         return rows
-    labels, other_labels = within
-    return rows.inside(labels[start:stop], other_labels)
+    return rows.inside(within[side][start:stop], within[OTHER[side]])
 
 
-def _row_lengths(source: _Source, start: int, stop: int) -> NDArray[np.int64]:
+def _row_lengths(side: str, source: _Source, start: int, stop: int) -> NDArray[np.int64]:
     return np.diff(ShardedCsr.open(source.path).read(start, stop)[0])
 
 
@@ -276,24 +261,24 @@ def _row_weights(*place):
     return _rows(*place).row_weights()
 
 
-def _joined(source, start, stop, within, shared):
+def _joined(side, source, start, stop, within, shared):
     labels, other_labels = shared
-    return _rows(source, start, stop, within).joined(labels[start:stop], other_labels)
+    return _rows(side, source, start, stop, within).joined(labels[start:stop], other_labels)
 
 
-def _weight_inside(source, start, stop, within, shared):
+def _weight_inside(side, source, start, stop, within, shared):
     labels, other_labels = shared
-    return _rows(source, start, stop, within).weight_inside(labels[start:stop], other_labels)
+    return _rows(side, source, start, stop, within).weight_inside(labels[start:stop], other_labels)
 
 
-def _bucket_weights(source, start, stop, within, shared):
+def _bucket_weights(side, source, start, stop, within, shared):
     labels, *others = shared
-    return _rows(source, start, stop, within).bucket_weights(labels[start:stop], *others)
+    return _rows(side, source, start, stop, within).bucket_weights(labels[start:stop], *others)
 
 
-def _move(source, start, stop, within, shared, scale, fresh):
+def _move(side, source, start, stop, within, shared, scale, fresh):
     labels, active, other_labels, totals = shared
-    rows = _rows(source, start, stop, within)
+    rows = _rows(side, source, start, stop, within)
     moved, awake = rows.move(
         labels[start:stop], other_labels, totals, scale, fresh + start, active[start:stop]
     )
@@ -302,19 +287,20 @@ def _move(source, start, stop, within, shared, scale, fresh):
     return changed, moved[changed], np.packbits(awake)
 
 
-def _contract_rows(folder, number, source, start, stop, within, labels, other_labels, n_groups):
-    rows = _rows(source, start, stop, within)
-    _write_csr(folder, number, rows.contract(labels[start:stop], other_labels, n_groups).compact())
+def _contract_rows(number, side, source, start, stop, folder, within, labels, n_groups):
+    rows = _rows(side, source, start, stop, within)
+    contributed = rows.contract(labels[side][start:stop], labels[OTHER[side]], n_groups)
+    _write_csr(folder, number, contributed.compact())
 
 
-def _contract_communities(folder, number, source, part, first, shared, n_groups, n_nodes):
+def _contract_communities(number, part, first, folder, source, n_nodes, labels, n_groups):
     _write_csr(
-        folder, number, _communities(source, part, first, n_nodes).contract(shared, n_groups).compact()
+        folder, number, _communities(part, first, source, n_nodes).contract(labels, n_groups).compact()
     )
 
 
 def _sum_range(
-    parts: str, n_parts: int, folder: str, part: int, start: int, stop: int, n_groups: int
+    part: int, start: int, stop: int, parts: str, n_parts: int, folder: str, n_groups: int
 ) -> NDArray[np.int64]:
     """Rows start..stop-1 of a contracted graph, written; returns their lengths."""
     pieces = []
@@ -327,12 +313,12 @@ def _sum_range(
     return np.diff(csr[0])
 
 
-def _propose(folder, part, first, shared):
-    grouping, scale, active, moved, n_nodes = shared
-    return _communities(folder, part, first, n_nodes).propose(grouping, scale, active, moved)
+def _propose(part, first, folder, n_nodes, shared):
+    grouping, scale, active, moved = shared
+    return _communities(part, first, folder, n_nodes).propose(grouping, scale, active, moved)
 
 
-def _communities(folder: str, part: int, first: int, n_nodes: int) -> LocalCommunities:
+def _communities(part: int, first: int, folder: str, n_nodes: int) -> LocalCommunities:
     indptr, columns, values = _read_csr(folder, part)
     return LocalCommunities(indptr[:-1], indptr[1:], columns, values, first, n_nodes)
 

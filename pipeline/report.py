@@ -387,11 +387,39 @@ def _clusters_section(facts: RunFacts) -> str:
         f"<p>Users and items that interact with each other were put into <b>{cluster['n_communities']:,}</b> communities "
         f"(modularity {cluster['modularity']:.4f} at resolution {cluster['resolution']:.4g}). "
         f"{_percent(cluster['share_inside'])} of the interaction weight stays inside a community. The users of a community "
-        "share a row of the user table, its items a row of the item table.</p>\n"
+        "share a row of the user table, its items a row of the item table. "
+        f"{_disconnected(cluster['n_disconnected'])}</p>\n"
         + _table(("side", "rows", "median size", "99th percentile", "largest"), sizes)
         + "\n"
+        + _levels(cluster.get("levels", {}))
         + _picture(facts, "cluster_sizes.png", "Sizes of the communities, largest first")
     )
+
+
+def _disconnected(n_communities: int) -> str:
+    if n_communities == 0:
+        return "Every community is connected by its own interactions."
+    return (
+        f"{n_communities:,} of the communities are not connected by their own interactions; "
+        "<code>--cluster-method leiden</code> splits them."
+    )
+
+
+def _levels(levels: dict[str, Any]) -> str:
+    """Table of the levels that were asked for, if any."""
+    if not levels:
+        return ""
+    lines = [
+        (
+            f"<td>{name}</td>",
+            f"{level['resolution']:g}",
+            f"{level['modularity']:.4f}",
+            f"{level['user_rows']:,}",
+            f"{level['item_rows']:,}",
+        )
+        for name, level in levels.items()
+    ]
+    return _table(("level", "resolution", "modularity", "user rows", "item rows"), lines) + "\n"
 
 
 def _training_section(facts: RunFacts) -> str:

@@ -278,3 +278,28 @@ def test_gowalla_reaches_the_modularity_and_rows_that_the_readme_states():
     labels = graphhash.cluster(graphs.gowalla("train.txt"), resolution=200)
     assert labels.modularity >= 0.1145
     assert labels.rows <= 11_700
+
+
+@pytest.mark.parametrize("method", ["louvain", "leiden", "lpa"])
+def test_given_labels_are_a_start_that_is_never_made_worse(method):
+    graph = graphs.random_graph(2, 200, 150, 2000)
+    rng = np.random.default_rng(0)
+    for users, items in (
+        (rng.integers(0, 20, 200), rng.integers(0, 20, 150)),
+        (np.zeros(200, int), np.zeros(150, int)),
+    ):
+        start = graphhash.Labels(users.astype(np.int32), items.astype(np.int32), 2.0, 0.0)
+        before = graphhash.modularity(graph, start.users, start.items, resolution=2)
+        labels = graphhash.cluster(graph, resolution=2, method=method, initial=start)
+        assert labels.modularity > before
+        assert_array_equal(start.users, users)
+    best = graphhash.cluster(graph, resolution=2, method=method)
+    assert graphhash.cluster(graph, resolution=2, method=method, initial=best).modularity >= best.modularity
+
+
+def test_given_labels_of_another_graph_are_refused():
+    labels = graphhash.cluster(graphs.star(), resolution=1)
+    with pytest.raises(ValueError, match="initial labels are of 6 users and 1 items, the graph has 6 and 6"):
+        graphhash.cluster(graphs.two_blocks(), resolution=1, initial=labels)
+    with pytest.raises(ValueError, match="initial labels go with a resolution"):
+        graphhash.cluster(graphs.star(), rows=2, initial=labels)

@@ -40,6 +40,8 @@ def make_run(
         "resolution": 200.0,
         "modularity": 0.1155,
         "n_communities": 10,
+        "n_disconnected": 3,
+        "levels": {"level_1": {"resolution": 20.0, "modularity": 0.2973, "user_rows": 4, "item_rows": 5}},
         "user_rows": 10,
         "item_rows": 7,
         "rows": 17,
@@ -89,10 +91,13 @@ def test_pictures_and_page_are_written(run_dir):
 
 def test_page_says_what_happened(run_dir):
     write_report(run_dir)
-    text = text_of((run_dir / "report.html").read_text())
+    page = (run_dir / "report.html").read_text()
+    assert "<td>level_1</td>" in page and "0.2973" in page
+    text = text_of(page)
     for words in (
         "soft keeps 25.0 % of the bytes",
         "the full tables find 4.7 %",
+        "3 of the communities are not connected by their own interactions",
         "10,234 distinct interactions between 300 users and 200 items",
         "divided at random: 8,000 to train on, 1,000 to decide when to stop, and 1,234",
         "soft + item bias",
