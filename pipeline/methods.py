@@ -188,10 +188,10 @@ METHODS: dict[str, Method] = {
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
-        n_lookups=12, free_lookups=True, weighted=True, item_bias=True, lr=3e-2, weight_decay=5e-7,
+        n_lookups=12, free_lookups=True, weighted=True, item_bias=True, lr=8e-2, weight_decay=5e-7,
     ),
     "double_soft": Method(
         _double_soft, "the mixture plus a hashed row",
-        n_lookups=12, free_lookups=True, weighted=True, item_bias=True, lr=3e-2, weight_decay=5e-7,
+        n_lookups=12, free_lookups=True, weighted=True, item_bias=True, lr=8e-2, weight_decay=5e-7,
     ),
 }  # fmt: skip
