@@ -306,7 +306,9 @@ def test_a_session_inside_a_session_uses_and_leaves_the_outer_one():
 
 
 SLEEPER = """
-import sys
+import signal, sys
+# A shell's background job ignores Ctrl-C, and so would this program when the tests run in one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {root!r})
 import time
 from pipeline.ray_session import ray_session
