@@ -163,7 +163,7 @@ def _balanced(inputs: Inputs) -> Maps:
 
 
 METHODS: dict[str, Method] = {
-    "full": Method(_full, "no compression: a row for every id", lr=4e-2, weight_decay=3e-7),
+    "full": Method(_full, "no compression: a row for every id", weight_decay=3e-7),
     "modulo": Method(_by_size(modulo_map, seeded=False), "row number modulo table size"),
     "double": Method(_by_size(double_map), "the sum of two hashed rows", n_lookups=2, weighted=True),
     "quotient_remainder": Method(
