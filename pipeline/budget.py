@@ -6,6 +6,7 @@ Everything that is stored counts: table rows, the map's row numbers, its weights
 from __future__ import annotations
 
 from graphhash.errors import DataError
+from graphhash.quantization import row_bytes
 from pipeline.config import RunConfig
 from pipeline.methods import METHODS
 
@@ -40,20 +41,21 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) 
     Raises:
         DataError: the maps alone take more bytes than the ratio allows.
     """
-    itemsize = 2 if config.export.precision == "float16" else 4
+    table_row = row_bytes(config.train.dim, config.export.precision)
     allowed = ratio * full_bytes(n_users, n_items, config.train.dim)
     overhead, heaviest = 0, ""
     for name in config.run.methods:
         if name == "full":
             continue
         method = METHODS[name]
-        row_bytes = 2 if _small(allowed, itemsize, config.train.dim) else 4
-        per_user, per_item = method.map_bytes(asked_lookups(config, name), row_bytes)
+        # No table within the budget outgrows 16-bit row numbers where this holds.
+        itemsize = 2 if allowed / table_row <= 2**16 else 4
+        per_user, per_item = method.map_bytes(asked_lookups(config, name), itemsize)
         bytes_ = per_user * (n_users + 1) + per_item * (n_items + 1)
         bytes_ += 4 * n_items if method.with_bias(config.map.item_bias) else 0
         if bytes_ > overhead:
             overhead, heaviest = bytes_, name
-    rows = int((allowed - overhead) // (itemsize * config.train.dim))
+    rows = int((allowed - overhead) // table_row)
     if rows < 4:
         raise DataError(
             f"a ratio of {ratio:g} leaves no rows: the maps of method {heaviest!r} alone take "
@@ -61,8 +63,3 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) 
             "raise the ratio or the dim, or lower map.n_lookups"
         )
     return rows
-
-
-def _small(allowed: float, itemsize: int, dim: int) -> bool:
-    """Whether no table within the budget can outgrow 16-bit row numbers."""
-    return allowed / (itemsize * dim) <= 2**16

@@ -157,7 +157,7 @@ _train = _group(
     ),
 )
 _export = click.option(
-    "--precision", type=click.Choice(("float32", "float16")), help="Stored tables.  [float32]"
+    "--precision", type=click.Choice(("float32", "float16", "int8")), help="Stored tables.  [float32]"
 )
 
 

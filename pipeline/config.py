@@ -224,13 +224,13 @@ class ExportConfig:
     """The bundle (stage `export`)."""
 
     precision: str = "float32"
-    """Type of the stored tables."""
+    """Type of the stored tables; int8 has a float16 scale per row."""
     external_data_mib: int = 1024
     """Weights above this size go into a data file beside `model.onnx`."""
 
     def __post_init__(self) -> None:
         _check_types(self, "export")
-        _check_choice("export.precision", self.precision, ("float32", "float16"))
+        _check_choice("export.precision", self.precision, ("float32", "float16", "int8"))
         _check_range("export.external_data_mib", self.external_data_mib, 0)
 
 

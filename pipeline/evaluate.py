@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 
 from graphhash.buckets import BucketMap
 from graphhash.errors import DataError
+from graphhash.quantization import rounded, row_bytes
 from graphhash.ranking import ndcg_at_k, recall_at_k, top_k
 from graphhash.retrieval import MatrixFactorization
 from pipeline.budget import full_bytes
@@ -38,10 +39,10 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``n_lookups``, ``item_bias``.
     """
     model, users, items = load_method(method_dir)
-    if config.export.precision == "float16":
-        with torch.no_grad():
-            for embedding in (model.user_embedding, model.item_embedding):
-                embedding.table.copy_(embedding.table.half())
+    try:
+        store_rounded(model, config.export.precision)
+    except ValueError as error:
+        raise DataError(f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32") from error
     seen = ShardedCsr.open(ingest_dir / "train").load() + ShardedCsr.open(ingest_dir / "validation").load()
     test = ShardedCsr.open(ingest_dir / "test").load()
     tested = np.flatnonzero(np.diff(test.indptr))
@@ -62,11 +63,21 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     }
 
 
+@torch.no_grad()
+def store_rounded(model: MatrixFactorization, precision: str) -> None:
+    """Put into the tables of ``model``, on any device, what is left of them once stored in ``precision``.
+
+    Raises:
+        ValueError: int8 cannot hold a value.
+    """
+    for embedding in (model.user_embedding, model.item_embedding):
+        embedding.table.copy_(torch.from_numpy(rounded(embedding.table.cpu().numpy(), precision)))
+
+
 def count_bytes(model: MatrixFactorization, users: BucketMap, items: BucketMap, precision: str) -> dict[str, int]:
     """Bytes of each stored part: ``tables`` in ``precision``, ``maps`` (rows and weights) and ``bias`` in float32."""
-    values = model.user_embedding.table.numel() + model.item_embedding.table.numel()
     return {
-        "tables": values * {"float32": 4, "float16": 2}[precision],
+        "tables": sum(len(e.table) * row_bytes(e.dim, precision) for e in (model.user_embedding, model.item_embedding)),
         "maps": users.nbytes + items.nbytes,
         "bias": 0 if model.item_bias is None else 4 * model.item_bias.numel(),
     }

@@ -25,6 +25,7 @@ from graphhash.buckets import BucketMap
 from graphhash.embedding import BucketEmbedding
 from graphhash.retrieval import MatrixFactorization
 from graphhash.vocabulary import Vocabulary
+from pipeline.evaluate import store_rounded
 from pipeline.onnx_graph import describe, retrieval_graph
 from serving.bundle import MANIFEST, MODEL, BundleError, write_manifest
 from serving.retriever import Retriever
@@ -33,7 +34,8 @@ EXTERNAL_DATA = "model.onnx.data"
 TIE_RULE = "higher score first, equal scores by lower item row"
 # Absolute, and relative to the largest score in size. Half a unit of float16 is 4.9e-4 of each of the two
 # factors.
-TOLERANCE = {"float32": 1e-5, "float16": 2e-3}
+# int8 is compared with tables rounded in the same way, which is what was tested.
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "int8": 1e-5}
 
 _CHECK_K = 100
 _CHECK_SCORES = 2**25
@@ -62,7 +64,7 @@ def export_retrieval(
         model: trained, the unknown ids' rows filled; on any device.
         user_map, item_map: the maps the model was made with, which know the weights' 8-bit codes.
         users, items: raw ids of the maps' entries.
-        precision: type of the tables in the file, "float32" or "float16"; the item bias stays float32.
+        precision: type of the tables in the file, "float32", "float16" or "int8"; the item bias stays float32.
         external_data_mib: tensors of more than this together go to a second file.
         metrics, provenance: for the manifest; JSON values.
         n_check: users compared, drawn by `seed`, an unknown one among them.
@@ -86,6 +88,9 @@ def export_retrieval(
     tolerance = TOLERANCE[precision]
     padding = _unknown_id(items)
     graph = retrieval_graph(model, user_map, item_map, users, items, precision)
+    if precision == "int8":
+        model = copy.deepcopy(model)
+        store_rounded(model, precision)
     content = {
         "task": "retrieval",
         "inputs": describe(graph.graph.input),

@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphhash.buckets import BucketMap
 from graphhash.embedding import BucketEmbedding
+from graphhash.quantization import quantize_rows
 from graphhash.retrieval import MatrixFactorization
 from graphhash.vocabulary import Vocabulary
 from serving.bundle import BundleError
@@ -43,7 +44,7 @@ def retrieval_graph(
 
     Args:
         model, user_map, item_map, users, items: of one run; the caller has checked that they fit.
-        precision: type of the stored tables, "float32" or "float16".
+        precision: type of the stored tables, "float32", "float16" or "int8" (with a float16 scale per row).
 
     Raises:
         BundleError: a value of a table or of the bias is not finite in `precision`.
@@ -167,9 +168,9 @@ def _vectors(
     def cast(source: str, name: str, dtype: int) -> str:
         return graph.node("Cast", [source], name, to=dtype)
 
-    table = graph.constant(f"{side}_table", _values(_array(embedding.table), f"{side} table", precision))
+    tables = _tables(graph, side, _array(embedding.table), precision)
     if bucket_map.identity:
-        rows_read = of_entry(table)
+        read = [of_entry(table) for table in tables]
     else:
         stored = bucket_map.rows.astype(bucket_map.rows_dtype)
         # One lookup without a weight is a plain Gather, and needs no axis of its own.
@@ -177,9 +178,11 @@ def _vectors(
         rows = of_entry(f"{side}_rows")
         if stored.dtype == np.uint16:  # Gather takes int32 or int64 indices.
             rows = cast(rows, f"{side}_buckets", TensorProto.INT32)
-        rows_read = graph.node("Gather", [table, rows], f"{side}_rows_read", axis=0)
-    if precision == "float16":
-        rows_read = cast(rows_read, f"{side}_rows_float32", TensorProto.FLOAT)
+        read = [graph.node("Gather", [table, rows], f"{table}_read", axis=0) for table in tables]
+    if precision != "float32":
+        read = [cast(source, f"{source}_float32", TensorProto.FLOAT) for source in read]
+    # The scales of 8-bit rows have shape (..., 1).
+    rows_read = read[0] if len(read) == 1 else graph.node("Mul", read, f"{side}_rows_scaled")
     if bucket_map.weight_codes is None:
         return rows_read
     graph.constant(f"{side}_weight_codes", bucket_map.weight_codes)
@@ -190,6 +193,17 @@ def _vectors(
     weights = graph.node("Unsqueeze", [weights, "axis_1"], f"{side}_weights_row")
     summed = graph.node("MatMul", [weights, rows_read], f"{side}_weighted_sum")
     return graph.node("Squeeze", [summed, "axis_1"], f"{side}_vectors")
+
+
+def _tables(graph: _Graph, side: str, table: NDArray, precision: str) -> list[str]:
+    """What is stored of a table: its values, or 8-bit codes and their scales, whose product they are."""
+    if precision != "int8":
+        return [graph.constant(f"{side}_table", _values(table, f"{side} table", precision))]
+    try:
+        codes, scales = quantize_rows(table)
+    except ValueError as error:
+        raise BundleError(f"{side} table holds {error}; train with a lower learning rate, or use float32") from error
+    return [graph.constant(f"{side}_table", codes), graph.constant(f"{side}_scales", scales)]
 
 
 def _array(tensor: torch.Tensor) -> NDArray:

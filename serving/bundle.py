@@ -19,7 +19,7 @@ newline), at most 1 MiB:
     n_buckets           {"users": int, "items": int}, table rows, the unknown ids' row among them
     n_lookups           {"users": int, "items": int}, table rows read per id
     item_bias           bool
-    precision           "float32" | "float16", type of the tables in the file; arithmetic is float32
+    precision           "float32" | "float16" | "int8" (a float16 scale per row), type of the tables in the file; arithmetic is float32
     tie_rule            str
     tolerance           {"absolute": float, "relative": float}: a score s of the trained model and the
                         exported

@@ -11,6 +11,7 @@ from small_models import SmallModel, naive_answer, small_model
 from graphhash.buckets import full_map
 from graphhash.retrieval import MatrixFactorization
 from pipeline import export
+from pipeline.evaluate import store_rounded
 from serving import BundleError, Retriever
 
 MODELS = {
@@ -93,6 +94,23 @@ def test_tables_rows_and_weights_are_stored_in_their_small_types_and_nothing_is_
     assert stored["item_bias"] == (np.float32, (24,))
     assert all(dims != (24, 4) for _, dims in stored.values())
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 20, "ai.onnx.ml": 4}
+
+
+@pytest.mark.parametrize("maps", ["soft", "modulo", "full"])
+def test_8_bit_tables_answer_like_their_rounded_twins(maps, tmp_path):
+    small = small_model(maps=maps, n_users=20, n_items=30)
+    with torch.no_grad():
+        for embedding in (small.model.user_embedding, small.model.item_embedding):
+            embedding.table.normal_(generator=torch.Generator().manual_seed(1))
+    small.export(tmp_path / "bundle", precision="int8")
+    got = Retriever(tmp_path / "bundle").recommend(small.users.ids.to_pylist(), 30)
+    store_rounded(small.model, "int8")
+    with torch.no_grad():
+        expected = small.model.scores(torch.arange(20)).numpy()
+    for ids, scores, row in zip(got.item_ids, got.scores, expected, strict=True):
+        np.testing.assert_allclose(scores, row[small.items.rows(ids)], rtol=0, atol=1e-4)
+    stored = {t.name: t.data_type for t in onnx.load(tmp_path / "bundle" / "model.onnx").graph.initializer}
+    assert (stored["item_table"], stored["item_scales"]) == (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
@@ -230,8 +248,8 @@ def test_parts_of_different_runs_are_refused(tmp_path):
         )
     with pytest.raises(ValueError, match="item map is not the one"):
         SmallModel(small.model, small.user_map, full_map(23), small.users, small.items).export(tmp_path / "b")
-    with pytest.raises(ValueError, match="int8"):
-        small.export(tmp_path / "b", precision="int8")
+    with pytest.raises(ValueError, match="int3"):
+        small.export(tmp_path / "b", precision="int3")
     with pytest.raises(BundleError, match="JSON"):
         small.export(tmp_path / "b", metrics={"recall@20": float("nan")})
     assert not list(tmp_path.iterdir())

@@ -35,6 +35,7 @@ CLUSTERING_HALF = {
     "interactions",
     "local_graph",
     "merging",
+    "quantization",
     "modularity",
     "refinement",
     "row_budget",
