@@ -28,6 +28,8 @@ from typing import Any
 FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet")
 DEFAULT_RATIO = 0.25
 BUDGET_KEYS = ("resolution", "rows", "user_rows", "item_rows", "ratio")
+# Those of graphhash.samplers, which imports torch.
+SAMPLERS = ("uniform", "uniform_rejecting", "popularity")
 CLUSTER_METHODS = ("louvain", "leiden", "lpa", "balanced")
 
 
@@ -200,6 +202,10 @@ class TrainConfig:
     """Epochs between two evaluations."""
     batch_size: int | None = None
     """Interactions per step; None: one step over all of them."""
+    sampler: str = "uniform"
+    """Negatives of BPR: `uniform` over the catalogue, `uniform_rejecting` without what the user has, `popularity` by degree."""
+    popularity_power: float = 0.75
+    """With `sampler = "popularity"`, an item is drawn in proportion to its degree to this power."""
     seed: int = 0
     eval_users: int = 10_000
     """Users drawn for a validation; 0: all of them. The test always looks at all."""
@@ -215,6 +221,9 @@ class TrainConfig:
             _check_range(f"train.{key}", getattr(self, key), 1)
         if self.batch_size is not None:
             _check_range("train.batch_size", self.batch_size, 1)
+        _check_choice("train.sampler", self.sampler, SAMPLERS)
+        if not math.isfinite(self.popularity_power):
+            raise ConfigError(f"train.popularity_power={self.popularity_power} must be a finite number")
         _check_range("train.seed", self.seed, 0)
         _check_range("train.eval_users", self.eval_users, 0)
 

@@ -36,13 +36,14 @@ def fit(
     settings: FitSettings,
     validate: Callable[[MatrixFactorization], dict[str, float]] | None,
     *,
+    sample: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     state: dict[str, Any] | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
     on_evaluation: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> dict[str, Any]:
     """Train with BPR and Adam, the learning rate falling to 0 over the epochs.
 
-    One negative per interaction, drawn uniformly from the catalogue and not rejected.
+    One negative per interaction.
 
     Args:
         model: on the device to train on; left with the last epoch's weights.
@@ -50,6 +51,7 @@ def fit(
         settings: see there; ``patience`` counts evaluations, and with ``batch_size`` None an epoch is one step.
         validate: metrics of a model, ``recall@20`` among them, which is the one to raise; None: no validation, the last epoch
             is the best.
+        sample: draws an item for each of some users, as a :class:`NegativeSampler`; None: uniformly, not rejected.
         state: what an earlier call handed to ``on_evaluation``; training goes on from there.
         on_epoch: told the number and loss of every epoch.
         on_evaluation: told the state after every evaluation: ``model``, ``optimizer``, ``generator``, ``epoch``, ``best``
@@ -80,7 +82,10 @@ def fit(
         total = torch.zeros((), device=device)
         for batch in _batches(len(users), settings.batch_size, generator):
             batch_users, positives = users[batch], items[batch]
-            negatives = torch.randint(n_items, positives.shape, generator=generator, device=device)
+            if sample is None:
+                negatives = torch.randint(n_items, positives.shape, generator=generator, device=device)
+            else:
+                negatives = sample(batch_users, generator)
             # With all interactions in a step, every id is read from its table once.
             score = model.all_pairs() if settings.batch_size is None else model
             loss = bpr_loss(score(batch_users, positives), score(batch_users, negatives))

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from graphhash.buckets import BucketMap
 from graphhash.errors import DataError
 from graphhash.retrieval import MatrixFactorization
+from graphhash.samplers import NegativeSampler
 from pipeline.budget import asked_lookups
 from pipeline.checkpoint import save_model
 from pipeline.clusters import load_labels
@@ -83,6 +84,7 @@ def train_method(
         "item_bias": spec.with_bias(config.map.item_bias),
         "settings": settings,
         "eval_users": config.train.eval_users,
+        "sampler": (config.train.sampler, config.train.popularity_power),
     }
     with _progress_bar(method, settings.epochs, out_dir / PROGRESS):
         state = _run_on_ray(job, tracker)
@@ -183,8 +185,11 @@ def _worker(job: dict[str, Any]) -> None:
 
     validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
     validate = _validation(graph, validation, job["eval_users"], settings.seed) if validation.nnz else None
+    kind, power = job["sampler"]
+    sample = NegativeSampler(graph, kind, power=power, device=device)
+    callbacks = {"on_epoch": on_epoch, "on_evaluation": on_evaluation}
     try:
-        fit(model, users, items, settings, validate, state=state, on_epoch=on_epoch, on_evaluation=on_evaluation)
+        fit(model, users, items, settings, validate, sample=sample, state=state, **callbacks)
     except DataError as error:
         # Another try would end the same way, so it is told to the driver and not to Ray Train.
         (folder / FAILURE).write_text(str(error))
