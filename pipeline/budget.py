@@ -43,23 +43,27 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) 
     """
     table_row = row_bytes(config.train.dim, config.export.precision)
     allowed = ratio * full_bytes(n_users, n_items, config.train.dim)
-    overhead, heaviest = 0, ""
-    for name in config.run.methods:
-        if name == "full":
-            continue
+    names = [name for name in config.run.methods if name != "full"]
+
+    def overhead(name: str, itemsize: int) -> int:
+        """Bytes of a method beside its tables, with row numbers of ``itemsize`` bytes."""
         method = METHODS[name]
-        # No table within the budget outgrows 16-bit row numbers where this holds.
-        itemsize = 2 if allowed / table_row <= 2**16 else 4
         per_user, per_item = method.map_bytes(asked_lookups(config, name), itemsize)
-        bytes_ = per_user * (n_users + 1) + per_item * (n_items + 1)
-        bytes_ += 4 * n_items if method.with_bias(config.map.item_bias) else 0
-        if bytes_ > overhead:
-            overhead, heaviest = bytes_, name
-    rows = int((allowed - overhead) // table_row)
+        bias = 4 * n_items if method.with_bias(config.map.item_bias) else 0
+        return per_user * (n_users + 1) + per_item * (n_items + 1) + bias
+
+    def affordable(itemsize: int) -> int:
+        return int((allowed - max((overhead(name, itemsize) for name in names), default=0)) // table_row)
+
+    # 16-bit row numbers do where no table outgrows them.
+    rows = affordable(2)
+    if rows > 2**16:
+        rows = max(2**16, affordable(4))
     if rows < 4:
+        heaviest = max(names, key=lambda name: overhead(name, 2), default="full")
         raise DataError(
             f"a ratio of {ratio:g} leaves no rows: the maps of method {heaviest!r} alone take "
-            f"{overhead / full_bytes(n_users, n_items, config.train.dim):.1%} of the full tables' bytes; "
+            f"{overhead(heaviest, 2) / full_bytes(n_users, n_items, config.train.dim):.1%} of the full tables' bytes; "
             "raise the ratio or the dim, or lower map.n_lookups"
         )
     return rows
