@@ -1,12 +1,24 @@
-"""Matrix factorisation over bucket embeddings, and the BPR loss.
+"""Retrieval models over bucket embeddings: matrix factorisation here, NeuMF and LightGCN in modules of their own.
 
-The score of an item for a user is the inner product of their vectors, plus the item's own bias where the model has one.
-Without the bias, items of one bucket tie (unless the map mixes several buckets).
+A model is a pair of :class:`BucketEmbedding` and a way to score. All of them answer the same calls, so that training, evaluation
+and export never ask which one they hold, and none of them asks how its maps were made:
+
+    model(users, items)        scores of pairs                          (n,), (n,) -> (n,)
+    model.all_pairs()          the same for many pairs of all ids: a function (users, items) -> (n,)
+    model.catalogue()          scores of every item: a function users -> (batch, n_items)
+
+and those whose score is an inner product, for losses over vectors:
+
+    model.vectors()            of every id                              (n_users, dim), (n_items, dim)
+    model.pair_vectors(u, i)   of both ends of pairs                    (n, dim), (n, dim)
+
+Without an item bias, items of one bucket tie (unless the map mixes several buckets).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +31,23 @@ from graphhash.embedding import BucketEmbedding, gradient_slices, threads_for
 # Directions that training does not use keep their initial noise where weight decay is small. On Gowalla's full table 0.01
 # gives a tenth more validation recall than 0.1.
 INITIAL_STD = 0.01
+
+PairScores = Callable[[Tensor, Tensor], Tensor]
+CatalogueScores = Callable[[Tensor], Tensor]
+
+
+class RetrievalModel(Protocol):
+    """What training, evaluation and export ask of a model; see the head of this file."""
+
+    user_embedding: BucketEmbedding
+    item_embedding: BucketEmbedding
+    item_bias: nn.Parameter | None
+
+    def __call__(self, users: Tensor, items: Tensor) -> Tensor: ...
+
+    def all_pairs(self) -> PairScores: ...
+
+    def catalogue(self) -> CatalogueScores: ...
 
 
 class MatrixFactorization(nn.Module):
@@ -34,30 +63,56 @@ class MatrixFactorization(nn.Module):
 
     def __init__(self, users: BucketMap, items: BucketMap, dim: int, *, item_bias: bool, seed: int):
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.user_embedding = BucketEmbedding(users, dim, std=INITIAL_STD, generator=generator)
-        self.item_embedding = BucketEmbedding(items, dim, std=INITIAL_STD, generator=generator)
+        self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed)
         self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Vectors of all known users and items: (n_users, dim) and (n_items, dim)."""
+        return self.user_embedding.all(), self.item_embedding.all()
+
+    def pair_vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of both ends of pairs: rows of shape (n,) each in, two of shape (n, dim) out."""
+        return self.user_embedding(users), self.item_embedding(items)
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of user-item pairs: rows of shape (n,) each in, shape (n,) out."""
         scores = (self.user_embedding(users) * self.item_embedding(items)).sum(-1)
         return scores if self.item_bias is None else scores + self.item_bias[items]
 
-    def all_pairs(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def all_pairs(self) -> PairScores:
         """Scores as :meth:`forward` gives them, for many pairs of all ids: every id's vector is read from the table once."""
-        user_vectors, item_vectors = self.user_embedding.all(), self.item_embedding.all()
+        return product_of_pairs(*self.vectors(), self.item_bias)
 
-        def scores(users: Tensor, items: Tensor) -> Tensor:
-            products = dot_pairs(user_vectors, item_vectors, users, items)
-            return products if self.item_bias is None else products + self.item_bias[items]
+    def catalogue(self) -> CatalogueScores:
+        """Scores of every item for each user: rows (batch,) in, shape (batch, n_items) out. A user's row may be ``n_users``, unknown."""
+        item_vectors = self.item_embedding.all()
+        return lambda users: product_of_catalogue(self.user_embedding(users), item_vectors, self.item_bias)
 
-        return scores
 
-    def scores(self, users: Tensor) -> Tensor:
-        """Scores of every item for each user: rows (batch,) in, shape (batch, n_items) out."""
-        scores = self.user_embedding(users) @ self.item_embedding.all().T
-        return scores if self.item_bias is None else scores + self.item_bias
+def embeddings(users: BucketMap, items: BucketMap, dim: int, seed: int) -> tuple[BucketEmbedding, BucketEmbedding]:
+    """Embeddings of users and items; the seed draws the users' table first."""
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        BucketEmbedding(users, dim, std=INITIAL_STD, generator=generator),
+        BucketEmbedding(items, dim, std=INITIAL_STD, generator=generator),
+    )
+
+
+def product_of_pairs(user_vectors: Tensor, item_vectors: Tensor, item_bias: Tensor | None) -> PairScores:
+    """The function (users, items) -> ``<user_vectors[users], item_vectors[items]> + item_bias[items]``."""
+
+    def scores(users: Tensor, items: Tensor) -> Tensor:
+        products = dot_pairs(user_vectors, item_vectors, users, items)
+        return products if item_bias is None else products + item_bias[items]
+
+    return scores
+
+
+def product_of_catalogue(user_vectors: Tensor, item_vectors: Tensor, item_bias: Tensor | None) -> Tensor:
+    """``user_vectors @ item_vectors.T + item_bias``, shape (batch, n_items)."""
+    if item_bias is None:
+        return user_vectors @ item_vectors.T
+    return torch.addmm(item_bias, user_vectors, item_vectors.T)
 
 
 def dot_pairs(left: Tensor, right: Tensor, left_rows: Tensor, right_rows: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) 
         """Bytes of a method beside its tables, with row numbers of ``itemsize`` bytes."""
         method = METHODS[name]
         per_user, per_item = method.map_bytes(asked_lookups(config, name), itemsize)
-        bias = 4 * n_items if method.with_bias(config.map.item_bias) else 0
+        bias = 4 * n_items if method.with_bias(config.map.item_bias, config.train.loss) else 0
         return per_user * (n_users + 1) + per_item * (n_items + 1) + bias
 
     def affordable(itemsize: int) -> int:

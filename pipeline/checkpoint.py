@@ -1,7 +1,8 @@
 """The trained weights of a method on disk: ``checkpoint/model.npz`` beside the bucket maps, plain arrays, no pickle.
 
-``user_table`` and ``item_table`` are float32, shape (n_buckets, dim), the unknown ids' row last; ``item_bias`` is float32, shape
-(n_items,), and there only where it was trained.
+``model`` names the model, ``n_layers`` is LightGCN's; ``user_table`` and ``item_table`` are float32, shape (n_buckets, dim), the
+unknown ids' row last; ``item_bias`` is float32, shape (n_items,), and there only where it was trained; every other array is a weight
+of the model's own layers, by its name in the module.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ import torch
 
 from graphhash.buckets import BucketMap
 from graphhash.errors import DataError
-from graphhash.retrieval import MatrixFactorization
+from graphhash.retrieval import RetrievalModel
+from pipeline.models import MODELS, ModelSpec
+from pipeline.shards import ShardedCsr
+
+TABLES = {"user_table": "user_embedding.table", "item_table": "item_embedding.table"}
 
 
-def save_model(model: MatrixFactorization, method_dir: Path) -> None:
-    """Write the trained tables to ``method_dir/checkpoint/model.npz``."""
-    arrays = {"user_table": model.user_embedding.table, "item_table": model.item_embedding.table}
-    if model.item_bias is not None:
-        arrays["item_bias"] = model.item_bias
+def save_model(model: RetrievalModel, spec: ModelSpec, method_dir: Path) -> None:
+    """Write the trained weights to ``method_dir/checkpoint/model.npz``."""
+    weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
+    arrays = {stored: weights.pop(name) for stored, name in TABLES.items()} | weights
     (method_dir / "checkpoint").mkdir(exist_ok=True)
     np.savez(
-        method_dir / "checkpoint" / "model.npz", **{name: value.detach().cpu().numpy() for name, value in arrays.items()}
+        method_dir / "checkpoint" / "model.npz", model=np.array(spec.kind), n_layers=np.int64(spec.n_layers), **arrays
     )
 
 
-def load_method(method_dir: Path) -> tuple[MatrixFactorization, BucketMap, BucketMap]:
+def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, BucketMap, BucketMap]:
     """The trained model of a method and its bucket maps of users and items.
+
+    Args:
+        ingest_dir: holds the training graph, which LightGCN propagates over.
 
     Raises:
         DataError: a file is missing, damaged, or of another map.
@@ -37,14 +44,20 @@ def load_method(method_dir: Path) -> tuple[MatrixFactorization, BucketMap, Bucke
     path = method_dir / "checkpoint" / "model.npz"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        bias = weights.get("item_bias")
-        model = MatrixFactorization(users, items, weights["user_table"].shape[1], item_bias=bias is not None, seed=0)
-        with torch.no_grad():
-            model.user_embedding.table.copy_(weights["user_table"])
-            model.item_embedding.table.copy_(weights["item_table"])
-            if bias is not None:
-                model.item_bias.copy_(bias)
+            weights = {name: arrays[name] for name in arrays.files}
+        kind, n_layers = str(weights.pop("model")), int(weights.pop("n_layers"))
+        if kind not in MODELS:
+            raise ValueError(f"model {kind!r} is unknown")
+        state = {TABLES.get(name, name): torch.from_numpy(array) for name, array in weights.items()}
+        dim, item_bias = weights["user_table"].shape[1], "item_bias" in weights
+        graph = ShardedCsr.open(ingest_dir / "train").load() if kind == "lightgcn" else None
+        model = ModelSpec(kind, dim, item_bias, n_layers, seed=0).build(users, items, graph)
+        if set(state) != {name for name, _ in model.named_parameters()}:
+            raise ValueError(f"it holds {', '.join(sorted(weights))}")
+        # The maps are buffers and come from their own files.
+        model.load_state_dict(state, strict=False)
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{path}: not a readable checkpoint ({error}); run 'graphhash train' again") from error
     return model, users, items

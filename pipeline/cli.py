@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.config import CLUSTER_METHODS, FORMATS, ConfigError, RunConfig
+from pipeline.config import CLUSTER_METHODS, FORMATS, LOSSES, MODELS, ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from pipeline.run import Outcome
@@ -48,6 +48,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "shards": ("cluster.shards",),
     "n_lookups": ("map.n_lookups",),
     "item_bias": ("map.item_bias",),
+    "model": ("train.model",),
+    "loss": ("train.loss",),
     "dim": ("train.dim",),
     "lr": ("train.lr",),
     "weight_decay": ("train.weight_decay",),
@@ -147,11 +149,13 @@ _train = _group(
     click.option(
         "--item-bias/--no-item-bias", default=None, help="A trained scalar per item.  [on for soft]"
     ),
+    click.option("--model", type=click.Choice(MODELS), help="The retrieval model.  [mf]"),
+    click.option("--loss", type=click.Choice(LOSSES), help="directau and ials need a model of vectors: mf, lightgcn.  [bpr]"),
     click.option("--dim", type=int, help="Length of an embedding.  [64]"),
     click.option("--lr", type=float, help="Learning rate of Adam.  [the method's]"),
     click.option("--weight-decay", type=float, help="Weight decay of Adam.  [the method's]"),
     click.option("--epochs", type=int, help="At most this many; early stopping ends sooner."),
-    click.option("--batch-size", type=int, help="Interactions per step.  [all of them]"),
+    click.option("--batch-size", type=int, help="Interactions per step; 0: all of them.  [the model's]"),
     click.option(
         "--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"
     ),

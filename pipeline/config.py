@@ -30,6 +30,9 @@ DEFAULT_RATIO = 0.25
 BUDGET_KEYS = ("resolution", "rows", "user_rows", "item_rows", "ratio")
 # Those of graphhash.samplers, which imports torch.
 SAMPLERS = ("uniform", "uniform_rejecting", "popularity")
+# Those of pipeline.models, which imports torch.
+MODELS = ("mf", "neumf", "lightgcn")
+LOSSES = ("bpr", "directau", "ials")
 CLUSTER_METHODS = ("louvain", "leiden", "lpa", "balanced")
 
 
@@ -188,20 +191,32 @@ class MapConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The model and its training (stage `train`), and how many users a validation looks at."""
+    """The model and its training (stage `train`), and how many users a validation looks at.
 
+    What is None is the default of the method, or of the model with its loss (`pipeline.models`).
+    """
+
+    model: str = "mf"
+    """`mf` is matrix factorisation, `neumf` adds a small network, `lightgcn` propagates vectors over the training graph."""
+    loss: str = "bpr"
+    """`bpr` ranks against one drawn item, `directau` aligns and spreads vectors, `ials` fits all pairs, weighted."""
     dim: int = 64
     lr: float | None = None
     weight_decay: float | None = None
-    """lr and weight_decay: None means the method's own default."""
-    epochs: int = 300
+    epochs: int | None = None
     """The learning rate falls to 0 over them, so a run of fewer epochs is a faster training and not a part of a longer one."""
     patience: int = 5
     """Evaluations, not epochs, without a better validation recall before training stops."""
-    eval_every: int = 20
-    """Epochs between two evaluations."""
+    eval_every: int | None = None
+    """Epochs between two evaluations; None: a fifteenth of them."""
     batch_size: int | None = None
-    """Interactions per step; None: one step over all of them."""
+    """Interactions per step; 0: one step over all of them."""
+    n_layers: int = 2
+    """Propagation layers of `model = "lightgcn"`."""
+    gamma: float = 1.0
+    """Weight of the uniformity in `loss = "directau"`."""
+    unobserved_weight: float = 0.01
+    """Weight of a pair's squared score in `loss = "ials"`; an interaction weighs 1."""
     sampler: str = "uniform"
     """Negatives of BPR: `uniform` over the catalogue, `uniform_rejecting` without what the user has, `popularity` by degree."""
     popularity_power: float = 0.75
@@ -212,15 +227,32 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "train")
+        _check_choice("train.model", self.model, MODELS)
+        _check_choice("train.loss", self.loss, LOSSES)
+        if self.model == "neumf" and self.loss != "bpr":
+            raise ConfigError(
+                f"train.loss={self.loss} compares vectors, and train.model=neumf has none to compare; use train.loss=bpr"
+            )
         _check_range("train.dim", self.dim, 1, 65536)
+        if self.model == "neumf" and self.dim % 4:
+            raise ConfigError(f"train.dim={self.dim} must be a multiple of 4 with train.model=neumf")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"train.lr={self.lr} must be a finite number above 0")
         if self.weight_decay is not None:
             _check_range("train.weight_decay", self.weight_decay, 0.0)
         for key in ("epochs", "patience", "eval_every"):
-            _check_range(f"train.{key}", getattr(self, key), 1)
+            if getattr(self, key) is not None:
+                _check_range(f"train.{key}", getattr(self, key), 1)
         if self.batch_size is not None:
-            _check_range("train.batch_size", self.batch_size, 1)
+            _check_range("train.batch_size", self.batch_size, 0)
+        if self.loss == "directau" and self.batch_size in (0, 1):
+            raise ConfigError(
+                f"train.batch_size={self.batch_size} cannot be had with train.loss=directau, which compares all vectors of a "
+                "batch; use some thousand"
+            )
+        _check_range("train.n_layers", self.n_layers, 0, 16)
+        _check_range("train.gamma", self.gamma, 0.0)
+        _check_range("train.unobserved_weight", self.unobserved_weight, 0.0)
         _check_choice("train.sampler", self.sampler, SAMPLERS)
         if not math.isfinite(self.popularity_power):
             raise ConfigError(f"train.popularity_power={self.popularity_power} must be a finite number")
@@ -281,6 +313,10 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     run: JobConfig = field(default_factory=JobConfig)
+
+    def __post_init__(self) -> None:
+        if self.map.item_bias and self.train.loss == "directau":
+            raise ConfigError("map.item_bias=true has no part in train.loss=directau, which compares vectors; leave it out")
 
     @classmethod
     def load(

@@ -17,9 +17,10 @@ from scipy.sparse import csr_array
 
 from graphhash.buckets import BucketMap
 from graphhash.errors import DataError
+from graphhash.lightgcn import LightGCN
 from graphhash.quantization import rounded, row_bytes
 from graphhash.ranking import ndcg_at_k, recall_at_k, top_k
-from graphhash.retrieval import MatrixFactorization
+from graphhash.retrieval import RetrievalModel
 from pipeline.budget import full_bytes
 from pipeline.checkpoint import load_method
 from pipeline.config import RunConfig
@@ -38,7 +39,7 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     Returns: ``recall@20``, ``ndcg@20`` (None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of tables, maps and
     bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``n_lookups``, ``item_bias``.
     """
-    model, users, items = load_method(method_dir)
+    model, users, items = load_method(method_dir, ingest_dir)
     try:
         store_rounded(model, config.export.precision)
     except ValueError as error:
@@ -64,7 +65,7 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
 
 
 @torch.no_grad()
-def store_rounded(model: MatrixFactorization, precision: str) -> None:
+def store_rounded(model: RetrievalModel, precision: str) -> None:
     """Put into the tables of ``model``, on any device, what is left of them once stored in ``precision``.
 
     Raises:
@@ -74,18 +75,28 @@ def store_rounded(model: MatrixFactorization, precision: str) -> None:
         embedding.table.copy_(torch.from_numpy(rounded(embedding.table.cpu().numpy(), precision)))
 
 
-def count_bytes(model: MatrixFactorization, users: BucketMap, items: BucketMap, precision: str) -> dict[str, int]:
-    """Bytes of each stored part: ``tables`` in ``precision``, ``maps`` (rows and weights) and ``bias`` in float32."""
-    return {
+def count_bytes(model: RetrievalModel, users: BucketMap, items: BucketMap, precision: str) -> dict[str, int]:
+    """Bytes of each stored part: ``tables`` in ``precision``, ``maps`` (rows and weights) and ``bias`` in float32.
+
+    NeuMF has its network's ``layers`` as well; LightGCN cannot answer without its ``graph``, counted as one int32 an edge and one
+    int64 a user.
+    """
+    parts = {
         "tables": sum(len(e.table) * row_bytes(e.dim, precision) for e in (model.user_embedding, model.item_embedding)),
         "maps": users.nbytes + items.nbytes,
         "bias": 0 if model.item_bias is None else 4 * model.item_bias.numel(),
     }
+    apart = {"item_bias", "user_embedding.table", "item_embedding.table"}
+    if layers := sum(4 * weight.numel() for name, weight in model.named_parameters() if name not in apart):
+        parts["layers"] = layers
+    if isinstance(model, LightGCN):
+        parts["graph"] = 4 * len(model.indices_of_users) + 8 * len(model.indptr_of_users)
+    return parts
 
 
 @torch.no_grad()
 def rank_users(
-    model: MatrixFactorization,
+    model: RetrievalModel,
     users: NDArray[np.integer],
     seen: csr_array,
     relevant: csr_array,
@@ -108,14 +119,12 @@ def rank_users(
         DataError: a score is NaN.
     """
     device = model.item_embedding.table.device
-    item_vectors = model.item_embedding.all()
-    block = max(1, BLOCK_SCORES // len(item_vectors))
+    scores_of = model.catalogue()
+    block = max(1, BLOCK_SCORES // model.item_embedding.n_ids)
     recalls, ndcgs = [], []
     for start in range(0, len(users), block):
         part = users[start : start + block]
-        scores = model.user_embedding(torch.from_numpy(np.asarray(part, np.int64)).to(device)) @ item_vectors.T
-        if model.item_bias is not None:
-            scores += model.item_bias
+        scores = scores_of(torch.from_numpy(np.asarray(part, np.int64)).to(device))
         try:
             ranked = top_k(scores.cpu().numpy(), k, seen[part])
         except ValueError as error:

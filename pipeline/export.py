@@ -184,7 +184,7 @@ def _compare(
         chunk = rows[start : start + step]
         raw = [_unknown_id(users) if row == len(users) else users.take([row])[0] for row in chunk]
         with torch.no_grad():
-            expected = reference.scores(torch.from_numpy(chunk)).numpy()
+            expected = reference.catalogue()(torch.from_numpy(chunk)).numpy()
         answers = [(raw, None, min(_CHECK_K, len(items)))]
         if start == 0:
             # Two users are asked for every item, so that each item's vector is read, and again without a

@@ -1,4 +1,4 @@
-"""The training loop: matrix factorisation with BPR, a page of straight code over tensors on one device."""
+"""The training loop: a page of straight code over tensors on one device, for every model and loss."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from graphhash.errors import DataError
-from graphhash.retrieval import MatrixFactorization, bpr_loss
+from graphhash.retrieval import RetrievalModel
 from pipeline.evaluate import K
+from pipeline.models import Sample, objective
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What :func:`fit` needs to know."""
+    """What :func:`fit` needs to know; as in ``pipeline.config.TrainConfig``, every default decided."""
 
     lr: float
     weight_decay: float
@@ -27,23 +28,24 @@ class FitSettings:
     patience: int
     batch_size: int | None
     seed: int
+    loss: str = "bpr"
+    gamma: float = 1.0
+    unobserved_weight: float = 0.01
 
 
 def fit(
-    model: MatrixFactorization,
+    model: RetrievalModel,
     users: Tensor,
     items: Tensor,
     settings: FitSettings,
-    validate: Callable[[MatrixFactorization], dict[str, float]] | None,
+    validate: Callable[[RetrievalModel], dict[str, float]] | None,
     *,
-    sample: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    sample: Sample | None = None,
     state: dict[str, Any] | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
     on_evaluation: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> dict[str, Any]:
-    """Train with BPR and Adam, the learning rate falling to 0 over the epochs.
-
-    One negative per interaction.
+    """Train with Adam, the learning rate falling to 0 over the epochs. BPR draws one negative per interaction.
 
     Args:
         model: on the device to train on; left with the last epoch's weights.
@@ -66,6 +68,18 @@ def fit(
     n_items = model.item_embedding.n_ids
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     generator = torch.Generator(device).manual_seed(settings.seed)
+    loss_of = objective(
+        settings.loss,
+        whole=settings.batch_size is None,
+        gamma=settings.gamma,
+        unobserved_weight=settings.unobserved_weight,
+    )
+
+    def negatives(batch_users: Tensor) -> Tensor:
+        if sample is None:
+            return torch.randint(n_items, batch_users.shape, generator=generator, device=device)
+        return sample(batch_users, generator)
+
     if state is None:
         state = {"epoch": 0, "best_recall": -math.inf, "best_epoch": 0, "n_worse": 0, "history": []}
     else:
@@ -81,18 +95,11 @@ def fit(
         optimizer.param_groups[0]["lr"] = settings.lr * (1 + math.cos(math.pi * progress)) / 2
         total = torch.zeros((), device=device)
         for batch in _batches(len(users), settings.batch_size, generator):
-            batch_users, positives = users[batch], items[batch]
-            if sample is None:
-                negatives = torch.randint(n_items, positives.shape, generator=generator, device=device)
-            else:
-                negatives = sample(batch_users, generator)
-            # With all interactions in a step, every id is read from its table once.
-            score = model.all_pairs() if settings.batch_size is None else model
-            loss = bpr_loss(score(batch_users, positives), score(batch_users, negatives))
+            loss = loss_of(model, users[batch], items[batch], negatives)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            total += loss.detach() * len(positives)
+            total += loss.detach() * len(users[batch])
         mean = float(total) / len(users)
         if not math.isfinite(mean):
             raise DataError(f"the loss is {mean} in epoch {epoch}: training diverged; lower train.lr ({settings.lr:g})")

@@ -96,9 +96,9 @@ class Method:
         per_user = self.lookups(asked) * (row_bytes + (1 if self.weighted else 0))
         return per_user, row_bytes if self.plain_items else per_user
 
-    def with_bias(self, asked: bool | None) -> bool:
-        """Whether the model has an item bias when the configuration asks for ``asked``."""
-        return self.item_bias if asked is None else asked
+    def with_bias(self, asked: bool | None, loss: str) -> bool:
+        """Whether the model has an item bias when the configuration asks for ``asked``; DirectAU would not train one."""
+        return self.item_bias and loss != "directau" if asked is None else asked
 
 
 def _full(inputs: Inputs) -> Maps:

@@ -29,7 +29,7 @@ from pipeline.stages import (
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
-VERSIONS = {"ingest": 1, "cluster": 3, "train": 2, "evaluate": 1, "export": 1}
+VERSIONS = {"ingest": 1, "cluster": 3, "train": 3, "evaluate": 1, "export": 1}
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,10 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
         return steps[name]
 
     reached = STAGES.index(until)
+    if reached >= STAGES.index("export") and config.train.model != "mf":
+        raise ConfigError(
+            f"train.model={config.train.model} has no ONNX graph yet; use 'graphhash evaluate', or train.model=mf"
+        )
     sources = find_sources(config.data.path, config.data.format, config.data.split)
     ingest = add("ingest", "ingest", settings["data"], fingerprint(Path(source.file) for source in sources))
     # The test rounds the tables as the export does.
@@ -257,7 +261,7 @@ def _export(
     from pipeline.checkpoint import load_method
     from pipeline.export import export_retrieval
 
-    model, user_map, item_map = load_method(method_dir)
+    model, user_map, item_map = load_method(method_dir, ingest)
     settings = config.flat()
     return export_retrieval(
         model,

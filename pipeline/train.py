@@ -27,15 +27,16 @@ from tqdm import tqdm
 
 from graphhash.buckets import BucketMap
 from graphhash.errors import DataError
-from graphhash.retrieval import MatrixFactorization
+from graphhash.retrieval import RetrievalModel
 from graphhash.samplers import NegativeSampler
 from pipeline.budget import asked_lookups
 from pipeline.checkpoint import save_model
 from pipeline.clusters import load_labels
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.evaluate import K, rank_users
 from pipeline.fit import FitSettings, fit
-from pipeline.methods import METHODS, Inputs
+from pipeline.methods import METHODS, Inputs, Method
+from pipeline.models import RECIPES, ModelSpec
 from pipeline.shards import ShardedCsr
 from pipeline.stages import write_json_atomic
 from pipeline.tracking import Tracker
@@ -43,6 +44,8 @@ from pipeline.tracking import Tracker
 STATE = "state.pt"
 PROGRESS = "progress.json"
 FAILURE = "failure.txt"
+# Of a training that is not stopped early.
+EVALUATIONS = 15
 
 
 def train_method(
@@ -65,14 +68,13 @@ def train_method(
         raise DataError(f"method {method!r}: {error}") from error
     for side, bucket_map in zip(("users", "items"), maps, strict=True):
         bucket_map.save(out_dir / f"{side}.npz")
-    settings = FitSettings(
-        lr=spec.lr if config.train.lr is None else config.train.lr,
-        weight_decay=spec.weight_decay if config.train.weight_decay is None else config.train.weight_decay,
-        epochs=config.train.epochs,
-        eval_every=config.train.eval_every,
-        patience=config.train.patience,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
+    settings = fit_settings(config.train, spec)
+    model_spec = ModelSpec(
+        config.train.model,
+        config.train.dim,
+        spec.with_bias(config.map.item_bias, config.train.loss),
+        config.train.n_layers,
+        settings.seed,
     )
     tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(("users", "items"), maps, strict=True)}
@@ -80,8 +82,7 @@ def train_method(
     job = {
         "folder": str(out_dir.absolute()),
         "ingest": str(ingest_dir.absolute()),
-        "dim": config.train.dim,
-        "item_bias": spec.with_bias(config.map.item_bias),
+        "model": model_spec,
         "settings": settings,
         "eval_users": config.train.eval_users,
         "sampler": (config.train.sampler, config.train.popularity_power),
@@ -89,23 +90,43 @@ def train_method(
     with _progress_bar(method, settings.epochs, out_dir / PROGRESS):
         state = _run_on_ray(job, tracker)
     (out_dir / PROGRESS).unlink(missing_ok=True)
-    model = MatrixFactorization(*maps, config.train.dim, item_bias=job["item_bias"], seed=settings.seed)
+    model = model_spec.build(*maps, graph)
     model.load_state_dict(state["best"])
     for side, embedding in (("users", model.user_embedding), ("items", model.item_embedding)):
         degrees = graph.sum(axis=1 if side == "users" else 0)
         embedding.fill_unknown(torch.from_numpy(np.asarray(degrees, np.float32).ravel()))
-    save_model(model, out_dir)
+    save_model(model, model_spec, out_dir)
     write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
     best = state["best_recall"]
     return {
         "epochs": state["epoch"],
         "best_epoch": state["best_epoch"],
         f"validation_recall@{K}": best if math.isfinite(best) else None,
-        "item_bias": job["item_bias"],
+        "item_bias": model_spec.item_bias,
         "lr": settings.lr,
         "weight_decay": settings.weight_decay,
         **hashes,
     }
+
+
+def fit_settings(train: TrainConfig, method: Method) -> FitSettings:
+    """The settings of a training, every default decided by the method and by the model with its loss."""
+    recipe = RECIPES[train.model, train.loss]
+    epochs = recipe.epochs if train.epochs is None else train.epochs
+    batch_size = recipe.batch_size if train.batch_size is None else train.batch_size
+    weight_decay = method.weight_decay if recipe.weight_decay is None else recipe.weight_decay
+    return FitSettings(
+        lr=method.lr * recipe.lr_scale if train.lr is None else train.lr,
+        weight_decay=weight_decay if train.weight_decay is None else train.weight_decay,
+        epochs=epochs,
+        eval_every=max(1, epochs // EVALUATIONS) if train.eval_every is None else train.eval_every,
+        patience=train.patience,
+        batch_size=batch_size or None,
+        seed=train.seed,
+        loss=train.loss,
+        gamma=train.gamma,
+        unobserved_weight=train.unobserved_weight,
+    )
 
 
 def _run_on_ray(job: dict[str, Any], tracker: Tracker) -> dict[str, Any]:
@@ -160,7 +181,7 @@ def _worker(job: dict[str, Any]) -> None:
     folder, settings = Path(job["folder"]), job["settings"]
     graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
     maps = BucketMap.load(folder / "users.npz"), BucketMap.load(folder / "items.npz")
-    model = MatrixFactorization(*maps, job["dim"], item_bias=job["item_bias"], seed=settings.seed).to(device)
+    model = job["model"].build(*maps, graph).to(device)
     users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))).to(device)
     items = torch.from_numpy(graph.indices.astype(np.int64)).to(device)
 
@@ -197,13 +218,13 @@ def _worker(job: dict[str, Any]) -> None:
 
 def _validation(
     seen: csr_array, relevant: csr_array, n_users: int, seed: int
-) -> Callable[[MatrixFactorization], dict[str, float]]:
+) -> Callable[[RetrievalModel], dict[str, float]]:
     """Mean recall and NDCG over users with held-out items, ``n_users`` of them drawn once where there are more (0: all)."""
     users = np.flatnonzero(np.diff(relevant.indptr))
     if 0 < n_users < len(users):
         users = np.sort(np.random.default_rng(seed).choice(users, n_users, replace=False))
 
-    def validate(model: MatrixFactorization) -> dict[str, float]:
+    def validate(model: RetrievalModel) -> dict[str, float]:
         recall, ndcg = rank_users(model, users, seen, relevant, K)
         return {f"recall@{K}": float(recall.mean()), f"ndcg@{K}": float(ndcg.mean())}
 

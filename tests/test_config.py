@@ -94,7 +94,7 @@ def test_override_is_read_as_the_keys_own_type(override, value):
         ("train.lr", "write section.key=value"),
         ("train.epochs=1.5", "train.epochs='1.5' is not a whole number"),
         ("run.mlflow=maybe", "is not true or false"),
-        ("train.epochs=none", "is not a whole number"),
+        ("train.patience=none", "is not a whole number"),
         ("run.methods=", "run.methods is empty"),
         ("run.methods=../x", "no method's name"),
         ("run.methods=soft,soft", "names a method twice"),

@@ -145,7 +145,7 @@ def test_scores_of_pairs_catalogue_and_dense_algebra_agree(method, item_bias):
     p = dense_map(users)[:-1] @ model.user_embedding.table
     q = dense_map(items)[:-1] @ model.item_embedding.table
     expected = p @ q.T + (model.item_bias if item_bias else 0)
-    torch.testing.assert_close(model.scores(torch.arange(users.n_ids)), expected)
+    torch.testing.assert_close(model.catalogue()(torch.arange(users.n_ids)), expected)
     u, i = torch.randint(0, users.n_ids, (50,)), torch.randint(0, items.n_ids, (50,))
     torch.testing.assert_close(model(u, i), expected[u, i])
     torch.testing.assert_close(model.all_pairs()(u, i), expected[u, i])

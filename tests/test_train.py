@@ -60,7 +60,7 @@ def test_the_stage_leaves_maps_weights_and_history(run, tmp_path, ray_local):
     best = max(history["epochs"], key=lambda entry: entry["recall@20"])
     assert (facts["best_epoch"], facts["validation_recall@20"]) == (best["epoch"], best["recall@20"])
     assert sorted(p.name for p in (tmp_path / "soft").iterdir()) == ["checkpoint", "history.json", "items.npz", "users.npz"]
-    model, users, _ = load_method(tmp_path / "soft")
+    model, users, _ = load_method(tmp_path / "soft", run / "ingest")
     assert facts["bucket_map_hash.users"] == users.content_hash
     # Unknown users are answered like the average one.
     degrees = torch.from_numpy(ShardedCsr.open(run / "ingest" / "train").load().sum(axis=1)).float()
@@ -120,4 +120,4 @@ def test_a_damaged_checkpoint_is_refused(run, tmp_path, ray_local):
     path = tmp_path / "soft" / "checkpoint" / "model.npz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(graphhash.DataError, match=r"model\.npz: not a readable checkpoint"):
-        load_method(tmp_path / "soft")
+        load_method(tmp_path / "soft", run / "ingest")

@@ -1,0 +1,121 @@
+"""The retrieval models and losses of a run by name, and how each is trained unless told otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from graphhash.buckets import BucketMap
+from graphhash.lightgcn import LightGCN
+from graphhash.losses import directau_loss, ials_loss
+from graphhash.neumf import NeuMF
+from graphhash.retrieval import MatrixFactorization, RetrievalModel, bpr_loss
+
+Sample = Callable[[Tensor, torch.Generator], Tensor]
+# Loss of a batch of interactions: model, users, items, and what draws negatives.
+Objective = Callable[[RetrievalModel, Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is, before it is made.
+
+    Args:
+        kind: one of MODELS.
+        dim: length of an embedding.
+        item_bias: train a scalar per item.
+        n_layers: of LightGCN.
+        seed: draws the initial values.
+    """
+
+    kind: str
+    dim: int
+    item_bias: bool
+    n_layers: int
+    seed: int
+
+    def build(self, users: BucketMap, items: BucketMap, graph: csr_array | None) -> RetrievalModel:
+        """The model with its initial weights.
+
+        Args:
+            graph: training interactions; LightGCN alone reads them.
+        """
+        return MODELS[self.kind](self, users, items, graph)
+
+
+def _mf(spec: ModelSpec, users: BucketMap, items: BucketMap, graph: csr_array | None) -> MatrixFactorization:
+    return MatrixFactorization(users, items, spec.dim, item_bias=spec.item_bias, seed=spec.seed)
+
+
+def _neumf(spec: ModelSpec, users: BucketMap, items: BucketMap, graph: csr_array | None) -> NeuMF:
+    return NeuMF(users, items, spec.dim, item_bias=spec.item_bias, seed=spec.seed)
+
+
+def _lightgcn(spec: ModelSpec, users: BucketMap, items: BucketMap, graph: csr_array | None) -> LightGCN:
+    assert graph is not None, "LightGCN needs the training graph"
+    how = {"n_layers": spec.n_layers, "item_bias": spec.item_bias, "seed": spec.seed}
+    return LightGCN(users, items, spec.dim, graph=graph, **how)
+
+
+MODELS: dict[str, Callable[[ModelSpec, BucketMap, BucketMap, csr_array | None], RetrievalModel]] = {
+    "mf": _mf,
+    "neumf": _neumf,
+    "lightgcn": _lightgcn,
+}
+
+
+def objective(loss: str, *, whole: bool, gamma: float, unobserved_weight: float) -> Objective:
+    """The loss of a batch by its name.
+
+    Args:
+        loss: "bpr", "directau" or "ials".
+        whole: a batch is all interactions; every id's vector is then read from its table once.
+        gamma: weight of DirectAU's uniformity.
+        unobserved_weight: of implicit ALS.
+    """
+
+    def bpr(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
+        score = model.all_pairs() if whole else model
+        return bpr_loss(score(users, items), score(users, negatives(users)))
+
+    def directau(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
+        return directau_loss(*model.pair_vectors(users, items), gamma=gamma)
+
+    def ials(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
+        # The sum over all pairs weighs a batch's interactions as it weighs all of them.
+        return ials_loss(
+            *model.vectors(), model(users, items), unobserved_weight=unobserved_weight, item_bias=model.item_bias
+        )
+
+    return {"bpr": bpr, "directau": directau, "ials": ials}[loss]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained with a loss, unless told otherwise.
+
+    Args:
+        lr_scale: of the method's learning rate, which is that of matrix factorisation with BPR.
+        epochs, batch_size: as in ``pipeline.config.TrainConfig``.
+        weight_decay: None: the method's own.
+    """
+
+    lr_scale: float = 1.0
+    epochs: int = 300
+    batch_size: int | None = None
+    weight_decay: float | None = None
+
+
+RECIPES: dict[tuple[str, str], Recipe] = {
+    ("mf", "bpr"): Recipe(),
+    ("mf", "directau"): Recipe(lr_scale=0.1, epochs=30, batch_size=1024),
+    ("mf", "ials"): Recipe(),
+    ("neumf", "bpr"): Recipe(lr_scale=0.1, epochs=30, batch_size=8192),
+    ("lightgcn", "bpr"): Recipe(),
+    ("lightgcn", "directau"): Recipe(lr_scale=0.1, epochs=30, batch_size=4096),
+    ("lightgcn", "ials"): Recipe(),
+}
