@@ -2,7 +2,8 @@
 
     labels = graphhash.cluster(biadjacency, resolution=200)
     users, items = graphhash.soft_maps(biadjacency, labels, n_lookups=8)
-    layer = graphhash.BucketEmbedding(users, dim=64)
+    user_layer = graphhash.BucketEmbedding(users, dim=64)
+    item_layer = graphhash.BucketEmbedding(items, dim=64, table=user_layer.table)
 
 Clustering and bucket maps work without PyTorch; names that need it are imported when first used.
 """

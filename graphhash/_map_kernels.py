@@ -8,16 +8,17 @@ from numba import njit, prange
 
 @njit(cache=True, parallel=True)
 def top_affinities(
-    indptr, indices, weights, source_indptr, source_buckets, source_values, n_buckets, chunks, rows, affinities
+    indptr, indices, values, source_indptr, source_buckets, source_values, n_buckets, power, chunks, rows, weights
 ):  # fmt: skip
     """Largest entries of every row of ``graph @ sources``.
 
     Args:
-        indptr, indices, weights: the graph's rows.
+        indptr, indices, values: the graph's rows.
         source_indptr, source_buckets, source_values: a CSR matrix with a row per column of the graph; float64 values above 0.
         chunks: int64 row boundaries, one unit of parallel work each.
         rows: int32, shape (n_rows, n_lookups), written: buckets by falling affinity, ties to the lowest bucket.
-        affinities: float32, same shape, written: affinities scaled to unit length. Unused entries of both are left as they were.
+        power: of the affinities, before they are scaled.
+        weights: float32, same shape, written: affinities to that power, scaled to unit length. Unused entries of both are left.
     """
     n_lookups = rows.shape[1]
     for chunk in prange(len(chunks) - 1):
@@ -33,7 +34,7 @@ def top_affinities(
                     if sums[bucket] == 0.0:
                         used[n_used] = bucket
                         n_used += 1
-                    sums[bucket] += weights[edge] * source_values[entry]
+                    sums[bucket] += values[edge] * source_values[entry]
             n_best = 0
             for j in range(n_used):
                 bucket = used[j]
@@ -50,9 +51,11 @@ def top_affinities(
                     best[place] = bucket
             square = 0.0
             for k in range(n_best):
-                square += sums[best[k]] ** 2
+                # Of the largest, so that no power of a small number vanishes.
+                weights[row, k] = (sums[best[k]] / sums[best[0]]) ** power
+                square += weights[row, k] ** 2
             for k in range(n_best):
                 rows[row, k] = best[k]
-                affinities[row, k] = sums[best[k]] / np.sqrt(square)
+                weights[row, k] /= np.sqrt(square)
             for j in range(n_used):
                 sums[used[j]] = 0.0

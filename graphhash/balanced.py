@@ -102,15 +102,12 @@ def balanced_maps(biadjacency: csr_array, labels: Labels) -> tuple[BucketMap, Bu
     second = _second_communities(biadjacency, labels)
     # A label's bucket is its rank among the labels that hold users, as in `graph_maps`.
     bucket = np.searchsorted(np.unique(labels.users), second)
-    codes = np.ones((own.n_ids + 1, 2), np.uint8)
-    codes[:-1, 1] = second >= 0
-    codes[-1, 1] = 0
     rows = np.repeat(own.rows, 2, axis=1)
     rows[:-1, 1] = np.where(second >= 0, bucket, rows[:-1, 0])
-    users = BucketMap(
-        rows, codes.astype(np.float32), own.n_buckets, "balanced", weight_codes=codes, weight_scale=1.0
-    )
-    return users, BucketMap(items.rows, items.weights, items.n_buckets, "balanced")
+    profiles = np.array([[1, 1], [1, 0]], np.float32)
+    profile_of = np.append(second < 0, True).astype(np.uint8)
+    users = BucketMap(rows, own.n_buckets, "balanced", profiles=profiles, profile_of=profile_of)
+    return users, BucketMap(items.rows, items.n_buckets, "balanced")
 
 
 def _propagate(

@@ -4,10 +4,13 @@ One representation serves every method. A map holds, for each of ``n_ids`` ids a
 same number of lookups; the embedding of an id is ``sum_j weights[id, j] * table[rows[id, j]]``. A plain hash is one lookup
 of weight 1. Models read the map and never learn how it was made.
 
+Weights are stored as a byte per id: the number of its profile, one of at most 256 rows of weights (``graphhash.weight_profiles``).
+
 The maps are made in ``graphhash.hashes`` (hashing baselines) and ``graphhash.graph_maps`` (what follows from communities).
 
-The last table row of every map belongs to unknown ids alone. It is not trained; the trainer fills it with the
-interaction-weighted mean vector, so an unknown id is answered like the average one.
+One table row of every map belongs to unknown ids alone: the last one. It is not trained; the trainer fills it with the
+interaction-weighted mean vector, so an unknown id is answered like the average one. Users and items may read one table between
+them (``shared``); its last two rows are then the unknown user's and the unknown item's.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from numpy.typing import NDArray
 
 from graphhash.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+MAX_PROFILES = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,54 +35,78 @@ class BucketMap:
 
     Args:
         rows: table rows, int32, shape (n_ids + 1, n_lookups), in [0, n_buckets); the last entry is for unknown ids.
-        weights: float32, same shape; equal to ``weight_codes * weight_scale`` where those are given, else all ones.
-        n_buckets: rows of the table, the last of which is the unknown ids' own.
+        n_buckets: rows of the table, the last of which is the unknown ids' own (of a shared table, one of the last two).
         method: name of the method, for reports.
         identity: the map is ``rows[id] = id`` with one lookup of weight 1, and need not be stored.
-        weight_codes: uint8, same shape, or None when every weight is 1 and none is stored.
-        weight_scale: value of one step of ``weight_codes``.
+        profiles: weights of the lookups, float32, shape (n_profiles, n_lookups), at most 256; None: every weight is 1, none is stored.
+        profile_of: profile of every id, uint8, shape (n_ids + 1,); given with ``profiles``.
+        shared: the maps of users and items were made together, and read the same table.
 
     Raises:
-        ValueError: shapes differ, a row leaves the table, or the unknown ids' entry is not the last row.
+        ValueError: shapes differ, a row leaves the table, or the unknown ids' entry does not read their row.
     """
 
     rows: NDArray[np.int32]
-    weights: NDArray[np.float32]
     n_buckets: int
     method: str
     identity: bool = False
-    weight_codes: NDArray[np.uint8] | None = None
-    weight_scale: float = 1.0
+    profiles: NDArray[np.float32] | None = None
+    profile_of: NDArray[np.uint8] | None = None
+    shared: bool = False
 
     def __post_init__(self):
         if self.rows.ndim != 2 or self.rows.dtype != np.int32:
             raise ValueError(f"bucket rows must be 2-D int32, got {self.rows.ndim}-D {self.rows.dtype}")
-        if self.weights.shape != self.rows.shape or self.weights.dtype != np.float32:
-            raise ValueError(
-                f"bucket weights must be float32 of shape {self.rows.shape}, "
-                f"got {self.weights.dtype} of shape {self.weights.shape}"
-            )
         if len(self.rows) < 2:
             raise ValueError("a bucket map needs at least one id besides the entry for unknown ids")
         low, high = int(self.rows.min()), int(self.rows.max())
         if low < 0 or high >= self.n_buckets:
             raise ValueError(f"buckets span {low}..{high}, table has {self.n_buckets} rows")
-        if self.rows[-1, 0] != self.n_buckets - 1 or self.weights[-1, 0] != 1 or self.weights[-1, 1:].any():
+        if (self.profiles is None) != (self.profile_of is None):
+            raise ValueError("profiles and profile_of are given together, or neither")
+        if self.profiles is not None:
+            self._check_profiles(self.profiles, self.profile_of)
+        elif self.n_lookups > 1:
+            raise ValueError(f"a map of {self.n_lookups} lookups needs profiles: unknown ids read one row")
+        least = self.n_buckets - (2 if self.shared else 1)
+        if self.unknown_row < least or self.weights[-1, 0] != 1 or self.weights[-1, 1:].any():
             raise ValueError(
                 f"the entry for unknown ids must read the last table row {self.n_buckets - 1} with weight 1"
+                + (f", or the one before it, as the table is shared; it reads {self.unknown_row}" if self.shared else "")
             )
-        if self.weight_codes is None:
-            if not (self.weights == 1).all():
-                raise ValueError("weights other than 1 need weight_codes")
-        elif not np.array_equal(self.weight_codes * np.float32(self.weight_scale), self.weights):
-            raise ValueError("weights differ from weight_codes * weight_scale")
         if self.identity and not np.array_equal(self.rows[:, 0], np.arange(len(self.rows))):
             raise ValueError("an identity map must have rows 0..n_ids")
+
+    def _check_profiles(self, profiles: NDArray, profile_of: NDArray) -> None:
+        if profiles.ndim != 2 or profiles.dtype != np.float32 or profiles.shape[1] != self.n_lookups:
+            raise ValueError(
+                f"profiles must be float32 of shape (n_profiles, {self.n_lookups}), got {profiles.dtype} of shape {profiles.shape}"
+            )
+        if profile_of.shape != (len(self.rows),) or profile_of.dtype != np.uint8:
+            raise ValueError(
+                f"profile_of must be uint8 of shape ({len(self.rows)},), got {profile_of.dtype} of shape {profile_of.shape}"
+            )
+        if not 1 <= len(profiles) <= MAX_PROFILES or profile_of.max() >= len(profiles):
+            raise ValueError(f"ids have profiles up to {profile_of.max()}, there are {len(profiles)} (of at most {MAX_PROFILES})")
+        if not np.isfinite(profiles).all():
+            raise ValueError("profiles must be finite numbers")
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """Weight of every lookup, float32, of the shape of ``rows``; made anew at every call."""
+        if self.profiles is None:
+            return np.ones(self.rows.shape, np.float32)
+        return self.profiles[self.profile_of]
 
     @property
     def n_ids(self) -> int:
         """Known ids; the entry for unknown ids is not counted."""
         return len(self.rows) - 1
+
+    @property
+    def unknown_row(self) -> int:
+        """The table row of unknown ids."""
+        return int(self.rows[-1, 0])
 
     @property
     def n_lookups(self) -> int:
@@ -92,19 +120,19 @@ class BucketMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes the stored map takes: rows and weight codes; none for an identity map."""
+        """Bytes the stored map takes: rows, profiles and their numbers; none for an identity map."""
         if self.identity:
             return 0
-        return self.rows.size * self.rows_dtype.itemsize + (
-            0 if self.weight_codes is None else self.weight_codes.size
-        )
+        weights = 0 if self.profiles is None else self.profiles.nbytes + self.profile_of.nbytes
+        return self.rows.size * self.rows_dtype.itemsize + weights
 
     @property
     def content_hash(self) -> str:
         """Hex sha256 of shape, rows, weights and table size."""
-        digest = hashlib.sha256(f"{self.rows.shape} {self.n_buckets} {self.weight_scale!r}".encode())
-        digest.update(np.ascontiguousarray(self.rows))
-        digest.update(np.ascontiguousarray(self.weights))
+        table = f"{self.n_buckets} shared" if self.shared else f"{self.n_buckets}"
+        digest = hashlib.sha256(f"{self.rows.shape} {table}".encode())
+        for array in (self.rows, self.profiles, self.profile_of):
+            digest.update(b"none" if array is None else np.ascontiguousarray(array))
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
@@ -114,12 +142,12 @@ class BucketMap:
             "shape": np.array(self.rows.shape, np.int64),
             "n_buckets": np.int64(self.n_buckets),
             "method": np.array(self.method),
-            "weight_scale": np.float64(self.weight_scale),
+            "shared": np.bool_(self.shared),
         }
         if not self.identity:
             arrays["rows"] = self.rows.astype(self.rows_dtype)
-        if self.weight_codes is not None:
-            arrays["weight_codes"] = self.weight_codes
+        if self.profiles is not None:
+            arrays |= {"profiles": self.profiles, "profile_of": self.profile_of}
         with open(path, "wb") as file:
             np.savez(file, **arrays)
 
@@ -133,10 +161,9 @@ class BucketMap:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 version = int(arrays["format_version"])
-                if version > FORMAT_VERSION:
-                    raise DataError(
-                        f"{path}: bucket map format {version} is newer than {FORMAT_VERSION}; update graphhash"
-                    )
+                if version != FORMAT_VERSION:
+                    remedy = "update graphhash" if version > FORMAT_VERSION else "make it again with 'graphhash train'"
+                    raise DataError(f"{path}: bucket map format {version}, this program reads {FORMAT_VERSION}; {remedy}")
                 shape = tuple(arrays["shape"])
                 identity = "rows" not in arrays
                 rows = (
@@ -144,12 +171,9 @@ class BucketMap:
                     if identity
                     else arrays["rows"].astype(np.int32)
                 )
-                codes = arrays["weight_codes"] if "weight_codes" in arrays else None
-                scale = float(arrays["weight_scale"])
-                weights = np.ones(shape, np.float32) if codes is None else codes * np.float32(scale)
-                return cls(
-                    rows, weights, int(arrays["n_buckets"]), str(arrays["method"]), identity, codes, scale
-                )
+                profiles = (arrays["profiles"], arrays["profile_of"]) if "profiles" in arrays else (None, None)
+                n_buckets, method, shared = int(arrays["n_buckets"]), str(arrays["method"]), bool(arrays["shared"])
+                return cls(rows, n_buckets, method, identity, *profiles, shared)
         except (OSError, KeyError, ValueError, BadZipFile, EOFError) as error:
             if isinstance(error, DataError):
                 raise
@@ -161,7 +185,7 @@ class BucketMap:
 def full_map(n_ids: int) -> BucketMap:
     """One row an id and one for unknown ids: the uncompressed table."""
     rows = np.arange(n_ids + 1, dtype=np.int32)[:, None]
-    return BucketMap(rows, np.ones_like(rows, np.float32), n_ids + 1, "full", identity=True)
+    return BucketMap(rows, n_ids + 1, "full", identity=True)
 
 
 def plain_map(buckets: NDArray, n_buckets: int, method: str) -> BucketMap:
@@ -173,7 +197,9 @@ def plain_map(buckets: NDArray, n_buckets: int, method: str) -> BucketMap:
     """
     rows = np.concatenate([buckets, np.full((1, buckets.shape[1]), n_buckets - 1)]).astype(np.int32)
     if buckets.shape[1] == 1:
-        return BucketMap(rows, np.ones(rows.shape, np.float32), n_buckets, method)
-    codes = np.ones(rows.shape, np.uint8)
-    codes[-1, 1:] = 0
-    return BucketMap(rows, codes.astype(np.float32), n_buckets, method, weight_codes=codes)
+        return BucketMap(rows, n_buckets, method)
+    profiles = np.ones((2, buckets.shape[1]), np.float32)
+    profiles[1, 1:] = 0
+    profile_of = np.zeros(len(rows), np.uint8)
+    profile_of[-1] = 1
+    return BucketMap(rows, n_buckets, method, profiles=profiles, profile_of=profile_of)

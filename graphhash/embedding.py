@@ -74,6 +74,11 @@ class BucketEmbedding(nn.Module):
         dim: length of a vector.
         std: standard deviation of the normal initial values; the unknown ids' row starts at zero.
         generator: draws the initial values; torch's global generator when None.
+        table: of another embedding, to read the same one; None: a new one. Maps with ``shared`` are made for this:
+            ``items = BucketEmbedding(item_map, dim, table=users.table)``.
+
+    Raises:
+        ValueError: ``dim`` is below 1, or ``table`` has another shape.
 
     Attributes:
         table: trained parameter, float32, shape (n_buckets, dim).
@@ -81,7 +86,15 @@ class BucketEmbedding(nn.Module):
         weights: buffer, float32, same shape.
     """
 
-    def __init__(self, bucket_map: BucketMap, dim: int, *, std: float = 0.1, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        bucket_map: BucketMap,
+        dim: int,
+        *,
+        std: float = 0.1,
+        generator: torch.Generator | None = None,
+        table: nn.Parameter | None = None,
+    ):
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
@@ -89,13 +102,17 @@ class BucketEmbedding(nn.Module):
         self.n_buckets = bucket_map.n_buckets
         self.dim = dim
         self.identity = bucket_map.identity
-        self.weighted = bucket_map.weight_codes is not None
+        self.weighted = bucket_map.profiles is not None
         self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()))
-        self.register_buffer("weights", torch.from_numpy(bucket_map.weights.copy()))
-        self.table = nn.Parameter(torch.empty(self.n_buckets, dim))
+        self.register_buffer("weights", torch.from_numpy(bucket_map.weights))
+        self.unknown_row = bucket_map.unknown_row
+        if table is not None and table.shape != (self.n_buckets, dim):
+            raise ValueError(f"the table is {tuple(table.shape)}, the map and dim need ({self.n_buckets}, {dim})")
+        self.table = nn.Parameter(torch.empty(self.n_buckets, dim)) if table is None else table
         with torch.no_grad():
-            self.table.normal_(std=std, generator=generator)
-            self.table[-1] = 0
+            if table is None:
+                self.table.normal_(std=std, generator=generator)
+            self.table[self.unknown_row] = 0
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of ``ids`` (any integer shape, values 0..n_ids; n_ids stands for an unknown id): shape (*ids.shape, dim)."""
@@ -120,7 +137,7 @@ class BucketEmbedding(nn.Module):
             frequencies: weight of every known id in the mean, shape (n_ids,), not negative, not all zero.
         """
         shares = (frequencies / frequencies.sum()).to(self.table)
-        self.table[-1] = shares @ self.all()
+        self.table[self.unknown_row] = shares @ self.all()
 
     def extra_repr(self) -> str:
         return f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, n_lookups={self.rows.shape[1]}, dim={self.dim}"

@@ -142,11 +142,12 @@ def _frequency(degrees: NDArray, n_buckets: int, *, n_hashes: int, method: str, 
     rows[ranked[:n_own]] = np.arange(n_own)[:, None]
     if n_hashes == 1:
         return plain_map(rows, n_buckets, method)
-    codes = np.full((n_ids + 1, n_hashes), 2, np.uint8)
-    codes[ranked[:n_own]] = 1
-    codes[-1] = [2, 0]
     rows = np.concatenate([rows, np.full((1, n_hashes), n_buckets - 1)]).astype(np.int32)
-    return BucketMap(rows, codes * np.float32(0.5), n_buckets, method, weight_codes=codes, weight_scale=0.5)
+    profiles = np.array([[1, 1], [0.5, 0.5], [1, 0]], np.float32)
+    profile_of = np.zeros(n_ids + 1, np.uint8)
+    profile_of[ranked[:n_own]] = 1
+    profile_of[-1] = 2
+    return BucketMap(rows, n_buckets, method, profiles=profiles, profile_of=profile_of)
 
 
 def universal_hash(ids: NDArray, n_buckets: int, rng: np.random.Generator) -> NDArray[np.int64]:

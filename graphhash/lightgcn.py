@@ -79,7 +79,7 @@ class LightGCN(nn.Module):
     def catalogue(self) -> CatalogueScores:
         """Scores of every item for each user, shape (batch, n_items). The unknown user ``n_users`` has its layer-0 vector alone."""
         user_vectors, item_vectors = self.vectors()
-        unknown = self.user_embedding.table[-1:] / (self.n_layers + 1)
+        unknown = self.user_embedding.table[self.user_embedding.unknown_row :][:1] / (self.n_layers + 1)
         user_vectors = torch.cat([user_vectors, unknown])
         return lambda users: product_of_catalogue(user_vectors[users], item_vectors, self.item_bias)
 

@@ -44,6 +44,11 @@ def rounded(table: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
     return table.astype(precision).astype(np.float32)
 
 
+def bias_dtype(precision: str) -> str:
+    """Type of the stored item bias: float32 beside float32 tables, else float16."""
+    return "float32" if precision == "float32" else "float16"
+
+
 def row_bytes(dim: int, precision: str) -> int:
     """Bytes of one stored table row."""
     return dim + SMALLEST.itemsize if precision == "int8" else dim * np.dtype(precision).itemsize

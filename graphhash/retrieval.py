@@ -90,12 +90,17 @@ class MatrixFactorization(nn.Module):
 
 
 def embeddings(users: BucketMap, items: BucketMap, dim: int, seed: int) -> tuple[BucketEmbedding, BucketEmbedding]:
-    """Embeddings of users and items; the seed draws the users' table first."""
+    """Embeddings of users and items, of one table where their maps share it; the seed draws the users' first.
+
+    Raises:
+        ValueError: one map shares its table and the other does not, or both read the same row for unknown ids.
+    """
+    if users.shared != items.shared or (users.shared and users.unknown_row == items.unknown_row):
+        raise ValueError("the maps of users and items were not made together: pass both of one call")
     generator = torch.Generator().manual_seed(seed)
-    return (
-        BucketEmbedding(users, dim, std=INITIAL_STD, generator=generator),
-        BucketEmbedding(items, dim, std=INITIAL_STD, generator=generator),
-    )
+    of_users = BucketEmbedding(users, dim, std=INITIAL_STD, generator=generator)
+    table = of_users.table if users.shared else None
+    return of_users, BucketEmbedding(items, dim, std=INITIAL_STD, generator=generator, table=table)
 
 
 def product_of_pairs(user_vectors: Tensor, item_vectors: Tensor, item_bias: Tensor | None) -> PairScores:

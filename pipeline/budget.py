@@ -5,14 +5,18 @@ Everything that is stored counts: table rows, the map's row numbers, its weights
 
 from __future__ import annotations
 
+import numpy as np
+
 from graphhash.errors import DataError
-from graphhash.quantization import row_bytes
+from graphhash.quantization import bias_dtype, row_bytes
 from pipeline.config import RunConfig
 from pipeline.methods import METHODS
 
 FULL_ITEMSIZE = 4
-# Lookups and rows trade against each other at equal bytes. 0.4 gives 8 lookups at a quarter of the bytes and 64 numbers a vector.
-MAP_SHARE = 0.4
+# Lookups and rows trade against each other at equal bytes, and small rows leave more for lookups.
+MAP_SHARE = {"float32": 0.4, "float16": 0.5, "int8": 0.62}
+# More than these no longer pay, however many bytes there are.
+MOST_LOOKUPS = 32
 
 
 def full_bytes(n_users: int, n_items: int, dim: int) -> int:
@@ -22,15 +26,15 @@ def full_bytes(n_users: int, n_items: int, dim: int) -> int:
 
 def asked_lookups(config: RunConfig, name: str) -> int | None:
     """Lookups per id to ask of a method: ``map.n_lookups`` where it is set; under a byte budget the most whose map takes no more
-    than MAP_SHARE of it, at least one and at most the method's own number; else None, the method's own number.
+    than MAP_SHARE of it, at least one and at most MOST_LOOKUPS; else None, the method's own number.
     """
     kind, ratio = config.cluster.budget
     method = METHODS[name]
     if config.map.n_lookups is not None or kind != "ratio" or not method.free_lookups:
         return config.map.n_lookups
-    per_lookup, _ = method.map_bytes(1, 2)
-    affordable = int(MAP_SHARE * ratio * FULL_ITEMSIZE * config.train.dim / per_lookup)
-    return max(1, min(affordable, method.n_lookups))
+    # A 16-bit row number per lookup.
+    affordable = int(MAP_SHARE[config.precision_of(name)] * ratio * FULL_ITEMSIZE * config.train.dim / 2)
+    return max(method.least_lookups, min(affordable, MOST_LOOKUPS))
 
 
 def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) -> int:
@@ -41,16 +45,18 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) 
     Raises:
         DataError: the maps alone take more bytes than the ratio allows.
     """
-    table_row = row_bytes(config.train.dim, config.export.precision)
     allowed = ratio * full_bytes(n_users, n_items, config.train.dim)
     names = [name for name in config.run.methods if name != "full"]
+    # The compressed methods of a run have one precision.
+    precision = config.precision_of(names[0] if names else "soft")
+    table_row = row_bytes(config.train.dim, precision)
 
     def overhead(name: str, itemsize: int) -> int:
         """Bytes of a method beside its tables, with row numbers of ``itemsize`` bytes."""
         method = METHODS[name]
-        per_user, per_item = method.map_bytes(asked_lookups(config, name), itemsize)
-        bias = 4 * n_items if method.with_bias(config.map.item_bias, config.train.loss) else 0
-        return per_user * (n_users + 1) + per_item * (n_items + 1) + bias
+        per_user, per_item, profiles = method.map_bytes(asked_lookups(config, name), itemsize)
+        bias = np.dtype(bias_dtype(precision)).itemsize if method.with_bias(config.map.item_bias, config.train.loss) else 0
+        return per_user * (n_users + 1) + per_item * (n_items + 1) + profiles + bias * n_items
 
     def affordable(itemsize: int) -> int:
         return int((allowed - max((overhead(name, itemsize) for name in names), default=0)) // table_row)

@@ -1,7 +1,7 @@
 """The trained weights of a method on disk: ``checkpoint/model.npz`` beside the bucket maps, plain arrays, no pickle.
 
 ``model`` names the model, ``n_layers`` is LightGCN's; ``user_table`` and ``item_table`` are float32, shape (n_buckets, dim), the
-unknown ids' row last; ``item_bias`` is float32, shape (n_items,), and there only where it was trained; every other array is a weight
+unknown ids' row last, and there is no ``item_table`` where both sides share one; ``item_bias`` is float32, shape (n_items,), and there only where it was trained; every other array is a weight
 of the model's own layers, by its name in the module.
 """
 
@@ -24,7 +24,7 @@ TABLES = {"user_table": "user_embedding.table", "item_table": "item_embedding.ta
 def save_model(model: RetrievalModel, spec: ModelSpec, method_dir: Path) -> None:
     """Write the trained weights to ``method_dir/checkpoint/model.npz``."""
     weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
-    arrays = {stored: weights.pop(name) for stored, name in TABLES.items()} | weights
+    arrays = {stored: weights.pop(name) for stored, name in TABLES.items() if name in weights} | weights
     (method_dir / "checkpoint").mkdir(exist_ok=True)
     np.savez(
         method_dir / "checkpoint" / "model.npz", model=np.array(spec.kind), n_layers=np.int64(spec.n_layers), **arrays

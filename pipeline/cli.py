@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.config import CLUSTER_METHODS, FORMATS, LOSSES, MODELS, ConfigError, RunConfig
+from pipeline.config import CLUSTER_METHODS, FORMATS, LOSSES, MODELS, PRECISIONS, ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from pipeline.run import Outcome
@@ -161,7 +161,7 @@ _train = _group(
     ),
 )
 _export = click.option(
-    "--precision", type=click.Choice(("float32", "float16", "int8")), help="Stored tables.  [float32]"
+    "--precision", type=click.Choice(PRECISIONS), help="Stored tables.  [auto: int8, and float32 for full]"
 )
 
 

@@ -33,6 +33,9 @@ SAMPLERS = ("uniform", "uniform_rejecting", "popularity")
 # Those of pipeline.models, which imports torch.
 MODELS = ("mf", "neumf", "lightgcn")
 LOSSES = ("bpr", "directau", "ials")
+PRECISIONS = ("auto", "float32", "float16", "int8")
+# Those of graphhash.graph_maps, which imports scipy.
+HOPS = ("1", "2", "1+2")
 CLUSTER_METHODS = ("louvain", "leiden", "lpa", "balanced")
 
 
@@ -175,8 +178,9 @@ class MapConfig:
 
     n_lookups: int | None = None
     """Rows read per id; None: the method's own default, or what a byte budget (cluster.ratio) can afford."""
-    hops: int = 1
-    """Steps of the graph that soft methods mix over: 1 (communities of the other side) or 2 (of the own side)."""
+    hops: str = "1+2"
+    """Steps of the graph that soft methods mix over: `1` (communities of the other side), `2` (of the own side), or `1+2` (both, in one
+    table that users and items share)."""
     item_bias: bool | None = None
     """One trained scalar per item; None: on for `soft`, off for the others."""
     seed: int = 0
@@ -185,7 +189,7 @@ class MapConfig:
         _check_types(self, "map")
         if self.n_lookups is not None:
             _check_range("map.n_lookups", self.n_lookups, 1, 256)
-        _check_range("map.hops", self.hops, 1, 2)
+        _check_choice("map.hops", self.hops, HOPS)
         _check_range("map.seed", self.seed, 0)
 
 
@@ -264,14 +268,15 @@ class TrainConfig:
 class ExportConfig:
     """The bundle (stage `export`)."""
 
-    precision: str = "float32"
-    """Type of the stored tables; int8 has a float16 scale per row."""
+    precision: str = "auto"
+    """Type of the stored tables: float32, float16, or int8 with a float16 scale per row; `auto` is int8 for a compressed table
+    and float32 for `full`."""
     external_data_mib: int = 1024
     """Weights above this size go into a data file beside `model.onnx`."""
 
     def __post_init__(self) -> None:
         _check_types(self, "export")
-        _check_choice("export.precision", self.precision, ("float32", "float16", "int8"))
+        _check_choice("export.precision", self.precision, PRECISIONS)
         _check_range("export.external_data_mib", self.external_data_mib, 0)
 
 
@@ -317,6 +322,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.map.item_bias and self.train.loss == "directau":
             raise ConfigError("map.item_bias=true has no part in train.loss=directau, which compares vectors; leave it out")
+
+    def precision_of(self, method: str) -> str:
+        """Type of a method's stored tables: "float32", "float16" or "int8"."""
+        if self.export.precision != "auto":
+            return self.export.precision
+        return "float32" if method == "full" else "int8"
 
     @classmethod
     def load(

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from graphhash.buckets import BucketMap
 from graphhash.errors import DataError
 from graphhash.lightgcn import LightGCN
-from graphhash.quantization import rounded, row_bytes
+from graphhash.quantization import bias_dtype, rounded, row_bytes
 from graphhash.ranking import ndcg_at_k, recall_at_k, top_k
 from graphhash.retrieval import RetrievalModel
 from pipeline.budget import full_bytes
@@ -37,11 +37,12 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     Tables are rounded to the precision of the export first, so that the figures belong to what is shipped.
 
     Returns: ``recall@20``, ``ndcg@20`` (None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of tables, maps and
-    bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``n_lookups``, ``item_bias``.
+    bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``n_lookups``, ``item_bias``.
     """
     model, users, items = load_method(method_dir, ingest_dir)
+    precision = config.precision_of(method)
     try:
-        store_rounded(model, config.export.precision)
+        store_rounded(model, precision)
     except ValueError as error:
         raise DataError(f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32") from error
     seen = ShardedCsr.open(ingest_dir / "train").load() + ShardedCsr.open(ingest_dir / "validation").load()
@@ -51,14 +52,15 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     if len(tested):
         recall, ndcg = rank_users(model, tested, seen, test, K)
         metrics |= {f"recall@{K}": float(recall.mean()), f"ndcg@{K}": float(ndcg.mean())}
-    parts = count_bytes(model, users, items, config.export.precision)
+    parts = count_bytes(model, users, items, precision)
     total, full = sum(parts.values()), full_bytes(users.n_ids, items.n_ids, config.train.dim)
     return metrics | {
-        "rows": users.n_buckets + items.n_buckets,
+        "rows": users.n_buckets if users.shared else users.n_buckets + items.n_buckets,
         "bytes": total,
         "bytes_full": full,
         "bytes_ratio": total / full,
         "bytes_of": parts,
+        "precision": precision,
         "n_lookups": users.n_lookups,
         "item_bias": model.item_bias is not None,
     }
@@ -66,25 +68,33 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
 
 @torch.no_grad()
 def store_rounded(model: RetrievalModel, precision: str) -> None:
-    """Put into the tables of ``model``, on any device, what is left of them once stored in ``precision``.
+    """Put into the tables and the bias of ``model``, on any device, what is left of them once stored in ``precision``.
 
     Raises:
         ValueError: int8 cannot hold a value.
     """
-    for embedding in (model.user_embedding, model.item_embedding):
-        embedding.table.copy_(torch.from_numpy(rounded(embedding.table.cpu().numpy(), precision)))
+    for table in tables(model):
+        table.copy_(torch.from_numpy(rounded(table.cpu().numpy(), precision)))
+    if model.item_bias is not None:
+        model.item_bias.copy_(torch.from_numpy(rounded(model.item_bias.cpu().numpy(), bias_dtype(precision))))
+
+
+def tables(model: RetrievalModel) -> list[torch.nn.Parameter]:
+    """The tables of a model: two, or the one that users and items share."""
+    users, items = model.user_embedding.table, model.item_embedding.table
+    return [users] if users is items else [users, items]
 
 
 def count_bytes(model: RetrievalModel, users: BucketMap, items: BucketMap, precision: str) -> dict[str, int]:
-    """Bytes of each stored part: ``tables`` in ``precision``, ``maps`` (rows and weights) and ``bias`` in float32.
+    """Bytes of each stored part: ``tables`` in ``precision``, ``maps`` (rows and weights) and ``bias``.
 
     NeuMF has its network's ``layers`` as well; LightGCN cannot answer without its ``graph``, counted as one int32 an edge and one
     int64 a user.
     """
     parts = {
-        "tables": sum(len(e.table) * row_bytes(e.dim, precision) for e in (model.user_embedding, model.item_embedding)),
+        "tables": sum(len(table) * row_bytes(table.shape[1], precision) for table in tables(model)),
         "maps": users.nbytes + items.nbytes,
-        "bias": 0 if model.item_bias is None else 4 * model.item_bias.numel(),
+        "bias": 0 if model.item_bias is None else np.dtype(bias_dtype(precision)).itemsize * model.item_bias.numel(),
     }
     apart = {"item_bias", "user_embedding.table", "item_embedding.table"}
     if layers := sum(4 * weight.numel() for name, weight in model.named_parameters() if name not in apart):

@@ -62,9 +62,9 @@ def export_retrieval(
 
     Args:
         model: trained, the unknown ids' rows filled; on any device.
-        user_map, item_map: the maps the model was made with, which know the weights' 8-bit codes.
+        user_map, item_map: the maps the model was made with, which know the weights' profiles.
         users, items: raw ids of the maps' entries.
-        precision: type of the tables in the file, "float32", "float16" or "int8"; the item bias stays float32.
+        precision: type of the tables in the file, "float32", "float16" or "int8"; the item bias is float32 or float16.
         external_data_mib: tensors of more than this together go to a second file.
         metrics, provenance: for the manifest; JSON values.
         n_check: users compared, drawn by `seed`, an unknown one among them.

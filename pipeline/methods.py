@@ -48,7 +48,7 @@ class Inputs:
     graph: csr_array
     labels: Labels
     n_lookups: int
-    hops: int
+    hops: str
     seed: int
 
     @property
@@ -71,7 +71,8 @@ class Method:
         summary: one line for tables and help.
         n_lookups: rows read per id.
         free_lookups: whether ``map.n_lookups`` changes that number.
-        weighted: whether lookups carry stored weights.
+        least_lookups: fewest that it can do with.
+        n_profiles: most rows of stored weights per side; 0: none is stored.
         plain_items: whether all of this is said of users alone, and items read one row without a weight.
         item_bias: whether items get a trained scalar each by default.
         lr, weight_decay: of Adam.
@@ -81,7 +82,8 @@ class Method:
     summary: str
     n_lookups: int = 1
     free_lookups: bool = False
-    weighted: bool = False
+    least_lookups: int = 1
+    n_profiles: int = 0
     plain_items: bool = False
     item_bias: bool = False
     lr: float = 1e-2
@@ -91,10 +93,12 @@ class Method:
         """Lookups per id when the configuration asks for ``asked``."""
         return asked if asked is not None and self.free_lookups else self.n_lookups
 
-    def map_bytes(self, asked: int | None, row_bytes: int) -> tuple[int, int]:
-        """Bytes of the map per user and per item, with ``row_bytes`` for a row number."""
-        per_user = self.lookups(asked) * (row_bytes + (1 if self.weighted else 0))
-        return per_user, row_bytes if self.plain_items else per_user
+    def map_bytes(self, asked: int | None, row_bytes: int) -> tuple[int, int, int]:
+        """Bytes of the map per user and per item, with ``row_bytes`` for a row number; and, at most, of both sides' profiles."""
+        n_lookups = self.lookups(asked)
+        per_user = n_lookups * row_bytes + (1 if self.n_profiles else 0)
+        profiles = 4 * n_lookups * self.n_profiles
+        return (per_user, row_bytes, profiles) if self.plain_items else (per_user, per_user, 2 * profiles)
 
     def with_bias(self, asked: bool | None, loss: str) -> bool:
         """Whether the model has an item bias when the configuration asks for ``asked``; DirectAU would not train one."""
@@ -165,33 +169,33 @@ def _balanced(inputs: Inputs) -> Maps:
 METHODS: dict[str, Method] = {
     "full": Method(_full, "no compression: a row for every id", weight_decay=3e-7),
     "modulo": Method(_by_size(modulo_map, seeded=False), "row number modulo table size"),
-    "double": Method(_by_size(double_map), "the sum of two hashed rows", n_lookups=2, weighted=True),
+    "double": Method(_by_size(double_map), "the sum of two hashed rows", n_lookups=2, n_profiles=2),
     "quotient_remainder": Method(
-        _by_size(quotient_remainder_map, seeded=False), "the sum of a quotient's and a remainder's row", n_lookups=2, weighted=True
+        _by_size(quotient_remainder_map, seeded=False), "the sum of a quotient's and a remainder's row", n_lookups=2, n_profiles=2
     ),
     "frequency": Method(_by_frequency(frequency_map), "frequent ids keep a row, the others hash"),
     "double_frequency": Method(
-        _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", n_lookups=2, weighted=True
+        _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", n_lookups=2, n_profiles=3
     ),
     "lsh_structure": Method(_lsh_structure, "ids with similar neighbours share a row, by random projections", lr=2e-2, weight_decay=1e-6),
     "graph": Method(lambda inputs: graph_maps(inputs.labels), "GraphHash: ids of one community share a row", lr=2e-2, weight_decay=1e-6),
     "double_graph": Method(
         lambda inputs: double_graph_maps(inputs.labels, seed=inputs.seed), "the community's row plus a hashed one",
-        n_lookups=2, weighted=True, lr=2e-2, weight_decay=1e-6,
+        n_lookups=2, n_profiles=2, lr=2e-2, weight_decay=1e-6,
     ),
     "multilevel": Method(
-        _multilevel, "a coarse and a fine community's row", n_lookups=2, weighted=True, lr=2e-2, weight_decay=1e-6
+        _multilevel, "a coarse and a fine community's row", n_lookups=2, n_profiles=2, lr=2e-2, weight_decay=1e-6
     ),
     "balanced": Method(
-        _balanced, "BACO: balanced communities of its own, two rows per user", n_lookups=2, weighted=True, plain_items=True,
+        _balanced, "BACO: balanced communities of its own, two rows per user", n_lookups=2, n_profiles=2, plain_items=True,
         lr=2e-2, weight_decay=1e-6,
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
-        n_lookups=12, free_lookups=True, weighted=True, item_bias=True, lr=8e-2, weight_decay=5e-7,
+        n_lookups=20, free_lookups=True, n_profiles=256, item_bias=True, lr=8e-2, weight_decay=5e-7,
     ),
     "double_soft": Method(
         _double_soft, "the mixture plus a hashed row",
-        n_lookups=12, free_lookups=True, weighted=True, item_bias=True, lr=8e-2, weight_decay=5e-7,
+        n_lookups=20, least_lookups=2, free_lookups=True, n_profiles=256, item_bias=True, lr=8e-2, weight_decay=5e-7,
     ),
 }  # fmt: skip

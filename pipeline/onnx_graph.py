@@ -3,11 +3,11 @@
 Built node by node from the model's arrays (opset 20, ai.onnx.ml 4), so that every dtype is chosen and nothing
 is folded:
 
-    user_id -> LabelEncoder -> user -> Gather rows and weight codes -> Gather table -> weighted sum
-    item rows and weight codes -> Gather table -> weighted sum (the unknown ids' entry is the last one)
+    user_id -> LabelEncoder -> user -> Gather rows and weights -> Gather table -> weighted sum
+    item rows and weights -> Gather table -> weighted sum (the unknown ids' entry is the last one)
     Gemm(user vectors, item vectors, item bias) -> excluded columns to -inf -> TopK -> Gather raw ids
 
-Tables, rows and weight codes are stored in their small types. ONNX Runtime folds the item vectors to float32
+Tables, rows and numbers of weight profiles are stored in their small types. ONNX Runtime folds the item vectors to float32
 when it loads the graph, with n_items * n_lookups * dim * 4 bytes needed meanwhile. A user left with fewer
 than k items that are not excluded gets excluded ones at score -inf behind them.
 """
@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphhash.buckets import BucketMap
 from graphhash.embedding import BucketEmbedding
-from graphhash.quantization import quantize_rows
+from graphhash.quantization import bias_dtype, quantize_rows
 from graphhash.retrieval import MatrixFactorization
 from graphhash.vocabulary import Vocabulary
 from serving.bundle import BundleError
@@ -62,7 +62,8 @@ def retrieval_graph(
     factors = [user_vectors, item_vectors]
     if model.item_bias is not None:
         bias = np.append(_array(model.item_bias), 0)
-        factors.append(graph.constant("item_bias", _values(bias, "item bias", "float32")))
+        stored = graph.constant("item_bias", _values(bias, "item bias", bias_dtype(precision)))
+        factors.append(stored if precision == "float32" else graph.node("Cast", [stored], "bias", to=TensorProto.FLOAT))
     scores = graph.node("Gemm", factors, "all_scores", transB=1)
 
     # Column n_items is the unknown ids' entry: it takes the excluded ids that are no items, and is always
@@ -140,6 +141,10 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
+    @property
+    def names(self) -> set[str]:
+        return {tensor.name for tensor in self.initializers}
+
     def constant(self, name: str, values: NDArray | np.generic) -> str:
         self.initializers.append(numpy_helper.from_array(np.asarray(values), name))
         return name
@@ -168,27 +173,32 @@ def _vectors(
     def cast(source: str, name: str, dtype: int) -> str:
         return graph.node("Cast", [source], name, to=dtype)
 
-    tables = _tables(graph, side, _array(embedding.table), precision)
+    # A table that both sides share is stored once, by the users.
+    owner = "shared" if bucket_map.shared else side
+    if bucket_map.shared and side == "item":
+        tables = [name for name in (f"{owner}_table", f"{owner}_scales") if name in graph.names]
+    else:
+        tables = _tables(graph, owner, _array(embedding.table), precision)
     if bucket_map.identity:
         read = [of_entry(table) for table in tables]
     else:
         stored = bucket_map.rows.astype(bucket_map.rows_dtype)
         # One lookup without a weight is a plain Gather, and needs no axis of its own.
-        graph.constant(f"{side}_rows", stored if bucket_map.weight_codes is not None else stored[:, 0])
+        graph.constant(f"{side}_rows", stored if bucket_map.profiles is not None else stored[:, 0])
         rows = of_entry(f"{side}_rows")
         if stored.dtype == np.uint16:  # Gather takes int32 or int64 indices.
             rows = cast(rows, f"{side}_buckets", TensorProto.INT32)
-        read = [graph.node("Gather", [table, rows], f"{table}_read", axis=0) for table in tables]
+        read = [graph.node("Gather", [table, rows], f"{side}_{table}_read", axis=0) for table in tables]
     if precision != "float32":
         read = [cast(source, f"{source}_float32", TensorProto.FLOAT) for source in read]
     # The scales of 8-bit rows have shape (..., 1).
     rows_read = read[0] if len(read) == 1 else graph.node("Mul", read, f"{side}_rows_scaled")
-    if bucket_map.weight_codes is None:
+    if bucket_map.profiles is None:
         return rows_read
-    graph.constant(f"{side}_weight_codes", bucket_map.weight_codes)
-    graph.constant(f"{side}_weight_scale", np.float32(bucket_map.weight_scale))
-    codes = cast(of_entry(f"{side}_weight_codes"), f"{side}_codes_float32", TensorProto.FLOAT)
-    weights = graph.node("Mul", [codes, f"{side}_weight_scale"], f"{side}_weights")
+    graph.constant(f"{side}_profiles", bucket_map.profiles)
+    graph.constant(f"{side}_profile_of", bucket_map.profile_of)
+    profile = cast(of_entry(f"{side}_profile_of"), f"{side}_profile", TensorProto.INT32)
+    weights = graph.node("Gather", [f"{side}_profiles", profile], f"{side}_weights", axis=0)
     # (n, 1, n_lookups) @ (n, n_lookups, dim): no second array of the size of what was read.
     weights = graph.node("Unsqueeze", [weights, "axis_1"], f"{side}_weights_row")
     summed = graph.node("MatMul", [weights, rows_read], f"{side}_weighted_sum")

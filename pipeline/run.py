@@ -29,7 +29,7 @@ from pipeline.stages import (
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
-VERSIONS = {"ingest": 1, "cluster": 3, "train": 3, "evaluate": 1, "export": 1}
+VERSIONS = {"ingest": 1, "cluster": 4, "train": 3, "evaluate": 2, "export": 2}
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
             config.map.n_lookups,
             config.map.item_bias,
             config.export.precision,
+            config.train.loss,
             *config.run.methods,
         ]
     steps: dict[str, Step] = {}
@@ -144,8 +145,6 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
         )
     sources = find_sources(config.data.path, config.data.format, config.data.split)
     ingest = add("ingest", "ingest", settings["data"], fingerprint(Path(source.file) for source in sources))
-    # The test rounds the tables as the export does.
-    tested = {"precision": config.export.precision}
     if reached >= STAGES.index("cluster"):
         cluster = add("cluster", "cluster", settings["cluster"], ingest.key)
     if reached >= STAGES.index("train"):
@@ -153,9 +152,12 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
             values = {"method": method, "map": settings["map"], "train": settings["train"]}
             train = add("train", f"train {method}", values, ingest.key, cluster.key)
             if reached >= STAGES.index("evaluate"):
+                # The test rounds the tables as the export does.
+                tested = {"precision": config.precision_of(method)}
                 evaluate = add("evaluate", f"evaluate {method}", tested, train.key)
             if reached >= STAGES.index("export") and i == 0:
-                add("export", "export", dataclasses.asdict(config.export), train.key, evaluate.key)
+                values = dataclasses.asdict(config.export) | tested
+                add("export", "export", values, train.key, evaluate.key)
     return steps
 
 
@@ -270,7 +272,7 @@ def _export(
         Vocabulary.load(ingest / "users.parquet"),
         Vocabulary.load(ingest / "items.parquet"),
         out,
-        precision=config.export.precision,
+        precision=metrics["precision"],
         external_data_mib=config.export.external_data_mib,
         metrics={key: value for key, value in metrics.items() if key not in ("method", "mlflow_run_id")},
         # Without `data` and `run`, which name places on the maker's machine.

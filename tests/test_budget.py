@@ -6,7 +6,7 @@ import pytest
 
 from graphhash.errors import DataError
 from graphhash.quantization import row_bytes
-from pipeline.budget import full_bytes, rows_for_ratio
+from pipeline.budget import asked_lookups, full_bytes, rows_for_ratio
 from pipeline.config import RunConfig
 
 USERS, ITEMS, DIM = 29_858, 40_981, 64
@@ -20,8 +20,9 @@ def config(precision, n_lookups):
 @pytest.mark.parametrize("n_lookups", [4, 8])
 def test_one_row_more_would_not_fit(precision, n_lookups):
     rows = rows_for_ratio(config(precision, n_lookups), 0.25, USERS, ITEMS)
-    # Soft: a 16-bit row and an 8-bit weight per lookup, for every id and the unknown one of each side; a float32 bias per item.
-    beside = 3 * n_lookups * (USERS + ITEMS + 2) + 4 * ITEMS
+    # Soft: a 16-bit row per lookup and a profile's number, for every id and the unknown one of each side; the profiles; a bias per item.
+    bias = 4 if precision == "float32" else 2
+    beside = (2 * n_lookups + 1) * (USERS + ITEMS + 2) + 2 * 256 * 4 * n_lookups + bias * ITEMS
     allowed = 0.25 * full_bytes(USERS, ITEMS, DIM)
     assert rows <= 2**16
     assert beside + rows * row_bytes(DIM, precision) <= allowed < beside + (rows + 1) * row_bytes(DIM, precision)
@@ -31,11 +32,24 @@ def test_more_rows_than_16_bits_count_take_32_bits():
     users, items = 10 * USERS, 10 * ITEMS
     rows = rows_for_ratio(config("int8", 8), 0.25, users, items)
     assert rows > 2**16
-    beside = 5 * 8 * (users + items + 2) + 4 * items
+    beside = (4 * 8 + 1) * (users + items + 2) + 2 * 256 * 4 * 8 + 2 * items
     allowed = 0.25 * full_bytes(users, items, DIM)
     assert beside + rows * row_bytes(DIM, "int8") <= allowed < beside + (rows + 1) * row_bytes(DIM, "int8")
 
 
 def test_a_ratio_that_the_maps_alone_exceed_is_refused():
-    with pytest.raises(DataError, match="maps of method 'soft' alone take 15.0%"):
-        rows_for_ratio(config("int8", 12), 0.1, USERS, ITEMS)
+    with pytest.raises(DataError, match="maps of method 'soft' alone take 16.7%"):
+        rows_for_ratio(config("int8", 20), 0.1, USERS, ITEMS)
+
+
+def test_compressed_tables_are_stored_in_8_bits_and_full_ones_are_not_unless_told():
+    auto = RunConfig.load(None, [])
+    assert [auto.precision_of(method) for method in ("soft", "graph", "modulo", "full")] == ["int8"] * 3 + ["float32"]
+    assert config("float16", 4).precision_of("full") == "float16"
+
+
+@pytest.mark.parametrize("ratio", [0.125, 0.25])
+def test_a_quarter_of_the_bytes_affords_twice_the_lookups_of_an_eighth(ratio):
+    lookups = asked_lookups(RunConfig.load(None, [f"cluster.ratio={ratio}"]), "soft")
+    assert lookups == {0.125: 9, 0.25: 19}[ratio]
+    assert asked_lookups(RunConfig.load(None, [f"cluster.ratio={ratio}"]), "graph") is None

@@ -38,7 +38,7 @@ def many_labels(graph):
 
 def model_of(graph, labels, method="soft", item_bias=True):
     spec = METHODS[method]
-    return MatrixFactorization(*spec.make(Inputs(graph, labels, spec.n_lookups, 1, 0)), 16, item_bias=item_bias, seed=0)
+    return MatrixFactorization(*spec.make(Inputs(graph, labels, spec.n_lookups, "1+2", 0)), 16, item_bias=item_bias, seed=0)
 
 
 def pairs_of(graph):
@@ -66,15 +66,17 @@ def test_one_step_lowers_the_loss_of_every_method(graph, many_labels, method, it
 
 @pytest.mark.parametrize("method", METHODS)
 def test_all_methods_get_the_same_number_of_rows(graph, many_labels, method):
-    users, items = METHODS[method].make(Inputs(graph, many_labels, METHODS[method].n_lookups, 1, 0))
+    users, items = METHODS[method].make(Inputs(graph, many_labels, METHODS[method].n_lookups, "1+2", 0))
     if method != "full":
-        assert users.n_buckets + items.n_buckets == many_labels.rows + 2
+        assert users.n_buckets + (0 if users.shared else items.n_buckets) == many_labels.rows + 2
     assert users.n_lookups == METHODS[method].n_lookups
-    assert (users.weight_codes is not None) == METHODS[method].weighted
+    n_profiles = 0 if users.profiles is None else len(users.profiles)
+    assert bool(n_profiles) == bool(METHODS[method].n_profiles) and n_profiles <= METHODS[method].n_profiles
 
 
 def test_training_puts_a_users_own_items_on_top(graph, labels):
-    model = model_of(graph, labels)
+    # Soft maps rank them high before any training.
+    model = model_of(graph, labels, "graph")
     nothing = graph.copy()
     nothing.data[:] = 0
     nothing.eliminate_zeros()

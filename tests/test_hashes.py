@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 
 import graphhash
-from graphhash.graph_maps import affinity_rows
+from graphhash.graph_maps import POWER, affinity_rows
 from graphhash.hashes import universal_hash
 from pipeline.methods import METHODS, Inputs
 
@@ -109,7 +109,7 @@ def test_multilevel_gives_every_level_rows_of_its_own():
     assert users.rows[:-1, 0].max() < users.rows[:-1, 1].min()
 
 
-@pytest.mark.parametrize("hops", [1, 2])
+@pytest.mark.parametrize("hops", ["1", "2", "1+2"])
 def test_soft_affinities_are_those_of_dense_algebra(hops):
     graph = graphs.random_graph(6, 60, 40, 400, weighted=True)
     labels = graphhash.cluster(graph, resolution=3)
@@ -118,20 +118,22 @@ def test_soft_affinities_are_those_of_dense_algebra(hops):
     of_users, of_items = (
         np.eye(max(side) + 1)[side][:, np.unique(side)] for side in (labels.users, labels.items)
     )
-    if hops == 1:
-        expected = normal @ of_items, normal.T @ of_users
-    else:
-        expected = normal @ (normal.T @ of_users), normal.T @ (normal @ of_items)
+    one = normal @ of_items, normal.T @ of_users
+    two = normal @ (normal.T @ of_users), normal.T @ (normal @ of_items)
+    # The shared table has the communities' users before their items.
+    both = np.hstack([two[0], one[0] / 2]), np.hstack([one[1] / 2, two[1]])
+    expected = {"1": one, "2": two, "1+2": both}[hops]
     maps = graphhash.soft_maps(graph, labels, n_lookups=4, hops=hops)
     for affinities, found in zip(expected, maps, strict=True):
-        assert found.n_buckets == affinities.shape[1] + 1
+        assert found.shared == (hops == "1+2")
+        assert found.n_buckets == affinities.shape[1] + (2 if found.shared else 1)
         for row in np.flatnonzero(affinities.sum(1) > 0):
             best = np.argsort(-affinities[row], kind="stable")[:4]
             kept = np.zeros(affinities.shape[1])
-            kept[best] = affinities[row, best]
+            kept[best] = affinities[row, best] ** POWER
             kept /= np.linalg.norm(kept)
             read = np.bincount(found.rows[row], found.weights[row], affinities.shape[1])
-            assert_allclose(read, kept, atol=0.5 / 255 + 1e-6)
+            assert_allclose(read, kept, atol=1e-6)
 
 
 def test_ranges_of_rows_give_the_rows_of_the_whole():
@@ -155,15 +157,16 @@ def test_double_soft_adds_a_hashed_row_of_weight_one():
         assert_array_equal(double.rows[:-1, :3], soft.rows[:-1])
         assert_array_equal(double.weights[:, :3], soft.weights)
         assert (double.weights[:-1, 3] == 1).all() and double.weights[-1, 3] == 0
-        assert double.rows[:-1, 3].max() < soft.n_buckets - 1
+        assert double.rows[:-1, 3].max() < soft.n_buckets - 2
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "full"])
 def test_every_method_takes_as_many_rows_as_the_communities(method):
     graph, _, _ = graphs.planted(1, 20, 25, 0.3, 0.02)
     labels = graphhash.cluster(graph, rows=150)
-    maps = METHODS[method].make(Inputs(graph, labels, 4, 1, 0))
-    assert sum(m.n_buckets for m in maps) == 150 + 2
+    maps = METHODS[method].make(Inputs(graph, labels, 4, "1+2", 0))
+    n_rows = maps[0].n_buckets if maps[0].shared else sum(m.n_buckets for m in maps)
+    assert n_rows == 150 + 2
     assert [m.n_ids for m in maps] == list(graph.shape)
 
 

@@ -41,6 +41,7 @@ CLUSTERING_HALF = {
     "row_budget",
     "row_search",
     "vocabulary",
+    "weight_profiles",
 }
 
 

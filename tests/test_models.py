@@ -15,7 +15,7 @@ from graphhash.hashes import modulo_map
 from graphhash.lightgcn import LightGCN
 from graphhash.neumf import NeuMF
 from pipeline.checkpoint import load_method, save_model
-from pipeline.evaluate import count_bytes, rank_users
+from pipeline.evaluate import count_bytes, rank_users, tables
 from pipeline.models import MODELS, RECIPES, ModelSpec, objective
 from pipeline.shards import ShardedCsr
 
@@ -46,8 +46,8 @@ def dense(bucket_map: BucketMap, table: torch.Tensor) -> np.ndarray:
 def with_random_bias(model):
     with torch.no_grad():
         nn.init.normal_(model.item_bias)
-        for embedding in (model.user_embedding, model.item_embedding):
-            embedding.table.mul_(30)
+        for table in tables(model):
+            table.mul_(30)
     return model
 
 
