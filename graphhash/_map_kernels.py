@@ -8,7 +8,7 @@ from numba import njit, prange
 
 @njit(cache=True, parallel=True)
 def top_affinities(
-    indptr, indices, values, source_indptr, source_buckets, source_values, n_buckets, power, chunks, rows, weights
+    indptr, indices, values, source_indptr, source_buckets, source_values, n_buckets, split, power, chunks, rows, weights
 ):  # fmt: skip
     """Largest entries of every row of ``graph @ sources``.
 
@@ -17,6 +17,7 @@ def top_affinities(
         source_indptr, source_buckets, source_values: a CSR matrix with a row per column of the graph; float64 values above 0.
         chunks: int64 row boundaries, one unit of parallel work each.
         rows: int32, shape (n_rows, n_lookups), written: buckets by falling affinity, ties to the lowest bucket.
+        split: buckets below it and the others are two groups, each of which is scaled to unit length before the largest are taken.
         power: of the affinities, before they are scaled.
         weights: float32, same shape, written: affinities to that power, scaled to unit length. Unused entries of both are left.
     """
@@ -35,9 +36,16 @@ def top_affinities(
                         used[n_used] = bucket
                         n_used += 1
                     sums[bucket] += values[edge] * source_values[entry]
+            below, above = 0.0, 0.0
+            for j in range(n_used):
+                if used[j] < split:
+                    below += sums[used[j]] ** 2
+                else:
+                    above += sums[used[j]] ** 2
             n_best = 0
             for j in range(n_used):
                 bucket = used[j]
+                sums[bucket] /= np.sqrt(below if bucket < split else above)
                 place = n_best
                 while place > 0 and (
                     sums[bucket] > sums[best[place - 1]]

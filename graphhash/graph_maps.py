@@ -21,8 +21,6 @@ from graphhash.hashes import universal_hash
 from graphhash.weight_profiles import weight_profiles
 
 HOPS = ("1", "2", "1+2")
-# Weight of one hop beside two. On Gowalla's validation recall: 0.25 .1690, 0.5 .1703, 1 .1685.
-ONE_HOP = 0.5
 # Of affinities, before they are scaled: 1 gives the first lookups nearly all the weight. With 16 lookups, validation recall is .1723
 # for 1, .1742 for 0.7, .1731 for 0.5.
 POWER = 0.7
@@ -83,7 +81,7 @@ def soft_maps(
     - ``"1"``: ``S_user = A C_item`` and ``S_item = A^T C_user``: how much of an id's normalised interactions falls on each community
       of the other side. The user table has a row per *item* community, and the reverse.
     - ``"2"``: ``S_user = A (A^T C_user)`` and ``S_item = A^T (A C_item)``: the communities of those who share neighbours.
-    - ``"1+2"``: two hops plus ONE_HOP times one hop, over one table that users and items share, with a row for every community of
+    - ``"1+2"``: both, each scaled to unit length, over one table that users and items share, with a row for every community of
       either side: the layers of LightGCN (He et al., SIGIR 2020), taken once, before training.
 
     The largest ``n_lookups`` entries are kept (ties to the lowest bucket), raised to POWER, scaled to unit length and rounded to
@@ -104,7 +102,8 @@ def soft_maps(
     maps = []
     for side, other in (SIDES, SIDES[::-1]):
         sources = plan.sources(other, graphs[other], 0)
-        maps.append(plan.bucket_map(side, *affinity_rows(graphs[side], sources, n_lookups), "soft"))
+        found = affinity_rows(graphs[side], sources, n_lookups, split=plan.n_user_buckets)
+        maps.append(plan.bucket_map(side, *found, "soft"))
     return maps[0], maps[1]
 
 
@@ -165,6 +164,11 @@ class SoftPlan:
             hops,
         )
 
+    @property
+    def n_user_buckets(self) -> int:
+        """In a shared table, the first row of items' communities; else a table's number of rows or more."""
+        return int(self.buckets["items"].min()) if self.hops == "1+2" else max(self.n_buckets.values())
+
     def sources(self, side: str, graph: csr_array, start: int) -> csr_array:
         """What ids of ``side`` give to each bucket of those who used them, or whom they used: float64, shape (n_rows, n_buckets).
 
@@ -181,9 +185,8 @@ class SoftPlan:
             back = one_hot(self.buckets[other], n_buckets, 1.0 / np.sqrt(np.maximum(self.degrees[other], 1e-300)))
             total = csr_array(diags_array(step**2) @ (graph.astype(np.float64) @ back))
         if self.hops != "2":
-            share = ONE_HOP if self.hops == "1+2" else 1.0
             own = self.buckets[side][start : start + graph.shape[0]]
-            total = csr_array(total + one_hot(own, n_buckets, share * step))
+            total = csr_array(total + one_hot(own, n_buckets, step))
         return total
 
     def bucket_map(self, side: str, rows: NDArray[np.int32], weights: NDArray[np.float32], method: str) -> BucketMap:
@@ -213,13 +216,16 @@ def _check_soft(biadjacency: csr_array, labels: Labels, n_lookups: int, hops: st
 
 
 def affinity_rows(
-    graph: csr_array, sources: csr_array, n_lookups: int
+    graph: csr_array, sources: csr_array, n_lookups: int, *, split: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Largest entries of each row of ``graph @ sources``, by falling size, raised to POWER and scaled to unit length.
+
+    The entries of buckets below ``split`` and those of the others are scaled to unit length before: neither group drowns the other.
 
     Args:
         graph: some rows of the graph or of its transpose.
         sources: what each neighbour gives to each bucket, shape (n_neighbours, n_buckets), above 0.
+        split: a number of buckets; all of them makes one group.
 
     Returns:
         Buckets, int32, and weights, float32, both of shape (n_rows, n_lookups). Lookups of weight 0 repeat the row's best bucket; a row
@@ -231,7 +237,7 @@ def affinity_rows(
     indptr = graph.indptr.astype(np.int64)
     _map_kernels.top_affinities(
         indptr, graph.indices, graph.data, sources.indptr.astype(np.int64), sources.indices, sources.data.astype(np.float64),
-        n_buckets, POWER, balanced_chunks(indptr, 32), rows, weights,
+        n_buckets, split, POWER, balanced_chunks(indptr, 32), rows, weights,
     )  # fmt: skip
     rows = np.where(weights > 0, rows, rows[:, :1])
     weights[weights[:, 0] == 0, 0] = 1

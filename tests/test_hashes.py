@@ -121,7 +121,10 @@ def test_soft_affinities_are_those_of_dense_algebra(hops):
     one = normal @ of_items, normal.T @ of_users
     two = normal @ (normal.T @ of_users), normal.T @ (normal @ of_items)
     # The shared table has the communities' users before their items.
-    both = np.hstack([two[0], one[0] / 2]), np.hstack([one[1] / 2, two[1]])
+    def unit(rows):
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+
+    both = np.hstack([unit(two[0]), unit(one[0])]), np.hstack([unit(one[1]), unit(two[1])])
     expected = {"1": one, "2": two, "1+2": both}[hops]
     maps = graphhash.soft_maps(graph, labels, n_lookups=4, hops=hops)
     for affinities, found in zip(expected, maps, strict=True):
@@ -141,8 +144,8 @@ def test_ranges_of_rows_give_the_rows_of_the_whole():
     sources = csr_array(
         np.random.default_rng(0).random((40, 9)) * (np.random.default_rng(1).random((40, 9)) < 0.3)
     )
-    whole = affinity_rows(graph, sources, 3)
-    parts = [affinity_rows(graph[a:b], sources, 3) for a, b in ((0, 7), (7, 60))]
+    whole = affinity_rows(graph, sources, 3, split=4)
+    parts = [affinity_rows(graph[a:b], sources, 3, split=4) for a, b in ((0, 7), (7, 60))]
     for i in range(2):
         assert_array_equal(np.concatenate([part[i] for part in parts]), whole[i])
 
