@@ -13,156 +13,33 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.config import CLUSTER_METHODS, FORMATS, LOSSES, MODELS, PRECISIONS, ConfigError, RunConfig
+from pipeline.cli_options import (
+    Epilog,
+    cluster_options,
+    common_options,
+    data_options,
+    export_option,
+    load,
+    out_option,
+    print_table,
+    say,
+    train_options,
+    write_json,
+)
+from pipeline.config import FORMATS, ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from pipeline.run import Outcome
 
-# Option -> the keys it sets. `--seed` seeds the split, the maps and the training alike.
-KEYS: dict[str, tuple[str, ...]] = {
-    "data": ("data.path",),
-    "format": ("data.format",),
-    "user_column": ("data.user_column",),
-    "item_column": ("data.item_column",),
-    "weight_column": ("data.weight_column",),
-    "bad_rows": ("data.bad_rows",),
-    "split": ("data.split",),
-    "validation": ("data.validation",),
-    "test": ("data.test",),
-    "seed": ("data.seed", "map.seed", "train.seed"),
-    "resolution": ("cluster.resolution",),
-    "rows": ("cluster.rows",),
-    "user_rows": ("cluster.user_rows",),
-    "item_rows": ("cluster.item_rows",),
-    "ratio": ("cluster.ratio",),
-    "max_size": ("cluster.max_size",),
-    "levels": ("cluster.levels",),
-    "cluster_method": ("cluster.method",),
-    "threads": ("cluster.threads",),
-    "shards": ("cluster.shards",),
-    "n_lookups": ("map.n_lookups",),
-    "item_bias": ("map.item_bias",),
-    "model": ("train.model",),
-    "loss": ("train.loss",),
-    "dim": ("train.dim",),
-    "lr": ("train.lr",),
-    "weight_decay": ("train.weight_decay",),
-    "epochs": ("train.epochs",),
-    "batch_size": ("train.batch_size",),
-    "precision": ("export.precision",),
-    "method": ("run.methods",),
-    "address": ("run.address",),
-    "mlflow": ("run.mlflow",),
-}
-CONFIG_FILE = "config.toml"
 # Small enough for three minutes on two cores, large enough that the methods differ.
 DEMO_LOG = "--users 4000 --items 3000 --interactions 120000 --communities 40 --seed 0".split()
 DEMO_RUN = "--seed 0".split()
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Epilog(click.Command):
-    """A command whose examples keep their line breaks in `--help`."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.epilog:
-            formatter.write(
-                "\nExamples:\n" + "".join(f"  {line}\n" for line in self.epilog.strip().splitlines())
-            )
-
-
-def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-_out = click.option("--out", required=True, metavar="DIR", help="The run folder; made when missing.")
-_common = _group(
-    click.option("--seed", type=int, help="Seeds the split, the maps and the training.  [0]"),
-    click.option(
-        "--config", "config_file", metavar="FILE", help="TOML file of settings; options are stronger."
-    ),
-    click.option(
-        "--address", metavar="ADDR", help="A Ray cluster; without it a local Ray starts and stops by itself."
-    ),
-    click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well."),
-    click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]..."),
-)
-_data = _group(
-    click.option("--data", metavar="PATH", help="The interaction log: a file, a folder or a quoted glob."),
-    click.option("--format", type=click.Choice(FORMATS), help="Format of the log.  [auto]"),
-    click.option("--user-column", metavar="NAME", help="csv, tsv, parquet: column of user ids.  [user_id]"),
-    click.option("--item-column", metavar="NAME", help="csv, tsv, parquet: column of item ids.  [item_id]"),
-    click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1."),
-    click.option(
-        "--bad-rows", type=click.Choice(("error", "skip")), help="skip: set bad rows aside, counted.  [error]"
-    ),
-    click.option(
-        "--split", type=click.Choice(("random", "given")), help="given: the data set's test file.  [random]"
-    ),
-    click.option("--validation", type=float, help="Share of interactions for validation.  [0.1]"),
-    click.option("--test", type=float, help="Share of interactions for the test.  [0.1]"),
-)
-_cluster = _group(
-    click.option("--ratio", type=float, help="Budget: bytes kept over bytes of the full tables.  [0.25]"),
-    click.option("--rows", type=int, help="Budget: rows of both tables together, exactly."),
-    click.option("--user-rows", type=int, help="Budget: rows of the user table, exactly; with --item-rows."),
-    click.option("--item-rows", type=int, help="Budget: rows of the item table, exactly; with --user-rows."),
-    click.option(
-        "--resolution", type=float, help="No budget: resolution of the modularity; more means more rows."
-    ),
-    click.option(
-        "--cluster-method",
-        type=click.Choice(CLUSTER_METHODS),
-        help="leiden: connected communities, slower; lpa: faster, worse; balanced: BACO.  [louvain]",
-    ),
-    click.option(
-        "--levels",
-        metavar="G[,G]...",
-        help="Write nested communities at these resolutions with raw ids: cluster/levels_users.parquet, _items.",
-    ),
-    click.option("--max-size", type=int, help="Most users, and most items, of a community.  [no bound]"),
-    click.option("--threads", type=int, help="Threads of the clustering.  [one per core]"),
-    click.option(
-        "--shards", type=int, help="Cluster in Ray tasks over this many shards; same labels.  [0: threads]"
-    ),
-)
-_train = _group(
-    click.option(
-        "--method",
-        metavar="NAME[,NAME]...",
-        help="soft, double_soft, graph, double_graph, multilevel, balanced; modulo, double, quotient_remainder, frequency,"
-        " double_frequency, lsh_structure; full.  [soft]",
-    ),
-    click.option("--n-lookups", type=int, help="Rows read per id.  [the method's]"),
-    click.option(
-        "--item-bias/--no-item-bias", default=None, help="A trained scalar per item.  [on for soft]"
-    ),
-    click.option("--model", type=click.Choice(MODELS), help="The retrieval model.  [mf]"),
-    click.option("--loss", type=click.Choice(LOSSES), help="directau and ials need a model of vectors: mf, lightgcn.  [bpr]"),
-    click.option("--dim", type=int, help="Length of an embedding.  [64]"),
-    click.option("--lr", type=float, help="Learning rate of Adam.  [the method's]"),
-    click.option("--weight-decay", type=float, help="Weight decay of Adam.  [the method's]"),
-    click.option("--epochs", type=int, help="At most this many; early stopping ends sooner."),
-    click.option("--batch-size", type=int, help="Interactions per step; 0: all of them.  [the model's]"),
-    click.option(
-        "--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"
-    ),
-)
-_export = click.option(
-    "--precision", type=click.Choice(PRECISIONS), help="Stored tables.  [auto: int8, and float32 for full]"
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -201,7 +78,7 @@ def synth(out: str, json_file: str | None, **settings: Any) -> None:
     sizes = {f"n_{key}": settings.pop(key) for key in ("users", "items", "interactions", "communities")}
     result = make(Path(out), **sizes, **settings)
     _print_pairs(result)
-    _write_json(json_file, result)
+    write_json(json_file, result)
 
 
 @app.command(
@@ -212,12 +89,12 @@ graphhash run --data gowalla --split given --resolution 200 --method soft,graph 
 graphhash run --data 'logs/*.csv' --user-column uid --item-column sku --rows 20000 --out out train.patience=10
 """,
 )
-@_out
-@_data
-@_cluster
-@_train
-@_export
-@_common
+@out_option
+@data_options
+@cluster_options
+@train_options
+@export_option
+@common_options
 def run(**_: Any) -> None:
     """Do everything: ingest, cluster, train, evaluate, export, report.
 
@@ -226,7 +103,7 @@ def run(**_: Any) -> None:
     """
     outcome, config, json_file = _until("report")
     _print_metrics(outcome.metrics)
-    _write_json(json_file, outcome.metrics)
+    write_json(json_file, outcome.metrics)
     out = Path(config.run.out)
     print(f"\nbundle: {out / 'bundle'}\nreport: {out / 'report.html'}")
 
@@ -238,14 +115,14 @@ graphhash ingest --data log.parquet --out out
 graphhash ingest --data ratings.csv --user-column userId --item-column movieId --bad-rows skip --out out
 """,
 )
-@_out
-@_data
-@_common
+@out_option
+@data_options
+@common_options
 def ingest(**_: Any) -> None:
     """Read the log, number its users and items, split it, and write the graph to disk."""
     outcome, _config, json_file = _until("ingest")
     _print_pairs(outcome.ingest)
-    _write_json(json_file, outcome.ingest)
+    write_json(json_file, outcome.ingest)
 
 
 @app.command(
@@ -256,10 +133,10 @@ graphhash cluster --out out --resolution 200 --cluster-method leiden --levels 1,
 graphhash cluster --data train.txt --validation 0 --test 0 --resolution 200 --out out
 """,
 )
-@_out
-@_data
-@_cluster
-@_common
+@out_option
+@data_options
+@cluster_options
+@common_options
 def cluster(**_: Any) -> None:
     """Cluster users and items, and print modularity, rows and sizes.
 
@@ -267,7 +144,7 @@ def cluster(**_: Any) -> None:
     """
     outcome, _config, json_file = _until("cluster")
     _print_pairs({key: value for key, value in outcome.cluster.items() if key != "history"})
-    _write_json(json_file, outcome.cluster)
+    write_json(json_file, outcome.cluster)
 
 
 @app.command(
@@ -277,17 +154,17 @@ graphhash train --out out --method soft,full --lr 0.005
 graphhash train --data log.parquet --ratio 0.16 --out out train.patience=10
 """,
 )
-@_out
-@_data
-@_cluster
-@_train
-@_common
+@out_option
+@data_options
+@cluster_options
+@train_options
+@common_options
 def train(**_: Any) -> None:
     """Train one model per method, each in an MLflow run of its own."""
     outcome, _config, json_file = _until("train")
     for metrics in outcome.metrics:
         _print_pairs(metrics)
-    _write_json(json_file, outcome.metrics)
+    write_json(json_file, outcome.metrics)
 
 
 @app.command(
@@ -297,16 +174,16 @@ graphhash evaluate --out out
 graphhash evaluate --out out --method soft,graph --json figures.json
 """,
 )
-@_out
-@_data
-@_cluster
-@_train
-@_common
+@out_option
+@data_options
+@cluster_options
+@train_options
+@common_options
 def evaluate(**_: Any) -> None:
     """Measure recall and NDCG on the test interactions, and count every byte."""
     outcome, _config, json_file = _until("evaluate")
     _print_metrics(outcome.metrics)
-    _write_json(json_file, outcome.metrics)
+    write_json(json_file, outcome.metrics)
 
 
 @app.command(
@@ -316,17 +193,17 @@ graphhash export --out out
 graphhash export --out out --precision float16
 """,
 )
-@_out
-@_data
-@_cluster
-@_train
-@_export
-@_common
+@out_option
+@data_options
+@cluster_options
+@train_options
+@export_option
+@common_options
 def export(**_: Any) -> None:
     """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids."""
     outcome, config, json_file = _until("export")
     _print_metrics(outcome.metrics)
-    _write_json(json_file, outcome.metrics)
+    write_json(json_file, outcome.metrics)
     print(f"\nbundle: {Path(config.run.out) / 'bundle'}")
 
 
@@ -385,8 +262,8 @@ def recommend(
             (str(i + 1), str(item["item_id"]), f"{item['score']:.4f}")
             for i, item in enumerate(answer["items"])
         ]
-        _print_table(("rank", "item", "score"), rows)
-    _write_json(json_file, answers)
+        print_table(("rank", "item", "score"), rows)
+    write_json(json_file, answers)
 
 
 @app.command(
@@ -519,13 +396,13 @@ def bench_cluster(
     planted = [planted_sizes(n, *sizes) | drawing for n in interactions]
     log = data and DataConfig(str(Path(data).absolute()), validation=0.0, test=0.0, **settings)
     results = bench(
-        log, planted, resolutions=resolution, programs=programs, rounds=rounds, threads=threads, say=_say
+        log, planted, resolutions=resolution, programs=programs, rounds=rounds, threads=threads, say=say
     )
     for title, (header, *lines), phases in by_setting(results):
         print(f"\n{title}")
-        _print_table(header, lines)
+        print_table(header, lines)
         print(phases)
-    _write_json(json_file, results)
+    write_json(json_file, results)
     if plot or len({entry["graph"] for entry in results}) > 1:
         draw(results, Path(plot or "bench_cluster.png"))
         print(f"\nplot: {plot or 'bench_cluster.png'}")
@@ -599,33 +476,10 @@ def _exit_on_sigterm() -> None:
 def _until(stage: str) -> tuple[Outcome, RunConfig, str | None]:
     """Run the stages up to `stage` with the current command's options. Returns outcome, settings and `--json`."""
     options = click.get_current_context().params
-    config = _load(options)
+    config = load(options)
     from pipeline.run import run as run_stages
 
-    return run_stages(config, until=stage, say=_say), config, options["json_file"]
-
-
-def _load(options: dict[str, Any]) -> RunConfig:
-    """Settings from weak to strong: defaults, the run folder's (without --data), --config, options, overrides."""
-    out = Path(options["out"])
-    given = {name: value for name, value in options.items() if name in KEYS and value is not None}
-    for name in ("method", "levels"):
-        if name in given:
-            given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
-    if "data" in given:
-        given["data"] = given["data"] and str(Path(given["data"]).absolute())
-    cli = {key: value for name, value in given.items() for key in KEYS[name]} | {"run.out": str(out)}
-    files = [Path(options["config_file"])] if options["config_file"] else []
-    if "data" not in given and (out / CONFIG_FILE).is_file():
-        files.insert(0, out / CONFIG_FILE)
-    config = RunConfig.load(files, options["overrides"], **cli)
-    if not config.data.path:
-        raise ConfigError(f"no data: give --data PATH ({out} holds no settings of an earlier command)")
-    return config
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return run_stages(config, until=stage, say=say), config, options["json_file"]
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -633,13 +487,6 @@ def _read_lines(path: Path) -> list[str]:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path}: cannot be read as a text file: {error}") from error
-
-
-def _write_json(file: str | None, value: Any) -> None:
-    if file is not None:
-        from pipeline.stages import write_json_atomic
-
-        write_json_atomic(Path(file), value)
 
 
 def _print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
@@ -655,19 +502,7 @@ def _print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
         )
         for entry in metrics
     ]
-    _print_table(("method", "rows", "bytes", "of full", "recall@20", "NDCG@20", "train s"), rows)
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns padded to their widest cell; the first to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    for line in (header, *rows):
-        print(
-            "  ".join(
-                c.ljust(w) if i == 0 else c.rjust(w)
-                for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-        )
+    print_table(("method", "rows", "bytes", "of full", "recall@20", "NDCG@20", "train s"), rows)
 
 
 def _print_pairs(values: dict[str, Any], indent: str = "") -> None:

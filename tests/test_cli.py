@@ -17,7 +17,7 @@ import pytest
 import pipeline.recommend
 from graphhash.errors import DataError
 from graphhash.vocabulary import Vocabulary
-from pipeline import cli
+from pipeline import cli, cli_options
 from pipeline import run as run_module
 from pipeline.config import RunConfig
 from pipeline.methods import METHODS
@@ -157,9 +157,9 @@ def test_options_become_settings(graphhash, runs, tmp_path):
 
 def test_every_option_names_existing_settings():
     names = set(RunConfig().flat())
-    assert {key for keys in cli.KEYS.values() for key in keys} <= names
+    assert {key for keys in cli_options.KEYS.values() for key in keys} <= names
     options = {option.name for command in cli.app.commands.values() for option in command.params}
-    assert set(cli.KEYS) <= options
+    assert set(cli_options.KEYS) <= options
 
 
 def test_help_names_every_method(graphhash):

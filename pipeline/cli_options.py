@@ -1,0 +1,205 @@
+"""What the commands share: their options, the settings that these become, and how results are printed.
+
+An option is declared once, in a group of those that belong together, and KEYS says which settings it sets.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pipeline.config import CLUSTER_METHODS, FORMATS, LOSSES, MODELS, PRECISIONS, ConfigError, RunConfig
+
+# Option -> the keys it sets. `--seed` seeds the split, the maps and the training alike.
+KEYS: dict[str, tuple[str, ...]] = {
+    "data": ("data.path",),
+    "format": ("data.format",),
+    "user_column": ("data.user_column",),
+    "item_column": ("data.item_column",),
+    "weight_column": ("data.weight_column",),
+    "bad_rows": ("data.bad_rows",),
+    "split": ("data.split",),
+    "validation": ("data.validation",),
+    "test": ("data.test",),
+    "seed": ("data.seed", "map.seed", "train.seed"),
+    "resolution": ("cluster.resolution",),
+    "rows": ("cluster.rows",),
+    "user_rows": ("cluster.user_rows",),
+    "item_rows": ("cluster.item_rows",),
+    "ratio": ("cluster.ratio",),
+    "max_size": ("cluster.max_size",),
+    "levels": ("cluster.levels",),
+    "cluster_method": ("cluster.method",),
+    "threads": ("cluster.threads",),
+    "shards": ("cluster.shards",),
+    "n_lookups": ("map.n_lookups",),
+    "item_bias": ("map.item_bias",),
+    "model": ("train.model",),
+    "loss": ("train.loss",),
+    "dim": ("train.dim",),
+    "lr": ("train.lr",),
+    "weight_decay": ("train.weight_decay",),
+    "epochs": ("train.epochs",),
+    "batch_size": ("train.batch_size",),
+    "precision": ("export.precision",),
+    "method": ("run.methods",),
+    "address": ("run.address",),
+    "mlflow": ("run.mlflow",),
+}
+CONFIG_FILE = "config.toml"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Epilog(click.Command):
+    """A command whose examples keep their line breaks in `--help`."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write(
+                "\nExamples:\n" + "".join(f"  {line}\n" for line in self.epilog.strip().splitlines())
+            )
+
+
+def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+out_option = click.option("--out", required=True, metavar="DIR", help="The run folder; made when missing.")
+seed_option = click.option("--seed", type=int, help="Seeds the split, the maps and the training.  [0]")
+settings_options = _group(
+    click.option(
+        "--config", "config_file", metavar="FILE", help="TOML file of settings; options are stronger."
+    ),
+    click.option(
+        "--address", metavar="ADDR", help="A Ray cluster; without it a local Ray starts and stops by itself."
+    ),
+    click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well."),
+    click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]..."),
+)
+common_options = _group(seed_option, settings_options)
+data_options = _group(
+    click.option("--data", metavar="PATH", help="The interaction log: a file, a folder or a quoted glob."),
+    click.option("--format", type=click.Choice(FORMATS), help="Format of the log.  [auto]"),
+    click.option("--user-column", metavar="NAME", help="csv, tsv, parquet: column of user ids.  [user_id]"),
+    click.option("--item-column", metavar="NAME", help="csv, tsv, parquet: column of item ids.  [item_id]"),
+    click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1."),
+    click.option(
+        "--bad-rows", type=click.Choice(("error", "skip")), help="skip: set bad rows aside, counted.  [error]"
+    ),
+    click.option(
+        "--split", type=click.Choice(("random", "given")), help="given: the data set's test file.  [random]"
+    ),
+    click.option("--validation", type=float, help="Share of interactions for validation.  [0.1]"),
+    click.option("--test", type=float, help="Share of interactions for the test.  [0.1]"),
+)
+budget_options = _group(
+    click.option("--ratio", type=float, help="Budget: bytes kept over bytes of the full tables.  [0.25]"),
+    click.option("--rows", type=int, help="Budget: rows of both tables together, exactly."),
+    click.option("--user-rows", type=int, help="Budget: rows of the user table, exactly; with --item-rows."),
+    click.option("--item-rows", type=int, help="Budget: rows of the item table, exactly; with --user-rows."),
+    click.option(
+        "--resolution", type=float, help="No budget: resolution of the modularity; more means more rows."
+    ),
+)
+clustering_options = _group(
+    click.option(
+        "--cluster-method",
+        type=click.Choice(CLUSTER_METHODS),
+        help="leiden: connected communities, slower; lpa: faster, worse; balanced: BACO.  [louvain]",
+    ),
+    click.option(
+        "--levels",
+        metavar="G[,G]...",
+        help="Write nested communities at these resolutions with raw ids: cluster/levels_users.parquet, _items.",
+    ),
+    click.option("--max-size", type=int, help="Most users, and most items, of a community.  [no bound]"),
+    click.option("--threads", type=int, help="Threads of the clustering.  [one per core]"),
+    click.option(
+        "--shards", type=int, help="Cluster in Ray tasks over this many shards; same labels.  [0: threads]"
+    ),
+)
+cluster_options = _group(budget_options, clustering_options)
+METHOD_NAMES = (
+    "soft, double_soft, graph, double_graph, multilevel, balanced; modulo, double, quotient_remainder, frequency, "
+    "double_frequency, lsh_structure; full."
+)
+method_option = click.option("--method", metavar="NAME[,NAME]...", help=f"{METHOD_NAMES}  [soft]")
+model_options = _group(
+    click.option("--model", type=click.Choice(MODELS), help="The retrieval model.  [mf]"),
+    click.option("--loss", type=click.Choice(LOSSES), help="directau and ials need a model of vectors: mf, lightgcn.  [bpr]"),
+)
+training_options = _group(
+    click.option("--n-lookups", type=int, help="Rows read per id.  [the method's]"),
+    click.option(
+        "--item-bias/--no-item-bias", default=None, help="A trained scalar per item.  [on for soft]"
+    ),
+    click.option("--dim", type=int, help="Length of an embedding.  [64]"),
+    click.option("--lr", type=float, help="Learning rate of Adam.  [the method's]"),
+    click.option("--weight-decay", type=float, help="Weight decay of Adam.  [the method's]"),
+    click.option("--epochs", type=int, help="At most this many; early stopping ends sooner."),
+    click.option("--batch-size", type=int, help="Interactions per step; 0: all of them.  [the model's]"),
+    click.option(
+        "--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"
+    ),
+)
+train_options = _group(method_option, model_options, training_options)
+export_option = click.option(
+    "--precision", type=click.Choice(PRECISIONS), help="Stored tables.  [auto: int8, and float32 for full]"
+)
+
+
+def load(options: dict[str, Any]) -> RunConfig:
+    """Settings from weak to strong: defaults, the run folder's (without --data), --config, options, overrides."""
+    out = Path(options["out"])
+    given = {name: value for name, value in options.items() if name in KEYS and value is not None}
+    for name in ("method", "levels"):
+        if name in given:
+            given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
+    if "data" in given:
+        given["data"] = given["data"] and str(Path(given["data"]).absolute())
+    cli = {key: value for name, value in given.items() for key in KEYS[name]} | {"run.out": str(out)}
+    files = [Path(options["config_file"])] if options["config_file"] else []
+    if "data" not in given and (out / CONFIG_FILE).is_file():
+        files.insert(0, out / CONFIG_FILE)
+    config = RunConfig.load(files, options["overrides"], **cli)
+    if not config.data.path:
+        raise ConfigError(f"no data: give --data PATH ({out} holds no settings of an earlier command)")
+    return config
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def write_json(file: str | None, value: Any) -> None:
+    if file is not None:
+        from pipeline.stages import write_json_atomic
+
+        write_json_atomic(Path(file), value)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns padded to their widest cell; the first to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    for line in (header, *rows):
+        print(
+            "  ".join(
+                c.ljust(w) if i == 0 else c.rjust(w)
+                for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+        )
