@@ -62,6 +62,13 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None, **in
             ray.shutdown()
 
 
+def cpus_of_machines() -> list[int]:
+    """CPUs of every machine of the running Ray."""
+    import ray
+
+    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
 def run_tasks(
     function: Callable[..., Any], arguments: Sequence[tuple], *, label: str, n_in_flight: int | None = None
 ) -> list[Any]:

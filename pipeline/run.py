@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import tracking
 from pipeline.config import ConfigError, RunConfig
@@ -26,6 +26,9 @@ from pipeline.stages import (
     write_json_atomic,
     write_text_atomic,
 )
+
+if TYPE_CHECKING:
+    from pipeline.train import FitJob
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
@@ -55,13 +58,24 @@ class Outcome:
     """One object per method, as in `RUN/metrics.json`."""
 
 
-def run(config: RunConfig, *, until: str = "report", say: Callable[[str], None] = print) -> Outcome:
+def run(
+    config: RunConfig,
+    *,
+    until: str = "report",
+    say: Callable[[str], None] = print,
+    store: tracking.Store | None = None,
+    lenders: Iterable[Path] = (),
+    fit_job: FitJob | None = None,
+) -> Outcome:
     """Bring the run folder up to date, stage by stage, up to and including `until`.
 
     Args:
         config: `data.path` and `run.out` must be set.
         until: one of STAGES.
         say: takes one line of progress.
+        store: where trainings are tracked; None: connected to when it is needed.
+        lenders: other run folders, where the log may be ingested, or even clustered, in the same way already.
+        fit_job: what trains (see `pipeline.train.train_method`).
 
     Raises:
         DataError, ConfigError, RunFolderError, TrackingError: each with one line for the user.
@@ -69,14 +83,18 @@ def run(config: RunConfig, *, until: str = "report", say: Callable[[str], None] 
     assert until in STAGES, until
     out = Path(config.run.out)
     if until != "ingest":
-        _check_methods(config.run.methods)
+        check_methods(config.run.methods)
     steps = plan(config, until)
     with ExitStack() as stack:
         folder = stack.enter_context(RunFolder(out, say=say))
         write_text_atomic(out / "config.toml", config.to_toml())
+        for name in ("ingest", "cluster"):
+            if (step := steps.get(name)) is not None:
+                any(folder.borrow(lender, step.name, step.settings, step.inputs, name) for lender in lenders)
         tracked = [step for step in steps.values() if step.name not in ("ingest", "cluster")]
-        store = None
-        if config.run.mlflow and not all(_up_to_date(folder, step) for step in tracked):
+        if not config.run.mlflow or all(_up_to_date(folder, step) for step in tracked):
+            store = None
+        elif store is None:
             store = tracking.connect(config.run.experiment)
         ray = _RayOnDemand(stack, config.run.address)
 
@@ -88,7 +106,7 @@ def run(config: RunConfig, *, until: str = "report", say: Callable[[str], None] 
             return Outcome(ingest.result, cluster.result, [])
         metrics = []
         for method in config.run.methods:
-            metrics.append(_method(folder, steps, config, method, ingest, cluster, store, ray))
+            metrics.append(_method(folder, steps, config, method, ingest, cluster, store, ray, fit_job))
             if until != "train":
                 write_json_atomic(out / "metrics.json", metrics)
         if until == "report":
@@ -96,7 +114,14 @@ def run(config: RunConfig, *, until: str = "report", say: Callable[[str], None] 
         return Outcome(ingest.result, cluster.result, metrics)
 
 
-def _check_methods(methods: Sequence[str]) -> None:
+def is_done(config: RunConfig, until: str) -> bool:
+    """Whether :func:`run` with these arguments would find every stage up to date."""
+    folder = RunFolder(config.run.out)
+    return all(_up_to_date(folder, step) for step in plan(config, until).values())
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Raise ConfigError if one of the names is no method's."""
     from pipeline.methods import METHODS
 
     for method in methods:
@@ -209,6 +234,7 @@ def _method(
     cluster: StageResult,
     store: tracking.Store | None,
     ray: _RayOnDemand,
+    fit_job: FitJob | None,
 ) -> dict[str, Any]:
     """Train, evaluate and, for the first method, export, inside one MLflow run. Returns the metrics object."""
     path = folder.path / "methods" / method
@@ -220,7 +246,7 @@ def _method(
 
             ray.start()
             result = train_method(
-                config, method, folder.path / "ingest", folder.path / "cluster", out, tracker
+                config, method, folder.path / "ingest", folder.path / "cluster", out, tracker, fit_job
             )
             return {**result, "mlflow_run_id": tracker.run_id}
 

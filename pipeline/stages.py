@@ -153,6 +153,31 @@ class RunFolder:
 
         return self._run(name, settings, inputs, publish)
 
+    def borrow(
+        self, lender: Path, name: str, settings: Mapping[str, Any], inputs: Sequence[str], folder: str
+    ) -> bool:
+        """Take the output of `stage` with these arguments over from another run folder, if it is up to date there.
+
+        The files are hard links where the file system has them: no stage writes into a finished file.
+
+        Returns: whether it was taken over. What is up to date here stays.
+        """
+        assert self._lock is not None, "stages run inside `with RunFolder(...)`"
+        other, target = RunFolder(lender), self.path / folder
+        if self.would_skip(name, settings, inputs) or not other.would_skip(name, settings, inputs):
+            return False
+        partial = target.with_name(f".{target.name}{PARTIAL}")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(lender / folder, partial, copy_function=_link)
+            _replace(partial, target)
+            write_text_atomic(self._record_path(name), other._record_path(name).read_text(encoding="utf-8"))
+        except (OSError, shutil.Error):
+            return False  # The lender is being written anew, or the disk is full: the stage itself will say which.
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return self.would_skip(name, settings, inputs)
+
     def current(self, name: str) -> StageResult | None:
         """The stage as recorded, if its outputs are intact, whatever its settings were; else None."""
         record = self._record(name)
@@ -277,6 +302,13 @@ def write_text_atomic(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _replace(partial: Path, target: Path) -> None:

@@ -9,7 +9,11 @@ A `Tracker` holds two texts, so it can be sent to another process and log from t
         tracker.log_metrics({"recall@20": 0.12}, step=10)
 
 The store is `MLFLOW_TRACKING_URI`, or `mlflow.db` (SQLite) in the current folder. When `MLFLOW_RUN_ID` is set, as
-`mlflow run` does, that run is adopted: by the training itself, or as the parent of several.
+`mlflow run` does, that run is adopted: by the training itself, or as the parent of several. A command of many
+trainings opens a run of its own for them, the parent of all:
+
+    with parent_run(store, "compare", params) as (tracker, nested):
+        with training_run(nested, "soft", {...}) as child: ...
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -53,6 +57,8 @@ class Store:
     experiment_id: str
     adopted_run_id: str | None = None
     """The run that the caller opened (MLFLOW_RUN_ID), if any."""
+    parent_run_id: str | None = None
+    """The run that all others are nested under, if any; none adopts the caller's run then."""
 
 
 def _one_line_errors(function: Callable[P, T]) -> Callable[P, T]:
@@ -146,6 +152,13 @@ class Tracker:
         entries = [RunTag(_name(key), str(value)[:MAX_TAG_LENGTH]) for key, value in tags.items()]
         for start in range(0, len(entries) if self.run_id else 0, MAX_TAGS):
             self._log_batch(tags=entries[start : start + MAX_TAGS])
+
+    @_one_line_errors
+    def rename(self, name: str) -> None:
+        """Give the run another name."""
+        if self.run_id is not None:
+            with _quiet():
+                _client(self.uri).update_run(self.run_id, name=name)
 
     @_one_line_errors
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
@@ -249,6 +262,26 @@ def training_run(
     tracker._end("FINISHED")
 
 
+@contextmanager
+def parent_run(
+    store: Store | None, name: str, params: Mapping[str, Any], *, run_id: str | None = None
+) -> Iterator[tuple[Tracker, Store | None]]:
+    """Open a run for a command of many trainings, and end it as :func:`training_run` does.
+
+    Args:
+        store, params: as there.
+        name: name of the run, the command.
+        run_id: the run of an earlier call of the command to go on with, parameters and all; an adopted run is preferred.
+
+    Yields its tracker, and the store to give to the trainings, which nests their runs under this one.
+    """
+    if store is None:
+        yield Tracker(), None
+        return
+    with training_run(store, name, params, run_id=None if store.adopted_run_id else run_id) as tracker:
+        yield tracker, replace(store, adopted_run_id=None, parent_run_id=tracker.run_id)
+
+
 @_one_line_errors
 def _open(store: Store, name: str, *, alone: bool) -> Tracker:
     with _quiet():
@@ -258,8 +291,9 @@ def _open(store: Store, name: str, *, alone: bool) -> Tracker:
             client.set_tag(store.adopted_run_id, "graphhash.method", name)
             return Tracker(store.uri, store.adopted_run_id)
         tags = {"graphhash.method": name}
-        if store.adopted_run_id is not None:
-            tags["mlflow.parentRunId"] = store.adopted_run_id
+        parent = store.parent_run_id or store.adopted_run_id
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
         run = client.create_run(store.experiment_id, run_name=name, tags=tags)
         return Tracker(store.uri, run.info.run_id)
 

@@ -37,10 +37,12 @@ from pipeline.evaluate import K, rank_users
 from pipeline.fit import FitSettings, fit
 from pipeline.methods import METHODS, Inputs, Method
 from pipeline.models import RECIPES, ModelSpec
+from pipeline.ray_session import cpus_of_machines
 from pipeline.shards import ShardedCsr
 from pipeline.stages import write_json_atomic
 from pipeline.tracking import Tracker
 
+FitJob = Callable[[dict[str, Any], Tracker], dict[str, Any]]
 STATE = "state.pt"
 PROGRESS = "progress.json"
 FAILURE = "failure.txt"
@@ -49,9 +51,18 @@ EVALUATIONS = 15
 
 
 def train_method(
-    config: RunConfig, method: str, ingest_dir: Path, cluster_dir: Path, out_dir: Path, tracker: Tracker
+    config: RunConfig,
+    method: str,
+    ingest_dir: Path,
+    cluster_dir: Path,
+    out_dir: Path,
+    tracker: Tracker,
+    fit_job: FitJob | None = None,
 ) -> dict[str, Any]:
     """Make the maps of a method, train, and write the files above. Ray must be running.
+
+    Args:
+        fit_job: trains; None: a Ray Train worker with all that one machine has. :func:`fit_here` is the other way.
 
     Returns: epochs trained, best epoch, best validation recall, settings that were defaults, and the maps' hashes.
 
@@ -88,7 +99,7 @@ def train_method(
         "sampler": (config.train.sampler, config.train.popularity_power),
     }
     with _progress_bar(method, settings.epochs, out_dir / PROGRESS):
-        state = _run_on_ray(job, tracker)
+        state = (fit_job or _run_on_ray)(job, tracker)
     (out_dir / PROGRESS).unlink(missing_ok=True)
     model = model_spec.build(*maps, graph)
     model.load_state_dict(state["best"])
@@ -137,7 +148,8 @@ def _run_on_ray(job: dict[str, Any], tracker: Tracker) -> dict[str, Any]:
 
     resources = ray.cluster_resources()
     n_gpus = int(resources.get("GPU", 0))
-    n_cpus = max(1, int(resources.get("CPU", 1)))
+    # One worker runs on one machine, however many the cluster has.
+    n_cpus = max([1, *cpus_of_machines()])
     storage = Path(job["folder"]) / "ray"
     trainer = TorchTrainer(
         _worker,
@@ -167,17 +179,63 @@ def _run_on_ray(job: dict[str, Any], tracker: Tracker) -> dict[str, Any]:
     return state
 
 
-def _worker(job: dict[str, Any]) -> None:
-    """What one Ray Train worker does: load, fit, and report a checkpoint at every evaluation."""
-    import numba
+def fit_here(
+    job: dict[str, Any], tracker: Tracker, on_entry: Callable[[dict[str, Any]], None] = lambda entry: None
+) -> dict[str, Any]:
+    """Fit in this process, a Ray task or actor that was given what one training needs, and return the last state.
+
+    A Ray Train worker takes ten seconds and more to come up, which counts when there are many trainings.
+
+    Args:
+        on_entry: told epoch, loss and metrics of every evaluation.
+    """
     import ray
+
+    has_gpu = ray.get_runtime_context().get_assigned_resources().get("GPU", 0) > 0
+
+    def on_evaluation(state: dict[str, Any]) -> None:
+        entry = state["history"][-1]
+        tracker.log_metrics({key: value for key, value in entry.items() if key != "epoch"}, step=entry["epoch"])
+        on_entry(entry)
+
+    return _fit(job, torch.device("cuda" if has_gpu else "cpu"), None, on_evaluation)
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """What one Ray Train worker does: fit, and report a checkpoint at every evaluation."""
     from ray import train
     from ray.train.torch import get_device
+
+    device = get_device()
+    checkpoint = train.get_checkpoint()
+    state = None
+    if checkpoint is not None:
+        with checkpoint.as_directory() as saved:
+            state = torch.load(Path(saved) / STATE, weights_only=True, map_location=device)
+
+    def on_evaluation(state: dict[str, Any]) -> None:
+        entry = state["history"][-1]
+        with tempfile.TemporaryDirectory() as saved:
+            torch.save(state, Path(saved) / STATE)
+            train.report(entry, checkpoint=train.Checkpoint.from_directory(saved))
+
+    try:
+        _fit(job, device, state, on_evaluation)
+    except DataError as error:
+        # Another try would end the same way, so it is told to the driver and not to Ray Train.
+        (Path(job["folder"]) / FAILURE).write_text(str(error))
+
+
+def _fit(
+    job: dict[str, Any], device: torch.device, state: dict[str, Any] | None, on_evaluation: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Load, and fit with the CPUs that Ray has given to this process."""
+    import numba
+    import ray
 
     n_cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
     torch.set_num_threads(n_cpus)
     numba.set_num_threads(min(n_cpus, numba.config.NUMBA_NUM_THREADS))
-    device = get_device()
     folder, settings = Path(job["folder"]), job["settings"]
     graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
     maps = BucketMap.load(folder / "users.npz"), BucketMap.load(folder / "items.npz")
@@ -185,11 +243,6 @@ def _worker(job: dict[str, Any]) -> None:
     users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))).to(device)
     items = torch.from_numpy(graph.indices.astype(np.int64)).to(device)
 
-    checkpoint = train.get_checkpoint()
-    state = None
-    if checkpoint is not None:
-        with checkpoint.as_directory() as saved:
-            state = torch.load(Path(saved) / STATE, weights_only=True, map_location=device)
     written = 0.0
 
     def on_epoch(epoch: int, loss: float) -> None:
@@ -198,22 +251,12 @@ def _worker(job: dict[str, Any]) -> None:
             written = time.monotonic()
             write_json_atomic(folder / PROGRESS, {"epoch": epoch, "loss": loss})
 
-    def on_evaluation(state: dict[str, Any]) -> None:
-        entry = state["history"][-1]
-        with tempfile.TemporaryDirectory() as saved:
-            torch.save(state, Path(saved) / STATE)
-            train.report(entry, checkpoint=train.Checkpoint.from_directory(saved))
-
     validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
     validate = _validation(graph, validation, job["eval_users"], settings.seed) if validation.nnz else None
     kind, power = job["sampler"]
     sample = NegativeSampler(graph, kind, power=power, device=device)
     callbacks = {"on_epoch": on_epoch, "on_evaluation": on_evaluation}
-    try:
-        fit(model, users, items, settings, validate, sample=sample, state=state, **callbacks)
-    except DataError as error:
-        # Another try would end the same way, so it is told to the driver and not to Ray Train.
-        (folder / FAILURE).write_text(str(error))
+    return fit(model, users, items, settings, validate, sample=sample, state=state, **callbacks)
 
 
 def _validation(

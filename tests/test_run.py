@@ -41,7 +41,7 @@ def calls(monkeypatch):
         (out / "x").write_text("x")
         return {"rows": 2}
 
-    def train_method(config, method, ingest_dir, cluster_dir, out, tracker):
+    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job):
         made.append(f"train {method}")
         (out / "x").write_text("x")
         return {"best_epoch": 1}
@@ -137,7 +137,7 @@ def test_a_change_computes_what_depends_on_it(calls, config, override, expected)
 
 
 @pytest.mark.parametrize(
-    "override", ["train.dim=8", "map.n_lookups=2", "export.precision=float16", "run.methods=graph"]
+    "override", ["train.dim=8", "map.n_lookups=2", "export.precision=float16", "run.methods=graph", "train.loss=directau"]
 )
 def test_a_budget_in_bytes_is_clustered_again_when_other_bytes_change(config, override):
     assert plan(config(), "cluster")["cluster"].key != plan(config(override), "cluster")["cluster"].key

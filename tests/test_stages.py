@@ -249,3 +249,32 @@ def test_fingerprint_follows_content_time_and_name_but_not_place(tmp_path):
     os.utime(two, ns=(1, 2))
     assert fingerprint([one]) != fingerprint([two])
     assert fingerprint([one, two]) == fingerprint([two, one])
+
+
+def test_a_result_of_another_folder_is_taken_over_if_it_is_the_same(folder, tmp_path):
+    with RunFolder(tmp_path / "other", say=lambda line: None) as other:
+        made = other.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("x"))
+    for settings, inputs in (({"g": 2.0}, ["in"]), ({"g": 1.0}, ["out"])):
+        assert not folder.borrow(tmp_path / "other", "cluster", settings, inputs, "cluster")
+    assert not folder.borrow(tmp_path / "nowhere", "cluster", {"g": 1.0}, ["in"], "cluster")
+    assert not (folder.path / "cluster").exists()
+    assert folder.borrow(tmp_path / "other", "cluster", {"g": 1.0}, ["in"], "cluster")
+    taken = folder.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("not computed"))
+    assert (taken.skipped, taken.result, taken.seconds) == (True, made.result, made.seconds)
+    # What is up to date stays, and to make it anew leaves the lender as it was.
+    assert not folder.borrow(tmp_path / "other", "cluster", {"g": 1.0}, ["in"], "cluster")
+    folder.stage("cluster", {"g": 3.0}, ["in"], "cluster", writer("y"))
+    assert (tmp_path / "other" / "cluster" / "deep" / "a.txt").read_text() == "x"
+    assert RunFolder(tmp_path / "other").would_skip("cluster", {"g": 1.0}, ["in"])
+
+
+def test_without_hard_links_a_result_is_copied(folder, tmp_path, monkeypatch):
+    with RunFolder(tmp_path / "other", say=lambda line: None) as other:
+        other.stage("cluster", {}, [], "cluster", writer("x"))
+
+    def refuse(*_arguments):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert folder.borrow(tmp_path / "other", "cluster", {}, [], "cluster")
+    assert (folder.path / "cluster" / "deep" / "a.txt").read_text() == "x"

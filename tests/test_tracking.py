@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline import tracking
-from pipeline.tracking import Tracker, TrackingError, connect, training_run
+from pipeline.tracking import Tracker, TrackingError, connect, parent_run, training_run
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,27 @@ def test_the_callers_run_is_adopted_or_made_the_parent(store, monkeypatch):
     with training_run(adopting, "graph", {"p": 1}, alone=False) as tracker:
         assert tracker.run_id != outer
     assert run_of(store, tracker).data.tags["mlflow.parentRunId"] == outer
+
+
+def test_a_commands_run_is_the_parent_of_its_trainings(store, monkeypatch):
+    with parent_run(store, "compare", {"p": 1}) as (parent, nested):
+        with training_run(nested, "soft", {}) as child:
+            child.rename("soft mf seed 0")
+    assert run_of(store, child).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert run_of(store, child).info.run_name == "soft mf seed 0"
+    assert (run_of(store, parent).info.run_name, run_of(store, parent).info.status) == ("compare", "FINISHED")
+    # The command again goes on with its run, whatever its parameters are now; below mlflow run, that one is the parent.
+    with parent_run(store, "compare", {"p": 2}, run_id=parent.run_id) as (again, _):
+        assert again == parent
+    outer = tracking._client(store.uri).create_run(store.experiment_id).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", outer)
+    with parent_run(connect("graphhash"), "compare", {"p": 1}, run_id=parent.run_id) as (adopted, nested):
+        assert adopted.run_id == outer
+        with training_run(nested, "soft", {}) as child:
+            assert child.run_id != outer
+    assert run_of(store, child).data.tags["mlflow.parentRunId"] == outer
+    with parent_run(None, "compare", {}) as (tracker, nested):
+        assert (tracker, nested) == (Tracker(), None)
 
 
 def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, model_path, capfd):
