@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli_compare import compare
 from pipeline.cli_options import (
     Epilog,
     cluster_options,
@@ -302,6 +303,9 @@ def demo(out: str) -> None:
     print(f"\nThe report, with pictures: {folder / 'run' / 'report.html'}")
 
 
+app.add_command(compare)
+
+
 @app.group()
 def bench() -> None:
     """Measure against other programs, on this machine, now.
@@ -439,11 +443,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _is_expected(error: Exception) -> bool:
     """Whether an error speaks to the user: one of ours, the operating system's, or a bad value that we refused."""
     from graphhash.errors import DataError
+    from pipeline.compare import CompareError
     from pipeline.stages import RunFolderError
     from pipeline.tracking import TrackingError
     from serving.bundle import BundleError
 
-    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, OSError)):
+    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, CompareError, OSError)):
         return True
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:

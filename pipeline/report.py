@@ -84,7 +84,7 @@ def write_report(run_dir: Path) -> list[Path]:
         draw["training.png"] = _draw_training
     for name in PICTURES:
         if name in draw:
-            _save(draw[name](facts), run_dir / name)
+            save(draw[name](facts), run_dir / name)
         else:
             (run_dir / name).unlink(missing_ok=True)
     page = run_dir / "report.html"
@@ -116,11 +116,11 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _style(axes)
+    style(axes)
     return figure, axes
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -130,7 +130,7 @@ def _style(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         figure.savefig(partial, format="png", facecolor="white")
@@ -168,7 +168,7 @@ def _draw_bytes_recall(facts: RunFacts) -> Figure:
         zorder=3,
         color=[facts.colour(method) for _, _, method in points],
     )
-    for (x, y, method), label_y in zip(points, _spread([y for _, y, _ in points], best * 0.065), strict=True):
+    for (x, y, method), label_y in zip(points, spread([y for _, y, _ in points], best * 0.065), strict=True):
         axes.annotate(
             f"{method}  {y:.3f}",
             (x, y),
@@ -183,7 +183,7 @@ def _draw_bytes_recall(facts: RunFacts) -> Figure:
     return figure
 
 
-def _spread(values: Sequence[float], gap: float) -> list[float]:
+def spread(values: Sequence[float], gap: float) -> list[float]:
     """Positions near `values`, in the same order, no two closer than `gap`."""
     spread = list(values)
     order = sorted(range(len(values)), key=lambda i: values[i])
@@ -232,7 +232,7 @@ def _draw_training(facts: RunFacts) -> Figure:
             ends.append((x[-1], y[-1], method))
     top = max((y for _, y, _ in ends), default=0.0)
     for (x_end, y_end, method), label_y in zip(
-        ends, _spread([y for _, y, _ in ends], top * 0.07), strict=True
+        ends, spread([y for _, y, _ in ends], top * 0.07), strict=True
     ):
         axes.annotate(
             method,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.report import PICTURES, _spread, write_report
+from pipeline.report import PICTURES, spread, write_report
 from pipeline.stages import RunFolderError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -187,5 +187,5 @@ def test_missing_part_is_named(run_dir, name):
 
 
 def test_labels_keep_their_order_and_distance():
-    assert _spread([0.5, 0.5, 0.1], 0.2) == pytest.approx([0.5, 0.7, 0.1])
-    assert _spread([], 1.0) == []
+    assert spread([0.5, 0.5, 0.1], 0.2) == pytest.approx([0.5, 0.7, 0.1])
+    assert spread([], 1.0) == []

@@ -1,0 +1,132 @@
+"""`graphhash compare`: the command of many trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli_options import (
+    METHOD_NAMES,
+    Epilog,
+    clustering_options,
+    data_options,
+    export_option,
+    load,
+    out_option,
+    print_table,
+    say,
+    settings_options,
+    training_options,
+    write_json,
+)
+
+
+MODEL_NAMES = "mf, neumf, lightgcn, with BPR; directau, ials: mf with these losses."
+
+
+class Lists(Epilog):
+    """A command whose options of several values take them after commas, after spaces, or again and again."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        names = {name for option in self.params if isinstance(option.type, Values) for name in option.opts}
+        joined: list[str] = []
+        takes_more = False
+        for arg in args:
+            # An override holds a `=`, and no value of a list does.
+            if takes_more and not arg.startswith("-") and "=" not in arg:
+                joined[-1] += f",{arg}" if joined[-1] not in names else ""
+                if joined[-1] in names:
+                    joined.append(arg)
+                continue
+            takes_more = arg.partition("=")[0] in names
+            joined.append(arg)
+        return super().parse_args(ctx, joined)
+
+
+class Values(click.ParamType):
+    """Values of one kind, separated by commas."""
+
+    def __init__(self, kind: Callable[[str], Any], words: str) -> None:
+        self.kind, self.name = kind, words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        try:
+            return tuple(self.kind(part) for part in parts)
+        except ValueError:
+            self.fail(f"{value!r} holds what is not {self.name}", param, ctx)
+
+
+def _list_option(name: str, kind: Callable[[str], Any], words: str, metavar: str, text: str) -> Callable[..., Any]:
+    return click.option(name, type=Values(kind, words), multiple=True, metavar=f"{metavar}[,{metavar}]...", help=text)
+
+
+def _flat(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    return list(dict.fromkeys(value for part in parts for value in part))
+
+
+@click.command(
+    cls=Lists,
+    epilog="""
+graphhash compare --data log.parquet --out cmp
+graphhash compare --data gowalla --split given --methods soft,graph,full --seeds 0 1 2 --ratios 0.125,0.25 --out cmp
+graphhash compare --data ml-1m --methods soft,graph,full --resolution 5 --out cmp train.patience=10
+""",
+)
+@out_option
+@data_options
+@_list_option("--methods", str, "names", "NAME", f"{METHOD_NAMES}  [soft,graph,double_frequency,full]")
+@_list_option("--models", str, "names", "NAME", f"{MODEL_NAMES}  [mf]")
+@_list_option("--seeds", int, "whole numbers", "N", "Each seeds a split, the maps and a training.  [0]")
+@_list_option("--ratios", float, "numbers", "R", "Budgets: bytes kept over bytes of the full tables.  [0.125,0.25]")
+@_list_option("--rows", int, "whole numbers", "N", "Budgets: rows of both tables together, exactly.")
+@_list_option("--resolution", float, "numbers", "G", "No budgets: resolutions of the modularity.")
+@clustering_options
+@training_options
+@export_option
+@click.option("--jobs", type=click.IntRange(min=1), help="Trainings at once.  [as many as CPUs and GPUs allow]")
+@settings_options
+def compare(
+    methods: tuple[Any, ...],
+    models: tuple[Any, ...],
+    seeds: tuple[Any, ...],
+    ratios: tuple[Any, ...],
+    rows: tuple[Any, ...],
+    resolution: tuple[Any, ...],
+    jobs: int | None,
+    **options: Any,
+) -> None:
+    """Train and test methods, models, seeds and budgets against each other, and say which is best.
+
+    Leaves compare.md, compare.csv, compare.json and compare.png in DIR, anew after every training, and every training in
+    DIR/runs. Finished ones are kept: the same command, or one that asks for more, goes on from there. One that fails is
+    reported with its reason, and the others go on.
+
+    With --ratios a method gets as many rows as its own maps leave of the bytes; with --rows or --resolution all get the same
+    rows. `full` depends on no budget and is trained once per model and seed. Values of a list are separated by commas or
+    spaces. Any setting can be given at the end as SECTION.KEY=VALUE; it holds for all trainings.
+    """
+    base = load(options)
+    from pipeline.compare import CompareError, budgets_of, make_cells
+    from pipeline.compare import compare as compare_cells
+    from pipeline.comparison import HEADER, table
+
+    names = _flat(methods) or ["soft", "graph", "double_frequency", "full"]
+    budgets = budgets_of(base, ratio=_flat(ratios), rows=_flat(rows), resolution=_flat(resolution))
+    cells = make_cells(names, _flat(models) or ["mf"], _flat(seeds) or [0], budgets)
+    result = compare_cells(base, cells, jobs=jobs, say=say)
+    print_table(HEADER, table(result["summary"]))
+    write_json(options["json_file"], result)
+    out = Path(base.run.out)
+    print(f"\ntable: {out / 'compare.md'}\nplot: {out / 'compare.png'}")
+    if result["failed"]:
+        first = result["failed"][0]
+        raise CompareError(
+            f"{len(result['failed'])} of {len(cells)} cells failed, the first, {first['run']}, because: {first['reason']}; "
+            "the others are kept, and the same command tries these again"
+        )
