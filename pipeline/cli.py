@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli_compare import compare
+from pipeline.cli_compare import compare, tune
 from pipeline.cli_options import (
     Epilog,
     cluster_options,
@@ -304,6 +304,7 @@ def demo(out: str) -> None:
 
 
 app.add_command(compare)
+app.add_command(tune)
 
 
 @app.group()
@@ -444,11 +445,12 @@ def _is_expected(error: Exception) -> bool:
     """Whether an error speaks to the user: one of ours, the operating system's, or a bad value that we refused."""
     from graphhash.errors import DataError
     from pipeline.compare import CompareError
+    from pipeline.tune import TuneError
     from pipeline.stages import RunFolderError
     from pipeline.tracking import TrackingError
     from serving.bundle import BundleError
 
-    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, CompareError, OSError)):
+    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, CompareError, TuneError, OSError)):
         return True
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:

@@ -1,7 +1,8 @@
-"""`graphhash compare`: the command of many trainings."""
+"""The commands of many trainings: `graphhash compare` and `graphhash tune`."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import click
 from pipeline.cli_options import (
     METHOD_NAMES,
     Epilog,
+    budget_options,
     clustering_options,
     data_options,
     export_option,
@@ -18,10 +20,12 @@ from pipeline.cli_options import (
     out_option,
     print_table,
     say,
+    seed_option,
     settings_options,
     training_options,
     write_json,
 )
+from pipeline.config import RunConfig
 
 
 MODEL_NAMES = "mf, neumf, lightgcn, with BPR; directau, ials: mf with these losses."
@@ -130,3 +134,58 @@ def compare(
             f"{len(result['failed'])} of {len(cells)} cells failed, the first, {first['run']}, because: {first['reason']}; "
             "the others are kept, and the same command tries these again"
         )
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash tune --data log.parquet --method soft --ratio 0.25 --out tuned
+graphhash tune --data gowalla --split given --method graph --space train.lr=0.005..0.1 --trials 40 --out tuned
+graphhash tune --data ml-1m --method soft --space map.hops=2 --space map.n_lookups=4..16 --out tuned train.epochs=200
+graphhash run --config tuned/best.toml --out out
+""",
+)
+@out_option
+@data_options
+@click.option("--method", metavar="NAME", default="soft", show_default=True, help=f"One of: {METHOD_NAMES}")
+@click.option("--model", metavar="NAME", default="mf", show_default=True, help=MODEL_NAMES)
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="The first is the method's default.")
+@click.option(
+    "--space",
+    multiple=True,
+    metavar="SECTION.KEY=VALUES",
+    help="Choose the setting from a,b,c or from low..high; may be given many times.  [train.lr within a factor of 4 of the"
+    " method's, train.weight_decay=1e-8..1e-5, and map.hops=1,2,1+2 for soft methods]",
+)
+@budget_options
+@clustering_options
+@training_options
+@export_option
+@click.option("--jobs", type=click.IntRange(min=1), help="Trials at once.  [as many as CPUs and GPUs allow]")
+@seed_option
+@settings_options
+def tune(
+    method: str, model: str, trials: int, space: tuple[str, ...], jobs: int | None, seed: int | None, **options: Any
+) -> None:
+    """Search for a method's settings by validation recall; the test is never looked at.
+
+    Leaves best.toml, for `graphhash run --config`, and trials.csv in DIR. Settings are drawn at random, by Ray Tune, and each
+    is trained to its own end: the learning rate falls to 0 over the epochs, so half-way nobody is ahead yet. Finished trials
+    are kept in DIR/trials: the same command, or one with more --trials, goes on from there.
+
+    Weight decay and learning rates are drawn by logarithm. --space replaces the range of a setting that is searched anyway, and
+    `--space train.lr=0.05` fixes it.
+    """
+    from pipeline.compare import model_settings
+    from pipeline.run import check_methods
+    from pipeline.tune import default_space, parse_space, table
+    from pipeline.tune import tune as search
+
+    check_methods([method])
+    base = load(options | {"method": method, "seed": seed})
+    base = RunConfig.from_flat(base.flat() | model_settings(model))
+    chosen = default_space(base) | dict(parse_space(text) for text in space)
+    result = search(base, chosen, trials, seed=base.train.seed, jobs=jobs, say=say)
+    print_table(*table(result["trials"], chosen))
+    write_json(options["json_file"], result)
+    print(f"\nbest: graphhash run --config {shlex.quote(result['best'])} --out DIR")

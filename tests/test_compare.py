@@ -220,7 +220,7 @@ def test_a_list_of_what_it_does_not_take_is_refused(words):
         command.parse_args(click.Context(command), ["--data", "x", "--out", "o", *words.split()])
 
 
-@pytest.mark.parametrize("name", ["compare"])
+@pytest.mark.parametrize("name", ["compare", "tune"])
 def test_help_names_every_model(name):
     command = cli.app.commands[name]
     text = command.get_help(click.Context(command, max_content_width=200))
