@@ -5,6 +5,8 @@ Everything that is stored counts: table rows, the map's row numbers, its weights
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from graphhash.errors import DataError
@@ -13,8 +15,14 @@ from pipeline.config import RunConfig
 from pipeline.methods import METHODS
 
 FULL_ITEMSIZE = 4
-# Lookups and rows trade against each other at equal bytes, and small rows leave more for lookups.
-MAP_SHARE = {"float32": 0.4, "float16": 0.5, "int8": 0.62}
+# Share of the bytes that the map takes where ids have 20 neighbours on average: lookups and rows trade against each other, and small
+# rows leave more for lookups. On Gowalla (21 neighbours), an eighth of the bytes: 8 lookups .162, 10 .155, 12 .155 validation recall.
+MAP_SHARE = {"float32": 0.35, "float16": 0.45, "int8": 0.55}
+SPARSE = 20
+# The share rises by this with every doubling of neighbours, which few lookups do not cover, up to MOST_SHARE. On MovieLens-1M (164
+# neighbours), a quarter of the bytes: 28 lookups .252, 20 lookups .239.
+SHARE_PER_DOUBLING = 0.15
+MOST_SHARE = 0.9
 # More than these no longer pay, however many bytes there are.
 MOST_LOOKUPS = 32
 
@@ -24,20 +32,30 @@ def full_bytes(n_users: int, n_items: int, dim: int) -> int:
     return FULL_ITEMSIZE * dim * (n_users + n_items + 2)
 
 
-def asked_lookups(config: RunConfig, name: str) -> int | None:
-    """Lookups per id to ask of a method: ``map.n_lookups`` where it is set; under a byte budget the most whose map takes no more
-    than MAP_SHARE of it, at least one and at most MOST_LOOKUPS; else None, the method's own number.
+def asked_lookups(config: RunConfig, name: str, mean_degree: float) -> int | None:
+    """Lookups per id to ask of a method: ``map.n_lookups`` where it is set; under a byte budget as many as a share of it affords
+    that grows with the density of the graph, and at most MOST_LOOKUPS; else None, the method's own number.
+
+    Args:
+        mean_degree: neighbours of an id in the training graph, users and items together.
     """
     kind, ratio = config.cluster.budget
     method = METHODS[name]
     if config.map.n_lookups is not None or kind != "ratio" or not method.free_lookups:
         return config.map.n_lookups
+    denser = max(0.0, math.log2(max(mean_degree, 1) / SPARSE))
+    share = min(MAP_SHARE[config.precision_of(name)] + SHARE_PER_DOUBLING * denser, MOST_SHARE)
     # A 16-bit row number per lookup.
-    affordable = int(MAP_SHARE[config.precision_of(name)] * ratio * FULL_ITEMSIZE * config.train.dim / 2)
+    affordable = int(share * ratio * FULL_ITEMSIZE * config.train.dim / 2)
     return max(method.least_lookups, min(affordable, MOST_LOOKUPS))
 
 
-def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) -> int:
+def mean_degree(n_edges: int, n_users: int, n_items: int) -> float:
+    """Neighbours of an id on average, users and items together."""
+    return 2 * n_edges / (n_users + n_items)
+
+
+def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, n_edges: int) -> int:
     """Most rows, of both sides together, that keep every compressed method of the run within ``ratio`` of the full bytes.
 
     All methods of a run get the same rows, so the one with the largest map decides.
@@ -47,6 +65,7 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) 
     """
     allowed = ratio * full_bytes(n_users, n_items, config.train.dim)
     names = [name for name in config.run.methods if name != "full"]
+    degree = mean_degree(n_edges, n_users, n_items)
     # The compressed methods of a run have one precision.
     precision = config.precision_of(names[0] if names else "soft")
     table_row = row_bytes(config.train.dim, precision)
@@ -54,9 +73,9 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int) 
     def overhead(name: str, itemsize: int) -> int:
         """Bytes of a method beside its tables, with row numbers of ``itemsize`` bytes."""
         method = METHODS[name]
-        per_user, per_item, profiles = method.map_bytes(asked_lookups(config, name), itemsize)
+        maps = method.map_bytes(asked_lookups(config, name, degree), itemsize, n_users, n_items)
         bias = np.dtype(bias_dtype(precision)).itemsize if method.with_bias(config.map.item_bias, config.train.loss) else 0
-        return per_user * (n_users + 1) + per_item * (n_items + 1) + profiles + bias * n_items
+        return maps + bias * n_items
 
     def affordable(itemsize: int) -> int:
         return int((allowed - max((overhead(name, itemsize) for name in names), default=0)) // table_row)

@@ -27,7 +27,6 @@ from pipeline.cli_options import (
 )
 from pipeline.config import RunConfig
 
-
 MODEL_NAMES = "mf, neumf, lightgcn, with BPR; directau, ials: mf with these losses."
 
 
@@ -79,7 +78,7 @@ def _flat(parts: Sequence[Sequence[Any]]) -> list[Any]:
     epilog="""
 graphhash compare --data log.parquet --out cmp
 graphhash compare --data gowalla --split given --methods soft,graph,full --seeds 0 1 2 --ratios 0.125,0.25 --out cmp
-graphhash compare --data ml-1m --methods soft,graph,full --resolution 5 --out cmp train.patience=10
+graphhash compare --data ml-1m --methods soft,graph,full --resolution 5 --for full:train.lr=0.01 --out cmp train.patience=10
 """,
 )
 @out_option
@@ -93,6 +92,13 @@ graphhash compare --data ml-1m --methods soft,graph,full --resolution 5 --out cm
 @clustering_options
 @training_options
 @export_option
+@click.option(
+    "--for",
+    "own",
+    multiple=True,
+    metavar="METHOD:SECTION.KEY=VALUE",
+    help="A setting of map or train for one method, such as what `graphhash tune` found; may be given many times.",
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Trainings at once.  [as many as CPUs and GPUs allow]")
 @settings_options
 def compare(
@@ -102,6 +108,7 @@ def compare(
     ratios: tuple[Any, ...],
     rows: tuple[Any, ...],
     resolution: tuple[Any, ...],
+    own: tuple[str, ...],
     jobs: int | None,
     **options: Any,
 ) -> None:
@@ -113,17 +120,18 @@ def compare(
 
     With --ratios a method gets as many rows as its own maps leave of the bytes; with --rows or --resolution all get the same
     rows. `full` depends on no budget and is trained once per model and seed. Values of a list are separated by commas or
-    spaces. Any setting can be given at the end as SECTION.KEY=VALUE; it holds for all trainings.
+    spaces. Any setting can be given at the end as SECTION.KEY=VALUE; it holds for all trainings, one given with --for for those of
+    a method.
     """
     base = load(options)
-    from pipeline.compare import CompareError, budgets_of, make_cells
+    from pipeline.compare import CompareError, budgets_of, make_cells, parse_method_setting
     from pipeline.compare import compare as compare_cells
     from pipeline.comparison import HEADER, table
 
     names = _flat(methods) or ["soft", "graph", "double_frequency", "full"]
     budgets = budgets_of(base, ratio=_flat(ratios), rows=_flat(rows), resolution=_flat(resolution))
     cells = make_cells(names, _flat(models) or ["mf"], _flat(seeds) or [0], budgets)
-    result = compare_cells(base, cells, jobs=jobs, say=say)
+    result = compare_cells(base, cells, own=[parse_method_setting(text) for text in own], jobs=jobs, say=say)
     print_table(HEADER, table(result["summary"]))
     write_json(options["json_file"], result)
     out = Path(base.run.out)

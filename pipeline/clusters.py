@@ -58,7 +58,7 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
     }
     kind, budget = config.cluster.budget
     if kind == "ratio":
-        kind, budget = "rows", rows_for_ratio(config, budget, by_user.n_rows, by_user.n_cols)
+        kind, budget = "rows", rows_for_ratio(config, budget, by_user.n_rows, by_user.n_cols, by_user.n_edges)
     threads = numba.get_num_threads()
     levels_dir = tempfile.TemporaryDirectory(dir=out_dir, prefix="working-")
     try:

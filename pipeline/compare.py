@@ -25,7 +25,7 @@ from typing import Any
 
 from pipeline import tracking
 from pipeline.comparison import Outcome, write_comparison
-from pipeline.config import BUDGET_KEYS, DEFAULT_RATIO, ConfigError, RunConfig
+from pipeline.config import BUDGET_KEYS, DEFAULT_RATIO, ConfigError, RunConfig, parse_override
 from pipeline.run import check_methods, is_done, run
 from pipeline.stages import RunFolder, write_text_atomic
 
@@ -138,9 +138,30 @@ def budgets_of(base: RunConfig, **given: Sequence[float]) -> list[Budget]:
     return [Budget("ratio", DEFAULT_RATIO / 2), Budget("ratio", DEFAULT_RATIO)]
 
 
-def cell_config(base: RunConfig, cell: Cell) -> RunConfig:
-    """The configuration of a cell's run folder, which lies below that of the comparison."""
-    settings = base.flat() | dict.fromkeys((f"cluster.{key}" for key in BUDGET_KEYS), None)
+def parse_method_setting(text: str) -> tuple[str, str, Any]:
+    """`full:train.lr=0.04` -> ("full", "train.lr", 0.04).
+
+    Raises:
+        ConfigError: no method before a colon, or no setting of a map or a training after it.
+    """
+    method, separator, setting = text.partition(":")
+    if not separator or "=" in method:
+        raise ConfigError(f"{text!r} names no method; write METHOD:section.key=value, such as full:train.lr=0.04")
+    check_methods([method])
+    key, value = parse_override(setting)
+    if key.split(".")[0] not in ("map", "train") or key in ("train.seed", "map.seed", "train.model", "train.loss"):
+        raise ConfigError(f"{key} cannot differ between methods; give settings of map and train")
+    return method, key, value
+
+
+def cell_config(base: RunConfig, cell: Cell, own: Sequence[tuple[str, str, Any]] = ()) -> RunConfig:
+    """The configuration of a cell's run folder, which lies below that of the comparison.
+
+    Args:
+        own: settings of single methods, as :func:`parse_method_setting` returns them.
+    """
+    settings = base.flat() | {key: value for method, key, value in own if method == cell.method}
+    settings |= dict.fromkeys((f"cluster.{key}" for key in BUDGET_KEYS), None)
     settings |= ANY_CLUSTERS if cell.budget is None else cell.budget.settings
     settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), cell.seed) | model_settings(cell.model)
     settings |= {"run.methods": (cell.method,), "run.out": str(Path(base.run.out) / "runs" / cell.name)}
@@ -148,12 +169,18 @@ def cell_config(base: RunConfig, cell: Cell) -> RunConfig:
 
 
 def compare(
-    base: RunConfig, cells: Sequence[Cell], *, jobs: int | None = None, say: Callable[[str], None] = print
+    base: RunConfig,
+    cells: Sequence[Cell],
+    *,
+    own: Sequence[tuple[str, str, Any]] = (),
+    jobs: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Bring every cell up to date and write the comparison, anew after every cell.
 
     Args:
         base: the settings that all cells share; `run.out` is the folder of the comparison.
+        own: settings of single methods, as :func:`parse_method_setting` returns them.
         jobs: cells at once; None: as many as the CPUs and GPUs allow.
         say: takes one line of progress.
 
@@ -163,7 +190,7 @@ def compare(
         DataError, ConfigError, RunFolderError, TrackingError: what concerns all cells, each with one line for the user.
     """
     out = Path(base.run.out)
-    configs = {cell: cell_config(base, cell) for cell in cells}
+    configs = {cell: cell_config(base, cell, own) for cell in cells}
     outcomes: dict[Cell, Outcome] = {}
     with ExitStack() as stack:
         stack.enter_context(RunFolder(out, say=say))

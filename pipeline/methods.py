@@ -93,12 +93,15 @@ class Method:
         """Lookups per id when the configuration asks for ``asked``."""
         return asked if asked is not None and self.free_lookups else self.n_lookups
 
-    def map_bytes(self, asked: int | None, row_bytes: int) -> tuple[int, int, int]:
-        """Bytes of the map per user and per item, with ``row_bytes`` for a row number; and, at most, of both sides' profiles."""
+    def map_bytes(self, asked: int | None, row_bytes: int, n_users: int, n_items: int) -> int:
+        """Bytes of both maps, with ``row_bytes`` for a row number; profiles are counted as many as there can be."""
         n_lookups = self.lookups(asked)
-        per_user = n_lookups * row_bytes + (1 if self.n_profiles else 0)
-        profiles = 4 * n_lookups * self.n_profiles
-        return (per_user, row_bytes, profiles) if self.plain_items else (per_user, per_user, 2 * profiles)
+
+        def side(n_ids: int) -> int:
+            n_profiles = min(self.n_profiles, n_ids + 1)
+            return (n_ids + 1) * (n_lookups * row_bytes + (1 if n_profiles else 0)) + 4 * n_lookups * n_profiles
+
+        return side(n_users) + ((n_items + 1) * row_bytes if self.plain_items else side(n_items))
 
     def with_bias(self, asked: bool | None, loss: str) -> bool:
         """Whether the model has an item bias when the configuration asks for ``asked``; DirectAU would not train one."""

@@ -29,7 +29,7 @@ from graphhash.buckets import BucketMap
 from graphhash.errors import DataError
 from graphhash.retrieval import RetrievalModel
 from graphhash.samplers import NegativeSampler
-from pipeline.budget import asked_lookups
+from pipeline.budget import asked_lookups, mean_degree
 from pipeline.checkpoint import save_model
 from pipeline.clusters import load_labels
 from pipeline.config import RunConfig, TrainConfig
@@ -72,7 +72,7 @@ def train_method(
     spec = METHODS[method]
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
-    labels, n_lookups = load_labels(cluster_dir, facts), spec.lookups(asked_lookups(config, method))
+    labels, n_lookups = load_labels(cluster_dir, facts), spec.lookups(asked_lookups(config, method, mean_degree(graph.nnz, *graph.shape)))
     try:
         maps = spec.make(Inputs(graph, labels, n_lookups, config.map.hops, config.map.seed))
     except ValueError as error:
@@ -125,9 +125,10 @@ def fit_settings(train: TrainConfig, method: Method) -> FitSettings:
     recipe = RECIPES[train.model, train.loss]
     epochs = recipe.epochs if train.epochs is None else train.epochs
     batch_size = recipe.batch_size if train.batch_size is None else train.batch_size
+    lr = method.lr if recipe.lr is None else recipe.lr
     weight_decay = method.weight_decay if recipe.weight_decay is None else recipe.weight_decay
     return FitSettings(
-        lr=method.lr * recipe.lr_scale if train.lr is None else train.lr,
+        lr=lr if train.lr is None else train.lr,
         weight_decay=weight_decay if train.weight_decay is None else train.weight_decay,
         epochs=epochs,
         eval_every=max(1, epochs // EVALUATIONS) if train.eval_every is None else train.eval_every,

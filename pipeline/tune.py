@@ -256,14 +256,15 @@ def _search(
 
 def default_point(base: RunConfig, space: Space) -> dict[str, Any]:
     """The method's own defaults, as far as the space has them; what it has not is left to chance."""
-    from pipeline.budget import asked_lookups
     from pipeline.methods import METHODS
     from pipeline.train import fit_settings
 
     (name,) = base.run.methods
     settings = fit_settings(base.train, METHODS[name])
     known = base.flat() | {"train.lr": settings.lr, "train.weight_decay": settings.weight_decay}
-    known["map.n_lookups"] = METHODS[name].lookups(asked_lookups(base, name))
+    if base.cluster.budget[0] != "ratio":
+        # Under a budget of bytes it depends on the graph.
+        known["map.n_lookups"] = METHODS[name].lookups(base.map.n_lookups)
     inside = {}
     for key, values in space.items():
         value = known[key]

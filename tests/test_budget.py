@@ -10,6 +10,7 @@ from pipeline.budget import asked_lookups, full_bytes, rows_for_ratio
 from pipeline.config import RunConfig
 
 USERS, ITEMS, DIM = 29_858, 40_981, 64
+EDGES = 20 * (USERS + ITEMS) // 2
 
 
 def config(precision, n_lookups):
@@ -19,7 +20,7 @@ def config(precision, n_lookups):
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("n_lookups", [4, 8])
 def test_one_row_more_would_not_fit(precision, n_lookups):
-    rows = rows_for_ratio(config(precision, n_lookups), 0.25, USERS, ITEMS)
+    rows = rows_for_ratio(config(precision, n_lookups), 0.25, USERS, ITEMS, EDGES)
     # Soft: a 16-bit row per lookup and a profile's number, for every id and the unknown one of each side; the profiles; a bias per item.
     bias = 4 if precision == "float32" else 2
     beside = (2 * n_lookups + 1) * (USERS + ITEMS + 2) + 2 * 256 * 4 * n_lookups + bias * ITEMS
@@ -30,7 +31,7 @@ def test_one_row_more_would_not_fit(precision, n_lookups):
 
 def test_more_rows_than_16_bits_count_take_32_bits():
     users, items = 10 * USERS, 10 * ITEMS
-    rows = rows_for_ratio(config("int8", 8), 0.25, users, items)
+    rows = rows_for_ratio(config("int8", 8), 0.25, users, items, 10 * EDGES)
     assert rows > 2**16
     beside = (4 * 8 + 1) * (users + items + 2) + 2 * 256 * 4 * 8 + 2 * items
     allowed = 0.25 * full_bytes(users, items, DIM)
@@ -39,7 +40,7 @@ def test_more_rows_than_16_bits_count_take_32_bits():
 
 def test_a_ratio_that_the_maps_alone_exceed_is_refused():
     with pytest.raises(DataError, match="maps of method 'soft' alone take 16.7%"):
-        rows_for_ratio(config("int8", 20), 0.1, USERS, ITEMS)
+        rows_for_ratio(config("int8", 20), 0.1, USERS, ITEMS, EDGES)
 
 
 def test_compressed_tables_are_stored_in_8_bits_and_full_ones_are_not_unless_told():
@@ -48,8 +49,13 @@ def test_compressed_tables_are_stored_in_8_bits_and_full_ones_are_not_unless_tol
     assert config("float16", 4).precision_of("full") == "float16"
 
 
-@pytest.mark.parametrize("ratio", [0.125, 0.25])
-def test_a_quarter_of_the_bytes_affords_twice_the_lookups_of_an_eighth(ratio):
-    lookups = asked_lookups(RunConfig.load(None, [f"cluster.ratio={ratio}"]), "soft")
-    assert lookups == {0.125: 9, 0.25: 19}[ratio]
-    assert asked_lookups(RunConfig.load(None, [f"cluster.ratio={ratio}"]), "graph") is None
+@pytest.mark.parametrize(
+    ("ratio", "degree", "expected"),
+    # 0.55 of 64 or 32 bytes an id; 0.55 + 0.15 with twice the neighbours; 0.9 of them at most; never more than 32.
+    [(0.25, 20, 17), (0.125, 20, 8), (0.25, 3, 17), (0.25, 40, 22), (0.25, 1000, 28), (0.5, 1000, 32), (0.001, 20, 1)],
+)
+def test_more_bytes_and_denser_graphs_get_more_lookups(ratio, degree, expected):
+    config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
+    assert asked_lookups(config, "soft", degree) == expected
+    assert asked_lookups(config, "graph", degree) is None
+    assert asked_lookups(RunConfig.load(None, ["map.n_lookups=5"]), "soft", degree) == 5

@@ -110,41 +110,17 @@ def test_the_stage_writes_labels_and_facts_that_agree(tmp_path):
 @pytest.mark.parametrize("methods", [("soft", "graph", "full"), ("graph",)])
 def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
     config = config_of(cluster__ratio=0.25, run__methods=methods, train__dim=64)
-    n_users, n_items = 3000, 2000
-    rows = rows_for_ratio(config, 0.25, n_users, n_items)
+    n_users, n_items, n_edges = 3000, 2000, 40_000
+    rows = rows_for_ratio(config, 0.25, n_users, n_items, n_edges)
     used = []
     for name in methods:
         if name == "full":
             continue
         spec = METHODS[name]
-        per_id = spec.lookups(asked_lookups(config, name)) * (2 + spec.weighted)
-        used.append(4 * 64 * rows + per_id * (n_users + n_items + 2) + 4 * n_items * spec.item_bias)
+        maps = spec.map_bytes(asked_lookups(config, name, 16), 2, n_users, n_items)
+        used.append((64 + 2) * rows + maps + 2 * n_items * spec.item_bias)
     allowed = 0.25 * full_bytes(n_users, n_items, 64)
-    assert allowed - 4 * 64 < max(used) <= allowed
-
-
-def test_a_byte_budget_is_shared_between_lookups_and_rows():
-    def lookups(**settings):
-        return asked_lookups(config_of(**settings), "soft")
-
-    # 3 bytes a lookup, 256 bytes a full row: 0.4 * 0.25 * 256 / 3 = 8.5, and so on.
-    assert [lookups(cluster__ratio=ratio) for ratio in (0.01, 0.16, 0.25, 0.9)] == [
-        1,
-        5,
-        8,
-        METHODS["soft"].n_lookups,
-    ]
-    assert lookups(cluster__ratio=0.16, map__n_lookups=9) == 9
-    assert lookups(cluster__resolution=5.0) is None
-    assert asked_lookups(config_of(cluster__ratio=0.16), "graph") is None
-
-
-def test_a_ratio_that_the_maps_alone_exceed_is_refused():
-    config = config_of(cluster__ratio=0.05, map__n_lookups=8)
-    with pytest.raises(
-        graphhash.DataError, match="a ratio of 0.05 leaves no rows: the maps of method 'soft' alone take"
-    ):
-        rows_for_ratio(config, 0.05, 3000, 2000)
+    assert allowed - (64 + 2) < max(used) <= allowed
 
 
 def test_a_row_budget_counts_the_rows_of_unknown_ids(tmp_path):

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from pipeline import cli, ray_session
-from pipeline.compare import MODELS, Budget, Cell, budgets_of, cell_config, make_cells, share_out
+from pipeline.compare import (
+    MODELS,
+    Budget,
+    Cell,
+    budgets_of,
+    cell_config,
+    make_cells,
+    parse_method_setting,
+    share_out,
+)
 from pipeline.comparison import Outcome, draw, summarise, write_comparison
 from pipeline.config import ConfigError, RunConfig
 from pipeline.synth import synth
@@ -185,6 +194,29 @@ def test_full_depends_on_no_setting_of_the_clusters():
     settings = {"data.path": "log", "run.out": "cmp", "cluster.method": "balanced", "cluster.rows": 60}
     config = cell_config(RunConfig.from_flat(settings), Cell("full", "mf", 0, None))
     assert config == cell_config(RunConfig.from_flat({"data.path": "log", "run.out": "cmp"}), Cell("full", "mf", 0, None))
+
+
+def test_a_setting_of_one_method_changes_its_cells_alone():
+    base = RunConfig.from_flat({"data.path": "log", "run.out": "cmp"})
+    own = [parse_method_setting("full:train.lr=0.04"), parse_method_setting("full:map.item_bias=true")]
+    full, soft = (cell_config(base, Cell(method, "mf", 0, None), own) for method in ("full", "soft"))
+    assert (full.train.lr, full.map.item_bias) == (0.04, True)
+    assert soft == cell_config(base, Cell("soft", "mf", 0, None))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.lr=0.04", "names no method"),
+        ("fulll:train.lr=0.04", "unknown method 'fulll'; did you mean full"),
+        ("full:train.lrr=0.04", "unknown key 'train.lrr'"),
+        ("full:data.seed=1", "data.seed cannot differ between methods"),
+        ("full:train.seed=1", "train.seed cannot differ"),
+    ],
+)
+def test_a_setting_that_cannot_be_one_methods_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_method_setting(text)
 
 
 def test_budgets_are_those_given_then_the_configured_one_then_a_default():

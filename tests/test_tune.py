@@ -185,8 +185,10 @@ def test_the_default_space_lies_around_the_methods_own_settings(method, hops):
     point = default_point(base, space | {"map.n_lookups": Range(1, 3, whole=True)})
     assert set(space) - set(point) <= {"train.weight_decay"}
     assert space["train.lr"].low < point["train.lr"] < space["train.lr"].high
-    # What lies outside of its range is left to chance.
-    assert ("map.n_lookups" in point) == (not hops)
+    # What depends on the graph, or lies outside of its range, is left to chance.
+    assert "map.n_lookups" not in point
+    by_rows = RunConfig.from_flat({"run.methods": ("soft",), "cluster.rows": 50, "map.n_lookups": 2})
+    assert default_point(by_rows, {"map.n_lookups": Range(1, 3, whole=True)}) == {"map.n_lookups": 2}
 
 
 def test_a_search_without_validation_is_refused(tmp_path):
