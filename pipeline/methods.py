@@ -26,6 +26,8 @@ from graphhash.hashes import (
 )
 from graphhash.local_graph import LocalGraph
 from graphhash.row_budget import fit_rows
+from pipeline import ray_maps
+from pipeline.ray_maps import StoredGraph
 
 # The coarse level of ``multilevel`` has this part of the resolution.
 COARSER = 8
@@ -43,6 +45,7 @@ class Inputs:
         n_lookups: rows read per id, where the method is free in it.
         hops: of the soft methods.
         seed: of the hash functions.
+        stored: the same graph in files, where Ray tasks are to make the maps of soft methods; None: this process makes them.
     """
 
     graph: csr_array
@@ -50,6 +53,7 @@ class Inputs:
     n_lookups: int
     hops: str
     seed: int
+    stored: StoredGraph | None = None
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -153,12 +157,17 @@ def _multilevel(inputs: Inputs) -> Maps:
 
 
 def _soft(inputs: Inputs) -> Maps:
-    return soft_maps(inputs.graph, inputs.labels, n_lookups=inputs.n_lookups, hops=inputs.hops)
+    settings = {"n_lookups": inputs.n_lookups, "hops": inputs.hops}
+    if inputs.stored is not None:
+        return ray_maps.soft_maps(inputs.stored, inputs.labels, **settings)
+    return soft_maps(inputs.graph, inputs.labels, **settings)
 
 
 def _double_soft(inputs: Inputs) -> Maps:
-    n_lookups, hops, seed = inputs.n_lookups, inputs.hops, inputs.seed
-    return double_soft_maps(inputs.graph, inputs.labels, n_lookups=n_lookups, hops=hops, seed=seed)
+    settings = {"n_lookups": inputs.n_lookups, "hops": inputs.hops, "seed": inputs.seed}
+    if inputs.stored is not None:
+        return ray_maps.double_soft_maps(inputs.stored, inputs.labels, **settings)
+    return double_soft_maps(inputs.graph, inputs.labels, **settings)
 
 
 def _balanced(inputs: Inputs) -> Maps:

@@ -37,6 +37,7 @@ from pipeline.evaluate import K, rank_users
 from pipeline.fit import FitSettings, fit
 from pipeline.methods import METHODS, Inputs, Method
 from pipeline.models import RECIPES, ModelSpec
+from pipeline.ray_maps import StoredGraph
 from pipeline.ray_session import cpus_of_machines
 from pipeline.shards import ShardedCsr
 from pipeline.stages import write_json_atomic
@@ -73,8 +74,10 @@ def train_method(
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
     labels, n_lookups = load_labels(cluster_dir, facts), spec.lookups(asked_lookups(config, method))
+    # Over Ray where the clustering was; the maps are the same, bit for bit.
+    stored = StoredGraph(ingest_dir, out_dir, config.cluster.shards) if config.cluster.shards else None
     try:
-        maps = spec.make(Inputs(graph, labels, n_lookups, config.map.hops, config.map.seed))
+        maps = spec.make(Inputs(graph, labels, n_lookups, config.map.hops, config.map.seed, stored))
     except ValueError as error:
         raise DataError(f"method {method!r}: {error}") from error
     for side, bucket_map in zip(("users", "items"), maps, strict=True):
