@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from pipeline.checkpoint import save_model
 from pipeline.clusters import load_labels
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.evaluate import K, rank_users
+from pipeline.features import load_features
 from pipeline.fit import FitSettings, fit
 from pipeline.methods import METHODS, Inputs, Method
 from pipeline.models import RECIPES, ModelSpec
@@ -76,8 +78,9 @@ def train_method(
     labels, n_lookups = load_labels(cluster_dir, facts), spec.lookups(asked_lookups(config, method))
     # Over Ray where the clustering was; the maps are the same, bit for bit.
     stored = StoredGraph(ingest_dir, out_dir, config.cluster.shards) if config.cluster.shards else None
+    features = partial(load_features, config.data, ingest_dir)
     try:
-        maps = spec.make(Inputs(graph, labels, n_lookups, config.map.hops, config.map.seed, stored))
+        maps = spec.make(Inputs(graph, labels, n_lookups, config.map.hops, config.map.seed, features, stored))
     except ValueError as error:
         raise DataError(f"method {method!r}: {error}") from error
     for side, bucket_map in zip(("users", "items"), maps, strict=True):
