@@ -4,7 +4,7 @@ The rows of each side are cut as for clustering (``pipeline.ray_graph``), and ta
 for the degrees; for what ids give to each bucket (``SoftPlan.sources``), joined to one file per array and
 side; and for the largest affinities of every id, from the memory-mapped sources of the other side.
 
-In memory, a task holds the edges of its range (some 60 bytes each while sources are made, 8 later), about 40
+In memory, a task holds the edges of its range (some 50 bytes each while sources are made, 8 later), about 40
 bytes for every id of either side, and pages of the sources, which the tasks of one machine share. The driver
 holds numbers per id, and the maps: 8 bytes for an id's lookup, twice while profiles are found. A file of
 sources has 12 bytes for each entry, at most one for an edge or an id.
