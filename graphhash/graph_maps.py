@@ -26,6 +26,9 @@ HOPS = ("1", "2", "1+2")
 POWER = 0.7
 SIDES = ("users", "items")
 
+# indptr, indices, data
+CsrArrays = tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.floating]]
+
 
 def graph_maps(labels: Labels) -> tuple[BucketMap, BucketMap]:
     """GraphHash: ids of one community share a row (Wu et al., WWW 2025, eq. 6).
@@ -96,9 +99,9 @@ def soft_maps(
     Raises:
         ValueError: shapes of graph and labels differ, n_lookups is below 1, or hops is none of the three.
     """
-    _check_soft(biadjacency, labels, n_lookups, hops)
+    check_soft(biadjacency.shape, labels, n_lookups, hops)
     graphs = {"users": biadjacency, "items": biadjacency.T.tocsr()}
-    plan = SoftPlan.of(labels, *(np.asarray(graphs[side].sum(axis=1), np.float64).ravel() for side in SIDES), hops)
+    plan = SoftPlan.of(labels, *(row_degrees(graphs[side]) for side in SIDES), hops)
     maps = []
     for side, other in (SIDES, SIDES[::-1]):
         sources = plan.sources(other, graphs[other], 0)
@@ -116,10 +119,15 @@ def double_soft_maps(
         n_lookups: rows read per id, the hashed one among them; at least 2.
         seed: draws the hash functions.  biadjacency, labels, hops: as in :func:`soft_maps`.
     """
+    softs = soft_maps(biadjacency, labels, n_lookups=unhashed_lookups(n_lookups), hops=hops)
+    return with_hashed_row(softs[0], 0, seed=seed), with_hashed_row(softs[1], 1, seed=seed)
+
+
+def unhashed_lookups(n_lookups: int) -> int:
+    """Lookups of the soft map inside a double one; ValueError where none is left."""
     if n_lookups < 2:
         raise ValueError(f"n_lookups must be at least 2, one of them hashed, got {n_lookups}")
-    softs = soft_maps(biadjacency, labels, n_lookups=n_lookups - 1, hops=hops)
-    return with_hashed_row(softs[0], 0, seed=seed), with_hashed_row(softs[1], 1, seed=seed)
+    return n_lookups - 1
 
 
 def with_hashed_row(soft: BucketMap, number: int, *, seed: int) -> BucketMap:
@@ -187,6 +195,8 @@ class SoftPlan:
         if self.hops != "2":
             own = self.buckets[side][start : start + graph.shape[0]]
             total = csr_array(total + one_hot(own, n_buckets, step))
+        # scipy leaves rows in an order that depends on the rows beside them, and lengths are sums in that order.
+        total.sort_indices()
         return total
 
     def bucket_map(self, side: str, rows: NDArray[np.int32], weights: NDArray[np.float32], method: str) -> BucketMap:
@@ -203,16 +213,21 @@ class SoftPlan:
         return BucketMap(rows, n_buckets, method, profiles=profiles, profile_of=profile_of, shared=shared)
 
 
-def _check_soft(biadjacency: csr_array, labels: Labels, n_lookups: int, hops: str) -> None:
+def check_soft(shape: tuple[int, int], labels: Labels, n_lookups: int, hops: str) -> None:
+    """The ValueErrors of :func:`soft_maps` for a graph of this shape."""
     if n_lookups < 1:
         raise ValueError(f"n_lookups must be at least 1, got {n_lookups}")
     if hops not in HOPS:
         raise ValueError(f"hops is {hops!r}; use one of {', '.join(map(repr, HOPS))}")
-    if biadjacency.shape != (len(labels.users), len(labels.items)):
+    if shape != (len(labels.users), len(labels.items)):
         raise ValueError(
-            f"biadjacency is {biadjacency.shape[0]} x {biadjacency.shape[1]}, labels hold "
-            f"{len(labels.users)} users and {len(labels.items)} items"
+            f"biadjacency is {shape[0]} x {shape[1]}, labels hold {len(labels.users)} users and {len(labels.items)} items"
         )
+
+
+def row_degrees(graph: csr_array) -> NDArray[np.float64]:
+    """Weight of every row, shape (n_rows,): the same bits whichever rows ``graph`` holds beside it."""
+    return np.asarray(graph.sum(axis=1), np.float64).ravel()
 
 
 def affinity_rows(
@@ -231,17 +246,36 @@ def affinity_rows(
         Buckets, int32, and weights, float32, both of shape (n_rows, n_lookups). Lookups of weight 0 repeat the row's best bucket; a row
         without neighbours has bucket ``n_buckets``, the unknown ids' own, at weight 1.
     """
-    n_rows, n_buckets = graph.shape[0], sources.shape[1]
+    arrays = ((matrix.indptr, matrix.indices, matrix.data) for matrix in (graph, sources))
+    return csr_affinity_rows(*arrays, sources.shape[1], n_lookups, split=split)
+
+
+def csr_affinity_rows(
+    graph: CsrArrays, sources: CsrArrays, n_buckets: int, n_lookups: int, *, split: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """:func:`affinity_rows` of plain ``(indptr, indices, data)``.
+
+    Memory maps are read where they lie; a csr_array would copy their indices wherever indptr is of another type.
+    """
+    indptr, *edges = graph
+    indptr, n_rows = indptr.astype(np.int64, copy=False), len(indptr) - 1
     rows = np.full((n_rows, n_lookups), n_buckets, np.int32)
     weights = np.zeros((n_rows, n_lookups), np.float32)
-    indptr = graph.indptr.astype(np.int64)
+    entries = sources[0].astype(np.int64, copy=False), sources[1], sources[2].astype(np.float64, copy=False)
     _map_kernels.top_affinities(
-        indptr, graph.indices, graph.data, sources.indptr.astype(np.int64), sources.indices, sources.data.astype(np.float64),
+        *map(_read_only, (indptr, *edges, *entries)),
         n_buckets, split, POWER, balanced_chunks(indptr, 32), rows, weights,
     )  # fmt: skip
     rows = np.where(weights > 0, rows, rows[:, :1])
     weights[weights[:, 0] == 0, 0] = 1
     return rows, weights
+
+
+def _read_only(array: NDArray) -> NDArray:
+    """A view like a memory map's, so that the kernel is compiled once for both."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def one_hot(buckets: NDArray[np.int32], n_buckets: int, values: NDArray[np.float64]) -> csr_array:

@@ -15,8 +15,8 @@ from graphhash.buckets import MAX_PROFILES
 # More rows than this are drawn from, evenly: profiles do not get better by more.
 SAMPLE = 16_384
 ROUNDS = 10
-# Rows whose nearest profile is looked up at a time.
-BLOCK = 1 << 18
+# Rows whose nearest profile is looked up at a time: their distances to all profiles are 16 MB.
+BLOCK = 1 << 13
 
 
 def weight_profiles(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -31,7 +31,9 @@ def weight_profiles(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], 
     Returns: profiles, float32, shape (n_profiles, n_lookups), all but the last of unit length; the number of each row's, uint8, shape (n,).
     """
     known, unknown = weights[:-1], weights[-1:]
-    distinct, profile_of = np.unique(known, axis=0, return_inverse=True)
+    # To sort all rows takes longer than all the rest, and where a few thousand already differ too much it is for nothing.
+    few = len(np.unique(_spaced(known), axis=0)) < MAX_PROFILES
+    distinct, profile_of = np.unique(known, axis=0, return_inverse=True) if few else (known, None)
     if len(distinct) > MAX_PROFILES - 1:
         distinct, profile_of = _nearest(known)
     profiles = np.concatenate([distinct, unknown]).astype(np.float32)
@@ -39,7 +41,7 @@ def weight_profiles(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], 
 
 
 def _nearest(known: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    sample = known[np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(np.int64)].astype(np.float64)
+    sample = _spaced(known).astype(np.float64)
     # Started from rows evenly spaced by their first weight, so that nothing is drawn.
     ordered = sample[np.argsort(sample[:, 0], kind="stable")]
     start = ordered[np.linspace(0, len(ordered) - 1, MAX_PROFILES - 1).astype(np.int64)]
@@ -47,3 +49,8 @@ def _nearest(known: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     parts = [vq(known[i : i + BLOCK].astype(np.float64), centres)[0] for i in range(0, len(known), BLOCK)]
     return centres.astype(np.float32), np.concatenate(parts)
+
+
+def _spaced(known: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At most SAMPLE of the rows, evenly spaced."""
+    return known[np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(np.int64)]

@@ -91,4 +91,5 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, 
             f"{overhead(heaviest, 2) / full_bytes(n_users, n_items, config.train.dim):.1%} of the full tables' bytes; "
             "raise the ratio or the dim, or lower map.n_lookups"
         )
-    return rows
+    # With a row for every id it would be method 'full'.
+    return min(rows, n_users + n_items + 1)

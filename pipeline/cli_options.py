@@ -21,6 +21,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "user_column": ("data.user_column",),
     "item_column": ("data.item_column",),
     "weight_column": ("data.weight_column",),
+    "user_features": ("data.user_features",),
+    "item_features": ("data.item_features",),
     "bad_rows": ("data.bad_rows",),
     "split": ("data.split",),
     "validation": ("data.validation",),
@@ -93,6 +95,8 @@ data_options = _group(
     click.option("--user-column", metavar="NAME", help="csv, tsv, parquet: column of user ids.  [user_id]"),
     click.option("--item-column", metavar="NAME", help="csv, tsv, parquet: column of item ids.  [item_id]"),
     click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1."),
+    click.option("--user-features", metavar="FILE", help="For lsh: csv, tsv or parquet, the id column and numbers."),
+    click.option("--item-features", metavar="FILE", help="For lsh: the same of items."),
     click.option(
         "--bad-rows", type=click.Choice(("error", "skip")), help="skip: set bad rows aside, counted.  [error]"
     ),
@@ -131,7 +135,7 @@ clustering_options = _group(
 cluster_options = _group(budget_options, clustering_options)
 METHOD_NAMES = (
     "soft, double_soft, graph, double_graph, multilevel, balanced; modulo, double, quotient_remainder, frequency, "
-    "double_frequency, lsh_structure; full."
+    "double_frequency, lsh, lsh_structure; full."
 )
 method_option = click.option("--method", metavar="NAME[,NAME]...", help=f"{METHOD_NAMES}  [soft]")
 model_options = _group(
@@ -165,8 +169,9 @@ def load(options: dict[str, Any]) -> RunConfig:
     for name in ("method", "levels"):
         if name in given:
             given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
-    if "data" in given:
-        given["data"] = given["data"] and str(Path(given["data"]).absolute())
+    for name in ("data", "user_features", "item_features"):
+        if name in given:
+            given[name] = given[name] and str(Path(given[name]).absolute())
     cli = {key: value for name, value in given.items() for key in KEYS[name]} | {"run.out": str(out)}
     files = [Path(options["config_file"])] if options["config_file"] else []
     if "data" not in given and (out / CONFIG_FILE).is_file():

@@ -54,6 +54,10 @@ class DataConfig:
     item_column: str = "item_id"
     weight_column: str | None = None
     """Column of interaction weights; None: every row of the log weighs 1, and duplicates add up."""
+    user_features: str | None = None
+    item_features: str | None = None
+    """For the method `lsh`: a csv, tsv or parquet file of ids, in a column named as the log's, and numbers; ids without a row get the
+    average (`pipeline.features`)."""
     bad_rows: str = "error"
     """`error` stops at the first bad row; `skip` keeps bad rows in `ingest/rejected.parquet` and goes on."""
     split: str = "random"

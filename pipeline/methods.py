@@ -20,12 +20,15 @@ from graphhash.hashes import (
     double_frequency_map,
     double_map,
     frequency_map,
+    lsh_map,
     lsh_structure_map,
     modulo_map,
     quotient_remainder_map,
 )
 from graphhash.local_graph import LocalGraph
 from graphhash.row_budget import fit_rows
+from pipeline import ray_maps
+from pipeline.ray_maps import StoredGraph
 
 # The coarse level of ``multilevel`` has this part of the resolution.
 COARSER = 8
@@ -43,6 +46,8 @@ class Inputs:
         n_lookups: rows read per id, where the method is free in it.
         hops: of the soft methods.
         seed: of the hash functions.
+        features: reads those of users and of items, shape (n_ids, n_features) each, for the method that needs some.
+        stored: the same graph in files, where Ray tasks are to make the maps of soft methods; None: this process makes them.
     """
 
     graph: csr_array
@@ -50,6 +55,8 @@ class Inputs:
     n_lookups: int
     hops: str
     seed: int
+    features: Callable[[], tuple[NDArray, NDArray]] | None = None
+    stored: StoredGraph | None = None
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -142,6 +149,13 @@ def _lsh_structure(inputs: Inputs) -> Maps:
     return users, lsh_structure_map(inputs.graph.T.tocsr(), user_degrees, item_rows, seed=inputs.seed + 1)
 
 
+def _lsh(inputs: Inputs) -> Maps:
+    if inputs.features is None:
+        raise ValueError("it needs features of users and items; name files of them, or use lsh_structure")
+    (user_rows, item_rows), (users, items) = inputs.rows, inputs.features()
+    return lsh_map(users, user_rows, seed=inputs.seed), lsh_map(items, item_rows, seed=inputs.seed + 1)
+
+
 def _multilevel(inputs: Inputs) -> Maps:
     # The fine level gives up as many rows as the coarse one takes.
     labels = inputs.labels
@@ -156,12 +170,17 @@ def _multilevel(inputs: Inputs) -> Maps:
 
 
 def _soft(inputs: Inputs) -> Maps:
-    return soft_maps(inputs.graph, inputs.labels, n_lookups=inputs.n_lookups, hops=inputs.hops)
+    settings = {"n_lookups": inputs.n_lookups, "hops": inputs.hops}
+    if inputs.stored is not None:
+        return ray_maps.soft_maps(inputs.stored, inputs.labels, **settings)
+    return soft_maps(inputs.graph, inputs.labels, **settings)
 
 
 def _double_soft(inputs: Inputs) -> Maps:
-    n_lookups, hops, seed = inputs.n_lookups, inputs.hops, inputs.seed
-    return double_soft_maps(inputs.graph, inputs.labels, n_lookups=n_lookups, hops=hops, seed=seed)
+    settings = {"n_lookups": inputs.n_lookups, "hops": inputs.hops, "seed": inputs.seed}
+    if inputs.stored is not None:
+        return ray_maps.double_soft_maps(inputs.stored, inputs.labels, **settings)
+    return double_soft_maps(inputs.graph, inputs.labels, **settings)
 
 
 def _balanced(inputs: Inputs) -> Maps:
@@ -180,6 +199,7 @@ METHODS: dict[str, Method] = {
     "double_frequency": Method(
         _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", n_lookups=2, n_profiles=3
     ),
+    "lsh": Method(_lsh, "ids with similar features share a row, by random projections", lr=2e-2, weight_decay=1e-6),
     "lsh_structure": Method(_lsh_structure, "ids with similar neighbours share a row, by random projections", lr=2e-2, weight_decay=1e-6),
     "graph": Method(lambda inputs: graph_maps(inputs.labels), "GraphHash: ids of one community share a row", lr=2e-2, weight_decay=1e-6),
     "double_graph": Method(

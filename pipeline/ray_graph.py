@@ -61,7 +61,7 @@ class RayGraph:
             self._sides[side] = [
                 (side, source, first + int(a), first + int(b))
                 for (first, _), part in zip(stored.shards, lengths, strict=True)
-                for a, b in _pieces(part, n_shards, by_user.n_edges)
+                for a, b in row_ranges(part, n_shards, by_user.n_edges)
             ]
             degrees[side] = np.concatenate(_run(_degrees, self._sides[side], self._within))
         self.user_degrees, self.item_degrees = degrees["users"], degrees["items"]
@@ -184,7 +184,7 @@ def _shuffle(
     return RayCommunities(level, ranges, n_entries, n_shards, parent, n_kept)
 
 
-def _pieces(lengths: NDArray[np.int64], n_shards: int, n_edges: int) -> list[tuple[int, int]]:
+def row_ranges(lengths: NDArray[np.int64], n_shards: int, n_edges: int) -> list[tuple[int, int]]:
     """Row ranges of a stored shard: as large a share of ``n_shards`` as it has of the edges, so that a task reads one file."""
     n_pieces = max(1, round(n_shards * int(lengths.sum()) / n_edges))
     cuts = balanced_chunks(np.concatenate([[0], np.cumsum(lengths)]), n_pieces)

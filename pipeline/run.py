@@ -135,16 +135,19 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
     """The stages up to `until` with their settings and inputs, by name, in order.
 
     Raises:
-        DataError: there is no data at `data.path`.
+        DataError: there is no data at `data.path`, or there are no features where a method needs some.
+        ConfigError: such features are not named, or the model cannot go so far.
     """
+    from pipeline.features import feature_files
     from pipeline.sources import find_sources
 
     settings = {
         section: dataclasses.asdict(getattr(config, section))
         for section in ("data", "cluster", "map", "train")
     }
-    # Where the data lies, and with how many threads it is clustered, changes no output.
-    settings["data"].pop("path")
+    # Where the data lies, and with how many threads it is clustered, changes no output. Features are read by one method alone.
+    for key in ("path", "user_features", "item_features"):
+        settings["data"].pop(key)
     for key in ("threads", "shards"):
         settings["cluster"].pop(key)
     if config.cluster.budget[0] == "ratio":
@@ -175,7 +178,8 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
     if reached >= STAGES.index("train"):
         for i, method in enumerate(config.run.methods):
             values = {"method": method, "map": settings["map"], "train": settings["train"]}
-            train = add("train", f"train {method}", values, ingest.key, cluster.key)
+            features = [fingerprint([file]) for file in feature_files(config.data)] if method == "lsh" else []
+            train = add("train", f"train {method}", values, ingest.key, cluster.key, *features)
             if reached >= STAGES.index("evaluate"):
                 # The test rounds the tables as the export does.
                 tested = {"precision": config.precision_of(method)}

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from pipeline.checkpoint import save_model
 from pipeline.clusters import load_labels
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.evaluate import K, rank_users
+from pipeline.features import load_features
 from pipeline.fit import FitSettings, fit
 from pipeline.methods import METHODS, Inputs, Method
 from pipeline.models import RECIPES, ModelSpec
+from pipeline.ray_maps import StoredGraph
 from pipeline.ray_session import cpus_of_machines
 from pipeline.shards import ShardedCsr
 from pipeline.stages import write_json_atomic
@@ -72,9 +75,13 @@ def train_method(
     spec = METHODS[method]
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
-    labels, n_lookups = load_labels(cluster_dir, facts), spec.lookups(asked_lookups(config, method, mean_degree(graph.nnz, *graph.shape)))
+    labels = load_labels(cluster_dir, facts)
+    n_lookups = spec.lookups(asked_lookups(config, method, mean_degree(graph.nnz, *graph.shape)))
+    # Over Ray where the clustering was; the maps are the same, bit for bit.
+    stored = StoredGraph(ingest_dir, out_dir, config.cluster.shards) if config.cluster.shards else None
+    features = partial(load_features, config.data, ingest_dir)
     try:
-        maps = spec.make(Inputs(graph, labels, n_lookups, config.map.hops, config.map.seed))
+        maps = spec.make(Inputs(graph, labels, n_lookups, config.map.hops, config.map.seed, features, stored))
     except ValueError as error:
         raise DataError(f"method {method!r}: {error}") from error
     for side, bucket_map in zip(("users", "items"), maps, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,12 @@ def planted(seed: int, n_blocks: int, size: int, p_in: float, p_out: float) -> t
     dense = rng.random((len(blocks), len(blocks))) < np.where(blocks[:, None] == blocks, p_in, p_out)
     users, items = dense.nonzero()
     return graphhash.biadjacency(users, items, n_users=len(blocks), n_items=len(blocks)), blocks, blocks
+
+
+def features(graph: csr_array) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """Random ones of its users and items, as a method reads them."""
+    rng = np.random.default_rng(0)
+    return lambda: (rng.normal(size=(graph.shape[0], 8)), rng.normal(size=(graph.shape[1], 8)))
 
 
 def gowalla(name: str) -> csr_array:

@@ -49,6 +49,10 @@ def test_compressed_tables_are_stored_in_8_bits_and_full_ones_are_not_unless_tol
     assert config("float16", 4).precision_of("full") == "float16"
 
 
+def test_there_are_fewer_rows_than_ids_however_many_bytes():
+    assert rows_for_ratio(RunConfig.load(None, ["train.dim=64"]), 0.9, 40, 30, 300) == 71
+
+
 @pytest.mark.parametrize(
     ("ratio", "degree", "expected"),
     # 0.55 of 64 or 32 bytes an id; 0.55 + 0.15 with twice the neighbours; 0.9 of them at most; never more than 32.

@@ -38,7 +38,8 @@ def many_labels(graph):
 
 def model_of(graph, labels, method="soft", item_bias=True):
     spec = METHODS[method]
-    return MatrixFactorization(*spec.make(Inputs(graph, labels, spec.n_lookups, "1+2", 0)), 16, item_bias=item_bias, seed=0)
+    maps = spec.make(Inputs(graph, labels, spec.n_lookups, "1+2", 0, graphs.features(graph)))
+    return MatrixFactorization(*maps, 16, item_bias=item_bias, seed=0)
 
 
 def pairs_of(graph):
@@ -66,7 +67,9 @@ def test_one_step_lowers_the_loss_of_every_method(graph, many_labels, method, it
 
 @pytest.mark.parametrize("method", METHODS)
 def test_all_methods_get_the_same_number_of_rows(graph, many_labels, method):
-    users, items = METHODS[method].make(Inputs(graph, many_labels, METHODS[method].n_lookups, "1+2", 0))
+    users, items = METHODS[method].make(
+        Inputs(graph, many_labels, METHODS[method].n_lookups, "1+2", 0, graphs.features(graph))
+    )
     if method != "full":
         assert users.n_buckets + (0 if users.shared else items.n_buckets) == many_labels.rows + 2
     assert users.n_lookups == METHODS[method].n_lookups

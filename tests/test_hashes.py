@@ -167,7 +167,7 @@ def test_double_soft_adds_a_hashed_row_of_weight_one():
 def test_every_method_takes_as_many_rows_as_the_communities(method):
     graph, _, _ = graphs.planted(1, 20, 25, 0.3, 0.02)
     labels = graphhash.cluster(graph, rows=150)
-    maps = METHODS[method].make(Inputs(graph, labels, 4, "1+2", 0))
+    maps = METHODS[method].make(Inputs(graph, labels, 4, "1+2", 0, graphs.features(graph)))
     n_rows = maps[0].n_buckets if maps[0].shared else sum(m.n_buckets for m in maps)
     assert n_rows == 150 + 2
     assert [m.n_ids for m in maps] == list(graph.shape)
