@@ -42,11 +42,11 @@ class _CpuLookup(torch.autograd.Function):
     """The lookup on a CPU: torch's own gather and scatter of several weighted rows an id are many times slower."""
 
     @staticmethod
-    def forward(ctx, table, rows, weights, weighted, ids):
+    def forward(ctx, table, rows, weights, weighted, sparse, ids):
         if ids.numel() and (ids.min() < 0 or ids.max() >= len(rows)):
             raise IndexError(f"ids span {ids.min()}..{ids.max()}, the bucket map has entries 0..{len(rows) - 1}")
         ctx.save_for_backward(rows, weights, ids)
-        ctx.weighted, ctx.shape = weighted, table.shape
+        ctx.weighted, ctx.sparse, ctx.shape = weighted, sparse, table.shape
         vectors = torch.empty(len(ids), table.shape[1])
         with threads_for(vectors.numel() * rows.shape[1]):
             _embedding_kernels.read_rows(
@@ -57,13 +57,26 @@ class _CpuLookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradients):
         rows, weights, ids = ctx.saved_tensors
+        if ctx.sparse:
+            return _sparse_gradient(ctx, gradients), None, None, None, None, None
         table_gradient = torch.zeros(ctx.shape)
         with threads_for(gradients.numel() * rows.shape[1]):
             _embedding_kernels.add_to_rows(
                 rows.numpy(), weights.numpy(), ctx.weighted, ids.numpy(), gradients.contiguous().numpy(),
                 gradient_slices(ctx.shape[1]), table_gradient.numpy(),
             )  # fmt: skip
-        return table_gradient, None, None, None, None
+        return table_gradient, None, None, None, None, None
+
+
+def _sparse_gradient(ctx, gradients: Tensor) -> Tensor:
+    """The gradient of the table as a sparse tensor with an entry per lookup, rows not summed."""
+    rows, weights, ids = ctx.saved_tensors
+    if ctx.weighted:
+        values = gradients.unsqueeze(1) * weights.index_select(0, ids).unsqueeze(2)
+    else:
+        values = gradients.unsqueeze(1).expand(-1, rows.shape[1], -1)
+    read = rows.index_select(0, ids).reshape(1, -1).long()
+    return torch.sparse_coo_tensor(read, values.reshape(-1, ctx.shape[1]), ctx.shape, check_invariants=False)
 
 
 class BucketEmbedding(nn.Module):
@@ -84,6 +97,7 @@ class BucketEmbedding(nn.Module):
         table: trained parameter, float32, shape (n_buckets, dim).
         rows: buffer, int32, shape (n_ids + 1, n_lookups).
         weights: buffer, float32, same shape.
+        sparse_gradient: as in ``torch.nn.Embedding(sparse=True)``, on a CPU; ``graphhash.row_adam`` can use it.
     """
 
     def __init__(
@@ -103,6 +117,7 @@ class BucketEmbedding(nn.Module):
         self.dim = dim
         self.identity = bucket_map.identity
         self.weighted = bucket_map.profiles is not None
+        self.sparse_gradient = False
         self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()))
         self.register_buffer("weights", torch.from_numpy(bucket_map.weights))
         self.unknown_row = bucket_map.unknown_row
@@ -118,7 +133,9 @@ class BucketEmbedding(nn.Module):
         """Vectors of ``ids`` (any integer shape, values 0..n_ids; n_ids stands for an unknown id): shape (*ids.shape, dim)."""
         flat = ids.reshape(-1)
         if self.table.device.type == "cpu" and self.table.dtype == torch.float32:
-            vectors = _CpuLookup.apply(self.table, self.rows, self.weights, self.weighted, flat)
+            vectors = _CpuLookup.apply(
+                self.table, self.rows, self.weights, self.weighted, self.sparse_gradient, flat
+            )
         else:
             rows = self.rows.index_select(0, flat)
             vectors = functional.embedding(rows, self.table)

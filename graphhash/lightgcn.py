@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from graphhash.buckets import BucketMap
 from graphhash.embedding import threads_for
-from graphhash.retrieval import CatalogueScores, PairScores, embeddings, product_of_catalogue, product_of_pairs
+from graphhash.retrieval import (
+    CatalogueScores,
+    PairScores,
+    embeddings,
+    product_margins,
+    product_of_catalogue,
+    product_of_pairs,
+)
 
 
 class LightGCN(nn.Module):
@@ -71,6 +78,10 @@ class LightGCN(nn.Module):
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of user-item pairs: rows of shape (n,) each in, shape (n,) out."""
         return self.all_pairs()(users, items)
+
+    def margins(self, users: Tensor, better: Tensor, worse: Tensor, *, whole: bool = False) -> Tensor:
+        """``model(users, better) - model(users, worse)``, the graph propagated once for both."""
+        return product_margins(*self.vectors(), self.item_bias, users, better, worse)
 
     def all_pairs(self) -> PairScores:
         """Scores of many pairs, the graph propagated once for all of them."""

@@ -51,6 +51,11 @@ class NeuMF(nn.Module):
         """Scores of user-item pairs: rows of shape (n,) each in, shape (n,) out."""
         return self._score(self.user_embedding(users), self.item_embedding(items), items)
 
+    def margins(self, users: Tensor, better: Tensor, worse: Tensor, *, whole: bool = False) -> Tensor:
+        """``model(users, better) - model(users, worse)``; with ``whole`` every id's vector is read from the table once."""
+        score = self.all_pairs() if whole else self
+        return score(users, better) - score(users, worse)
+
     def all_pairs(self) -> PairScores:
         """Scores of many pairs, every id's vector read from the table once."""
         user_vectors, item_vectors = self.user_embedding.all(), self.item_embedding.all()

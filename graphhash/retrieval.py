@@ -4,6 +4,7 @@ A model is a pair of :class:`BucketEmbedding` and a way to score. All of them an
 and export never ask which one they hold, and none of them asks how its maps were made:
 
     model(users, items)        scores of pairs                          (n,), (n,) -> (n,)
+    model.margins(u, i, j)     how far items i are ahead of items j     (n,), (n,), (n,) -> (n,)
     model.all_pairs()          the same for many pairs of all ids: a function (users, items) -> (n,)
     model.catalogue()          scores of every item: a function users -> (batch, n_items)
 
@@ -45,6 +46,8 @@ class RetrievalModel(Protocol):
 
     def __call__(self, users: Tensor, items: Tensor) -> Tensor: ...
 
+    def margins(self, users: Tensor, better: Tensor, worse: Tensor, *, whole: bool = False) -> Tensor: ...
+
     def all_pairs(self) -> PairScores: ...
 
     def catalogue(self) -> CatalogueScores: ...
@@ -77,7 +80,21 @@ class MatrixFactorization(nn.Module):
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of user-item pairs: rows of shape (n,) each in, shape (n,) out."""
         scores = (self.user_embedding(users) * self.item_embedding(items)).sum(-1)
-        return scores if self.item_bias is None else scores + self.item_bias[items]
+        return scores if self.item_bias is None else scores + self.item_bias.index_select(0, items)
+
+    def margins(self, users: Tensor, better: Tensor, worse: Tensor, *, whole: bool = False) -> Tensor:
+        """``model(users, better) - model(users, worse)``, rows of shape (n,) each in, shape (n,) out; users are read once for both.
+
+        Args:
+            whole: there are many triples, of all ids; every id's vector is then read from the table once.
+        """
+        if whole:
+            return product_margins(*self.vectors(), self.item_bias, users, better, worse)
+        n = len(users)
+        places = torch.arange(2 * n, device=users.device)
+        items = torch.cat([better, worse])
+        margins = dot_margins(self.user_embedding(users), self.item_embedding(items), places[:n], places[:n], places[n:])
+        return margins if self.item_bias is None else margins + difference(self.item_bias, better, worse)
 
     def all_pairs(self) -> PairScores:
         """Scores as :meth:`forward` gives them, for many pairs of all ids: every id's vector is read from the table once."""
@@ -108,9 +125,23 @@ def product_of_pairs(user_vectors: Tensor, item_vectors: Tensor, item_bias: Tens
 
     def scores(users: Tensor, items: Tensor) -> Tensor:
         products = dot_pairs(user_vectors, item_vectors, users, items)
-        return products if item_bias is None else products + item_bias[items]
+        return products if item_bias is None else products + item_bias.index_select(0, items)
 
     return scores
+
+
+def product_margins(
+    user_vectors: Tensor, item_vectors: Tensor, item_bias: Tensor | None, users: Tensor, better: Tensor, worse: Tensor
+) -> Tensor:
+    """``product_of_pairs`` of (users, better) less that of (users, worse), shape (n,)."""
+    margins = dot_margins(user_vectors, item_vectors, users, better, worse)
+    return margins if item_bias is None else margins + difference(item_bias, better, worse)
+
+
+def difference(values: Tensor, better: Tensor, worse: Tensor) -> Tensor:
+    """``values[better] - values[worse]``, shape (n,)."""
+    # Not values[better], whose gradient several threads add up in any order.
+    return values.index_select(0, better) - values.index_select(0, worse)
 
 
 def product_of_catalogue(user_vectors: Tensor, item_vectors: Tensor, item_bias: Tensor | None) -> Tensor:
@@ -159,6 +190,44 @@ class _CpuDotPairs(torch.autograd.Function):
         return left_gradient, right_gradient, None, None
 
 
+def dot_margins(left: Tensor, right: Tensor, left_rows: Tensor, better_rows: Tensor, worse_rows: Tensor) -> Tensor:
+    """``<left[left_rows[e]], right[better_rows[e]] - right[worse_rows[e]]>`` for every triple e; types as in :func:`dot_pairs`."""
+    if left.device.type == "cpu" and left.dtype == right.dtype == torch.float32:
+        return _CpuDotMargins.apply(left, right, left_rows, better_rows, worse_rows)
+    differences = right.index_select(0, better_rows) - right.index_select(0, worse_rows)
+    return (left.index_select(0, left_rows) * differences).sum(-1)
+
+
+class _CpuDotMargins(torch.autograd.Function):
+    """:func:`dot_margins` on a CPU: every vector is read once, where two products would read the left ones twice."""
+
+    @staticmethod
+    def forward(ctx, left, right, *rows):
+        ctx.save_for_backward(left, right, *rows)
+        margins = torch.empty(len(rows[0]))
+        with threads_for(len(margins) * left.shape[1]):
+            _embedding_kernels.dot_margins(
+                left.detach().numpy(), right.detach().numpy(), *(r.numpy() for r in rows), margins.numpy()
+            )
+        return margins
+
+    @staticmethod
+    def backward(ctx, gradients):
+        left, right, *rows = ctx.saved_tensors
+        left_gradient, right_gradient = torch.zeros_like(left), torch.zeros_like(right)
+        with threads_for(len(gradients) * left.shape[1]):
+            _embedding_kernels.add_margin_gradients(
+                left.numpy(), right.numpy(), *(r.numpy() for r in rows), gradients.contiguous().numpy(),
+                gradient_slices(left.shape[1]), left_gradient.numpy(), right_gradient.numpy(),
+            )  # fmt: skip
+        return left_gradient, right_gradient, None, None, None
+
+
 def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
     """Bayesian personalised ranking: ``mean(-log sigmoid(positive - negative))`` (Rendle et al., UAI 2009, eq. 5)."""
-    return -functional.logsigmoid(positive - negative).mean()
+    return margin_loss(positive - negative)
+
+
+def margin_loss(margins: Tensor) -> Tensor:
+    """:func:`bpr_loss` of how far each interaction's item is ahead of the other one, shape (n,)."""
+    return -functional.logsigmoid(margins).mean()

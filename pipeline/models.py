@@ -13,7 +13,7 @@ from graphhash.buckets import BucketMap
 from graphhash.lightgcn import LightGCN
 from graphhash.losses import directau_loss, ials_loss
 from graphhash.neumf import NeuMF
-from graphhash.retrieval import MatrixFactorization, RetrievalModel, bpr_loss
+from graphhash.retrieval import MatrixFactorization, RetrievalModel, margin_loss
 
 Sample = Callable[[Tensor, torch.Generator], Tensor]
 # Loss of a batch of interactions: model, users, items, and what draws negatives.
@@ -79,8 +79,7 @@ def objective(loss: str, *, whole: bool, gamma: float, unobserved_weight: float)
     """
 
     def bpr(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
-        score = model.all_pairs() if whole else model
-        return bpr_loss(score(users, items), score(users, negatives(users)))
+        return margin_loss(model.margins(users, items, negatives(users), whole=whole))
 
     def directau(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
         return directau_loss(*model.pair_vectors(users, items), gamma=gamma)
