@@ -112,6 +112,7 @@ def rank_users(
     relevant: csr_array,
     k: int,
     on_block: Callable[[int], None] = lambda n: None,
+    lap: Callable[[str], None] = lambda phase: None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Recall@k and NDCG@k of users, ranking the whole catalogue in blocks of users.
 
@@ -122,6 +123,7 @@ def rank_users(
         relevant: held-out items, same shape.
         k: slots.
         on_block: told how many users each block held.
+        lap: told the name of every phase when it is over: scores, ranking, metrics.
 
     Returns: two arrays of shape (n,).
 
@@ -134,12 +136,15 @@ def rank_users(
     recalls, ndcgs = [], []
     for start in range(0, len(users), block):
         part = users[start : start + block]
-        scores = scores_of(torch.from_numpy(np.asarray(part, np.int64)).to(device))
+        scores = scores_of(torch.from_numpy(np.asarray(part, np.int64)).to(device)).cpu().numpy()
+        lap("scores")
         try:
-            ranked = top_k(scores.cpu().numpy(), k, seen[part])
+            ranked = top_k(scores, k, seen[part])
         except ValueError as error:
             raise DataError(str(error)) from error
+        lap("ranking")
         recalls.append(recall_at_k(ranked, relevant[part]))
         ndcgs.append(ndcg_at_k(ranked, relevant[part]))
+        lap("metrics")
         on_block(len(part))
     return np.concatenate(recalls), np.concatenate(ndcgs)

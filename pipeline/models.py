@@ -10,10 +10,14 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from graphhash.buckets import BucketMap
+from graphhash.embedding import BucketEmbedding
 from graphhash.lightgcn import LightGCN
 from graphhash.losses import directau_loss, ials_loss
 from graphhash.neumf import NeuMF
 from graphhash.retrieval import MatrixFactorization, RetrievalModel, margin_loss
+
+# A table is seldom read if a step reads at most one of this many of its rows.
+SELDOM = 8
 
 Sample = Callable[[Tensor, torch.Generator], Tensor]
 # Loss of a batch of interactions: model, users, items, and what draws negatives.
@@ -91,6 +95,26 @@ def objective(loss: str, *, whole: bool, gamma: float, unobserved_weight: float)
         )
 
     return {"bpr": bpr, "directau": directau, "ials": ials}[loss]
+
+
+def seldom_read(model: RetrievalModel, loss: str, batch_size: int | None) -> list[BucketEmbedding]:
+    """Embeddings of which a training step reads few rows, so that :class:`RowAdam` is faster than Adam; none off the CPU.
+
+    Args:
+        loss, batch_size: as in ``pipeline.fit.FitSettings``.
+    """
+    if batch_size is None or loss == "ials" or isinstance(model, LightGCN):
+        return []  # Every vector is read.
+    embeddings = (model.user_embedding, model.item_embedding)
+    reads: dict[Tensor, int] = {}
+    # A user, an item and, for BPR, another item; both sides may have one table.
+    for embedding, n_ids in zip(embeddings, (batch_size, (2 if loss == "bpr" else 1) * batch_size), strict=True):
+        reads[embedding.table] = reads.get(embedding.table, 0) + n_ids * embedding.rows.shape[1]
+    return [
+        embedding
+        for embedding in embeddings
+        if embedding.table.device.type == "cpu" and reads[embedding.table] * SELDOM <= len(embedding.table)
+    ]
 
 
 @dataclass(frozen=True)
