@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli_bench import bench
 from pipeline.cli_compare import compare, tune
 from pipeline.cli_options import (
     Epilog,
@@ -33,7 +34,7 @@ from pipeline.cli_options import (
     train_options,
     write_json,
 )
-from pipeline.config import FORMATS, ConfigError, RunConfig
+from pipeline.config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from pipeline.run import Outcome
@@ -303,114 +304,9 @@ def demo(out: str) -> None:
     print(f"\nThe report, with pictures: {folder / 'run' / 'report.html'}")
 
 
+app.add_command(bench)
 app.add_command(compare)
 app.add_command(tune)
-
-
-@app.group()
-def bench() -> None:
-    """Measure against other programs, on this machine, now.
-
-    \b
-    Example:
-      graphhash bench cluster --interactions 100000
-    """
-
-
-@bench.command(
-    "cluster",
-    cls=Epilog,
-    epilog="""
-graphhash bench cluster --data gowalla --split given --resolution 1 --resolution 200
-graphhash bench cluster --interactions 100000 --interactions 1000000 --plot cost.png --json figures.json
-graphhash bench cluster --interactions 10000000 --peer scikit-network --peer networkit --rounds 1
-""",
-)
-@click.option(
-    "--data", metavar="PATH", help="A log, all of which is clustered (its train file with --split given)."
-)
-@click.option(
-    "--format", type=click.Choice(FORMATS), default="auto", show_default=True, help="Format of the log."
-)
-@click.option(
-    "--split",
-    type=click.Choice(("random", "given")),
-    default="random",
-    help="given: leave out the test file.",
-)
-@click.option("--user-column", metavar="NAME", default="user_id", help="Column of user ids.  [user_id]")
-@click.option("--item-column", metavar="NAME", default="item_id", help="Column of item ids.  [item_id]")
-@click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1.")
-@click.option(
-    "--interactions", type=int, multiple=True, help="Edges of a planted graph; may be given many times."
-)
-@click.option("--users", type=int, help="Users of the planted graphs.  [a tenth of the interactions]")
-@click.option("--items", type=int, help="Items of the planted graphs.  [a fiftieth of the interactions]")
-@click.option("--communities", type=int, help="Communities planted.  [a hundredth of the items]")
-@click.option(
-    "--mixing", default=0.5, show_default=True, help="Share of planted edges outside the own community."
-)
-@click.option("--seed", default=0, show_default=True, help="Same seed, same planted graphs.")
-@click.option("--resolution", type=float, multiple=True, default=(1.0,), help="May be given many times.  [1]")
-@click.option(
-    "--peer",
-    multiple=True,
-    metavar="NAME",
-    help="scikit-network, networkit, igraph; scikit-network-fine"
-    " and igraph-fine take longer for better labels; may be given many times.  [those installed]",
-)
-@click.option(
-    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Timed runs; medians count."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of the programs that have them.  [one per core]"
-)
-@click.option(
-    "--plot", metavar="FILE", help="Draw seconds against edges.  [bench_cluster.png with several graphs]"
-)
-@click.option(
-    "--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed."
-)
-def bench_cluster(
-    data: str | None,
-    interactions: tuple[int, ...],
-    resolution: tuple[float, ...],
-    peer: tuple[str, ...],
-    rounds: int,
-    threads: int | None,
-    plot: str | None,
-    json_file: str | None,
-    **settings: Any,
-) -> None:
-    """Cluster with this program and with others, in turns, and print speed, quality and memory.
-
-    Speedup is their seconds over ours, Q ratio our modularity over theirs: above 1 we are ahead. Q is Barber's
-    modularity of everybody's labels by one definition. Timed is the clustering alone, from a CSR matrix in memory,
-    our transposition of it included. Memory is the peak of a fresh process per program, interpreter and graph
-    included. `pip install 'graphhash[bench]'` installs scikit-network; networkit and igraph join where installed.
-    """
-    if data is None and not interactions:
-        raise click.UsageError("give --data PATH or --interactions N")
-    from pipeline.bench_cluster import bench, by_setting, draw, planted_sizes
-    from pipeline.bench_programs import choose_programs
-    from pipeline.config import DataConfig
-
-    programs = choose_programs(peer)
-    sizes = [settings.pop(key) for key in ("users", "items", "communities")]
-    drawing = {key: settings.pop(key) for key in ("mixing", "seed")}
-    planted = [planted_sizes(n, *sizes) | drawing for n in interactions]
-    log = data and DataConfig(str(Path(data).absolute()), validation=0.0, test=0.0, **settings)
-    results = bench(
-        log, planted, resolutions=resolution, programs=programs, rounds=rounds, threads=threads, say=say
-    )
-    for title, (header, *lines), phases in by_setting(results):
-        print(f"\n{title}")
-        print_table(header, lines)
-        print(phases)
-    write_json(json_file, results)
-    if plot or len({entry["graph"] for entry in results}) > 1:
-        draw(results, Path(plot or "bench_cluster.png"))
-        print(f"\nplot: {plot or 'bench_cluster.png'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,202 @@
+"""The commands `graphhash bench ...`: how fast clustering, training and evaluation are, here and now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pipeline.cli_options import Epilog, print_table, say, write_json
+from pipeline.config import FORMATS, MODELS, ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _log_options(command: F) -> F:
+    """How a log is read."""
+    options = (
+        click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True, help="Format of the log."),
+        click.option(
+            "--split", type=click.Choice(("random", "given")), default="random", help="given: the data set's test file apart."
+        ),
+        click.option("--user-column", metavar="NAME", default="user_id", help="Column of user ids.  [user_id]"),
+        click.option("--item-column", metavar="NAME", default="item_id", help="Column of item ids.  [item_id]"),
+        click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed on this machine, now: clustering against other programs, training and evaluation by phase.
+
+    \b
+    Examples:
+      graphhash bench cluster --interactions 100000
+      graphhash bench train --data gowalla --split given
+    """
+
+
+@bench.command(
+    "cluster",
+    cls=Epilog,
+    epilog="""
+graphhash bench cluster --data gowalla --split given --resolution 1 --resolution 200
+graphhash bench cluster --interactions 100000 --interactions 1000000 --plot cost.png --json figures.json
+graphhash bench cluster --interactions 10000000 --peer scikit-network --peer networkit --rounds 1
+""",
+)
+@click.option(
+    "--data", metavar="PATH", help="A log, all of which is clustered (its train file with --split given)."
+)
+@_log_options
+@click.option(
+    "--interactions", type=int, multiple=True, help="Edges of a planted graph; may be given many times."
+)
+@click.option("--users", type=int, help="Users of the planted graphs.  [a tenth of the interactions]")
+@click.option("--items", type=int, help="Items of the planted graphs.  [a fiftieth of the interactions]")
+@click.option("--communities", type=int, help="Communities planted.  [a hundredth of the items]")
+@click.option(
+    "--mixing", default=0.5, show_default=True, help="Share of planted edges outside the own community."
+)
+@click.option("--seed", default=0, show_default=True, help="Same seed, same planted graphs.")
+@click.option("--resolution", type=float, multiple=True, default=(1.0,), help="May be given many times.  [1]")
+@click.option(
+    "--peer",
+    multiple=True,
+    metavar="NAME",
+    help="scikit-network, networkit, igraph; scikit-network-fine"
+    " and igraph-fine take longer for better labels; may be given many times.  [those installed]",
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Timed runs; medians count."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of the programs that have them.  [one per core]"
+)
+@click.option(
+    "--plot", metavar="FILE", help="Draw seconds against edges.  [bench_cluster.png with several graphs]"
+)
+@click.option(
+    "--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed."
+)
+def bench_cluster(
+    data: str | None,
+    interactions: tuple[int, ...],
+    resolution: tuple[float, ...],
+    peer: tuple[str, ...],
+    rounds: int,
+    threads: int | None,
+    plot: str | None,
+    json_file: str | None,
+    **settings: Any,
+) -> None:
+    """Cluster with this program and with others, in turns, and print speed, quality and memory.
+
+    Speedup is their seconds over ours, Q ratio our modularity over theirs: above 1 we are ahead. Q is Barber's
+    modularity of everybody's labels by one definition. Timed is the clustering alone, from a CSR matrix in memory,
+    our transposition of it included. Memory is the peak of a fresh process per program, interpreter and graph
+    included. `pip install 'graphhash[bench]'` installs scikit-network; networkit and igraph join where installed.
+    """
+    if data is None and not interactions:
+        raise click.UsageError("give --data PATH or --interactions N")
+    from pipeline.bench_cluster import bench, by_setting, draw, planted_sizes
+    from pipeline.bench_programs import choose_programs
+    from pipeline.config import DataConfig
+
+    programs = choose_programs(peer)
+    sizes = [settings.pop(key) for key in ("users", "items", "communities")]
+    drawing = {key: settings.pop(key) for key in ("mixing", "seed")}
+    planted = [planted_sizes(n, *sizes) | drawing for n in interactions]
+    log = data and DataConfig(str(Path(data).absolute()), validation=0.0, test=0.0, **settings)
+    results = bench(
+        log, planted, resolutions=resolution, programs=programs, rounds=rounds, threads=threads, say=say
+    )
+    for title, (header, *lines), phases in by_setting(results):
+        print(f"\n{title}")
+        print_table(header, lines)
+        print(phases)
+    write_json(json_file, results)
+    if plot or len({entry["graph"] for entry in results}) > 1:
+        draw(results, Path(plot or "bench_cluster.png"))
+        print(f"\nplot: {plot or 'bench_cluster.png'}")
+
+
+@bench.command(
+    "train",
+    cls=Epilog,
+    epilog="""
+graphhash bench train --data gowalla --split given
+graphhash bench train --data gowalla --split given --method soft,graph,full --batch-size 4096 --json figures.json
+graphhash bench train --data log.parquet --user-column user --item-column item --model lightgcn --epochs 3
+""",
+)
+@click.option("--data", metavar="PATH", required=True, help="A log: a file, a folder or a quoted glob.")
+@_log_options
+@click.option(
+    "--method", default="soft,full", show_default=True, metavar="NAME[,NAME]...", help="As in `graphhash run`."
+)
+@click.option("--model", type=click.Choice(MODELS), default="mf", show_default=True, help="The retrieval model.")
+@click.option("--dim", default=64, show_default=True, help="Length of an embedding.")
+@click.option("--n-lookups", type=click.IntRange(min=1), help="Rows read per id.  [the method's]")
+@click.option(
+    "--resolution",
+    type=click.FloatRange(min=0, min_open=True),
+    default=200.0,
+    show_default=True,
+    help="Of the clustering; more means more rows.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=1024, show_default=True, help="Interactions per step."
+)
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Timed of each kind; medians count."
+)
+@click.option("--seed", default=0, show_default=True, help="Same seed, same maps and training.")
+@click.option(
+    "--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed."
+)
+def bench_train(
+    method: str,
+    n_lookups: int | None,
+    resolution: float,
+    epochs: int,
+    json_file: str | None,
+    model: str,
+    dim: int,
+    batch_size: int,
+    seed: int,
+    data: str,
+    **log: Any,
+) -> None:
+    """Train with BPR and evaluate, in this process, and print how long it takes and on what.
+
+    Per method: an epoch of one step over all interactions, an epoch of batches, and a ranking of the whole catalogue
+    for every user with test interactions, seen items left out, top 20. Seconds are medians, without the first time;
+    the shares are those of the phases (negatives, forward, backward, the optimiser's step; scores, ranking, metrics).
+    The time is what goes by on the clock: stop what else this machine is doing.
+    """
+    from pipeline.bench_train import bench, table
+    from pipeline.config import DataConfig, TrainConfig
+    from pipeline.methods import METHODS
+
+    methods = [name.strip() for name in method.split(",") if name.strip()]
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        raise ConfigError(f"--method={method}: no method {', '.join(map(repr, unknown))}; use {', '.join(METHODS)}")
+    settings = TrainConfig(model=model, dim=dim, batch_size=batch_size, seed=seed)
+    results = bench(
+        DataConfig(str(Path(data).absolute()), validation=0.0, **log),
+        methods=methods,
+        settings=settings,
+        n_lookups=n_lookups,
+        resolution=resolution,
+        rounds=epochs,
+        say=say,
+    )
+    print_table(*table(results))
+    write_json(json_file, results)

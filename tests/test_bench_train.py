@@ -1,0 +1,79 @@
+"""The training benchmark: its phases are the whole, it trains what a run trains, and the command says what it measured."""
+
+from __future__ import annotations
+
+import json
+
+import graphs
+import pytest
+import torch
+from click.testing import CliRunner
+from scipy.sparse import csr_array
+
+import graphhash
+from pipeline import bench_train, cli
+from pipeline.bench_train import Laps
+from pipeline.config import TrainConfig
+
+TRAINING = ["batches", "negatives", "forward", "backward", "step"]
+SIZES = {"n_lookups": None, "resolution": 3.0, "rounds": 3, "say": lambda line: None}
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return graphs.planted(0, 6, 30, 0.3, 0.02)[0]
+
+
+@pytest.mark.parametrize("model", ["mf", "neumf", "lightgcn"])
+def test_every_task_is_timed_by_phase(graph, model):
+    settings = TrainConfig(model=model, dim=8, batch_size=100)
+    results = bench_train.measure(graph, graph, methods=["soft", "full"], settings=settings, **SIZES)
+    assert [(e["method"], e["task"]) for e in results] == [
+        (method, task)
+        for method in ("soft", "full")
+        for task in ("full-batch epoch", "batches of 100", "evaluation")
+    ]
+    for entry in results:
+        ranked = entry["task"] == "evaluation"
+        assert list(entry["phases_s"]) == (["scores", "ranking", "metrics"] if ranked else TRAINING)
+        assert entry["seconds"] == sorted(entry["rounds_s"])[1]
+        # The phases of the round that is the median: nothing but the end of an epoch is left over.
+        assert 0.5 * entry["seconds"] < sum(entry["phases_s"].values()) <= entry["seconds"]
+        n = graph.shape[0] if ranked else graph.nnz
+        assert entry["per_second"] == pytest.approx(n / entry["seconds"])
+    assert results[-1]["rows"] == sum(graph.shape) + 2
+
+
+def test_laps_share_out_the_time_of_a_round(monkeypatch):
+    times = iter([0.0, 1.0, 3.0, 6.0, 6.5, 7.0, 8.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    laps = Laps(torch.device("cpu"))
+    for phase in ("a", "b", "a"):
+        laps(phase)
+    laps.end_round()
+    laps("a")
+    laps.end_round()
+    assert laps.rounds == [(6.5, {"a": 4.0, "b": 2.0}), (1.5, {"a": 0.5})]
+
+
+def test_a_log_without_a_test_set_is_refused(graph):
+    with pytest.raises(graphhash.DataError, match="no test interactions to rank; give --split random"):
+        bench_train.measure(graph, csr_array(graph.shape), methods=["full"], settings=TrainConfig(batch_size=9), **SIZES)
+
+
+def test_command_prints_and_writes_what_it_measured(ray_local, tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id\n" + "".join(f"{n % 40},{n * n % 23}\n" for n in range(300)))
+    arguments = ["bench", "train", "--data", tmp_path / "log.csv", "--method", "graph,full", "--resolution", 2, "--dim", 8,
+                 "--batch-size", 64, "--epochs", 1, "--json", tmp_path / "f.json"]  # fmt: skip
+    done = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    results = json.loads((tmp_path / "f.json").read_text())
+    assert [e["task"] for e in results] == ["full-batch epoch", "batches of 64", "evaluation"] * 2
+    header, *lines = done.stdout.splitlines()
+    assert header.split() == "method rows task seconds per second share of time".split()
+    assert len(lines) == 6 and all("forward" in line or "ranking" in line for line in lines)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="no method 'sofd'; use full, "):
+        cli.app.main(["bench", "train", "--data", "x", "--method", "sofd"], standalone_mode=False)
