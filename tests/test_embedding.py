@@ -13,7 +13,7 @@ from torch import nn
 
 import graphhash
 from graphhash.embedding import BucketEmbedding
-from graphhash.retrieval import MatrixFactorization, bpr_loss, dot_pairs
+from graphhash.retrieval import MatrixFactorization, bpr_loss, dot_margins, dot_pairs, margin_loss
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
 MAPS = every_map()
@@ -175,6 +175,41 @@ def test_dot_pairs_equal_einsum_with_gradients():
     gradients = torch.autograd.grad(dot_pairs(left, right, a, b) @ weight, (left, right))
     for x, y in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("n", [40, 40_000])
+def test_the_margin_kernel_equals_the_loss_of_two_products_with_gradients(n):
+    left, right = (torch.randn(m, 33, requires_grad=True) for m in (5, 6))
+    a, b, c = (torch.randint(0, m, (n,)) for m in (5, 6, 6))
+    products = [torch.einsum("ed,ed->e", left.double()[a], right.double()[x]) for x in (b, c)]
+    expected = bpr_loss(*products)
+    loss = margin_loss(dot_margins(left, right, a, b, c))
+    torch.testing.assert_close(loss, expected.float())
+    expected_gradients = torch.autograd.grad(expected, (left, right))
+    for x, y in zip(torch.autograd.grad(loss, (left, right)), expected_gradients, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+    # In double precision torch's own operations are taken, as on a GPU.
+    other = dot_margins(left.double(), right.double(), a, b, c)
+    torch.testing.assert_close(other.float(), dot_margins(left, right, a, b, c))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_no_gradient_depends_on_threads(whole):
+    gradients = []
+    before = torch.get_num_threads()
+    users, items = MAPS[-2:]
+    generator = torch.Generator().manual_seed(0)
+    u, p, n = (torch.randint(0, m, (50_000,), generator=generator) for m in (users.n_ids, items.n_ids, items.n_ids))
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            model = MatrixFactorization(users, items, 64, item_bias=True, seed=0)
+            model.margins(u, p, n, whole=whole).square().sum().backward()
+            gradients.append([parameter.grad for parameter in model.parameters()])
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_bpr_has_its_closed_form_and_no_overflow():

@@ -16,6 +16,7 @@ from graphhash.retrieval import MatrixFactorization, bpr_loss
 from pipeline.evaluate import rank_users
 from pipeline.fit import FitSettings, fit
 from pipeline.methods import METHODS, Inputs
+from pipeline.models import seldom_read
 
 SETTINGS = FitSettings(lr=0.05, weight_decay=1e-6, epochs=30, eval_every=5, patience=100, batch_size=None, seed=0)
 
@@ -104,6 +105,43 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(graph,
     for name, weight in whole["model"].items():
         assert torch.equal(resumed["model"][name], weight), name
     assert [e["loss"] for e in resumed["history"]] == [e["loss"] for e in whole["history"]]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_that_wait_end_where_adam_takes_them_and_resume_to_the_same_bits(graph, labels, threads, monkeypatch):
+    settings = dataclasses.replace(SETTINGS, epochs=20, batch_size=100)
+    pairs = pairs_of(graph)
+    adam = fit(model_of(graph, labels, "full"), *pairs, settings, None)
+    monkeypatch.setattr("pipeline.models.SELDOM", 0)
+    saved = {}
+    keep = {"on_evaluation": lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s))}
+    whole = fit(model_of(graph, labels, "full"), *pairs, settings, None, **keep)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        resumed = fit(model_of(graph, labels, "full"), *pairs, settings, None, state=saved[10])
+    finally:
+        torch.set_num_threads(before)
+    for name, weight in whole["model"].items():
+        assert torch.equal(resumed["model"][name], weight), name
+    losses, expected = ([e["loss"] for e in state["history"]] for state in (whole, adam))
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert resumed["optimizer"]["state"].keys() == adam["optimizer"]["state"].keys()
+
+
+def test_which_rows_wait(graph, labels):
+    full, soft = (model_of(graph, labels, method) for method in ("full", "soft"))
+    assert seldom_read(full, "bpr", 5) == [full.user_embedding, full.item_embedding]
+    # Fifteen items and fifteen more are read for fifteen users.
+    assert seldom_read(full, "bpr", 15) == [full.user_embedding]
+    assert seldom_read(full, "bpr", None) == seldom_read(full, "ials", 5) == seldom_read(soft, "bpr", 100) == []
+
+
+def test_phases_are_told_in_the_order_of_a_step(graph, labels):
+    phases = []
+    settings = dataclasses.replace(SETTINGS, epochs=1, batch_size=len(pairs_of(graph)[0]))
+    fit(model_of(graph, labels), *pairs_of(graph), settings, None, lap=phases.append)
+    assert phases == ["batches", "negatives", "forward", "backward", "step", "step"]
 
 
 def test_patience_counts_evaluations_and_the_best_weights_are_kept(graph, labels):

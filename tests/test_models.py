@@ -132,6 +132,16 @@ def pairs_of(graph):
 
 
 @pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("model", MODELS)
+def test_margins_are_differences_of_scores(model, whole):
+    built = with_random_bias(ModelSpec(model, 8, True, 2, seed=0).build(*maps_of(GRAPH, "soft"), GRAPH))
+    users, items = pairs_of(GRAPH)
+    others = items.flip(0)
+    expected = built(users, items) - built(users, others)
+    torch.testing.assert_close(built.margins(users, items, others, whole=whole), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("kind", ["full", "modulo", "soft"])
 @pytest.mark.parametrize(("model", "loss"), RECIPES)
 def test_one_step_lowers_the_loss_of_every_model_loss_and_map(model, loss, kind, whole):
