@@ -178,7 +178,7 @@ def bench_train(
     Per method: an epoch of one step over all interactions, an epoch of batches, and a ranking of the whole catalogue
     for every user with test interactions, seen items left out, top 20. Seconds are medians, without the first time;
     the shares are those of the phases (negatives, forward, backward, the optimiser's step; scores, ranking, metrics).
-    The time is what goes by on the clock: stop what else this machine is doing.
+    Stop what else this machine is doing; where that cannot be, OMP_NUM_THREADS=1 and the CPU seconds say more.
     """
     from pipeline.bench_train import bench, table
     from pipeline.config import DataConfig, TrainConfig

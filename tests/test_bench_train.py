@@ -47,13 +47,15 @@ def test_every_task_is_timed_by_phase(graph, model):
 def test_laps_share_out_the_time_of_a_round(monkeypatch):
     times = iter([0.0, 1.0, 3.0, 6.0, 6.5, 7.0, 8.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    cpu = iter([1.0, 4.0, 5.0, 9.0, 9.5])
+    monkeypatch.setattr("time.process_time", lambda: next(cpu))
     laps = Laps(torch.device("cpu"))
     for phase in ("a", "b", "a"):
         laps(phase)
     laps.end_round()
     laps("a")
     laps.end_round()
-    assert laps.rounds == [(6.5, {"a": 4.0, "b": 2.0}), (1.5, {"a": 0.5})]
+    assert laps.rounds == [(6.5, 3.0, {"a": 4.0, "b": 2.0}), (1.5, 4.0, {"a": 0.5})]
 
 
 def test_a_log_without_a_test_set_is_refused(graph):
@@ -70,7 +72,7 @@ def test_command_prints_and_writes_what_it_measured(ray_local, tmp_path):
     results = json.loads((tmp_path / "f.json").read_text())
     assert [e["task"] for e in results] == ["full-batch epoch", "batches of 64", "evaluation"] * 2
     header, *lines = done.stdout.splitlines()
-    assert header.split() == "method rows task seconds per second share of time".split()
+    assert header.split() == "method rows task seconds CPU s per second share of time".split()
     assert len(lines) == 6 and all("forward" in line or "ranking" in line for line in lines)
 
 
