@@ -33,6 +33,7 @@ from pipeline.cli_options import (
     train_options,
     write_json,
 )
+from pipeline.cli_update import update
 from pipeline.config import FORMATS, ConfigError, RunConfig
 
 if TYPE_CHECKING:
@@ -305,6 +306,7 @@ def demo(out: str) -> None:
 
 app.add_command(compare)
 app.add_command(tune)
+app.add_command(update)
 
 
 @app.group()
