@@ -28,11 +28,10 @@ from scipy.sparse import csr_array
 from graphhash.buckets import BucketMap
 from graphhash.graph_maps import SIDES
 from graphhash.placement import typical_bias, without_places
-from pipeline.budget import asked_lookups
 from pipeline.checkpoint import load_method
 from pipeline.clusters import load_labels
 from pipeline.config import ConfigError, RunConfig
-from pipeline.methods import METHODS, Inputs
+from pipeline.methods import Inputs
 from pipeline.new_log import NewLog, read_new_log
 from graphhash.retrieval import MatrixFactorization
 from pipeline.placed import Placed, belongs_to, placed_dir
@@ -146,9 +145,8 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
         stages[name] = stage
     labels = load_labels(folder.path / "cluster", json.loads((folder.path / "cluster" / "cluster.json").read_text(encoding="utf-8")))
     graph = ShardedCsr.open(folder.path / "ingest" / "train").load()
-    n_lookups = METHODS[method].lookups(asked_lookups(config, method))
-    inputs = Inputs(graph, labels, n_lookups, config.map.hops, config.map.seed)
     model, *maps = load_method(folder.path / "methods" / method, folder.path / "ingest")
+    inputs = Inputs(graph, labels, maps[0].n_lookups, config.map.hops, config.map.seed)
     return Trained(config, method, folder, stages, inputs, model, dict(zip(SIDES, maps, strict=True)))
 
 
