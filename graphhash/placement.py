@@ -27,8 +27,9 @@ from graphhash.weight_profiles import nearest_profiles
 # Trained items next in degree whose mean bias a new one gets. On MovieLens-1M an item's bias is off the mean over its neighbours in degree
 # by .54 of the biases' standard deviation for 16 of them, .53 for 64 and for 256; 0 is off by 1.05.
 SIMILAR_ITEMS = 64
-# What is added to the degrees of a new user's items, in mean degrees of an item, before they scale what the items hand on. Recall@20 of
+# What is added to the degrees of a new id's neighbours, in their mean degree, before these scale what the neighbours hand on. Recall@20 of
 # users held out of Gowalla and MovieLens-1M: 0 .166 and .258, 1 .170 and .292, 4 .172 and .300, 16 .170 and .298, infinity .167 and .297.
+# Items held out of MovieLens-1M want none (recall@20 of their users, on these items alone): 0 .133, 1 .074, infinity .027.
 DAMPING = {"users": 4.0, "items": 0.0}
 
 Sides = Mapping[str, NDArray]
@@ -140,7 +141,7 @@ def soft_rows(
 
     Trained ids hand on what they did in training, and new ones their own interactions with ids that have a place. What a rare item hands on
     is in good part what its few users are, and a new user is none of them; so items weigh more evenly for new users than they did in
-    training: as if ``damping`` times the mean degree were added to the degree of each.
+    training: as if ``damping["users"]`` times the mean degree were added to the degree of each.
 
     Args:
         graph: training interactions.  labels: of the trained ids.
