@@ -49,14 +49,24 @@ def quotient_remainder_map(n_ids: int, n_buckets: int) -> BucketMap:
     Raises:
         ValueError: fewer rows than both parts need, about twice the square root of ``n_ids``.
     """
+    _n_quotients, n_remainders = quotient_remainder_split(n_ids, n_buckets)
+    ids = np.arange(n_ids)
+    rows = np.stack([ids % n_remainders, n_remainders + ids // n_remainders], axis=1)
+    return plain_map(rows, n_buckets, "quotient_remainder")
+
+
+def quotient_remainder_split(n_ids: int, n_buckets: int) -> tuple[int, int]:
+    """Rows for quotients and rows for remainders, ``r`` above, whose product is the number of ids there is room for.
+
+    Raises:
+        ValueError: as :func:`quotient_remainder_map`.
+    """
     _check_budget(n_ids, n_buckets, least=3)
     # q quotients leave r = n_buckets - 1 - q remainders, and tell q * r ids apart.
     for n_quotients in range(1, n_buckets - 1):
         n_remainders = n_buckets - 1 - n_quotients
         if n_quotients * n_remainders >= n_ids:
-            ids = np.arange(n_ids)
-            rows = np.stack([ids % n_remainders, n_remainders + ids // n_remainders], axis=1)
-            return plain_map(rows, n_buckets, "quotient_remainder")
+            return n_quotients, n_remainders
         if n_remainders < n_quotients:
             break
     raise ValueError(

@@ -123,6 +123,10 @@ class Vocabulary:
         taken = self.ids.take(pa.array(rows.ravel().astype(np.int64)))
         return taken.to_numpy(zero_copy_only=False).reshape(rows.shape)
 
+    def only(self, kept: NDArray[np.bool_]) -> Vocabulary:
+        """The ids that are marked, shape (n_ids,), in their order."""
+        return Vocabulary(self.ids.filter(pa.array(kept)))
+
     @cached_property
     def content_hash(self) -> str:
         """sha256 (hex) of kind, order and content; the same for every chunking, offset and string width."""

@@ -51,6 +51,20 @@ def _nearest(known: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
     return centres.astype(np.float32), np.concatenate(parts)
 
 
+def nearest_profiles(weights: NDArray[np.float32], profiles: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The nearest of given profiles of every row, by Euclidean distance.
+
+    Args:
+        weights: shape (n, n_lookups).
+        profiles: shape (n_profiles, n_lookups), at most 256.
+
+    Returns: numbers of profiles, uint8, shape (n,).
+    """
+    centres = profiles.astype(np.float64)
+    parts = [vq(weights[i : i + BLOCK].astype(np.float64), centres)[0] for i in range(0, len(weights), BLOCK)]
+    return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.uint8)
+
+
 def _spaced(known: NDArray[np.float32]) -> NDArray[np.float32]:
     """At most SAMPLE of the rows, evenly spaced."""
     return known[np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(np.int64)]

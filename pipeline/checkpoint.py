@@ -7,14 +7,16 @@ of the model's own layers, by its name in the module.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from graphhash.buckets import BucketMap
 from graphhash.errors import DataError
-from graphhash.retrieval import RetrievalModel
+from graphhash.retrieval import MatrixFactorization, RetrievalModel
 from pipeline.models import MODELS, ModelSpec
 from pipeline.shards import ShardedCsr
 
@@ -61,3 +63,22 @@ def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, Buc
     except Exception as error:
         raise DataError(f"{path}: not a readable checkpoint ({error}); run 'graphhash train' again") from error
     return model, users, items
+
+
+@torch.no_grad()
+def with_more_ids(
+    trained: MatrixFactorization, maps: Mapping[str, BucketMap], item_bias: NDArray[np.float32]
+) -> MatrixFactorization:
+    """A trained model with ids that were placed later; its tables are the trained ones.
+
+    Args:
+        maps: by side, "users" and "items", with the new ids after the trained ones.
+        item_bias: of the new items, shape (n_new,); not used where the model has none.
+    """
+    has_bias = trained.item_bias is not None
+    model = MatrixFactorization(maps["users"], maps["items"], trained.user_embedding.dim, item_bias=has_bias, seed=0)
+    weights = dict(trained.named_parameters())
+    for name, parameter in model.named_parameters():
+        more = [torch.from_numpy(item_bias).to(parameter)] if name == "item_bias" else []
+        parameter.copy_(torch.cat([weights[name], *more]))
+    return model

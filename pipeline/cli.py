@@ -34,6 +34,7 @@ from pipeline.cli_options import (
     train_options,
     write_json,
 )
+from pipeline.cli_update import update
 from pipeline.config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
@@ -307,6 +308,7 @@ def demo(out: str) -> None:
 app.add_command(bench)
 app.add_command(compare)
 app.add_command(tune)
+app.add_command(update)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

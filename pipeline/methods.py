@@ -156,7 +156,8 @@ def _lsh(inputs: Inputs) -> Maps:
     return lsh_map(users, user_rows, seed=inputs.seed), lsh_map(items, item_rows, seed=inputs.seed + 1)
 
 
-def _multilevel(inputs: Inputs) -> Maps:
+def multilevel_labels(inputs: Inputs) -> list[Labels]:
+    """The coarse and the fine level of ``multilevel``."""
     # The fine level gives up as many rows as the coarse one takes.
     labels = inputs.labels
     coarse = cluster(inputs.graph, resolution=labels.resolution / COARSER)
@@ -166,7 +167,11 @@ def _multilevel(inputs: Inputs) -> Maps:
         user_rows=max(1, labels.user_rows - coarse.user_rows),
         item_rows=max(1, labels.item_rows - coarse.item_rows),
     )
-    return multilevel_maps([coarse, fine])
+    return [coarse, fine]
+
+
+def _multilevel(inputs: Inputs) -> Maps:
+    return multilevel_maps(multilevel_labels(inputs))
 
 
 def _soft(inputs: Inputs) -> Maps:

@@ -14,6 +14,8 @@ from graphhash.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
+    from graphhash.vocabulary import Vocabulary
+
 
 def recommend(
     bundle: Path,
@@ -79,24 +81,39 @@ def _as_type(ids: Sequence[str], kind: str, what: str) -> list[Any]:
 
 
 def _seen(bundle: Path, users: Sequence[Any], manifest: dict[str, Any]) -> list[np.ndarray]:
-    """Raw ids of the items that each user has in the run's training interactions; none for an unknown user."""
+    """Raw ids of the items that each user has in the run's training interactions and updates; none for an unknown user."""
     from graphhash.vocabulary import Vocabulary
+    from pipeline.placed import SEEN, placed_dir
     from pipeline.shards import ShardedCsr
 
-    ingest = bundle.resolve().parent / "ingest"
-    if not ingest.is_dir():
+    run = bundle.resolve().parent
+    if not (run / "ingest").is_dir():
         raise DataError(
-            f"{ingest}: not there, so what users have seen is not known; use a bundle inside its run folder, or --exclude"
+            f"{run / 'ingest'}: not there, so what users have seen is not known; use a bundle inside its run folder, or --exclude"
         )
-    vocabularies = {side: Vocabulary.load(ingest / f"{side}.parquet") for side in ("users", "items")}
-    for side, vocabulary in vocabularies.items():
-        if vocabulary.content_hash != manifest["vocabulary_hashes"][side]:
-            raise DataError(
-                f"{ingest}/{side}.parquet: not the ids that {bundle} was made with; export the bundle again"
-            )
-    train = ShardedCsr.open(ingest / "train")
+    # An update knows what training knew, and more.
+    placed = placed_dir(run, str(manifest["provenance"].get("method")))
+    for folder, graph in ((placed, SEEN), (run / "ingest", "train")):
+        if not folder.is_dir():
+            continue
+        vocabularies = {side: Vocabulary.load(folder / f"{side}.parquet") for side in ("users", "items")}
+        other = [side for side, ids in vocabularies.items() if not _begins_with(ids, manifest, side)]
+        if not other:
+            break
+    else:
+        raise DataError(
+            f"{run}/ingest/{other[0]}.parquet: not the ids that {bundle} was made with; export the bundle again"
+        )
+    train = ShardedCsr.open(folder / graph)
     seen = []
     for row in vocabularies["users"].rows(list(users), missing="fallback").tolist():
         items = train.read(row, row + 1)[1] if row < train.n_rows else []
         seen.append(vocabularies["items"].take(items))
     return seen
+
+
+def _begins_with(vocabulary: Vocabulary, manifest: dict[str, Any], side: str) -> bool:
+    """Whether the first ids are the bundle's: an update may be ahead of the bundle, as ids are only ever appended."""
+    n_ids = manifest[f"n_{side}"]
+    first = vocabulary if len(vocabulary) == n_ids else type(vocabulary)(vocabulary.ids[:n_ids])
+    return first.content_hash == manifest["vocabulary_hashes"][side]

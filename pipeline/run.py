@@ -131,8 +131,11 @@ def check_methods(methods: Sequence[str]) -> None:
             raise ConfigError(f"unknown method {method!r}; {hint}methods are {', '.join(METHODS)}")
 
 
-def plan(config: RunConfig, until: str) -> dict[str, Step]:
+def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Step]:
     """The stages up to `until` with their settings and inputs, by name, in order.
+
+    Args:
+        log: fingerprint of the log's files, where it is known; None: they are looked at.
 
     Raises:
         DataError: there is no data at `data.path`, or there are no features where a method needs some.
@@ -171,8 +174,10 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
         raise ConfigError(
             f"train.model={config.train.model} has no ONNX graph yet; use 'graphhash evaluate', or train.model=mf"
         )
-    sources = find_sources(config.data.path, config.data.format, config.data.split)
-    ingest = add("ingest", "ingest", settings["data"], fingerprint(Path(source.file) for source in sources))
+    if log is None:
+        sources = find_sources(config.data.path, config.data.format, config.data.split)
+        log = fingerprint(Path(source.file) for source in sources)
+    ingest = add("ingest", "ingest", settings["data"], log)
     if reached >= STAGES.index("cluster"):
         cluster = add("cluster", "cluster", settings["cluster"], ingest.key)
     if reached >= STAGES.index("train"):
@@ -185,9 +190,22 @@ def plan(config: RunConfig, until: str) -> dict[str, Step]:
                 tested = {"precision": config.precision_of(method)}
                 evaluate = add("evaluate", f"evaluate {method}", tested, train.key)
             if reached >= STAGES.index("export") and i == 0:
-                values = dataclasses.asdict(config.export) | tested
-                add("export", "export", values, train.key, evaluate.key)
+                steps["export"] = export_step(config, method, train.key, evaluate.key)
     return steps
+
+
+def export_step(config: RunConfig, method: str, train: str, evaluate: str) -> Step:
+    """The export of a method, with the ids that updates have placed since that training.
+
+    Args:
+        train, evaluate: keys of these stages.
+    """
+    from pipeline.placed import placed_id
+
+    values = dataclasses.asdict(config.export) | {"precision": config.precision_of(method)}
+    placed = placed_id(Path(config.run.out), method, train)
+    inputs = (train, evaluate) if placed is None else (train, evaluate, placed)
+    return Step("export", {"version": VERSIONS["export"], **values}, inputs)
 
 
 class _RayOnDemand:
@@ -276,7 +294,7 @@ def _method(
         if (step := steps.get("export")) is not None and method == config.run.methods[0]:
 
             def export(out: Path) -> dict[str, Any]:
-                return _export(config, folder.path / "ingest", path, out, metrics)
+                return export_bundle(config, folder.path, path, out, metrics, train_step.key)
 
             exported = folder.stage(step.name, step.settings, step.inputs, "bundle", export)
             seconds["export"] = exported.seconds
@@ -286,21 +304,33 @@ def _method(
     return metrics
 
 
-def _export(
-    config: RunConfig, ingest: Path, method_dir: Path, out: Path, metrics: dict[str, Any]
+def export_bundle(
+    config: RunConfig, run: Path, method_dir: Path, out: Path, metrics: dict[str, Any], train_key: str
 ) -> dict[str, Any]:
-    from graphhash.vocabulary import Vocabulary
-    from pipeline.checkpoint import load_method
-    from pipeline.export import export_retrieval
+    """Write the bundle of a trained method, with the ids that updates have placed since that training.
 
-    model, user_map, item_map = load_method(method_dir, ingest)
+    Args:
+        run: the run folder.  method_dir: the method's, in it.
+        metrics: of the evaluation, with `method` and `mlflow_run_id`.
+
+    Returns: the manifest.
+    """
+    from graphhash.vocabulary import Vocabulary
+    from pipeline.checkpoint import load_method, with_more_ids
+    from pipeline.export import export_retrieval
+    from pipeline.placed import Placed, placed_dir, placed_id
+
+    model, *maps = load_method(method_dir, run / "ingest")
+    vocabularies, updates = [Vocabulary.load(run / "ingest" / f"{side}.parquet") for side in ("users", "items")], ()
+    if placed_id(run, metrics["method"], train_key) is not None:
+        placed = Placed.load(placed_dir(run, metrics["method"]))
+        model = with_more_ids(model, placed.maps, placed.item_bias)
+        maps, vocabularies, updates = placed.maps.values(), placed.vocabularies.values(), placed.updates
     settings = config.flat()
     return export_retrieval(
         model,
-        user_map,
-        item_map,
-        Vocabulary.load(ingest / "users.parquet"),
-        Vocabulary.load(ingest / "items.parquet"),
+        *maps,
+        *vocabularies,
         out,
         precision=metrics["precision"],
         external_data_mib=config.export.external_data_mib,
@@ -312,6 +342,8 @@ def _export(
             "settings": {
                 key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")
             },
+            # Metrics are of the training alone.
+            **({"updates": list(updates)} if updates else {}),
         },
     )
 

@@ -39,13 +39,14 @@ class RunFolderError(RuntimeError):
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage left: its key (an input of the stages after it), the dict it returned, and its time."""
+    """What a stage left: its key (an input of the stages after it), the dict it returned, its time, and its own inputs."""
 
     name: str
     key: str
     result: dict[str, Any]
     seconds: float
     skipped: bool
+    inputs: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -183,7 +184,8 @@ class RunFolder:
         record = self._record(name)
         if record is None or not self._intact(record):
             return None
-        return StageResult(name, record["key"], record["result"], record["seconds"], True)
+        inputs = tuple(record.get("inputs", ()))
+        return StageResult(name, record["key"], record["result"], record["seconds"], True, inputs)
 
     def would_skip(self, name: str, settings: Mapping[str, Any], inputs: Sequence[str]) -> bool:
         """Whether `stage` or `value` with these arguments would find its output up to date."""

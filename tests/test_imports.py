@@ -37,6 +37,7 @@ CLUSTERING_HALF = {
     "merging",
     "quantization",
     "modularity",
+    "placement",
     "refinement",
     "row_budget",
     "row_search",

@@ -51,7 +51,7 @@ def calls(monkeypatch):
         assert (method_dir / "x").exists()
         return {"recall@20": 0.5, "rows": 2}
 
-    def export(config, ingest_dir, method_dir, out, metrics):
+    def export(config, folder, method_dir, out, metrics, train_key):
         made.append(f"export {method_dir.name}")
         (out / "model.onnx").write_text("x")
         return {}
@@ -67,7 +67,7 @@ def calls(monkeypatch):
     stand_in("pipeline.train", train_method=train_method)
     stand_in("pipeline.evaluate", evaluate_method=evaluate_method)
     stand_in("pipeline.report", write_report=write_report)
-    monkeypatch.setattr(run_module, "_export", export)
+    monkeypatch.setattr(run_module, "export_bundle", export)
     return made
 
 
