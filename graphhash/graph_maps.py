@@ -21,6 +21,9 @@ from graphhash.hashes import universal_hash
 from graphhash.weight_profiles import weight_profiles
 
 HOPS = ("1", "2", "1+2")
+# Items hand on to users as if this many mean degrees were added to the degree of each: what a rare item hands on is in good part what
+# its few users are. Validation recall on Gowalla: 0 .1749, 1 .1779, 4 .1801, 16 .1785. Users stay as they are: 1 .1796.
+ITEM_DAMPING = 4.0
 # Of affinities, before they are scaled: 1 gives the first lookups nearly all the weight. With 16 lookups, validation recall is .1723
 # for 1, .1742 for 0.7, .1731 for 0.5.
 POWER = 0.7
@@ -79,7 +82,7 @@ def soft_maps(
 ) -> tuple[BucketMap, BucketMap]:
     """Every id reads the buckets around it.
 
-    With ``A = K^-1/2 B D^-1/2`` the normalised biadjacency and C the one-hot community assignment, affinities are, by ``hops``:
+    With ``A = K^-1/2 B D^-1/2`` the normalised biadjacency (of ``S_user`` with ITEM_DAMPING mean degrees added to D) and C the one-hot community assignment, affinities are, by ``hops``:
 
     - ``"1"``: ``S_user = A C_item`` and ``S_item = A^T C_user``: how much of an id's normalised interactions falls on each community
       of the other side. The user table has a row per *item* community, and the reverse.
@@ -149,12 +152,14 @@ class SoftPlan:
         buckets: table rows of the communities by side, and by id: ``buckets["users"][u]`` is the row of u's community in the table
             that has rows for communities of users.
         degrees: weight of every id's interactions by side, float64.
+        damping: added to an id's degree, by side, before it scales what the id hands on.
         n_buckets: rows of the table that each side reads, without those of unknown ids.
         hops: as in :func:`soft_maps`.
     """
 
     buckets: dict[str, NDArray[np.int32]]
     degrees: dict[str, NDArray[np.float64]]
+    damping: dict[str, float]
     n_buckets: dict[str, int]
     hops: str
 
@@ -168,6 +173,7 @@ class SoftPlan:
         return cls(
             {"users": users, "items": items},
             {"users": user_degrees, "items": item_degrees},
+            {"users": 0.0, "items": ITEM_DAMPING * float(item_degrees.mean())},
             dict(zip(SIDES, n_buckets, strict=True)),
             hops,
         )
@@ -186,7 +192,7 @@ class SoftPlan:
         other = SIDES[1 - SIDES.index(side)]
         degrees = self.degrees[side][start : start + graph.shape[0]]
         # The reading row's own degree is a common factor of its affinities: unit length removes it.
-        step = 1.0 / np.sqrt(np.maximum(degrees, 1e-300))
+        step = 1.0 / np.sqrt(np.maximum(degrees + self.damping[side], 1e-300))
         n_buckets = self.n_buckets[other]
         total = csr_array((graph.shape[0], n_buckets), dtype=np.float64)
         if self.hops != "1":

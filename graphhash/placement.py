@@ -27,10 +27,6 @@ from graphhash.weight_profiles import nearest_profiles
 # Trained items next in degree whose mean bias a new one gets. On MovieLens-1M an item's bias is off the mean over its neighbours in degree
 # by .54 of the biases' standard deviation for 16 of them, .53 for 64 and for 256; 0 is off by 1.05.
 SIMILAR_ITEMS = 64
-# What is added to the degrees of a new id's neighbours, in their mean degree, before these scale what the neighbours hand on. Recall@20 of
-# users held out of Gowalla and MovieLens-1M: 0 .166 and .258, 1 .170 and .292, 4 .172 and .300, 16 .170 and .298, infinity .167 and .297.
-# Items held out of MovieLens-1M want none (recall@20 of their users, on these items alone): 0 .133, 1 .074, infinity .027.
-DAMPING = {"users": 4.0, "items": 0.0}
 
 Sides = Mapping[str, NDArray]
 
@@ -134,14 +130,10 @@ def soft_rows(
     edges: csr_array,
     maps: Mapping[str, BucketMap],
     hops: str,
-    *,
-    damping: Mapping[str, float] = DAMPING,
 ) -> dict[str, tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.bool_]]]:
     """What new ids read of soft maps: the affinities of a trained id with their interactions, rounded to the maps' own profiles.
 
-    Trained ids hand on what they did in training, and new ones their own interactions with ids that have a place. What a rare item hands on
-    is in good part what its few users are, and a new user is none of them; so items weigh more evenly for new users than they did in
-    training: as if ``damping["users"]`` times the mean degree were added to the degree of each.
+    Trained ids hand on what they did in training, and new ones their own interactions with ids that have a place.
 
     Args:
         graph: training interactions.  labels: of the trained ids.
@@ -149,7 +141,6 @@ def soft_rows(
         edges: as there.
         maps: by side, of as many ids as are known; the new ids' rows follow. A ``double_soft`` map is given without its hashed lookup.
         hops: the maps' own.
-        damping: of what each side reads; 0: as in training.
 
     Returns: by side, rows int32 (n_new, n_lookups), profiles uint8 (n_new,), and which ids have a place.
     """
@@ -169,9 +160,7 @@ def soft_rows(
     read = {}
     for side, other in (SIDES, SIDES[::-1]):
         n_trained, n_known = len(plan.degrees[other]), maps[side].n_ids
-        more = damping[side] * plan.degrees[other].mean()
-        of_trained, of_new = (replace(p, degrees=p.degrees | {other: p.degrees[other] + more}) for p in (plan, wide))
-        parts = [of_trained.sources(other, graphs[other], 0), of_new.sources(other, all_edges[other][n_trained:], n_trained)]
+        parts = [plan.sources(other, graphs[other], 0), wide.sources(other, all_edges[other][n_trained:], n_trained)]
         sources = vstack(parts, format="csr")
         rows, weights = affinity_rows(all_edges[side][n_known:], csr_array(sources), maps[side].n_lookups, split=plan.n_user_buckets)
         # The last profile is the unknown ids' own.

@@ -32,27 +32,23 @@ def full_bytes(n_users: int, n_items: int, dim: int) -> int:
     return FULL_ITEMSIZE * dim * (n_users + n_items + 2)
 
 
-def asked_lookups(config: RunConfig, name: str, mean_degree: float) -> int | None:
+def asked_lookups(config: RunConfig, name: str, n_users: int, n_items: int, n_edges: int) -> int | None:
     """Lookups per id to ask of a method: ``map.n_lookups`` where it is set; under a byte budget as many as a share of it affords
     that grows with the density of the graph, and at most MOST_LOOKUPS; else None, the method's own number.
 
     Args:
-        mean_degree: neighbours of an id in the training graph, users and items together.
+        n_users, n_items, n_edges: of the training graph.
     """
     kind, ratio = config.cluster.budget
     method = METHODS[name]
     if config.map.n_lookups is not None or kind != "ratio" or not method.free_lookups:
         return config.map.n_lookups
+    mean_degree = 2 * n_edges / (n_users + n_items)
     denser = max(0.0, math.log2(max(mean_degree, 1) / SPARSE))
     share = min(MAP_SHARE[config.precision_of(name)] + SHARE_PER_DOUBLING * denser, MOST_SHARE)
-    # A 16-bit row number per lookup.
-    affordable = int(share * ratio * FULL_ITEMSIZE * config.train.dim / 2)
-    return max(method.least_lookups, min(affordable, MOST_LOOKUPS))
-
-
-def mean_degree(n_edges: int, n_users: int, n_items: int) -> float:
-    """Neighbours of an id on average, users and items together."""
-    return 2 * n_edges / (n_users + n_items)
+    allowed = share * ratio * full_bytes(n_users, n_items, config.train.dim)
+    fitting = [n for n in range(1, MOST_LOOKUPS + 1) if method.map_bytes(n, 2, n_users, n_items) <= allowed]
+    return max([method.least_lookups, *fitting])
 
 
 def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, n_edges: int) -> int:
@@ -65,7 +61,6 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, 
     """
     allowed = ratio * full_bytes(n_users, n_items, config.train.dim)
     names = [name for name in config.run.methods if name != "full"]
-    degree = mean_degree(n_edges, n_users, n_items)
     # The compressed methods of a run have one precision.
     precision = config.precision_of(names[0] if names else "soft")
     table_row = row_bytes(config.train.dim, precision)
@@ -73,7 +68,7 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, 
     def overhead(name: str, itemsize: int) -> int:
         """Bytes of a method beside its tables, with row numbers of ``itemsize`` bytes."""
         method = METHODS[name]
-        maps = method.map_bytes(asked_lookups(config, name, degree), itemsize, n_users, n_items)
+        maps = method.map_bytes(asked_lookups(config, name, n_users, n_items, n_edges), itemsize, n_users, n_items)
         bias = np.dtype(bias_dtype(precision)).itemsize if method.with_bias(config.map.item_bias, config.train.loss) else 0
         return maps + bias * n_items
 

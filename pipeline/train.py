@@ -30,7 +30,7 @@ from graphhash.buckets import BucketMap
 from graphhash.errors import DataError
 from graphhash.retrieval import RetrievalModel
 from graphhash.samplers import NegativeSampler
-from pipeline.budget import asked_lookups, mean_degree
+from pipeline.budget import asked_lookups
 from pipeline.checkpoint import save_model
 from pipeline.clusters import load_labels
 from pipeline.config import RunConfig, TrainConfig
@@ -76,7 +76,7 @@ def train_method(
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
     labels = load_labels(cluster_dir, facts)
-    n_lookups = spec.lookups(asked_lookups(config, method, mean_degree(graph.nnz, *graph.shape)))
+    n_lookups = spec.lookups(asked_lookups(config, method, *graph.shape, graph.nnz))
     # Over Ray where the clustering was; the maps are the same, bit for bit.
     stored = StoredGraph(ingest_dir, out_dir, config.cluster.shards) if config.cluster.shards else None
     features = partial(load_features, config.data, ingest_dir)

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import graphhash
 from graphhash.buckets import BucketMap
 from graphhash.clustering import Labels
-from graphhash.graph_maps import POWER
+from graphhash.graph_maps import ITEM_DAMPING, POWER
 from graphhash.weight_profiles import weight_profiles
 
 
@@ -127,8 +127,9 @@ def test_soft_is_one_step_of_normalised_propagation(weighted, n_lookups):
     dense = graph.toarray().astype(np.float64)
     k, d = np.maximum(dense.sum(1), 1e-300), np.maximum(dense.sum(0), 1e-300)
     normalised = dense / np.sqrt(k)[:, None] / np.sqrt(d)
+    damped = dense / np.sqrt(k)[:, None] / np.sqrt(d + ITEM_DAMPING * dense.sum(0).mean())
     maps = graphhash.soft_maps(graph, labels, n_lookups=n_lookups, hops="1")
-    for bucket_map, matrix, neighbour_labels in ((maps[0], normalised, labels.items), (maps[1], normalised.T, labels.users)):
+    for bucket_map, matrix, neighbour_labels in ((maps[0], damped, labels.items), (maps[1], normalised.T, labels.users)):
         buckets = np.unique(neighbour_labels, return_inverse=True)[1]
         one_hot = np.eye(buckets.max() + 1)[buckets]
         affinities = matrix @ one_hot

@@ -56,10 +56,17 @@ def test_there_are_fewer_rows_than_ids_however_many_bytes():
 @pytest.mark.parametrize(
     ("ratio", "degree", "expected"),
     # 0.55 of 64 or 32 bytes an id; 0.55 + 0.15 with twice the neighbours; 0.9 of them at most; never more than 32.
-    [(0.25, 20, 17), (0.125, 20, 8), (0.25, 3, 17), (0.25, 40, 22), (0.25, 1000, 28), (0.5, 1000, 32), (0.001, 20, 1)],
+    [(0.25, 20, 16), (0.125, 20, 8), (0.25, 3, 16), (0.25, 40, 21), (0.25, 1000, 27), (0.5, 1000, 32), (0.001, 20, 1)],
 )
 def test_more_bytes_and_denser_graphs_get_more_lookups(ratio, degree, expected):
     config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
-    assert asked_lookups(config, "soft", degree) == expected
-    assert asked_lookups(config, "graph", degree) is None
-    assert asked_lookups(RunConfig.load(None, ["map.n_lookups=5"]), "soft", degree) == 5
+    graph = USERS, ITEMS, degree * (USERS + ITEMS) // 2
+    assert asked_lookups(config, "soft", *graph) == expected
+    assert asked_lookups(config, "graph", *graph) is None
+    assert asked_lookups(RunConfig.load(None, ["map.n_lookups=5"]), "soft", *graph) == 5
+
+
+def test_profiles_count_where_ids_are_few():
+    config = RunConfig.load(None, ["cluster.ratio=0.25"])
+    n_lookups = asked_lookups(config, "soft", 5436, 3700, 750_000)
+    assert rows_for_ratio(config, 0.25, 5436, 3700, 750_000) > 500 and 20 < n_lookups < 27

@@ -117,7 +117,7 @@ def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
         if name == "full":
             continue
         spec = METHODS[name]
-        maps = spec.map_bytes(asked_lookups(config, name, 16), 2, n_users, n_items)
+        maps = spec.map_bytes(asked_lookups(config, name, n_users, n_items, n_edges), 2, n_users, n_items)
         used.append((64 + 2) * rows + maps + 2 * n_items * spec.item_bias)
     allowed = 0.25 * full_bytes(n_users, n_items, 64)
     assert allowed - (64 + 2) < max(used) <= allowed

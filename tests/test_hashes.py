@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 
 import graphhash
-from graphhash.graph_maps import POWER, affinity_rows
+from graphhash.graph_maps import ITEM_DAMPING, POWER, affinity_rows
 from graphhash.hashes import universal_hash
 from pipeline.methods import METHODS, Inputs
 
@@ -118,8 +118,9 @@ def test_soft_affinities_are_those_of_dense_algebra(hops):
     of_users, of_items = (
         np.eye(max(side) + 1)[side][:, np.unique(side)] for side in (labels.users, labels.items)
     )
-    one = normal @ of_items, normal.T @ of_users
-    two = normal @ (normal.T @ of_users), normal.T @ (normal @ of_items)
+    damped = dense / np.sqrt(dense.sum(1, keepdims=True)) / np.sqrt(dense.sum(0) + ITEM_DAMPING * dense.sum(0).mean())
+    one = damped @ of_items, normal.T @ of_users
+    two = damped @ (damped.T @ of_users), normal.T @ (normal @ of_items)
     # The shared table has the communities' users before their items.
     def unit(rows):
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)

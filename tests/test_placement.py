@@ -11,8 +11,8 @@ from scipy.sparse import csr_array
 import graphhash
 from graphhash.buckets import full_map
 from graphhash.clustering import Labels
-from graphhash.graph_maps import SIDES, soft_maps
-from graphhash.placement import DAMPING, best_communities, place_labels, soft_rows, typical_bias, with_new_ids, without_places
+from graphhash.graph_maps import ITEM_DAMPING, SIDES, soft_maps
+from graphhash.placement import best_communities, place_labels, soft_rows, typical_bias, with_new_ids, without_places
 from graphhash.weight_profiles import nearest_profiles
 from pipeline.methods import METHODS, Inputs
 from pipeline.placers import PLACERS, Placing
@@ -26,7 +26,6 @@ def random_graph(rng, n_users=30, n_items=24, n_edges=150, weighted=True) -> csr
     return graphhash.biadjacency(users, items, weights, n_users=n_users, n_items=n_items)
 
 
-UNDAMPED = {"users": 0.0, "items": 0.0}
 
 
 def degrees_of(graph: csr_array) -> dict[str, np.ndarray]:
@@ -123,7 +122,7 @@ def test_soft_placement_of_a_trained_ids_twin_is_its_trained_row(hops, side):
     else:
         edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()], axis=1))
     found = place_labels(graph, labels, nobody(), edges)
-    rows, profile_of, has_place = soft_rows(graph, labels, found, edges, maps, hops, damping=UNDAMPED)[side]
+    rows, profile_of, has_place = soft_rows(graph, labels, found, edges, maps, hops)[side]
     known = maps[side]
     assert has_place.all()
     # Communities tie where lookups weigh the same; unit weights of 0 repeat the best row.
@@ -154,8 +153,8 @@ def test_soft_placement_against_dense_algebra():
     of_item = n_user + np.array([list(item_labels).index(c) for c in found["items"]])
     # What an item hands on: trained ones the training graph's, new ones that of their own interactions.
     columns = np.concatenate([np.vstack([b, np.zeros((3, 24))]), dense[:, 24:]], axis=1)
-    # Items of a new user weigh more evenly than in training.
-    d += DAMPING["users"] * b.sum(0).mean()
+    # The trained items' mean degree, so that new ones change nothing.
+    d += ITEM_DAMPING * b.sum(0).mean()
     for user in range(30, 33):
         affinity = np.zeros(n_buckets)
         for item in np.flatnonzero(dense[user]):
