@@ -220,10 +220,10 @@ METHODS: dict[str, Method] = {
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
-        n_lookups=20, free_lookups=True, n_profiles=256, item_bias=True, lr=8e-2, weight_decay=5e-7,
+        n_lookups=20, free_lookups=True, n_profiles=256, item_bias=True, lr=4e-2, weight_decay=5e-7,
     ),
     "double_soft": Method(
         _double_soft, "the mixture plus a hashed row",
-        n_lookups=20, least_lookups=2, free_lookups=True, n_profiles=256, item_bias=True, lr=8e-2, weight_decay=5e-7,
+        n_lookups=20, least_lookups=2, free_lookups=True, n_profiles=256, item_bias=True, lr=4e-2, weight_decay=5e-7,
     ),
 }  # fmt: skip
