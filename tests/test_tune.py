@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.config import ConfigError, RunConfig
+from pipeline.methods import METHODS
 from pipeline.run import run
 from pipeline.shards import ShardedCsr
 from pipeline.synth import synth
@@ -67,7 +68,8 @@ def test_trials_are_listed_best_first_with_their_settings(search):
         for key in ("train.lr", "train.weight_decay", "map.hops", "map.n_lookups"):
             assert str(config.flat()[key]) == trial[key]
     # The method's default is one of them.
-    assert any(float(trial["train.lr"]) == 0.08 and trial["map.hops"] == "1+2" for trial in search.trials())
+    default = METHODS["soft"].lr
+    assert any(float(trial["train.lr"]) == default and trial["map.hops"] == "1+2" for trial in search.trials())
 
 
 @pytest.fixture
