@@ -121,7 +121,7 @@ def _multiply(indptr: Tensor, indices: Tensor, values: Tensor, vectors: Tensor) 
         shape = (len(indptr) - 1, len(vectors))
         return torch.sparse_csr_tensor(indptr, indices, values, shape) @ vectors
     product = torch.empty(len(indptr) - 1, vectors.shape[1])
-    # Four times as fast as torch's own product on two cores, and in one order of summation for any number of threads.
+    # Each row is summed in one order, for any number of threads.
     with threads_for(len(indices) * vectors.shape[1]):
         _multiply_rows(
             indptr.numpy(), indices.numpy(), values.numpy(), vectors.detach().contiguous().numpy(), product.numpy()

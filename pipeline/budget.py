@@ -23,7 +23,7 @@ SPARSE = 20
 # neighbours), a quarter of the bytes: 28 lookups .252, 20 lookups .239.
 SHARE_PER_DOUBLING = 0.15
 MOST_SHARE = 0.9
-# More than these no longer pay, however many bytes there are.
+# A bound on training time; 60 lookups instead of 28 raise MovieLens-1M's validation recall from .249 to .251.
 MOST_LOOKUPS = 32
 
 
