@@ -1,6 +1,6 @@
 """The benchmark of training and evaluation: seconds per epoch, interactions per second, and where the time goes.
 
-It calls what a run calls, `pipeline.fit.fit` and `pipeline.evaluate.rank_users`, in this process and without Ray Train. Both tell
+It calls what a run calls, `pipeline.retrieval_fit.fit_retrieval` and `pipeline.evaluate.rank_users`, in this process and without Ray Train. Both tell
 when a phase of their loops is over (`lap`); nothing is timed apart, so the phases add up to the whole. The first epoch of each
 training, and a small evaluation, go before and are not counted: numba loads its kernels there. Medians are reported. Where other
 programs want the same cores, threads wait for each other at the end of every kernel, and the seconds of one thread
@@ -26,9 +26,9 @@ from graphhash.errors import DataError
 from graphhash.samplers import NegativeSampler
 from pipeline.config import DataConfig, MapConfig, TrainConfig
 from pipeline.evaluate import K, rank_users
-from pipeline.fit import fit
 from pipeline.methods import METHODS, Inputs
 from pipeline.models import ModelSpec
+from pipeline.retrieval_fit import fit_retrieval
 from pipeline.shards import ShardedCsr
 from pipeline.train import fit_settings
 
@@ -149,7 +149,7 @@ def measure(
             model = blueprint.build(*maps, train).to(device)
             how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec)
             laps.start()
-            fit(model, users, items, how, None, sample=sample, on_epoch=lambda *_: laps.end_round(), lap=laps)
+            fit_retrieval(model, users, items, how, None, sample=sample, on_epoch=lambda *_: laps.end_round(), lap=laps)
             results.append(about | {"task": task} | _figures(laps.rounds[1:], len(users)))
         say(f"{method}: evaluation")
         rank_users(model, tested[:WARM_UP_USERS], train, test, K)

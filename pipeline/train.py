@@ -36,11 +36,11 @@ from pipeline.clusters import load_labels
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.evaluate import K, rank_users
 from pipeline.features import load_features
-from pipeline.fit import FitSettings, fit
 from pipeline.methods import METHODS, Inputs, Method
 from pipeline.models import RECIPES, ModelSpec
 from pipeline.ray_maps import StoredGraph
 from pipeline.ray_session import cpus_of_machines
+from pipeline.retrieval_fit import RetrievalSettings, fit_retrieval
 from pipeline.shards import ShardedCsr
 from pipeline.stages import write_json_atomic
 from pipeline.tracking import Tracker
@@ -115,7 +115,7 @@ def train_method(
         embedding.fill_unknown(torch.from_numpy(np.asarray(degrees, np.float32).ravel()))
     save_model(model, model_spec, out_dir)
     write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
-    best = state["best_recall"]
+    best = state["best_score"]
     return {
         "epochs": state["epoch"],
         "best_epoch": state["best_epoch"],
@@ -127,14 +127,14 @@ def train_method(
     }
 
 
-def fit_settings(train: TrainConfig, method: Method) -> FitSettings:
+def fit_settings(train: TrainConfig, method: Method) -> RetrievalSettings:
     """The settings of a training, every default decided by the method and by the model with its loss."""
     recipe = RECIPES[train.model, train.loss]
     epochs = recipe.epochs if train.epochs is None else train.epochs
     batch_size = recipe.batch_size if train.batch_size is None else train.batch_size
     lr = method.lr if recipe.lr is None else recipe.lr
     weight_decay = method.weight_decay if recipe.weight_decay is None else recipe.weight_decay
-    return FitSettings(
+    return RetrievalSettings(
         lr=lr if train.lr is None else train.lr,
         weight_decay=weight_decay if train.weight_decay is None else train.weight_decay,
         epochs=epochs,
@@ -264,7 +264,7 @@ def _fit(
     kind, power = job["sampler"]
     sample = NegativeSampler(graph, kind, power=power, device=device)
     callbacks = {"on_epoch": on_epoch, "on_evaluation": on_evaluation}
-    return fit(model, users, items, settings, validate, sample=sample, state=state, **callbacks)
+    return fit_retrieval(model, users, items, settings, validate, sample=sample, state=state, **callbacks)
 
 
 def _validation(

@@ -14,11 +14,11 @@ import torch
 import graphhash
 from graphhash.retrieval import MatrixFactorization, bpr_loss
 from pipeline.evaluate import rank_users
-from pipeline.fit import FitSettings, fit
 from pipeline.methods import METHODS, Inputs
 from pipeline.models import seldom_read
+from pipeline.retrieval_fit import RetrievalSettings, fit_retrieval
 
-SETTINGS = FitSettings(lr=0.05, weight_decay=1e-6, epochs=30, eval_every=5, patience=100, batch_size=None, seed=0)
+SETTINGS = RetrievalSettings(lr=0.05, weight_decay=1e-6, epochs=30, eval_every=5, patience=100, batch_size=None, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_training_puts_a_users_own_items_on_top(graph, labels):
     nothing.data[:] = 0
     nothing.eliminate_zeros()
     before, _ = rank_users(model, np.arange(graph.shape[0]), nothing, graph, 20)
-    state = fit(model, *pairs_of(graph), SETTINGS, None)
+    state = fit_retrieval(model, *pairs_of(graph), SETTINGS, None)
     after, _ = rank_users(model, np.arange(graph.shape[0]), nothing, graph, 20)
     assert after.mean() > 3 * before.mean()
     losses = [entry["loss"] for entry in state["history"]]
@@ -97,10 +97,10 @@ def test_training_puts_a_users_own_items_on_top(graph, labels):
 def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(graph, labels, batch_size):
     settings = dataclasses.replace(SETTINGS, epochs=20, batch_size=batch_size)
     pairs = pairs_of(graph)
-    whole = fit(model_of(graph, labels), *pairs, settings, None)
+    whole = fit_retrieval(model_of(graph, labels), *pairs, settings, None)
     saved = {}
-    fit(model_of(graph, labels), *pairs, settings, None, on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s)))
-    resumed = fit(model_of(graph, labels), *pairs, settings, None, state=saved[10])
+    fit_retrieval(model_of(graph, labels), *pairs, settings, None, on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s)))
+    resumed = fit_retrieval(model_of(graph, labels), *pairs, settings, None, state=saved[10])
     assert resumed["epoch"] == whole["epoch"] == 20
     for name, weight in whole["model"].items():
         assert torch.equal(resumed["model"][name], weight), name
@@ -111,15 +111,15 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(graph,
 def test_rows_that_wait_end_where_adam_takes_them_and_resume_to_the_same_bits(graph, labels, threads, monkeypatch):
     settings = dataclasses.replace(SETTINGS, epochs=20, batch_size=100)
     pairs = pairs_of(graph)
-    adam = fit(model_of(graph, labels, "full"), *pairs, settings, None)
+    adam = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None)
     monkeypatch.setattr("pipeline.models.SELDOM", 0)
     saved = {}
     keep = {"on_evaluation": lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s))}
-    whole = fit(model_of(graph, labels, "full"), *pairs, settings, None, **keep)
+    whole = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None, **keep)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        resumed = fit(model_of(graph, labels, "full"), *pairs, settings, None, state=saved[10])
+        resumed = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None, state=saved[10])
     finally:
         torch.set_num_threads(before)
     for name, weight in whole["model"].items():
@@ -140,7 +140,7 @@ def test_which_rows_wait(graph, labels):
 def test_phases_are_told_in_the_order_of_a_step(graph, labels):
     phases = []
     settings = dataclasses.replace(SETTINGS, epochs=1, batch_size=len(pairs_of(graph)[0]))
-    fit(model_of(graph, labels), *pairs_of(graph), settings, None, lap=phases.append)
+    fit_retrieval(model_of(graph, labels), *pairs_of(graph), settings, None, lap=phases.append)
     assert phases == ["batches", "negatives", "forward", "backward", "step", "step"]
 
 
@@ -153,15 +153,15 @@ def test_patience_counts_evaluations_and_the_best_weights_are_kept(graph, labels
         return {"recall@20": next(recalls)}
 
     settings = dataclasses.replace(SETTINGS, epochs=100, patience=2)
-    state = fit(model_of(graph, labels), *pairs_of(graph), settings, validate)
-    assert (state["epoch"], state["best_epoch"], state["best_recall"]) == (20, 10, 0.3)
+    state = fit_retrieval(model_of(graph, labels), *pairs_of(graph), settings, validate)
+    assert (state["epoch"], state["best_epoch"], state["best_score"]) == (20, 10, 0.3)
     assert torch.equal(state["best"]["user_embedding.table"], seen[1])
     assert not torch.equal(state["model"]["user_embedding.table"], seen[1])
 
 
 def test_the_seed_decides_everything(graph, labels):
     a, b, c = (
-        fit(model_of(graph, labels), *pairs_of(graph), dataclasses.replace(SETTINGS, seed=s, epochs=5), None)
+        fit_retrieval(model_of(graph, labels), *pairs_of(graph), dataclasses.replace(SETTINGS, seed=s, epochs=5), None)
         for s in (0, 0, 1)
     )
     assert torch.equal(a["model"]["item_embedding.table"], b["model"]["item_embedding.table"])
@@ -173,4 +173,4 @@ def test_divergence_is_an_error_that_names_the_learning_rate(graph, labels):
     with torch.no_grad():
         model.user_embedding.table.fill_(math.inf)
     with pytest.raises(graphhash.DataError, match=r"training diverged; lower train.lr \(0.05\)"):
-        fit(model, *pairs_of(graph), SETTINGS, None)
+        fit_retrieval(model, *pairs_of(graph), SETTINGS, None)

@@ -18,9 +18,9 @@ from pipeline import train
 from pipeline import update as update_module
 from pipeline.cli_update import lines
 from pipeline.config import ConfigError, RunConfig
-from pipeline.fit import fit
 from pipeline.placed import Placed, placed_dir
 from pipeline.recommend import recommend
+from pipeline.retrieval_fit import fit_retrieval
 from pipeline.run import run
 from pipeline.shards import ShardedCsr
 from pipeline.stages import RunFolderError
@@ -46,7 +46,7 @@ def fit_at_once(job, _tracker):
     validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
     validate = train._validation(graph, validation, job["eval_users"], 0)
     items = torch.from_numpy(graph.indices.astype(np.int64))
-    return fit(job["model"].build(*maps, graph), users, items, job["settings"], validate)
+    return fit_retrieval(job["model"].build(*maps, graph), users, items, job["settings"], validate)
 
 
 def write_log(path: Path, users, items, **more) -> str:
