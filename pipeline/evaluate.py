@@ -133,7 +133,7 @@ def rank_users(
     device = model.item_embedding.table.device
     scores_of = model.catalogue()
     block = max(1, BLOCK_SCORES // model.item_embedding.n_ids)
-    recalls, ndcgs = [], []
+    recalls, ndcgs = [np.empty(0)], [np.empty(0)]
     for start in range(0, len(users), block):
         part = users[start : start + block]
         scores = scores_of(torch.from_numpy(np.asarray(part, np.int64)).to(device)).cpu().numpy()
