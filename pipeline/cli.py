@@ -30,6 +30,7 @@ from pipeline.cli_options import (
     load,
     out_option,
     print_table,
+    resume_option,
     say,
     train_options,
     write_json,
@@ -155,15 +156,21 @@ def cluster(**_: Any) -> None:
     epilog="""
 graphhash train --out out --method soft,full --lr 0.005
 graphhash train --data log.parquet --ratio 0.16 --out out train.patience=10
+graphhash train --out out --resume
 """,
 )
 @out_option
 @data_options
 @cluster_options
 @train_options
+@resume_option
 @common_options
 def train(**_: Any) -> None:
-    """Train one model per method, each in an MLflow run of its own."""
+    """Train one model per method, each in an MLflow run of its own.
+
+    A training that was stopped or killed goes on from its last checkpoint when the command is given again. train.workers=N trains
+    with N processes; without it there is one per GPU, or one.
+    """
     outcome, _config, json_file = _until("train")
     for metrics in outcome.metrics:
         _print_pairs(metrics)
@@ -384,7 +391,8 @@ def _until(stage: str) -> tuple[Outcome, RunConfig, str | None]:
     config = load(options)
     from pipeline.run import run as run_stages
 
-    return run_stages(config, until=stage, say=say), config, options["json_file"]
+    resume = {"resume": options["resume"]} if options.get("resume") is not None else {}
+    return run_stages(config, until=stage, say=say, **resume), config, options["json_file"]
 
 
 def _read_lines(path: Path) -> list[str]:

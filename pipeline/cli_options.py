@@ -157,6 +157,11 @@ training_options = _group(
     ),
 )
 train_options = _group(method_option, model_options, training_options)
+resume_option = click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Go on from a checkpoint, which has to be there; or forget it and start over.  [go on if there is one]",
+)
 export_option = click.option(
     "--precision", type=click.Choice(PRECISIONS), help="Stored tables.  [auto: int8, and float32 for full]"
 )

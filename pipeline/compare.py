@@ -281,7 +281,7 @@ def _outcomes(
 
 def _train_cell(config: RunConfig, store: tracking.Store | None) -> Outcome:
     """What a Ray task does."""
-    from pipeline.train import fit_here
+    from pipeline.ray_fit import fit_here
 
     return _attempt(config, "evaluate", store=store, fit_job=fit_here)
 

@@ -232,6 +232,20 @@ class TrainConfig:
     seed: int = 0
     eval_users: int = 10_000
     """Users drawn for a validation; 0: all of them. The test always looks at all."""
+    workers: int | None = None
+    """Processes that train together, each with a GPU, or with its part of the CPUs; None: one per GPU, or one. A finished training
+    is not done again for another number. The trainings of `compare` and `tune` have one process each."""
+    checkpoint_seconds: float = 300.0
+    """Seconds between checkpoints, beside the one at every evaluation; 0: those alone."""
+    amp: str | None = None
+    """`bf16` or `tf32` for matrix products, on a GPU."""
+    compile: bool = False
+    """Compile the loss with `torch.compile`, on a GPU."""
+    sparse_gradients: bool = False
+    """Several workers on CPUs pass on the gradients of the rows read alone, where these are few."""
+    propagation: str = "auto"
+    """Several workers of `model = "lightgcn"`: `replicated`, each over the whole graph; `sharded`, each over its rows of it; `auto`:
+    sharded from 16.8 million edges on."""
 
     def __post_init__(self) -> None:
         _check_types(self, "train")
@@ -266,6 +280,12 @@ class TrainConfig:
             raise ConfigError(f"train.popularity_power={self.popularity_power} must be a finite number")
         _check_range("train.seed", self.seed, 0)
         _check_range("train.eval_users", self.eval_users, 0)
+        if self.workers is not None:
+            _check_range("train.workers", self.workers, 1, 4096)
+        _check_range("train.checkpoint_seconds", self.checkpoint_seconds, 0.0)
+        if self.amp is not None:
+            _check_choice("train.amp", self.amp, ("bf16", "tf32"))
+        _check_choice("train.propagation", self.propagation, ("auto", "replicated", "sharded"))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from pipeline.stages import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.resume import SavedStates
     from pipeline.train import FitJob
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
@@ -66,6 +67,7 @@ def run(
     store: tracking.Store | None = None,
     lenders: Iterable[Path] = (),
     fit_job: FitJob | None = None,
+    resume: bool | None = None,
 ) -> Outcome:
     """Bring the run folder up to date, stage by stage, up to and including `until`.
 
@@ -76,6 +78,8 @@ def run(
         store: where trainings are tracked; None: connected to when it is needed.
         lenders: other run folders, where the log may be ingested, or even clustered, in the same way already.
         fit_job: what trains (see `pipeline.train.train_method`).
+        resume: whether trainings go on from their checkpoints; None: from those that there are. True: a training that has to be done has
+            one, or ConfigError is raised.
 
     Raises:
         DataError, ConfigError, RunFolderError, TrackingError: each with one line for the user.
@@ -105,6 +109,8 @@ def run(
         if until == "cluster":
             return Outcome(ingest.result, cluster.result, [])
         metrics = []
+        if resume is not None:
+            _check_resume(folder, steps, config, resume)
         for method in config.run.methods:
             metrics.append(_method(folder, steps, config, method, ingest, cluster, store, ray, fit_job))
             if until != "train":
@@ -153,6 +159,9 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
         settings["data"].pop(key)
     for key in ("threads", "shards"):
         settings["cluster"].pop(key)
+    # More workers change figures as another seed does, and no more.
+    for key in ("workers", "checkpoint_seconds", "propagation"):
+        settings["train"].pop(key)
     if config.cluster.budget[0] == "ratio":
         # How many rows a share of the bytes is depends on what else takes bytes.
         settings["cluster"]["bytes"] = [
@@ -267,14 +276,16 @@ def _method(
             from pipeline.train import train_method
 
             ray.start()
-            result = train_method(
-                config, method, folder.path / "ingest", folder.path / "cluster", out, tracker, fit_job
-            )
+            states = _states(folder, method, train_step, mlflow_run_id=tracker.run_id)
+            parts = folder.path / "ingest", folder.path / "cluster"
+            result = train_method(config, method, *parts, out, tracker, fit_job, states=states, say=folder.say)
             return {**result, "mlflow_run_id": tracker.run_id}
 
         trained = folder.stage(
             train_step.name, train_step.settings, train_step.inputs, f"methods/{method}", train
         )
+        # What it was for is in the method's folder now.
+        _states(folder, method, train_step).clear()
         seconds = {"ingest": ingest.seconds, "cluster": cluster.seconds, "train": trained.seconds}
         metrics = {"method": method, **trained.result}
         if (step := steps.get(f"evaluate {method}")) is not None:
@@ -302,6 +313,27 @@ def _method(
                 _log_bundle(tracker, folder)
     metrics["seconds"] = seconds
     return metrics
+
+
+def _states(folder: RunFolder, method: str, train: Step, **facts: Any) -> SavedStates:
+    """The checkpoints of a training that is not finished; they outlive the command."""
+    from pipeline.resume import SavedStates
+
+    return SavedStates(folder.path / "checkpoints" / method, train.key, facts)
+
+
+def _check_resume(folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, resume: bool) -> None:
+    """Without `resume`, forget the checkpoints; with it, make sure that there is one."""
+    pending = [(m, step) for m in config.run.methods if not _up_to_date(folder, step := steps[f"train {m}"])]
+    saved = {method: _states(folder, method, step) for method, step in pending}
+    if not resume:
+        for states in saved.values():
+            states.clear()
+    elif saved and not any(states.newest() for states in saved.values()):
+        raise ConfigError(
+            f"--resume: {folder.path}/checkpoints holds none of a training with these settings and data; give the settings that it was "
+            "stopped with, or leave --resume out to start one"
+        )
 
 
 def export_bundle(
@@ -362,6 +394,8 @@ def _tracker(
         recorded = folder.current(train.name)
         run_id = recorded.result.get("mlflow_run_id") if recorded else None
         store = store if run_id else None  # Trained without MLflow: there is nothing to add to.
+    elif (begun := _states(folder, method, train).manifest()) is not None:
+        run_id = begun.get("mlflow_run_id")
     params = {key: value for key, value in config.flat().items() if key != "run.methods"} | {"method": method}
     alone = len(config.run.methods) == 1
     with tracking.training_run(store, method, params, alone=alone, run_id=run_id) as tracker:

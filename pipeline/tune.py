@@ -188,7 +188,7 @@ def run_trial(
         ``run`` (the folder) and ``finished_before``.
     """
     from graphhash.errors import DataError
-    from pipeline.train import fit_here
+    from pipeline.ray_fit import fit_here
 
     trial = trial_config(base, chosen)
     facts: dict[str, Any] = {"run": f"trials/{Path(trial.run.out).name}", "finished_before": is_done(trial, "train")}

@@ -41,7 +41,7 @@ def calls(monkeypatch):
         (out / "x").write_text("x")
         return {"rows": 2}
 
-    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job):
+    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job, **_):
         made.append(f"train {method}")
         (out / "x").write_text("x")
         return {"best_epoch": 1}
