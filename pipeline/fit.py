@@ -141,6 +141,7 @@ def fit(
         loss_of = compiled(loss_of, device, note) if settings.compile else loss_of
 
         def snapshot(step: int, total: Tensor) -> dict[str, Any]:
+            optimizer.finish()
             # The position in the examples comes from the generator of the epoch's start, and what the losses draw from that of now.
             draws = {"generator": generator.get_state(), "order_drawn_from": order_drawn_from, "loss_sum": float(total)}
             return {
