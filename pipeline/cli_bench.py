@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pipeline.cli_compare import Lists, Values
 from pipeline.cli_options import Epilog, print_table, say, write_json
 from pipeline.config import FORMATS, MODELS, ConfigError
 
@@ -128,11 +129,12 @@ def bench_cluster(
 
 @bench.command(
     "train",
-    cls=Epilog,
+    cls=Lists,
     epilog="""
 graphhash bench train --data gowalla --split given
 graphhash bench train --data gowalla --split given --method soft,graph,full --batch-size 4096 --json figures.json
 graphhash bench train --data log.parquet --user-column user --item-column item --model lightgcn --epochs 3
+graphhash bench train --data gowalla --split given --method soft --workers 1 2
 """,
 )
 @click.option("--data", metavar="PATH", required=True, help="A log: a file, a folder or a quoted glob.")
@@ -158,10 +160,17 @@ graphhash bench train --data log.parquet --user-column user --item-column item -
 )
 @click.option("--seed", default=0, show_default=True, help="Same seed, same maps and training.")
 @click.option(
+    "--workers",
+    type=Values(int, "whole numbers"),
+    metavar="N[,N]...",
+    help="Compare one method's epochs in this process with Ray Train's, of so many workers, instead.",
+)
+@click.option(
     "--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed."
 )
 def bench_train(
     method: str,
+    workers: tuple[int, ...] | None,
     n_lookups: int | None,
     resolution: float,
     epochs: int,
@@ -179,6 +188,9 @@ def bench_train(
     for every user with test interactions, seen items left out, top 20. Seconds are medians, without the first time;
     the shares are those of the phases (negatives, forward, backward, the optimiser's step; scores, ranking, metrics).
     Stop what else this machine is doing; where that cannot be, OMP_NUM_THREADS=1 and the CPU seconds say more.
+
+    With --workers the first method alone, without an evaluation: what an epoch costs inside Ray Train, what more workers gain, and how
+    long memory would take for the bytes that an epoch has to move at least.
     """
     from pipeline.bench_train import bench, table
     from pipeline.config import DataConfig, TrainConfig
@@ -189,14 +201,15 @@ def bench_train(
     if unknown or not methods:
         raise ConfigError(f"--method={method}: no method {', '.join(map(repr, unknown))}; use {', '.join(METHODS)}")
     settings = TrainConfig(model=model, dim=dim, batch_size=batch_size, seed=seed)
-    results = bench(
-        DataConfig(str(Path(data).absolute()), validation=0.0, **log),
-        methods=methods,
-        settings=settings,
-        n_lookups=n_lookups,
-        resolution=resolution,
-        rounds=epochs,
-        say=say,
-    )
+    log_config = DataConfig(str(Path(data).absolute()), validation=0.0, **log)
+    how = {"settings": settings, "n_lookups": n_lookups, "resolution": resolution, "rounds": epochs, "say": say}
+    if workers:
+        from pipeline.bench_workers import bench_workers, table
+
+        if min(workers) < 1:
+            raise ConfigError(f"--workers={','.join(map(str, workers))}: a number of workers is at least 1")
+        results = bench_workers(log_config, method=methods[0], workers=workers, **how)
+    else:
+        results = bench(log_config, methods=methods, **how)
     print_table(*table(results))
     write_json(json_file, results)

@@ -127,6 +127,7 @@ def fit_here(
         tracker.log_metrics({key: value for key, value in entry.items() if key != "epoch"}, step=entry["epoch"])
         on_entry(entry)
 
+    _use_assigned_cpus()
     return fit_and_save(job["task"], job, torch.device("cuda" if has_gpu else "cpu"), report, _print)
 
 
@@ -138,6 +139,7 @@ def _worker(job: dict[str, Any]) -> None:
     folder = Path(job["folder"])
     if (folder / FAILURE).exists():
         return  # Told already, by a worker whose end ended the others.
+    _use_assigned_cpus()
     notes = folder / NOTES
 
     def note(line: str) -> None:
@@ -230,6 +232,16 @@ def fit_and_save(
         raise DataError(f"{states.folder}: {reason}, and the last checkpoint cannot be written; {states.newest() or 'none'} is kept. "
                         "Free some space and run the same command again")  # fmt: skip
     return state
+
+
+def _use_assigned_cpus() -> None:
+    """As many threads as Ray has given CPUs to this process."""
+    import numba
+    import ray
+
+    n_cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+    torch.set_num_threads(n_cpus)
+    numba.set_num_threads(min(n_cpus, numba.config.NUMBA_NUM_THREADS))
 
 
 def share_out_workers(asked: int | None, n_gpus: int, cpus: Sequence[int]) -> tuple[int, dict[str, float]]:

@@ -164,13 +164,7 @@ def fit_settings(train: TrainConfig, method: Method) -> RetrievalSettings:
 
 
 def fit_task(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:
-    """What each worker does: load, and fit with the CPUs that Ray has given to this process (see ``pipeline.ray_fit``)."""
-    import numba
-    import ray
-
-    n_cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-    torch.set_num_threads(n_cpus)
-    numba.set_num_threads(min(n_cpus, numba.config.NUMBA_NUM_THREADS))
+    """What each worker does: load, and fit (see ``pipeline.ray_fit``)."""
     folder, settings, workers = Path(job["folder"]), job["settings"], how["workers"]
     graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
     maps = BucketMap.load(folder / "users.npz"), BucketMap.load(folder / "items.npz")
