@@ -79,7 +79,8 @@ class SavedStates:
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        for old in self._folders()[KEPT:]:
+        # Half-written ones are of a process that was killed.
+        for old in [*self._folders()[KEPT:], *self.folder.glob(f".*{PARTIAL}")]:
             shutil.rmtree(old, ignore_errors=True)
         return target
 

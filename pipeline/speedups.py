@@ -26,8 +26,9 @@ def reduced_precision(
     if amp is None:
         yield nullcontext
         return
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
-        where = f"a GPU of compute capability {'.'.join(map(str, torch.cuda.get_device_capability(device)))}" if device.type == "cuda" else "a CPU"
+    found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if found is None or found < CAPABILITY:
+        where = "a CPU" if found is None else f"one of {found[0]}.{found[1]}"
         note(f"train.amp={amp} needs a GPU of compute capability 8.0 or newer, and this is {where}: training is in float32")
         yield nullcontext
     elif amp == "bf16":

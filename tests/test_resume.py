@@ -69,7 +69,8 @@ def files_up_to(n_bytes: int):
 
 def test_the_two_newest_states_are_kept_and_read_back(tmp_path):
     states = SavedStates(tmp_path / "s", "key", {"mlflow_run_id": "r"})
-    assert states.newest() is states.manifest() is None
+    assert states.newest() is None and states.manifest() is None
+    (tmp_path / "s" / ".epoch-000008-step-00000000.partial").mkdir(parents=True)
     for epoch, step in ((9, 0), (10, 0), (10, 7)):
         states.save(state_of(epoch, step))
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["epoch-000010-step-00000000", "epoch-000010-step-00000007"]

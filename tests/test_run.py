@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+import pipeline.methods  # noqa: F401  Before the stand-ins: what it imports needs the real modules.
 from pipeline import run as run_module
 from pipeline import tracking
 from pipeline.config import ConfigError, RunConfig
@@ -260,6 +261,55 @@ def test_failed_evaluation_fails_the_run(calls, config, monkeypatch):
     with pytest.raises(RuntimeError):
         run(config("run.mlflow=true"), say=quiet)
     assert recorder.runs["soft-0"]["_end"] == ["FAILED"]
+
+
+@pytest.fixture
+def stopped(calls, config, monkeypatch):
+    """A run whose training was stopped after a checkpoint; later ones note what they find to go on from."""
+    recorder, found = Recorder(monkeypatch), []
+
+    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job, *, states, say):
+        found.append(states.newest())
+        if len(found) == 1:
+            states.save({"epoch": 3, "step": 0})
+            raise KeyboardInterrupt
+        (out / "x").write_text("x")
+        return {"best_epoch": 1}
+
+    sys.modules["pipeline.train"].train_method = train_method
+    with pytest.raises(KeyboardInterrupt):
+        run(config("run.mlflow=true"), until="train", say=quiet)
+    return recorder, found
+
+
+@pytest.mark.parametrize("resume", [None, True])
+def test_the_same_command_goes_on_from_the_checkpoint_and_in_the_same_mlflow_run(stopped, config, tmp_path, resume):
+    recorder, found = stopped
+    run(config("run.mlflow=true"), until="train", say=quiet, resume=resume)
+    assert found == [None, "epoch-000003-step-00000000"]
+    assert list(recorder.runs) == ["soft-0"] and recorder.runs["soft-0"]["_end"] == ["KILLED", "FINISHED"]
+    assert not (tmp_path / "out" / "checkpoints" / "soft").exists()
+    # What is finished needs no checkpoint.
+    run(config("run.mlflow=true"), until="train", say=quiet, resume=True)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(("override", "resume"), [("train.lr=0.5", None), ("train.epochs=9", None), ("train.lr=none", False)])
+def test_a_checkpoint_of_other_settings_or_an_unwanted_one_is_not_used(stopped, config, override, resume):
+    run(config("run.mlflow=true", override), until="train", say=quiet, resume=resume)
+    assert stopped[1] == [None, None]
+
+
+@pytest.mark.parametrize("override", ["train.workers=2", "train.checkpoint_seconds=1"])
+def test_other_numbers_of_workers_go_on_with_a_training(stopped, config, override):
+    run(config("run.mlflow=true", override), until="train", say=quiet)
+    assert stopped[1][1] is not None
+
+
+def test_resume_without_a_checkpoint_is_refused(stopped, config):
+    with pytest.raises(ConfigError, match="--resume: .*checkpoints holds none of a training with these settings"):
+        run(config("run.mlflow=true", "train.lr=0.5"), until="train", say=quiet, resume=True)
+    assert len(stopped[1]) == 1
 
 
 def test_unknown_method_is_refused_before_any_work(calls, config):

@@ -252,4 +252,4 @@ def test_other_numbers_of_workers_go_on_with_a_training_and_say_so(pair):
     _fit("soft", SETTINGS, ask=lambda: STOP, on_save=saved.append)
     for epoch, notes in pair(resumed_by, saved[0]):
         assert epoch == SETTINGS.epochs
-        assert notes == ["1 workers began this training and 2 go on: with other draws from here on"]
+        assert notes == ["this training was begun by 1 and goes on with 2 workers: other draws from here on"]
