@@ -157,6 +157,7 @@ def cluster(**_: Any) -> None:
 graphhash train --out out --method soft,full --lr 0.005
 graphhash train --data log.parquet --ratio 0.16 --out out train.patience=10
 graphhash train --out out --resume
+graphhash train --data log.parquet --out out --workers 2
 """,
 )
 @out_option
@@ -168,8 +169,7 @@ graphhash train --out out --resume
 def train(**_: Any) -> None:
     """Train one model per method, each in an MLflow run of its own.
 
-    A training that was stopped or killed goes on from its last checkpoint when the command is given again. train.workers=N trains
-    with N processes; without it there is one per GPU, or one.
+    A training that was stopped or killed goes on from its last checkpoint when the command is given again.
     """
     outcome, _config, json_file = _until("train")
     for metrics in outcome.metrics:

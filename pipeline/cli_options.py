@@ -47,6 +47,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "weight_decay": ("train.weight_decay",),
     "epochs": ("train.epochs",),
     "batch_size": ("train.batch_size",),
+    "workers": ("train.workers",),
     "precision": ("export.precision",),
     "method": ("run.methods",),
     "address": ("run.address",),
@@ -156,7 +157,10 @@ training_options = _group(
         "--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"
     ),
 )
-train_options = _group(method_option, model_options, training_options)
+workers_option = click.option(
+    "--workers", type=int, help="Processes that train together.  [one per GPU, or one]"
+)
+train_options = _group(method_option, model_options, training_options, workers_option)
 resume_option = click.option(
     "--resume/--no-resume",
     default=None,

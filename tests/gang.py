@@ -1,4 +1,4 @@
-"""Processes that have joined one gloo group, as Ray Train's workers on CPUs do, without Ray. They live for a module of tests."""
+"""Processes that have joined one gloo group, as Ray Train's workers on CPUs do, without Ray. They live for many tests."""
 
 from __future__ import annotations
 

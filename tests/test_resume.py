@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gang import gang
 from test_workers import SETTINGS, graph_of, made
 
 import graphhash
@@ -212,12 +211,6 @@ def run_to_the_end(folder: str, epochs: int):
     Workers.joined().tell([0])
     state, _ = train(job)
     return state["stopped"], state["epoch"], state["step"], dict(state["model"]), state["resumed"]
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    with gang(2, str(tmp_path_factory.mktemp("gang") / "rendezvous")) as workers:
-        yield workers
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])

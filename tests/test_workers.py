@@ -25,12 +25,6 @@ MODELS_AND_LOSSES = [("mf", "bpr"), ("mf", "directau"), ("mf", "ials"), ("neumf"
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    with gang(2, str(tmp_path_factory.mktemp("gang") / "rendezvous")) as workers:
-        yield workers
-
-
-@pytest.fixture(scope="module")
 def trio(tmp_path_factory):
     with gang(3, str(tmp_path_factory.mktemp("gang") / "rendezvous")) as workers:
         yield workers
@@ -132,7 +126,7 @@ def test_steps_share_out_every_batch_and_none_is_empty(size, n, batch):
 
 
 def test_more_workers_than_examples_are_refused():
-    with pytest.raises(graphhash.DataError, match="3 examples have no part for each of 4 workers; use fewer with train.workers"):
+    with pytest.raises(graphhash.DataError, match="3 examples have no part for each of 4 workers; use fewer with --workers"):
         Workers(0, 4).steps(3, None)
     with pytest.raises(graphhash.DataError, match="batches of 3 have no part"):
         Workers(0, 4).steps(30, 3)
