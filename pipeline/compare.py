@@ -201,7 +201,9 @@ def compare(
             else:
                 pending.append(cell)
         say(f"compare: {len(cells)} cells, {len(outcomes)} of them finished before")
-        store = tracking.connect(base.run.experiment) if pending and base.run.mlflow else None
+        # An earlier call that was killed may have left its run open, with every cell finished.
+        wanted = base.run.mlflow and (pending or tracking.has_left(out))
+        store = tracking.connect(base.run.experiment, out) if wanted else None
         run_id = _earlier_run(out)
         tracker, nested = stack.enter_context(tracking.parent_run(store, "compare", base.flat(), run_id=run_id))
         result = _write(out, cells, outcomes, tracker.run_id or run_id)
@@ -216,11 +218,11 @@ def compare(
                 outcomes[cell] = outcome
                 say(f"[{len(outcomes)}/{len(cells)}] {cell}: {_in_words(outcome)}")
                 if outcome.metrics is not None:
-                    tracking.Tracker(tracker.uri, outcome.metrics["mlflow_run_id"]).rename(str(cell))
+                    tracker.of(outcome.metrics["mlflow_run_id"]).rename(str(cell))
                 result = _write(out, cells, outcomes, tracker.run_id or run_id)
-            tracker.log_metrics({"n_cells": len(cells), "n_failed": len(result["failed"])} | _parent_metrics(result))
-            for file in sorted(out.glob("compare.*")):
-                tracker.log_artifact(file)
+        tracker.log_metrics({"n_cells": len(cells), "n_failed": len(result["failed"])} | _parent_metrics(result))
+        for file in sorted(out.glob("compare.*")):
+            tracker.log_artifact(file)
     return result
 
 

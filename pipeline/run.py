@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
-VERSIONS = {"ingest": 1, "cluster": 5, "train": 4, "evaluate": 2, "export": 2}
+VERSIONS = {"ingest": 1, "cluster": 5, "train": 4, "evaluate": 2, "export": 3}
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,16 @@ def run(
             if (step := steps.get(name)) is not None:
                 any(folder.borrow(lender, step.name, step.settings, step.inputs, name) for lender in lenders)
         tracked = [step for step in steps.values() if step.name not in ("ingest", "cluster")]
-        if not config.run.mlflow or all(_up_to_date(folder, step) for step in tracked):
+        nothing_new = all(_up_to_date(folder, step) for step in tracked)
+        if not config.run.mlflow or (nothing_new and not tracking.has_left(out)):
             store = None
         elif store is None:
-            store = tracking.connect(config.run.experiment)
+            try:
+                store = tracking.connect(config.run.experiment, out)
+            except tracking.TrackingError as error:
+                if not nothing_new:
+                    raise
+                say(f"{error}; what it should get is kept")
         ray = _RayOnDemand(stack, config.run.address)
 
         ingest = _ingest(folder, steps["ingest"], config, ray)
@@ -327,6 +334,7 @@ def export_bundle(
         model = with_more_ids(model, placed.maps, placed.item_bias)
         maps, vocabularies, updates = placed.maps.values(), placed.vocabularies.values(), placed.updates
     settings = config.flat()
+    ingested = json.loads((run / "ingest" / "ingest.json").read_text(encoding="utf-8"))
     return export_retrieval(
         model,
         *maps,
@@ -342,6 +350,10 @@ def export_bundle(
             "settings": {
                 key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")
             },
+            "data": {
+                **{key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")},
+                **{key: settings[f"data.{key}"] for key in ("split", "validation", "test", "seed")},
+            },
             # Metrics are of the training alone.
             **({"updates": list(updates)} if updates else {}),
         },
@@ -354,14 +366,16 @@ def _tracker(
 ) -> Iterator[tracking.Tracker]:
     """The MLflow run of a training that is about to happen, or that later stages add to; else one that logs nothing."""
     train = steps[f"train {method}"]
-    if all(_up_to_date(folder, step) for step in _steps_of(steps, config, method)):
-        yield tracking.Tracker()
-        return
     run_id = None
     if _up_to_date(folder, train):
         recorded = folder.current(train.name)
         run_id = recorded.result.get("mlflow_run_id") if recorded else None
         store = store if run_id else None  # Trained without MLflow: there is nothing to add to.
+    if all(_up_to_date(folder, step) for step in _steps_of(steps, config, method)):
+        # A command that was killed after its last stage has left the run open, and it did finish.
+        if store is None or run_id not in store.killed:
+            yield tracking.Tracker()
+            return
     params = {key: value for key, value in config.flat().items() if key != "run.methods"} | {"method": method}
     alone = len(config.run.methods) == 1
     with tracking.training_run(store, method, params, alone=alone, run_id=run_id) as tracker:
@@ -387,19 +401,15 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     import numpy as np
 
     from graphhash.vocabulary import Vocabulary
+    from pipeline.registry import BUNDLE_TAG, model_example
     from serving.bundle import MODEL, check_bundle
 
     bundle = folder.path / "bundle"
     manifest = check_bundle(bundle)
     users = Vocabulary.load(folder.path / "ingest" / "users.parquet")
-    n_users = min(2, len(users))
-    example = {
-        "user_id": users.take(np.arange(n_users)),
-        "k": np.array(min(20, manifest["n_items"]), np.int64),
-        "exclude_item_id": np.array([[manifest["padding_item_id"]]] * n_users),
-    }
+    example = model_example(manifest, users.take(np.arange(min(2, len(users)))))
     tracker.log_artifact(bundle, "bundle")
-    tracker.log_onnx_model(bundle / MODEL, example)
+    tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: manifest["manifest_sha256"]})
 
 
 def _report(folder: RunFolder, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:
@@ -410,7 +420,7 @@ def _report(folder: RunFolder, metrics: list[dict[str, Any]], store: tracking.St
     if store is None:
         return
     for entry in metrics:
-        tracker = tracking.Tracker(store.uri, entry.get("mlflow_run_id"))
+        tracker = store.tracker(entry.get("mlflow_run_id"))
         for file in files:
             tracker.log_artifact(file, "report")
 

@@ -144,7 +144,7 @@ def tune(
         # The log is split once. Clusters are a trial's own affair: a budget in bytes gives rows by what its maps take.
         log = RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")})
         run(log, until="ingest", say=say)
-        store = tracking.connect(base.run.experiment) if base.run.mlflow else None
+        store = tracking.connect(base.run.experiment, out) if base.run.mlflow else None
         earlier = _read_state(out)
         params = base.flat() | {f"space.{key}": _in_words(values) for key, values in space.items()}
         tracker, nested = stack.enter_context(tracking.parent_run(store, "tune", params, run_id=earlier))
@@ -200,7 +200,7 @@ def run_trial(
         # Settings that do not train, or do not go together, are a bad trial and no failure of the search.
         return facts | {SCORE: None, "reason": explain(error)}
     if store is not None and not facts["finished_before"]:
-        tracking.Tracker(store.uri, metrics["mlflow_run_id"]).rename(facts["run"])
+        store.tracker(metrics["mlflow_run_id"]).rename(facts["run"])
     kept = {key: metrics[key] for key in (SCORE, "best_epoch", "epochs")}
     return facts | kept | {"seconds": metrics["seconds"]["train"], "mlflow_run_id": metrics.get("mlflow_run_id")}
 
