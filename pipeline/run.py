@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import tracking
 from pipeline.config import ConfigError, RunConfig
+from pipeline.mirror import run_folder
 from pipeline.stages import (
     RunFolder,
     StageResult,
@@ -27,6 +28,8 @@ from pipeline.stages import (
     write_json_atomic,
     write_text_atomic,
 )
+
+from pipeline.storage import localised
 
 if TYPE_CHECKING:
     from pipeline.train import FitJob
@@ -85,10 +88,14 @@ def run(
     out = Path(config.run.out)
     if until != "ingest":
         check_methods(config.run.methods)
+    given, config = config, localised(config)
     steps = plan(config, until)
     with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder(out, say=say))
-        write_text_atomic(out / "config.toml", config.to_toml())
+        folder = stack.enter_context(run_folder(config, say))
+        if config.run.remote is not None:
+            # What was fetched may hold ids that an update has placed.
+            steps = plan(config, until)
+        write_text_atomic(out / "config.toml", given.to_toml())
         for name in ("ingest", "cluster"):
             if (step := steps.get(name)) is not None:
                 any(folder.borrow(lender, step.name, step.settings, step.inputs, name) for lender in lenders)
@@ -103,7 +110,7 @@ def run(
                 if not nothing_new:
                     raise
                 say(f"{error}; what it should get is kept")
-        ray = _RayOnDemand(stack, config.run.address)
+        ray = _RayOnDemand(stack, config.run.address, out)
 
         ingest = _ingest(folder, steps["ingest"], config, ray)
         if until == "ingest":
@@ -123,7 +130,7 @@ def run(
 
 def is_done(config: RunConfig, until: str) -> bool:
     """Whether :func:`run` with these arguments would find every stage up to date."""
-    folder = RunFolder(config.run.out)
+    folder, config = RunFolder(config.run.out), localised(config)
     return all(_up_to_date(folder, step) for step in plan(config, until).values())
 
 
@@ -218,14 +225,15 @@ def export_step(config: RunConfig, method: str, train: str, evaluate: str) -> St
 class _RayOnDemand:
     """Ray for the rest of the command, started by the first stage that computes something on it."""
 
-    def __init__(self, stack: ExitStack, address: str | None) -> None:
-        self._stack, self._address, self._started = stack, address, False
+    def __init__(self, stack: ExitStack, address: str | None, out: Path) -> None:
+        self._stack, self._address, self._out, self._started = stack, address, out, False
 
     def start(self) -> None:
         if not self._started:
-            from pipeline.ray_session import ray_session
+            from pipeline.ray_session import check_shared, ray_session
 
             self._stack.enter_context(ray_session(self._address))
+            check_shared(self._out)
             self._started = True
 
 

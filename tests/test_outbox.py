@@ -183,7 +183,7 @@ while not Path(ready).exists():
 store = connect("shared", Path(out))
 with training_run(store, name, {"p": name}) as tracker:
     print(tracker.run_id, flush=True)
-    for step in range(60):
+    for step in range(15):
         tracker.log_metrics({f"m{i}": step for i in range(20)}, step=step)
     if name == "killed":
         os.kill(os.getpid(), 9)
@@ -212,7 +212,7 @@ def test_two_commands_make_and_write_one_sqlite_store_at_once(tmp_path, monkeypa
         assert client.get_run(run_id).info.status == ("RUNNING" if name == "killed" else "FINISHED")
         assert tracking.has_left(tmp_path / f"out-{name}") == (name == "killed")
         store = connect("shared", tmp_path / f"out-{name}")
-        assert [m.value for m in client.get_metric_history(run_id, "m19")] == list(range(60))
+        assert [m.value for m in client.get_metric_history(run_id, "m19")] == list(range(15))
     assert store.killed == (run_id,) and client.get_run(run_id).info.status == "KILLED"
     assert not tracking.has_left(tmp_path / "out-killed")
     assert connect("shared", tmp_path / "out-killed").killed == ()
