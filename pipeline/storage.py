@@ -65,6 +65,8 @@ def open_uri(uri: str) -> tuple[FileSystem, str]:
 
     try:
         filesystem, path = FileSystem.from_uri(uri)
+        if not path.strip("/"):
+            raise ValueError("it names no place")
     except (ArrowException, OSError, ValueError) as error:
         raise DataError(f"{uri}: cannot be opened ({first_line(error)}); write s3://, gs://, abfs:// or file:///, or a path") from error
     return filesystem, path.rstrip("/")
