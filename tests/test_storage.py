@@ -290,7 +290,8 @@ def test_two_real_processes_in_one_run_folder(tmp_path, remote):
         first.communicate()
 
 
-def test_a_bundle_at_a_uri_is_copied(tmp_path):
+def test_a_bundle_at_a_uri_is_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "manifest.json").write_text("{}")
     assert bundle_folder(str(tmp_path / "b")) == tmp_path / "b"
