@@ -76,9 +76,9 @@ def register(
         before = _holder(client, name, alias)
         result = {"name": name, "alias": alias, "uri": f"models:/{name}@{alias}", "metric": metric, "value": metrics[metric]}
         if before is not None:
-            result["before"] = {"version": before.version, "value": _metrics_of(before).get(metric)}
+            result["before"] = {"version": str(before.version), "value": _metrics_of(before).get(metric)}
             if before.tags.get(BUNDLE_TAG) == tags[BUNDLE_TAG]:
-                return result | {"version": before.version}
+                return result | {"version": str(before.version)}
             if not force:
                 _compare(result, before, tags[DATA_TAG])
         model = _stored(client, store, tags[BUNDLE_TAG]) or _store(client, store, bundle, manifest, name, tags[BUNDLE_TAG])
@@ -91,7 +91,7 @@ def register(
             name, f"models:/{model.model_id}", run_id=model.source_run_id, tags=tags, model_id=model.model_id
         )
         client.set_registered_model_alias(name, alias, version.version)
-    return {"before": None, **result, "version": version.version}
+    return {"before": None, **result, "version": str(version.version)}
 
 
 def measured_on(manifest: Mapping[str, Any]) -> str:
