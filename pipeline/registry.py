@@ -96,7 +96,7 @@ def register(
 
 def measured_on(manifest: Mapping[str, Any]) -> str:
     """What the metrics of a bundle were measured on, as a text that is equal for the same log, split in the same way."""
-    data = manifest["provenance"].get("data") or manifest["vocabulary_hashes"]
+    data = manifest["provenance"].get("data") or manifest.get("vocabulary_hashes")
     return json.dumps(data, sort_keys=True)
 
 

@@ -81,7 +81,9 @@ class RunFolder:
             holder = _read_holder(lock)
             os.close(lock)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise RunFolderError(f"{self.path}/.lock: cannot be locked ({error.strerror})") from error
+                raise RunFolderError(
+                    f"{self.path}/.lock: cannot be locked ({error.strerror}); take a file system with locks for --out, or a URI"
+                ) from error
             raise RunFolderError(
                 f"{self.path} is in use by {holder}; wait for it, or choose another --out"
             ) from None

@@ -58,6 +58,7 @@ MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 6000, 5000
 # A store that is away is asked again no sooner, so that a training is not held up at every epoch.
 ASK_AGAIN_S = 30.0
 _ask_again_at: dict[str, float] = {}
+_noted: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,8 @@ class Tracker:
 
     def end(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
+        # The last chance of this command to deliver what was kept.
+        _ask_again_at.pop(self.uri, None)
         self._tell("status", {"status": status, "end_time": _now_ms()})
         if self.run_id is not None and self.outbox is not None:
             self.outbox.ended(self.run_id)
@@ -222,6 +225,7 @@ class Tracker:
                 with quiet(), impatient():
                     n = len(self.outbox)
                     if n and (n := self.outbox.deliver(functools.partial(send, self.uri, self.outbox), is_away)):
+                        _noted.discard(self.uri)
                         _note(f"MLflow answers again; {n} entries delivered")
                     # While another process delivers, older entries of this run may still lie there.
                     if not len(self.outbox):
@@ -230,7 +234,8 @@ class Tracker:
             except Exception as error:
                 if not is_away(error):
                     raise
-                if self.uri not in _ask_again_at:
+                if self.uri not in _noted:
+                    _noted.add(self.uri)
                     _note(f"MLflow does not answer; what it should get is kept in {self.outbox.folder} and delivered later")
                 _ask_again_at[self.uri] = time.monotonic() + ASK_AGAIN_S
         self.outbox.put(self.run_id, kind, content)

@@ -132,6 +132,7 @@ def test_a_server_that_goes_away_in_mid_run_loses_nothing(tmp_path, monkeypatch,
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.setattr(tracking, "_ask_again_at", {})
+    monkeypatch.setattr(tracking, "_noted", set())
     out, bundle = tmp_path / "out", tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "model.txt").write_text("weights")
@@ -217,6 +218,20 @@ def test_two_commands_make_and_write_one_sqlite_store_at_once(tmp_path, monkeypa
     assert not tracking.has_left(tmp_path / "out-killed")
     assert connect("shared", tmp_path / "out-killed").killed == ()
     assert len(client.search_experiments(filter_string="name = 'shared'")) == 1
+
+
+def test_the_end_of_a_run_asks_again_and_delivers_what_was_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    store = connect("graphhash", tmp_path / "out")
+    with training_run(store, "soft", {}) as tracker:
+        # As after a call that found the store locked.
+        monkeypatch.setitem(tracking._ask_again_at, store.uri, time.monotonic() + 1000)
+        tracker.log_metrics({"a": 1.0})
+        assert len(store.outbox) == 1
+    assert not store.outbox
+    run = client_of(store.uri).get_run(tracker.run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"a": 1.0})
 
 
 def test_a_ray_job_names_its_store(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from graphhash.errors import DataError
 from pipeline import mirror as mirrors
 from pipeline.config import ConfigError, RunConfig
 from pipeline.cli_options import place
-from pipeline.mirror import Mirror, run_folder
+from pipeline.mirror import Mirror, held_folder, run_folder
 from pipeline.run import run
 from pipeline.stages import RunFolderError
 from pipeline.storage import bundle_folder, fetch, is_uri, localised, open_uri, work_folder
@@ -297,3 +297,17 @@ def test_a_bundle_at_a_uri_is_copied(tmp_path, monkeypatch):
     assert bundle_folder(str(tmp_path / "b")) == tmp_path / "b"
     copy = bundle_folder(f"file://{tmp_path}/b")
     assert copy != tmp_path / "b" and [p.name for p in copy.iterdir()] == ["manifest.json"]
+
+
+def test_a_run_at_a_uri_is_held_while_it_is_updated(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "work"))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "metrics.json").write_text("[]")
+    uri = f"file://{tmp_path}/there"
+    with held_folder(uri, print) as folder:
+        assert (folder / "metrics.json").read_text() == "[]"
+        assert (tmp_path / "there" / ".lock.json").exists()
+        (folder / "updates.json").write_text("{}")
+    assert sorted(p.name for p in (tmp_path / "there").iterdir()) == ["metrics.json", "updates.json"]
+    with held_folder(str(tmp_path / "there"), print) as folder:
+        assert folder == tmp_path / "there"
