@@ -22,7 +22,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from graphhash.errors import DataError
 from pipeline.stages import FULL_DISK, PARTIAL
 
 if TYPE_CHECKING:
@@ -63,6 +62,8 @@ def open_uri(uri: str) -> tuple[FileSystem, str]:
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem
 
+    from graphhash.errors import DataError
+
     try:
         filesystem, path = FileSystem.from_uri(uri)
         if not path.strip("/"):
@@ -78,6 +79,8 @@ def localised(config: RunConfig) -> RunConfig:
     Raises:
         DataError: nothing is there, or it cannot be read; or a path is not there in a Ray job, where paths are those of the cluster.
     """
+    from graphhash.errors import DataError
+
     folder = Path(config.run.out) / SOURCE
     paths = {key: getattr(config.data, key) for key in ("path", "user_features", "item_features")}
     for key, path in paths.items():
@@ -104,6 +107,8 @@ def fetch(uri: str, folder: Path, *, opened: tuple[FileSystem, str] | None = Non
     Raises:
         DataError: nothing is there, or it cannot be read.
     """
+    from graphhash.errors import DataError
+
     filesystem, path = opened or open_uri(uri)
     local = folder / hashlib.sha256(uri.encode()).hexdigest()[:12]
     with readable(uri):
@@ -185,6 +190,8 @@ def bundle_folder(path: str) -> Path:
 def readable(uri: str) -> Iterator[None]:
     """The storage's errors in one line."""
     from pyarrow import ArrowException
+
+    from graphhash.errors import DataError
 
     try:
         yield
