@@ -109,13 +109,14 @@ class Mirror:
         try:
             self.fetch()
             yield
-            self.send()
         except BaseException as error:
             try:
                 self.send()
             except Exception as second:
                 error.add_note(f"{self.uri}: not all was sent; it is kept in {self.folder}: {second}")
             raise
+        else:
+            self.send()
         finally:
             stop.set()
             beat.join()
@@ -258,7 +259,7 @@ class Mirror:
         while not stop.wait(LOCK_BEAT_S):
             with contextlib.suppress(OSError):
                 holder, _ = self._read_lock()
-                if holder is not None and holder.get("token") != self._token:
+                if holder and holder.get("token") != self._token:
                     self._lost_to = holder
                     return
                 self._write_lock()
@@ -267,19 +268,21 @@ class Mirror:
         return RunFolderError(f"{self.uri} is in use by {in_words(holder)}; wait for it, or choose another --out")
 
     def _read_lock(self) -> tuple[dict[str, Any] | None, float]:
-        """The holder, and the time at which the storage got its lock; None if the place is free."""
+        """The holder, and the time at which the storage got its lock; None if the place is free, {} if it cannot be made out."""
         from pyarrow.fs import FileType
 
-        info = self._filesystem.get_file_info(f"{self._path}/{LOCK}")
-        if info.type != FileType.File:
-            return None, 0.0
-        try:
-            with self._filesystem.open_input_stream(f"{self._path}/{LOCK}") as stream:
-                return dict(json.loads(stream.read())), (info.mtime_ns or 0) / 1e9
-        except FileNotFoundError:
-            return None, 0.0
-        except ValueError:
-            return {}, (info.mtime_ns or 0) / 1e9
+        written = 0.0
+        for _ in range(5):
+            info = self._filesystem.get_file_info(f"{self._path}/{LOCK}")
+            if info.type != FileType.File:
+                return None, 0.0
+            written = (info.mtime_ns or 0) / 1e9
+            # Read while it is written anew, it may be gone, or a part of both.
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                with self._filesystem.open_input_stream(f"{self._path}/{LOCK}") as stream:
+                    return dict(json.loads(stream.read())), written
+            time.sleep(0.05)
+        return {}, written
 
 
 def _is_kept(name: str) -> bool:

@@ -57,13 +57,20 @@ def open_uri(uri: str) -> tuple[FileSystem, str]:
     """The filesystem of a URI and the path in it.
 
     Raises:
-        DataError: pyarrow does not know the scheme, or cannot make sense of the rest.
+        DataError: pyarrow does not know the scheme, or cannot make sense of the rest; or it holds a password, which would be written to
+            `config.toml`, to MLflow, and to logs.
     """
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem
 
     from graphhash.errors import DataError
 
+    parts = urlsplit(uri)
+    if parts.password is not None:
+        raise DataError(
+            f"{parts.scheme}://...@{parts.hostname}{parts.path}: holds a password, which would be kept with the run; leave it to the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS) or to the machine's role"
+        )
     try:
         filesystem, path = FileSystem.from_uri(uri)
         if not path.strip("/"):

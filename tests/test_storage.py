@@ -1,4 +1,7 @@
-"""Logs and run folders at URIs: through pyarrow's filesystems, on disk (file://) and in memory. No real object store is asked."""
+"""Logs and run folders at URIs: on disk (file://), in memory, and by pyarrow's own S3 client against a small server on loopback.
+
+No store of a cloud is asked.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pathlib import Path
 import pytest
 from pyarrow._fs import _MockFileSystem
 from pyarrow.fs import FileSelector, LocalFileSystem, SubTreeFileSystem
+from s3_server import s3_server
 
 from graphhash.errors import DataError
 from pipeline import mirror as mirrors
@@ -36,9 +40,23 @@ def in_memory(tmp_path):
     return _MockFileSystem(datetime.now(UTC)), "bucket/run"
 
 
-@pytest.fixture(params=[on_disk, in_memory], ids=["on disk", "in memory"])
+@pytest.fixture(scope="module")
+def s3():
+    with s3_server() as (bucket, query), pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield bucket, query
+
+
+@pytest.fixture(params=[on_disk, in_memory, "s3"], ids=["on disk", "in memory", "s3"])
 def opened(request, tmp_path):
-    filesystem, path = request.param(tmp_path)
+    if request.param == "s3":
+        bucket, query = request.getfixturevalue("s3")
+        bucket.clear()
+        filesystem, path = open_uri(f"s3://bucket/run?{query}")
+    else:
+        filesystem, path = request.param(tmp_path)
     filesystem.create_dir(path, recursive=True)
     return filesystem, path
 
@@ -81,6 +99,28 @@ def test_what_is_a_uri():
 def test_a_uri_that_cannot_be_opened_is_one_line(uri):
     with pytest.raises(DataError, match=r"cannot be opened \(.*write s3://, gs://"):
         open_uri(uri)
+
+
+def test_a_password_in_a_uri_is_refused_and_not_repeated():
+    with pytest.raises(DataError, match="AWS_ACCESS_KEY_ID") as caught:
+        open_uri("s3://key:hush@bucket/run")
+    assert "hush" not in str(caught.value) and "bucket/run" in str(caught.value)
+
+
+def test_a_bucket_that_says_no_is_one_line(s3, tmp_path):
+    bucket, query = s3
+    bucket.clear()
+    bucket["log.csv"] = (b"user_id,item_id\n1,2\n", 1e9)
+    assert fetch(f"s3://bucket/log.csv?{query}", tmp_path).read_text() == "user_id,item_id\n1,2\n"
+    bucket.away = True
+    try:
+        with pytest.raises(DataError, match=r"cannot be read \(.*check the path, the region, and the credentials on"):
+            fetch(f"s3://bucket/log.csv?{query}", tmp_path)
+        with pytest.raises(RunFolderError, match=r"cannot be written \(.*check the path and the credentials"):
+            with Mirror(f"s3://bucket/run?{query}", tmp_path / "run").held():
+                pass
+    finally:
+        bucket.away = False
 
 
 def test_a_log_is_copied_once_and_again_when_it_changes(opened, tmp_path):
