@@ -26,7 +26,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -298,7 +298,15 @@ def parent_run(
         yield Tracker(), None
         return
     with training_run(store, name, params, run_id=None if store.adopted_run_id else run_id) as tracker:
-        yield tracker, replace(store, adopted_run_id=None, parent_run_id=tracker.run_id)
+        try:
+            yield tracker, replace(store, adopted_run_id=None, parent_run_id=tracker.run_id)
+        except BaseException:
+            # Trainings in processes of their own, which end with the command, had no time to say so.
+            for run_id in store.outbox.open_runs() if store.outbox is not None else ():
+                if run_id != tracker.run_id:
+                    with suppress(TrackingError):
+                        tracker.of(run_id).end("KILLED")
+            raise
 
 
 @one_line_errors

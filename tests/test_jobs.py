@@ -206,8 +206,6 @@ def test_a_job_that_fails_gives_its_exit_code_and_the_reason(head, tmp_path, pro
 def test_ctrl_c_stops_the_job(head, tmp_path):
     from mlflow import MlflowClient
 
-    from pipeline.tracking import connect
-
     environment, address = head
     write_log(tmp_path / "log.csv")
     store, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "cmp"
@@ -239,9 +237,5 @@ def test_ctrl_c_stops_the_job(head, tmp_path):
         process.kill()
     assert process.returncode == 130, rest + error
     assert "stopping job" in error and ": stopped" in error
-    # The training was in a process of its own, which had no time to say anything: the next command in the folder says it.
-    assert statuses()["compare"] == "KILLED"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", store)
-        connect("graphhash", out)
+    # The training was in a process of its own, which had no time to say anything.
     assert statuses() == {"compare": "KILLED", "graph": "KILLED"}

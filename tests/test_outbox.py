@@ -234,6 +234,21 @@ def test_the_end_of_a_run_asks_again_and_delivers_what_was_kept(tmp_path, monkey
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"a": 1.0})
 
 
+def test_trainings_elsewhere_that_end_with_a_stopped_command_are_killed_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    store = connect("graphhash", tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt), parent_run(store, "compare", {}) as (parent, nested):
+        with training_run(nested, "soft", {}) as done:
+            pass
+        # In a process that is no more when the command ends.
+        elsewhere = training_run(nested, "graph", {}).__enter__()
+        raise KeyboardInterrupt
+    client = client_of(store.uri)
+    assert [client.get_run(run.run_id).info.status for run in (parent, done, elsewhere)] == ["KILLED", "FINISHED", "KILLED"]
+    assert not store.outbox
+
+
 def test_a_ray_job_names_its_store(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.chdir(tmp_path)
