@@ -1,9 +1,9 @@
 """What MLflow could not be told yet, on disk: a file per entry, delivered later in the order in which they were made.
 
-    RUN/.mlflow/entries/<ns>-<host>-<pid>-<n>.json   {"run": run id, "kind": ..., "content": {...}}
-    RUN/.mlflow/refused/                             entries that the store refused, each with its "reason"
-    RUN/.mlflow/open/<run id>                        runs that were opened here and have not been ended
-    RUN/.mlflow/ids.json                             {provisional run id: the id that the store gave it}
+    RUN/.mlflow/<store>/entries/<ns>-<host>-<pid>-<n>.json   {"run": run id, "kind": ..., "content": {...}}
+    RUN/.mlflow/<store>/refused/                             entries that the store refused, each with its "reason"
+    RUN/.mlflow/<store>/open/<run id>                        runs that were opened here and have not been ended
+    RUN/.mlflow/<store>/ids.json                             {provisional run id: the id that the store gave it}
 
 Any number of processes may write at once, as every entry is a file of its own, put in place whole. One delivers at a time.
 A run that is opened while the store is away has a provisional id, ``later-...``, until it is delivered.

@@ -123,20 +123,24 @@ def log_onnx_model(
     Args:
         model_path: `model.onnx`, with its data file beside it if it has one.
         example: (dtype, nested lists) per input of the graph. The signature is read from the graph.
-        tags: of the model.
+        tags: of the model. With the hash of a bundle among them, the file has to be that bundle's still.
 
     Returns: its id.
 
     Raises:
-        FileNotFoundError: the file is not there.
+        FileNotFoundError: the file is not there, or is that of another bundle.
     """
     import mlflow
     import numpy as np
     import onnx
     from mlflow.models import Model
 
+    from serving.bundle import check_bundle
+
     if not model_path.exists():
         raise FileNotFoundError(f"{model_path} is no longer there")
+    if BUNDLE_TAG in tags and check_bundle(model_path.parent)["manifest_sha256"] != tags[BUNDLE_TAG]:
+        raise FileNotFoundError(f"{model_path} belongs to another bundle by now")
     with no_empty_folder(Path("mlruns")):
         model = onnx.load(model_path)
         client = client_of(uri)

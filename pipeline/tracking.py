@@ -22,6 +22,7 @@ when it answers again, at the latest by the next command in that folder. A run w
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import sys
 import time
@@ -100,14 +101,15 @@ def connect(experiment: str, folder: Path | None = None) -> Store:
             f"MLflow: in a Ray job {named or DEFAULT_URI} would lie in the job's temporary folder; set MLFLOW_TRACKING_URI to a server "
             "or an absolute path, or go without: --no-mlflow"
         )
-    outbox = None if folder is None else Outbox(Path(folder).absolute() / FOLDER)
+    outbox = None if folder is None else outbox_of(folder, uri)
     with quiet(), impatient(), no_empty_folder(Path("mlruns")), one_at_a_time(uri):
         store = _find_experiment(uri, experiment)
         if outbox:
-            n = len(outbox)
-            outbox.deliver(functools.partial(send, uri, outbox), is_away)
-            if n:
-                _note(f"{n - len(outbox)} of {n} entries that were kept for MLflow are delivered")
+            n_kept = len(outbox)
+            n_sent = outbox.deliver(functools.partial(send, uri, outbox), is_away)
+            if n_kept:
+                refused = f"; the others are in {outbox.folder}/refused, each with the reason" if n_sent < n_kept else ""
+                _note(f"{n_sent} of {n_kept} entries that were kept for MLflow are delivered{refused}")
             killed = tuple(outbox.open_runs())
             for run_id in killed:
                 with ignored_refusal():
@@ -144,7 +146,13 @@ def _find_experiment(uri: str, experiment: str) -> Store:
 
 def has_left(folder: Path) -> bool:
     """Whether an earlier command in a run folder has left something for :func:`connect` to deliver or to end."""
-    return bool(Outbox(Path(folder) / FOLDER))
+    return bool(outbox_of(folder, absolute_uri(os.environ.get("MLFLOW_TRACKING_URI", "").strip() or DEFAULT_URI)))
+
+
+def outbox_of(folder: Path, uri: str) -> Outbox:
+    """What a run folder keeps for a store. Each store has its own, as another one would refuse it."""
+    # A URI may hold a password, and none of its characters have to suit a file's name.
+    return Outbox(Path(folder).absolute() / FOLDER / hashlib.sha256(uri.encode()).hexdigest()[:12])
 
 
 @dataclass(frozen=True)

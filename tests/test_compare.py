@@ -134,13 +134,13 @@ def test_the_same_command_trains_what_is_missing_and_nothing_twice(comparison):
 def test_a_comparison_killed_after_its_last_cell_is_finished_by_the_next_command(comparison):
     from mlflow import MlflowClient
 
-    from pipeline.outbox import FOLDER, Outbox
+    from pipeline.tracking import outbox_of
 
-    parent = comparison.read()["mlflow_run_id"]
-    client = MlflowClient(f"sqlite:///{comparison.folder}/mlflow.db")
+    parent, store = comparison.read()["mlflow_run_id"], f"sqlite:///{comparison.folder}/mlflow.db"
+    client = MlflowClient(store)
     # What SIGKILL leaves: the store has the run as running, and the folder has it as not ended.
     client.update_run(parent, status="RUNNING")
-    Outbox(comparison.out / FOLDER).opened(parent)
+    outbox_of(comparison.out, store).opened(parent)
     before = comparison.trained()
     assert comparison.run() == 0
     assert client.get_run(parent).info.status == "FINISHED"

@@ -98,6 +98,24 @@ def test_two_processes_never_deliver_at_once(outbox):
     assert inner == [0]
 
 
+@pytest.fixture(scope="module")
+def made_store(tmp_path_factory):
+    """One SQLite store for the module: to make one takes seconds."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        connect("graphhash")
+    return uri
+
+
+@pytest.fixture
+def sqlite_store(made_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made_store)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    return made_store
+
+
 # --- A real tracking server -------------------------------------------------------------------------------------------
 
 
@@ -220,9 +238,7 @@ def test_two_commands_make_and_write_one_sqlite_store_at_once(tmp_path, monkeypa
     assert len(client.search_experiments(filter_string="name = 'shared'")) == 1
 
 
-def test_the_end_of_a_run_asks_again_and_delivers_what_was_kept(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+def test_the_end_of_a_run_asks_again_and_delivers_what_was_kept(tmp_path, sqlite_store, monkeypatch):
     store = connect("graphhash", tmp_path / "out")
     with training_run(store, "soft", {}) as tracker:
         # As after a call that found the store locked.
@@ -234,9 +250,7 @@ def test_the_end_of_a_run_asks_again_and_delivers_what_was_kept(tmp_path, monkey
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"a": 1.0})
 
 
-def test_trainings_elsewhere_that_end_with_a_stopped_command_are_killed_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+def test_trainings_elsewhere_that_end_with_a_stopped_command_are_killed_as_it_is(tmp_path, sqlite_store):
     store = connect("graphhash", tmp_path / "out")
     with pytest.raises(KeyboardInterrupt), parent_run(store, "compare", {}) as (parent, nested):
         with training_run(nested, "soft", {}) as done:
@@ -247,6 +261,26 @@ def test_trainings_elsewhere_that_end_with_a_stopped_command_are_killed_as_it_is
     client = client_of(store.uri)
     assert [client.get_run(run.run_id).info.status for run in (parent, done, elsewhere)] == ["KILLED", "FINISHED", "KILLED"]
     assert not store.outbox
+
+
+def test_what_is_kept_for_one_store_is_not_given_to_another(tmp_path, sqlite_store, monkeypatch):
+    out, away = tmp_path / "out", "http://127.0.0.1:9"
+    tracking.outbox_of(out, away).put("abc", "metrics", {"entries": [["a", 1.0, 0, 0]]})
+    assert not tracking.has_left(out)
+    connect("graphhash", out)
+    assert len(tracking.outbox_of(out, away)) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", away)
+    assert tracking.has_left(out)
+
+
+def test_a_model_delivered_later_is_the_one_that_was_logged(tmp_path):
+    from small_models import small_model
+
+    from pipeline.registry import BUNDLE_TAG, log_onnx_model
+
+    small_model().export(tmp_path / "bundle")
+    with pytest.raises(FileNotFoundError, match="belongs to another bundle by now"):
+        log_onnx_model("http://127.0.0.1:9", "abc", tmp_path / "bundle" / "model.onnx", {}, {BUNDLE_TAG: "of an earlier one"})
 
 
 def test_a_ray_job_names_its_store(tmp_path, monkeypatch):

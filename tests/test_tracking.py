@@ -158,9 +158,9 @@ def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, m
 
     with training_run(store, "soft", {}) as tracker:
         example = {"user_id": np.array([1, 0]), "k": np.array(2)}
-        tracker.log_onnx_model(model_path, example, {"graphhash.bundle": "abc"})
+        tracker.log_onnx_model(model_path, example, {"note": "abc"})
     assert mlflow.active_run() is None
-    (logged,) = client_of(store.uri).search_logged_models([store.experiment_id], "tags.`graphhash.bundle` = 'abc'")
+    (logged,) = client_of(store.uri).search_logged_models([store.experiment_id], "tags.note = 'abc'")
     assert (logged.experiment_id, logged.source_run_id) == (store.experiment_id, tracker.run_id)
     assert str(logged.status) == "READY"
     files = Path(logged.artifact_location.removeprefix("file://"))
