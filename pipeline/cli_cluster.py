@@ -21,7 +21,7 @@ graphhash submit --env MLFLOW_TRACKING_TOKEN --driver-memory-gib 16 -- run --dat
 )
 @click.option("--ray-address", metavar="URL", help="The cluster's dashboard.  [RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265]")
 @click.option("--working-dir", metavar="DIR", help="Sent with the job.  [this checkout; nothing where GraphHash is installed]")
-@click.option("--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="A variable of the job; without value, as it is here.")
+@click.option("--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="A variable of the job, seen on the dashboard; without value, as it is here.")
 @click.option("--driver-cpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Reserved for the driver.")
 @click.option("--driver-gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="The driver runs where one is.")
 @click.option("--driver-memory-gib", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Reserved for the driver.")

@@ -108,14 +108,14 @@ class Mirror:
         beat.start()
         try:
             self.fetch()
-            yield
-        except BaseException as error:
             try:
-                self.send()
-            except Exception as second:
-                error.add_note(f"{self.uri}: not all was sent; it is kept in {self.folder}: {second}")
-            raise
-        else:
+                yield
+            except BaseException as error:
+                try:
+                    self.send()
+                except Exception as second:
+                    error.add_note(f"{self.uri}: not all was sent; it is kept in {self.folder}: {second}")
+                raise
             self.send()
         finally:
             stop.set()
@@ -135,7 +135,7 @@ class Mirror:
                 download(self._filesystem, [(info, self.folder / name)])
 
     def fetch(self) -> None:
-        """Bring the folder here up to date with what is there. What was made here and has not been sent stays."""
+        """Bring the folder here up to date with what is there. What was made here and has not been sent stays, unless it changed there."""
         from pyarrow.fs import FileType
 
         self.folder.mkdir(parents=True, exist_ok=True)

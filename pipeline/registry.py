@@ -109,7 +109,7 @@ def model_example(manifest: Mapping[str, Any], user_ids: Any) -> dict[str, np.nd
     import numpy as np
 
     return {
-        "user_id": user_ids,
+        "user_id": np.array(list(user_ids)),  # Texts as numpy's, which MLflow wants.
         "k": np.array(min(20, manifest["n_items"]), np.int64),
         "exclude_item_id": np.array([[manifest["padding_item_id"]]] * len(user_ids)),
     }

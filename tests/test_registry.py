@@ -30,11 +30,11 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     """Makes bundles of a small model with the metrics given."""
-    folder, model = tmp_path_factory.mktemp("bundles"), small_model()
+    folder = tmp_path_factory.mktemp("bundles")
 
-    def make(metrics: dict, data: dict | None = DATA, task: str = "retrieval"):
+    def make(metrics: dict, data: dict | None = DATA, task: str = "retrieval", ids: str = "int64"):
         out = folder / f"{len(list(folder.iterdir()))}"
-        model.export(out, metrics=metrics, provenance={"data": data} if data else {})
+        small_model(ids, ids).export(out, metrics=metrics, provenance={"data": data} if data else {})
         if task != "retrieval":
             from serving.bundle import write_manifest
 
@@ -50,22 +50,23 @@ def add(bundle, name, **options):
     return register(bundle, name, **{"alias": "champion", "experiment": "graphhash", **options})
 
 
-def test_a_registered_bundle_loads_by_its_alias_and_answers(store, bundle, monkeypatch):
+@pytest.mark.parametrize("ids", ["int64", "string"])
+def test_a_registered_bundle_loads_by_its_alias_and_answers(store, bundle, ids):
     import mlflow
 
-    path = bundle({"recall@20": 0.25, "note": "no number"})
-    result = add(path, "loads")
-    assert (result["version"], result["before"], result["uri"]) == ("1", None, "models:/loads@champion")
+    path, name = bundle({"recall@20": 0.25, "note": "no number"}, ids=ids), f"loads-{ids}"
+    result = add(path, name)
+    assert (result["version"], result["before"], result["uri"]) == ("1", None, f"models:/{name}@champion")
     mlflow.set_tracking_uri(store)
-    loaded = mlflow.pyfunc.load_model("models:/loads@champion")
-    asked = model_example(check_bundle(path), np.array([0, 3, 999]))
+    loaded = mlflow.pyfunc.load_model(result["uri"])
+    asked = model_example(check_bundle(path), np.array([0, 3, 999] if ids == "int64" else ["a", "日本", "nobody"]))
     session = onnxruntime.InferenceSession(str(path / "model.onnx"), providers=["CPUExecutionProvider"])
     expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, asked), strict=True))
     got = loaded.predict(asked)
     assert got.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_array_equal(got[name], values)
-    version = client_of(store).get_model_version_by_alias("loads", "champion")
+    for output, values in expected.items():
+        np.testing.assert_array_equal(got[output], values)
+    version = client_of(store).get_model_version_by_alias(name, "champion")
     assert json.loads(version.tags["graphhash.metrics"]) == {"recall@20": 0.25}
     run = client_of(store).get_run(version.run_id)
     assert run.info.status == "FINISHED"
