@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli_bench import bench
+from pipeline.cli_cluster import register, submit
 from pipeline.cli_compare import compare, tune
 from pipeline.cli_options import (
     Epilog,
@@ -108,8 +109,8 @@ def run(**_: Any) -> None:
     outcome, config, json_file = _until("report")
     _print_metrics(outcome.metrics)
     write_json(json_file, outcome.metrics)
-    out = Path(config.run.out)
-    print(f"\nbundle: {out / 'bundle'}\nreport: {out / 'report.html'}")
+    out = config.run.remote or config.run.out
+    print(f"\nbundle: {out}/bundle\nreport: {out}/report.html")
 
 
 @app.command(
@@ -214,7 +215,7 @@ def export(**_: Any) -> None:
     outcome, config, json_file = _until("export")
     _print_metrics(outcome.metrics)
     write_json(json_file, outcome.metrics)
-    print(f"\nbundle: {Path(config.run.out) / 'bundle'}")
+    print(f"\nbundle: {config.run.remote or config.run.out}/bundle")
 
 
 @app.command(
@@ -251,6 +252,7 @@ def recommend(
 ) -> None:
     """Ask an exported bundle for items, by raw user id. Users it does not know get its fallback, and are marked."""
     from pipeline.recommend import recommend as answer_users
+    from pipeline.storage import bundle_folder
 
     if users_file is not None:
         user_ids += tuple(_read_lines(Path(users_file)))
@@ -258,7 +260,7 @@ def recommend(
         raise click.UsageError("give --user-id ID or --users-file FILE")
     excluded = [part.strip() for part in (exclude or "").split(",") if part.strip()]
     answers = answer_users(
-        Path(bundle),
+        bundle_folder(bundle),
         user_ids,
         k,
         exclude=excluded,
@@ -313,6 +315,8 @@ def demo(out: str) -> None:
 
 
 app.add_command(bench)
+app.add_command(submit)
+app.add_command(register)
 app.add_command(compare)
 app.add_command(tune)
 app.add_command(update)
@@ -350,12 +354,14 @@ def _is_expected(error: Exception) -> bool:
     """Whether an error speaks to the user: one of ours, the operating system's, or a bad value that we refused."""
     from graphhash.errors import DataError
     from pipeline.compare import CompareError
+    from pipeline.registry import RegistryError
+    from pipeline.submit import JobError
     from pipeline.tune import TuneError
     from pipeline.stages import RunFolderError
     from pipeline.tracking import TrackingError
     from serving.bundle import BundleError
 
-    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, CompareError, TuneError, OSError)):
+    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, CompareError, TuneError, RegistryError, JobError, OSError)):
         return True
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:

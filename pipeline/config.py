@@ -311,6 +311,8 @@ class JobConfig:
     methods: tuple[str, ...] = ("soft",)
     """Trained in this order; the bundle is of the first one."""
     out: str = ""
+    remote: str | None = None
+    """URI at which the run folder is kept; `out` is then the folder where it is worked on."""
     address: str | None = None
     """Address of a Ray cluster; None: a local Ray that starts and stops with the command."""
     experiment: str = "graphhash"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import tracking
 from pipeline.config import ConfigError, RunConfig
+from pipeline.mirror import run_folder
 from pipeline.stages import (
     RunFolder,
     StageResult,
@@ -27,13 +29,15 @@ from pipeline.stages import (
     write_text_atomic,
 )
 
+from pipeline.storage import localised
+
 if TYPE_CHECKING:
     from pipeline.resume import SavedStates
     from pipeline.train import FitJob
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
-VERSIONS = {"ingest": 1, "cluster": 5, "train": 4, "evaluate": 2, "export": 2}
+VERSIONS = {"ingest": 1, "cluster": 5, "train": 4, "evaluate": 2, "export": 3}
 
 
 @dataclass(frozen=True)
@@ -88,19 +92,29 @@ def run(
     out = Path(config.run.out)
     if until != "ingest":
         check_methods(config.run.methods)
+    given, config = config, localised(config)
     steps = plan(config, until)
     with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder(out, say=say))
-        write_text_atomic(out / "config.toml", config.to_toml())
+        folder = stack.enter_context(run_folder(config, say))
+        if config.run.remote is not None:
+            # What was fetched may hold ids that an update has placed.
+            steps = plan(config, until)
+        write_text_atomic(out / "config.toml", given.to_toml())
         for name in ("ingest", "cluster"):
             if (step := steps.get(name)) is not None:
                 any(folder.borrow(lender, step.name, step.settings, step.inputs, name) for lender in lenders)
         tracked = [step for step in steps.values() if step.name not in ("ingest", "cluster")]
-        if not config.run.mlflow or all(_up_to_date(folder, step) for step in tracked):
+        nothing_new = all(_up_to_date(folder, step) for step in tracked)
+        if not config.run.mlflow or (nothing_new and not tracking.has_left(out)):
             store = None
         elif store is None:
-            store = tracking.connect(config.run.experiment)
-        ray = _RayOnDemand(stack, config.run.address)
+            try:
+                store = tracking.connect(config.run.experiment, out)
+            except tracking.TrackingError as error:
+                if not nothing_new:
+                    raise
+                say(f"{error}; what it should get is kept")
+        ray = _RayOnDemand(stack, config.run.address, out)
 
         ingest = _ingest(folder, steps["ingest"], config, ray)
         if until == "ingest":
@@ -122,7 +136,7 @@ def run(
 
 def is_done(config: RunConfig, until: str) -> bool:
     """Whether :func:`run` with these arguments would find every stage up to date."""
-    folder = RunFolder(config.run.out)
+    folder, config = RunFolder(config.run.out), localised(config)
     return all(_up_to_date(folder, step) for step in plan(config, until).values())
 
 
@@ -220,14 +234,15 @@ def export_step(config: RunConfig, method: str, train: str, evaluate: str) -> St
 class _RayOnDemand:
     """Ray for the rest of the command, started by the first stage that computes something on it."""
 
-    def __init__(self, stack: ExitStack, address: str | None) -> None:
-        self._stack, self._address, self._started = stack, address, False
+    def __init__(self, stack: ExitStack, address: str | None, out: Path) -> None:
+        self._stack, self._address, self._out, self._started = stack, address, out, False
 
     def start(self) -> None:
         if not self._started:
-            from pipeline.ray_session import ray_session
+            from pipeline.ray_session import check_shared, ray_session
 
             self._stack.enter_context(ray_session(self._address))
+            check_shared(self._out)
             self._started = True
 
 
@@ -359,6 +374,7 @@ def export_bundle(
         model = with_more_ids(model, placed.maps, placed.item_bias)
         maps, vocabularies, updates = placed.maps.values(), placed.vocabularies.values(), placed.updates
     settings = config.flat()
+    ingested = json.loads((run / "ingest" / "ingest.json").read_text(encoding="utf-8"))
     return export_retrieval(
         model,
         *maps,
@@ -374,6 +390,10 @@ def export_bundle(
             "settings": {
                 key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")
             },
+            "data": {
+                **{key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")},
+                **{key: settings[f"data.{key}"] for key in ("split", "validation", "test", "seed")},
+            },
             # Metrics are of the training alone.
             **({"updates": list(updates)} if updates else {}),
         },
@@ -386,9 +406,6 @@ def _tracker(
 ) -> Iterator[tracking.Tracker]:
     """The MLflow run of a training that is about to happen, or that later stages add to; else one that logs nothing."""
     train = steps[f"train {method}"]
-    if all(_up_to_date(folder, step) for step in _steps_of(steps, config, method)):
-        yield tracking.Tracker()
-        return
     run_id = None
     if _up_to_date(folder, train):
         recorded = folder.current(train.name)
@@ -396,6 +413,11 @@ def _tracker(
         store = store if run_id else None  # Trained without MLflow: there is nothing to add to.
     elif (begun := _states(folder, method, train).manifest()) is not None:
         run_id = begun.get("mlflow_run_id")
+    if all(_up_to_date(folder, step) for step in _steps_of(steps, config, method)):
+        # A command that was killed after its last stage has left the run open, and it did finish.
+        if store is None or run_id not in store.killed:
+            yield tracking.Tracker()
+            return
     params = {key: value for key, value in config.flat().items() if key != "run.methods"} | {"method": method}
     alone = len(config.run.methods) == 1
     with tracking.training_run(store, method, params, alone=alone, run_id=run_id) as tracker:
@@ -421,19 +443,15 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     import numpy as np
 
     from graphhash.vocabulary import Vocabulary
+    from pipeline.registry import BUNDLE_TAG, model_example
     from serving.bundle import MODEL, check_bundle
 
     bundle = folder.path / "bundle"
     manifest = check_bundle(bundle)
     users = Vocabulary.load(folder.path / "ingest" / "users.parquet")
-    n_users = min(2, len(users))
-    example = {
-        "user_id": users.take(np.arange(n_users)),
-        "k": np.array(min(20, manifest["n_items"]), np.int64),
-        "exclude_item_id": np.array([[manifest["padding_item_id"]]] * n_users),
-    }
+    example = model_example(manifest, users.take(np.arange(min(2, len(users)))))
     tracker.log_artifact(bundle, "bundle")
-    tracker.log_onnx_model(bundle / MODEL, example)
+    tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: manifest["manifest_sha256"]})
 
 
 def _report(folder: RunFolder, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:
@@ -444,7 +462,7 @@ def _report(folder: RunFolder, metrics: list[dict[str, Any]], store: tracking.St
     if store is None:
         return
     for entry in metrics:
-        tracker = tracking.Tracker(store.uri, entry.get("mlflow_run_id"))
+        tracker = store.tracker(entry.get("mlflow_run_id"))
         for file in files:
             tracker.log_artifact(file, "report")
 

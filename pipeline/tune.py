@@ -32,8 +32,10 @@ from typing import Any
 from pipeline import tracking
 from pipeline.compare import explain, share_out
 from pipeline.config import HOPS, ConfigError, RunConfig, parse_override
+from pipeline.mirror import run_folder
 from pipeline.run import is_done, run
-from pipeline.stages import RunFolder, write_text_atomic
+from pipeline.stages import write_text_atomic
+from pipeline.storage import localised
 
 SCORE = "validation_recall@20"
 # Sections whose settings a search may choose; the others say what is measured, and where.
@@ -136,15 +138,17 @@ def tune(
     out = Path(base.run.out)
     if not base.data.validation:
         raise ConfigError("data.validation=0.0 leaves nothing to compare trials by; give a share above 0")
+    given, base = base, RunConfig.from_flat(localised(base).flat() | {"run.remote": None})
     with ExitStack() as stack:
-        stack.enter_context(RunFolder(out, say=say))
-        from pipeline.ray_session import ray_session
+        stack.enter_context(run_folder(given, say))
+        from pipeline.ray_session import check_shared, ray_session
 
         stack.enter_context(ray_session(base.run.address))
+        check_shared(out)
         # The log is split once. Clusters are a trial's own affair: a budget in bytes gives rows by what its maps take.
         log = RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")})
         run(log, until="ingest", say=say)
-        store = tracking.connect(base.run.experiment) if base.run.mlflow else None
+        store = tracking.connect(base.run.experiment, out) if base.run.mlflow else None
         earlier = _read_state(out)
         params = base.flat() | {f"space.{key}": _in_words(values) for key, values in space.items()}
         tracker, nested = stack.enter_context(tracking.parent_run(store, "tune", params, run_id=earlier))
@@ -156,7 +160,7 @@ def tune(
         best = trials[0]
         if best[SCORE] is None:
             raise TuneError(f"none of {len(trials)} trials came to an end, the first because: {best['reason']}")
-        write_text_atomic(out / "best.toml", best_config(base, best, space).to_toml())
+        write_text_atomic(out / "best.toml", best_config(given, best, space).to_toml())
         tracker.log_metrics({SCORE: best[SCORE], "n_trials": len(trials), "n_failed": sum(t[SCORE] is None for t in trials)})
         for name in ("best.toml", "trials.csv"):
             tracker.log_artifact(out / name)
@@ -165,7 +169,7 @@ def tune(
 
 def best_config(base: RunConfig, trial: Mapping[str, Any], space: Space) -> RunConfig:
     """All settings of a trial, for any folder."""
-    return RunConfig.from_flat(base.flat() | {key: trial[key] for key in space})
+    return RunConfig.from_flat(base.flat() | {"run.remote": None} | {key: trial[key] for key in space})
 
 
 def trial_config(base: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:
@@ -200,7 +204,7 @@ def run_trial(
         # Settings that do not train, or do not go together, are a bad trial and no failure of the search.
         return facts | {SCORE: None, "reason": explain(error)}
     if store is not None and not facts["finished_before"]:
-        tracking.Tracker(store.uri, metrics["mlflow_run_id"]).rename(facts["run"])
+        store.tracker(metrics["mlflow_run_id"]).rename(facts["run"])
     kept = {key: metrics[key] for key in (SCORE, "best_epoch", "epochs")}
     return facts | kept | {"seconds": metrics["seconds"]["train"], "mlflow_run_id": metrics.get("mlflow_run_id")}
 

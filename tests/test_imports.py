@@ -1,7 +1,7 @@
 """Who may import what: imports go one way, and heavy packages stay where they belong.
 
 graphhash   nothing of ours; no ray, mlflow, onnxruntime; torch in the torch half only
-pipeline    graphhash and serving; mlflow in `tracking` only; onnxruntime only through serving
+pipeline    graphhash and serving; mlflow in `mlflow_store` and `registry` only; onnxruntime only through serving
 serving     nothing of ours; ray in `app` only, torch in `export` only, never mlflow
 """
 
@@ -73,7 +73,7 @@ def forbidden(path: Path) -> set[str]:
             }
         return banned
     if package == "pipeline":
-        return {"onnxruntime"} | ({"mlflow"} if module != "tracking" else set())
+        return {"onnxruntime"} | ({"mlflow"} if module not in ("mlflow_store", "registry") else set())
     banned = {"graphhash", "pipeline", "mlflow"}
     return banned | ({"ray"} if module != "app" else set()) | ({"torch"} if module != "export" else set())
 

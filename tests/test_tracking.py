@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pipeline import tracking
+from pipeline.mlflow_store import client_of
 from pipeline.tracking import Tracker, TrackingError, connect, parent_run, training_run
 
 
@@ -33,7 +33,7 @@ def store(store_folder, monkeypatch):
 
 
 def run_of(store, tracker):
-    return tracking._client(store.uri).get_run(tracker.run_id)
+    return client_of(store.uri).get_run(tracker.run_id)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_run_holds_parameters_metrics_tags_and_artifacts(store, tmp_path):
         tracker.log_artifact(tmp_path, "bundle")
         tracker.log_artifact(tmp_path / "a.txt")
     run = run_of(store, tracker)
-    client = tracking._client(store.uri)
+    client = client_of(store.uri)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"train.dim": "64"}
     assert run.data.metrics == {"recall_at_20": 0.2}
@@ -121,7 +121,7 @@ def test_earlier_run_is_gone_on_with_or_replaced_when_lost(store):
 
 
 def test_the_callers_run_is_adopted_or_made_the_parent(store, monkeypatch):
-    client = tracking._client(store.uri)
+    client = client_of(store.uri)
     outer = client.create_run(store.experiment_id).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", outer)
     adopting = connect("another name, which the run overrules")
@@ -142,7 +142,7 @@ def test_a_commands_run_is_the_parent_of_its_trainings(store, monkeypatch):
     # The command again goes on with its run, whatever its parameters are now; below mlflow run, that one is the parent.
     with parent_run(store, "compare", {"p": 2}, run_id=parent.run_id) as (again, _):
         assert again == parent
-    outer = tracking._client(store.uri).create_run(store.experiment_id).info.run_id
+    outer = client_of(store.uri).create_run(store.experiment_id).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", outer)
     with parent_run(connect("graphhash"), "compare", {"p": 1}, run_id=parent.run_id) as (adopted, nested):
         assert adopted.run_id == outer
@@ -158,9 +158,9 @@ def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, m
 
     with training_run(store, "soft", {}) as tracker:
         example = {"user_id": np.array([1, 0]), "k": np.array(2)}
-        uri = tracker.log_onnx_model(model_path, example)
+        tracker.log_onnx_model(model_path, example, {"note": "abc"})
     assert mlflow.active_run() is None
-    logged = tracking._client(store.uri).get_logged_model(uri.removeprefix("models:/"))
+    (logged,) = client_of(store.uri).search_logged_models([store.experiment_id], "tags.note = 'abc'")
     assert (logged.experiment_id, logged.source_run_id) == (store.experiment_id, tracker.run_id)
     assert str(logged.status) == "READY"
     files = Path(logged.artifact_location.removeprefix("file://"))
@@ -181,7 +181,7 @@ def test_without_a_store_nothing_happens(tmp_path, model_path):
         tracker.log_metrics({"a": 1.0})
         tracker.set_tags({"a": 1})
         tracker.log_artifact(tmp_path)
-        assert tracker.log_onnx_model(model_path, {}) is None
+        tracker.log_onnx_model(model_path, {})
     assert tracker == Tracker()
 
 
@@ -203,7 +203,7 @@ def test_unusable_store_is_one_line_at_once(monkeypatch, uri, message):
 
 def test_deleted_experiment_is_named(store):
     doomed = connect("doomed")
-    tracking._client(store.uri).delete_experiment(doomed.experiment_id)
+    client_of(store.uri).delete_experiment(doomed.experiment_id)
     with pytest.raises(TrackingError, match="'doomed' was deleted .* run.experiment=NAME"):
         connect("doomed")
 
