@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,11 +187,9 @@ class Table:
             raise BundleError(f"{name} table holds {error}; train with a lower learning rate, or use float32") from error
         return cls(graph.constant(f"{name}_table", codes), graph.constant(f"{name}_scales", scales), precision, table.shape)
 
-    def read(self, graph: Graph, name: str, rows: str | None) -> str:
-        """Vectors of the rows in the tensor `rows`, or of all: float32, shape (*rows.shape, dim)."""
-        stored = [self.values] if self.scales is None else [self.values, self.scales]
-        if rows is not None:
-            stored = [graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0) for part in stored]
+    def read(self, graph: Graph, name: str, part_of: Callable[[str], str]) -> str:
+        """Vectors as float32, shape (..., dim), of the rows that `part_of` takes out of values and scales."""
+        stored = [part_of(part) for part in ([self.values] if self.scales is None else [self.values, self.scales])]
         if self.precision != "float32":
             stored = [graph.cast(part, f"{name}_{part}_float32", TensorProto.FLOAT) for part in stored]
         # The scales of 8-bit rows have shape (..., 1).
@@ -207,31 +206,48 @@ class StoredMap:
     n_lookups: int
 
     @classmethod
-    def add(cls, graph: Graph, name: str, bucket_map: BucketMap) -> StoredMap:
+    def add(cls, graph: Graph, name: str, bucket_map: BucketMap, n_entries: int | None = None) -> StoredMap:
+        """Store a map as `{name}_rows`, `{name}_profiles` and `{name}_profile_of`.
+
+        Args:
+            n_entries: at least n_ids + 1: the unknown ids' entry is repeated up to so many.
+        """
         if bucket_map.identity:
             return cls(None, None, None, 1)
-        stored = bucket_map.rows.astype(bucket_map.rows_dtype)
+        padding = 0 if n_entries is None else n_entries - len(bucket_map.rows)
+        stored = np.pad(bucket_map.rows.astype(bucket_map.rows_dtype), ((0, padding), (0, 0)), mode="edge")
         if bucket_map.profiles is None:
             # One lookup without a weight is a plain Gather, and needs no axis of its own.
             return cls(graph.constant(f"{name}_rows", stored[:, 0]), None, None, 1)
         return cls(
             graph.constant(f"{name}_rows", stored),
             graph.constant(f"{name}_profiles", bucket_map.profiles),
-            graph.constant(f"{name}_profile_of", bucket_map.profile_of),
+            graph.constant(f"{name}_profile_of", np.pad(bucket_map.profile_of, (0, padding), mode="edge")),
             bucket_map.n_lookups,
         )
 
 
-def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry: str | None) -> str:
-    """Vectors of the map entries in the tensor `entry`, int64, shape (n,), or of all n_ids + 1: float32, shape (n, dim)."""
+Entry = str | Callable[[Graph, str], str] | None
+
+
+def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry: Entry) -> str:
+    """Vectors of map entries: float32, shape (n, dim).
+
+    Args:
+        entry: a tensor of their numbers, int64, shape (n,); or a function that cuts them out of a stored array, which it
+            gets with the graph; None: all of them.
+    """
 
     def of_entry(part: str) -> str:
-        return part if entry is None else graph.node("Gather", [part, entry], f"{name}_{part}_of_entry", axis=0)
+        if entry is None:
+            return part
+        return entry(graph, part) if callable(entry) else graph.node("Gather", [part, entry], f"{name}_{part}_of_entry", axis=0)
 
     if stored.rows is None:
-        return table.read(graph, name, entry)
-    rows = as_indices(graph, of_entry(stored.rows), f"{name}_buckets")
-    read = table.read(graph, name, rows)
+        return table.read(graph, name, of_entry)
+    # Gather takes int32 or int64 indices.
+    rows = graph.cast(of_entry(stored.rows), f"{name}_buckets", TensorProto.INT32)
+    read = table.read(graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0))
     if stored.profiles is None:
         return read
     profile = graph.cast(of_entry(stored.profile_of), f"{name}_profile", TensorProto.INT32)
@@ -240,11 +256,6 @@ def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry
     weights = graph.node("Unsqueeze", [weights, graph.axis(1)], f"{name}_weights_row")
     summed = graph.node("MatMul", [weights, read], f"{name}_weighted_sum")
     return graph.node("Squeeze", [summed, graph.axis(1)], f"{name}_vectors")
-
-
-def as_indices(graph: Graph, stored: str, name: str) -> str:
-    """Stored row numbers, uint16 or int32, as Gather takes them."""
-    return graph.cast(stored, name, TensorProto.INT32)
 
 
 def as_stored(array: NDArray, name: str, dtype: str) -> NDArray:
