@@ -26,7 +26,7 @@ from pipeline.cli_options import (
     cluster_options,
     common_options,
     data_options,
-    export_option,
+    export_options,
     load,
     out_option,
     print_table,
@@ -96,7 +96,7 @@ graphhash run --data 'logs/*.csv' --user-column uid --item-column sku --rows 200
 @data_options
 @cluster_options
 @train_options
-@export_option
+@export_options
 @common_options
 def run(**_: Any) -> None:
     """Do everything: ingest, cluster, train, evaluate, export, report.
@@ -194,13 +194,14 @@ def evaluate(**_: Any) -> None:
     epilog="""
 graphhash export --out out
 graphhash export --out out --precision float16
+graphhash export --out out --runtime compressed
 """,
 )
 @out_option
 @data_options
 @cluster_options
 @train_options
-@export_option
+@export_options
 @common_options
 def export(**_: Any) -> None:
     """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids."""

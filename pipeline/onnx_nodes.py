@@ -187,13 +187,14 @@ class Table:
             raise BundleError(f"{name} table holds {error}; train with a lower learning rate, or use float32") from error
         return cls(graph.constant(f"{name}_table", codes), graph.constant(f"{name}_scales", scales), precision, table.shape)
 
-    def read(self, graph: Graph, name: str, part_of: Callable[[str], str]) -> str:
-        """Vectors as float32, shape (..., dim), of the rows that `part_of` takes out of values and scales."""
-        stored = [part_of(part) for part in ([self.values] if self.scales is None else [self.values, self.scales])]
+    def read(self, graph: Graph, name: str, part_of: Callable[[str], str]) -> tuple[str, str | None]:
+        """Values as float32, shape (..., dim), and scales, shape (..., 1), of the rows that `part_of` takes out of both."""
+        values, scales = part_of(self.values), None
         if self.precision != "float32":
-            stored = [graph.cast(part, f"{name}_{part}_float32", TensorProto.FLOAT) for part in stored]
-        # The scales of 8-bit rows have shape (..., 1).
-        return stored[0] if len(stored) == 1 else graph.node("Mul", stored, f"{name}_rows_scaled")
+            values = graph.cast(values, f"{name}_read_values", TensorProto.FLOAT)
+        if self.scales is not None:
+            scales = graph.cast(part_of(self.scales), f"{name}_read_scales", TensorProto.FLOAT)
+        return values, scales
 
 
 @dataclass(frozen=True)
@@ -244,18 +245,26 @@ def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry
         return entry(graph, part) if callable(entry) else graph.node("Gather", [part, entry], f"{name}_{part}_of_entry", axis=0)
 
     if stored.rows is None:
-        return table.read(graph, name, of_entry)
+        return _scaled(graph, name, *table.read(graph, name, of_entry))
     # Gather takes int32 or int64 indices.
     rows = graph.cast(of_entry(stored.rows), f"{name}_buckets", TensorProto.INT32)
-    read = table.read(graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0))
+    values, scales = table.read(graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0))
     if stored.profiles is None:
-        return read
+        return _scaled(graph, name, values, scales)
     profile = graph.cast(of_entry(stored.profile_of), f"{name}_profile", TensorProto.INT32)
     weights = graph.node("Gather", [stored.profiles, profile], f"{name}_weights", axis=0)
+    if scales is not None:
+        # A number per row that is read, where the values are dim of them.
+        scales = graph.node("Squeeze", [scales, graph.axis(2)], f"{name}_scales_row")
+        weights = graph.node("Mul", [weights, scales], f"{name}_weights_scaled")
     # (n, 1, n_lookups) @ (n, n_lookups, dim): no second array of the size of what was read.
     weights = graph.node("Unsqueeze", [weights, graph.axis(1)], f"{name}_weights_row")
-    summed = graph.node("MatMul", [weights, read], f"{name}_weighted_sum")
+    summed = graph.node("MatMul", [weights, values], f"{name}_weighted_sum")
     return graph.node("Squeeze", [summed, graph.axis(1)], f"{name}_vectors")
+
+
+def _scaled(graph: Graph, name: str, values: str, scales: str | None) -> str:
+    return values if scales is None else graph.node("Mul", [values, scales], f"{name}_vectors")
 
 
 def as_stored(array: NDArray, name: str, dtype: str) -> NDArray:

@@ -34,7 +34,7 @@ _CHUNK_LOOKUPS = 2**13
 # Chunks of vectors in a chunk of sums of buckets' scores, which are smaller.
 _PER_SUM = 8
 # Numbers of a table that are float32 at a time.
-_CHUNK_VALUES = 2**19
+_CHUNK_VALUES = 2**17
 # Users up to whom sums of buckets' scores are cheaper than vectors. On Gowalla, 17 lookups, in ms of CPU: 1 user 3 and 29,
 # 8 users 11 and 34, 32 users 55 and 40.
 FEW_USERS = 24
@@ -61,11 +61,7 @@ def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap
     bias = None if model.item_bias is None else _array(model.item_bias)
     if not isinstance(model, LightGCN):
         return Parts(_array(model.user_embedding.table), _array(model.item_embedding.table), user_map, item_map, bias)
-    vectors = []
-    for embedding, propagated in zip((model.user_embedding, model.item_embedding), model.vectors(), strict=True):
-        # Nothing is propagated to an unknown id.
-        unknown = embedding.table[embedding.unknown_row][None] / (model.n_layers + 1)
-        vectors.append(_array(torch.cat([propagated, unknown])))
+    vectors = (_array(of_side) for of_side in model.vectors_and_unknown())
     return Parts(*vectors, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
 
 
@@ -82,7 +78,7 @@ class Scores:
     """
 
     def __init__(self, graph: Graph, model: RetrievalModel, parts: Parts, precision: str, user: str, *, compressed: bool) -> None:
-        self.dim, self.compressed = parts.dim, compressed
+        self.shared, self.dim, self.compressed = graph, parts.dim, compressed
         n_entries, n_lookups = parts.item_map.n_ids + 1, parts.item_map.n_lookups
         self.n_sums = -(-n_entries * n_lookups // (_CHUNK_LOOKUPS * _PER_SUM))
         self.n_columns = n_entries
@@ -123,9 +119,7 @@ class Scores:
 
     def all_scores(self, graph: Graph) -> str:
         """Scores of every item, shape (batch, n_columns); the columns from n_items on mean nothing."""
-        if not self.compressed:
-            return self._of_vectors(graph, "catalogue", self.items, self.bias)
-        return self._of_chunks(graph)
+        return self._of_chunks(graph) if self.compressed else self._of_folded(graph)
 
     def pair_scores(self, graph: Graph, rows: str) -> str:
         """Scores of the items in `rows`, int64, shape (batch or 1, n): shape (batch, n)."""
@@ -137,6 +131,18 @@ class Scores:
         if self.bias is None:
             return scores
         return graph.node("Add", [scores, graph.node("Gather", [self.bias, rows], "candidate_bias", axis=0)], "candidate_sum")
+
+    def _of_folded(self, graph: Graph) -> str:
+        if self.bias is None:
+            return self._of_vectors(graph, "catalogue", self.items, None)
+        # The bias as one more dimension, where users have a 1: added to (batch, n_items) products it would take another pass over them.
+        column = self.shared.node("Unsqueeze", [self.bias, graph.axis(1)], "bias_column")
+        items = self.shared.node("Concat", [self.items, column], "items_and_bias", axis=1)
+        batch = graph.node("Shape", [self.users], "n_scored", end=1)
+        shape = graph.node("Concat", [batch, graph.axis(1)], "ones_shape", axis=0)
+        ones = graph.node("Expand", [graph.constant("one", np.float32(1)), shape], "ones")
+        users = graph.node("Concat", [self.users, ones], "users_and_one", axis=1)
+        return graph.node("Gemm", [users, items], "catalogue_scores", transB=1)
 
     def _of_vectors(self, graph: Graph, name: str, vectors: str, bias: str | None) -> str:
         """Scores of items with these vectors, shape (n, dim), and biases, shape (n,), for every user: shape (batch, n)."""
@@ -175,12 +181,10 @@ class Scores:
         """`sum_j weights[item, j] * <user, table[rows[item, j]]>`: buckets first, then items."""
 
         def of_buckets(body: Graph, part: Chunk) -> str:
-            table = self.item_table
-            values = body.cast(part(body, table.values), "bucket_values", TensorProto.FLOAT)
+            values, scales = self.item_table.read(body, "bucket", lambda stored: part(body, stored))
             scores = body.node("Gemm", [self.users, values], "bucket_products", transB=1)
-            if table.scales is None:
+            if scales is None:
                 return scores
-            scales = body.cast(part(body, table.scales), "bucket_scales", TensorProto.FLOAT)
             return body.node("Mul", [scores, body.node("Reshape", [scales, body.axis(-1)], "bucket_scales_row")], "bucket_scaled")
 
         n_rows = self.item_table.shape[0]
@@ -257,7 +261,10 @@ class NeuMFScores(Scores):
         linear = graph.node("MatMul", [products, column], "candidate_linear_column")
         linear = graph.node("Squeeze", [linear, graph.axis(2)], "candidate_linear")
         first = graph.node("Add", [part, graph.node("Unsqueeze", [self.part, graph.axis(1)], "user_part_row")], "candidate_both")
-        return graph.node("Add", [linear, self._network(graph, "candidate_deep", first)], "candidate_products")
+        return graph.node("Add", [linear, self._network(graph, "candidate_deep", first)], "candidate_pair_scores")
+
+    def _of_folded(self, graph: Graph) -> str:
+        return self._of_vectors(graph, "catalogue", self.items, self.bias)
 
     def _of_chunks(self, graph: Graph) -> str:
         # The network is no sum over buckets, so there is no short way for few users.

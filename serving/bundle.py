@@ -16,15 +16,20 @@ newline), at most 1 MiB:
     padding_item_id     an id that no item has, to pad the rows of `exclude_item_id`
     n_users, n_items    int, ids in the model
     dim                 int, length of a vector
+    model               str, "mf", "lightgcn" or "neumf"
+    runtime             {"mode": "folded" | "compressed", "stored_bytes": int, "resident_bytes": int,
+                        "load_bytes": int, "cost": str}: tensors on disk, about what a session keeps of them, and
+                        about what it needs while it loads
     method              {"users": str, "items": str}, how the bucket maps were made
     n_buckets           {"users": int, "items": int}, table rows, the unknown ids' row among them
     n_lookups           {"users": int, "items": int}, table rows read per id
     item_bias           bool
     precision           "float32" | "float16" | "int8" (a float16 scale per row), type of the tables in the file; arithmetic is float32
+    precision_loss      {"recall@20": float, "recall@20_float32": float, "relative": float}, of the test; each
+                        may be null
     tie_rule            str
-    tolerance           {"absolute": float, "relative": float}: a score s of the trained model and the
-                        exported
-                        one differ by at most absolute + relative * max |s|, or nothing is published
+    tolerance           {"absolute": float, "relative": float}: a score s of the trained model, its tables
+                        rounded to `precision`, and of the exported one differ by at most absolute + relative * max |s|, or nothing is published
     bucket_map_hashes   {"users": hex sha256, "items": hex sha256}
     vocabulary_hashes   {"users": hex sha256, "items": hex sha256}
     metrics             {str: value}, of the trained model
@@ -32,7 +37,7 @@ newline), at most 1 MiB:
     files               {name: {"bytes": int, "sha256": hex}}, every file but the manifest
     manifest_sha256     hex sha256 of this JSON without this key
 
-Format 1 had no `optional_inputs`; such a bundle is read, and recommends.
+Format 1 had no `optional_inputs`, `model`, `runtime` and `precision_loss`; such a bundle is read, and recommends.
 
 The hashes find damage and mix-ups. They are no signature: whoever can rewrite the whole folder can rewrite
 them too.
@@ -67,6 +72,9 @@ _FIELDS = {
     "n_users": int,
     "n_items": int,
     "dim": int,
+    "model": str,
+    "runtime": dict,
+    "precision_loss": dict,
     "method": dict,
     "n_buckets": dict,
     "n_lookups": dict,
@@ -81,7 +89,7 @@ _FIELDS = {
 }
 
 # Those that came with a later format.
-_SINCE = {"optional_inputs": 2}
+_SINCE = {"optional_inputs": 2, "model": 2, "runtime": 2, "precision_loss": 2}
 
 
 class BundleError(RuntimeError):
