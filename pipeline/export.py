@@ -30,7 +30,7 @@ from pipeline.evaluate import K, as_shipped
 from pipeline.models import name_of
 from pipeline.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
 from pipeline.onnx_nodes import describe, inside_bytes
-from serving.bundle import MANIFEST, MODEL, BundleError, write_manifest
+from serving.bundle import MANIFEST, METADATA, MODEL, BundleError, identity, write_manifest
 from serving.retriever import Retriever
 
 EXTERNAL_DATA = "model.onnx.data"
@@ -128,6 +128,7 @@ def export_retrieval(
     try:
         folder = work / "bundle"
         folder.mkdir()
+        onnx.helper.set_model_props(graph, {METADATA: identity(content)})
         _save(graph, folder, users, items, external_data_mib)
         del graph
         manifest = write_manifest(folder, content)

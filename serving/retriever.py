@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.bundle import MODEL, BundleError, check_bundle
+from serving.bundle import METADATA, MODEL, BundleError, check_bundle, identity
 
 # Scores of one chunk of users; ONNX Runtime holds about three times as much while it runs.
 _CHUNK_SCORE_BYTES = 64 * 2**20
@@ -97,6 +97,7 @@ class Retriever:
         self._session = _open_session(self.path / MODEL, provider, threads)
         self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
         self._check_signature()
+        self._check_identity()
         self.n_users: int = self.manifest["n_users"]
         self.n_items: int = self.manifest["n_items"]
 
@@ -184,13 +185,36 @@ class Retriever:
                 scores[part], known_items[part], known[part[0]] = self._run(outputs, feed)
         return Scores(scores, known, known_items)
 
+    def _check_identity(self) -> None:
+        """The graph itself says what it is of, where the format has it."""
+        stated = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if self.manifest["format_version"] > 1 and stated != identity(self.manifest):
+            raise BundleError(f"{self.path}: manifest and model are of different bundles; export the bundle again")
+
     def _run(self, outputs: list[str], feed: dict[str, NDArray]) -> list[NDArray]:
         try:
+            # ONNX Runtime binds no strings; it copies the other inputs itself then.
+            if self.provider == "cuda" and "string" not in self.manifest["id_types"].values():
+                return self._run_bound(outputs, feed, "cuda")
             return self._session.run(outputs, feed)
         except Exception as error:  # onnxruntime's own classes have no common base but Exception.
             raise BundleError(
                 f"{self.path}: ONNX Runtime failed ({_first_line(error)}); ask for fewer users or items at a time"
             ) from error
+
+    def _run_bound(self, outputs: list[str], feed: dict[str, NDArray], device: str) -> list[NDArray]:
+        """The same with inputs put on the device once; k, which sizes are computed from, stays on the CPU."""
+        binding = self._session.io_binding()
+        for name, array in feed.items():
+            if array.ndim == 0:
+                binding.bind_cpu_input(name, array)
+            else:
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+                binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()
 
     def _pad(self, exclude: Sequence[Sequence], start: int, stop: int) -> NDArray:
         """Ragged lists as one array, shape (stop - start, longest list), filled up with an id of no item."""
