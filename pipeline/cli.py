@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli_bench import bench
+from pipeline.cli_bundle import bench_serve, check
 from pipeline.cli_compare import compare, tune
 from pipeline.cli_options import (
     Epilog,
@@ -306,7 +307,9 @@ def demo(out: str) -> None:
     print(f"\nThe report, with pictures: {folder / 'run' / 'report.html'}")
 
 
+bench.add_command(bench_serve)
 app.add_command(bench)
+app.add_command(check)
 app.add_command(compare)
 app.add_command(tune)
 app.add_command(update)

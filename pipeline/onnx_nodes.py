@@ -277,3 +277,29 @@ def as_stored(array: NDArray, name: str, dtype: str) -> NDArray:
             f"{name} holds {worst}, which is not finite in {dtype}; train with a lower learning rate, or use float32"
         )
     return values
+
+
+def stored_ids(model: onnx.ModelProto, name: str) -> NDArray:
+    """Raw ids that `encode_ids` wrote into a graph, in row order: int64, or object holding str, shape (n_ids,).
+
+    Raises:
+        BundleError: there is no such encoder.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "LabelEncoder" and node.output[0] == name:
+            keys = next(a.t for a in node.attribute if a.name == "keys_tensor")
+            if keys.data_type == TensorProto.STRING:
+                return np.array([text.decode("utf-8") for text in keys.string_data], object)
+            return numpy_helper.to_array(keys)
+    if f"{name}_first_id" not in tensors:
+        raise BundleError(f"the graph has no encoder of {name} ids; export the bundle again")
+    low, high = (int(numpy_helper.to_array(tensors[f"{name}_{end}_id"])) for end in ("first", "last"))
+    if f"{name}_of_place" not in tensors:
+        return np.arange(low, high + 1)
+    row_of = numpy_helper.to_array(tensors[f"{name}_of_place"])[:-1].astype(np.int64)
+    n_ids = int(numpy_helper.to_array(tensors[f"n_{name}s"]))
+    places = np.flatnonzero(row_of < n_ids)
+    ids = np.empty(n_ids, np.int64)
+    ids[row_of[places]] = places + low
+    return ids

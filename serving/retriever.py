@@ -70,6 +70,7 @@ class Retriever:
         path: the bundle's folder.
         provider: "cuda", "cpu", or "auto": CUDA where a session really gets it, else the CPU.
         threads: CPU threads of one request; None leaves it to ONNX Runtime (one per core).
+        profile: begin of the name of a file for ONNX Runtime's profile, see :meth:`end_profiling`; None: none is written.
 
     Attributes:
         manifest: as in serving.bundle.
@@ -81,7 +82,11 @@ class Retriever:
     """
 
     def __init__(
-        self, path: Path | str, provider: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None = None
+        self,
+        path: Path | str,
+        provider: Literal["auto", "cpu", "cuda"] = "auto",
+        threads: int | None = None,
+        profile: Path | None = None,
     ) -> None:
         if provider not in ("auto", "cpu", "cuda"):
             raise ValueError(f"provider is {provider!r}; use 'auto', 'cpu' or 'cuda'")
@@ -94,7 +99,7 @@ class Retriever:
                 f"{self.path}: made for the task {self.manifest['task']!r}, not 'retrieval'; "
                 "pass a retrieval bundle"
             )
-        self._session = _open_session(self.path / MODEL, provider, threads)
+        self._session = _open_session(self.path / MODEL, provider, threads, profile)
         self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
         self._check_signature()
         self._check_identity()
@@ -185,6 +190,10 @@ class Retriever:
                 scores[part], known_items[part], known[part[0]] = self._run(outputs, feed)
         return Scores(scores, known, known_items)
 
+    def end_profiling(self) -> str:
+        """Write the profile, a JSON file in Chrome's trace format, and return its path."""
+        return self._session.end_profiling()
+
     def _check_identity(self) -> None:
         """The graph itself says what it is of, where the format has it."""
         stated = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
@@ -244,9 +253,13 @@ class Retriever:
                 )
 
 
-def _open_session(model: Path, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
+def _open_session(
+    model: Path, provider: str, threads: int | None, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if threads is not None:
         options.intra_op_num_threads = threads
     # Asking for CUDA without a device would only print the loader's complaints.
