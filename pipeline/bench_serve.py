@@ -78,7 +78,8 @@ def bench(
 
     Returns: an object per program: ``program``, ``precision``, ``runtime``, ``disk_bytes``, ``memory`` (bytes ``loaded``, ``after 1``,
     ``after 256``; None for PyTorch), ``providers`` (kernels by provider), ``provider`` and ``sizes``: per batch size ``batch``,
-    ``n_requests``, ``p50_ms``, ``p95_ms``, ``p99_ms``, ``users_per_s``.
+    ``n_requests``, ``p50_ms``, ``p95_ms``, ``p99_ms``, ``users_per_s`` and ``cpu_ms``, the median of all threads' CPU time, which a
+    busy machine stretches less.
 
     Raises:
         BundleError: a bundle is refused, or both have different ids.
@@ -99,14 +100,14 @@ def bench(
         say(f"{batch} users a request ...")
         n = min(n_requests, max(10, 4 * n_requests // batch))
         requests = [ids[rng.integers(0, len(ids), batch)] for _ in range(WARM_UP + n)]
-        seconds: dict[str, list[float]] = {name: [] for name in answers}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in answers}
         for users in requests:
             for name, answer in answers.items():
-                started = time.perf_counter()
+                started = time.perf_counter(), time.process_time()
                 answer(users)
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
         for name, values in seconds.items():
-            timed[name].append(_figures(batch, np.array(values[WARM_UP:])))
+            timed[name].append(_figures(batch, *np.array(values[WARM_UP:]).T))
     results = []
     sample = [user.item() if isinstance(user, np.generic) else user for user in ids[rng.integers(0, len(ids), 256)]]
     for name in answers:
@@ -143,10 +144,10 @@ def memory(bundle: Path, provider: str, threads: int | None, k: int, users: Sequ
     return json.loads(done.stdout)
 
 
-def _figures(batch: int, seconds: NDArray[np.float64]) -> dict[str, Any]:
-    p50, p95, p99 = (1e3 * float(value) for value in np.percentile(seconds, (50, 95, 99)))
-    per_second = batch * len(seconds) / float(seconds.sum())
-    return {"batch": batch, "n_requests": len(seconds), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "users_per_s": per_second}
+def _figures(batch: int, seconds: NDArray[np.float64], cpu_seconds: NDArray[np.float64]) -> dict[str, Any]:
+    times = {f"p{share}_ms": 1e3 * float(np.percentile(seconds, share)) for share in (50, 95, 99)}
+    rate = {"users_per_s": batch * len(seconds) / float(seconds.sum())}
+    return {"batch": batch, "n_requests": len(seconds)} | times | rate | {"cpu_ms": 1e3 * float(np.median(cpu_seconds))}
 
 
 def _eager(bundle: Path, manifest: dict[str, Any], k: int, threads: int | None) -> Answer | None:
@@ -195,11 +196,11 @@ def size_table(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def markdown_table(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Header and rows: latency and throughput per batch size and program."""
-    lines = [("users", "program", "p50 ms", "p95 ms", "p99 ms", "users/s")]
+    lines = [("users", "program", "p50 ms", "p95 ms", "p99 ms", "CPU ms", "users/s")]
     for i, size in enumerate(results[0]["sizes"]):
         for entry in results:
             row = entry["sizes"][i]
-            times = (f"{row[key]:.2f}" for key in ("p50_ms", "p95_ms", "p99_ms"))
+            times = (f"{row[key]:.2f}" for key in ("p50_ms", "p95_ms", "p99_ms", "cpu_ms"))
             lines.append((str(size["batch"]), _label(entry), *times, f"{row['users_per_s']:,.0f}"))
     return lines
 

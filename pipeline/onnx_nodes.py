@@ -113,7 +113,7 @@ def encode_ids(graph: Graph, name: str, vocabulary: Vocabulary, raw: str) -> str
     # Far outside of the range the difference wraps around, and is not taken.
     place = graph.node("Sub", [raw, first], f"{name}_place")
     ids = vocabulary.ids.to_numpy()
-    if np.array_equal(ids, np.arange(low, high + 1)):
+    if np.array_equal(ids - low, np.arange(high - low + 1)):
         return graph.node("Where", [is_inside, place, graph.constant(f"n_{name}s", np.int64(n_ids))], name)
     row_of = np.full(high - low + 2, n_ids, np.uint16 if n_ids < 2**16 else np.int32)
     row_of[ids - low] = np.arange(n_ids)
@@ -131,7 +131,7 @@ def decode_ids(graph: Graph, name: str, vocabulary: Vocabulary, rows: str) -> st
         return graph.node("Gather", [f"{name}s", rows], name, axis=0)
     low, high = bounds
     ids, place = vocabulary.ids.to_numpy(), rows
-    if not np.array_equal(ids, np.arange(low, high + 1)):
+    if not np.array_equal(ids - low, np.arange(high - low + 1)):
         places = graph.constant(f"{name}_places", (ids - low).astype(np.uint16 if high - low < 2**16 else np.int32))
         place = graph.node("Gather", [places, rows], f"{name}_stored_place", axis=0)
         place = graph.cast(place, f"{name}_place", TensorProto.INT64)
@@ -296,9 +296,10 @@ def stored_ids(model: onnx.ModelProto, name: str) -> NDArray:
         raise BundleError(f"the graph has no encoder of {name} ids; export the bundle again")
     low, high = (int(numpy_helper.to_array(tensors[f"{name}_{end}_id"])) for end in ("first", "last"))
     if f"{name}_of_place" not in tensors:
-        return np.arange(low, high + 1)
-    row_of = numpy_helper.to_array(tensors[f"{name}_of_place"])[:-1].astype(np.int64)
-    n_ids = int(numpy_helper.to_array(tensors[f"n_{name}s"]))
+        return low + np.arange(high - low + 1)
+    # The last place is that of all other numbers.
+    *row_of, n_ids = numpy_helper.to_array(tensors[f"{name}_of_place"]).astype(np.int64)
+    row_of = np.array(row_of)
     places = np.flatnonzero(row_of < n_ids)
     ids = np.empty(n_ids, np.int64)
     ids[row_of[places]] = places + low
