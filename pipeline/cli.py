@@ -21,13 +21,14 @@ import click
 
 from pipeline.cli_bench import bench
 from pipeline.cli_cluster import register, submit
+from pipeline.cli_bundle import bench_serve, check
 from pipeline.cli_compare import compare, tune
 from pipeline.cli_options import (
     Epilog,
     cluster_options,
     common_options,
     data_options,
-    export_option,
+    export_options,
     load,
     out_option,
     print_table,
@@ -98,7 +99,7 @@ graphhash run --data 'logs/*.csv' --user-column uid --item-column sku --rows 200
 @data_options
 @cluster_options
 @train_options
-@export_option
+@export_options
 @common_options
 def run(**_: Any) -> None:
     """Do everything: ingest, cluster, train, evaluate, export, report.
@@ -202,13 +203,14 @@ def evaluate(**_: Any) -> None:
     epilog="""
 graphhash export --out out
 graphhash export --out out --precision float16
+graphhash export --out out --runtime compressed
 """,
 )
 @out_option
 @data_options
 @cluster_options
 @train_options
-@export_option
+@export_options
 @common_options
 def export(**_: Any) -> None:
     """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids."""
@@ -314,9 +316,11 @@ def demo(out: str) -> None:
     print(f"\nThe report, with pictures: {folder / 'run' / 'report.html'}")
 
 
+bench.add_command(bench_serve)
 app.add_command(bench)
 app.add_command(submit)
 app.add_command(register)
+app.add_command(check)
 app.add_command(compare)
 app.add_command(tune)
 app.add_command(update)
