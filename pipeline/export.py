@@ -26,7 +26,8 @@ from graphhash.embedding import BucketEmbedding
 from graphhash.retrieval import MatrixFactorization
 from graphhash.vocabulary import Vocabulary
 from pipeline.evaluate import store_rounded
-from pipeline.onnx_graph import describe, retrieval_graph
+from pipeline.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
+from pipeline.onnx_nodes import describe, inside_bytes
 from serving.bundle import MANIFEST, MODEL, BundleError, write_manifest
 from serving.retriever import Retriever
 
@@ -93,7 +94,8 @@ def export_retrieval(
         store_rounded(model, precision)
     content = {
         "task": "retrieval",
-        "inputs": describe(graph.graph.input),
+        "inputs": describe([value for value in graph.graph.input if value.name not in OPTIONAL_INPUTS]),
+        "optional_inputs": describe([value for value in graph.graph.input if value.name in OPTIONAL_INPUTS]),
         "outputs": describe(graph.graph.output),
         "id_types": {"user_id": users.kind, "item_id": items.kind},
         "padding_item_id": padding,
@@ -146,8 +148,7 @@ def _check_fit(side: str, embedding: BucketEmbedding, bucket_map: BucketMap, voc
 def _save(
     graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabulary, external_data_mib: float
 ) -> None:
-    # Ids and their encoders stay inside: ONNX keeps neither strings nor attributes in external data.
-    inside = users.ids.nbytes + 2 * items.ids.nbytes + 8 * (len(users) + len(items))
+    inside = inside_bytes(users, decoded=False) + inside_bytes(items, decoded=True)
     if inside > _PROTOBUF_LIMIT:
         raise BundleError(
             f"the ids take {inside / 2**30:.1f} GiB in the graph, an ONNX file ends at 2 GiB; use int64 ids"

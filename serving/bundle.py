@@ -1,16 +1,17 @@
 """The bundle: a folder that holds one exported model, and the check that it is whole and unchanged.
 
-Format 1. The folder holds `manifest.json`, `model.onnx`, MAY hold the external data files of that model, and
+Format 2. The folder holds `manifest.json`, `model.onnx`, MAY hold the external data files of that model, and
 MUST hold nothing else: no folders, no links. There is no pickle and nothing to execute but the graph.
 
 `manifest.json` is JSON in exactly one spelling (UTF-8 escaped to ASCII, keys sorted, indent 2, a final
 newline), at most 1 MiB:
 
-    format_version      int, 1
+    format_version      int, 2
     created_at          str, UTC, ISO 8601
     task                str, "retrieval"
     inputs, outputs     {tensor: {"dtype": "int64" | "string" | "float32" | "bool", "shape": [axis, ...],
                         "meaning": str}}
+    optional_inputs     as inputs: those with a default in the graph
     id_types            {"user_id": "int64" | "string", "item_id": same}
     padding_item_id     an id that no item has, to pad the rows of `exclude_item_id`
     n_users, n_items    int, ids in the model
@@ -31,6 +32,8 @@ newline), at most 1 MiB:
     files               {name: {"bytes": int, "sha256": hex}}, every file but the manifest
     manifest_sha256     hex sha256 of this JSON without this key
 
+Format 1 had no `optional_inputs`; such a bundle is read, and recommends.
+
 The hashes find damage and mix-ups. They are no signature: whoever can rewrite the whole folder can rewrite
 them too.
 """
@@ -47,7 +50,7 @@ from typing import Any
 
 from serving.external_data import external_locations
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 MAX_MANIFEST_BYTES = 2**20
@@ -57,6 +60,7 @@ _FIELDS = {
     "created_at": str,
     "task": str,
     "inputs": dict,
+    "optional_inputs": dict,
     "outputs": dict,
     "id_types": dict,
     "padding_item_id": (int, str),
@@ -75,6 +79,9 @@ _FIELDS = {
     "metrics": dict,
     "provenance": dict,
 }
+
+# Those that came with a later format.
+_SINCE = {"optional_inputs": 2}
 
 
 class BundleError(RuntimeError):
@@ -194,7 +201,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
-    for name, types in _FIELDS.items():
+    fields = {name: types for name, types in _FIELDS.items() if _SINCE.get(name, 1) <= manifest["format_version"]}
+    for name, types in fields.items():
         value = manifest.get(name)
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
             raise BundleError(f"{folder / MANIFEST}: {name} is {value!r:.80}; export the bundle again")
@@ -220,7 +228,7 @@ def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
             f"{folder / MANIFEST}: padding_item_id {padding!r:.80} is no {types['item_id']}; "
             "export the bundle again"
         )
-    for side in ("inputs", "outputs"):
+    for side in fields.keys() & {"inputs", "optional_inputs", "outputs"}:
         if not all(
             isinstance(spec, dict) and isinstance(spec.get("dtype"), str) for spec in manifest[side].values()
         ):

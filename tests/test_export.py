@@ -68,12 +68,13 @@ def test_graph_alone_needs_no_excluded_items_and_marks_left_over_slots(tmp_path)
     )
     user = np.array([3], np.int64)
     none = np.empty((1, 0), object)
-    ids, scores, known = session.run(
+    ids, scores, known, *candidates = session.run(
         None, {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": none}
     )
     assert ids[0].tolist() == naive_answer(small, 3, 2, [])[0] and known.tolist() == [True]
     everything = np.array([small.items.ids.to_pylist()[1:]], object)
-    ids, scores, _ = session.run(
+    assert [part.shape for part in candidates] == [(1, 0), (1, 0)]
+    ids, scores, *_ = session.run(
         None, {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": everything}
     )
     assert ids[0, 0] == small.items.ids[0].as_py() and np.isfinite(scores[0, 0])

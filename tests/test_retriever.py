@@ -217,3 +217,71 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(integers, tmp_path):
     with pytest.raises(BundleError, match="cannot load it") as error:
         Retriever(tmp_path / "bundle")
     assert "\n" not in str(error.value)
+
+
+def naive_scores(small, users, candidates):
+    """Scores of known items from the obvious loop, of unknown ones from the fallback row alone."""
+    ids = small.items.ids.to_pylist()
+    rows = []
+    for user, asked in zip(users, candidates, strict=True):
+        answer = naive_answer(small, user, len(ids), [])
+        score_of = dict(zip(answer[0], answer[1], strict=True))
+        rows.append([score_of.get(item) for item in asked])
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["integers", "strings"])
+def test_candidates_score_as_in_the_catalogue_and_unknown_ones_are_marked(kind, request):
+    small, loaded = request.getfixturevalue(kind)
+    users = [*small.users.ids.to_pylist(), 55 if kind == "integers" else "nobody"]
+    item_ids, rng = small.items.ids.to_pylist(), np.random.default_rng(0)
+    nothing = 77 if kind == "integers" else "nothing"
+    candidates = [[*(item_ids[i] for i in rng.integers(0, 23, 9)), nothing] for _ in users]
+    got = loaded.score(users, candidates)
+    assert got.scores.dtype == np.float32 and got.scores.shape == (15, 10)
+    assert got.known.tolist() == [True] * 14 + [False]
+    assert got.known_items.tolist() == [[True] * 9 + [False]] * 15
+    assert [row[:9] for row in got.scores.tolist()] == [row[:9] for row in naive_scores(small, users, candidates)]
+    assert np.isfinite(got.scores[:, 9]).all()
+
+
+def test_candidates_in_small_chunks_get_the_same_scores(integers, monkeypatch):
+    small, loaded = integers
+    rng = np.random.default_rng(0)
+    users, candidates = rng.choice([*INT_IDS, 55], 300), rng.choice([*INT_IDS, 55], (300, 11))
+    whole = loaded.score(users, candidates)
+    for size in (1, 4 * 4 * 4 * 7, 4 * 4 * 4 * 50):
+        monkeypatch.setattr(retriever, "_CHUNK_SCORE_BYTES", size)
+        got = loaded.score(users, candidates)
+        assert np.array_equal(got.scores, whole.scores) and np.array_equal(got.known_items, whole.known_items)
+        assert np.array_equal(got.known, whole.known)
+
+
+@pytest.mark.parametrize(("users", "shape"), [([], (0, 0)), ([3], (1, 0))])
+def test_no_users_and_no_candidates_are_answered(users, shape, integers):
+    got = integers[1].score(users, [[]] * len(users))
+    assert got.scores.shape == got.known_items.shape == shape and got.known.tolist() == [True] * len(users)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([[1], [2]], "2 lists for 1 users"),
+        ([1], r"item_ids\[0\] is 1; pass a list"),
+        ("3", "one list of item ids per user"),
+        (3, "one list of item ids per user"),
+        (np.array(3), "one list of item ids per user"),
+        ([["a"]], r"item_ids\[0\]\[0\] is 'a'; this model takes int64 ids"),
+        (np.array([["a"]]), "this model takes int64 ids"),
+        (np.array([[1.0]]), r"item_ids\[0\]\[0\] is 1\.0"),
+        ([[2**63]], "leaves int64"),
+    ],
+)
+def test_candidates_of_another_shape_or_type_are_refused(items, message, integers):
+    with pytest.raises(ValueError, match=message):
+        integers[1].score([3], items)
+
+
+def test_candidate_lists_of_several_lengths_are_refused(integers):
+    with pytest.raises(ValueError, match="lists of 1 to 2 items"):
+        integers[1].score([3, 12], [[1], [1, 2]])
