@@ -34,6 +34,7 @@ from pipeline.cli_options import (
     train_options,
     write_json,
 )
+from pipeline.cli_serve import serve
 from pipeline.cli_update import update
 from pipeline.config import ConfigError, RunConfig
 
@@ -308,6 +309,7 @@ def demo(out: str) -> None:
 app.add_command(bench)
 app.add_command(compare)
 app.add_command(tune)
+app.add_command(serve)
 app.add_command(update)
 
 
@@ -343,12 +345,13 @@ def _is_expected(error: Exception) -> bool:
     """Whether an error speaks to the user: one of ours, the operating system's, or a bad value that we refused."""
     from graphhash.errors import DataError
     from pipeline.compare import CompareError
+    from pipeline.serve import ServeError
     from pipeline.tune import TuneError
     from pipeline.stages import RunFolderError
     from pipeline.tracking import TrackingError
     from serving.bundle import BundleError
 
-    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, CompareError, TuneError, OSError)):
+    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, CompareError, ServeError, TuneError, OSError)):
         return True
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:

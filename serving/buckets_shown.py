@@ -1,8 +1,8 @@
 """Which rows of the tables a user reads, and which items read the same: for the page of `graphhash serve`.
 
-Reads the bucket maps from the bundle's graph, under the names that export gives them: `user_rows`, `item_rows`,
-`SIDE_profiles` and `SIDE_profile_of` for weights, `shared_table` where users and items have one table. A side
-without rows has a row for each id, and no buckets.
+Reads the bucket maps from the bundle's graph, under the names that export gives them (pipeline/onnx_nodes.py):
+`user_rows`, `item_rows`, `SIDE_profiles` and `SIDE_profile_of` for weights, `shared_table` where users and items have
+one table. A side without rows has a vector for each id, and no buckets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from serving.answers import id_from_text
 from serving.bundle import MANIFEST, MODEL, BundleError
 from serving.live_bundle import LoadedBundle
-from serving.onnx_tensors import Strings, read_tensors
+from serving.onnx_tensors import OnnxTensors, Strings, read_tensors
 
 N_SHOWN_ITEMS = 8
 
@@ -40,10 +40,10 @@ class BucketsShown:
         tensors = read_tensors(bundle / MODEL)
         self._tensors = tensors.initializers
         try:
-            self.user_ids = tensors.encoder_keys["user_id"]
-            self.item_ids = self._tensors["item_ids"]
+            self.user_ids = _user_ids(tensors)
+            self.item_ids = _item_ids(tensors.initializers)
         except KeyError as error:
-            raise ValueError(f"it has no ids of {error}") from None
+            raise ValueError(f"it has no tensor {error}") from None
         self.shared = "shared_table" in self._tensors
 
     def random_user(self, rng: np.random.Generator) -> int | str:
@@ -124,6 +124,30 @@ def find(ids: NDArray[np.int64] | Strings, wanted: int | str) -> int | None:
         return ids.find(wanted)
     found = np.flatnonzero(ids == wanted)
     return int(found[0]) if len(found) else None
+
+
+def _user_ids(tensors: OnnxTensors) -> NDArray[np.int64] | Strings:
+    """Raw user ids in row order, out of what the graph looks rows up in."""
+    if "user_id" in tensors.encoder_keys:
+        return tensors.encoder_keys["user_id"]
+    stored = tensors.initializers
+    first = int(stored["user_first_id"])
+    if "user_of_place" not in stored:
+        return np.arange(first, int(stored["user_last_id"]) + 1)
+    rows = stored["user_of_place"]
+    places = np.flatnonzero(rows < stored["n_users"])
+    ids = np.empty(len(places), np.int64)
+    ids[rows[places]] = first + places
+    return ids
+
+
+def _item_ids(stored: dict[str, NDArray | Strings]) -> NDArray[np.int64] | Strings:
+    """Raw item ids in row order, out of what the graph makes them from."""
+    if "item_ids" in stored:
+        return stored["item_ids"]
+    first = int(stored["item_id_first"])
+    places = stored["item_id_places"] if "item_id_places" in stored else np.arange(int(stored["n_items"]))
+    return first + places.astype(np.int64)
 
 
 def _plain(ids: NDArray[np.int64] | Strings, row: int) -> int | str:

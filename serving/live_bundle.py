@@ -76,6 +76,9 @@ class LiveBundle:
             except BundleError as error:
                 self.refused = str(error)
                 return None
+            if _fingerprint(self.path) != seen:  # Replaced again while it was read: it may be of both.
+                self._seen = ()
+                return None
             self.refused = None
             if loaded.name == self.current.name:
                 return None
@@ -83,7 +86,8 @@ class LiveBundle:
             return loaded
 
     def _load(self) -> LoadedBundle:
-        retriever = Retriever(self.path, self._provider, self._threads)
+        # A link may point elsewhere between two of its files.
+        retriever = Retriever(self.path.resolve(), self._provider, self._threads)
         # The first run of a session allocates its memory; no client is to wait for it.
         unknown = {"int64": 0, "string": ""}[retriever.manifest["id_types"]["user_id"]]
         retriever.recommend([unknown], k=1)
