@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Protocol
 
 
@@ -59,13 +60,19 @@ class MicroBatches:
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests wait already")
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((job, future))
+        entry = (job, future)
+        self._waiting.append(entry)
         if self._idle:
             self._idle -= 1
             task = asyncio.create_task(self._work())
             self._tasks.add(task)  # The loop itself keeps only weak references.
             task.add_done_callback(self._tasks.discard)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            with suppress(ValueError):  # Not there any more: its run has begun.
+                self._waiting.remove(entry)
+            raise
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
