@@ -97,6 +97,8 @@ def serve_on_ray(settings: ServeSettings, host: str, port: int, ready: Callable[
 @contextmanager
 def ray_serve(settings: ServeSettings, host: str, port: int) -> Iterator[str]:
     """Replicas answer at the address that is yielded, for the length of the block; errors as for `serve_alone`."""
+    import ray
+
     from pipeline.ray_session import ray_session
     from serving.retriever import Retriever
 
@@ -105,6 +107,7 @@ def ray_serve(settings: ServeSettings, host: str, port: int) -> Iterator[str]:
     with _bound(host, port) as listener:
         port = listener.getsockname()[1]
     figures = tempfile.mkdtemp(prefix="graphhash-metrics-")
+    joined = ray.is_initialized()
     try:
         with ray_session(num_cpus=max(os.cpu_count() or 1, settings.replicas)):
             serve = _import_ray_serve()
@@ -116,6 +119,8 @@ def ray_serve(settings: ServeSettings, host: str, port: int) -> Iterator[str]:
                 # Lets the replicas finish what is under way; the rest goes with Ray.
                 with suppress(Exception):
                     serve.delete(APPLICATION)
+                    if joined:
+                        serve.shutdown()
     finally:
         shutil.rmtree(figures, ignore_errors=True)
 
