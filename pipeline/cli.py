@@ -35,6 +35,7 @@ from pipeline.cli_options import (
     write_json,
 )
 from pipeline.cli_serve import serve
+from pipeline.cli_triton import triton
 from pipeline.cli_update import update
 from pipeline.config import ConfigError, RunConfig
 
@@ -195,6 +196,7 @@ def evaluate(**_: Any) -> None:
     epilog="""
 graphhash export --out out
 graphhash export --out out --precision float16
+graphhash export --out out --triton models
 """,
 )
 @out_option
@@ -202,13 +204,19 @@ graphhash export --out out --precision float16
 @cluster_options
 @train_options
 @export_option
+@click.option("--triton", metavar="DIR", help="Write it into this Triton model repository as well (see graphhash triton).")
 @common_options
-def export(**_: Any) -> None:
+def export(triton: str | None, **_: Any) -> None:
     """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids."""
     outcome, config, json_file = _until("export")
     _print_metrics(outcome.metrics)
     write_json(json_file, outcome.metrics)
     print(f"\nbundle: {Path(config.run.out) / 'bundle'}")
+    if triton is not None:
+        from pipeline.triton import write_triton
+
+        for folder in write_triton(Path(config.run.out) / "bundle", Path(triton)):
+            print(f"Triton model: {folder}")
 
 
 @app.command(
@@ -310,6 +318,7 @@ app.add_command(bench)
 app.add_command(compare)
 app.add_command(tune)
 app.add_command(serve)
+app.add_command(triton)
 app.add_command(update)
 
 
