@@ -394,12 +394,12 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     users = Vocabulary.load(folder.path / "ingest" / "users.parquet")
     n_users = min(2, len(users))
     example = {
-        "user_id": users.take(np.arange(n_users)),
+        "user_id": np.array(list(users.take(np.arange(n_users)))),  # Texts as numpy's, which MLflow wants.
         "k": np.array(min(20, manifest["n_items"]), np.int64),
         "exclude_item_id": np.array([[manifest["padding_item_id"]]] * n_users),
     }
     tracker.log_artifact(bundle, "bundle")
-    tracker.log_onnx_model(bundle / MODEL, example)
+    tracker.log_onnx_model(bundle / MODEL, example, outputs=("item_id", "score", "known"))
 
 
 def _report(folder: RunFolder, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:

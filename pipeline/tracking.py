@@ -24,7 +24,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,12 +170,16 @@ class Tracker:
             log(self.run_id, str(path), folder)
 
     @_one_line_errors
-    def log_onnx_model(self, model_path: Path, example: Mapping[str, np.ndarray]) -> str | None:
+    def log_onnx_model(
+        self, model_path: Path, example: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> str | None:
         """Log an ONNX file as an MLflow model of the onnx flavour, and return its URI.
 
         Args:
             model_path: `model.onnx`, with its data file beside it if it has one.
-            example: one array per input of the graph. The signature is read from the graph.
+            example: one array per input that the logged model is to take; the graph's other inputs keep their defaults,
+                because a signature of MLflow's has no optional tensors. The signature is read from the graph.
+            outputs: those that the logged model is to give.
         """
         if self.run_id is None:
             return None
@@ -184,7 +188,10 @@ class Tracker:
             import onnx
             from mlflow.models import Model
 
+            from pipeline.onnx_parts import keep_part
+
             model = onnx.load(model_path)
+            keep_part(model.graph, tuple(example), outputs)
             client = _client(self.uri)
             run = client.get_run(self.run_id)
             # Without this MLflow files the model under the process's current experiment, whatever the run's is.

@@ -17,14 +17,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
+from pipeline.onnx_parts import keep_part
 from serving.bundle import MODEL, BundleError, check_bundle
 
 _TYPES = {
@@ -33,7 +32,7 @@ _TYPES = {
     TensorProto.FLOAT: "TYPE_FP32",
     TensorProto.BOOL: "TYPE_BOOL",
 }
-# Served model -> inputs and outputs. What else the graph takes becomes a constant.
+# Suffix of the served model's name -> its inputs and outputs. What else the graph takes becomes a constant.
 _SERVED = {
     "": (("user_id", "exclude_item_id"), ("item_id", "score", "known")),
     "_score": (("user_id", "candidate_item_id"), ("candidate_score", "known", "candidate_known")),
@@ -72,7 +71,9 @@ def write_triton(
             continue
         # Tensors outside of the file stay there.
         model = onnx.load(bundle / MODEL, load_external_data=False)
-        _specialise(model.graph, inputs, outputs, min(k, manifest["n_items"]))
+        n_best = min(k, manifest["n_items"])
+        keep_part(model.graph, inputs, outputs, {"k": np.array(n_best, np.int64)})
+        _batch_first(model.graph, n_best)
         config = triton_config(model, name + suffix, gpu=gpu, max_batch_size=max_batch_size)
         folders.append(_publish(bundle, model, config, out / (name + suffix)))
     return folders
@@ -104,49 +105,14 @@ def _tensor(side: str, value: onnx.ValueInfoProto) -> str:
     return f"{side} [\n  {{\n" + "".join(f"    {line}\n" for line in lines) + "  }\n]"
 
 
-def _specialise(graph: onnx.GraphProto, inputs: tuple[str, ...], outputs: tuple[str, ...], k: int) -> None:
-    """Keep these inputs and outputs: k becomes a constant, other inputs empty ones, and what is not needed goes."""
-    for value in list(graph.input):
-        if value.name in inputs:
-            continue
-        graph.input.remove(value)
-        if value.name == "k":
-            # Without the catalogue k is 0, and its branch of the graph goes with its output.
-            graph.initializer.append(numpy_helper.from_array(np.array(k, np.int64), "k"))
-        elif value.name not in {tensor.name for tensor in graph.initializer}:
-            graph.initializer.append(helper.make_tensor(value.name, value.type.tensor_type.elem_type, [1, 0], []))
-    for name in inputs:  # A default would make the input optional, which Triton cannot say.
-        for tensor in [tensor for tensor in graph.initializer if tensor.name == name]:
-            graph.initializer.remove(tensor)
-    kept = {value.name: value for value in graph.output}
-    del graph.output[:]
-    graph.output.extend(kept[name] for name in outputs)
+def _batch_first(graph: onnx.GraphProto, k: int) -> None:
+    """State the shapes as Triton wants them: the batch first everywhere, and k a number."""
     for value in [*graph.input, *graph.output]:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if axis == 0:
-                dim.dim_param = "batch"
-            elif dim.dim_param == "k_or_all":
-                dim.dim_value = k
-    needed, nodes = set(outputs), []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed |= set(_reads(node))
-    nodes.reverse()
-    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(initializers)
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node reads, those that its subgraphs read from around them too."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            yield from (value.name for value in graph.output)
-            for inner in graph.node:
-                yield from _reads(inner)
+        first, *others = value.type.tensor_type.shape.dim
+        first.dim_param = "batch"
+        for axis in others:
+            if axis.dim_param == "k_or_all":
+                axis.dim_value = k
 
 
 def _publish(bundle: Path, model: onnx.ModelProto, config: str, folder: Path) -> Path:
