@@ -89,10 +89,15 @@ class LightGCN(nn.Module):
 
     def catalogue(self) -> CatalogueScores:
         """Scores of every item for each user, shape (batch, n_items). The unknown user ``n_users`` has its layer-0 vector alone."""
-        user_vectors, item_vectors = self.vectors()
-        unknown = self.user_embedding.table[self.user_embedding.unknown_row :][:1] / (self.n_layers + 1)
-        user_vectors = torch.cat([user_vectors, unknown])
-        return lambda users: product_of_catalogue(user_vectors[users], item_vectors, self.item_bias)
+        user_vectors, item_vectors = self.vectors_and_unknown()
+        return lambda users: product_of_catalogue(user_vectors[users], item_vectors[:-1], self.item_bias)
+
+    def vectors_and_unknown(self) -> list[Tensor]:
+        """:meth:`vectors` with the unknown ids' last: (n_users + 1, dim) and (n_items + 1, dim). Nothing is propagated to them."""
+        sides = zip(self.vectors(), (self.user_embedding, self.item_embedding), strict=True)
+        return [
+            torch.cat([vectors, embedding.table[embedding.unknown_row][None] / (self.n_layers + 1)]) for vectors, embedding in sides
+        ]
 
 
 def normalised_graph(graph: csr_array) -> csr_array:

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli_bench import bench
+from pipeline.cli_bundle import bench_serve, check
 from pipeline.cli_compare import compare, tune
 from pipeline.cli_options import (
     Epilog,
     cluster_options,
     common_options,
     data_options,
-    export_option,
+    export_options,
     load,
     out_option,
     print_table,
@@ -98,7 +99,7 @@ graphhash run --data 'logs/*.csv' --user-column uid --item-column sku --rows 200
 @data_options
 @cluster_options
 @train_options
-@export_option
+@export_options
 @common_options
 def run(**_: Any) -> None:
     """Do everything: ingest, cluster, train, evaluate, export, report.
@@ -196,6 +197,7 @@ def evaluate(**_: Any) -> None:
     epilog="""
 graphhash export --out out
 graphhash export --out out --precision float16
+graphhash export --out out --runtime compressed
 graphhash export --out out --triton models
 """,
 )
@@ -203,7 +205,7 @@ graphhash export --out out --triton models
 @data_options
 @cluster_options
 @train_options
-@export_option
+@export_options
 @click.option("--triton", metavar="DIR", help="Write it into this Triton model repository as well (see graphhash triton).")
 @common_options
 def export(triton: str | None, **_: Any) -> None:
@@ -314,7 +316,9 @@ def demo(out: str) -> None:
     print(f"\nThe report, with pictures: {folder / 'run' / 'report.html'}")
 
 
+bench.add_command(bench_serve)
 app.add_command(bench)
+app.add_command(check)
 app.add_command(compare)
 app.add_command(tune)
 app.add_command(serve)

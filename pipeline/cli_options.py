@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pipeline.config import CLUSTER_METHODS, FORMATS, LOSSES, MODELS, PRECISIONS, ConfigError, RunConfig
+from pipeline.config import CLUSTER_METHODS, FORMATS, LOSSES, MODELS, PRECISIONS, RUNTIMES, ConfigError, RunConfig
 
 # Option -> the keys it sets. `--seed` seeds the split, the maps and the training alike.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -48,6 +48,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "epochs": ("train.epochs",),
     "batch_size": ("train.batch_size",),
     "precision": ("export.precision",),
+    "runtime": ("export.runtime",),
     "method": ("run.methods",),
     "address": ("run.address",),
     "mlflow": ("run.mlflow",),
@@ -157,9 +158,20 @@ training_options = _group(
     ),
 )
 train_options = _group(method_option, model_options, training_options)
-export_option = click.option(
+_precision_option = click.option(
     "--precision", type=click.Choice(PRECISIONS), help="Stored tables.  [auto: int8, and float32 for full]"
 )
+_runtime_option = click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    help="What serving keeps in memory: folded is a float32 vector per item, fastest; compressed is the small table"
+    " alone, a request then takes two to four times as long.  [auto: folded, up to 4 GiB while loading]",
+)
+
+
+def export_options(command: F) -> F:
+    """What the bundle holds, and how it runs."""
+    return _precision_option(_runtime_option(command))
 
 
 def load(options: dict[str, Any]) -> RunConfig:

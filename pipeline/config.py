@@ -33,6 +33,7 @@ SAMPLERS = ("uniform", "uniform_rejecting", "popularity")
 # Those of pipeline.models, which imports torch.
 MODELS = ("mf", "neumf", "lightgcn")
 LOSSES = ("bpr", "directau", "ials")
+RUNTIMES = ("auto", "folded", "compressed")
 PRECISIONS = ("auto", "float32", "float16", "int8")
 # Those of graphhash.graph_maps, which imports scipy.
 HOPS = ("1", "2", "1+2")
@@ -275,12 +276,16 @@ class ExportConfig:
     precision: str = "auto"
     """Type of the stored tables: float32, float16, or int8 with a float16 scale per row; `auto` is int8 for a compressed table
     and float32 for `full`."""
+    runtime: str = "auto"
+    """What ONNX Runtime keeps in memory: `folded` is a float32 vector per item, the fastest, whatever the file holds; `compressed` is the
+    small table and map alone, and several times slower (README). `auto` folds until that takes 4 GiB while loading."""
     external_data_mib: int = 1024
     """Weights above this size go into a data file beside `model.onnx`."""
 
     def __post_init__(self) -> None:
         _check_types(self, "export")
         _check_choice("export.precision", self.precision, PRECISIONS)
+        _check_choice("export.runtime", self.runtime, RUNTIMES)
         _check_range("export.external_data_mib", self.external_data_mib, 0)
 
 

@@ -72,6 +72,11 @@ MODELS: dict[str, Callable[[ModelSpec, BucketMap, BucketMap, csr_array | None], 
 }
 
 
+def name_of(model: RetrievalModel) -> str:
+    """The model's name in MODELS."""
+    return {MatrixFactorization: "mf", NeuMF: "neumf", LightGCN: "lightgcn"}[type(model)]
+
+
 def objective(loss: str, *, whole: bool, gamma: float, unobserved_weight: float) -> Objective:
     """The loss of a batch by its name.
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +113,7 @@ def encode_ids(graph: Graph, name: str, vocabulary: Vocabulary, raw: str) -> str
     # Far outside of the range the difference wraps around, and is not taken.
     place = graph.node("Sub", [raw, first], f"{name}_place")
     ids = vocabulary.ids.to_numpy()
-    if np.array_equal(ids, np.arange(low, high + 1)):
+    if np.array_equal(ids - low, np.arange(high - low + 1)):
         return graph.node("Where", [is_inside, place, graph.constant(f"n_{name}s", np.int64(n_ids))], name)
     row_of = np.full(high - low + 2, n_ids, np.uint16 if n_ids < 2**16 else np.int32)
     row_of[ids - low] = np.arange(n_ids)
@@ -130,7 +131,7 @@ def decode_ids(graph: Graph, name: str, vocabulary: Vocabulary, rows: str) -> st
         return graph.node("Gather", [f"{name}s", rows], name, axis=0)
     low, high = bounds
     ids, place = vocabulary.ids.to_numpy(), rows
-    if not np.array_equal(ids, np.arange(low, high + 1)):
+    if not np.array_equal(ids - low, np.arange(high - low + 1)):
         places = graph.constant(f"{name}_places", (ids - low).astype(np.uint16 if high - low < 2**16 else np.int32))
         place = graph.node("Gather", [places, rows], f"{name}_stored_place", axis=0)
         place = graph.cast(place, f"{name}_place", TensorProto.INT64)
@@ -186,15 +187,14 @@ class Table:
             raise BundleError(f"{name} table holds {error}; train with a lower learning rate, or use float32") from error
         return cls(graph.constant(f"{name}_table", codes), graph.constant(f"{name}_scales", scales), precision, table.shape)
 
-    def read(self, graph: Graph, name: str, rows: str | None) -> str:
-        """Vectors of the rows in the tensor `rows`, or of all: float32, shape (*rows.shape, dim)."""
-        stored = [self.values] if self.scales is None else [self.values, self.scales]
-        if rows is not None:
-            stored = [graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0) for part in stored]
+    def read(self, graph: Graph, name: str, part_of: Callable[[str], str]) -> tuple[str, str | None]:
+        """Values as float32, shape (..., dim), and scales, shape (..., 1), of the rows that `part_of` takes out of both."""
+        values, scales = part_of(self.values), None
         if self.precision != "float32":
-            stored = [graph.cast(part, f"{name}_{part}_float32", TensorProto.FLOAT) for part in stored]
-        # The scales of 8-bit rows have shape (..., 1).
-        return stored[0] if len(stored) == 1 else graph.node("Mul", stored, f"{name}_rows_scaled")
+            values = graph.cast(values, f"{name}_read_values", TensorProto.FLOAT)
+        if self.scales is not None:
+            scales = graph.cast(part_of(self.scales), f"{name}_read_scales", TensorProto.FLOAT)
+        return values, scales
 
 
 @dataclass(frozen=True)
@@ -207,44 +207,64 @@ class StoredMap:
     n_lookups: int
 
     @classmethod
-    def add(cls, graph: Graph, name: str, bucket_map: BucketMap) -> StoredMap:
+    def add(cls, graph: Graph, name: str, bucket_map: BucketMap, n_entries: int | None = None) -> StoredMap:
+        """Store a map as `{name}_rows`, `{name}_profiles` and `{name}_profile_of`.
+
+        Args:
+            n_entries: at least n_ids + 1: the unknown ids' entry is repeated up to so many.
+        """
         if bucket_map.identity:
             return cls(None, None, None, 1)
-        stored = bucket_map.rows.astype(bucket_map.rows_dtype)
+        padding = 0 if n_entries is None else n_entries - len(bucket_map.rows)
+        stored = np.pad(bucket_map.rows.astype(bucket_map.rows_dtype), ((0, padding), (0, 0)), mode="edge")
         if bucket_map.profiles is None:
             # One lookup without a weight is a plain Gather, and needs no axis of its own.
             return cls(graph.constant(f"{name}_rows", stored[:, 0]), None, None, 1)
         return cls(
             graph.constant(f"{name}_rows", stored),
             graph.constant(f"{name}_profiles", bucket_map.profiles),
-            graph.constant(f"{name}_profile_of", bucket_map.profile_of),
+            graph.constant(f"{name}_profile_of", np.pad(bucket_map.profile_of, (0, padding), mode="edge")),
             bucket_map.n_lookups,
         )
 
 
-def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry: str | None) -> str:
-    """Vectors of the map entries in the tensor `entry`, int64, shape (n,), or of all n_ids + 1: float32, shape (n, dim)."""
+Entry = str | Callable[[Graph, str], str] | None
+
+
+def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry: Entry) -> str:
+    """Vectors of map entries: float32, shape (n, dim).
+
+    Args:
+        entry: a tensor of their numbers, int64, shape (n,); or a function that cuts them out of a stored array, which it
+            gets with the graph; None: all of them.
+    """
 
     def of_entry(part: str) -> str:
-        return part if entry is None else graph.node("Gather", [part, entry], f"{name}_{part}_of_entry", axis=0)
+        if entry is None:
+            return part
+        return entry(graph, part) if callable(entry) else graph.node("Gather", [part, entry], f"{name}_{part}_of_entry", axis=0)
 
     if stored.rows is None:
-        return table.read(graph, name, entry)
-    rows = as_indices(graph, of_entry(stored.rows), f"{name}_buckets")
-    read = table.read(graph, name, rows)
+        return _scaled(graph, name, *table.read(graph, name, of_entry))
+    # Gather takes int32 or int64 indices.
+    rows = graph.cast(of_entry(stored.rows), f"{name}_buckets", TensorProto.INT32)
+    values, scales = table.read(graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0))
     if stored.profiles is None:
-        return read
+        return _scaled(graph, name, values, scales)
     profile = graph.cast(of_entry(stored.profile_of), f"{name}_profile", TensorProto.INT32)
     weights = graph.node("Gather", [stored.profiles, profile], f"{name}_weights", axis=0)
+    if scales is not None:
+        # A number per row that is read, where the values are dim of them.
+        scales = graph.node("Squeeze", [scales, graph.axis(2)], f"{name}_scales_row")
+        weights = graph.node("Mul", [weights, scales], f"{name}_weights_scaled")
     # (n, 1, n_lookups) @ (n, n_lookups, dim): no second array of the size of what was read.
     weights = graph.node("Unsqueeze", [weights, graph.axis(1)], f"{name}_weights_row")
-    summed = graph.node("MatMul", [weights, read], f"{name}_weighted_sum")
+    summed = graph.node("MatMul", [weights, values], f"{name}_weighted_sum")
     return graph.node("Squeeze", [summed, graph.axis(1)], f"{name}_vectors")
 
 
-def as_indices(graph: Graph, stored: str, name: str) -> str:
-    """Stored row numbers, uint16 or int32, as Gather takes them."""
-    return graph.cast(stored, name, TensorProto.INT32)
+def _scaled(graph: Graph, name: str, values: str, scales: str | None) -> str:
+    return values if scales is None else graph.node("Mul", [values, scales], f"{name}_vectors")
 
 
 def as_stored(array: NDArray, name: str, dtype: str) -> NDArray:
@@ -257,3 +277,30 @@ def as_stored(array: NDArray, name: str, dtype: str) -> NDArray:
             f"{name} holds {worst}, which is not finite in {dtype}; train with a lower learning rate, or use float32"
         )
     return values
+
+
+def stored_ids(model: onnx.ModelProto, name: str) -> NDArray:
+    """Raw ids that `encode_ids` wrote into a graph, in row order: int64, or object holding str, shape (n_ids,).
+
+    Raises:
+        BundleError: there is no such encoder.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "LabelEncoder" and node.output[0] == name:
+            keys = next(a.t for a in node.attribute if a.name == "keys_tensor")
+            if keys.data_type == TensorProto.STRING:
+                return np.array([text.decode("utf-8") for text in keys.string_data], object)
+            return numpy_helper.to_array(keys)
+    if f"{name}_first_id" not in tensors:
+        raise BundleError(f"the graph has no encoder of {name} ids; export the bundle again")
+    low, high = (int(numpy_helper.to_array(tensors[f"{name}_{end}_id"])) for end in ("first", "last"))
+    if f"{name}_of_place" not in tensors:
+        return low + np.arange(high - low + 1)
+    # The last place is that of all other numbers.
+    *row_of, n_ids = numpy_helper.to_array(tensors[f"{name}_of_place"]).astype(np.int64)
+    row_of = np.array(row_of)
+    places = np.flatnonzero(row_of < n_ids)
+    ids = np.empty(n_ids, np.int64)
+    ids[row_of[places]] = places + low
+    return ids

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
-VERSIONS = {"ingest": 1, "cluster": 5, "train": 4, "evaluate": 2, "export": 2}
+VERSIONS = {"ingest": 1, "cluster": 5, "train": 4, "evaluate": 3, "export": 3}
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
 
     Raises:
         DataError: there is no data at `data.path`, or there are no features where a method needs some.
-        ConfigError: such features are not named, or the model cannot go so far.
+        ConfigError: such features are not named.
     """
     from pipeline.features import feature_files
     from pipeline.sources import find_sources
@@ -170,10 +170,6 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
         return steps[name]
 
     reached = STAGES.index(until)
-    if reached >= STAGES.index("export") and config.train.model != "mf":
-        raise ConfigError(
-            f"train.model={config.train.model} has no ONNX graph yet; use 'graphhash evaluate', or train.model=mf"
-        )
     if log is None:
         sources = find_sources(config.data.path, config.data.format, config.data.split)
         log = fingerprint(Path(source.file) for source in sources)
@@ -333,6 +329,7 @@ def export_bundle(
         *vocabularies,
         out,
         precision=metrics["precision"],
+        runtime=config.export.runtime,
         external_data_mib=config.export.external_data_mib,
         metrics={key: value for key, value in metrics.items() if key not in ("method", "mlflow_run_id")},
         # Without `data` and `run`, which name places on the maker's machine.

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.bundle import MODEL, BundleError, check_bundle
+from serving.bundle import METADATA, MODEL, BundleError, check_bundle, identity
 
 # Scores of one chunk of users; ONNX Runtime holds about three times as much while it runs.
 _CHUNK_SCORE_BYTES = 64 * 2**20
@@ -70,6 +70,7 @@ class Retriever:
         path: the bundle's folder.
         provider: "cuda", "cpu", or "auto": CUDA where a session really gets it, else the CPU.
         threads: CPU threads of one request; None leaves it to ONNX Runtime (one per core).
+        profile: begin of the name of a file for ONNX Runtime's profile, see :meth:`end_profiling`; None: none is written.
 
     Attributes:
         manifest: as in serving.bundle.
@@ -81,7 +82,11 @@ class Retriever:
     """
 
     def __init__(
-        self, path: Path | str, provider: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None = None
+        self,
+        path: Path | str,
+        provider: Literal["auto", "cpu", "cuda"] = "auto",
+        threads: int | None = None,
+        profile: Path | None = None,
     ) -> None:
         if provider not in ("auto", "cpu", "cuda"):
             raise ValueError(f"provider is {provider!r}; use 'auto', 'cpu' or 'cuda'")
@@ -94,9 +99,10 @@ class Retriever:
                 f"{self.path}: made for the task {self.manifest['task']!r}, not 'retrieval'; "
                 "pass a retrieval bundle"
             )
-        self._session = _open_session(self.path / MODEL, provider, threads)
+        self._session = _open_session(self.path / MODEL, provider, threads, profile)
         self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
         self._check_signature()
+        self._check_identity()
         self.n_users: int = self.manifest["n_users"]
         self.n_items: int = self.manifest["n_items"]
 
@@ -184,13 +190,40 @@ class Retriever:
                 scores[part], known_items[part], known[part[0]] = self._run(outputs, feed)
         return Scores(scores, known, known_items)
 
+    def end_profiling(self) -> str:
+        """Write the profile, a JSON file in Chrome's trace format, and return its path."""
+        return self._session.end_profiling()
+
+    def _check_identity(self) -> None:
+        """The graph itself says what it is of, where the format has it."""
+        stated = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if self.manifest["format_version"] > 1 and stated != identity(self.manifest):
+            raise BundleError(f"{self.path}: manifest and model are of different bundles; export the bundle again")
+
     def _run(self, outputs: list[str], feed: dict[str, NDArray]) -> list[NDArray]:
         try:
+            # ONNX Runtime binds no strings; it copies the other inputs itself then.
+            if self.provider == "cuda" and "string" not in self.manifest["id_types"].values():
+                return self._run_bound(outputs, feed, "cuda")
             return self._session.run(outputs, feed)
         except Exception as error:  # onnxruntime's own classes have no common base but Exception.
             raise BundleError(
                 f"{self.path}: ONNX Runtime failed ({_first_line(error)}); ask for fewer users or items at a time"
             ) from error
+
+    def _run_bound(self, outputs: list[str], feed: dict[str, NDArray], device: str) -> list[NDArray]:
+        """The same with inputs put on the device once; k, which sizes are computed from, stays on the CPU."""
+        binding = self._session.io_binding()
+        for name, array in feed.items():
+            if array.ndim == 0:
+                binding.bind_cpu_input(name, array)
+            else:
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+                binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()
 
     def _pad(self, exclude: Sequence[Sequence], start: int, stop: int) -> NDArray:
         """Ragged lists as one array, shape (stop - start, longest list), filled up with an id of no item."""
@@ -220,9 +253,13 @@ class Retriever:
                 )
 
 
-def _open_session(model: Path, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
+def _open_session(
+    model: Path, provider: str, threads: int | None, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if threads is not None:
         options.intra_op_num_threads = threads
     # Asking for CUDA without a device would only print the loader's complaints.

@@ -170,11 +170,47 @@ def test_auto_says_what_it_got_and_answers_the_same(integers):
     assert same(automatic.recommend(INT_IDS, 23), loaded.recommend(INT_IDS, 23))
 
 
-def test_cuda_answers_like_the_cpu(integers):
+@pytest.mark.parametrize("kind", ["integers", "strings"])
+def test_cuda_answers_like_the_cpu(kind, request):
     if not retriever._n_cuda_devices():
         pytest.skip("no CUDA device")
+    small, loaded = request.getfixturevalue(kind)
+    users = small.users.ids.to_pylist()
+    on_gpu = Retriever(loaded.path, provider="cuda")
+    assert same(on_gpu.recommend(users, 23), loaded.recommend(users, 23))
+    candidates = [small.items.ids.to_pylist()] * len(users)
+    assert np.array_equal(on_gpu.score(users, candidates).scores, loaded.score(users, candidates).scores)
+
+
+def test_bound_inputs_and_outputs_answer_like_plain_ones(integers, monkeypatch):
     small, loaded = integers
-    assert same(Retriever(loaded.path, provider="cuda").recommend(INT_IDS, 23), loaded.recommend(INT_IDS, 23))
+    users, items = small.users.ids.to_pylist(), small.items.ids.to_pylist()
+    plain = loaded.recommend(users, 5, [items[:2]] * 14), loaded.score(users, [items] * 14)
+    monkeypatch.setattr(loaded, "_run", lambda outputs, feed: loaded._run_bound(outputs, feed, "cpu"))
+    assert same(loaded.recommend(users, 5, [items[:2]] * 14), plain[0])
+    assert np.array_equal(loaded.score(users, [items] * 14).scores, plain[1].scores)
+
+
+def test_a_hundred_thousand_users_are_answered_in_bounded_memory(integers):
+    import psutil
+
+    small, loaded = integers
+    users = np.random.default_rng(0).choice([*INT_IDS, 55], 100_000)
+    candidates = np.random.default_rng(1).choice(INT_IDS, (100_000, 4))
+    loaded.recommend(users[:5000], 2), loaded.score(users[:5000], candidates[:5000])
+    before = psutil.Process().memory_info().rss
+    got, scored = loaded.recommend(users, 2), loaded.score(users, candidates)
+    # 100,000 pairs of small arrays are some 30 MB; all scores at once would be 18 MB more per array of them.
+    assert psutil.Process().memory_info().rss - before < 150 * 2**20
+    assert len(got.item_ids) == 100_000 and got.known.sum() == (users != 55).sum()
+    assert scored.scores.shape == (100_000, 4) and np.isfinite(scored.scores).all()
+
+
+def test_a_graph_of_another_bundle_is_refused(integers, tmp_path):
+    shutil.copytree(integers[1].path, tmp_path / "bundle")
+    rewrite(tmp_path / "bundle", lambda m: m.update(n_items=5))
+    with pytest.raises(BundleError, match="of different bundles"):
+        Retriever(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(
