@@ -106,8 +106,8 @@ class BucketsShown:
         return profiles[self._tensors[f"{side}_profile_of"][entry]]
 
     def _readers(self, side: str, bucket: int) -> NDArray[np.int64]:
-        """Ids that read a bucket; the last entry of a map is the unknown ids'."""
-        rows = self._rows(side)[:-1]
+        """Ids that read a bucket; the entries behind theirs are the unknown ids' and padding."""
+        rows = self._rows(side)[: len(self.user_ids if side == "user" else self.item_ids)]
         readers = np.flatnonzero((rows == bucket).any(axis=1))
         reads = (rows[readers] == bucket) & (self._weights(side, readers) != 0)
         return readers[reads.any(axis=1)]
