@@ -37,6 +37,8 @@ from pipeline.cli_options import (
     train_options,
     write_json,
 )
+from pipeline.cli_serve import serve
+from pipeline.cli_triton import triton
 from pipeline.cli_update import update
 from pipeline.config import ConfigError, RunConfig
 
@@ -204,6 +206,7 @@ def evaluate(**_: Any) -> None:
 graphhash export --out out
 graphhash export --out out --precision float16
 graphhash export --out out --runtime compressed
+graphhash export --out out --triton models
 """,
 )
 @out_option
@@ -211,13 +214,19 @@ graphhash export --out out --runtime compressed
 @cluster_options
 @train_options
 @export_options
+@click.option("--triton", metavar="DIR", help="Write it into this Triton model repository as well (see graphhash triton).")
 @common_options
-def export(**_: Any) -> None:
+def export(triton: str | None, **_: Any) -> None:
     """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids."""
     outcome, config, json_file = _until("export")
     _print_metrics(outcome.metrics)
     write_json(json_file, outcome.metrics)
     print(f"\nbundle: {config.run.remote or config.run.out}/bundle")
+    if triton is not None:
+        from pipeline.triton import write_triton
+
+        for folder in write_triton(Path(config.run.out) / "bundle", Path(triton)):
+            print(f"Triton model: {folder}")
 
 
 @app.command(
@@ -323,6 +332,8 @@ app.add_command(register)
 app.add_command(check)
 app.add_command(compare)
 app.add_command(tune)
+app.add_command(serve)
+app.add_command(triton)
 app.add_command(update)
 
 
@@ -360,12 +371,14 @@ def _is_expected(error: Exception) -> bool:
     from pipeline.compare import CompareError
     from pipeline.registry import RegistryError
     from pipeline.submit import JobError
+    from pipeline.serve import ServeError
     from pipeline.tune import TuneError
     from pipeline.stages import RunFolderError
     from pipeline.tracking import TrackingError
     from serving.bundle import BundleError
 
-    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, CompareError, TuneError, RegistryError, JobError, OSError)):
+    ours = (DataError, BundleError, RunFolderError, TrackingError, CompareError, TuneError, RegistryError, JobError, ServeError)
+    if isinstance(error, (*ours, OSError)):
         return True
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:

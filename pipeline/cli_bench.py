@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pipeline.cli_bench_load import load
 from pipeline.cli_compare import Lists, Values
 from pipeline.cli_options import Epilog, print_table, say, write_json
 from pipeline.config import FORMATS, MODELS, ConfigError
@@ -39,7 +40,11 @@ def bench() -> None:
     Examples:
       graphhash bench cluster --interactions 100000
       graphhash bench train --data gowalla --split given
+      graphhash bench load out/bundle
     """
+
+
+bench.add_command(load)
 
 
 @bench.command(

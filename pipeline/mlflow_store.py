@@ -88,7 +88,7 @@ def send(uri: str, outbox: Outbox | None, run_id: str, kind: str, content: Mappi
         case "model":
             from pipeline.registry import log_onnx_model
 
-            log_onnx_model(uri, run_id, Path(content["path"]), content["example"], content["tags"])
+            log_onnx_model(uri, run_id, Path(content["path"]), content["example"], content["tags"], content["outputs"])
         case _:
             raise ValueError(f"{kind!r} is nothing that a store can be told")
     return None

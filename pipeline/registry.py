@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # What decides, by the manifest's task, and which metrics are better when they are lower.
 METRICS = {"retrieval": "recall@20", "ctr": "log_loss"}
 LOWER_IS_BETTER = ("log_loss",)
+# What the logged model of a retrieval bundle gives: its signature has no optional inputs, so it takes no candidates.
+RECOMMENDATION = ("item_id", "score", "known")
 BUNDLE_TAG, DATA_TAG, METRICS_TAG = "graphhash.bundle", "graphhash.data", "graphhash.metrics"
 
 
@@ -116,14 +118,21 @@ def model_example(manifest: Mapping[str, Any], user_ids: Any) -> dict[str, np.nd
 
 
 def log_onnx_model(
-    uri: str, run_id: str, model_path: Path, example: Mapping[str, tuple[str, Any]], tags: Mapping[str, str]
+    uri: str,
+    run_id: str,
+    model_path: Path,
+    example: Mapping[str, tuple[str, Any]],
+    tags: Mapping[str, str],
+    outputs: Sequence[str] = (),
 ) -> str:
     """Log an ONNX file as an MLflow model of the onnx flavour.
 
     Args:
         model_path: `model.onnx`, with its data file beside it if it has one.
-        example: (dtype, nested lists) per input of the graph. The signature is read from the graph.
+        example: (dtype, nested lists) per input that the logged model is to take; the graph's other inputs keep their defaults.
+            The signature is read from the graph.
         tags: of the model. With the hash of a bundle among them, the file has to be that bundle's still.
+        outputs: those that the logged model is to give; none: all, and all inputs.
 
     Returns: its id.
 
@@ -135,6 +144,7 @@ def log_onnx_model(
     import onnx
     from mlflow.models import Model
 
+    from pipeline.onnx_parts import keep_part
     from serving.bundle import check_bundle
 
     if not model_path.exists():
@@ -143,6 +153,8 @@ def log_onnx_model(
         raise FileNotFoundError(f"{model_path} belongs to another bundle by now")
     with no_empty_folder(Path("mlruns")):
         model = onnx.load(model_path)
+        if outputs:
+            keep_part(model.graph, tuple(example), outputs)
         client = client_of(uri)
         run = client.get_run(run_id)
         # Without this MLflow files the model under the process's current experiment, whatever the run's is.
@@ -232,13 +244,14 @@ def _store(client: Any, store: Store, bundle: Path, manifest: Mapping[str, Any],
     from serving.bundle import MODEL
 
     example: dict[str, np.ndarray] = {}
+    outputs: tuple[str, ...] = ()
     if manifest["task"] == "retrieval":
         unknown = np.array([0]) if manifest["id_types"]["user_id"] == "int64" else np.array([""])
-        example = model_example(manifest, unknown)
+        example, outputs = model_example(manifest, unknown), RECOMMENDATION
     with training_run(store, f"register {name}", {}) as tracker:
         tracker.log_metrics({f"test.{key}": value for key, value in manifest["metrics"].items()})
         tracker.log_artifact(bundle, "bundle")
-        tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: bundle_hash})
+        tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: bundle_hash}, outputs)
     model = _stored(client, store, bundle_hash)
     assert model is not None, "a model that was logged is found"
     return model

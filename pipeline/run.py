@@ -440,7 +440,7 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     import numpy as np
 
     from graphhash.vocabulary import Vocabulary
-    from pipeline.registry import BUNDLE_TAG, model_example
+    from pipeline.registry import BUNDLE_TAG, RECOMMENDATION, model_example
     from serving.bundle import MODEL, check_bundle
 
     bundle = folder.path / "bundle"
@@ -448,7 +448,7 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     users = Vocabulary.load(folder.path / "ingest" / "users.parquet")
     example = model_example(manifest, users.take(np.arange(min(2, len(users)))))
     tracker.log_artifact(bundle, "bundle")
-    tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: manifest["manifest_sha256"]})
+    tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: manifest["manifest_sha256"]}, RECOMMENDATION)
 
 
 def _report(folder: RunFolder, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:

@@ -26,7 +26,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,16 +201,20 @@ class Tracker:
         """Store a file, or all of a folder, below `folder` of the run's artifacts. Delivered later, it is what lies there then."""
         self._tell("artifact", {"path": str(Path(path).absolute()), "folder": folder})
 
-    def log_onnx_model(self, model_path: Path, example: Mapping[str, np.ndarray], tags: Mapping[str, str] | None = None) -> None:
+    def log_onnx_model(
+        self, model_path: Path, example: Mapping[str, np.ndarray], tags: Mapping[str, str] | None = None, outputs: Sequence[str] = ()
+    ) -> None:
         """Log an ONNX file as an MLflow model of the onnx flavour.
 
         Args:
             model_path: `model.onnx`, with its data file beside it if it has one.
-            example: one array per input of the graph. The signature is read from the graph.
+            example: one array per input that the logged model is to take; the graph's other inputs keep their defaults,
+                because a signature of MLflow's has no optional tensors. The signature is read from the graph.
             tags: of the model, to find it by.
+            outputs: those that the logged model is to give; none: all, and all inputs.
         """
         arrays = {name: [array.dtype.str, array.tolist()] for name, array in example.items()}
-        self._tell("model", {"path": str(Path(model_path).absolute()), "example": arrays, "tags": dict(tags or {})})
+        self._tell("model", {"path": str(Path(model_path).absolute()), "example": arrays, "tags": dict(tags or {}), "outputs": list(outputs)})
 
     def end(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""

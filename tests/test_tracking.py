@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from asgi_client import AsgiClient
 from onnx import TensorProto, helper
+from small_models import naive_answer, small_model
 
 from pipeline.mlflow_store import client_of
 from pipeline.tracking import Tracker, TrackingError, connect, parent_run, training_run
@@ -158,7 +160,7 @@ def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, m
 
     with training_run(store, "soft", {}) as tracker:
         example = {"user_id": np.array([1, 0]), "k": np.array(2)}
-        tracker.log_onnx_model(model_path, example, {"note": "abc"})
+        tracker.log_onnx_model(model_path, example, {"note": "abc"}, ("score", "item_id"))
     assert mlflow.active_run() is None
     (logged,) = client_of(store.uri).search_logged_models([store.experiment_id], "tags.note = 'abc'")
     assert (logged.experiment_id, logged.source_run_id) == (store.experiment_id, tracker.run_id)
@@ -173,6 +175,41 @@ def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, m
     loaded = mlflow.pyfunc.load_model(str(files))
     assert [spec.name for spec in loaded.metadata.signature.inputs] == ["user_id", "k"]
     assert loaded.predict(example)["item_id"].tolist() == [[0, 1], [2, 1]]
+
+
+@pytest.mark.parametrize(("kind", "users"), [("int64", [3, -99]), ("string", ["a", "nobody"])])
+def test_logged_bundle_answers_loaded_served_and_by_its_alias(kind, users, store, tmp_path, capfd):
+    import mlflow
+    from mlflow.pyfunc import scoring_server
+
+    small = small_model(users=kind, items=kind)
+    padding = small.export(tmp_path / "bundle")["padding_item_id"]
+    exclude = [[small.items.ids[4].as_py()], [padding]]
+    example = {"user_id": np.array(users), "k": np.array(4), "exclude_item_id": np.array(exclude)}
+    with training_run(store, "soft", {}) as tracker:
+        tracker.log_onnx_model(tmp_path / "bundle" / "model.onnx", example, {"note": kind}, ("item_id", "score", "known"))
+    assert capfd.readouterr() == ("", "")
+    client = client_of(store.uri)
+    (logged,) = client.search_logged_models([store.experiment_id], f"tags.note = '{kind}'")
+    client.create_registered_model(f"shop-{kind}")
+    version = client.create_model_version(f"shop-{kind}", logged.model_uri, tracker.run_id).version
+    client.set_registered_model_alias(f"shop-{kind}", "champion", version)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        loaded = mlflow.pyfunc.load_model(f"models:/shop-{kind}@champion")
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert [spec.name for spec in loaded.metadata.signature.inputs] == ["user_id", "k", "exclude_item_id"]
+    expected = [naive_answer(small, user, 4, out) for user, out in zip(users, exclude, strict=True)]
+    answer = loaded.predict(example)
+    assert list(answer) == ["item_id", "score", "known"]
+    assert list(zip(*(answer[name].tolist() for name in answer), strict=True)) == expected
+    # What `mlflow models serve` runs.
+    request = {"inputs": {"user_id": users, "k": 4, "exclude_item_id": exclude}}
+    served = AsgiClient(scoring_server.init(loaded)).post("/invocations", request)
+    assert served.status == 200
+    assert list(zip(*served.json()["predictions"].values(), strict=True)) == expected
 
 
 def test_without_a_store_nothing_happens(tmp_path, model_path):
