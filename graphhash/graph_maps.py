@@ -17,7 +17,9 @@ from graphhash import _map_kernels
 from graphhash.buckets import BucketMap, plain_map
 from graphhash.clustering import Labels
 from graphhash.graph import balanced_chunks
-from graphhash.hashes import universal_hash
+from graphhash.hashes import frequency_rows, universal_hash
+from graphhash.local_graph import LocalGraph
+from graphhash.row_budget import fit_rows
 from graphhash.weight_profiles import weight_profiles
 
 HOPS = ("1", "2", "1+2")
@@ -78,7 +80,7 @@ def multilevel_maps(levels: list[Labels]) -> tuple[BucketMap, BucketMap]:
 
 
 def soft_maps(
-    biadjacency: csr_array, labels: Labels, *, n_lookups: int = 16, hops: str = "1+2"
+    biadjacency: csr_array, labels: Labels, *, n_lookups: int = 16, hops: str = "1+2", hidden: float = 0.0, seed: int = 0
 ) -> tuple[BucketMap, BucketMap]:
     """Every id reads the buckets around it.
 
@@ -98,11 +100,13 @@ def soft_maps(
         labels: one community per user and item.
         n_lookups: rows read per id.
         hops: "1", "2" or "1+2".
+        hidden: share of the pairs that are left out, see :func:`hide_pairs`; ``seed`` draws them.
 
     Raises:
-        ValueError: shapes of graph and labels differ, n_lookups is below 1, or hops is none of the three.
+        ValueError: shapes of graph and labels differ, n_lookups is below 1, hops is none of the three, or hidden is out of range.
     """
     check_soft(biadjacency.shape, labels, n_lookups, hops)
+    biadjacency = hide_pairs(biadjacency, hidden, seed=seed)
     graphs = {"users": biadjacency, "items": biadjacency.T.tocsr()}
     plan = SoftPlan.of(labels, *(row_degrees(graphs[side]) for side in SIDES), hops)
     maps = []
@@ -113,17 +117,82 @@ def soft_maps(
     return maps[0], maps[1]
 
 
+def hide_pairs(biadjacency: csr_array, share: float, *, seed: int) -> csr_array:
+    """The graph without a share of its pairs, drawn at random; the graph itself for 0.
+
+    A model that is trained on the very clicks that its mixtures were made from sees no click between ids that do not know each other, is
+    sure that there is none, and errs dearly on the next day's. With some pairs hidden from the mixtures it learns what such a click looks
+    like.
+
+    Args:
+        share: in [0, 1).
+        seed: draws the pairs.
+
+    Raises:
+        ValueError: the share is out of range.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"the share of hidden pairs must be in [0, 1), got {share}")
+    if not share:
+        return biadjacency
+    kept = np.random.default_rng(seed).random(biadjacency.nnz) >= share
+    indptr = np.concatenate([[0], np.cumsum(kept)])[biadjacency.indptr]
+    return csr_array((biadjacency.data[kept], biadjacency.indices[kept], indptr), shape=biadjacency.shape)
+
+
 def double_soft_maps(
-    biadjacency: csr_array, labels: Labels, *, n_lookups: int = 16, hops: str = "1+2", seed: int
+    biadjacency: csr_array,
+    labels: Labels,
+    *,
+    n_lookups: int = 16,
+    hops: str = "1+2",
+    share: float = 0.0,
+    own: float = 0.5,
+    frequencies: tuple[NDArray, NDArray] | None = None,
+    hidden: float = 0.0,
+    seed: int,
 ) -> tuple[BucketMap, BucketMap]:
-    """:func:`soft_maps` with one more lookup of weight 1, hashed from the id into the same table, so that ids stay distinguishable.
+    """:func:`soft_maps` with one more lookup of weight 1, hashed from the id, so that ids stay distinguishable.
+
+    With ``share`` 0 it reads the communities' rows, and disturbs them. Otherwise communities merge until that share of each side's rows is
+    free for the ids alone: the most frequent have a row of their own, the others hash into the rest, as in
+    ``graphhash.hashes.frequency_map``. The tables have as many rows in any case.
 
     Args:
         n_lookups: rows read per id, the hashed one among them; at least 2.
-        seed: draws the hash functions.  biadjacency, labels, hops: as in :func:`soft_maps`.
+        share: of each side's rows, in [0, 1), that are for the hashed lookup alone.
+        own: part of these, in [0, 1), that belongs to one frequent id each.
+        frequencies: how often each user and each item occurs in training, clicked or not; None: weight of their edges.
+        seed: draws the hash functions and the hidden pairs.  biadjacency, labels, hops, hidden: as in :func:`soft_maps`.
+
+    Raises:
+        ValueError: as :func:`soft_maps`; ``share`` or ``own`` is out of range, or ``share`` leaves a side no row to hash into.
     """
-    softs = soft_maps(biadjacency, labels, n_lookups=unhashed_lookups(n_lookups), hops=hops)
-    return with_hashed_row(softs[0], 0, seed=seed), with_hashed_row(softs[1], 1, seed=seed)
+    if not 0 <= share < 1 or not 0 <= own < 1:
+        raise ValueError(f"share and own must be in [0, 1), got {share} and {own}")
+    check_soft(biadjacency.shape, labels, unhashed_lookups(n_lookups), hops)
+    n_free = [int(share * labels.user_rows), int(share * labels.item_rows)]
+    if share:
+        if min(n_free) < 1:
+            raise ValueError(
+                f"share {share} of {labels.user_rows} user rows and {labels.item_rows} item rows leaves a side no row to hash into; raise it"
+            )
+        kept = {"user_rows": labels.user_rows - n_free[0], "item_rows": labels.item_rows - n_free[1]}
+        labels = fit_rows(LocalGraph(biadjacency), labels, **kept)
+    softs = soft_maps(biadjacency, labels, n_lookups=n_lookups - 1, hops=hops, hidden=hidden, seed=seed)
+    if not share:
+        return with_hashed_row(softs[0], 0, seed=seed), with_hashed_row(softs[1], 1, seed=seed)
+    if frequencies is None:
+        frequencies = row_degrees(biadjacency), row_degrees(biadjacency.T.tocsr())
+    maps = []
+    for number, (soft, degrees) in enumerate(zip(softs, frequencies, strict=True)):
+        rows = frequency_rows(degrees, n_free[number], int(own * n_free[number]), np.random.default_rng([seed, number]))
+        # Behind all communities lie the users' rows, then the items' where they share a table.
+        n_communities = soft.n_buckets - (2 if soft.shared else 1)
+        start = n_communities + (n_free[0] if soft.shared and number else 0)
+        n_rows = n_communities + (sum(n_free) if soft.shared else n_free[number])
+        maps.append(_with_last_row(soft, start + rows, n_rows))
+    return maps[0], maps[1]
 
 
 def unhashed_lookups(n_lookups: int) -> int:
@@ -142,6 +211,18 @@ def with_hashed_row(soft: BucketMap, number: int, *, seed: int) -> BucketMap:
     # The unknown ids' profile is theirs alone.
     profiles[soft.profile_of[-1], -1] = 0
     return replace(soft, rows=rows, method="double_soft", profiles=profiles)
+
+
+def _with_last_row(soft: BucketMap, last: NDArray[np.int64], n_rows: int) -> BucketMap:
+    """A soft map with one more lookup of weight 1, row ``last[id]`` of ``n_rows``, behind which come the unknown ids' rows."""
+    n_unknown = 2 if soft.shared else 1
+    moved = n_rows + n_unknown - soft.n_buckets
+    # Ids without neighbours read the unknown ids' row, which moves.
+    rows = np.where(soft.rows == soft.unknown_row, soft.unknown_row + moved, soft.rows)
+    rows = np.column_stack([rows, np.append(last, soft.unknown_row + moved)]).astype(np.int32)
+    profiles = np.column_stack([soft.profiles, np.ones(len(soft.profiles), np.float32)])
+    profiles[soft.profile_of[-1], -1] = 0
+    return replace(soft, rows=rows, n_buckets=n_rows + n_unknown, method="double_soft", profiles=profiles)
 
 
 @dataclass(frozen=True, eq=False)
