@@ -25,7 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet")
+FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet", "libfm", "frappe", "avazu")
+TASKS = ("retrieval", "ctr")
+# Of task ctr alone.
+CLICK_FORMATS = ("libfm", "frappe", "avazu")
+CLICK_KEYS = ("label_column", "schema", "min_count")
 DEFAULT_RATIO = 0.25
 BUDGET_KEYS = ("resolution", "rows", "user_rows", "item_rows", "ratio")
 # Those of graphhash.samplers, which imports torch.
@@ -58,6 +62,12 @@ class DataConfig:
     item_features: str | None = None
     """For the method `lsh`: a csv, tsv or parquet file of ids, in a column named as the log's, and numbers; ids without a row get the
     average (`pipeline.features`)."""
+    label_column: str | None = None
+    """With `task = "ctr"`: the column of clicks, 0 and 1; None: the one named label, click or clicked."""
+    schema: str | None = None
+    """With `task = "ctr"`: a TOML file that says what the columns are (`pipeline.ctr_schema`); None: known by name, or guessed."""
+    min_count: int = 1
+    """With `task = "ctr"`: an id of fewer training rows is unknown."""
     bad_rows: str = "error"
     """`error` stops at the first bad row; `skip` keeps bad rows in `ingest/rejected.parquet` and goes on."""
     split: str = "random"
@@ -88,6 +98,7 @@ class DataConfig:
                 f"data.validation={self.validation} and data.test={self.test} leave nothing to train on; "
                 "their sum must be below 1"
             )
+        _check_range("data.min_count", self.min_count, 1)
         _check_range("data.seed", self.seed, 0)
         _check_range("data.shards", self.shards, 1, 4096)
 
