@@ -27,6 +27,8 @@ from typing import Any
 
 FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet", "libfm", "frappe", "avazu")
 TASKS = ("retrieval", "ctr")
+# What a task has instead of the defaults below.
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {"ctr": {"train.model": "dlrm"}}
 # Of task ctr alone.
 CLICK_FORMATS = ("libfm", "frappe", "avazu")
 CLICK_KEYS = ("label_column", "schema", "min_count")
@@ -36,6 +38,9 @@ BUDGET_KEYS = ("resolution", "rows", "user_rows", "item_rows", "ratio")
 SAMPLERS = ("uniform", "uniform_rejecting", "popularity")
 # Those of pipeline.models, which imports torch.
 MODELS = ("mf", "neumf", "lightgcn")
+# Those of graphhash.ctr, which imports torch.
+CTR_MODELS = ("widedeep", "deepfm", "dcnv2", "dlrm")
+STRUCTURES = ("stacked", "parallel")
 LOSSES = ("bpr", "directau", "ials")
 PRECISIONS = ("auto", "float32", "float16", "int8")
 # Those of graphhash.graph_maps, which imports scipy.
@@ -216,7 +221,8 @@ class TrainConfig:
     """
 
     model: str = "mf"
-    """`mf` is matrix factorisation, `neumf` adds a small network, `lightgcn` propagates vectors over the training graph."""
+    """`mf` is matrix factorisation, `neumf` adds a small network, `lightgcn` propagates vectors over the training graph; with
+    `task = "ctr"`: `widedeep`, `deepfm`, `dcnv2` or `dlrm`, which is the default there."""
     loss: str = "bpr"
     """`bpr` ranks against one drawn item, `directau` aligns and spreads vectors, `ials` fits all pairs, weighted."""
     dim: int = 64
@@ -232,6 +238,14 @@ class TrainConfig:
     """Interactions per step; 0: one step over all of them."""
     n_layers: int = 2
     """Propagation layers of `model = "lightgcn"`."""
+    hidden: tuple[str, ...] = ("256", "128")
+    """With `task = "ctr"`: units of the hidden layers."""
+    dropout: float = 0.0
+    """With `task = "ctr"`: rate behind hidden layers."""
+    n_cross: int = 2
+    """Cross layers of `model = "dcnv2"`."""
+    structure: str = "parallel"
+    """Of `model = "dcnv2"`: the network behind the cross layers (`stacked`), or beside them."""
     gamma: float = 1.0
     """Weight of the uniformity in `loss = "directau"`."""
     unobserved_weight: float = 0.01
@@ -246,7 +260,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "train")
-        _check_choice("train.model", self.model, MODELS)
+        _check_choice("train.model", self.model, (*MODELS, *CTR_MODELS))
         _check_choice("train.loss", self.loss, LOSSES)
         if self.model == "neumf" and self.loss != "bpr":
             raise ConfigError(
@@ -270,6 +284,11 @@ class TrainConfig:
                 "batch; use some thousand"
             )
         _check_range("train.n_layers", self.n_layers, 0, 16)
+        if any(not units.isdecimal() or int(units) < 1 for units in self.hidden):
+            raise ConfigError(f"train.hidden={','.join(self.hidden)} must be whole numbers above 0, such as 256,128")
+        _check_range("train.dropout", self.dropout, 0.0, 1.0, high_open=True)
+        _check_range("train.n_cross", self.n_cross, 0, 16)
+        _check_choice("train.structure", self.structure, STRUCTURES)
         _check_range("train.gamma", self.gamma, 0.0)
         _check_range("train.unobserved_weight", self.unobserved_weight, 0.0)
         _check_choice("train.sampler", self.sampler, SAMPLERS)
@@ -299,6 +318,8 @@ class ExportConfig:
 class JobConfig:
     """What belongs to the run as a whole (section `run`)."""
 
+    task: str = "retrieval"
+    """`retrieval` ranks items for users; `ctr` predicts clicks from any columns."""
     methods: tuple[str, ...] = ("soft",)
     """Trained in this order; the bundle is of the first one."""
     out: str = ""
@@ -309,6 +330,7 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "run")
+        _check_choice("run.task", self.task, TASKS)
         if not self.methods:
             raise ConfigError("run.methods is empty; name one method or more, such as soft,graph")
         for method in self.methods:
@@ -335,8 +357,30 @@ class RunConfig:
     run: JobConfig = field(default_factory=JobConfig)
 
     def __post_init__(self) -> None:
+        ours = CTR_MODELS if self.run.task == "ctr" else MODELS
+        if self.train.model not in ours:
+            raise ConfigError(f"train.model={self.train.model} is not of run.task={self.run.task}; use {', '.join(ours)}, or another task")
+        if self.run.task == "ctr":
+            self._check_ctr()
+        elif self.data.format in CLICK_FORMATS or self.data.schema or self.data.label_column:
+            what = f"format={self.data.format}" if self.data.format in CLICK_FORMATS else "schema and data.label_column"
+            raise ConfigError(f"data.{what} is of a log of clicks; add run.task=ctr (--task ctr), or leave it out")
         if self.map.item_bias and self.train.loss == "directau":
             raise ConfigError("map.item_bias=true has no part in train.loss=directau, which compares vectors; leave it out")
+
+    def _check_ctr(self) -> None:
+        for key, value in (("data.weight_column", self.data.weight_column), ("data.user_features", self.data.user_features),
+                           ("cluster.user_rows", self.cluster.user_rows)):  # fmt: skip
+            if value is not None:
+                raise ConfigError(f"{key}={value} has no part in run.task=ctr; leave it out")
+        if self.train.loss != "bpr":
+            raise ConfigError(f"train.loss={self.train.loss} has no part in run.task=ctr, whose loss is binary cross-entropy; leave it out")
+        if self.data.bad_rows != "error":
+            raise ConfigError(f"data.bad_rows={self.data.bad_rows} has no part in run.task=ctr, which stops at a bad row; leave it out")
+        if self.cluster.shards or self.cluster.levels:
+            raise ConfigError("cluster.shards and cluster.levels have no part in run.task=ctr; leave them out")
+        if self.cluster.method == "balanced" and all(getattr(self.cluster, key) is None for key in BUDGET_KEYS):
+            raise ConfigError("cluster.method=balanced stops at a budget; give rows or ratio")
 
     def precision_of(self, method: str) -> str:
         """Type of a method's stored tables: "float32", "float16" or "int8"."""
@@ -346,13 +390,19 @@ class RunConfig:
 
     @classmethod
     def load(
-        cls, toml_path: Path | str | Sequence[Path | str] | None, overrides: Sequence[str] = (), **cli: Any
+        cls,
+        toml_path: Path | str | Sequence[Path | str] | None,
+        overrides: Sequence[str] = (),
+        *,
+        defaults: Mapping[str, Any] = types.MappingProxyType({}),
+        **cli: Any,
     ) -> RunConfig:
         """Defaults < TOML file(s) < command-line options < `section.key=value` overrides.
 
         Args:
             toml_path: one file, several (later ones are stronger), or None.
             overrides: texts such as `train.epochs=50`; `none` unsets a key, a list is written `a,b`.
+            defaults: by dotted key, of what is read; stronger than the defaults of this module.
             cli: options by dotted key, `**{"data.path": "log.csv"}`; None stands for "not given".
 
         Raises:
@@ -368,7 +418,7 @@ class RunConfig:
         layers = [_read_toml(Path(path)) for path in paths]
         layers.append({key: value for key, value in cli.items() if value is not None})
         layers.append(dict(parse_override(text) for text in overrides))
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = dict(defaults)
         for layer in layers:
             # A budget in a stronger layer replaces the weaker layer's budget, whichever kind that was.
             if any(layer.get(f"cluster.{key}") is not None for key in BUDGET_KEYS):
@@ -381,7 +431,7 @@ class RunConfig:
     def from_flat(cls, settings: Mapping[str, Any]) -> RunConfig:
         """Make a configuration from dotted keys, `{"train.dim": 16}`; what is absent keeps its default."""
         sections: dict[str, dict[str, Any]] = {}
-        for key, value in settings.items():
+        for key, value in {**TASK_DEFAULTS.get(settings.get("run.task", ""), {}), **settings}.items():
             _check_key(key)
             section, name = key.split(".")
             if isinstance(value, list):

@@ -289,6 +289,9 @@ def _encoders(log: ClickLog, counts: Counts, out: Path) -> tuple[Encoders, dict[
         if not encoder.n_ids:
             dropped[column.name] = "no id of train is frequent enough" if column.min_count else "it has no value in train"
             continue
+        if np.count_nonzero(encoder.counts) == 1 and isinstance(column, Category):
+            dropped[column.name] = "it has one value in all of train"
+            continue
         encoder.vocabulary.save(out / "vocabularies" / f"{number:02d}.parquet")
         np.save(out / "counts" / f"{number:02d}.npy", encoder.counts)
         encoders[type(column)].append(encoder)

@@ -14,7 +14,8 @@ from scipy.sparse import csr_array
 
 from graphhash.balanced import balanced_labels, balanced_maps
 from graphhash.buckets import BucketMap, full_map
-from graphhash.clustering import Labels, cluster
+from graphhash.clustering import Labels
+from graphhash.connected import cluster_connected
 from graphhash.graph_maps import double_graph_maps, double_soft_maps, graph_maps, multilevel_maps, soft_maps
 from graphhash.hashes import (
     double_frequency_map,
@@ -160,7 +161,7 @@ def multilevel_labels(inputs: Inputs) -> list[Labels]:
     """The coarse and the fine level of ``multilevel``."""
     # The fine level gives up as many rows as the coarse one takes.
     labels = inputs.labels
-    coarse = cluster(inputs.graph, resolution=labels.resolution / COARSER)
+    coarse = cluster_connected(inputs.graph, resolution=labels.resolution / COARSER)
     fine = fit_rows(
         LocalGraph(inputs.graph),
         labels,

@@ -98,6 +98,7 @@ def train_method(
     hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(("users", "items"), maps, strict=True)}
     tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
     job = {
+        "fit": _fit_retrieval,
         "folder": str(out_dir.absolute()),
         "ingest": str(ingest_dir.absolute()),
         "model": model_spec,
@@ -105,9 +106,7 @@ def train_method(
         "eval_users": config.train.eval_users,
         "sampler": (config.train.sampler, config.train.popularity_power),
     }
-    with _progress_bar(method, settings.epochs, out_dir / PROGRESS):
-        state = (fit_job or _run_on_ray)(job, tracker)
-    (out_dir / PROGRESS).unlink(missing_ok=True)
+    state = run_job(job, method, tracker, fit_job)
     model = model_spec.build(*maps, graph)
     model.load_state_dict(state["best"])
     for side, embedding in (("users", model.user_embedding), ("items", model.item_embedding)):
@@ -146,6 +145,24 @@ def fit_settings(train: TrainConfig, method: Method) -> RetrievalSettings:
         gamma=train.gamma,
         unobserved_weight=train.unobserved_weight,
     )
+
+
+def run_job(job: dict[str, Any], method: str, tracker: Tracker, fit_job: FitJob | None) -> dict[str, Any]:
+    """Train, with a progress bar, and return the last state of ``pipeline.fit``.
+
+    Args:
+        job: ``fit``, a function of a module, which loads and fits: it is given the job, the device, and ``state``, ``on_epoch`` and
+            ``on_evaluation`` for the loop; ``folder``, absolute, to work in; ``settings``; and what else ``fit`` wants.
+        fit_job: see :func:`train_method`.
+
+    Raises:
+        DataError: training failed; the message says why.
+    """
+    progress = Path(job["folder"]) / PROGRESS
+    with _progress_bar(method, job["settings"].epochs, progress):
+        state = (fit_job or _run_on_ray)(job, tracker)
+    progress.unlink(missing_ok=True)
+    return state
 
 
 def _run_on_ray(job: dict[str, Any], tracker: Tracker) -> dict[str, Any]:
@@ -244,27 +261,29 @@ def _fit(
     n_cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
     torch.set_num_threads(n_cpus)
     numba.set_num_threads(min(n_cpus, numba.config.NUMBA_NUM_THREADS))
-    folder, settings = Path(job["folder"]), job["settings"]
-    graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
-    maps = BucketMap.load(folder / "users.npz"), BucketMap.load(folder / "items.npz")
-    model = job["model"].build(*maps, graph).to(device)
-    users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))).to(device)
-    items = torch.from_numpy(graph.indices.astype(np.int64)).to(device)
-
     written = 0.0
 
     def on_epoch(epoch: int, loss: float) -> None:
         nonlocal written
         if time.monotonic() - written > 0.5:
             written = time.monotonic()
-            write_json_atomic(folder / PROGRESS, {"epoch": epoch, "loss": loss})
+            write_json_atomic(Path(job["folder"]) / PROGRESS, {"epoch": epoch, "loss": loss})
 
+    return job["fit"](job, device, state=state, on_epoch=on_epoch, on_evaluation=on_evaluation)
+
+
+def _fit_retrieval(job: dict[str, Any], device: torch.device, **how: Any) -> dict[str, Any]:
+    folder, settings = Path(job["folder"]), job["settings"]
+    graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
+    maps = BucketMap.load(folder / "users.npz"), BucketMap.load(folder / "items.npz")
+    model = job["model"].build(*maps, graph).to(device)
+    users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))).to(device)
+    items = torch.from_numpy(graph.indices.astype(np.int64)).to(device)
     validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
     validate = _validation(graph, validation, job["eval_users"], settings.seed) if validation.nnz else None
     kind, power = job["sampler"]
     sample = NegativeSampler(graph, kind, power=power, device=device)
-    callbacks = {"on_epoch": on_epoch, "on_evaluation": on_evaluation}
-    return fit_retrieval(model, users, items, settings, validate, sample=sample, state=state, **callbacks)
+    return fit_retrieval(model, users, items, settings, validate, sample=sample, **how)
 
 
 def _validation(
