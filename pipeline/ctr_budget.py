@@ -15,7 +15,7 @@ from graphhash.quantization import bias_dtype, row_bytes
 from pipeline.config import RunConfig
 from pipeline.ctr_data import Features
 from pipeline.ctr_maps import find_pairs
-from pipeline.ctr_models import spec_of
+from pipeline.ctr_spec import spec_of
 from pipeline.methods import METHODS
 
 

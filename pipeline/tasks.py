@@ -170,7 +170,7 @@ def _report_ctr(run_dir: Path) -> list[Path]:
 
 
 def _settings_ctr(config: RunConfig, method: str) -> FitSettings:
-    from pipeline.ctr_train import ctr_settings
+    from pipeline.ctr_spec import ctr_settings
 
     return ctr_settings(config, method)
 

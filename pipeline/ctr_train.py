@@ -1,0 +1,144 @@
+"""The train stage of clicks: bucket maps of all columns, then the loop of ``pipeline.fit`` where ``pipeline.train`` runs it.
+
+The score is the AUC of the validation rows. Files: see ``pipeline.ctr_checkpoint``, and ``history.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphhash.ctr import CtrModel
+from graphhash.ctr_layers import binary_loss
+from graphhash.embedding import BucketEmbedding
+from pipeline.config import RunConfig
+from pipeline.ctr_checkpoint import load_maps, save_ctr, save_maps
+from pipeline.ctr_clusters import load_pair_labels
+from pipeline.ctr_data import Features, batch_of
+from pipeline.ctr_evaluate import measure, predict
+from pipeline.ctr_maps import find_pairs, make_maps, pair_graph
+from pipeline.ctr_spec import ctr_settings, spec_of
+from pipeline.fit import fit
+from pipeline.models import SELDOM
+from pipeline.stages import write_json_atomic
+from pipeline.tracking import Tracker
+from pipeline.train import FitJob, run_job
+
+SCORE = "auc"
+
+
+def train_ctr(
+    config: RunConfig,
+    method: str,
+    ingest_dir: Path,
+    cluster_dir: Path,
+    out_dir: Path,
+    tracker: Tracker,
+    fit_job: FitJob | None = None,
+) -> dict[str, Any]:
+    """Make the maps of a method, train, and write the files. Ray must be running.
+
+    Args:
+        fit_job: see ``pipeline.train.train_method``.
+
+    Returns: epochs trained, best epoch, ``validation_auc``, settings that were defaults, and the maps' hashes.
+
+    Raises:
+        DataError: training failed; the message says why.
+    """
+    features = Features.open(ingest_dir)
+    facts = json.loads((cluster_dir / "cluster.json").read_text())
+    train = features.part("train")
+    pairs = find_pairs(features) if method != "full" else []
+    graphs = [pair_graph(features, train, pair) for pair in pairs]
+    labels = load_pair_labels(cluster_dir, facts) if pairs else []
+    maps = make_maps(
+        features, graphs, labels, method, n_lookups=config.map.n_lookups, hops=config.map.hops, seed=config.map.seed
+    )
+    save_maps(maps, out_dir)
+    settings, spec = ctr_settings(config, method), spec_of(config, method)
+    tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    hashes = {
+        f"bucket_map_hash.{column.name}": bucket_map.content_hash
+        for column, bucket_map in zip(features.all_columns, maps, strict=True)
+        if not bucket_map.identity
+    }
+    tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
+    job = {
+        "fit": _fit_ctr,
+        "folder": str(out_dir.absolute()),
+        "ingest": str(ingest_dir.absolute()),
+        "spec": spec,
+        "settings": settings,
+    }
+    state = run_job(job, method, tracker, fit_job)
+    model = spec.build(maps, len(features.dense), len(features.bags))
+    model.load_state_dict(state["best"])
+    model.fill_unknown([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
+    save_ctr(model, out_dir)
+    write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
+    best = state["best_score"]
+    return {
+        "epochs": state["epoch"],
+        "best_epoch": state["best_epoch"],
+        f"validation_{SCORE}": best if math.isfinite(best) else None,
+        "item_bias": model.bias is not None,
+        "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
+        **hashes,
+    }
+
+
+def click_loss(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    """Binary cross-entropy of a batch of `pipeline.ctr_data.Part.tensors`; dropout draws from ``generator``."""
+    assert isinstance(model, CtrModel)
+    if model.spec.dropout:
+        model.use_generator(generator)
+    return binary_loss(model(batch_of(batch)), batch[0])
+
+
+def seldom_read(model: CtrModel, batch_size: int | None, widths: Sequence[int]) -> list[BucketEmbedding]:
+    """Embeddings of which a step reads at most one row of SELDOM, on a CPU, so that :class:`RowAdam` is faster than Adam.
+
+    Args:
+        widths: values of a row in every column: 1, or the width of a bag.
+    """
+    if batch_size is None:
+        return []
+    reads: dict[Tensor, int] = {}
+    holders: dict[Tensor, list[BucketEmbedding]] = {}
+    for fields in filter(None, (model.fields, model.wide, model.bias)):
+        own = dict(zip(fields.own_columns, fields.own, strict=True))
+        joint = len(widths) - len(own) if fields is not model.bias else fields.n_categorical - len(own)
+        for column, embedding in [*own.items(), *([(None, fields.joint)] if fields.joint is not None else [])]:
+            n_values = joint if column is None else widths[column] if fields is not model.bias else 1
+            reads[embedding.table] = reads.get(embedding.table, 0) + batch_size * n_values * embedding.rows.shape[1]
+            holders.setdefault(embedding.table, []).append(embedding)
+    return [
+        embedding
+        for table, embeddings in holders.items()
+        if table.device.type == "cpu" and reads[table] * SELDOM <= len(table)
+        for embedding in embeddings
+    ]
+
+
+def _fit_ctr(job: dict[str, Any], device: torch.device, **how: Any) -> dict[str, Any]:
+    features, settings = Features.open(Path(job["ingest"])), job["settings"]
+    maps = load_maps(Path(job["folder"]), features)
+    model = job["spec"].build(maps, len(features.dense), len(features.bags)).to(device)
+    examples = [tensor.to(device) for tensor in features.part("train").tensors()]
+    validation = features.part("validation")
+
+    def validate(model: CtrModel) -> dict[str, float]:
+        measured = measure(validation, predict(model, validation))
+        return {key: measured[key] for key in (SCORE, "log_loss")}
+
+    widths = [column.width or 1 for column in features.all_columns]
+    seldom = seldom_read(model, settings.batch_size, widths)
+    return fit(model, examples, settings, click_loss, validate if len(validation) else None, score=SCORE, seldom=seldom, **how)
