@@ -69,7 +69,7 @@ def write_comparison(
     write_text_atomic(out / "compare.csv", _csv(result["summary"]))
     drawn = any(line[task.main.key] is not None for line in result["summary"])
     if drawn:
-        from pipeline.report import save
+        from pipeline.report_page import save
 
         save(draw(result["summary"], task), out / "compare.png")
     else:
@@ -175,7 +175,7 @@ def draw(summary: Sequence[Mapping[str, Any]], task: Task = RETRIEVAL) -> Figure
 
 
 def _draw_panel(axes: Axes, model: str, lines: Sequence[Mapping[str, Any]], methods: Sequence[str], task: Task) -> None:
-    from pipeline.report import COLOURS, FAINT, INK, spread, style
+    from pipeline.report_page import COLOURS, FAINT, INK, spread, style
 
     style(axes)
     key = task.main.key
