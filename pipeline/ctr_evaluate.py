@@ -28,7 +28,7 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
 
     Tables are rounded to the precision of the export first, so that the figures belong to what is shipped.
 
-    Returns: the measures of :func:`measure` (None where there is no test), ``n_test_rows``, ``curve``, ``rows`` of compressed columns,
+    Returns: the measures of :func:`measure` (None where there is no test), ``n_test_rows``, ``curve``, ``rows`` of all tables,
         ``bytes``, ``bytes_full``, ``bytes_ratio``, ``bytes_of`` (``columns``, by name what each part of it takes, and ``layers``),
         ``compressed`` (names), ``precision``, ``item_bias``.
     """
@@ -51,7 +51,7 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
     total, full = sum(column.total for column in columns) + layers, full_bytes(model.spec, features)
     compressed = [name for name, bucket_map in zip(names, maps, strict=True) if not bucket_map.identity]
     return metrics | {
-        "rows": _rows(model),
+        "rows": table_rows(model),
         "bytes": total,
         "bytes_full": full,
         "bytes_ratio": total / full,
@@ -65,7 +65,7 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
     }
 
 
-def _rows(model: CtrModel) -> int:
+def table_rows(model: CtrModel) -> int:
     """Rows of all tables of vectors, each table once."""
     tables = {id(embedding.table): len(embedding.table) for embedding in model.fields.own}
     return sum(tables.values()) + (len(model.fields.joint.table) if model.fields.joint is not None else 0)

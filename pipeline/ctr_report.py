@@ -252,14 +252,13 @@ def _results_section(facts: ClickFacts) -> str:
             + (" + id bias" if m["item_bias"] else "")
             + "</td>",
             f"{m['rows']:,}",
-            size(m["bytes"]),
-            percent(m["bytes_ratio"]),
+            f"{size(m['bytes'])} ({percent(m['bytes_ratio'])})",
             *TASKS["ctr"].of_measures(m),
             duration(m["seconds"].get("train")),
         )
         for m in facts.metrics
     ]
-    header = ("method", "rows", "size", "of full size", *(m.title for m in MEASURES), "training")
+    header = ("method", "rows", "size (of full)", *(m.title for m in MEASURES), "training")
     train = facts.config["train"]
     text = (
         "<h2>What came out</h2>\n<p>Each method is another way of sharing the rows of the embedding tables; the model around them is the same "
@@ -283,19 +282,21 @@ def _bytes_section(facts: ClickFacts) -> str:
     first = facts.metrics[0]
     columns = first["bytes_of"]["columns"]
     order = sorted(columns, key=lambda name: -sum(columns[name].values()))
+    titles = {"table": "table", "map": "map", "wide": "first order", "bias": "bias"}
+    titles = {part: title for part, title in titles.items() if any(columns[name][part] for name in columns)}
     rows = [
         (
             f"<td><code>{escape(name)}</code></td>",
             f"{facts.ingest['columns'][name]:,}",
             "compressed" if name in first["compressed"] else "full",
-            *(size(columns[name][part]) for part in ("table", "map", "wide", "bias")),
+            *(size(columns[name][part]) for part in titles),
         )
         for name in order
     ]
     return (
         f"<h2>Where the bytes go</h2>\n<p>By column, of <b>{escape(first['method'])}</b>; the layers take {size(first['bytes_of']['layers'])}. "
         "A table that two columns share is counted with the first.</p>\n"
-        + html_table(("column", "ids", "", "table", "map", "first order", "bias"), rows)
+        + html_table(("column", "ids", "", *titles.values()), rows)
         + "\n"
         + picture(facts.path / "bytes_columns.png", "Bytes by column, one bar per method")
     )
