@@ -17,7 +17,7 @@ from pipeline.methods import METHODS
 FULL_ITEMSIZE = 4
 # Share of the bytes that the map takes where ids have 20 neighbours on average: lookups and rows trade against each other, and small
 # rows leave more for lookups. On Gowalla (21 neighbours), an eighth of the bytes: 8 lookups .162, 10 .155, 12 .155 validation recall.
-MAP_SHARE = {"float32": 0.35, "float16": 0.45, "int8": 0.55}
+MAP_SHARE = {"float32": 0.35, "float16": 0.45, "int8": 0.55, "int4": 0.65}
 SPARSE = 20
 # The share rises by this with every doubling of neighbours, which few lookups do not cover, up to MOST_SHARE. On MovieLens-1M (164
 # neighbours), a quarter of the bytes: 28 lookups .252, 20 lookups .239.
@@ -54,37 +54,36 @@ def asked_lookups(config: RunConfig, name: str, n_users: int, n_items: int, n_ed
 def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, n_edges: int) -> int:
     """Most rows, of both sides together, that keep every compressed method of the run within ``ratio`` of the full bytes.
 
-    All methods of a run get the same rows, so the one with the largest map decides.
+    All methods of a run get the same rows, so the one that affords the fewest decides.
 
     Raises:
         DataError: the maps alone take more bytes than the ratio allows.
     """
-    allowed = ratio * full_bytes(n_users, n_items, config.train.dim)
-    names = [name for name in config.run.methods if name != "full"]
-    # The compressed methods of a run have one precision.
-    precision = config.precision_of(names[0] if names else "soft")
-    table_row = row_bytes(config.train.dim, precision)
-
-    def overhead(name: str, itemsize: int) -> int:
-        """Bytes of a method beside its tables, with row numbers of ``itemsize`` bytes."""
-        method = METHODS[name]
-        maps = method.map_bytes(asked_lookups(config, name, n_users, n_items, n_edges), itemsize, n_users, n_items)
-        bias = np.dtype(bias_dtype(precision)).itemsize if method.with_bias(config.map.item_bias, config.train.loss) else 0
-        return maps + bias * n_items
-
-    def affordable(itemsize: int) -> int:
-        return int((allowed - max((overhead(name, itemsize) for name in names), default=0)) // table_row)
-
-    # 16-bit row numbers do where no table outgrows them.
-    rows = affordable(2)
-    if rows > 2**16:
-        rows = max(2**16, affordable(4))
-    if rows < 4:
-        heaviest = max(names, key=lambda name: overhead(name, 2), default="full")
-        raise DataError(
-            f"a ratio of {ratio:g} leaves no rows: the maps of method {heaviest!r} alone take "
-            f"{overhead(heaviest, 2) / full_bytes(n_users, n_items, config.train.dim):.1%} of the full tables' bytes; "
-            "raise the ratio or the dim, or lower map.n_lookups"
-        )
+    full = full_bytes(n_users, n_items, config.train.dim)
     # With a row for every id it would be method 'full'.
-    return min(rows, n_users + n_items + 1)
+    rows, heaviest = n_users + n_items + 1, None
+    for name in config.run.methods:
+        if name == "full":
+            continue
+        method, precision = METHODS[name], config.precision_of(name)
+        n_lookups = asked_lookups(config, name, n_users, n_items, n_edges)
+        bias = np.dtype(bias_dtype(precision)).itemsize if method.with_bias(config.map.item_bias, config.train.loss) else 0
+
+        def affordable(itemsize: int) -> int:
+            """Rows, where a row number takes ``itemsize`` bytes."""
+            beside = method.map_bytes(n_lookups, itemsize, n_users, n_items) + bias * n_items
+            return int((ratio * full - beside) // row_bytes(config.train.dim, precision))
+
+        # 16-bit row numbers do where no table outgrows them.
+        fitting = affordable(2)
+        if fitting > 2**16:
+            fitting = max(2**16, affordable(4))
+        if fitting < rows:
+            rows, heaviest = fitting, name
+    if rows < 4 and heaviest is not None:
+        maps = METHODS[heaviest].map_bytes(asked_lookups(config, heaviest, n_users, n_items, n_edges), 2, n_users, n_items)
+        raise DataError(
+            f"a ratio of {ratio:g} leaves no rows: the maps of method {heaviest!r} alone take {maps / full:.1%} of the full tables' "
+            "bytes; raise the ratio or the dim, or lower map.n_lookups"
+        )
+    return rows

@@ -39,7 +39,7 @@ def test_more_rows_than_16_bits_count_take_32_bits():
 
 
 def test_a_ratio_that_the_maps_alone_exceed_is_refused():
-    with pytest.raises(DataError, match="maps of method 'soft' alone take 16.7%"):
+    with pytest.raises(DataError, match="maps of method 'soft' alone take 16.2%"):
         rows_for_ratio(config("int8", 20), 0.1, USERS, ITEMS, EDGES)
 
 
