@@ -37,8 +37,10 @@ class ClickLog:
 
 
 def log_paths(data: DataConfig) -> list[Path]:
-    """Every file that decides what is ingested."""
+    """Every file that decides what is ingested; DataError where the schema is none."""
     files = _files(data)
+    if data.schema:
+        read_schema(Path(data.schema))
     paths = [path for file in files for path in (file.path, *file.beside)]
     return [*map(Path, paths), *([Path(data.schema)] if data.schema else [])]
 
