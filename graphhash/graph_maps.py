@@ -17,7 +17,9 @@ from graphhash import _map_kernels
 from graphhash.buckets import BucketMap, plain_map
 from graphhash.clustering import Labels
 from graphhash.graph import balanced_chunks
-from graphhash.hashes import universal_hash
+from graphhash.hashes import frequency_rows, universal_hash
+from graphhash.local_graph import LocalGraph
+from graphhash.row_budget import fit_rows
 from graphhash.weight_profiles import weight_profiles
 
 HOPS = ("1", "2", "1+2")
@@ -114,16 +116,57 @@ def soft_maps(
 
 
 def double_soft_maps(
-    biadjacency: csr_array, labels: Labels, *, n_lookups: int = 16, hops: str = "1+2", seed: int
+    biadjacency: csr_array,
+    labels: Labels,
+    *,
+    n_lookups: int = 16,
+    hops: str = "1+2",
+    share: float = 0.0,
+    own: float = 0.5,
+    frequencies: tuple[NDArray, NDArray] | None = None,
+    seed: int,
 ) -> tuple[BucketMap, BucketMap]:
-    """:func:`soft_maps` with one more lookup of weight 1, hashed from the id into the same table, so that ids stay distinguishable.
+    """:func:`soft_maps` with one more lookup of weight 1, hashed from the id, so that ids stay distinguishable.
+
+    With ``share`` 0 it reads the communities' rows, and disturbs them. Otherwise communities merge until that share of each side's rows is
+    free for the ids alone: the most frequent have a row of their own, the others hash into the rest, as in
+    ``graphhash.hashes.frequency_map``. The tables have as many rows in any case.
 
     Args:
         n_lookups: rows read per id, the hashed one among them; at least 2.
+        share: of each side's rows, in [0, 1), that are for the hashed lookup alone.
+        own: part of these, in [0, 1), that belongs to one frequent id each.
+        frequencies: how often each user and each item occurs in training, clicked or not; None: weight of their edges.
         seed: draws the hash functions.  biadjacency, labels, hops: as in :func:`soft_maps`.
+
+    Raises:
+        ValueError: as :func:`soft_maps`; ``share`` or ``own`` is out of range, or ``share`` leaves a side no row to hash into.
     """
-    softs = soft_maps(biadjacency, labels, n_lookups=unhashed_lookups(n_lookups), hops=hops)
-    return with_hashed_row(softs[0], 0, seed=seed), with_hashed_row(softs[1], 1, seed=seed)
+    if not 0 <= share < 1 or not 0 <= own < 1:
+        raise ValueError(f"share and own must be in [0, 1), got {share} and {own}")
+    check_soft(biadjacency.shape, labels, unhashed_lookups(n_lookups), hops)
+    n_free = [int(share * labels.user_rows), int(share * labels.item_rows)]
+    if share:
+        if min(n_free) < 1:
+            raise ValueError(
+                f"share {share} of {labels.user_rows} user rows and {labels.item_rows} item rows leaves a side no row to hash into; raise it"
+            )
+        kept = {"user_rows": labels.user_rows - n_free[0], "item_rows": labels.item_rows - n_free[1]}
+        labels = fit_rows(LocalGraph(biadjacency), labels, **kept)
+    softs = soft_maps(biadjacency, labels, n_lookups=n_lookups - 1, hops=hops)
+    if not share:
+        return with_hashed_row(softs[0], 0, seed=seed), with_hashed_row(softs[1], 1, seed=seed)
+    if frequencies is None:
+        frequencies = row_degrees(biadjacency), row_degrees(biadjacency.T.tocsr())
+    maps = []
+    for number, (soft, degrees) in enumerate(zip(softs, frequencies, strict=True)):
+        rows = frequency_rows(degrees, n_free[number], int(own * n_free[number]), np.random.default_rng([seed, number]))
+        # Behind all communities lie the users' rows, then the items' where they share a table.
+        n_communities = soft.n_buckets - (2 if soft.shared else 1)
+        start = n_communities + (n_free[0] if soft.shared and number else 0)
+        n_rows = n_communities + (sum(n_free) if soft.shared else n_free[number])
+        maps.append(_with_last_row(soft, start + rows, n_rows))
+    return maps[0], maps[1]
 
 
 def unhashed_lookups(n_lookups: int) -> int:
@@ -142,6 +185,18 @@ def with_hashed_row(soft: BucketMap, number: int, *, seed: int) -> BucketMap:
     # The unknown ids' profile is theirs alone.
     profiles[soft.profile_of[-1], -1] = 0
     return replace(soft, rows=rows, method="double_soft", profiles=profiles)
+
+
+def _with_last_row(soft: BucketMap, last: NDArray[np.int64], n_rows: int) -> BucketMap:
+    """A soft map with one more lookup of weight 1, row ``last[id]`` of ``n_rows``, behind which come the unknown ids' rows."""
+    n_unknown = 2 if soft.shared else 1
+    moved = n_rows + n_unknown - soft.n_buckets
+    # Ids without neighbours read the unknown ids' row, which moves.
+    rows = np.where(soft.rows == soft.unknown_row, soft.unknown_row + moved, soft.rows)
+    rows = np.column_stack([rows, np.append(last, soft.unknown_row + moved)]).astype(np.int32)
+    profiles = np.column_stack([soft.profiles, np.ones(len(soft.profiles), np.float32)])
+    profiles[soft.profile_of[-1], -1] = 0
+    return replace(soft, rows=rows, n_buckets=n_rows + n_unknown, method="double_soft", profiles=profiles)
 
 
 @dataclass(frozen=True, eq=False)

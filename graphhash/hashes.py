@@ -160,6 +160,21 @@ def _frequency(degrees: NDArray, n_buckets: int, *, n_hashes: int, method: str, 
     return BucketMap(rows, n_buckets, method, profiles=profiles, profile_of=profile_of)
 
 
+def frequency_rows(
+    degrees: NDArray[np.integer], n_rows: int, n_own: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Rows of ids: 0 .. n_own - 1 for the most frequent, one each, and hashed into the others for the rest; int64, shape (n_ids,).
+
+    Args:
+        degrees: of every id, shape (n_ids,); ties go to the lowest id.
+        n_rows: of the table, more than ``n_own``.
+    """
+    ranked = np.argsort(-np.asarray(degrees, np.float64), kind="stable")[:n_own]
+    rows = n_own + universal_hash(np.arange(len(degrees)), n_rows - n_own, rng)
+    rows[ranked] = np.arange(len(ranked))
+    return rows
+
+
 def universal_hash(ids: NDArray, n_buckets: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Hash values, int64: Carter and Wegman's ``((a x + b) mod p) mod n`` with p = 2^31 - 1; exact in int64 for ids below p."""
     a, b = rng.integers(1, _PRIME), rng.integers(0, _PRIME)

@@ -164,6 +164,51 @@ def test_double_soft_adds_a_hashed_row_of_weight_one():
         assert double.rows[:-1, 3].max() < soft.n_buckets - 2
 
 
+@pytest.mark.parametrize("hops", ["1", "1+2"])
+def test_double_soft_keeps_a_share_of_the_rows_for_ids_alone(hops):
+    graph, _, _ = graphs.planted(1, 20, 25, 0.3, 0.02)
+    graph = graph.tolil()
+    graph[7] = 0
+    graph = graph.tocsr()
+    labels = graphhash.cluster(graph, rows=150)
+    rng = np.random.default_rng(0)
+    frequencies = [rng.permutation(n) for n in graph.shape]
+    settings = {"n_lookups": 4, "hops": hops, "frequencies": frequencies, "seed": 5}
+    maps = graphhash.double_soft_maps(graph, labels, share=0.6, own=0.25, **settings)
+    free = [int(0.6 * labels.user_rows), int(0.6 * labels.item_rows)]
+    n_rows = [m.n_buckets for m in maps]
+    assert n_rows == [152, 152] if hops == "1+2" else sum(n_rows) == 152
+    for number, (found, degrees) in enumerate(zip(maps, frequencies, strict=True)):
+        last, mixed = found.rows[:-1, -1], found.rows[:-1, :-1]
+        low = found.n_buckets - (2 if found.shared else 1) - (free[number] if not found.shared else sum(free[number:]))
+        assert last.min() >= low and last.max() < low + free[number]
+        n_own = free[number] // 4
+        heavy = np.argsort(-degrees)[:n_own]
+        assert_array_equal(last[heavy], low + np.arange(n_own))
+        others = np.setdiff1d(np.arange(found.n_ids), heavy)
+        hashed = naive_hash(others, free[number] - n_own, [5, number])
+        assert (last[others] - low - n_own).tolist() == hashed
+        assert (found.weights[:-1, -1] == 1).all() and found.weights[-1, -1] == 0
+        lonely = found.rows[:-1, 0] == found.unknown_row
+        assert lonely.sum() == (1 if number == 0 else 0)
+        n_communities = found.n_buckets - (2 if found.shared else 1) - (sum(free) if found.shared else free[number])
+        assert mixed[~lonely].max() < n_communities
+    again = graphhash.double_soft_maps(graph, labels, share=0.6, own=0.25, **settings)
+    assert [m.content_hash for m in maps] == [m.content_hash for m in again]
+
+
+def test_double_soft_refuses_shares_that_leave_nothing():
+    graph = graphs.random_graph(0)
+    labels = graphhash.cluster(graph, resolution=3)
+    for wrong in ({"share": 1.0}, {"share": -0.1}, {"own": 1.0}):
+        with pytest.raises(ValueError, match=r"share and own must be in \[0, 1\)"):
+            graphhash.double_soft_maps(graph, labels, n_lookups=3, seed=0, **wrong)
+    with pytest.raises(ValueError, match="share 0.01 of .* leaves a side no row to hash into; raise it"):
+        graphhash.double_soft_maps(graph, labels, n_lookups=3, share=0.01, seed=0)
+    with pytest.raises(ValueError, match="n_lookups must be at least 2"):
+        graphhash.double_soft_maps(graph, labels, n_lookups=1, share=0.5, seed=0)
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "full"])
 def test_every_method_takes_as_many_rows_as_the_communities(method):
     graph, _, _ = graphs.planted(1, 20, 25, 0.3, 0.02)
