@@ -22,7 +22,7 @@ from pipeline.ctr_evaluate import predict, table_rows
 from pipeline.ctr_ingest import ingest_ctr
 from pipeline.ctr_maps import find_pairs, make_maps, pair_graph
 from pipeline.ctr_spec import ctr_settings, spec_of
-from pipeline.ctr_train import SCORE, click_loss, seldom_read
+from pipeline.ctr_train import SCORE, click_loss, seldom_tables
 from pipeline.fit import fit
 
 
@@ -70,7 +70,7 @@ def measure_clicks(
                  "rows": table_rows(model), "n_rows": len(train)}  # fmt: skip
         say(f"{method}: batches of {settings.batch_size:,}")
         laps = Laps(device)
-        seldom = seldom_read(model, settings.batch_size, [column.width or 1 for column in features.all_columns])
+        seldom = seldom_tables(model, settings.batch_size, features)
         fit(
             model, examples, settings, click_loss, None, score=SCORE, seldom=seldom,
             on_epoch=lambda *_: laps.end_round(), lap=laps,

@@ -28,7 +28,7 @@ from typing import Any
 FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet", "libfm", "frappe", "avazu")
 TASKS = ("retrieval", "ctr")
 # What a task has instead of the defaults below.
-TASK_DEFAULTS: dict[str, dict[str, Any]] = {"ctr": {"train.model": "dlrm"}}
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {"ctr": {"train.model": "dlrm", "train.patience": 2}}
 # Of task ctr alone.
 CLICK_FORMATS = ("libfm", "frappe", "avazu")
 CLICK_KEYS = ("label_column", "schema", "min_count")
@@ -238,13 +238,13 @@ class TrainConfig:
     """Interactions per step; 0: one step over all of them."""
     n_layers: int = 2
     """Propagation layers of `model = "lightgcn"`."""
-    hidden: tuple[str, ...] = ("256", "128")
+    hidden: tuple[str, ...] | None = None
     """With `task = "ctr"`: units of the hidden layers."""
-    dropout: float = 0.0
+    dropout: float | None = None
     """With `task = "ctr"`: rate behind hidden layers."""
-    n_cross: int = 2
+    n_cross: int | None = None
     """Cross layers of `model = "dcnv2"`."""
-    structure: str = "parallel"
+    structure: str | None = None
     """Of `model = "dcnv2"`: the network behind the cross layers (`stacked`), or beside them."""
     gamma: float = 1.0
     """Weight of the uniformity in `loss = "directau"`."""
@@ -284,11 +284,14 @@ class TrainConfig:
                 "batch; use some thousand"
             )
         _check_range("train.n_layers", self.n_layers, 0, 16)
-        if any(not units.isdecimal() or int(units) < 1 for units in self.hidden):
-            raise ConfigError(f"train.hidden={','.join(self.hidden)} must be whole numbers above 0, such as 256,128")
-        _check_range("train.dropout", self.dropout, 0.0, 1.0, high_open=True)
-        _check_range("train.n_cross", self.n_cross, 0, 16)
-        _check_choice("train.structure", self.structure, STRUCTURES)
+        if any(not units.isdecimal() or int(units) < 1 for units in self.hidden or ()):
+            raise ConfigError(f"train.hidden={','.join(self.hidden or ())} must be whole numbers above 0, such as 256,128")
+        if self.dropout is not None:
+            _check_range("train.dropout", self.dropout, 0.0, 1.0, high_open=True)
+        if self.n_cross is not None:
+            _check_range("train.n_cross", self.n_cross, 0, 16)
+        if self.structure is not None:
+            _check_choice("train.structure", self.structure, STRUCTURES)
         _check_range("train.gamma", self.gamma, 0.0)
         _check_range("train.unobserved_weight", self.unobserved_weight, 0.0)
         _check_choice("train.sampler", self.sampler, SAMPLERS)
@@ -569,7 +572,7 @@ def _check_types(section_value: Any, section: str) -> None:
         if float in kinds and type(value) is int:
             object.__setattr__(section_value, name, float(value))
             continue
-        if type(value) not in kinds or (tuple in kinds and any(type(part) is not str for part in value)):
+        if type(value) not in kinds or (type(value) is tuple and any(type(part) is not str for part in value)):
             raise ConfigError(
                 f"{section}.{name}={value!r} is {type(value).__name__}; expected {_describe(kinds)}"
             )

@@ -14,7 +14,7 @@ from graphhash.errors import DataError
 from graphhash.quantization import bias_dtype, row_bytes
 from pipeline.config import RunConfig
 from pipeline.ctr_data import Features
-from pipeline.ctr_maps import find_pairs
+from pipeline.ctr_maps import find_pairs, lookups_of
 from pipeline.ctr_spec import spec_of
 from pipeline.methods import METHODS
 
@@ -81,7 +81,7 @@ def _maps(config: RunConfig, name: str, features: Features, compressed: set[int]
     for column in sorted(compressed):
         n_ids = features.columns[column].n_ids
         # Both sides of a map of users and items are counted alike; half of it is a column's.
-        total += METHODS[name].map_bytes(config.map.n_lookups, 2, n_ids, n_ids) // 2
+        total += METHODS[name].map_bytes(lookups_of(name, config.map.n_lookups), 2, n_ids, n_ids) // 2
         if spec_of(config, name).id_bias:
             total += np.dtype(bias_dtype(config.precision_of(name))).itemsize * (n_ids + 1)
     return total

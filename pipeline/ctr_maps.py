@@ -17,9 +17,11 @@ from graphhash.buckets import BucketMap, full_map
 from graphhash.clustering import Labels
 from graphhash.errors import DataError
 from graphhash.graph import biadjacency
+from graphhash.graph_maps import double_soft_maps
 from graphhash.hashes import double_frequency_map, double_map, frequency_map, modulo_map, quotient_remainder_map
 from pipeline.config import ConfigError
 from pipeline.ctr_data import Features, Part
+from pipeline.ctr_models import MAP_SETTINGS
 from pipeline.ctr_schema import HASHES, SMALL
 from pipeline.methods import METHODS, Inputs
 
@@ -101,13 +103,20 @@ def make_maps(
         DataError: the method cannot make maps of these graphs.
     """
     maps: dict[int, BucketMap] = {}
-    spec = METHODS[method]
     for number, pair in enumerate(find_pairs(features) if method != "full" else []):
-        inputs = Inputs(graphs[number], labels[number], spec.lookups(n_lookups), hops, seed + SEEDS_PER_PAIR * number)
+        first, second = (features.counts(features.columns[column])[:-1] for column in pair.columns)
+        inputs = Inputs(
+            graphs[number],
+            labels[number],
+            lookups_of(method, n_lookups),
+            hops,
+            seed + SEEDS_PER_PAIR * number,
+            frequencies=(first, second),
+        )
         ways = [_way(features, column, method) if used else None for column, used in zip(pair.columns, pair.compressed, strict=True)]
         for way in dict.fromkeys(filter(None, ways)):
             try:
-                made = METHODS[way].make(inputs)
+                made = _double_soft(inputs) if way == "double_soft" else METHODS[way].make(inputs)
             except ValueError as error:
                 names = " and ".join(map(repr, pair.names(features)))
                 raise DataError(f"method {way!r} of columns {names}: {error}") from error
@@ -122,6 +131,11 @@ def make_maps(
     return [maps.get(number) or full_map(column.n_ids) for number, column in enumerate(features.all_columns)]
 
 
+def lookups_of(method: str, asked: int | None) -> int:
+    """Lookups per id of a method, where the configuration asks for ``asked``."""
+    return METHODS[method].lookups(MAP_SETTINGS.get(method, {}).get("n_lookups") if asked is None else asked)
+
+
 def alone(bucket_map: BucketMap) -> BucketMap:
     """A map that shares its table with another one, without the other's row for unknown ids."""
     if not bucket_map.shared:
@@ -129,6 +143,11 @@ def alone(bucket_map: BucketMap) -> BucketMap:
     last = bucket_map.n_buckets - 2
     rows = np.where(bucket_map.rows == bucket_map.unknown_row, last, bucket_map.rows).astype(np.int32)
     return replace(bucket_map, rows=rows, n_buckets=last + 1, shared=False)
+
+
+def _double_soft(inputs: Inputs) -> tuple[BucketMap, BucketMap]:
+    settings = {**MAP_SETTINGS["double_soft"], "n_lookups": inputs.n_lookups, "hops": inputs.hops}
+    return double_soft_maps(inputs.graph, inputs.labels, frequencies=inputs.frequencies, seed=inputs.seed, **settings)
 
 
 def _way(features: Features, column: int, method: str) -> str:

@@ -23,9 +23,9 @@ from pipeline.ctr_clusters import load_pair_labels
 from pipeline.ctr_data import Features, batch_of
 from pipeline.ctr_evaluate import measure, predict
 from pipeline.ctr_maps import find_pairs, make_maps, pair_graph
+from pipeline.ctr_models import seldom_read
 from pipeline.ctr_spec import ctr_settings, spec_of
 from pipeline.fit import fit
-from pipeline.models import SELDOM
 from pipeline.stages import write_json_atomic
 from pipeline.tracking import Tracker
 from pipeline.train import FitJob, run_job
@@ -103,29 +103,9 @@ def click_loss(model: nn.Module, batch: Sequence[Tensor], generator: torch.Gener
     return binary_loss(model(batch_of(batch)), batch[0])
 
 
-def seldom_read(model: CtrModel, batch_size: int | None, widths: Sequence[int]) -> list[BucketEmbedding]:
-    """Embeddings of which a step reads at most one row of SELDOM, on a CPU, so that :class:`RowAdam` is faster than Adam.
-
-    Args:
-        widths: values of a row in every column: 1, or the width of a bag.
-    """
-    if batch_size is None:
-        return []
-    reads: dict[Tensor, int] = {}
-    holders: dict[Tensor, list[BucketEmbedding]] = {}
-    for fields in filter(None, (model.fields, model.wide, model.bias)):
-        own = dict(zip(fields.own_columns, fields.own, strict=True))
-        joint = len(widths) - len(own) if fields is not model.bias else fields.n_categorical - len(own)
-        for column, embedding in [*own.items(), *([(None, fields.joint)] if fields.joint is not None else [])]:
-            n_values = joint if column is None else widths[column] if fields is not model.bias else 1
-            reads[embedding.table] = reads.get(embedding.table, 0) + batch_size * n_values * embedding.rows.shape[1]
-            holders.setdefault(embedding.table, []).append(embedding)
-    return [
-        embedding
-        for table, embeddings in holders.items()
-        if table.device.type == "cpu" and reads[table] * SELDOM <= len(table)
-        for embedding in embeddings
-    ]
+def seldom_tables(model: CtrModel, batch_size: int | None, features: Features) -> list[BucketEmbedding]:
+    """Embeddings for ``pipeline.fit.fit`` to let wait; none where a step reads all rows."""
+    return [] if batch_size is None else seldom_read(model, batch_size, tuple(bag.width or 0 for bag in features.bags))
 
 
 def _fit_ctr(job: dict[str, Any], device: torch.device, **how: Any) -> dict[str, Any]:
@@ -139,6 +119,5 @@ def _fit_ctr(job: dict[str, Any], device: torch.device, **how: Any) -> dict[str,
         measured = measure(validation, predict(model, validation))
         return {key: measured[key] for key in (SCORE, "log_loss")}
 
-    widths = [column.width or 1 for column in features.all_columns]
-    seldom = seldom_read(model, settings.batch_size, widths)
+    seldom = seldom_tables(model, settings.batch_size, features)
     return fit(model, examples, settings, click_loss, validate if len(validation) else None, score=SCORE, seldom=seldom, **how)

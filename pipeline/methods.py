@@ -49,6 +49,7 @@ class Inputs:
         seed: of the hash functions.
         features: reads those of users and of items, shape (n_ids, n_features) each, for the method that needs some.
         stored: the same graph in files, where Ray tasks are to make the maps of soft methods; None: this process makes them.
+        frequencies: how often every user and every item occurs, where that is another number than its ``degrees``.
     """
 
     graph: csr_array
@@ -58,6 +59,7 @@ class Inputs:
     seed: int
     features: Callable[[], tuple[NDArray, NDArray]] | None = None
     stored: StoredGraph | None = None
+    frequencies: tuple[NDArray, NDArray] | None = None
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -136,8 +138,8 @@ def _by_size(make: Callable[..., BucketMap], seeded: bool = True) -> Callable[[I
 def _by_frequency(make: Callable[..., BucketMap]) -> Callable[[Inputs], Maps]:
     def maps(inputs: Inputs) -> Maps:
         users, items = (
-            make(degrees, rows, seed=inputs.seed + side)
-            for side, (degrees, rows) in enumerate(zip(inputs.degrees, inputs.rows, strict=True))
+            make(frequencies, rows, seed=inputs.seed + side)
+            for side, (frequencies, rows) in enumerate(zip(inputs.frequencies or inputs.degrees, inputs.rows, strict=True))
         )
         return users, items
 

@@ -21,7 +21,7 @@ from pipeline.ctr_checkpoint import load_ctr
 from pipeline.ctr_data import Features
 from pipeline.ctr_evaluate import predict
 from pipeline.ctr_spec import ctr_settings, spec_of
-from pipeline.ctr_train import click_loss, seldom_read
+from pipeline.ctr_train import click_loss
 from pipeline.fit import FitSettings, fit
 from pipeline.run import plan
 
@@ -155,16 +155,6 @@ def test_a_training_is_repeatable_and_goes_on_where_it_stopped(parts, dropout):
     assert all(torch.equal(first[name], again[name]) for name in first)
     resumed, _ = trained_weights(parts, dropout, state=states[0])
     assert all(torch.equal(first[name], resumed[name]) for name in first)
-
-
-def test_seldom_read_tables_are_those_of_many_more_rows_than_a_step_reads(parts):
-    features, maps = parts
-    model = spec_of(RunConfig.from_flat({"run.task": "ctr", "train.dim": 8}), "soft").build(maps, len(features.dense), len(features.bags))
-    widths = [column.width or 1 for column in features.all_columns]
-    assert seldom_read(model, 1024, widths) == [] and seldom_read(model, None, widths) == []
-    # One row of one of 8 tables' worth.
-    least = min(len(e.table) for e in model.bucket_embeddings())
-    assert len(seldom_read(model, 1, [1] * len(widths))) <= len(model.bucket_embeddings()) and least > 0
 
 
 def test_a_damaged_checkpoint_is_named(run_dir, tmp_path):
