@@ -141,6 +141,11 @@ class FieldEmbeddings(nn.Module):
                 fields.append(bag_mean(embedding(values.clamp_min(0)), values))
         return torch.cat(fields, 1) if len(fields) > 1 else fields[0]
 
+    def readers(self) -> list[tuple[BucketEmbedding, list[int]]]:
+        """Every embedding that is read by a lookup, and the numbers of the columns that it reads for."""
+        joint = [] if self.joint is None else [(self.joint, [c for c in self.order if c not in self.own_columns])]
+        return joint + [(embedding, [column]) for column, embedding in zip(self.own_columns, self.own, strict=True)]
+
     @torch.no_grad()
     def fill_unknown(self, counts: Sequence[Tensor]) -> None:
         """Set the unknown ids' row to the mean vector of the known ids, in every column where nothing read it in training.
