@@ -14,10 +14,11 @@ import pytest
 from clicks import SCHEMA, columns, write_csv, write_schema
 from graphhash.errors import DataError
 from graphhash.interactions import TEST, TRAIN, VALIDATION
-from pipeline import ctr_ingest, ctr_readers
+from pipeline import ctr_counts, ctr_readers
 from pipeline.config import DataConfig
+from pipeline.ctr_counts import IdCounts, Moments
 from pipeline.ctr_data import Features
-from pipeline.ctr_ingest import PARTS, IdCounts, Moments, ingest_ctr, row_parts
+from pipeline.ctr_ingest import PARTS, ingest_ctr, row_parts
 from pipeline.ctr_maps import find_pairs, pair_graph
 
 
@@ -34,7 +35,7 @@ def parts_of(n, **settings):
 
 def test_entries_dense_labels_and_bags_are_those_of_a_loop_over_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(ctr_readers, "CSV_BLOCK_BYTES", 8192)
-    monkeypatch.setattr(ctr_ingest, "PENDING", 50)
+    monkeypatch.setattr(ctr_counts, "PENDING", 50)
     log = columns()
     facts, features = ingest(tmp_path, log, min_count=3)
     parts = parts_of(len(log["click"]))
@@ -192,34 +193,53 @@ def test_values_beyond_the_longest_bag_of_train_are_cut_and_counted(tmp_path):
     assert features.bags[0].width == 3 and facts["n_cut"] == 2
 
 
+def only_test_clicks(log, parts):
+    log["click"] = [0 if part == TEST else click for click, part in zip(log["click"], parts, strict=True)]
+
+
+def clicks_alone(log, parts):
+    log["click"] = [1] * len(parts)
+
+
+def first_is(name, value):
+    """The first row's value, as a text file has it."""
+
+    def change(log, parts):
+        log[name] = [None if v is None else str(v) for v in log[name]]
+        log[name][0] = value
+
+    return change
+
+
+def far_test_row(log, parts):
+    row = int(np.flatnonzero(parts == TEST)[0])
+    log["price"] = ["1e60" if i == row else None if v is None else str(v) for i, v in enumerate(log["price"])]
+
+
+def last_item_is_text(log, parts):
+    log["item"] = [*map(str, log["item"][:-1]), "x"]
+
+
+def long_bags(log, parts):
+    log["genres"] = ["|".join(["war"] * 300)] * len(parts)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"click": lambda log, parts: [0 if p == TEST else y for y, p in zip(log["click"], parts, strict=True)]}, "test has no clicks in"),
-        ({"click": lambda log, parts: [1] * len(parts)}, "train has clicks alone in"),
-        ({"click": lambda log, parts: [2, *log["click"][1:]]}, "row 2: label 'click' is 2"),
-        ({"click": lambda log, parts: [None, *log["click"][1:]]}, "row 2: label 'click' is missing"),
-        ({"price": lambda log, parts: ["1e60", *log["price"][1:]]}, "too far from the rest"),
-        ({"item": lambda log, parts: [*log["item"][:-1], "x"]}, "row 601: column 'item' is 'x'"),
-        ({"genres": lambda log, parts: ["|".join(["war"] * 300)] * len(parts)}, "'genres' has a row of 300 values"),
-        ({"user": None}, "no column 'user'"),
+        (only_test_clicks, "test has no clicks in"),
+        (clicks_alone, "train has clicks alone in"),
+        (first_is("click", "2"), "row 2: label 'click' is 2"),
+        (first_is("click", None), "row 2: label 'click' is missing"),
+        (far_test_row, "too far from the rest"),
+        (last_item_is_text, "row 601: column 'item' is 'x'"),
+        (long_bags, "'genres' has a row of 300 values"),
+        (lambda log, parts: log.pop("user"), "no column 'user'"),
     ],
 )
 def test_bad_logs_are_one_line_with_the_remedy(tmp_path, change, words):
     log = columns(600)
-    parts = parts_of(600)
-    for name, make in change.items():
-        if make is None:
-            del log[name]
-        else:
-            values = make(log, parts)
-            kept = [None if v is None else str(v) for v in values]
-            log[name] = kept
-            if words.startswith("too far"):
-                # Of a held-out row, so that the deviation stays what it is.
-                row = int(np.flatnonzero(parts == TEST)[0])
-                log[name] = [None if v is None else str(v) for v in columns(600)[name]]
-                log[name][row] = "1e60"
+    change(log, parts_of(600))
     with pytest.raises(DataError) as error:
         ingest(tmp_path, log)
     assert words in str(error.value) and "\n" not in str(error.value)
@@ -245,7 +265,7 @@ def test_damaged_output_is_named(tmp_path):
 
 
 def test_counts_and_moments_do_not_depend_on_batches(monkeypatch):
-    monkeypatch.setattr(ctr_ingest, "PENDING", 10)
+    monkeypatch.setattr(ctr_counts, "PENDING", 10)
     rng = np.random.default_rng(0)
     ids, numbers = rng.integers(50, size=2000), rng.normal(1e6, 1e-2, 2000)
     counts, moments = IdCounts("int64"), Moments()
