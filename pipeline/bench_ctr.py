@@ -22,7 +22,7 @@ from pipeline.ctr_evaluate import predict, table_rows
 from pipeline.ctr_ingest import ingest_ctr
 from pipeline.ctr_maps import find_pairs, make_maps, pair_graph
 from pipeline.ctr_spec import ctr_settings, spec_of
-from pipeline.ctr_train import SCORE, click_loss, seldom_tables
+from pipeline.ctr_train import SCORES, click_loss, seldom_tables
 from pipeline.fit import fit
 
 
@@ -72,7 +72,7 @@ def measure_clicks(
         laps = Laps(device)
         seldom = seldom_tables(model, settings.batch_size, features)
         fit(
-            model, examples, settings, click_loss, None, score=SCORE, seldom=seldom,
+            model, examples, settings, click_loss, None, score=SCORES["auc"], seldom=seldom,
             on_epoch=lambda *_: laps.end_round(), lap=laps,
         )  # fmt: skip
         results.append(about | {"task": f"batches of {settings.batch_size:,}"} | figures(laps.rounds[1:], len(train)))

@@ -41,6 +41,7 @@ MODELS = ("mf", "neumf", "lightgcn")
 # Those of graphhash.ctr, which imports torch.
 CTR_MODELS = ("widedeep", "deepfm", "dcnv2", "dlrm")
 STRUCTURES = ("stacked", "parallel")
+SCORES = ("auc", "log_loss")
 LOSSES = ("bpr", "directau", "ials")
 PRECISIONS = ("auto", "float32", "float16", "int8")
 # Those of graphhash.graph_maps, which imports scipy.
@@ -254,6 +255,8 @@ class TrainConfig:
     """Negatives of BPR: `uniform` over the catalogue, `uniform_rejecting` without what the user has, `popularity` by degree."""
     popularity_power: float = 0.75
     """With `sampler = "popularity"`, an item is drawn in proportion to its degree to this power."""
+    score: str = "auc"
+    """With `task = "ctr"`: the measure on validation that decides when training ends, and which epoch is kept: `auc` or `log_loss`."""
     seed: int = 0
     eval_users: int = 10_000
     """Users drawn for a validation; 0: all of them. The test always looks at all."""
@@ -290,6 +293,7 @@ class TrainConfig:
             _check_range("train.dropout", self.dropout, 0.0, 1.0, high_open=True)
         if self.n_cross is not None:
             _check_range("train.n_cross", self.n_cross, 0, 16)
+        _check_choice("train.score", self.score, SCORES)
         if self.structure is not None:
             _check_choice("train.structure", self.structure, STRUCTURES)
         _check_range("train.gamma", self.gamma, 0.0)

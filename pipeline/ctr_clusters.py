@@ -72,7 +72,7 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
         linked = _linked(graph, labels)
         facts.append(
             {"columns": list(names), "compressed": list(pair.compressed), "method": config.cluster.method, **describe(*linked)}
-            | {"user_rows": labels.user_rows, "item_rows": labels.item_rows, "rows": labels.rows, "n_clicks": int(graph.sum())}
+            | {"user_rows": labels.user_rows, "item_rows": labels.item_rows, "rows": labels.rows, "n_edges": graph.nnz}
             | {"n_without_clicks": [int((np.diff(side.indptr) == 0).sum()) for side in (graph, csr_array(graph.T.tocsr()))]}
         )
     result = {"budget": kind, "pairs": facts, "seconds": round(time.perf_counter() - started, 3)}

@@ -67,7 +67,7 @@ def check_compressed(features: Features, methods: Sequence[str]) -> None:
 
 
 def pair_graph(features: Features, part: Part, pair: Pair) -> csr_array:
-    """Clicks of train, first column x second column; rows that have an unknown entry in either are left out.
+    """Who clicked what in train, once however often: first column x second column; rows with an unknown entry in either are left out.
 
     Raises:
         DataError: no click has both.
@@ -79,7 +79,9 @@ def pair_graph(features: Features, part: Part, pair: Pair) -> csr_array:
     if not known.any():
         names = " and ".join(map(repr, pair.names(features)))
         raise DataError(f"no click of train has known ids in {names}: there is no graph; lower data.min_count, or keep both full")
-    return biadjacency(first[known], second[known], n_users=shape[0], n_items=shape[1])
+    graph = biadjacency(first[known], second[known], n_users=shape[0], n_items=shape[1])
+    graph.data[:] = 1
+    return graph
 
 
 def make_maps(

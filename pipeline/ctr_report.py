@@ -309,7 +309,7 @@ def _pairs_section(facts: ClickFacts) -> str:
     rows = [
         (
             f"<td><code>{escape(' x '.join(pair['columns']))}</code></td>",
-            f"{pair['n_clicks']:,}",
+            f"{pair['n_edges']:,}",
             f"{pair['resolution']:.4g}",
             f"{pair['modularity']:.4f}",
             f"{pair['user_rows']:,} + {pair['item_rows']:,}",
@@ -318,8 +318,8 @@ def _pairs_section(facts: ClickFacts) -> str:
         for pair in pairs
     ]
     return (
-        "<h2>What the clusters look like</h2>\n<p>Two columns make a graph, whose edges are the clicks of the training rows. Ids without a click "
-        "share one row.</p>\n" + html_table(("columns", "clicks", "resolution", "modularity", "rows", "ids without a click"), rows)
+        "<h2>What the clusters look like</h2>\n<p>Two columns make a graph, whose edges are the pairs that were clicked in the training rows. Ids without a click "
+        "share one row.</p>\n" + html_table(("columns", "pairs clicked", "resolution", "modularity", "rows", "ids without a click"), rows)
     )
 
 
@@ -331,7 +331,7 @@ def _training_section(facts: ClickFacts) -> str:
         last = history["epochs"][-1]["epoch"] if history["epochs"] else 0
         parts.append(f"{escape(method)} kept epoch {escape(history.get('best_epoch'))} of {last}")
     return (
-        "<h2>How training went</h2>\n<p>Training stops when the AUC of the validation rows no longer rises, and keeps the best epoch: "
+        "<h2>How training went</h2>\n<p>Training stops when the validation rows are predicted no better, and keeps the best epoch: "
         f"{'; '.join(parts)}.</p>\n" + picture(facts.path / "training.png", "Validation AUC by epoch")
     )
 

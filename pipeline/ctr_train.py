@@ -1,12 +1,11 @@
 """The train stage of clicks: bucket maps of all columns, then the loop of ``pipeline.fit`` where ``pipeline.train`` runs it.
 
-The score is the AUC of the validation rows. Files: see ``pipeline.ctr_checkpoint``, and ``history.json``.
+The epoch that is kept has the best AUC, or the least log loss, of the validation rows. Files: see ``pipeline.ctr_checkpoint``, and ``history.json``.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ from pipeline.stages import write_json_atomic
 from pipeline.tracking import Tracker
 from pipeline.train import FitJob, run_job
 
-SCORE = "auc"
+# What the loop is to raise, by ``train.score``.
+SCORES = {"auc": "auc", "log_loss": "negative_log_loss"}
 
 
 def train_ctr(
@@ -47,7 +47,7 @@ def train_ctr(
     Args:
         fit_job: see ``pipeline.train.train_method``.
 
-    Returns: epochs trained, best epoch, ``validation_auc``, settings that were defaults, and the maps' hashes.
+    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that were defaults, and the maps' hashes.
 
     Raises:
         DataError: training failed; the message says why.
@@ -76,6 +76,7 @@ def train_ctr(
         "ingest": str(ingest_dir.absolute()),
         "spec": spec,
         "settings": settings,
+        "score": SCORES[config.train.score],
     }
     state = run_job(job, method, tracker, fit_job)
     model = spec.build(maps, len(features.dense), len(features.bags))
@@ -83,11 +84,12 @@ def train_ctr(
     model.fill_unknown([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
     save_ctr(model, out_dir)
     write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
-    best = state["best_score"]
+    kept = next((entry for entry in state["history"] if entry["epoch"] == state["best_epoch"]), {})
     return {
         "epochs": state["epoch"],
         "best_epoch": state["best_epoch"],
-        f"validation_{SCORE}": best if math.isfinite(best) else None,
+        "validation_auc": kept.get("auc"),
+        "validation_log_loss": kept.get("log_loss"),
         "item_bias": model.bias is not None,
         "lr": settings.lr,
         "weight_decay": settings.weight_decay,
@@ -117,7 +119,7 @@ def _fit_ctr(job: dict[str, Any], device: torch.device, **how: Any) -> dict[str,
 
     def validate(model: CtrModel) -> dict[str, float]:
         measured = measure(validation, predict(model, validation))
-        return {key: measured[key] for key in (SCORE, "log_loss")}
+        return {"auc": measured["auc"], "log_loss": measured["log_loss"], "negative_log_loss": -measured["log_loss"]}
 
     seldom = seldom_tables(model, settings.batch_size, features)
-    return fit(model, examples, settings, click_loss, validate if len(validation) else None, score=SCORE, seldom=seldom, **how)
+    return fit(model, examples, settings, click_loss, validate if len(validation) else None, score=job["score"], seldom=seldom, **how)

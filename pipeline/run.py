@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
 VERSIONS = {"ingest": 1, "cluster": 5, "train": 4, "evaluate": 2, "export": 2}
-CLICK_TRAIN_KEYS = ("hidden", "dropout", "n_cross", "structure")
+CLICK_TRAIN_KEYS = ("hidden", "dropout", "n_cross", "structure", "score")
 
 
 @dataclass(frozen=True)
