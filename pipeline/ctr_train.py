@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from graphhash.embedding import BucketEmbedding
 from pipeline.config import RunConfig
 from pipeline.ctr_checkpoint import load_maps, save_ctr, save_maps
 from pipeline.ctr_clusters import load_pair_labels
-from pipeline.ctr_data import Features, batch_of
+from pipeline.ctr_data import Features, Part, batch_of
 from pipeline.ctr_evaluate import measure, predict
 from pipeline.ctr_maps import find_pairs, make_maps, pair_graph
 from pipeline.ctr_models import seldom_read
@@ -110,16 +111,18 @@ def seldom_tables(model: CtrModel, batch_size: int | None, features: Features) -
     return [] if batch_size is None else seldom_read(model, batch_size, tuple(bag.width or 0 for bag in features.bags))
 
 
+def validated(model: CtrModel, part: Part) -> dict[str, float]:
+    """The measures of SCORES on the rows of a part."""
+    measured = measure(part, predict(model, part))
+    return {"auc": measured["auc"], "log_loss": measured["log_loss"], "negative_log_loss": -measured["log_loss"]}
+
+
 def _fit_ctr(job: dict[str, Any], device: torch.device, **how: Any) -> dict[str, Any]:
     features, settings = Features.open(Path(job["ingest"])), job["settings"]
     maps = load_maps(Path(job["folder"]), features)
     model = job["spec"].build(maps, len(features.dense), len(features.bags)).to(device)
     examples = [tensor.to(device) for tensor in features.part("train").tensors()]
     validation = features.part("validation")
-
-    def validate(model: CtrModel) -> dict[str, float]:
-        measured = measure(validation, predict(model, validation))
-        return {"auc": measured["auc"], "log_loss": measured["log_loss"], "negative_log_loss": -measured["log_loss"]}
-
+    validate = partial(validated, part=validation) if len(validation) else None
     seldom = seldom_tables(model, settings.batch_size, features)
-    return fit(model, examples, settings, click_loss, validate if len(validation) else None, score=job["score"], seldom=seldom, **how)
+    return fit(model, examples, settings, click_loss, validate, score=job["score"], seldom=seldom, **how)

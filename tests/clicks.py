@@ -25,11 +25,13 @@ separator = "|"
 
 
 def columns(n_rows: int = 3000, n_users: int = 60, n_items: int = 40, seed: int = 0) -> dict[str, list]:
-    """Users of a group click items of the same group; some values are missing (None)."""
+    """Users of one of four groups click items of the same group; some values are missing (None)."""
     rng = np.random.default_rng(seed)
+    # Drawn, so that no hash of an id's number finds them.
+    user_group, item_group = rng.integers(4, size=n_users), rng.integers(4, size=n_items)
     users, items = rng.integers(n_users, size=n_rows), rng.integers(n_items, size=n_rows)
     price = rng.normal(10, 3, n_rows)
-    chance = np.where(users % 4 == items % 4, 0.85, 0.1) * np.where(price > 12, 0.7, 1.0)
+    chance = np.where(user_group[users] == item_group[items], 0.85, 0.1) * np.where(price > 12, 0.7, 1.0)
     genres = [["drama", "war"], ["comedy"], [], ["war", "comedy", "drama"]]
     gone = rng.random((3, n_rows)) < 0.05
     return {

@@ -21,11 +21,12 @@ from pipeline.ctr_checkpoint import load_ctr
 from pipeline.ctr_data import Features
 from pipeline.ctr_evaluate import predict
 from pipeline.ctr_spec import ctr_settings, spec_of
-from pipeline.ctr_train import click_loss
+from pipeline.ctr_train import SCORES, click_loss, validated
 from pipeline.fit import FitSettings, fit
 from pipeline.run import plan
+from pipeline.tune import Range, default_point, default_space, run_trial, score_key, table
 
-SMALL = ["train.dim=8", "train.hidden=16", "train.epochs=8", "--resolution", "2", "--batch-size", "128", "--lr", "0.02"]
+SMALL = ["train.dim=8", "train.hidden=16", "train.epochs=8", "--resolution", "1", "--batch-size", "128", "--lr", "0.02"]
 
 
 def command(folder, *words) -> int:
@@ -50,7 +51,7 @@ def log(tmp_path_factory):
 def run_dir(log, ray_local):
     """A run of one Ray Train fit."""
     folder, data = log
-    assert command(folder, "run", *data, "--method", "double_soft", "--out", folder / "out", *SMALL) == 0
+    assert command(folder, "run", *data, "--method", "graph", "--out", folder / "out", *SMALL) == 0
     return folder / "out"
 
 
@@ -63,7 +64,7 @@ def test_a_run_leaves_metrics_a_model_and_a_report(run_dir):
     assert page.count("data:image/png") == 4 and "Where the bytes go" in page and "id bias" in page
     assert not (run_dir / "bundle").exists()
     # The figures are those of the model that was kept.
-    trained = load_ctr(run_dir / "methods" / "double_soft", run_dir / "ingest")
+    trained = load_ctr(run_dir / "methods" / "graph", run_dir / "ingest")
     test = trained.features.part("test")
     assert auc(np.asarray(test.labels), predict(trained.model, test)) == pytest.approx(metrics["auc"], abs=0.02)
     assert [len(v) for v in trained.vocabularies] == [60, 40, 5, 3] and len(trained.maps) == 4
@@ -82,7 +83,7 @@ def test_mlflow_has_the_curve_of_validation_and_the_test(run_dir):
 
 def test_the_same_command_does_nothing_again(run_dir, log, capsys):
     folder, data = log
-    assert command(folder, "run", *data, "--method", "double_soft", "--out", run_dir, *SMALL) == 0
+    assert command(folder, "run", *data, "--method", "graph", "--out", run_dir, *SMALL) == 0
     assert capsys.readouterr().err.count("unchanged, skipped") == 4
 
 
@@ -93,7 +94,7 @@ def test_a_comparison_names_the_measures_of_clicks(log, ray_local):
     result = json.loads((folder / "cmp" / "compare.json").read_text())
     lines = {line["method"]: line for line in result["summary"]}
     assert set(lines) == {"graph", "modulo"} and not result["failed"]
-    assert lines["graph"]["rows"] == lines["modulo"]["rows"] and lines["graph"]["budget"] == "resolution 2"
+    assert lines["graph"]["rows"] == lines["modulo"]["rows"] and lines["graph"]["budget"] == "resolution 1"
     # The tastes are planted along the communities.
     assert lines["graph"]["log_loss"] < lines["modulo"]["log_loss"] and lines["graph"]["auc"] > lines["modulo"]["auc"]
     table = (folder / "cmp" / "compare.md").read_text()
@@ -126,19 +127,37 @@ def test_the_ingest_command_says_what_is_wrong_with_a_log(log, capsys):
     assert "cannot read the schema" in capsys.readouterr().err
 
 
+def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_local, tmp_path):
+    folder, data = log
+    base = RunConfig.from_flat(
+        {
+            "run.task": "ctr", "run.methods": ("graph",), "run.out": str(tmp_path), "run.mlflow": False, "data.path": str(data[3]),
+            "data.schema": data[5], "train.dim": 8, "train.hidden": ("16",), "train.epochs": 2, "cluster.resolution": 1.0,
+        }
+    )  # fmt: skip
+    space = default_space(base)
+    lr = ctr_settings(base, "graph").lr
+    assert space["train.lr"] == Range(lr / 4, lr * 4) and default_point(base, space)["train.lr"] == lr
+    done = run_trial({"train.lr": 0.02}, base, None)
+    assert score_key(base) == "validation_auc" and 0.4 < done["validation_auc"] < 1
+    assert run_trial({"train.lr": 0.02}, base, None)["finished_before"]
+    trials = [{"train.lr": 0.02, **done}]
+    assert table(trials, {"train.lr": space["train.lr"]}, score_key(base))[0] == ("trial", "lr", "auc", "best epoch", "train s", "")
+
+
 # ---- without Ray
 
 
 @pytest.fixture(scope="module")
 def parts(run_dir):
-    trained = load_ctr(run_dir / "methods" / "double_soft", run_dir / "ingest")
+    trained = load_ctr(run_dir / "methods" / "graph", run_dir / "ingest")
     return Features.open(run_dir / "ingest"), trained.maps
 
 
 def trained_weights(parts, dropout=0.0, stop=None, state=None):
     features, maps = parts
     config = RunConfig.from_flat({"run.task": "ctr", "train.dim": 8, "train.hidden": ("16",), "train.dropout": dropout})
-    model = spec_of(config, "double_soft").build(maps, len(features.dense), len(features.bags))
+    model = spec_of(config, "graph").build(maps, len(features.dense), len(features.bags))
     settings = FitSettings(lr=1e-2, weight_decay=1e-6, epochs=3, eval_every=1, patience=9, batch_size=256, seed=1)
     states = []
     last = fit(
@@ -158,10 +177,24 @@ def test_a_training_is_repeatable_and_goes_on_where_it_stopped(parts, dropout):
 
 
 def test_a_damaged_checkpoint_is_named(run_dir, tmp_path):
-    shutil.copytree(run_dir / "methods" / "double_soft", tmp_path / "m")
+    shutil.copytree(run_dir / "methods" / "graph", tmp_path / "m")
     (tmp_path / "m" / "checkpoint" / "model.npz").write_bytes(b"no")
     with pytest.raises(DataError, match="not a readable checkpoint"):
         load_ctr(tmp_path / "m", run_dir / "ingest")
+
+
+def test_training_may_keep_the_epoch_of_least_log_loss(parts):
+    features, maps = parts
+    config = RunConfig.from_flat({"run.task": "ctr", "train.dim": 8, "train.hidden": ("64",), "train.epochs": 6, "train.lr": 0.05, "train.patience": 9})
+    validation = features.part("validation")
+    for name, key in SCORES.items():
+        model = spec_of(config, "graph").build(maps, len(features.dense), len(features.bags))
+        state = fit(
+            model, features.part("train").tensors(), ctr_settings(config, "graph"), click_loss,
+            lambda model: validated(model, validation), score=key,
+        )  # fmt: skip
+        best = {"auc": max, "log_loss": min}[name](entry[name] for entry in state["history"])
+        assert state["history"][state["best_epoch"] - 1][name] == best
 
 
 def test_where_a_schema_lies_changes_nothing_and_what_it_says_does(log, tmp_path):
