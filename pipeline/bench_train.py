@@ -150,18 +150,19 @@ def measure(
             how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec)
             laps.start()
             fit_retrieval(model, users, items, how, None, sample=sample, on_epoch=lambda *_: laps.end_round(), lap=laps)
-            results.append(about | {"task": task} | _figures(laps.rounds[1:], len(users)))
+            results.append(about | {"task": task} | figures(laps.rounds[1:], len(users)))
         say(f"{method}: evaluation")
         rank_users(model, tested[:WARM_UP_USERS], train, test, K)
         laps.start()
         for _ in range(rounds):
             rank_users(model, tested, train, test, K, lap=laps)
             laps.end_round()
-        results.append(about | {"task": "evaluation"} | _figures(laps.rounds, len(tested)))
+        results.append(about | {"task": "evaluation"} | figures(laps.rounds, len(tested)))
     return results
 
 
-def _figures(rounds: Sequence[Round], n: int) -> dict[str, Any]:
+def figures(rounds: Sequence[Round], n: int) -> dict[str, Any]:
+    """Seconds, their median, per second and phases of timed rounds of ``n`` things each."""
     seconds = statistics.median(whole for whole, _, _ in rounds)
     _, _, phases = min(rounds, key=lambda one: abs(one[0] - seconds))
     return {

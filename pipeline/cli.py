@@ -95,6 +95,7 @@ def synth(out: str, json_file: str | None, **settings: Any) -> None:
 graphhash run --data log.parquet --out out
 graphhash run --data gowalla --split given --resolution 200 --method soft,graph --out out
 graphhash run --data 'logs/*.csv' --user-column uid --item-column sku --rows 20000 --out out train.patience=10
+graphhash run --task ctr --data frappe --resolution 5 --method double_soft,double_frequency,full --out out
 """,
 )
 @out_option
@@ -107,13 +108,15 @@ def run(**_: Any) -> None:
     """Do everything: ingest, cluster, train, evaluate, export, report.
 
     Leaves metrics.json, report.html, the bundle and every stage's output in the run folder. Any setting can be given
-    at the end as SECTION.KEY=VALUE.
+    at the end as SECTION.KEY=VALUE. With --task ctr the log is one of clicks, and there is no bundle yet.
     """
     outcome, config, json_file = _until("report")
-    _print_metrics(outcome.metrics)
+    _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
     out = config.run.remote or config.run.out
-    print(f"\nbundle: {out}/bundle\nreport: {out}/report.html")
+    if config.run.task == "retrieval":
+        print(f"\nbundle: {out}/bundle")
+    print(f"\nreport: {out}/report.html")
 
 
 @app.command(
@@ -194,9 +197,9 @@ graphhash evaluate --out out --method soft,graph --json figures.json
 @train_options
 @common_options
 def evaluate(**_: Any) -> None:
-    """Measure recall and NDCG on the test interactions, and count every byte."""
-    outcome, _config, json_file = _until("evaluate")
-    _print_metrics(outcome.metrics)
+    """Measure recall and NDCG (ctr: log loss, AUC and calibration) on the test, and count every byte."""
+    outcome, config, json_file = _until("evaluate")
+    _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
 
 
@@ -219,7 +222,7 @@ graphhash export --out out --triton models
 def export(triton: str | None, **_: Any) -> None:
     """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids."""
     outcome, config, json_file = _until("export")
-    _print_metrics(outcome.metrics)
+    _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
     print(f"\nbundle: {config.run.remote or config.run.out}/bundle")
     if triton is not None:
@@ -425,20 +428,23 @@ def _read_lines(path: Path) -> list[str]:
         raise click.UsageError(f"{path}: cannot be read as a text file: {error}") from error
 
 
-def _print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
-    """One line per method; `-` where there were no test interactions."""
+def _print_metrics(metrics: Sequence[dict[str, Any]], config: RunConfig) -> None:
+    """One line per method; `-` where there was nothing to test with."""
+    from pipeline.tasks import task_of
+
+    task = task_of(config)
     rows = [
         (
             entry["method"],
             f"{entry['rows']:,}",
             f"{entry['bytes']:,}",
             f"{100 * entry['bytes_ratio']:.1f} %",
-            *("-" if entry[name] is None else f"{entry[name]:.4f}" for name in ("recall@20", "ndcg@20")),
+            *task.of_measures(entry),
             f"{entry['seconds']['train']:.0f}",
         )
         for entry in metrics
     ]
-    print_table(("method", "rows", "bytes", "of full", "recall@20", "NDCG@20", "train s"), rows)
+    print_table(("method", "rows", "bytes", "of full", *(m.title for m in task.measures), "train s"), rows)
 
 
 def _print_pairs(values: dict[str, Any], indent: str = "") -> None:

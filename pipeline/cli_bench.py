@@ -10,8 +10,8 @@ import click
 
 from pipeline.cli_bench_load import load
 from pipeline.cli_compare import Lists, Values
-from pipeline.cli_options import Epilog, print_table, say, write_json
-from pipeline.config import FORMATS, MODELS, ConfigError
+from pipeline.cli_options import Epilog, click_options, print_table, say, task_option, write_json
+from pipeline.config import CTR_MODELS, FORMATS, MODELS, ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -138,24 +138,25 @@ def bench_cluster(
     epilog="""
 graphhash bench train --data gowalla --split given
 graphhash bench train --data gowalla --split given --method soft,graph,full --batch-size 4096 --json figures.json
+graphhash bench train --task ctr --data frappe --model dlrm --method graph,double_soft,full
 graphhash bench train --data log.parquet --user-column user --item-column item --model lightgcn --epochs 3
 graphhash bench train --data gowalla --split given --method soft --workers 1 2
 """,
 )
 @click.option("--data", metavar="PATH", required=True, help="A log: a file, a folder or a quoted glob.")
 @_log_options
+@task_option
+@click_options
 @click.option(
     "--method", default="soft,full", show_default=True, metavar="NAME[,NAME]...", help="As in `graphhash run`."
 )
-@click.option("--model", type=click.Choice(MODELS), default="mf", show_default=True, help="The retrieval model.")
+@click.option("--model", type=click.Choice((*MODELS, *CTR_MODELS)), help="As in `graphhash run`.  [mf; ctr: dlrm]")
 @click.option("--dim", default=64, show_default=True, help="Length of an embedding.")
 @click.option("--n-lookups", type=click.IntRange(min=1), help="Rows read per id.  [the method's]")
 @click.option(
     "--resolution",
     type=click.FloatRange(min=0, min_open=True),
-    default=200.0,
-    show_default=True,
-    help="Of the clustering; more means more rows.",
+    help="Of the clustering; more means more rows.  [200; ctr: 5]",
 )
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=1024, show_default=True, help="Interactions per step."
@@ -177,21 +178,23 @@ def bench_train(
     method: str,
     workers: tuple[int, ...] | None,
     n_lookups: int | None,
-    resolution: float,
+    resolution: float | None,
     epochs: int,
     json_file: str | None,
-    model: str,
+    model: str | None,
+    task: str | None,
     dim: int,
     batch_size: int,
     seed: int,
     data: str,
     **log: Any,
 ) -> None:
-    """Train with BPR and evaluate, in this process, and print how long it takes and on what.
+    """Train and evaluate, in this process, and print how long it takes and on what.
 
     Per method: an epoch of one step over all interactions, an epoch of batches, and a ranking of the whole catalogue
     for every user with test interactions, seen items left out, top 20. Seconds are medians, without the first time;
     the shares are those of the phases (negatives, forward, backward, the optimiser's step; scores, ranking, metrics).
+    With --task ctr: epochs of batches, and the prediction of the test rows, in rows per second.
     Stop what else this machine is doing; where that cannot be, OMP_NUM_THREADS=1 and the CPU seconds say more.
 
     With --workers the first method alone, without an evaluation: what an epoch costs inside Ray Train, what more workers gain, and how
@@ -205,9 +208,15 @@ def bench_train(
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
         raise ConfigError(f"--method={method}: no method {', '.join(map(repr, unknown))}; use {', '.join(METHODS)}")
+    if task == "ctr":
+        _bench_clicks(methods, n_lookups, resolution, epochs, json_file, model, dim, batch_size, seed, data, log)
+        return
+    for key in ("label_column", "schema", "min_count"):
+        log.pop(key)
+    model = model or "mf"
     settings = TrainConfig(model=model, dim=dim, batch_size=batch_size, seed=seed)
     log_config = DataConfig(str(Path(data).absolute()), validation=0.0, **log)
-    how = {"settings": settings, "n_lookups": n_lookups, "resolution": resolution, "rounds": epochs, "say": say}
+    how = {"settings": settings, "n_lookups": n_lookups, "resolution": resolution or 200.0, "rounds": epochs, "say": say}
     if workers:
         from pipeline.bench_workers import bench_workers, table
 
@@ -216,5 +225,33 @@ def bench_train(
         results = bench_workers(log_config, method=methods[0], workers=workers, **how)
     else:
         results = bench(log_config, methods=methods, **how)
+    print_table(*table(results))
+    write_json(json_file, results)
+
+
+def _bench_clicks(
+    methods: list[str],
+    n_lookups: int | None,
+    resolution: float | None,
+    epochs: int,
+    json_file: str | None,
+    model: str | None,
+    dim: int,
+    batch_size: int,
+    seed: int,
+    data: str,
+    log: dict[str, Any],
+) -> None:
+    from pipeline.bench_ctr import bench_clicks, table
+    from pipeline.config import RunConfig
+    from pipeline.ctr_log import named_shares
+
+    path = str(Path(data).absolute())
+    settings = {f"data.{key}": value for key, value in log.items() if value is not None}
+    settings |= {"run.task": "ctr", "data.path": path, "run.methods": tuple(methods), "train.model": model or "dlrm", "train.dim": dim}
+    settings |= {"train.batch_size": batch_size, "cluster.resolution": resolution or 5.0, "map.n_lookups": n_lookups}
+    settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), seed)
+    config = RunConfig.from_flat(named_shares(path, log["format"]) | settings)
+    results = bench_clicks(config, rounds=epochs, say=say)
     print_table(*table(results))
     write_json(json_file, results)

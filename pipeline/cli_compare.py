@@ -27,7 +27,7 @@ from pipeline.cli_options import (
 )
 from pipeline.config import RunConfig
 
-MODEL_NAMES = "mf, neumf, lightgcn, with BPR; directau, ials: mf with these losses."
+MODEL_NAMES = "mf, neumf, lightgcn, with BPR; directau, ials: mf with these losses; ctr: dlrm, dcnv2, deepfm, widedeep."
 
 
 class Lists(Epilog):
@@ -78,17 +78,18 @@ def _flat(parts: Sequence[Sequence[Any]]) -> list[Any]:
     epilog="""
 graphhash compare --data log.parquet --out cmp
 graphhash compare --data gowalla --split given --methods soft,graph,full --seeds 0 1 2 --ratios 0.125,0.25 --out cmp
+graphhash compare --task ctr --data frappe --models dlrm,dcnv2 --methods double_soft,double_frequency,full --resolution 5 --out cmp
 graphhash compare --data ml-1m --methods soft,graph,full --resolution 5 --for full:train.lr=0.01 --out cmp train.patience=10
 """,
 )
 @out_option
 @data_options
 @_list_option("--methods", str, "names", "NAME", f"{METHOD_NAMES}  [soft,graph,double_frequency,full]")
-@_list_option("--models", str, "names", "NAME", f"{MODEL_NAMES}  [mf]")
+@_list_option("--models", str, "names", "NAME", f"{MODEL_NAMES}  [mf; ctr: dlrm]")
 @_list_option("--seeds", int, "whole numbers", "N", "Each seeds a split, the maps and a training.  [0]")
 @_list_option("--ratios", float, "numbers", "R", "Budgets: bytes kept over bytes of the full tables.  [0.125,0.25]")
 @_list_option("--rows", int, "whole numbers", "N", "Budgets: rows of both tables together, exactly.")
-@_list_option("--resolution", float, "numbers", "G", "No budgets: resolutions of the modularity.")
+@_list_option("--resolution", float, "numbers", "G", "No budgets: resolutions of the modularity.  [ctr: 5]")
 @clustering_options
 @training_options
 @export_options
@@ -126,13 +127,15 @@ def compare(
     base = load(options)
     from pipeline.compare import CompareError, budgets_of, make_cells, parse_method_setting
     from pipeline.compare import compare as compare_cells
-    from pipeline.comparison import HEADER, table
+    from pipeline.comparison import header, table
+    from pipeline.tasks import task_of
 
     names = _flat(methods) or ["soft", "graph", "double_frequency", "full"]
     budgets = budgets_of(base, ratio=_flat(ratios), rows=_flat(rows), resolution=_flat(resolution))
-    cells = make_cells(names, _flat(models) or ["mf"], _flat(seeds) or [0], budgets)
+    task = task_of(base)
+    cells = make_cells(names, _flat(models) or [next(iter(task.models))], _flat(seeds) or [0], budgets, task.name)
     result = compare_cells(base, cells, own=[parse_method_setting(text) for text in own], jobs=jobs, say=say)
-    print_table(HEADER, table(result["summary"]))
+    print_table(header(task), table(result["summary"], task))
     write_json(options["json_file"], result)
     out = Path(base.run.out)
     print(f"\ntable: {out / 'compare.md'}\nplot: {out / 'compare.png'}")
@@ -156,7 +159,7 @@ graphhash run --config tuned/best.toml --out out
 @out_option
 @data_options
 @click.option("--method", metavar="NAME", default="soft", show_default=True, help=f"One of: {METHOD_NAMES}")
-@click.option("--model", metavar="NAME", default="mf", show_default=True, help=MODEL_NAMES)
+@click.option("--model", metavar="NAME", help=f"{MODEL_NAMES}  [mf; ctr: dlrm]")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="The first is the method's default.")
 @click.option(
     "--space",
@@ -173,9 +176,9 @@ graphhash run --config tuned/best.toml --out out
 @seed_option
 @settings_options
 def tune(
-    method: str, model: str, trials: int, space: tuple[str, ...], jobs: int | None, seed: int | None, **options: Any
+    method: str, model: str | None, trials: int, space: tuple[str, ...], jobs: int | None, seed: int | None, **options: Any
 ) -> None:
-    """Search for a method's settings by validation recall; the test is never looked at.
+    """Search for a method's settings by validation recall (ctr: AUC); the test is never looked at.
 
     Leaves best.toml, for `graphhash run --config`, and trials.csv in DIR. Settings are drawn at random, by Ray Tune, and each
     is trained to its own end: the learning rate falls to 0 over the epochs, so half-way nobody is ahead yet. Finished trials
@@ -186,14 +189,16 @@ def tune(
     """
     from pipeline.compare import model_settings
     from pipeline.run import check_methods
-    from pipeline.tune import default_space, parse_space, table
+    from pipeline.tasks import task_of
+    from pipeline.tune import default_space, parse_space, score_key, table
     from pipeline.tune import tune as search
 
-    check_methods([method])
     base = load(options | {"method": method, "seed": seed})
-    base = RunConfig.from_flat(base.flat() | model_settings(model))
+    check_methods([method], base.run.task)
+    task = task_of(base)
+    base = RunConfig.from_flat(base.flat() | dict(model_settings(model or next(iter(task.models)), task.name)))
     chosen = default_space(base) | dict(parse_space(text) for text in space)
     result = search(base, chosen, trials, seed=base.train.seed, jobs=jobs, say=say)
-    print_table(*table(result["trials"], chosen))
+    print_table(*table(result["trials"], chosen, score_key(base)))
     write_json(options["json_file"], result)
     print(f"\nbest: graphhash run --config {shlex.quote(result['best'])} --out DIR")

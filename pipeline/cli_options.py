@@ -12,15 +12,30 @@ from typing import Any, TypeVar
 
 import click
 
-from pipeline.config import CLUSTER_METHODS, FORMATS, LOSSES, MODELS, PRECISIONS, RUNTIMES, ConfigError, RunConfig
+from pipeline.config import (
+    CLUSTER_METHODS,
+    CTR_MODELS,
+    FORMATS,
+    LOSSES,
+    MODELS,
+    PRECISIONS,
+    RUNTIMES,
+    TASKS,
+    ConfigError,
+    RunConfig,
+)
 
 # Option -> the keys it sets. `--seed` seeds the split, the maps and the training alike.
 KEYS: dict[str, tuple[str, ...]] = {
+    "task": ("run.task",),
     "data": ("data.path",),
     "format": ("data.format",),
     "user_column": ("data.user_column",),
     "item_column": ("data.item_column",),
     "weight_column": ("data.weight_column",),
+    "label_column": ("data.label_column",),
+    "schema": ("data.schema",),
+    "min_count": ("data.min_count",),
     "user_features": ("data.user_features",),
     "item_features": ("data.item_features",),
     "bad_rows": ("data.bad_rows",),
@@ -99,7 +114,16 @@ settings_options = _group(
     click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]..."),
 )
 common_options = _group(seed_option, settings_options)
+task_option = click.option(
+    "--task", type=click.Choice(TASKS), help="ctr: predict the clicks of a log with any columns.  [retrieval: rank items for users]"
+)
+click_options = _group(
+    click.option("--label-column", metavar="NAME", help="ctr: column of clicks, 0 and 1.  [label, click or clicked]"),
+    click.option("--schema", metavar="FILE", help="ctr: TOML file of what the columns are.  [known by name, or guessed]"),
+    click.option("--min-count", type=int, help="ctr: ids of fewer training rows are unknown.  [1]"),
+)
 data_options = _group(
+    task_option,
     click.option("--data", metavar="PATH", help="The interaction log: a file, a folder or a quoted glob."),
     click.option("--format", type=click.Choice(FORMATS), help="Format of the log.  [auto]"),
     click.option("--user-column", metavar="NAME", help="csv, tsv, parquet: column of user ids.  [user_id]"),
@@ -115,6 +139,7 @@ data_options = _group(
     ),
     click.option("--validation", type=float, help="Share of interactions for validation.  [0.1]"),
     click.option("--test", type=float, help="Share of interactions for the test.  [0.1]"),
+    click_options,
 )
 budget_options = _group(
     click.option("--ratio", type=float, help="Budget: bytes kept over bytes of the full tables.  [0.25]"),
@@ -149,7 +174,9 @@ METHOD_NAMES = (
 )
 method_option = click.option("--method", metavar="NAME[,NAME]...", help=f"{METHOD_NAMES}  [soft]")
 model_options = _group(
-    click.option("--model", type=click.Choice(MODELS), help="The retrieval model.  [mf]"),
+    click.option(
+        "--model", type=click.Choice((*MODELS, *CTR_MODELS)), help="mf, neumf, lightgcn; ctr: the other ones.  [mf; ctr: dlrm]"
+    ),
     click.option("--loss", type=click.Choice(LOSSES), help="directau and ials need a model of vectors: mf, lightgcn.  [bpr]"),
 )
 training_options = _group(
@@ -200,7 +227,7 @@ def load(options: dict[str, Any]) -> RunConfig:
     for name in ("method", "levels"):
         if name in given:
             given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
-    for name in ("data", "user_features", "item_features"):
+    for name in ("data", "user_features", "item_features", "schema"):
         if given.get(name) and not is_uri(given[name]):
             given[name] = str(Path(given[name]).absolute())
     cli = {key: value for name, value in given.items() for key in KEYS[name]} | {"run.out": str(out)}
@@ -214,6 +241,13 @@ def load(options: dict[str, Any]) -> RunConfig:
     config = RunConfig.load(files, options["overrides"], **cli)
     if not config.data.path:
         raise ConfigError(f"no data: give --data PATH ({options['out']} holds no settings of an earlier command)")
+    if config.run.task == "ctr":
+        from pipeline.ctr_log import named_shares
+
+        # A named data set brings its shares along; what was given is stronger.
+        config = RunConfig.load(
+            files, options["overrides"], defaults=named_shares(config.data.path, config.data.format), **cli
+        )
     # Where a run folder is kept is no setting to repeat elsewhere.
     return RunConfig.from_flat(config.flat() | {"run.remote": remote})
 

@@ -85,7 +85,7 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
                 else:
                     labels = cluster_to_rows(graph, rows, on_cycle=on_cycle, **settings)
         clustered = time.perf_counter()
-        facts = {"method": config.cluster.method, **_describe(graph, labels)}
+        facts = {"method": config.cluster.method, **describe(graph, labels)}
         described = time.perf_counter()
         if config.cluster.levels:
             levels = hierarchy_graph(graph, [float(level) for level in config.cluster.levels], **settings)
@@ -125,7 +125,7 @@ def load_labels(cluster_dir: Path, facts: dict) -> Labels:
         ) from error
 
 
-def _describe(graph: Graph, labels: Labels) -> dict:
+def describe(graph: Graph, labels: Labels) -> dict:
     """What a person wants to know of a clustering; ``n_disconnected`` counts communities that their edges do not hold together."""
     sizes = {}
     for side, values in (("users", labels.users), ("items", labels.items)):

@@ -25,20 +25,15 @@ from typing import Any
 
 from pipeline import tracking
 from pipeline.comparison import Outcome, write_comparison
-from pipeline.config import BUDGET_KEYS, DEFAULT_RATIO, ConfigError, RunConfig, parse_override
+from pipeline.config import BUDGET_KEYS, ConfigError, RunConfig, parse_override
 from pipeline.mirror import run_folder
 from pipeline.run import check_methods, is_done, run
 from pipeline.stages import write_text_atomic
 from pipeline.storage import localised
+from pipeline.tasks import TASKS, Task, task_of
 
 # What a comparison calls a model -> the model and its loss.
-MODELS: dict[str, dict[str, str]] = {
-    "mf": {"train.model": "mf", "train.loss": "bpr"},
-    "neumf": {"train.model": "neumf", "train.loss": "bpr"},
-    "lightgcn": {"train.model": "lightgcn", "train.loss": "bpr"},
-    "directau": {"train.model": "mf", "train.loss": "directau"},
-    "ials": {"train.model": "mf", "train.loss": "ials"},
-}
+MODELS = TASKS["retrieval"].models
 FULL = "full"
 # `full` reads no communities, so the stage before it is kept short.
 ANY_CLUSTERS = {"cluster.resolution": 1.0, "cluster.method": "louvain", "cluster.max_size": None, "cluster.levels": ()}
@@ -88,7 +83,7 @@ class Cell:
 
 
 def make_cells(
-    methods: Sequence[str], models: Sequence[str], seeds: Sequence[int], budgets: Sequence[Budget]
+    methods: Sequence[str], models: Sequence[str], seeds: Sequence[int], budgets: Sequence[Budget], task: str = "retrieval"
 ) -> list[Cell]:
     """Every cell once, seed by seed, so that a whole table of one seed is there first.
 
@@ -98,9 +93,9 @@ def make_cells(
     for name, values in (("methods", methods), ("models", models), ("seeds", seeds), ("budgets", budgets)):
         if not values:
             raise ConfigError(f"the comparison has no {name}; name one or more, separated by commas")
-    check_methods(methods)
+    check_methods(methods, task)
     for model in models:
-        model_settings(model)
+        model_settings(model, task)
     cells = [
         Cell(method, model, seed, None if method == FULL else budget)
         for seed in seeds
@@ -111,21 +106,22 @@ def make_cells(
     return list(dict.fromkeys(cells))
 
 
-def model_settings(name: str) -> dict[str, str]:
+def model_settings(name: str, task: str = "retrieval") -> Mapping[str, str]:
     """The settings that make the model of this name.
 
     Raises:
         ConfigError: there is none.
     """
-    if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, 1)
+    models = TASKS[task].models
+    if name not in models:
+        close = difflib.get_close_matches(name, models, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"unknown model {name!r}; {hint}models are {', '.join(MODELS)}")
-    return MODELS[name]
+        raise ConfigError(f"unknown model {name!r}; {hint}models are {', '.join(models)}")
+    return models[name]
 
 
 def budgets_of(base: RunConfig, **given: Sequence[float]) -> list[Budget]:
-    """The budgets that were given, all of one kind; else the one of the configuration; else a half and a whole DEFAULT_RATIO.
+    """The budgets that were given, all of one kind; else the one of the configuration; else the task's.
 
     Raises:
         ConfigError: budgets of several kinds.
@@ -137,7 +133,7 @@ def budgets_of(base: RunConfig, **given: Sequence[float]) -> list[Budget]:
         return [Budget(kinds[0], value) for value in given[kinds[0]]]
     if any(getattr(base.cluster, key) is not None for key in BUDGET_KEYS):
         return [Budget(*base.cluster.budget)]
-    return [Budget("ratio", DEFAULT_RATIO / 2), Budget("ratio", DEFAULT_RATIO)]
+    return [Budget(kind, value) for kind, value in task_of(base).budgets]
 
 
 def parse_method_setting(text: str) -> tuple[str, str, Any]:
@@ -165,7 +161,7 @@ def cell_config(base: RunConfig, cell: Cell, own: Sequence[tuple[str, str, Any]]
     settings = base.flat() | {key: value for method, key, value in own if method == cell.method}
     settings |= dict.fromkeys((f"cluster.{key}" for key in BUDGET_KEYS), None)
     settings |= ANY_CLUSTERS if cell.budget is None else cell.budget.settings
-    settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), cell.seed) | model_settings(cell.model)
+    settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), cell.seed) | model_settings(cell.model, base.run.task)
     settings |= {"run.methods": (cell.method,), "run.remote": None}
     settings |= {"run.out": str(Path(base.run.out) / "runs" / cell.name)}
     return RunConfig.from_flat(settings)
@@ -192,7 +188,7 @@ def compare(
     Raises:
         DataError, ConfigError, RunFolderError, TrackingError: what concerns all cells, each with one line for the user.
     """
-    out, base = Path(base.run.out), localised(base)
+    out, task, base = Path(base.run.out), task_of(base), localised(base)
     configs = {cell: cell_config(base, cell, own) for cell in cells}
     outcomes: dict[Cell, Outcome] = {}
     with ExitStack() as stack:
@@ -209,7 +205,7 @@ def compare(
         store = tracking.connect(base.run.experiment, out) if wanted else None
         run_id = _earlier_run(out)
         tracker, nested = stack.enter_context(tracking.parent_run(store, "compare", base.flat(), run_id=run_id))
-        result = _write(out, cells, outcomes, tracker.run_id or run_id)
+        result = _write(out, cells, outcomes, tracker.run_id or run_id, task)
         if pending:
             from pipeline.ray_session import check_shared, ray_session
 
@@ -220,12 +216,12 @@ def compare(
                 run(configs[cell], until="ingest", say=_prefixed(say, f"seed {cell.seed}"), lenders=_lenders(configs, cell))
             for cell, outcome in _outcomes(configs, pending, jobs, nested, say):
                 outcomes[cell] = outcome
-                say(f"[{len(outcomes)}/{len(cells)}] {cell}: {_in_words(outcome)}")
+                say(f"[{len(outcomes)}/{len(cells)}] {cell}: {_in_words(outcome, task)}")
                 if outcome.metrics is not None:
                     tracker.of(outcome.metrics["mlflow_run_id"]).rename(str(cell))
-                result = _write(out, cells, outcomes, tracker.run_id or run_id)
+                result = _write(out, cells, outcomes, tracker.run_id or run_id, task)
                 folder.on_stage()
-        tracker.log_metrics({"n_cells": len(cells), "n_failed": len(result["failed"])} | _parent_metrics(result))
+        tracker.log_metrics({"n_cells": len(cells), "n_failed": len(result["failed"])} | _parent_metrics(result, task))
         for file in sorted(out.glob("compare.*")):
             tracker.log_artifact(file)
     return result
@@ -312,13 +308,15 @@ def _lenders(configs: Mapping[Cell, RunConfig], cell: Cell) -> list[Path]:
     return [Path(config.run.out) for other, config in configs.items() if other.seed == cell.seed and other != cell]
 
 
-def _write(out: Path, cells: Sequence[Cell], outcomes: Mapping[Cell, Outcome], run_id: str | None) -> dict[str, Any]:
+def _write(
+    out: Path, cells: Sequence[Cell], outcomes: Mapping[Cell, Outcome], run_id: str | None, task: Task
+) -> dict[str, Any]:
     entries = [
         ({"method": c.method, "model": c.model, "seed": c.seed, "budget": str(c.budget or ""), "run": f"runs/{c.name}"}, o)
         for c in cells
         if (o := outcomes.get(c)) is not None
     ]
-    return write_comparison(out, entries, n_cells=len(cells), run_id=run_id)
+    return write_comparison(out, entries, n_cells=len(cells), run_id=run_id, task=task)
 
 
 def _earlier_run(out: Path) -> str | None:
@@ -328,22 +326,22 @@ def _earlier_run(out: Path) -> str | None:
         return None
 
 
-def _parent_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """Recall of every line of the table, by a name that MLflow takes."""
+def _parent_metrics(result: Mapping[str, Any], task: Task) -> dict[str, float]:
+    """The main measure of every line of the table, by a name that MLflow takes."""
     return {
-        "/".join(filter(None, [line["model"], line["method"], line["budget"].replace("+", "-"), "recall@20"])): recall
+        "/".join(filter(None, [line["model"], line["method"], line["budget"].replace("+", "-"), task.main.key])): value
         for line in result["summary"]
-        if (recall := line["recall@20"]) is not None
+        if (value := line[task.main.key]) is not None
     }
 
 
-def _in_words(outcome: Outcome) -> str:
+def _in_words(outcome: Outcome, task: Task) -> str:
     if outcome.metrics is None:
         return f"failed: {outcome.reason}"
-    recall = outcome.metrics["recall@20"]
-    recall = "no test interactions" if recall is None else f"recall@20 {recall:.4f}"
+    value = outcome.metrics[task.main.key]
+    value = "nothing to test with" if value is None else f"{task.main.title} {value:.4f}"
     share, seconds = 100 * outcome.metrics["bytes_ratio"], outcome.metrics["seconds"]["train"]
-    return f"{recall} with {share:.1f} % of the bytes, {seconds:.0f} s"
+    return f"{value} with {share:.1f} % of the bytes, {seconds:.0f} s"
 
 
 def _prefixed(say: Callable[[str], None], name: str) -> Callable[[str], None]:

@@ -25,13 +25,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet")
+FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet", "libfm", "frappe", "avazu")
+TASKS = ("retrieval", "ctr")
+# What a task has instead of the defaults below.
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {"ctr": {"train.model": "dlrm", "train.patience": 2}}
+# Of task ctr alone.
+CLICK_FORMATS = ("libfm", "frappe", "avazu")
+CLICK_KEYS = ("label_column", "schema", "min_count")
 DEFAULT_RATIO = 0.25
 BUDGET_KEYS = ("resolution", "rows", "user_rows", "item_rows", "ratio")
 # Those of graphhash.samplers, which imports torch.
 SAMPLERS = ("uniform", "uniform_rejecting", "popularity")
 # Those of pipeline.models, which imports torch.
 MODELS = ("mf", "neumf", "lightgcn")
+# Those of graphhash.ctr, which imports torch.
+CTR_MODELS = ("widedeep", "deepfm", "dcnv2", "dlrm")
+STRUCTURES = ("stacked", "parallel")
+SCORES = ("auc", "log_loss")
 LOSSES = ("bpr", "directau", "ials")
 RUNTIMES = ("auto", "folded", "compressed")
 PRECISIONS = ("auto", "float32", "float16", "int8")
@@ -59,6 +69,12 @@ class DataConfig:
     item_features: str | None = None
     """For the method `lsh`: a csv, tsv or parquet file of ids, in a column named as the log's, and numbers; ids without a row get the
     average (`pipeline.features`)."""
+    label_column: str | None = None
+    """With `task = "ctr"`: the column of clicks, 0 and 1; None: the one named label, click or clicked."""
+    schema: str | None = None
+    """With `task = "ctr"`: a TOML file that says what the columns are (`pipeline.ctr_schema`); None: known by name, or guessed."""
+    min_count: int = 1
+    """With `task = "ctr"`: an id of fewer training rows is unknown."""
     bad_rows: str = "error"
     """`error` stops at the first bad row; `skip` keeps bad rows in `ingest/rejected.parquet` and goes on."""
     split: str = "random"
@@ -89,6 +105,7 @@ class DataConfig:
                 f"data.validation={self.validation} and data.test={self.test} leave nothing to train on; "
                 "their sum must be below 1"
             )
+        _check_range("data.min_count", self.min_count, 1)
         _check_range("data.seed", self.seed, 0)
         _check_range("data.shards", self.shards, 1, 4096)
 
@@ -206,7 +223,8 @@ class TrainConfig:
     """
 
     model: str = "mf"
-    """`mf` is matrix factorisation, `neumf` adds a small network, `lightgcn` propagates vectors over the training graph."""
+    """`mf` is matrix factorisation, `neumf` adds a small network, `lightgcn` propagates vectors over the training graph; with
+    `task = "ctr"`: `widedeep`, `deepfm`, `dcnv2` or `dlrm`, which is the default there."""
     loss: str = "bpr"
     """`bpr` ranks against one drawn item, `directau` aligns and spreads vectors, `ials` fits all pairs, weighted."""
     dim: int = 64
@@ -222,6 +240,14 @@ class TrainConfig:
     """Interactions per step; 0: one step over all of them."""
     n_layers: int = 2
     """Propagation layers of `model = "lightgcn"`."""
+    hidden: tuple[str, ...] | None = None
+    """With `task = "ctr"`: units of the hidden layers."""
+    dropout: float | None = None
+    """With `task = "ctr"`: rate behind hidden layers."""
+    n_cross: int | None = None
+    """Cross layers of `model = "dcnv2"`."""
+    structure: str | None = None
+    """Of `model = "dcnv2"`: the network behind the cross layers (`stacked`), or beside them."""
     gamma: float = 1.0
     """Weight of the uniformity in `loss = "directau"`."""
     unobserved_weight: float = 0.01
@@ -230,6 +256,8 @@ class TrainConfig:
     """Negatives of BPR: `uniform` over the catalogue, `uniform_rejecting` without what the user has, `popularity` by degree."""
     popularity_power: float = 0.75
     """With `sampler = "popularity"`, an item is drawn in proportion to its degree to this power."""
+    score: str = "auc"
+    """With `task = "ctr"`: the measure on validation that decides when training ends, and which epoch is kept: `auc` or `log_loss`."""
     seed: int = 0
     eval_users: int = 10_000
     """Users drawn for a validation; 0: all of them. The test always looks at all."""
@@ -250,7 +278,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "train")
-        _check_choice("train.model", self.model, MODELS)
+        _check_choice("train.model", self.model, (*MODELS, *CTR_MODELS))
         _check_choice("train.loss", self.loss, LOSSES)
         if self.model == "neumf" and self.loss != "bpr":
             raise ConfigError(
@@ -274,6 +302,15 @@ class TrainConfig:
                 "batch; use some thousand"
             )
         _check_range("train.n_layers", self.n_layers, 0, 16)
+        if any(not units.isdecimal() or int(units) < 1 for units in self.hidden or ()):
+            raise ConfigError(f"train.hidden={','.join(self.hidden or ())} must be whole numbers above 0, such as 256,128")
+        if self.dropout is not None:
+            _check_range("train.dropout", self.dropout, 0.0, 1.0, high_open=True)
+        if self.n_cross is not None:
+            _check_range("train.n_cross", self.n_cross, 0, 16)
+        _check_choice("train.score", self.score, SCORES)
+        if self.structure is not None:
+            _check_choice("train.structure", self.structure, STRUCTURES)
         _check_range("train.gamma", self.gamma, 0.0)
         _check_range("train.unobserved_weight", self.unobserved_weight, 0.0)
         _check_choice("train.sampler", self.sampler, SAMPLERS)
@@ -313,6 +350,8 @@ class ExportConfig:
 class JobConfig:
     """What belongs to the run as a whole (section `run`)."""
 
+    task: str = "retrieval"
+    """`retrieval` ranks items for users; `ctr` predicts clicks from any columns."""
     methods: tuple[str, ...] = ("soft",)
     """Trained in this order; the bundle is of the first one."""
     out: str = ""
@@ -325,6 +364,7 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "run")
+        _check_choice("run.task", self.task, TASKS)
         if not self.methods:
             raise ConfigError("run.methods is empty; name one method or more, such as soft,graph")
         for method in self.methods:
@@ -351,8 +391,30 @@ class RunConfig:
     run: JobConfig = field(default_factory=JobConfig)
 
     def __post_init__(self) -> None:
+        ours = CTR_MODELS if self.run.task == "ctr" else MODELS
+        if self.train.model not in ours:
+            raise ConfigError(f"train.model={self.train.model} is not of run.task={self.run.task}; use {', '.join(ours)}, or another task")
+        if self.run.task == "ctr":
+            self._check_ctr()
+        elif self.data.format in CLICK_FORMATS or self.data.schema or self.data.label_column:
+            what = f"format={self.data.format}" if self.data.format in CLICK_FORMATS else "schema and data.label_column"
+            raise ConfigError(f"data.{what} is of a log of clicks; add run.task=ctr (--task ctr), or leave it out")
         if self.map.item_bias and self.train.loss == "directau":
             raise ConfigError("map.item_bias=true has no part in train.loss=directau, which compares vectors; leave it out")
+
+    def _check_ctr(self) -> None:
+        for key, value in (("data.weight_column", self.data.weight_column), ("data.user_features", self.data.user_features),
+                           ("cluster.user_rows", self.cluster.user_rows)):  # fmt: skip
+            if value is not None:
+                raise ConfigError(f"{key}={value} has no part in run.task=ctr; leave it out")
+        if self.train.loss != "bpr":
+            raise ConfigError(f"train.loss={self.train.loss} has no part in run.task=ctr, whose loss is binary cross-entropy; leave it out")
+        if self.data.bad_rows != "error":
+            raise ConfigError(f"data.bad_rows={self.data.bad_rows} has no part in run.task=ctr, which stops at a bad row; leave it out")
+        if self.cluster.shards or self.cluster.levels:
+            raise ConfigError("cluster.shards and cluster.levels have no part in run.task=ctr; leave them out")
+        if self.cluster.method == "balanced" and all(getattr(self.cluster, key) is None for key in BUDGET_KEYS):
+            raise ConfigError("cluster.method=balanced stops at a budget; give rows or ratio")
 
     def precision_of(self, method: str) -> str:
         """Type of a method's stored tables: "float32", "float16" or "int8"."""
@@ -362,13 +424,19 @@ class RunConfig:
 
     @classmethod
     def load(
-        cls, toml_path: Path | str | Sequence[Path | str] | None, overrides: Sequence[str] = (), **cli: Any
+        cls,
+        toml_path: Path | str | Sequence[Path | str] | None,
+        overrides: Sequence[str] = (),
+        *,
+        defaults: Mapping[str, Any] = types.MappingProxyType({}),
+        **cli: Any,
     ) -> RunConfig:
         """Defaults < TOML file(s) < command-line options < `section.key=value` overrides.
 
         Args:
             toml_path: one file, several (later ones are stronger), or None.
             overrides: texts such as `train.epochs=50`; `none` unsets a key, a list is written `a,b`.
+            defaults: by dotted key, of what is read; stronger than the defaults of this module.
             cli: options by dotted key, `**{"data.path": "log.csv"}`; None stands for "not given".
 
         Raises:
@@ -384,7 +452,7 @@ class RunConfig:
         layers = [_read_toml(Path(path)) for path in paths]
         layers.append({key: value for key, value in cli.items() if value is not None})
         layers.append(dict(parse_override(text) for text in overrides))
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = dict(defaults)
         for layer in layers:
             # A budget in a stronger layer replaces the weaker layer's budget, whichever kind that was.
             if any(layer.get(f"cluster.{key}") is not None for key in BUDGET_KEYS):
@@ -397,7 +465,7 @@ class RunConfig:
     def from_flat(cls, settings: Mapping[str, Any]) -> RunConfig:
         """Make a configuration from dotted keys, `{"train.dim": 16}`; what is absent keeps its default."""
         sections: dict[str, dict[str, Any]] = {}
-        for key, value in settings.items():
+        for key, value in {**TASK_DEFAULTS.get(settings.get("run.task", ""), {}), **settings}.items():
             _check_key(key)
             section, name = key.split(".")
             if isinstance(value, list):
@@ -535,7 +603,7 @@ def _check_types(section_value: Any, section: str) -> None:
         if float in kinds and type(value) is int:
             object.__setattr__(section_value, name, float(value))
             continue
-        if type(value) not in kinds or (tuple in kinds and any(type(part) is not str for part in value)):
+        if type(value) not in kinds or (type(value) is tuple and any(type(part) is not str for part in value)):
             raise ConfigError(
                 f"{section}.{name}={value!r} is {type(value).__name__}; expected {_describe(kinds)}"
             )

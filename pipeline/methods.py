@@ -14,7 +14,8 @@ from scipy.sparse import csr_array
 
 from graphhash.balanced import balanced_labels, balanced_maps
 from graphhash.buckets import BucketMap, full_map
-from graphhash.clustering import Labels, cluster
+from graphhash.clustering import Labels
+from graphhash.connected import cluster_connected
 from graphhash.graph_maps import double_graph_maps, double_soft_maps, graph_maps, multilevel_maps, soft_maps
 from graphhash.hashes import (
     double_frequency_map,
@@ -48,6 +49,7 @@ class Inputs:
         seed: of the hash functions.
         features: reads those of users and of items, shape (n_ids, n_features) each, for the method that needs some.
         stored: the same graph in files, where Ray tasks are to make the maps of soft methods; None: this process makes them.
+        frequencies: how often every user and every item occurs, where that is another number than its ``degrees``.
     """
 
     graph: csr_array
@@ -57,6 +59,7 @@ class Inputs:
     seed: int
     features: Callable[[], tuple[NDArray, NDArray]] | None = None
     stored: StoredGraph | None = None
+    frequencies: tuple[NDArray, NDArray] | None = None
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -135,8 +138,8 @@ def _by_size(make: Callable[..., BucketMap], seeded: bool = True) -> Callable[[I
 def _by_frequency(make: Callable[..., BucketMap]) -> Callable[[Inputs], Maps]:
     def maps(inputs: Inputs) -> Maps:
         users, items = (
-            make(degrees, rows, seed=inputs.seed + side)
-            for side, (degrees, rows) in enumerate(zip(inputs.degrees, inputs.rows, strict=True))
+            make(frequencies, rows, seed=inputs.seed + side)
+            for side, (frequencies, rows) in enumerate(zip(inputs.frequencies or inputs.degrees, inputs.rows, strict=True))
         )
         return users, items
 
@@ -160,7 +163,7 @@ def multilevel_labels(inputs: Inputs) -> list[Labels]:
     """The coarse and the fine level of ``multilevel``."""
     # The fine level gives up as many rows as the coarse one takes.
     labels = inputs.labels
-    coarse = cluster(inputs.graph, resolution=labels.resolution / COARSER)
+    coarse = cluster_connected(inputs.graph, resolution=labels.resolution / COARSER)
     fine = fit_rows(
         LocalGraph(inputs.graph),
         labels,

@@ -8,31 +8,40 @@ itself, so it can be mailed as one file; every text that comes from outside is e
 
 from __future__ import annotations
 
-import base64
-import html
-import json
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.stages import RunFolderError, write_text_atomic
+from pipeline.report_page import (
+    COLOURS,
+    FAINT,
+    INK,
+    MIB,
+    duration,
+    escape,
+    figure_of,
+    html_table,
+    page,
+    percent,
+    picture,
+    read_json,
+    save,
+    settings_section,
+    size,
+    spread,
+)
+from pipeline.stages import write_text_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PICTURES = ("bytes_recall.png", "cluster_sizes.png", "training.png")
-# One colour per method on every picture; told apart without red and green (after Okabe and Ito).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#5c5c5c")
-INK, FAINT = "#1f2933", "#8a949e"
-MIB = 2**20
-
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -52,13 +61,13 @@ class RunFacts:
         Raises:
             RunFolderError: a file is missing or is not the JSON it should be.
         """
-        metrics = _read_json(path / "metrics.json")
+        metrics = read_json(path / "metrics.json")
         histories = {
-            m["method"]: _read_json(path / "methods" / m["method"] / "history.json") for m in metrics
+            m["method"]: read_json(path / "methods" / m["method"] / "history.json") for m in metrics
         }
         config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-        ingest = _read_json(path / "ingest" / "ingest.json")
-        return cls(path, config, ingest, _read_json(path / "cluster" / "cluster.json"), metrics, histories)
+        ingest = read_json(path / "ingest" / "ingest.json")
+        return cls(path, config, ingest, read_json(path / "cluster" / "cluster.json"), metrics, histories)
 
     @property
     def tested(self) -> list[dict[str, Any]]:
@@ -96,52 +105,12 @@ def _evaluations(history: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in history["epochs"] if entry.get("recall@20") is not None]
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{path}: cannot be read ({error}); run the stages first: graphhash run"
-        ) from error
-
-
 # Pictures.
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Figure and canvas by hand: pyplot would keep state and look for a display.
-    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    style(axes)
-    return figure, axes
-
-
-def style(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(True, color="#e6e9ec", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def save(figure: Figure, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png", facecolor="white")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _draw_bytes_recall(facts: RunFacts) -> Figure:
     """One labelled point per method: bytes kept against test recall."""
-    figure, axes = _figure(7.2, 4.2)
+    figure, axes = figure_of(7.2, 4.2)
     points = [(m["bytes"] / MIB, m["recall@20"], m["method"]) for m in facts.tested]
     most_bytes = max(max(x for x, _, _ in points), max(m["bytes_full"] for m in facts.metrics) / MIB)
     best = max(max(y for _, y, _ in points), 1e-9)
@@ -183,18 +152,9 @@ def _draw_bytes_recall(facts: RunFacts) -> Figure:
     return figure
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Positions near `values`, in the same order, no two closer than `gap`."""
-    spread = list(values)
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    for lower, upper in zip(order, order[1:], strict=False):
-        spread[upper] = max(spread[upper], spread[lower] + gap)
-    return spread
-
-
 def _draw_cluster_sizes(facts: RunFacts) -> Figure:
     """Sizes of the communities from the largest to the smallest, on logarithmic axes."""
-    figure, axes = _figure(7.2, 3.6)
+    figure, axes = figure_of(7.2, 3.6)
     for side, colour in (("users", COLOURS[0]), ("items", COLOURS[1])):
         labels = np.load(facts.path / "cluster" / f"labels_{side}.npy", allow_pickle=False)
         sizes = np.bincount(labels) if labels.size else np.zeros(0, np.int64)
@@ -220,7 +180,7 @@ def _draw_cluster_sizes(facts: RunFacts) -> Figure:
 
 def _draw_training(facts: RunFacts) -> Figure:
     """Validation recall by epoch; a dot marks the epoch whose model was kept."""
-    figure, axes = _figure(7.2, 3.6)
+    figure, axes = figure_of(7.2, 3.6)
     ends: list[tuple[float, float, str]] = []
     for method, history in facts.histories.items():
         epochs = _evaluations(history)
@@ -252,69 +212,34 @@ def _draw_training(facts: RunFacts) -> Figure:
 
 # The page.
 
-_CSS = """
-:root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; color: #1f2933;
-  background: #f4f6f8; margin: 0; }
-main { max-width: 54rem; margin: 2rem auto; background: #fff; padding: 2.2rem 3rem 3rem; border-radius: 8px;
-  box-shadow: 0 1px 4px rgba(31, 41, 51, .12); }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; padding-top: 1.2rem; border-top: 1px solid #e6e9ec; }
-p { margin: .6rem 0; }
-.when { color: #66727f; font-size: .9rem; margin: 0 0 1.4rem; }
-.lead { font-size: 1.12rem; background: #eef5fa; border-left: 4px solid #0072b2; padding: .8rem 1.1rem; margin: 1.2rem 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; margin: .8rem 0; }
-th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid #e6e9ec; white-space: nowrap; }
-th { font-size: .82rem; color: #66727f; font-weight: 600; border-bottom: 2px solid #cfd6dc; }
-th:first-child, td:first-child { text-align: left; }
-td.swatch::before { content: ""; display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .55em;
-  background: var(--colour); }
-img { max-width: 100%; height: auto; display: block; margin: 1rem 0 .2rem; }
-.note { color: #66727f; font-size: .92rem; }
-pre { background: #1f2933; color: #f4f6f8; padding: .9rem 1.1rem; border-radius: 6px; overflow-x: auto; font-size: .88rem; }
-code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .92em; overflow-wrap: anywhere; }
-details { margin: .8rem 0; } summary { cursor: pointer; color: #0072b2; }
-details pre { white-space: pre; }
-@media (max-width: 40rem) { main { margin: 0; padding: 1.2rem; border-radius: 0; } }
-@media print { body { background: #fff; } main { box-shadow: none; margin: 0; } }
-"""
-
 
 def _page(facts: RunFacts) -> str:
-    title = f"GraphHash run: {Path(facts.config['data']['path']).name or facts.config['data']['path']}"
-    when = datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
     sections = (
         _data_section(facts),
         _results_section(facts),
         _clusters_section(facts),
         _training_section(facts),
         _next_section(facts),
-        _settings_section(facts),
+        settings_section(facts.path, facts.metrics),
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_e(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{_e(title)}</h1>\n<p class="when">Written {_e(when)} in <code>{_e(facts.path.absolute())}</code></p>\n'
-        f'<p class="lead">{_summary(facts)}</p>\n' + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
-    )
+    title = f"GraphHash run: {Path(facts.config['data']['path']).name or facts.config['data']['path']}"
+    return page(title, facts.path, _summary(facts), sections)
 
 
 def _summary(facts: RunFacts) -> str:
     """The result in one or two sentences: the first method against the full tables."""
     first = facts.metrics[0]
     text = (
-        f"<b>{_e(first['method'])}</b> keeps {_percent(first['bytes_ratio'])} of the bytes of the full embedding tables "
-        f"({_size(first['bytes'])} instead of {_size(first['bytes_full'])})"
+        f"<b>{escape(first['method'])}</b> keeps {percent(first['bytes_ratio'])} of the bytes of the full embedding tables "
+        f"({size(first['bytes'])} instead of {size(first['bytes_full'])})"
     )
     if first["recall@20"] is None:
         return text + ". There were no test interactions to measure it with."
-    text += f" and finds {_percent(first['recall@20'])} of what the test users went on to choose, within 20 recommendations"
+    text += f" and finds {percent(first['recall@20'])} of what the test users went on to choose, within 20 recommendations"
     full = next((m for m in facts.metrics if m["method"] == "full"), None)
     if full is None or full is first:
         return text + "."
-    return text + f"; the full tables find {_percent(full['recall@20'])}."
+    return text + f"; the full tables find {percent(full['recall@20'])}."
 
 
 def _data_section(facts: RunFacts) -> str:
@@ -333,7 +258,7 @@ def _data_section(facts: RunFacts) -> str:
     )
     return (
         "<h2>The data</h2>\n"
-        f"<p>The log <code>{_e(facts.config['data']['path'])}</code> holds <b>{total:,}</b> distinct interactions between "
+        f"<p>The log <code>{escape(facts.config['data']['path'])}</code> holds <b>{total:,}</b> distinct interactions between "
         f"<b>{n_users:,}</b> users and <b>{n_items:,}</b> items.{skipped}</p>\n"
         f"<p>{split}: {n_train:,} to train on, {n_validation:,} to decide when to stop, and {n_test:,} that no stage saw "
         "before the test.</p>"
@@ -343,14 +268,14 @@ def _data_section(facts: RunFacts) -> str:
 def _results_section(facts: RunFacts) -> str:
     rows = [
         (
-            f'<td class="swatch" style="--colour: {facts.colour(m["method"])}">{_e(m["method"])}'
+            f'<td class="swatch" style="--colour: {facts.colour(m["method"])}">{escape(m["method"])}'
             + (" + item bias" if m.get("item_bias") else "")
             + "</td>",
             f"{m['rows']:,}",
-            _size(m["bytes"]),
-            _percent(m["bytes_ratio"]),
+            size(m["bytes"]),
+            percent(m["bytes_ratio"]),
             *("-" if m[name] is None else f"{m[name]:.4f}" for name in ("recall@20", "ndcg@20")),
-            _duration(m["seconds"].get("train")),
+            duration(m["seconds"].get("train")),
         )
         for m in facts.metrics
     ]
@@ -360,12 +285,12 @@ def _results_section(facts: RunFacts) -> str:
         "<h2>What came out</h2>\n"
         f"<p>Each method is another way of sharing the rows of the embedding tables; the model around them is the same "
         f"(matrix factorization with {dim:,} numbers per row). Every byte is counted: tables, bucket maps and biases.</p>\n"
-        + _table(header, rows)
+        + html_table(header, rows)
         + '\n<p class="note">recall@20: the share of a user\'s test items among 20 recommendations, averaged over users. '
         "NDCG@20 also rewards placing them early. A <i>row</i> is one vector of a table.</p>\n"
         + "".join(map(_rounding_note, facts.metrics))
         + (
-            _picture(facts, "bytes_recall.png", "Bytes against recall, one point per method")
+            picture(facts.path / "bytes_recall.png", "Bytes against recall, one point per method")
             + '\n<p class="note">Up is better, left is smaller.</p>'
             if facts.tested
             else ""
@@ -387,13 +312,13 @@ def _clusters_section(facts: RunFacts) -> str:
         "<h2>What the clusters look like</h2>\n"
         f"<p>Users and items that interact with each other were put into <b>{cluster['n_communities']:,}</b> communities "
         f"(modularity {cluster['modularity']:.4f} at resolution {cluster['resolution']:.4g}). "
-        f"{_percent(cluster['share_inside'])} of the interaction weight stays inside a community. The users of a community "
+        f"{percent(cluster['share_inside'])} of the interaction weight stays inside a community. The users of a community "
         "share a row of the user table, its items a row of the item table. "
         f"{_disconnected(cluster['n_disconnected'])}</p>\n"
-        + _table(("side", "rows", "median size", "99th percentile", "largest"), sizes)
+        + html_table(("side", "rows", "median size", "99th percentile", "largest"), sizes)
         + "\n"
         + _levels(cluster.get("levels", {}))
-        + _picture(facts, "cluster_sizes.png", "Sizes of the communities, largest first")
+        + picture(facts.path / "cluster_sizes.png", "Sizes of the communities, largest first")
     )
 
 
@@ -420,7 +345,7 @@ def _levels(levels: dict[str, Any]) -> str:
         )
         for name, level in levels.items()
     ]
-    return _table(("level", "resolution", "modularity", "user rows", "item rows"), lines) + "\n"
+    return html_table(("level", "resolution", "modularity", "user rows", "item rows"), lines) + "\n"
 
 
 def _training_section(facts: RunFacts) -> str:
@@ -432,11 +357,11 @@ def _training_section(facts: RunFacts) -> str:
     parts = []
     for method, history in facts.histories.items():
         last = history["epochs"][-1]["epoch"] if history["epochs"] else 0
-        parts.append(f"{_e(method)} kept epoch {_e(history.get('best_epoch'))} of {last}")
+        parts.append(f"{escape(method)} kept epoch {escape(history.get('best_epoch'))} of {last}")
     return (
         "<h2>How training went</h2>\n"
         f"<p>Training stops when recall on the validation interactions no longer rises, and keeps the best epoch: "
-        f"{'; '.join(parts)}.</p>\n" + _picture(facts, "training.png", "Validation recall by epoch")
+        f"{'; '.join(parts)}.</p>\n" + picture(facts.path / "training.png", "Validation recall by epoch")
     )
 
 
@@ -457,72 +382,11 @@ def _next_section(facts: RunFacts) -> str:
     text = "<h2>What to do next</h2>\n"
     if (facts.path / "bundle").is_dir():
         text += (
-            f"<p>The folder <code>bundle/</code> holds the <b>{_e(first)}</b> model as one ONNX graph from raw user ids "
+            f"<p>The folder <code>bundle/</code> holds the <b>{escape(first)}</b> model as one ONNX graph from raw user ids "
             "to raw item ids and scores. Ask it:</p>\n"
-            f"<pre>graphhash recommend {_e(out)}/bundle --user-id ID -k 20 --exclude-seen</pre>\n"
+            f"<pre>graphhash recommend {escape(out)}/bundle --user-id ID -k 20 --exclude-seen</pre>\n"
         )
     return text + (
         "<p>Try another size in the same run folder; what does not change is not computed again:</p>\n"
-        f"<pre>graphhash run --out {_e(out)} --ratio 0.15</pre>"
-    )
-
-
-def _settings_section(facts: RunFacts) -> str:
-    text = (facts.path / "config.toml").read_text(encoding="utf-8")
-    runs = [
-        f"{_e(m['method'])} <code>{_e(m['mlflow_run_id'])}</code>"
-        for m in facts.metrics
-        if m.get("mlflow_run_id")
-    ]
-    tracked = f'<p class="note">MLflow runs: {", ".join(runs)}</p>' if runs else ""
-    seconds: dict[str, float] = {}
-    for entry in facts.metrics:
-        for stage, value in entry["seconds"].items():
-            shared = stage in ("ingest", "cluster")
-            seconds[stage] = value if shared else seconds.get(stage, 0.0) + value
-    times = ", ".join(f"{_e(stage)} {_duration(value)}" for stage, value in seconds.items())
-    return (
-        "<h2>Settings and times</h2>\n"
-        f"<p>Time per stage, over all methods: {times}.</p>\n"
-        f"<details><summary>All settings of this run (config.toml)</summary><pre>{_e(text)}</pre></details>\n{tracked}"
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows whose first cell is a finished `<td>`; the others are texts."""
-    head = "".join(f"<th>{_e(name)}</th>" for name in header)
-    body = "\n".join(
-        f"<tr>{row[0]}{''.join(f'<td>{_e(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _picture(facts: RunFacts, name: str, words: str) -> str:
-    data = base64.b64encode((facts.path / name).read_bytes()).decode()
-    return f'<img alt="{_e(words)}" src="data:image/png;base64,{data}">'
-
-
-def _e(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _size(n_bytes: int) -> str:
-    if n_bytes < MIB:
-        return f"{n_bytes / 1024:,.0f} KiB"
-    return f"{n_bytes / MIB:,.2f} MiB" if n_bytes < 100 * MIB else f"{n_bytes / MIB:,.0f} MiB"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 10
-        else f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
+        f"<pre>graphhash run --out {escape(out)} --ratio 0.15</pre>"
     )

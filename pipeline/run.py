@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import tracking
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import CLICK_KEYS, ConfigError, RunConfig
 from pipeline.mirror import run_folder
 from pipeline.stages import (
     RunFolder,
@@ -28,6 +28,7 @@ from pipeline.stages import (
     write_json_atomic,
     write_text_atomic,
 )
+from pipeline.tasks import check_exportable, task_of
 
 from pipeline.storage import localised
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
-VERSIONS = {"ingest": 1, "cluster": 5, "train": 4, "evaluate": 3, "export": 4}
+VERSIONS = {"ingest": 1, "cluster": 5, "train": 5, "evaluate": 3, "export": 4}
+CLICK_TRAIN_KEYS = ("hidden", "dropout", "n_cross", "structure", "score")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def run(
     assert until in STAGES, until
     out = Path(config.run.out)
     if until != "ingest":
-        check_methods(config.run.methods)
+        check_methods(config.run.methods, config.run.task)
     given, config = config, localised(config)
     steps = plan(config, until)
     with ExitStack() as stack:
@@ -130,7 +132,7 @@ def run(
             if until != "train":
                 write_json_atomic(out / "metrics.json", metrics)
         if until == "report":
-            _report(folder, metrics, store)
+            _report(folder, config, metrics, store)
         return Outcome(ingest.result, cluster.result, metrics)
 
 
@@ -140,8 +142,8 @@ def is_done(config: RunConfig, until: str) -> bool:
     return all(_up_to_date(folder, step) for step in plan(config, until).values())
 
 
-def check_methods(methods: Sequence[str]) -> None:
-    """Raise ConfigError if one of the names is no method's."""
+def check_methods(methods: Sequence[str], task: str = "retrieval") -> None:
+    """Raise ConfigError if one of the names is no method's, or not of this task."""
     from pipeline.methods import METHODS
 
     for method in methods:
@@ -149,6 +151,8 @@ def check_methods(methods: Sequence[str]) -> None:
             close = difflib.get_close_matches(method, METHODS, 1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ConfigError(f"unknown method {method!r}; {hint}methods are {', '.join(METHODS)}")
+        if method == "lsh" and task == "ctr":
+            raise ConfigError("method 'lsh' needs features of users and items, which run.task=ctr has none of; use lsh_structure")
 
 
 def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Step]:
@@ -162,7 +166,6 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
         ConfigError: such features are not named.
     """
     from pipeline.features import feature_files
-    from pipeline.sources import find_sources
 
     settings = {
         section: dataclasses.asdict(getattr(config, section))
@@ -171,6 +174,14 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
     # Where the data lies, and with how many threads it is clustered, changes no output. Features are read by one method alone.
     for key in ("path", "user_features", "item_features"):
         settings["data"].pop(key)
+    if config.run.task == "retrieval":
+        for key in CLICK_KEYS:
+            settings["data"].pop(key)
+        for key in CLICK_TRAIN_KEYS:
+            settings["train"].pop(key)
+    else:
+        # What the schema file says counts, and not where it lies.
+        settings["data"] |= {"schema": config.data.schema is not None, "task": config.run.task}
     for key in ("threads", "shards"):
         settings["cluster"].pop(key)
     # More workers change figures as another seed does, and no more.
@@ -186,6 +197,8 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
             config.train.loss,
             *config.run.methods,
         ]
+        if config.run.task == "ctr":
+            settings["cluster"]["bytes"] += [config.train.model, *(getattr(config.train, key) for key in CLICK_TRAIN_KEYS)]
     steps: dict[str, Step] = {}
 
     def add(stage: str, name: str, values: Mapping[str, Any], *inputs: str) -> Step:
@@ -193,9 +206,11 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
         return steps[name]
 
     reached = STAGES.index(until)
+    exports = reached >= STAGES.index("export") and not (config.run.task == "ctr" and until == "report")
+    if exports:
+        check_exportable(config)
     if log is None:
-        sources = find_sources(config.data.path, config.data.format, config.data.split)
-        log = fingerprint(Path(source.file) for source in sources)
+        log = fingerprint(task_of(config).log_files(config))
     ingest = add("ingest", "ingest", settings["data"], log)
     if reached >= STAGES.index("cluster"):
         cluster = add("cluster", "cluster", settings["cluster"], ingest.key)
@@ -208,7 +223,7 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
                 # The test rounds the tables as the export does.
                 tested = {"precision": config.precision_of(method)}
                 evaluate = add("evaluate", f"evaluate {method}", tested, train.key)
-            if reached >= STAGES.index("export") and i == 0:
+            if exports and i == 0:
                 steps["export"] = export_step(config, method, train.key, evaluate.key)
     return steps
 
@@ -248,21 +263,18 @@ def _up_to_date(folder: RunFolder, step: Step) -> bool:
 
 def _ingest(folder: RunFolder, step: Step, config: RunConfig, ray: _RayOnDemand) -> StageResult:
     def compute(out: Path) -> dict[str, Any]:
-        from pipeline.ingest import ingest
-
-        ray.start()
-        return ingest(config.data, out)
+        if config.run.task == "retrieval":
+            ray.start()
+        return task_of(config).ingest(config, out)
 
     return folder.stage(step.name, step.settings, step.inputs, "ingest", compute)
 
 
 def _cluster(folder: RunFolder, step: Step, config: RunConfig, ray: _RayOnDemand) -> StageResult:
     def compute(out: Path) -> dict[str, Any]:
-        from pipeline.clusters import cluster_run
-
         if config.cluster.shards > 0:
             ray.start()
-        return cluster_run(config, folder.path / "ingest", out)
+        return task_of(config).cluster(config, folder.path / "ingest", out)
 
     return folder.stage(step.name, step.settings, step.inputs, "cluster", compute)
 
@@ -284,12 +296,10 @@ def _method(
     with _tracker(folder, steps, config, method, store) as tracker:
 
         def train(out: Path) -> dict[str, Any]:
-            from pipeline.train import train_method
-
             ray.start()
             states = _states(folder, method, train_step, mlflow_run_id=tracker.run_id)
             parts = folder.path / "ingest", folder.path / "cluster"
-            result = train_method(config, method, *parts, out, tracker, fit_job, states=states, say=folder.say)
+            result = task_of(config).train(config, method, *parts, out, tracker, fit_job, states, folder.say)
             return {**result, "mlflow_run_id": tracker.run_id}
 
         trained = folder.stage(
@@ -302,9 +312,7 @@ def _method(
         if (step := steps.get(f"evaluate {method}")) is not None:
 
             def evaluate() -> dict[str, Any]:
-                from pipeline.evaluate import evaluate_method
-
-                return evaluate_method(config, method, folder.path / "ingest", path)
+                return task_of(config).evaluate(config, method, folder.path / "ingest", path)
 
             evaluated = folder.value(
                 step.name, step.settings, step.inputs, f"methods/{method}/metrics.json", evaluate
@@ -451,11 +459,9 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: manifest["manifest_sha256"]}, RECOMMENDATION)
 
 
-def _report(folder: RunFolder, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:
-    from pipeline.report import write_report
-
+def _report(folder: RunFolder, config: RunConfig, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:
     folder.say("report ...")
-    files = write_report(folder.path)
+    files = task_of(config).report(folder.path)
     if store is None:
         return
     for entry in metrics:

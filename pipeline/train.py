@@ -99,7 +99,6 @@ def train_method(
     tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(("users", "items"), maps, strict=True)}
     tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
-    saved = SavedStates(out_dir / "states") if states is None else states
     job = {
         "task": fit_task,
         "folder": str(out_dir.absolute()),
@@ -109,16 +108,8 @@ def train_method(
         "eval_users": config.train.eval_users,
         "sampler": (config.train.sampler, config.train.popularity_power),
         "propagation": config.train.propagation,
-        "states": dataclasses.replace(saved, folder=saved.folder.absolute()),
-        "workers": config.train.workers,
-        "checkpoint_seconds": config.train.checkpoint_seconds,
     }
-    with _progress_bar(method, settings.epochs, out_dir / PROGRESS):
-        state = fit_job(job, tracker) if fit_job else run_on_ray(fit_task, job, tracker, say)
-    for file in (PROGRESS, NOTES):
-        (out_dir / file).unlink(missing_ok=True)
-    if states is None:
-        saved.clear()
+    state = run_job(job, config, method, tracker, fit_job, states, say)
     model = model_spec.build(*maps, graph)
     model.load_state_dict(state["best"])
     for side, embedding in (("users", model.user_embedding), ("items", model.item_embedding)):
@@ -161,6 +152,41 @@ def fit_settings(train: TrainConfig, method: Method) -> RetrievalSettings:
         compile=train.compile,
         sparse_gradients=train.sparse_gradients,
     )
+
+
+def run_job(
+    job: dict[str, Any],
+    config: RunConfig,
+    method: str,
+    tracker: Tracker,
+    fit_job: FitJob | None,
+    states: SavedStates | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train, with a progress bar, and return the last state of ``pipeline.fit``.
+
+    Args:
+        job: ``task``, a function of a module, which loads and fits (see ``pipeline.ray_fit``); ``folder``, absolute, to work in;
+            ``settings``; and what else ``task`` wants.
+        fit_job, states, say: see :func:`train_method`.
+
+    Raises:
+        DataError: training failed; the message says why.
+    """
+    folder = Path(job["folder"])
+    saved = SavedStates(folder / "states") if states is None else states
+    job |= {
+        "states": dataclasses.replace(saved, folder=saved.folder.absolute()),
+        "workers": config.train.workers,
+        "checkpoint_seconds": config.train.checkpoint_seconds,
+    }
+    with _progress_bar(method, job["settings"].epochs, folder / PROGRESS):
+        state = fit_job(job, tracker) if fit_job else run_on_ray(job["task"], job, tracker, say)
+    for file in (PROGRESS, NOTES):
+        (folder / file).unlink(missing_ok=True)
+    if states is None:
+        saved.clear()
+    return state
 
 
 def fit_task(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:

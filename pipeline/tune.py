@@ -1,4 +1,4 @@
-"""The search for a method's settings: trials drawn at random, each a whole training, compared by validation recall alone.
+"""The search for a method's settings: trials drawn at random, each a whole training, compared by the validation score alone.
 
 A trial is a run folder up to the stage `train`, ``OUT/trials/<hash of its settings>``; the test is never read. Ray Tune draws the
 trials from the seed and runs as many at once as there are GPUs, or CPUs for. The same seed draws the same trials, so the same
@@ -36,14 +36,19 @@ from pipeline.mirror import run_folder
 from pipeline.run import is_done, run
 from pipeline.stages import write_text_atomic
 from pipeline.storage import localised
+from pipeline.tasks import task_of
 
-SCORE = "validation_recall@20"
 # Sections whose settings a search may choose; the others say what is measured, and where.
 SECTIONS = ("cluster", "map", "train")
 NO_SETTINGS = ("train.seed", "train.eval_users", "map.seed", "cluster.threads", "cluster.shards", "cluster.levels")
 # Around a default learning rate, in both directions.
 LR_FACTOR = 4.0
 WEIGHT_DECAYS = (1e-8, 1e-5)
+
+
+def score_key(base: RunConfig) -> str:
+    """What trials are compared by: the score of the task on the validation rows, in the facts of a training."""
+    return f"validation_{task_of(base).score}"
 
 
 class TuneError(RuntimeError):
@@ -100,11 +105,10 @@ def parse_space(text: str) -> tuple[str, Range | tuple[Any, ...]]:
 def default_space(base: RunConfig) -> Space:
     """What is searched unless told otherwise: learning rate, weight decay, and the hops of soft methods."""
     from pipeline.methods import METHODS
-    from pipeline.train import fit_settings
 
     (name,) = base.run.methods
     method = METHODS[name]
-    lr = fit_settings(base.train, method).lr
+    lr = task_of(base).fit_settings(base, name).lr
     space: Space = {"train.lr": Range(lr / LR_FACTOR, lr * LR_FACTOR), "train.weight_decay": Range(*WEIGHT_DECAYS)}
     if method.free_lookups:
         space["map.hops"] = HOPS
@@ -128,14 +132,14 @@ def tune(
         seed: of the draws.
         jobs: trials at once; None: as many as the CPUs and GPUs allow.
 
-    Returns: ``trials``, best first (settings, ``validation_recall@20``, or None with a ``reason``), ``best`` (its path) and
+    Returns: ``trials``, best first (settings, the task's validation score, or None with a ``reason``), ``best`` (its path) and
         ``mlflow_run_id``.
 
     Raises:
         DataError, ConfigError, RunFolderError, TrackingError: what concerns all trials, each with one line for the user.
         TuneError: every trial failed.
     """
-    out = Path(base.run.out)
+    out, score = Path(base.run.out), score_key(base)
     if not base.data.validation:
         raise ConfigError("data.validation=0.0 leaves nothing to compare trials by; give a share above 0")
     given, base = base, RunConfig.from_flat(localised(base).flat() | {"run.remote": None})
@@ -155,13 +159,14 @@ def tune(
         run_id = tracker.run_id or earlier
         write_text_atomic(out / "tune.json", json.dumps({"mlflow_run_id": run_id}) + "\n")
         trials = _search(base, space, n_trials, seed, jobs, nested, say)
-        trials.sort(key=lambda trial: -math.inf if trial[SCORE] is None else trial[SCORE], reverse=True)
-        write_text_atomic(out / "trials.csv", _csv(trials, space))
+        trials.sort(key=lambda trial: -math.inf if trial[score] is None else trial[score], reverse=True)
+        write_text_atomic(out / "trials.csv", _csv(trials, space, score))
         best = trials[0]
-        if best[SCORE] is None:
+        if best[score] is None:
             raise TuneError(f"none of {len(trials)} trials came to an end, the first because: {best['reason']}")
         write_text_atomic(out / "best.toml", best_config(given, best, space).to_toml())
-        tracker.log_metrics({SCORE: best[SCORE], "n_trials": len(trials), "n_failed": sum(t[SCORE] is None for t in trials)})
+        n_failed = sum(trial[score] is None for trial in trials)
+        tracker.log_metrics({score: best[score], "n_trials": len(trials), "n_failed": n_failed})
         for name in ("best.toml", "trials.csv"):
             tracker.log_artifact(out / name)
     return {"trials": trials, "best": str(out / "best.toml"), "mlflow_run_id": run_id}
@@ -188,13 +193,13 @@ def run_trial(
 ) -> dict[str, Any]:
     """Train with the settings chosen, in this process, or take the result from an earlier command.
 
-    Returns: ``validation_recall@20`` (None if training failed, with its ``reason``), ``best_epoch``, ``epochs``, ``seconds``,
+    Returns: the task's validation score (None if training failed, with its ``reason``), ``best_epoch``, ``epochs``, ``seconds``,
         ``run`` (the folder) and ``finished_before``.
     """
     from graphhash.errors import DataError
     from pipeline.ray_fit import fit_here
 
-    trial = trial_config(base, chosen)
+    trial, score = trial_config(base, chosen), score_key(base)
     facts: dict[str, Any] = {"run": f"trials/{Path(trial.run.out).name}", "finished_before": is_done(trial, "train")}
     lenders = [Path(base.run.out) / "log"]
     try:
@@ -202,10 +207,10 @@ def run_trial(
         (metrics,) = run(trial, until="train", say=lambda line: None, store=store, lenders=lenders, fit_job=fit_job).metrics
     except (DataError, ConfigError) as error:
         # Settings that do not train, or do not go together, are a bad trial and no failure of the search.
-        return facts | {SCORE: None, "reason": explain(error)}
+        return facts | {score: None, "reason": explain(error)}
     if store is not None and not facts["finished_before"]:
         store.tracker(metrics["mlflow_run_id"]).rename(facts["run"])
-    kept = {key: metrics[key] for key in (SCORE, "best_epoch", "epochs")}
+    kept = {key: metrics[key] for key in (score, "best_epoch", "epochs")}
     return facts | kept | {"seconds": metrics["seconds"]["train"], "mlflow_run_id": metrics.get("mlflow_run_id")}
 
 
@@ -241,7 +246,7 @@ def _search(
             ),
         ),
         run_config=ray_tune.RunConfig(
-            name="tune", storage_path=str(storage), verbose=0, callbacks=[_progress(n_trials, say)]
+            name="tune", storage_path=str(storage), verbose=0, callbacks=[_progress(n_trials, score_key(base), say)]
         ),
     )
     try:
@@ -253,7 +258,7 @@ def _search(
     trials = []
     for result in results:
         # A trial that ended with an error of another kind than run_trial expects has reported no outcome.
-        outcome = (result.metrics or {}).get("outcome") or {SCORE: None, "reason": _reason(result.error)}
+        outcome = (result.metrics or {}).get("outcome") or {score_key(base): None, "reason": _reason(result.error)}
         trials.append({**{key: result.config[key] for key in space}, **outcome} if result.config else outcome)
     return trials
 
@@ -261,10 +266,9 @@ def _search(
 def default_point(base: RunConfig, space: Space) -> dict[str, Any]:
     """The method's own defaults, as far as the space has them; what it has not is left to chance."""
     from pipeline.methods import METHODS
-    from pipeline.train import fit_settings
 
     (name,) = base.run.methods
-    settings = fit_settings(base.train, METHODS[name])
+    settings = task_of(base).fit_settings(base, name)
     known = base.flat() | {"train.lr": settings.lr, "train.weight_decay": settings.weight_decay}
     if base.cluster.budget[0] != "ratio":
         # Under a budget of bytes it depends on the graph.
@@ -282,13 +286,15 @@ def _trainable(chosen: dict[str, Any], base: RunConfig, store: tracking.Store | 
     """What a trial of Ray Tune does in its process."""
     from ray import tune as ray_tune
 
+    score = task_of(base).score
+
     def on_entry(entry: dict[str, Any]) -> None:
-        ray_tune.report({"epoch": entry["epoch"], "recall@20": entry.get("recall@20")})
+        ray_tune.report({"epoch": entry["epoch"], score: entry.get(score)})
 
     ray_tune.report({"outcome": run_trial(chosen, base, store, on_entry)})
 
 
-def _progress(n_trials: int, say: Callable[[str], None]) -> Any:
+def _progress(n_trials: int, key: str, say: Callable[[str], None]) -> Any:
     """Says what became of every trial."""
     from ray.tune import Callback
 
@@ -304,8 +310,8 @@ def _progress(n_trials: int, say: Callable[[str], None]) -> Any:
         def _say(self, trial, outcome):
             self.n_ended += 1
             chosen = " ".join(f"{key}={_in_words((value,))}" for key, value in trial.config.items())
-            score = outcome.get(SCORE)
-            words = f"failed: {outcome.get('reason')}" if score is None else f"validation recall@20 {score:.4f}"
+            score = outcome.get(key)
+            words = f"failed: {outcome.get('reason')}" if score is None else f"{key.replace('_', ' ', 1)} {score:.4f}"
             say(f"[{self.n_ended}/{n_trials}] {chosen}: {words}" + (", as before" if outcome.get("finished_before") else ""))
 
     return Progress()
@@ -334,27 +340,27 @@ def _read_state(out: Path) -> str | None:
         return None
 
 
-def _csv(trials: Sequence[Mapping[str, Any]], space: Space) -> str:
+def _csv(trials: Sequence[Mapping[str, Any]], space: Space, score: str) -> str:
     text = io.StringIO()
-    columns = [SCORE, *space, "best_epoch", "epochs", "seconds", "run", "reason"]
+    columns = [score, *space, "best_epoch", "epochs", "seconds", "run", "reason"]
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(trials)
     return text.getvalue()
 
 
-def table(trials: Sequence[Mapping[str, Any]], space: Space) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and lines to print, in the order of the trials."""
+def table(trials: Sequence[Mapping[str, Any]], space: Space, score: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and lines to print, in the order of the trials; `score` is what :func:`score_key` says."""
 
     def text(value: Any, spec: str) -> str:
         return "-" if value is None else format(value, spec)
 
-    header = ("trial", *(key.split(".")[1] for key in space), "recall@20", "best epoch", "train s", "")
+    header = ("trial", *(key.split(".")[1] for key in space), score.partition("_")[2], "best epoch", "train s", "")
     return header, [
         (
             Path(trial.get("run", "-")).name,
             *(_in_words((trial.get(key),)) for key in space),
-            text(trial[SCORE], ".4f"),
+            text(trial[score], ".4f"),
             text(trial.get("best_epoch"), "d"),
             text(trial.get("seconds"), ".0f"),
             trial.get("reason") or "",

@@ -27,6 +27,7 @@ CLUSTERING_HALF = {
     "balanced",
     "buckets",
     "clustering",
+    "connected",
     "errors",
     "graph",
     "graph_maps",

@@ -17,7 +17,9 @@ from pipeline.run import run
 from pipeline.shards import ShardedCsr
 from pipeline.synth import synth
 from pipeline.ray_fit import fit_here
-from pipeline.tune import SCORE, Range, default_point, default_space, parse_space, run_trial, trial_config
+from pipeline.tune import Range, default_point, default_space, parse_space, run_trial, trial_config
+
+SCORE = "validation_recall@20"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""Counts of ids, and mean and deviation of numbers, added up batch by batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+# Counts that wait to be added up: one more value_counts costs less than to hold them.
+PENDING = 2_000_000
+
+
+@dataclass
+class IdCounts:
+    """How often every id occurred; missing ones apart."""
+
+    kind: str
+    n_missing: int = 0
+    _parts: list[pa.Table] = field(default_factory=list)
+    _pending: int = 0
+
+    def add(self, ids: pa.Array) -> None:
+        self.n_missing += ids.null_count
+        counted = ids.drop_null().value_counts()
+        self._parts.append(pa.table({"id": counted.field("values"), "n": counted.field("counts")}))
+        self._pending += len(counted)
+        if self._pending > PENDING + 2 * len(self._parts[0]):
+            self._merge()
+
+    def counted(self) -> tuple[pa.Array, NDArray[np.int64]]:
+        """Distinct ids, ascending, and their counts."""
+        self._merge()
+        if not self._parts:
+            return pa.array([], pa.int64() if self.kind == "int64" else pa.large_string()), np.zeros(0, np.int64)
+        table = self._parts[0].sort_by("id")
+        ids, n = (table[name].combine_chunks() for name in ("id", "n"))
+        return (pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids), n.to_numpy(zero_copy_only=False)
+
+    def _merge(self) -> None:
+        if self._parts:
+            table = pa.concat_tables(self._parts).group_by("id").aggregate([("n", "sum")]).rename_columns(["id", "n"])
+            self._parts, self._pending = [table.combine_chunks()], 0
+
+
+@dataclass
+class Moments:
+    """Mean and deviation of numbers seen so far, without NaN (Chan, Golub and LeVeque, 1979)."""
+
+    n: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    low: float = np.inf
+    high: float = -np.inf
+
+    def add(self, numbers: NDArray[np.float64]) -> None:
+        numbers = numbers[~np.isnan(numbers)]
+        if not len(numbers):
+            return
+        n, mean = len(numbers), float(numbers.mean())
+        squares, gap, total = float(((numbers - mean) ** 2).sum()), mean - self.mean, self.n + n
+        self.squares += squares + gap**2 * self.n * n / total
+        self.mean += gap * n / total
+        self.n, self.low, self.high = total, min(self.low, float(numbers.min())), max(self.high, float(numbers.max()))
+
+    @property
+    def std(self) -> float:
+        return (self.squares / max(1, self.n)) ** 0.5

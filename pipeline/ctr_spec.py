@@ -1,0 +1,37 @@
+"""The click-through model of a run and how it is trained: the settings, and the recipe of model and method for what they leave open."""
+
+from __future__ import annotations
+
+from graphhash.ctr import CtrSpec
+from pipeline.config import RunConfig
+from pipeline.ctr_models import recipe_of
+from pipeline.fit import FitSettings
+
+
+def spec_of(config: RunConfig, method: str) -> CtrSpec:
+    """The model of a method, before it is made."""
+    train = config.train
+    asked = {
+        "id_bias": config.map.item_bias,
+        "hidden": None if train.hidden is None else tuple(map(int, train.hidden)),
+        "dropout": train.dropout,
+        "n_cross": train.n_cross,
+        "structure": train.structure,
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    return recipe_of(train.model, method).spec(train.model, train.seed, dim=train.dim, **given)
+
+
+def ctr_settings(config: RunConfig, method: str) -> FitSettings:
+    """The settings of a training, every default decided."""
+    train, recipe = config.train, recipe_of(config.train.model, method)
+    batch_size = recipe.batch_size if train.batch_size is None else train.batch_size
+    return FitSettings(
+        lr=recipe.lr if train.lr is None else train.lr,
+        weight_decay=recipe.weight_decay if train.weight_decay is None else train.weight_decay,
+        epochs=recipe.epochs if train.epochs is None else train.epochs,
+        eval_every=1 if train.eval_every is None else train.eval_every,
+        patience=train.patience,
+        batch_size=batch_size or None,
+        seed=train.seed,
+    )

@@ -1,0 +1,132 @@
+"""The train stage of clicks: bucket maps of all columns, then the loop of ``pipeline.fit`` where ``pipeline.train`` runs it.
+
+The epoch that is kept has the best AUC, or the least log loss, of the validation rows. Files: see ``pipeline.ctr_checkpoint``, and ``history.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphhash.ctr import CtrModel
+from graphhash.ctr_layers import binary_loss
+from graphhash.embedding import BucketEmbedding
+from pipeline.config import RunConfig
+from pipeline.ctr_checkpoint import load_maps, save_ctr, save_maps
+from pipeline.ctr_clusters import load_pair_labels
+from pipeline.ctr_data import Features, Part, batch_of
+from pipeline.ctr_evaluate import measure, predict
+from pipeline.ctr_maps import find_pairs, make_maps, pair_graph
+from pipeline.ctr_models import seldom_read
+from pipeline.ctr_spec import ctr_settings, spec_of
+from pipeline.fit import fit
+from pipeline.resume import SavedStates
+from pipeline.stages import write_json_atomic
+from pipeline.tracking import Tracker
+from pipeline.train import FitJob, run_job
+
+# What the loop is to raise, by ``train.score``.
+SCORES = {"auc": "auc", "log_loss": "negative_log_loss"}
+
+
+def train_ctr(
+    config: RunConfig,
+    method: str,
+    ingest_dir: Path,
+    cluster_dir: Path,
+    out_dir: Path,
+    tracker: Tracker,
+    fit_job: FitJob | None = None,
+    states: SavedStates | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Make the maps of a method, train, and write the files. Ray must be running.
+
+    Args:
+        fit_job, states, say: see ``pipeline.train.train_method``.
+
+    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that were defaults, and the maps' hashes.
+
+    Raises:
+        DataError: training failed; the message says why.
+    """
+    features = Features.open(ingest_dir)
+    facts = json.loads((cluster_dir / "cluster.json").read_text())
+    train = features.part("train")
+    pairs = find_pairs(features) if method != "full" else []
+    graphs = [pair_graph(features, train, pair) for pair in pairs]
+    labels = load_pair_labels(cluster_dir, facts) if pairs else []
+    maps = make_maps(
+        features, graphs, labels, method, n_lookups=config.map.n_lookups, hops=config.map.hops, seed=config.map.seed
+    )
+    save_maps(maps, out_dir)
+    settings, spec = ctr_settings(config, method), spec_of(config, method)
+    tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    hashes = {
+        f"bucket_map_hash.{column.name}": bucket_map.content_hash
+        for column, bucket_map in zip(features.all_columns, maps, strict=True)
+        if not bucket_map.identity
+    }
+    tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
+    job = {
+        "task": fit_clicks,
+        "folder": str(out_dir.absolute()),
+        "ingest": str(ingest_dir.absolute()),
+        "spec": spec,
+        "settings": settings,
+        "score": SCORES[config.train.score],
+    }
+    state = run_job(job, config, method, tracker, fit_job, states, say)
+    model = spec.build(maps, len(features.dense), len(features.bags))
+    model.load_state_dict(state["best"])
+    model.fill_unknown([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
+    save_ctr(model, out_dir)
+    write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
+    kept = next((entry for entry in state["history"] if entry["epoch"] == state["best_epoch"]), {})
+    return {
+        "epochs": state["epoch"],
+        "best_epoch": state["best_epoch"],
+        "validation_auc": kept.get("auc"),
+        "validation_log_loss": kept.get("log_loss"),
+        "item_bias": model.bias is not None,
+        "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
+        **hashes,
+    }
+
+
+def click_loss(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    """Binary cross-entropy of a batch of `pipeline.ctr_data.Part.tensors`; dropout draws from ``generator``."""
+    assert isinstance(model, CtrModel)
+    if model.spec.dropout:
+        model.use_generator(generator)
+    return binary_loss(model(batch_of(batch)), batch[0])
+
+
+def seldom_tables(model: CtrModel, batch_size: int | None, features: Features) -> list[BucketEmbedding]:
+    """Embeddings for ``pipeline.fit.fit`` to let wait; none where a step reads all rows."""
+    return [] if batch_size is None else seldom_read(model, batch_size, tuple(bag.width or 0 for bag in features.bags))
+
+
+def validated(model: CtrModel, part: Part) -> dict[str, float]:
+    """The measures of SCORES on the rows of a part."""
+    measured = measure(part, predict(model, part))
+    return {"auc": measured["auc"], "log_loss": measured["log_loss"], "negative_log_loss": -measured["log_loss"]}
+
+
+def fit_clicks(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:
+    """What each worker does: load, and fit (see ``pipeline.ray_fit``)."""
+    features, settings = Features.open(Path(job["ingest"])), job["settings"]
+    maps = load_maps(Path(job["folder"]), features)
+    model = job["spec"].build(maps, len(features.dense), len(features.bags)).to(device)
+    examples = features.part("train").tensors()
+    validation = features.part("validation")
+    validate = partial(validated, part=validation) if len(validation) else None
+    seldom = seldom_tables(model, settings.batch_size, features)
+    return fit(model, examples, settings, click_loss, validate, score=job["score"], seldom=seldom, **how)
