@@ -58,8 +58,8 @@ def bench_workers(
         workers: numbers of Ray Train's workers.
 
     Returns: one object per task and place: ``method``, ``model``, ``task``, ``where`` ("this process" or "Ray Train"), ``workers``,
-        ``device``, ``threads`` (of each), ``n_interactions``, ``seconds`` (the median of ``rounds_s``), ``per_second``, ``start_s`` (until the
-        first epoch), ``bound_s`` and ``gpu_percent`` (None off a GPU).
+        ``device``, ``threads`` (of each), ``n_interactions``, ``seconds`` (the median of ``rounds_s``), ``per_second``, ``start_s`` (all but
+        the epochs counted), ``bound_s`` and ``gpu_percent`` (None off a GPU).
     """
     from pipeline.ingest import ingest
     from pipeline.ray_session import ray_session
@@ -86,7 +86,7 @@ def bench_workers(
             say(f"{task}: this process")
             results.append(about | {"where": "this process", "workers": 1} | figures_of(_here(blueprint, maps, graph, how)))
             for n in workers:
-                say(f"{task}: Ray Train, {n} workers")
+                say(f"{task}: Ray Train, workers: {n}")
                 work = folder / f"{batch_size}-{n}"
                 work.mkdir()
                 for side, bucket_map in zip(("users", "items"), maps, strict=True):

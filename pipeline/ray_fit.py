@@ -95,6 +95,8 @@ def run_on_ray(task: Task, job: dict[str, Any], tracker: Tracker, say: Callable[
         raise DataError(_reason(error)) from error
     if error is not None and number is None:
         raise error
+    if number is None and states.stop_file.exists():
+        number = signal.SIGINT  # Somebody has put it there by hand.
     newest = states.newest(say)
     if number is not None:
         states.stop_file.unlink(missing_ok=True)
@@ -128,6 +130,7 @@ def fit_here(
         on_entry(entry)
 
     _use_assigned_cpus()
+    job["states"].stop_file.unlink(missing_ok=True)
     return fit_and_save(job["task"], job, torch.device("cuda" if has_gpu else "cpu"), report, _print)
 
 
