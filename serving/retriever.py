@@ -289,6 +289,14 @@ def _open_session(
     return session
 
 
+def only_errors() -> None:
+    """ONNX Runtime says no more than errors in this process: of sessions that others open, too.
+
+    An input with a default, as candidates are, makes it warn that the default will not be folded, which is what defaults are for.
+    """
+    onnxruntime.set_default_logger_severity(3)
+
+
 def _n_cuda_devices() -> int:
     """Devices the CUDA driver shows; 0 without a driver."""
     for name in ("libcuda.so.1", "nvcuda.dll"):
