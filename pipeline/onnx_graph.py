@@ -1,7 +1,7 @@
 """The ONNX graph of a retrieval model: raw user ids in, the best raw item ids out, and scores of candidates.
 
     user_id -> rows -> Gather rows and weights -> Gather table -> weighted sum
-    If k > 0: scores of all items (`pipeline.onnx_scores`) -> excluded columns to -inf -> TopK -> raw ids
+    If k > 0: scores (`pipeline.onnx_scores`) -> the k best items that are not excluded (`pipeline.onnx_topk`) -> raw ids
     candidate_item_id -> rows -> vectors -> scores with the user
 
 Candidates are an input with an empty default, so that who only recommends need not know of them, and k = 0 leaves the
@@ -14,16 +14,20 @@ excluded gets excluded ones at score -inf behind them.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from graphhash.buckets import BucketMap
 from graphhash.neumf import NeuMF
+from graphhash.quantization import bias_dtype
 from graphhash.retrieval import RetrievalModel
 from graphhash.vocabulary import Vocabulary
-from pipeline.onnx_nodes import ONNX_TYPES, Graph, decode_ids, encode_ids
-from pipeline.onnx_scores import NeuMFScores, Scores, stored_parts
+from pipeline.onnx_nodes import ONNX_TYPES, Graph, as_stored, decode_ids, encode_ids
+from pipeline.onnx_scores import NeuMFScores, Parts, Scores, stored_parts
+from pipeline.onnx_topk import BucketsFirst, best_of, has_buckets_first, top_types, with_ordered_buckets
 
 OPTIONAL_INPUTS = ("candidate_item_id",)
 
@@ -55,8 +59,11 @@ def retrieval_graph(
     excluded, candidates = _item_rows(graph, items)
     kind = NeuMFScores if isinstance(model, NeuMF) else Scores
     parts = stored_parts(model, user_map, item_map)
+    parts = _rounded_bias(parts, precision)
+    ordered = kind is Scores and has_buckets_first(parts)
+    parts = with_ordered_buckets(parts) if ordered else parts
     scores = kind(graph, model, parts, precision, user, compressed=runtime == "compressed")
-    _best_items(graph, scores, items, excluded)
+    _best_items(graph, scores, BucketsFirst(graph, parts) if ordered else None, items, excluded)
     _candidates(graph, scores, candidates)
 
     value, item_type = helper.make_tensor_value_info, ONNX_TYPES[items.kind]
@@ -100,38 +107,22 @@ def _item_rows(graph: Graph, items: Vocabulary) -> tuple[str, str]:
     return excluded, candidates
 
 
-def _best_items(graph: Graph, scores: Scores, items: Vocabulary, excluded: str) -> None:
+def _best_items(graph: Graph, scores: Scores, first: BucketsFirst | None, items: Vocabulary, excluded: str) -> None:
     """The outputs `item_id` and `score`."""
     some, none = Graph(graph), Graph(graph)
-    # Column n_items is the unknown ids' entry: it takes the excluded ids that are no items, and is always
-    # excluded itself, as is what fills the last chunk up.
-    surplus = graph.constant("surplus_columns", np.arange(len(items), scores.n_columns)[None])
-    batch = graph.node("Shape", ["user_id"], "batch")
-    padding = some.node("Expand", [surplus, some.node("Concat", [batch, graph.axis(1)], "column_shape", axis=0)], "surplus")
-    columns = some.node("Concat", [excluded, padding], "excluded_columns", axis=1)
     graph.constant("minus_infinity", np.float32(-np.inf))
-    updates = some.node("Expand", ["minus_infinity", some.node("Shape", [columns], "excluded_shape")], "excluded_scores")
-    masked = some.node("ScatterElements", [scores.all_scores(some), columns, updates], "masked_scores", axis=1)
+    batch = graph.node("Shape", ["user_id"], "batch")
     k = some.node("Reshape", [some.node("Min", ["k", "n_items"], "k_or_all"), graph.axis(1)], "k_vector")
-    some.node("TopK", [masked, k], ["best_scores", "best_items"], axis=1, largest=1, sorted=1)
-
+    best = best_of(some, scores, first, len(items), excluded, batch, k)
     empty = none.node("Concat", [batch, graph.axis(0)], "empty_shape", axis=0)
-    none.node("Expand", ["minus_infinity", empty], "no_scores")
-    none.node("Expand", ["n_items", empty], "no_items")
-
-    def types(score: str, item: str) -> list[onnx.ValueInfoProto]:
-        return [
-            helper.make_tensor_value_info(score, TensorProto.FLOAT, [None, None]),
-            helper.make_tensor_value_info(item, TensorProto.INT64, [None, None]),
-        ]
-
+    nothing = none.node("Expand", ["minus_infinity", empty], "no_scores"), none.node("Expand", ["n_items", empty], "no_items")
     asked = graph.node("Greater", ["k", graph.constant("zero", np.int64(0))], "catalogue_asked")
     graph.node(
         "If",
         [asked],
         ["score", "item_rows_found"],
-        then_branch=some.body("catalogue", [], types("best_scores", "best_items")),
-        else_branch=none.body("no_catalogue", [], types("no_scores", "no_items")),
+        then_branch=some.body("catalogue", [], top_types(*best)),
+        else_branch=none.body("no_catalogue", [], top_types(*nothing)),
     )
     decode_ids(graph, "item_id", items, "item_rows_found")
 
@@ -141,3 +132,10 @@ def _candidates(graph: Graph, scores: Scores, rows: str) -> None:
     graph.node("Identity", [scores.pair_scores(graph, rows)], "candidate_score")
     graph.node("Less", [rows, "n_items"], "candidate_known")
 
+
+def _rounded_bias(parts: Parts, precision: str) -> Parts:
+    """With the item bias as it reads once stored: an order by bias must be that of the stored ones."""
+    if parts.item_bias is None:
+        return parts
+    stored = as_stored(parts.item_bias, "item bias", bias_dtype(precision))
+    return dataclasses.replace(parts, item_bias=stored.astype(np.float32))

@@ -177,9 +177,18 @@ class Scores:
 
         return _scan(graph, "items", self.n_columns, self.chunk, scores)
 
-    def _scan_sums(self, graph: Graph) -> str:
-        """`sum_j weights[item, j] * <user, table[rows[item, j]]>`: buckets first, then items."""
+    def bucket_scores(self, graph: Graph, n_buckets: int) -> str:
+        """Inner products of every user with the first `n_buckets` rows of the items' table: shape (batch, n_buckets)."""
+        if self.compressed:
+            padded = self._scan_buckets(graph)
+            stop = graph.constant("n_bucket_scores", np.array([n_buckets], np.int64))
+            return graph.node("Slice", [padded, graph.axis(0), stop, graph.axis(1)], "bucket_scores")
+        # Values and scales are constants, so that ONNX Runtime folds them to a float32 table.
+        values, scales = self.item_table.read(self.shared, "all_buckets", lambda stored: stored)
+        table = values if scales is None else self.shared.node("Mul", [values, scales], "bucket_table")
+        return graph.node("Gemm", [self.users, table], "bucket_scores", transB=1)
 
+    def _scan_buckets(self, graph: Graph) -> str:
         def of_buckets(body: Graph, part: Chunk) -> str:
             values, scales = self.item_table.read(body, "bucket", lambda stored: part(body, stored))
             scores = body.node("Gemm", [self.users, values], "bucket_products", transB=1)
@@ -188,7 +197,11 @@ class Scores:
             return body.node("Mul", [scores, body.node("Reshape", [scales, body.axis(-1)], "bucket_scales_row")], "bucket_scaled")
 
         n_rows = self.item_table.shape[0]
-        buckets = _scan(graph, "buckets", n_rows, n_rows // self.n_tables, of_buckets)
+        return _scan(graph, "buckets", n_rows, n_rows // self.n_tables, of_buckets)
+
+    def _scan_sums(self, graph: Graph) -> str:
+        """`sum_j weights[item, j] * <user, table[rows[item, j]]>`: buckets first, then items."""
+        buckets = self._scan_buckets(graph)
         batch = graph.node("Shape", [self.users], "n_few", end=1)
 
         def of_items(body: Graph, part: Chunk) -> str:
