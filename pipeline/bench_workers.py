@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
+from graphhash.buckets import table_rows
 from graphhash.clustering import cluster
 from graphhash.samplers import NegativeSampler
-from pipeline.config import DataConfig, MapConfig, TrainConfig
+from pipeline.config import HOPS, DataConfig, TrainConfig
 from pipeline.methods import METHODS, Inputs
 from pipeline.models import ModelSpec
 from pipeline.ray_fit import run_on_ray
@@ -71,11 +72,12 @@ def bench_workers(
         ingest(data, folder / "ingest")
         graph = ShardedCsr.open(folder / "ingest" / "train").load()
         labels = cluster(graph, resolution=resolution)
-        maps = spec.make(Inputs(graph, labels, spec.lookups(n_lookups), hops=MapConfig().hops, seed=settings.seed))
+        maps = spec.make(Inputs(graph, labels, spec.lookups(n_lookups), hops=HOPS[-1], seed=settings.seed))
+        n_rows = table_rows(*maps)
         blueprint = ModelSpec(settings.model, settings.dim, spec.with_bias(None, settings.loss), settings.n_layers, settings.seed)
         n_numbers = sum(parameter.numel() for parameter in blueprint.build(*maps, graph).parameters())
         for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):
-            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec)
+            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows)
             n_bytes = bytes_to_move(graph.nnz, settings.dim, n_numbers, how.batch_size)
 
             def figures_of(times: dict[str, Any], n_bytes: int = n_bytes) -> dict[str, Any]:

@@ -44,7 +44,7 @@ STRUCTURES = ("stacked", "parallel")
 SCORES = ("auc", "log_loss")
 LOSSES = ("bpr", "directau", "ials")
 RUNTIMES = ("auto", "folded", "compressed")
-PRECISIONS = ("auto", "float32", "float16", "int8")
+PRECISIONS = ("auto", "float32", "float16", "int8", "int4")
 # Those of graphhash.graph_maps, which imports scipy.
 HOPS = ("1", "2", "1+2")
 CLUSTER_METHODS = ("louvain", "leiden", "lpa", "balanced")
@@ -200,9 +200,9 @@ class MapConfig:
 
     n_lookups: int | None = None
     """Rows read per id; None: the method's own default, or what a byte budget (cluster.ratio) can afford."""
-    hops: str = "1+2"
+    hops: str = "auto"
     """Steps of the graph that soft methods mix over: `1` (communities of the other side), `2` (of the own side), or `1+2` (both, in one
-    table that users and items share)."""
+    table that users and items share); `auto` is `1+2`, and `2` where ids have many interactions and nearly a row each."""
     item_bias: bool | None = None
     """One trained scalar per item; None: on for `soft`, off for the others."""
     seed: int = 0
@@ -211,7 +211,7 @@ class MapConfig:
         _check_types(self, "map")
         if self.n_lookups is not None:
             _check_range("map.n_lookups", self.n_lookups, 1, 256)
-        _check_choice("map.hops", self.hops, HOPS)
+        _check_choice("map.hops", self.hops, ("auto", *HOPS))
         _check_range("map.seed", self.seed, 0)
 
 
@@ -229,7 +229,11 @@ class TrainConfig:
     """`bpr` ranks against one drawn item, `directau` aligns and spreads vectors, `ials` fits all pairs, weighted."""
     dim: int = 64
     lr: float | None = None
+    decay: float | None = None
+    """Weight decay times the rows of all tables: the same number asks as much of a small table as of a large one, whose rows are each
+    read by fewer interactions."""
     weight_decay: float | None = None
+    """Given as it is, instead of by `decay`."""
     epochs: int | None = None
     """The learning rate falls to 0 over them, so a run of fewer epochs is a faster training and not a part of a longer one."""
     patience: int = 5
@@ -289,8 +293,11 @@ class TrainConfig:
             raise ConfigError(f"train.dim={self.dim} must be a multiple of 4 with train.model=neumf")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"train.lr={self.lr} must be a finite number above 0")
-        if self.weight_decay is not None:
-            _check_range("train.weight_decay", self.weight_decay, 0.0)
+        for key in ("decay", "weight_decay"):
+            if getattr(self, key) is not None:
+                _check_range(f"train.{key}", getattr(self, key), 0.0)
+        if self.decay is not None and self.weight_decay is not None:
+            raise ConfigError(f"train.decay={self.decay} and train.weight_decay={self.weight_decay} contradict each other; give one")
         for key in ("epochs", "patience", "eval_every"):
             if getattr(self, key) is not None:
                 _check_range(f"train.{key}", getattr(self, key), 1)
@@ -331,8 +338,8 @@ class ExportConfig:
     """The bundle (stage `export`)."""
 
     precision: str = "auto"
-    """Type of the stored tables: float32, float16, or int8 with a float16 scale per row; `auto` is int8 for a compressed table
-    and float32 for `full`."""
+    """Type of the stored tables: float32, float16, or int8 or int4 with a float16 scale per row. `auto` is float32 for `full`, int4 for
+    soft maps, which average the rounding of many rows away, and int8 for the others, for clicks and for what LightGCN propagates."""
     runtime: str = "auto"
     """What ONNX Runtime keeps in memory: `folded` is a float32 vector per item, the fastest, whatever the file holds; `compressed` is the
     small table and map alone: twice as long for a request of one user, five times for 256 (README). `auto` folds until that takes 4 GiB while loading."""
@@ -403,7 +410,7 @@ class RunConfig:
             raise ConfigError("map.item_bias=true has no part in train.loss=directau, which compares vectors; leave it out")
 
     def _check_ctr(self) -> None:
-        for key, value in (("data.weight_column", self.data.weight_column), ("data.user_features", self.data.user_features),
+        for key, value in (("train.decay", self.train.decay), ("data.weight_column", self.data.weight_column), ("data.user_features", self.data.user_features),
                            ("cluster.user_rows", self.cluster.user_rows)):  # fmt: skip
             if value is not None:
                 raise ConfigError(f"{key}={value} has no part in run.task=ctr; leave it out")
@@ -417,10 +424,13 @@ class RunConfig:
             raise ConfigError("cluster.method=balanced stops at a budget; give rows or ratio")
 
     def precision_of(self, method: str) -> str:
-        """Type of a method's stored tables: "float32", "float16" or "int8"."""
+        """Type of a method's stored tables: one of PRECISIONS but "auto"."""
         if self.export.precision != "auto":
             return self.export.precision
-        return "float32" if method == "full" else "int8"
+        if method == "full":
+            return "float32"
+        averaged = method in ("soft", "double_soft") and self.run.task == "retrieval" and self.train.model != "lightgcn"
+        return "int4" if averaged else "int8"
 
     @classmethod
     def load(

@@ -27,6 +27,8 @@ from pipeline.methods import METHODS, Inputs
 
 # Pairs draw their hash functions apart from each other; a pair uses its seed and the next one.
 SEEDS_PER_PAIR = 2
+# What `map.hops=auto` is for clicks.
+CTR_HOPS = "1+2"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def make_maps(
             graphs[number],
             labels[number],
             lookups_of(method, n_lookups),
-            hops,
+            CTR_HOPS if hops == "auto" else hops,
             seed + SEEDS_PER_PAIR * number,
             frequencies=(first, second),
         )

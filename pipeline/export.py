@@ -37,7 +37,7 @@ EXTERNAL_DATA = "model.onnx.data"
 TIE_RULE = "higher score first, equal scores by lower item row"
 # Absolute, and relative to the largest score in size, beside the model with its tables rounded as they are stored.
 TOLERANCE = 1e-5
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16", "int8", "int4")
 RUNTIMES = ("auto", "folded", "compressed")
 # `auto` folds while ONNX Runtime needs no more for it at load than this.
 _MOST_LOAD_BYTES = 2**32
@@ -70,7 +70,7 @@ def export_retrieval(
         model: trained, the unknown ids' rows filled; on any device.
         user_map, item_map: the maps the model was made with, which know the weights' profiles.
         users, items: raw ids of the maps' entries.
-        precision: type of the tables in the file, "float32", "float16" or "int8"; the item bias is float32 or float16.
+        precision: type of the tables in the file, "float32", "float16", "int8" or "int4"; the item bias is float32 or float16.
         runtime: "folded", "compressed" (see `pipeline.onnx_scores`), or "auto": folded, where loading takes no more than 4 GiB.
         external_data_mib: tensors of more than this together go to a second file.
         metrics, provenance: for the manifest; JSON values.
