@@ -1,7 +1,8 @@
 """The benchmark of several workers: an epoch in this process, and in Ray Train with as many workers as are asked for.
 
 The difference between this process and one worker is what Ray Train costs per epoch; between one worker and several, what they gain. Next
-to it stands the time in which memory could move what an epoch has to move, measured by a copy on the same device. The first
+to it stands the time in which memory moves what an epoch reads and writes, at the speed of a copy on the same device: a lower bound
+where vectors do not stay in a cache, as those of a small log do. The first
 epoch is not counted, and nothing is evaluated.
 """
 
@@ -128,7 +129,7 @@ def _here(blueprint: ModelSpec, maps: Any, graph: csr_array, settings: Retrieval
 
 
 def bytes_to_move(n_interactions: int, dim: int, n_numbers: int, batch_size: int | None) -> int:
-    """The least that an epoch of BPR with Adam moves to and from memory, in bytes, if nothing stays in a cache.
+    """What an epoch of BPR with Adam moves to and from memory at least, in bytes, if nothing stays in a cache.
 
     Three vectors an interaction are read forwards and again backwards, and their gradients are read, added to and written; in each step
     Adam reads four numbers per number of the model that it touches, and writes three.
@@ -198,7 +199,7 @@ def bytes_per_second(device: torch.device) -> float:
 def table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """What to print: a header, and a line per result. The speed is over one worker of Ray Train, if there was one."""
     alone = {e["task"]: e["seconds"] for e in results if e["where"] == "Ray Train" and e["workers"] == 1}
-    header = ("task", "where", "workers", "device", "threads", "epoch s", "interactions/s", "speed", "memory bound s", "GPU busy", "start s")
+    header = ("task", "where", "workers", "device", "threads", "epoch s", "interactions/s", "speed", "memory s", "GPU busy", "start s")
     lines = [
         (e["task"], e["where"], str(e["workers"]), e["device"], str(e["threads"]), f"{e['seconds']:.3f}", f"{e['per_second']:,.0f}",
          f"{alone[e['task']] / e['seconds']:.2f}" if e["task"] in alone else "-", f"{e['bound_s']:.3f}",
