@@ -1,7 +1,7 @@
 """Retriever: raw user ids in, the best items out, from a checked bundle.
 
-Needs numpy and onnxruntime. When it loads a bundle, ONNX Runtime expands the item side to one float32
-vector per item, which makes a request fast; the file stays compressed.
+Needs numpy and onnxruntime. Whether a session keeps one float32 vector per item, which makes a request fast, or the
+compressed tables alone, is the bundle's own (`runtime` in its manifest).
 """
 
 from __future__ import annotations
