@@ -65,7 +65,7 @@ def method_class(method: str) -> str:
     return named.get(method, "hash")
 
 
-# Products of vectors learn fast, and are held down: by less where ids share rows by chance (DLRM with double_frequency: validation AUC .9683
+# DLRM sees products alone, learns fast, and is held down: by less where ids share rows by chance (DLRM with double_frequency: validation AUC .9683
 # for 3e-5, .9632 for 1e-4).
 _PRODUCTS = {
     "full": CtrRecipe(),
@@ -80,7 +80,7 @@ _PERCEPTRONS = {group: replace(_PERCEPTRON, id_bias=group != "full") for group i
 
 CTR_RECIPES: dict[tuple[str, str], CtrRecipe] = {
     (model, group): recipe
-    for model, recipes in (("widedeep", _PERCEPTRONS), ("deepfm", _PRODUCTS), ("dcnv2", _PERCEPTRONS), ("dlrm", _PRODUCTS))
+    for model, recipes in (("widedeep", _PERCEPTRONS), ("deepfm", _PERCEPTRONS), ("dcnv2", _PERCEPTRONS), ("dlrm", _PRODUCTS))
     for group, recipe in recipes.items()
 }
 
