@@ -162,6 +162,16 @@ class CtrModel(nn.Module):
             logits = logits + self.bias(batch.categorical.index_select(1, self.bias_columns), ()).sum((1, 2))
         return logits
 
+    def use_maps(self, maps: Sequence[BucketMap]) -> None:
+        """Read the same tables through other maps: those of soft methods without hidden pairs, once the model is trained with hidden ones.
+
+        Raises:
+            ValueError: as :meth:`graphhash.ctr_layers.FieldEmbeddings.use_maps`.
+        """
+        for part in (self.fields, self.wide):
+            if part is not None:
+                part.use_maps(maps)
+
     def use_generator(self, generator: torch.Generator) -> None:
         """Let dropout draw from ``generator``, which is on the model's device."""
         for module in self.modules():

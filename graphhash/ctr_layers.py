@@ -141,6 +141,22 @@ class FieldEmbeddings(nn.Module):
                 fields.append(bag_mean(embedding(values.clamp_min(0)), values))
         return torch.cat(fields, 1) if len(fields) > 1 else fields[0]
 
+    @torch.no_grad()
+    def use_maps(self, maps: Sequence[BucketMap]) -> None:
+        """Read the tables through other maps from now on, of the same ids, rows and lookups.
+
+        Raises:
+            ValueError: a map has another shape, or reads another unknown ids' row.
+        """
+        for number, (column, bucket_map) in enumerate(zip(self.columns, maps, strict=True)):
+            old = column.n_ids, column.n_buckets, column.unknown_row
+            new = bucket_map.n_ids, bucket_map.n_buckets, bucket_map.unknown_row
+            if old != new or (isinstance(column, BucketEmbedding) and tuple(column.rows.shape) != bucket_map.rows.shape):
+                raise ValueError(f"the map of column {number} has {new} ids, rows and unknown row, the model {old}, or other lookups")
+            if isinstance(column, BucketEmbedding):
+                column.rows.copy_(torch.from_numpy(bucket_map.rows))
+                column.weights.copy_(torch.from_numpy(bucket_map.weights))
+
     def readers(self) -> list[tuple[BucketEmbedding, list[int]]]:
         """Every embedding that is read by a lookup, and the numbers of the columns that it reads for."""
         joint = [] if self.joint is None else [(self.joint, [c for c in self.order if c not in self.own_columns])]

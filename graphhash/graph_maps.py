@@ -80,7 +80,7 @@ def multilevel_maps(levels: list[Labels]) -> tuple[BucketMap, BucketMap]:
 
 
 def soft_maps(
-    biadjacency: csr_array, labels: Labels, *, n_lookups: int = 16, hops: str = "1+2"
+    biadjacency: csr_array, labels: Labels, *, n_lookups: int = 16, hops: str = "1+2", hidden: float = 0.0, seed: int = 0
 ) -> tuple[BucketMap, BucketMap]:
     """Every id reads the buckets around it.
 
@@ -100,11 +100,13 @@ def soft_maps(
         labels: one community per user and item.
         n_lookups: rows read per id.
         hops: "1", "2" or "1+2".
+        hidden: share of the pairs that are left out, see :func:`hide_pairs`; ``seed`` draws them.
 
     Raises:
-        ValueError: shapes of graph and labels differ, n_lookups is below 1, or hops is none of the three.
+        ValueError: shapes of graph and labels differ, n_lookups is below 1, hops is none of the three, or hidden is out of range.
     """
     check_soft(biadjacency.shape, labels, n_lookups, hops)
+    biadjacency = hide_pairs(biadjacency, hidden, seed=seed)
     graphs = {"users": biadjacency, "items": biadjacency.T.tocsr()}
     plan = SoftPlan.of(labels, *(row_degrees(graphs[side]) for side in SIDES), hops)
     maps = []
@@ -113,6 +115,29 @@ def soft_maps(
         found = affinity_rows(graphs[side], sources, n_lookups, split=plan.n_user_buckets)
         maps.append(plan.bucket_map(side, *found, "soft"))
     return maps[0], maps[1]
+
+
+def hide_pairs(biadjacency: csr_array, share: float, *, seed: int) -> csr_array:
+    """The graph without a share of its pairs, drawn at random; the graph itself for 0.
+
+    A model that is trained on the very clicks that its mixtures were made from sees no click between ids that do not know each other, is
+    sure that there is none, and errs dearly on the next day's. With some pairs hidden from the mixtures it learns what such a click looks
+    like.
+
+    Args:
+        share: in [0, 1).
+        seed: draws the pairs.
+
+    Raises:
+        ValueError: the share is out of range.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"the share of hidden pairs must be in [0, 1), got {share}")
+    if not share:
+        return biadjacency
+    kept = np.random.default_rng(seed).random(biadjacency.nnz) >= share
+    indptr = np.concatenate([[0], np.cumsum(kept)])[biadjacency.indptr]
+    return csr_array((biadjacency.data[kept], biadjacency.indices[kept], indptr), shape=biadjacency.shape)
 
 
 def double_soft_maps(
@@ -124,6 +149,7 @@ def double_soft_maps(
     share: float = 0.0,
     own: float = 0.5,
     frequencies: tuple[NDArray, NDArray] | None = None,
+    hidden: float = 0.0,
     seed: int,
 ) -> tuple[BucketMap, BucketMap]:
     """:func:`soft_maps` with one more lookup of weight 1, hashed from the id, so that ids stay distinguishable.
@@ -137,7 +163,7 @@ def double_soft_maps(
         share: of each side's rows, in [0, 1), that are for the hashed lookup alone.
         own: part of these, in [0, 1), that belongs to one frequent id each.
         frequencies: how often each user and each item occurs in training, clicked or not; None: weight of their edges.
-        seed: draws the hash functions.  biadjacency, labels, hops: as in :func:`soft_maps`.
+        seed: draws the hash functions and the hidden pairs.  biadjacency, labels, hops, hidden: as in :func:`soft_maps`.
 
     Raises:
         ValueError: as :func:`soft_maps`; ``share`` or ``own`` is out of range, or ``share`` leaves a side no row to hash into.
@@ -153,7 +179,7 @@ def double_soft_maps(
             )
         kept = {"user_rows": labels.user_rows - n_free[0], "item_rows": labels.item_rows - n_free[1]}
         labels = fit_rows(LocalGraph(biadjacency), labels, **kept)
-    softs = soft_maps(biadjacency, labels, n_lookups=n_lookups - 1, hops=hops)
+    softs = soft_maps(biadjacency, labels, n_lookups=n_lookups - 1, hops=hops, hidden=hidden, seed=seed)
     if not share:
         return with_hashed_row(softs[0], 0, seed=seed), with_hashed_row(softs[1], 1, seed=seed)
     if frequencies is None:

@@ -20,8 +20,8 @@ METHOD_CLASSES = ("full", "hash", "graph", "soft")
 # Settings of the maps that have any, as :func:`graphhash.soft_maps` and :func:`graphhash.double_soft_maps` take them. Frequencies are those
 # of all training rows, clicked or not.
 MAP_SETTINGS: dict[str, dict[str, Any]] = {
-    "soft": {"n_lookups": 8, "hops": "1+2"},
-    "double_soft": {"n_lookups": 9, "hops": "1+2", "share": 0.75, "own": 0.5},
+    "soft": {"n_lookups": 8, "hops": "1+2", "hidden": 0.3},
+    "double_soft": {"n_lookups": 9, "hops": "1+2", "share": 0.75, "own": 0.5, "hidden": 0.3},
 }
 
 

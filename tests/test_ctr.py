@@ -322,6 +322,26 @@ def test_sizes_that_make_no_sense_are_refused():
         CtrSpec("dlrm").build([], 2)
 
 
+@pytest.mark.parametrize("kind", ["double_soft", "full"])
+def test_a_trained_model_reads_its_tables_through_other_maps(kind):
+    maps, batch = all_maps(kind), random_batch(50)
+    model = noisy(CtrSpec("deepfm", dim=4, hidden=(8,)).build(maps, 2, 1))
+    others = all_maps(kind)
+    if kind == "double_soft":
+        labels = graphhash.cluster(GRAPH, resolution=1.0)
+        others[0], others[2] = graphhash.double_soft_maps(GRAPH, labels, n_lookups=3, hidden=0.5, seed=0)
+    before = model(batch).detach()
+    model.use_maps(others)
+    expected = CtrSpec("deepfm", dim=4, hidden=(8,)).build(others, 2, 1)
+    expected.load_state_dict({n: v for n, v in model.state_dict().items() if not n.endswith((".rows", ".weights"))}, strict=False)
+    assert torch.equal(model(batch), expected(batch))
+    assert torch.equal(model(batch), before) == (kind == "full")
+    model.use_maps(maps)
+    assert torch.equal(model(batch), before)
+    with pytest.raises(ValueError, match="the map of column 0 has"):
+        model.use_maps([full_map(N_USERS + 1), *maps[1:]])
+
+
 # --- unknown ids
 
 
