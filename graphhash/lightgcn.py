@@ -2,9 +2,13 @@
 
 With the normalised biadjacency ``A = K^-1/2 B D^-1/2`` a layer is ``P <- A Q, Q <- A^T P`` (eq. 3); the final vectors are the mean of
 layers 0 to ``n_layers`` (eq. 4, with equal weights), and the score is their inner product plus the item's own bias, if it has one.
+
+Several workers either propagate the same, each for itself, or share the rows of the graph (:meth:`LightGCN.shard`).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +26,7 @@ from graphhash.retrieval import (
     product_of_catalogue,
     product_of_pairs,
 )
+from graphhash.workers import Workers
 
 
 class LightGCN(nn.Module):
@@ -58,6 +63,26 @@ class LightGCN(nn.Module):
             for name, array in (("indptr", matrix.indptr), ("indices", matrix.indices)):
                 self.register_buffer(f"{name}_{side}", torch.from_numpy(array.astype(np.int64)), persistent=False)
             self.register_buffer(f"values_{side}", torch.from_numpy(matrix.data.astype(np.float32)), persistent=False)
+        self._shards: _Shards | None = None
+
+    def shard(self, workers: Workers) -> None:
+        """Keep of the graph the rows that this worker multiplies, as many edges on each; vectors are then gathered from all workers.
+
+        A layer costs each side an all-gather of its vectors and, backwards, an all-reduce of their gradients. The vectors have the bits
+        of a model that is not sharded. From here on all workers have to call the model together.
+        """
+        bounds = {}
+        for side in ("users", "items"):
+            indptr = getattr(self, f"indptr_of_{side}")
+            targets = torch.linspace(0, float(indptr[-1]), workers.size + 1, dtype=torch.float64).long()[1:-1]
+            inner = torch.searchsorted(indptr, targets.to(indptr.device)).tolist()
+            bounds[side] = [0, *inner, len(indptr) - 1]
+            first, last = bounds[side][workers.rank : workers.rank + 2]
+            edges = slice(int(indptr[first]), int(indptr[last]))
+            setattr(self, f"indptr_of_{side}", indptr[first : last + 1] - indptr[first])
+            for name in ("indices", "values"):
+                setattr(self, f"{name}_of_{side}", getattr(self, f"{name}_of_{side}")[edges].clone())
+        self._shards = _Shards(workers, bounds["users"], bounds["items"])
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Propagated vectors of all users and items: (n_users, dim) and (n_items, dim)."""
@@ -65,8 +90,12 @@ class LightGCN(nn.Module):
         to_items = (self.indptr_of_items, self.indices_of_items, self.values_of_items)
         users, items = self.user_embedding.all(), self.item_embedding.all()
         user_sum, item_sum = users, items
+        shards, turned = self._shards, self._shards and self._shards.turned()
         for _ in range(self.n_layers):
-            users, items = _Propagate.apply(items, *to_users, *to_items), _Propagate.apply(users, *to_items, *to_users)
+            users, items = (
+                _Propagate.apply(items, shards, *to_users, *to_items),
+                _Propagate.apply(users, turned, *to_items, *to_users),
+            )
             user_sum, item_sum = user_sum + users, item_sum + items
         return user_sum / (self.n_layers + 1), item_sum / (self.n_layers + 1)
 
@@ -89,10 +118,15 @@ class LightGCN(nn.Module):
 
     def catalogue(self) -> CatalogueScores:
         """Scores of every item for each user, shape (batch, n_items). The unknown user ``n_users`` has its layer-0 vector alone."""
-        user_vectors, item_vectors = self.vectors()
-        unknown = self.user_embedding.table[self.user_embedding.unknown_row :][:1] / (self.n_layers + 1)
-        user_vectors = torch.cat([user_vectors, unknown])
-        return lambda users: product_of_catalogue(user_vectors[users], item_vectors, self.item_bias)
+        user_vectors, item_vectors = self.vectors_and_unknown()
+        return lambda users: product_of_catalogue(user_vectors[users], item_vectors[:-1], self.item_bias)
+
+    def vectors_and_unknown(self) -> list[Tensor]:
+        """:meth:`vectors` with the unknown ids' last: (n_users + 1, dim) and (n_items + 1, dim). Nothing is propagated to them."""
+        sides = zip(self.vectors(), (self.user_embedding, self.item_embedding), strict=True)
+        return [
+            torch.cat([vectors, embedding.table[embedding.unknown_row][None] / (self.n_layers + 1)]) for vectors, embedding in sides
+        ]
 
 
 def normalised_graph(graph: csr_array) -> csr_array:
@@ -103,17 +137,46 @@ def normalised_graph(graph: csr_array) -> csr_array:
     return csr_array((values, graph.indices, graph.indptr), shape=graph.shape)
 
 
+@dataclass(frozen=True)
+class _Shards:
+    """Which rows of a matrix, and of its transpose, each worker multiplies: ``bounds[rank]`` to ``bounds[rank + 1]``."""
+
+    workers: Workers
+    bounds: list[int]
+    back_bounds: list[int]
+
+    def turned(self) -> _Shards:
+        return _Shards(self.workers, self.back_bounds, self.bounds)
+
+
 class _Propagate(torch.autograd.Function):
-    """``matrix @ vectors``; the gradient is ``matrix.T @ gradient``, for which the transposed matrix is given in CSR as well."""
+    """``matrix @ vectors``; the gradient is ``matrix.T @ gradient``, for which the transposed matrix is given in CSR as well.
+
+    With shards, both matrices are the own rows. Each worker's gradient is then a part of the whole, and what it passes on is one too:
+    the sum of all parts, propagated to the own rows, and zero elsewhere.
+    """
 
     @staticmethod
-    def forward(ctx, vectors, indptr, indices, values, back_indptr, back_indices, back_values):
-        ctx.save_for_backward(indptr, indices, values, back_indptr, back_indices, back_values)
-        return _multiply(indptr, indices, values, vectors)
+    def forward(ctx, vectors, shards, indptr, indices, values, back_indptr, back_indices, back_values):
+        ctx.save_for_backward(back_indptr, back_indices, back_values)
+        ctx.shards, ctx.n_vectors = shards, len(vectors)
+        product = _multiply(indptr, indices, values, vectors)
+        if shards is None:
+            return product
+        return shards.workers.gather_rows(product, np.diff(shards.bounds).tolist())[0]
 
     @staticmethod
     def backward(ctx, gradient):
-        return _multiply(*ctx.saved_tensors[3:], gradient), None, None, None, None, None, None
+        shards = ctx.shards
+        if shards is not None:
+            gradient = shards.workers.sum(gradient.clone(memory_format=torch.contiguous_format))
+        product = _multiply(*ctx.saved_tensors, gradient)
+        if shards is not None:
+            first, last = shards.back_bounds[shards.workers.rank : shards.workers.rank + 2]
+            whole = product.new_zeros(ctx.n_vectors, product.shape[1])
+            whole[first:last] = product
+            product = whole
+        return product, None, None, None, None, None, None, None
 
 
 def _multiply(indptr: Tensor, indices: Tensor, values: Tensor, vectors: Tensor) -> Tensor:

@@ -126,14 +126,15 @@ class RowAdam(torch.optim.Adam):
 
     def _step_rows(self, table: nn.Parameter, gradient: Tensor) -> None:
         state, waiting = self.state[table], self._waiting[table]
+        rows, values = gradient._indices()[0].numpy(), gradient._values().numpy()
+        # Those that this process has read are up to date; those that another worker of the training has read may not be.
+        self._catch_up(table, rows)
         if not state:
             state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(table), "exp_avg_sq": torch.zeros_like(table)}
         state["step"] += 1
         group = self.param_groups[0]
         (beta1, beta2), number = group["betas"], int(state["step"])
         waiting.add_step(group["lr"] / (1 - beta1**number), 1 / math.sqrt(1 - beta2**number))
-        rows, values = gradient._indices()[0].numpy(), gradient._values().numpy()
-        # Unknown ids and ids of a batch alike were up to date when they were read, at the step before this one.
         unique, sums = _sum_rows(rows, values, waiting.slots)
         with threads_for(sums.size):
             _step(

@@ -20,20 +20,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli_bench import bench
+from pipeline.cli_cluster import register, submit
+from pipeline.cli_bundle import bench_serve, check
 from pipeline.cli_compare import compare, tune
 from pipeline.cli_options import (
     Epilog,
     cluster_options,
     common_options,
     data_options,
-    export_option,
+    export_options,
     load,
     out_option,
     print_table,
+    resume_option,
     say,
     train_options,
     write_json,
 )
+from pipeline.cli_serve import serve
+from pipeline.cli_triton import triton
 from pipeline.cli_update import update
 from pipeline.config import ConfigError, RunConfig
 
@@ -97,7 +102,7 @@ graphhash run --task ctr --data frappe --resolution 5 --method double_soft,doubl
 @data_options
 @cluster_options
 @train_options
-@export_option
+@export_options
 @common_options
 def run(**_: Any) -> None:
     """Do everything: ingest, cluster, train, evaluate, export, report.
@@ -108,10 +113,10 @@ def run(**_: Any) -> None:
     outcome, config, json_file = _until("report")
     _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
-    out = Path(config.run.out)
+    out = config.run.remote or config.run.out
     if config.run.task == "retrieval":
-        print(f"\nbundle: {out / 'bundle'}")
-    print(f"\nreport: {out / 'report.html'}")
+        print(f"\nbundle: {out}/bundle")
+    print(f"\nreport: {out}/report.html")
 
 
 @app.command(
@@ -158,15 +163,21 @@ def cluster(**_: Any) -> None:
     epilog="""
 graphhash train --out out --method soft,full --lr 0.005
 graphhash train --data log.parquet --ratio 0.16 --out out train.patience=10
+graphhash train --out out --resume
+graphhash train --data log.parquet --out out --workers 2
 """,
 )
 @out_option
 @data_options
 @cluster_options
 @train_options
+@resume_option
 @common_options
 def train(**_: Any) -> None:
-    """Train one model per method, each in an MLflow run of its own."""
+    """Train one model per method, each in an MLflow run of its own.
+
+    A training that was stopped or killed goes on from its last checkpoint when the command is given again.
+    """
     outcome, _config, json_file = _until("train")
     for metrics in outcome.metrics:
         _print_pairs(metrics)
@@ -197,20 +208,28 @@ def evaluate(**_: Any) -> None:
     epilog="""
 graphhash export --out out
 graphhash export --out out --precision float16
+graphhash export --out out --runtime compressed
+graphhash export --out out --triton models
 """,
 )
 @out_option
 @data_options
 @cluster_options
 @train_options
-@export_option
+@export_options
+@click.option("--triton", metavar="DIR", help="Write it into this Triton model repository as well (see graphhash triton).")
 @common_options
-def export(**_: Any) -> None:
+def export(triton: str | None, **_: Any) -> None:
     """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids."""
     outcome, config, json_file = _until("export")
     _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
-    print(f"\nbundle: {Path(config.run.out) / 'bundle'}")
+    print(f"\nbundle: {config.run.remote or config.run.out}/bundle")
+    if triton is not None:
+        from pipeline.triton import write_triton
+
+        for folder in write_triton(Path(config.run.out) / "bundle", Path(triton)):
+            print(f"Triton model: {folder}")
 
 
 @app.command(
@@ -247,6 +266,7 @@ def recommend(
 ) -> None:
     """Ask an exported bundle for items, by raw user id. Users it does not know get its fallback, and are marked."""
     from pipeline.recommend import recommend as answer_users
+    from pipeline.storage import bundle_folder
 
     if users_file is not None:
         user_ids += tuple(_read_lines(Path(users_file)))
@@ -254,7 +274,7 @@ def recommend(
         raise click.UsageError("give --user-id ID or --users-file FILE")
     excluded = [part.strip() for part in (exclude or "").split(",") if part.strip()]
     answers = answer_users(
-        Path(bundle),
+        bundle_folder(bundle),
         user_ids,
         k,
         exclude=excluded,
@@ -308,9 +328,15 @@ def demo(out: str) -> None:
     print(f"\nThe report, with pictures: {folder / 'run' / 'report.html'}")
 
 
+bench.add_command(bench_serve)
 app.add_command(bench)
+app.add_command(submit)
+app.add_command(register)
+app.add_command(check)
 app.add_command(compare)
 app.add_command(tune)
+app.add_command(serve)
+app.add_command(triton)
 app.add_command(update)
 
 
@@ -346,12 +372,16 @@ def _is_expected(error: Exception) -> bool:
     """Whether an error speaks to the user: one of ours, the operating system's, or a bad value that we refused."""
     from graphhash.errors import DataError
     from pipeline.compare import CompareError
+    from pipeline.registry import RegistryError
+    from pipeline.submit import JobError
+    from pipeline.serve import ServeError
     from pipeline.tune import TuneError
     from pipeline.stages import RunFolderError
     from pipeline.tracking import TrackingError
     from serving.bundle import BundleError
 
-    if isinstance(error, (DataError, BundleError, RunFolderError, TrackingError, CompareError, TuneError, OSError)):
+    ours = (DataError, BundleError, RunFolderError, TrackingError, CompareError, TuneError, RegistryError, JobError, ServeError)
+    if isinstance(error, (*ours, OSError)):
         return True
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
@@ -387,7 +417,8 @@ def _until(stage: str) -> tuple[Outcome, RunConfig, str | None]:
     config = load(options)
     from pipeline.run import run as run_stages
 
-    return run_stages(config, until=stage, say=say), config, options["json_file"]
+    resume = {"resume": options["resume"]} if options.get("resume") is not None else {}
+    return run_stages(config, until=stage, say=say, **resume), config, options["json_file"]
 
 
 def _read_lines(path: Path) -> list[str]:

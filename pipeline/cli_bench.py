@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from pipeline.cli_bench_load import load
+from pipeline.cli_compare import Lists, Values
 from pipeline.cli_options import Epilog, click_options, print_table, say, task_option, write_json
 from pipeline.config import CTR_MODELS, FORMATS, MODELS, ConfigError
 
@@ -38,7 +40,11 @@ def bench() -> None:
     Examples:
       graphhash bench cluster --interactions 100000
       graphhash bench train --data gowalla --split given
+      graphhash bench load out/bundle
     """
+
+
+bench.add_command(load)
 
 
 @bench.command(
@@ -128,12 +134,13 @@ def bench_cluster(
 
 @bench.command(
     "train",
-    cls=Epilog,
+    cls=Lists,
     epilog="""
 graphhash bench train --data gowalla --split given
 graphhash bench train --data gowalla --split given --method soft,graph,full --batch-size 4096 --json figures.json
 graphhash bench train --task ctr --data frappe --model dlrm --method graph,double_soft,full
 graphhash bench train --data log.parquet --user-column user --item-column item --model lightgcn --epochs 3
+graphhash bench train --data gowalla --split given --method soft --workers 1 2
 """,
 )
 @click.option("--data", metavar="PATH", required=True, help="A log: a file, a folder or a quoted glob.")
@@ -159,10 +166,17 @@ graphhash bench train --data log.parquet --user-column user --item-column item -
 )
 @click.option("--seed", default=0, show_default=True, help="Same seed, same maps and training.")
 @click.option(
+    "--workers",
+    type=Values(int, "whole numbers"),
+    metavar="N[,N]...",
+    help="Compare one method's epochs in this process with Ray Train's, of so many workers, instead.",
+)
+@click.option(
     "--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed."
 )
 def bench_train(
     method: str,
+    workers: tuple[int, ...] | None,
     n_lookups: int | None,
     resolution: float | None,
     epochs: int,
@@ -182,6 +196,9 @@ def bench_train(
     the shares are those of the phases (negatives, forward, backward, the optimiser's step; scores, ranking, metrics).
     With --task ctr: epochs of batches, and the prediction of the test rows, in rows per second.
     Stop what else this machine is doing; where that cannot be, OMP_NUM_THREADS=1 and the CPU seconds say more.
+
+    With --workers the first method alone, without an evaluation: what an epoch costs inside Ray Train, what more workers gain, and how
+    long memory would take for the bytes that an epoch has to move at least.
     """
     from pipeline.bench_train import bench, table
     from pipeline.config import DataConfig, TrainConfig
@@ -198,15 +215,16 @@ def bench_train(
         log.pop(key)
     model = model or "mf"
     settings = TrainConfig(model=model, dim=dim, batch_size=batch_size, seed=seed)
-    results = bench(
-        DataConfig(str(Path(data).absolute()), validation=0.0, **log),
-        methods=methods,
-        settings=settings,
-        n_lookups=n_lookups,
-        resolution=resolution or 200.0,
-        rounds=epochs,
-        say=say,
-    )
+    log_config = DataConfig(str(Path(data).absolute()), validation=0.0, **log)
+    how = {"settings": settings, "n_lookups": n_lookups, "resolution": resolution or 200.0, "rounds": epochs, "say": say}
+    if workers:
+        from pipeline.bench_workers import bench_workers, table
+
+        if min(workers) < 1:
+            raise ConfigError(f"--workers={','.join(map(str, workers))}: a number of workers is at least 1")
+        results = bench_workers(log_config, method=methods[0], workers=workers, **how)
+    else:
+        results = bench(log_config, methods=methods, **how)
     print_table(*table(results))
     write_json(json_file, results)
 

@@ -15,7 +15,7 @@ from pipeline.cli_options import (
     budget_options,
     clustering_options,
     data_options,
-    export_option,
+    export_options,
     load,
     out_option,
     print_table,
@@ -92,7 +92,7 @@ graphhash compare --data ml-1m --methods soft,graph,full --resolution 5 --for fu
 @_list_option("--resolution", float, "numbers", "G", "No budgets: resolutions of the modularity.  [ctr: 5]")
 @clustering_options
 @training_options
-@export_option
+@export_options
 @click.option(
     "--for",
     "own",
@@ -171,7 +171,7 @@ graphhash run --config tuned/best.toml --out out
 @budget_options
 @clustering_options
 @training_options
-@export_option
+@export_options
 @click.option("--jobs", type=click.IntRange(min=1), help="Trials at once.  [as many as CPUs and GPUs allow]")
 @seed_option
 @settings_options

@@ -12,7 +12,18 @@ from typing import Any, TypeVar
 
 import click
 
-from pipeline.config import CLUSTER_METHODS, CTR_MODELS, FORMATS, LOSSES, MODELS, PRECISIONS, TASKS, ConfigError, RunConfig
+from pipeline.config import (
+    CLUSTER_METHODS,
+    CTR_MODELS,
+    FORMATS,
+    LOSSES,
+    MODELS,
+    PRECISIONS,
+    RUNTIMES,
+    TASKS,
+    ConfigError,
+    RunConfig,
+)
 
 # Option -> the keys it sets. `--seed` seeds the split, the maps and the training alike.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -51,7 +62,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "weight_decay": ("train.weight_decay",),
     "epochs": ("train.epochs",),
     "batch_size": ("train.batch_size",),
+    "workers": ("train.workers",),
     "precision": ("export.precision",),
+    "runtime": ("export.runtime",),
     "method": ("run.methods",),
     "address": ("run.address",),
     "mlflow": ("run.mlflow",),
@@ -80,7 +93,15 @@ def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-out_option = click.option("--out", required=True, metavar="DIR", help="The run folder; made when missing.")
+out_option = _group(
+    click.option("--out", required=True, metavar="DIR", help="The run folder, or its URI (s3://...); made when missing."),
+    click.option(
+        "--work",
+        metavar="DIR",
+        envvar="GRAPHHASH_WORK",
+        help="With --out at a URI: where it is worked on; all machines of a cluster must see it.  [a temporary folder]",
+    ),
+)
 seed_option = click.option("--seed", type=int, help="Seeds the split, the maps and the training.  [0]")
 settings_options = _group(
     click.option(
@@ -172,29 +193,54 @@ training_options = _group(
         "--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"
     ),
 )
-train_options = _group(method_option, model_options, training_options)
-export_option = click.option(
+workers_option = click.option(
+    "--workers", type=int, help="Processes that train together.  [one per GPU, or one]"
+)
+train_options = _group(method_option, model_options, training_options, workers_option)
+resume_option = click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Go on from a checkpoint, which has to be there; or forget it and start over.  [go on if there is one]",
+)
+_precision_option = click.option(
     "--precision", type=click.Choice(PRECISIONS), help="Stored tables.  [auto: int8, and float32 for full]"
 )
+_runtime_option = click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    help="What serving keeps in memory: folded is a float32 vector per item, fastest; compressed is the small table"
+    " alone, a request then takes two to four times as long.  [auto: folded, up to 4 GiB while loading]",
+)
+
+
+def export_options(command: F) -> F:
+    """What the bundle holds, and how it runs."""
+    return _precision_option(_runtime_option(command))
 
 
 def load(options: dict[str, Any]) -> RunConfig:
     """Settings from weak to strong: defaults, the run folder's (without --data), --config, options, overrides."""
-    out = Path(options["out"])
+    from pipeline.storage import is_uri
+
+    out, remote = place(options["out"], options["work"])
     given = {name: value for name, value in options.items() if name in KEYS and value is not None}
     for name in ("method", "levels"):
         if name in given:
             given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
     for name in ("data", "user_features", "item_features", "schema"):
-        if name in given:
-            given[name] = given[name] and str(Path(given[name]).absolute())
+        if given.get(name) and not is_uri(given[name]):
+            given[name] = str(Path(given[name]).absolute())
     cli = {key: value for name, value in given.items() for key in KEYS[name]} | {"run.out": str(out)}
     files = [Path(options["config_file"])] if options["config_file"] else []
+    if "data" not in given and remote is not None:
+        from pipeline.mirror import Mirror
+
+        Mirror(remote, out).fetch_file(CONFIG_FILE)
     if "data" not in given and (out / CONFIG_FILE).is_file():
         files.insert(0, out / CONFIG_FILE)
     config = RunConfig.load(files, options["overrides"], **cli)
     if not config.data.path:
-        raise ConfigError(f"no data: give --data PATH ({out} holds no settings of an earlier command)")
+        raise ConfigError(f"no data: give --data PATH ({options['out']} holds no settings of an earlier command)")
     if config.run.task == "ctr":
         from pipeline.ctr_log import named_shares
 
@@ -202,11 +248,26 @@ def load(options: dict[str, Any]) -> RunConfig:
         config = RunConfig.load(
             files, options["overrides"], defaults=named_shares(config.data.path, config.data.format), **cli
         )
-    return config
+    # Where a run folder is kept is no setting to repeat elsewhere.
+    return RunConfig.from_flat(config.flat() | {"run.remote": remote})
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def place(out: str, work: str | None) -> tuple[Path, str | None]:
+    """Where a run folder is worked on, and its URI, if it is kept at one.
+
+    Raises:
+        ConfigError: a path that would go away with a Ray job.
+    """
+    from pipeline.storage import in_ray_job, is_uri, work_folder
+
+    if is_uri(out):
+        return work_folder(out, work), out
+    if in_ray_job() and not Path(out).is_absolute():
+        raise ConfigError(
+            f"--out {out}: a Ray job runs in a temporary copy of its working directory; give an absolute path on storage that the "
+            "cluster's machines share, or a URI such as s3://bucket/run"
+        )
+    return Path(out), None
 
 
 def say(line: str) -> None:

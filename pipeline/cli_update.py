@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -59,8 +58,13 @@ def update(
     """
     from pipeline.update import update as place
 
+    from pipeline.mirror import held_folder
+    from pipeline.storage import fetch, is_uri
+
     given = {key: value for key, value in data.items() if value is not None}
-    result = place(Path(run), log, method=method, data=given, refit=(held_out, seed) if refit else None, say=say)
+    with held_folder(run, say) as folder:
+        log = str(fetch(log, folder / ".source")) if is_uri(log) else log
+        result = place(folder, log, method=method, data=given, refit=(held_out, seed) if refit else None, say=say)
     for line in lines(result):
         print(line)
     write_json(json_file, result)

@@ -26,8 +26,10 @@ from typing import Any
 from pipeline import tracking
 from pipeline.comparison import Outcome, write_comparison
 from pipeline.config import BUDGET_KEYS, ConfigError, RunConfig, parse_override
+from pipeline.mirror import run_folder
 from pipeline.run import check_methods, is_done, run
-from pipeline.stages import RunFolder, write_text_atomic
+from pipeline.stages import write_text_atomic
+from pipeline.storage import localised
 from pipeline.tasks import TASKS, Task, task_of
 
 # What a comparison calls a model -> the model and its loss.
@@ -160,7 +162,8 @@ def cell_config(base: RunConfig, cell: Cell, own: Sequence[tuple[str, str, Any]]
     settings |= dict.fromkeys((f"cluster.{key}" for key in BUDGET_KEYS), None)
     settings |= ANY_CLUSTERS if cell.budget is None else cell.budget.settings
     settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), cell.seed) | model_settings(cell.model, base.run.task)
-    settings |= {"run.methods": (cell.method,), "run.out": str(Path(base.run.out) / "runs" / cell.name)}
+    settings |= {"run.methods": (cell.method,), "run.remote": None}
+    settings |= {"run.out": str(Path(base.run.out) / "runs" / cell.name)}
     return RunConfig.from_flat(settings)
 
 
@@ -185,11 +188,11 @@ def compare(
     Raises:
         DataError, ConfigError, RunFolderError, TrackingError: what concerns all cells, each with one line for the user.
     """
-    out, task = Path(base.run.out), task_of(base)
+    out, task, base = Path(base.run.out), task_of(base), localised(base)
     configs = {cell: cell_config(base, cell, own) for cell in cells}
     outcomes: dict[Cell, Outcome] = {}
     with ExitStack() as stack:
-        stack.enter_context(RunFolder(out, say=say))
+        folder = stack.enter_context(run_folder(base, say))
         pending = []
         for cell, config in configs.items():
             if is_done(config, "evaluate"):
@@ -197,14 +200,17 @@ def compare(
             else:
                 pending.append(cell)
         say(f"compare: {len(cells)} cells, {len(outcomes)} of them finished before")
-        store = tracking.connect(base.run.experiment) if pending and base.run.mlflow else None
+        # An earlier call that was killed may have left its run open, with every cell finished.
+        wanted = base.run.mlflow and (pending or tracking.has_left(out))
+        store = tracking.connect(base.run.experiment, out) if wanted else None
         run_id = _earlier_run(out)
         tracker, nested = stack.enter_context(tracking.parent_run(store, "compare", base.flat(), run_id=run_id))
         result = _write(out, cells, outcomes, tracker.run_id or run_id, task)
         if pending:
-            from pipeline.ray_session import ray_session
+            from pipeline.ray_session import check_shared, ray_session
 
             stack.enter_context(ray_session(base.run.address))
+            check_shared(out)
             for cell in {cell.seed: cell for cell in reversed(pending)}.values():
                 # The log is at fault, or Ray: that is no cell's failure, and ends the command.
                 run(configs[cell], until="ingest", say=_prefixed(say, f"seed {cell.seed}"), lenders=_lenders(configs, cell))
@@ -212,11 +218,12 @@ def compare(
                 outcomes[cell] = outcome
                 say(f"[{len(outcomes)}/{len(cells)}] {cell}: {_in_words(outcome, task)}")
                 if outcome.metrics is not None:
-                    tracking.Tracker(tracker.uri, outcome.metrics["mlflow_run_id"]).rename(str(cell))
+                    tracker.of(outcome.metrics["mlflow_run_id"]).rename(str(cell))
                 result = _write(out, cells, outcomes, tracker.run_id or run_id, task)
-            tracker.log_metrics({"n_cells": len(cells), "n_failed": len(result["failed"])} | _parent_metrics(result, task))
-            for file in sorted(out.glob("compare.*")):
-                tracker.log_artifact(file)
+                folder.on_stage()
+        tracker.log_metrics({"n_cells": len(cells), "n_failed": len(result["failed"])} | _parent_metrics(result, task))
+        for file in sorted(out.glob("compare.*")):
+            tracker.log_artifact(file)
     return result
 
 
@@ -277,7 +284,7 @@ def _outcomes(
 
 def _train_cell(config: RunConfig, store: tracking.Store | None) -> Outcome:
     """What a Ray task does."""
-    from pipeline.train import fit_here
+    from pipeline.ray_fit import fit_here
 
     return _attempt(config, "evaluate", store=store, fit_job=fit_here)
 

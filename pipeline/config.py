@@ -43,6 +43,7 @@ CTR_MODELS = ("widedeep", "deepfm", "dcnv2", "dlrm")
 STRUCTURES = ("stacked", "parallel")
 SCORES = ("auc", "log_loss")
 LOSSES = ("bpr", "directau", "ials")
+RUNTIMES = ("auto", "folded", "compressed")
 PRECISIONS = ("auto", "float32", "float16", "int8")
 # Those of graphhash.graph_maps, which imports scipy.
 HOPS = ("1", "2", "1+2")
@@ -260,6 +261,20 @@ class TrainConfig:
     seed: int = 0
     eval_users: int = 10_000
     """Users drawn for a validation; 0: all of them. The test always looks at all."""
+    workers: int | None = None
+    """Processes that train together, each with a GPU, or with its part of the CPUs; None: one per GPU, or one. A finished training
+    is not done again for another number. The trainings of `compare` and `tune` have one process each."""
+    checkpoint_seconds: float = 300.0
+    """Seconds between checkpoints, beside the one at every evaluation; 0: those alone."""
+    amp: str | None = None
+    """`bf16` or `tf32` for matrix products, on a GPU."""
+    compile: bool = False
+    """Compile the loss with `torch.compile`, on a GPU."""
+    sparse_gradients: bool = False
+    """Several workers on CPUs pass on the gradients of the rows read alone, where these are few."""
+    propagation: str = "auto"
+    """Several workers of `model = "lightgcn"`: `replicated`, each over the whole graph; `sharded`, each over its rows of it; `auto`:
+    sharded from 16.8 million edges on."""
 
     def __post_init__(self) -> None:
         _check_types(self, "train")
@@ -303,6 +318,12 @@ class TrainConfig:
             raise ConfigError(f"train.popularity_power={self.popularity_power} must be a finite number")
         _check_range("train.seed", self.seed, 0)
         _check_range("train.eval_users", self.eval_users, 0)
+        if self.workers is not None:
+            _check_range("train.workers", self.workers, 1, 4096)
+        _check_range("train.checkpoint_seconds", self.checkpoint_seconds, 0.0)
+        if self.amp is not None:
+            _check_choice("train.amp", self.amp, ("bf16", "tf32"))
+        _check_choice("train.propagation", self.propagation, ("auto", "replicated", "sharded"))
 
 
 @dataclass(frozen=True)
@@ -312,12 +333,16 @@ class ExportConfig:
     precision: str = "auto"
     """Type of the stored tables: float32, float16, or int8 with a float16 scale per row; `auto` is int8 for a compressed table
     and float32 for `full`."""
+    runtime: str = "auto"
+    """What ONNX Runtime keeps in memory: `folded` is a float32 vector per item, the fastest, whatever the file holds; `compressed` is the
+    small table and map alone, and several times slower (README). `auto` folds until that takes 4 GiB while loading."""
     external_data_mib: int = 1024
     """Weights above this size go into a data file beside `model.onnx`."""
 
     def __post_init__(self) -> None:
         _check_types(self, "export")
         _check_choice("export.precision", self.precision, PRECISIONS)
+        _check_choice("export.runtime", self.runtime, RUNTIMES)
         _check_range("export.external_data_mib", self.external_data_mib, 0)
 
 
@@ -330,6 +355,8 @@ class JobConfig:
     methods: tuple[str, ...] = ("soft",)
     """Trained in this order; the bundle is of the first one."""
     out: str = ""
+    remote: str | None = None
+    """URI at which the run folder is kept; `out` is then the folder where it is worked on."""
     address: str | None = None
     """Address of a Ray cluster; None: a local Ray that starts and stops with the command."""
     experiment: str = "graphhash"

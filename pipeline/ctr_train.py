@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.ctr_maps import find_pairs, hides_pairs, make_maps, pair_graph
 from pipeline.ctr_models import seldom_read
 from pipeline.ctr_spec import ctr_settings, spec_of
 from pipeline.fit import fit
+from pipeline.resume import SavedStates
 from pipeline.stages import write_json_atomic
 from pipeline.tracking import Tracker
 from pipeline.train import FitJob, run_job
@@ -44,13 +45,16 @@ def train_ctr(
     out_dir: Path,
     tracker: Tracker,
     fit_job: FitJob | None = None,
+    states: SavedStates | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Make the maps of a method, train, and write the files. Ray must be running.
 
     Args:
-        fit_job: see ``pipeline.train.train_method``.
+        fit_job, states, say: see ``pipeline.train.train_method``.
 
-    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that were defaults, and the maps' hashes.
+    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that
+        were defaults, and the maps' hashes.
 
     Raises:
         DataError: training failed; the message says why.
@@ -77,14 +81,14 @@ def train_ctr(
     }
     tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
     job = {
-        "fit": _fit_ctr,
+        "task": fit_clicks,
         "folder": str(out_dir.absolute()),
         "ingest": str(ingest_dir.absolute()),
         "spec": spec,
         "settings": settings,
         "score": SCORES[config.train.score],
     }
-    state = run_job(job, method, tracker, fit_job)
+    state = run_job(job, config, method, tracker, fit_job, states, say)
     model = spec.build(maps, len(features.dense), len(features.bags))
     model.load_state_dict(state["best"])
     model.use_maps(maps)
@@ -124,13 +128,14 @@ def validated(model: CtrModel, part: Part) -> dict[str, float]:
     return {"auc": measured["auc"], "log_loss": measured["log_loss"], "negative_log_loss": -measured["log_loss"]}
 
 
-def _fit_ctr(job: dict[str, Any], device: torch.device, **how: Any) -> dict[str, Any]:
+def fit_clicks(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:
+    """What each worker does: load, and fit (see ``pipeline.ray_fit``)."""
     features, settings = Features.open(Path(job["ingest"])), job["settings"]
     maps = load_maps(Path(job["folder"]), features)
     folder = Path(job["folder"]) / TRAINING
     trained = load_maps(folder, features) if folder.is_dir() else maps
     model = job["spec"].build(trained, len(features.dense), len(features.bags)).to(device)
-    examples = [tensor.to(device) for tensor in features.part("train").tensors()]
+    examples = features.part("train").tensors()
     validation = features.part("validation")
 
     def validate(model: CtrModel) -> dict[str, float]:

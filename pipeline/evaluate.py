@@ -6,6 +6,7 @@ the lower item row.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from graphhash.errors import DataError
 from graphhash.lightgcn import LightGCN
 from graphhash.quantization import bias_dtype, rounded, row_bytes
 from graphhash.ranking import ndcg_at_k, recall_at_k, top_k
-from graphhash.retrieval import RetrievalModel
+from graphhash.retrieval import CatalogueScores, RetrievalModel, product_of_catalogue
 from pipeline.budget import full_bytes
 from pipeline.checkpoint import load_method
 from pipeline.config import RunConfig
@@ -34,25 +35,28 @@ BLOCK_SCORES = 2**24
 def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:
     """Test a trained method.
 
-    Tables are rounded to the precision of the export first, so that the figures belong to what is shipped.
+    What the export stores is rounded to its precision first, so that the figures belong to what is shipped.
 
-    Returns: ``recall@20``, ``ndcg@20`` (None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of tables, maps and
+    Returns: ``recall@20``, ``ndcg@20``, ``recall@20_float32`` (without the rounding; all None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of tables, maps and
     bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``n_lookups``, ``item_bias``.
     """
     model, users, items = load_method(method_dir, ingest_dir)
     precision = config.precision_of(method)
+    parts = count_bytes(model, users, items, precision)
     try:
-        store_rounded(model, precision)
+        shipped = as_shipped(model, precision)
     except ValueError as error:
         raise DataError(f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32") from error
     seen = ShardedCsr.open(ingest_dir / "train").load() + ShardedCsr.open(ingest_dir / "validation").load()
     test = ShardedCsr.open(ingest_dir / "test").load()
     tested = np.flatnonzero(np.diff(test.indptr))
-    metrics: dict[str, Any] = {f"recall@{K}": None, f"ndcg@{K}": None, "n_test_users": len(tested)}
+    unrounded = f"recall@{K}_float32"
+    metrics: dict[str, Any] = {f"recall@{K}": None, f"ndcg@{K}": None, unrounded: None, "n_test_users": len(tested)}
     if len(tested):
-        recall, ndcg = rank_users(model, tested, seen, test, K)
+        recall, ndcg = rank_users(shipped, tested, seen, test, K)
         metrics |= {f"recall@{K}": float(recall.mean()), f"ndcg@{K}": float(ndcg.mean())}
-    parts = count_bytes(model, users, items, precision)
+        as_trained = recall if precision == "float32" else rank_users(model, tested, seen, test, K)[0]
+        metrics[unrounded] = float(as_trained.mean())
     total, full = sum(parts.values()), full_bytes(users.n_ids, items.n_ids, config.train.dim)
     return metrics | {
         "rows": users.n_buckets if users.shared else users.n_buckets + items.n_buckets,
@@ -64,6 +68,41 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
         "n_lookups": users.n_lookups,
         "item_bias": model.item_bias is not None,
     }
+
+
+@torch.no_grad()
+def as_shipped(model: RetrievalModel, precision: str) -> RetrievalModel | ShippedVectors:
+    """What answers once the export has stored ``model`` in ``precision``; ``model`` stays as it is.
+
+    Raises:
+        ValueError: int8 cannot hold a value.
+    """
+    if isinstance(model, LightGCN):
+        return ShippedVectors(model, precision)
+    rounded_model = copy.deepcopy(model)
+    store_rounded(rounded_model, precision)
+    return rounded_model
+
+
+class ShippedVectors:
+    """LightGCN as it is exported: vectors propagated in float32 and then rounded, a row for every id and one for unknown users.
+
+    Attributes:
+        vectors: of users, the unknown one last, and of items, float32, on the model's device.
+    """
+
+    def __init__(self, model: LightGCN, precision: str) -> None:
+        self.item_embedding, self.item_bias = model.item_embedding, model.item_bias
+        device = model.item_embedding.table.device
+        self.vectors = [torch.from_numpy(rounded(v.cpu().numpy(), precision)).to(device) for v in model.vectors_and_unknown()]
+        if model.item_bias is not None:
+            bias = rounded(model.item_bias.detach().cpu().numpy(), bias_dtype(precision))
+            self.item_bias = torch.from_numpy(bias).to(device)
+
+    def catalogue(self) -> CatalogueScores:
+        """Scores of every item for each user, as ``LightGCN.catalogue``."""
+        users, items = self.vectors
+        return lambda rows: product_of_catalogue(users[rows], items[:-1], self.item_bias)
 
 
 @torch.no_grad()
@@ -133,7 +172,7 @@ def rank_users(
     device = model.item_embedding.table.device
     scores_of = model.catalogue()
     block = max(1, BLOCK_SCORES // model.item_embedding.n_ids)
-    recalls, ndcgs = [], []
+    recalls, ndcgs = [np.empty(0)], [np.empty(0)]
     for start in range(0, len(users), block):
         part = users[start : start + block]
         scores = scores_of(torch.from_numpy(np.asarray(part, np.int64)).to(device)).cpu().numpy()

@@ -23,19 +23,24 @@ from numpy.typing import NDArray
 
 from graphhash.buckets import BucketMap
 from graphhash.embedding import BucketEmbedding
-from graphhash.retrieval import MatrixFactorization
+from graphhash.lightgcn import LightGCN
+from graphhash.retrieval import CatalogueScores, RetrievalModel
 from graphhash.vocabulary import Vocabulary
-from pipeline.evaluate import store_rounded
-from pipeline.onnx_graph import describe, retrieval_graph
-from serving.bundle import MANIFEST, MODEL, BundleError, write_manifest
+from pipeline.evaluate import K, as_shipped
+from pipeline.models import name_of
+from pipeline.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
+from pipeline.onnx_nodes import describe, inside_bytes
+from serving.bundle import MANIFEST, METADATA, MODEL, BundleError, identity, write_manifest
 from serving.retriever import Retriever
 
 EXTERNAL_DATA = "model.onnx.data"
 TIE_RULE = "higher score first, equal scores by lower item row"
-# Absolute, and relative to the largest score in size. Half a unit of float16 is 4.9e-4 of each of the two
-# factors.
-# int8 is compared with tables rounded in the same way, which is what was tested.
-TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "int8": 1e-5}
+# Absolute, and relative to the largest score in size, beside the model with its tables rounded as they are stored.
+TOLERANCE = 1e-5
+PRECISIONS = ("float32", "float16", "int8")
+RUNTIMES = ("auto", "folded", "compressed")
+# `auto` folds while ONNX Runtime needs no more for it at load than this.
+_MOST_LOAD_BYTES = 2**32
 
 _CHECK_K = 100
 _CHECK_SCORES = 2**25
@@ -44,7 +49,7 @@ _PROTOBUF_LIMIT = 15 * 2**27
 
 
 def export_retrieval(
-    model: MatrixFactorization,
+    model: RetrievalModel,
     user_map: BucketMap,
     item_map: BucketMap,
     users: Vocabulary,
@@ -52,6 +57,7 @@ def export_retrieval(
     out: Path,
     *,
     precision: str = "float32",
+    runtime: str = "auto",
     external_data_mib: float = 1024,
     metrics: dict[str, Any],
     provenance: dict[str, Any],
@@ -65,6 +71,7 @@ def export_retrieval(
         user_map, item_map: the maps the model was made with, which know the weights' profiles.
         users, items: raw ids of the maps' entries.
         precision: type of the tables in the file, "float32", "float16" or "int8"; the item bias is float32 or float16.
+        runtime: "folded", "compressed" (see `pipeline.onnx_scores`), or "auto": folded, where loading takes no more than 4 GiB.
         external_data_mib: tensors of more than this together go to a second file.
         metrics, provenance: for the manifest; JSON values.
         n_check: users compared, drawn by `seed`, an unknown one among them.
@@ -72,41 +79,45 @@ def export_retrieval(
     Returns: the manifest.
 
     Raises:
-        ValueError: model, maps and vocabularies do not belong together, or `precision` is unknown.
+        ValueError: model, maps and vocabularies do not belong together, or `precision` or `runtime` is unknown.
         BundleError: scores or ids of ONNX Runtime and the model disagree, a value does not fit `precision`,
             or `out` is something else than a bundle. Nothing is published then.
     """
     out = Path(out).absolute()
-    if precision not in TOLERANCE:
-        raise ValueError(f"precision is {precision!r}; use one of {sorted(TOLERANCE)}")
+    for name, value, choices in (("precision", precision, PRECISIONS), ("runtime", runtime, RUNTIMES)):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; use one of {', '.join(choices)}")
     if n_check < 1:
         raise ValueError(f"n_check is {n_check}; compare at least 1 user")
     _check_fit("user", model.user_embedding, user_map, users)
     _check_fit("item", model.item_embedding, item_map, items)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).exists())):
         raise BundleError(f"{out}: exists and is no bundle; choose another place, or remove it")
-    tolerance = TOLERANCE[precision]
     padding = _unknown_id(items)
-    graph = retrieval_graph(model, user_map, item_map, users, items, precision)
-    if precision == "int8":
-        model = copy.deepcopy(model)
-        store_rounded(model, precision)
+    load_bytes = 4 * len(items) * item_map.n_lookups * model.user_embedding.dim
+    if runtime == "auto":
+        runtime = "folded" if load_bytes <= _MOST_LOAD_BYTES else "compressed"
+    graph = retrieval_graph(model, user_map, item_map, users, items, precision, runtime)
     content = {
         "task": "retrieval",
-        "inputs": describe(graph.graph.input),
+        "inputs": describe([value for value in graph.graph.input if value.name not in OPTIONAL_INPUTS]),
+        "optional_inputs": describe([value for value in graph.graph.input if value.name in OPTIONAL_INPUTS]),
         "outputs": describe(graph.graph.output),
         "id_types": {"user_id": users.kind, "item_id": items.kind},
         "padding_item_id": padding,
         "n_users": len(users),
         "n_items": len(items),
         "dim": model.user_embedding.dim,
+        "model": name_of(model),
+        "runtime": _runtime(model, runtime, graph, len(items), load_bytes),
         "method": {"users": user_map.method, "items": item_map.method},
         "n_buckets": {"users": user_map.n_buckets, "items": item_map.n_buckets},
         "n_lookups": {"users": user_map.n_lookups, "items": item_map.n_lookups},
         "item_bias": model.item_bias is not None,
         "precision": precision,
+        "precision_loss": precision_loss(metrics),
         "tie_rule": TIE_RULE,
-        "tolerance": {"absolute": tolerance, "relative": tolerance},
+        "tolerance": {"absolute": TOLERANCE, "relative": TOLERANCE},
         "bucket_map_hashes": {"users": user_map.content_hash, "items": item_map.content_hash},
         "vocabulary_hashes": {"users": users.content_hash, "items": items.content_hash},
         "metrics": metrics,
@@ -117,14 +128,46 @@ def export_retrieval(
     try:
         folder = work / "bundle"
         folder.mkdir()
+        onnx.helper.set_model_props(graph, {METADATA: identity(content)})
         _save(graph, folder, users, items, external_data_mib)
         del graph
         manifest = write_manifest(folder, content)
-        _compare(folder, model, users, items, tolerance, n_check, np.random.default_rng(seed))
+        with torch.no_grad():
+            scores_of = as_shipped(copy.deepcopy(model).cpu(), precision).catalogue()
+        _compare(folder, scores_of, users, items, n_check, np.random.default_rng(seed))
         _publish(folder, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return manifest
+
+
+def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Recall as stored and in float32, as the evaluation measured them, and what is lost of the latter; None where it did not."""
+    stored, exact = metrics.get(f"recall@{K}"), metrics.get(f"recall@{K}_float32")
+    lost = 1 - stored / exact if stored is not None and exact else None
+    return {f"recall@{K}": stored, f"recall@{K}_float32": exact, "relative": lost}
+
+
+def _runtime(model: RetrievalModel, mode: str, graph: onnx.ModelProto, n_items: int, load_bytes: int) -> dict[str, Any]:
+    """The manifest's account of what a choice costs."""
+    stored = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+    vector = 4 * (model.user_embedding.dim + (model.item_bias is not None))
+    # Folded, the buckets' vectors are kept as well where they are asked first (`pipeline.onnx_topk`).
+    buckets = next((tensor.dims[0] for tensor in graph.graph.initializer if tensor.name == "best_bias"), 0)
+    costs = {
+        "folded": "ONNX Runtime makes a float32 vector of every item when it loads the file, and keeps them all",
+        "compressed": "table and map stay in memory as they are stored, and every request reads the items' vectors from them",
+    }
+    cost = costs[mode]
+    if isinstance(model, LightGCN):
+        cost += "; the file holds propagated vectors, one per user and item, which is the full catalogue's size in this precision"
+    return {
+        "mode": mode,
+        "stored_bytes": stored,
+        "resident_bytes": stored + (vector * (n_items + 1 + buckets) if mode == "folded" else 0),
+        "load_bytes": stored + (load_bytes if mode == "folded" else 0),
+        "cost": cost,
+    }
 
 
 def _check_fit(side: str, embedding: BucketEmbedding, bucket_map: BucketMap, vocabulary: Vocabulary) -> None:
@@ -146,8 +189,7 @@ def _check_fit(side: str, embedding: BucketEmbedding, bucket_map: BucketMap, voc
 def _save(
     graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabulary, external_data_mib: float
 ) -> None:
-    # Ids and their encoders stay inside: ONNX keeps neither strings nor attributes in external data.
-    inside = users.ids.nbytes + 2 * items.ids.nbytes + 8 * (len(users) + len(items))
+    inside = inside_bytes(users, decoded=False) + inside_bytes(items, decoded=True)
     if inside > _PROTOBUF_LIMIT:
         raise BundleError(
             f"the ids take {inside / 2**30:.1f} GiB in the graph, an ONNX file ends at 2 GiB; use int64 ids"
@@ -166,16 +208,14 @@ def _save(
 
 def _compare(
     folder: Path,
-    model: MatrixFactorization,
+    scores_of: CatalogueScores,
     users: Vocabulary,
     items: Vocabulary,
-    tolerance: float,
     n_check: int,
     rng: np.random.Generator,
 ) -> None:
     """Raise BundleError unless ONNX Runtime and the model agree on scores and, ties within the tolerance
     aside, on items."""
-    reference = copy.deepcopy(model).cpu() if model.user_embedding.table.device.type != "cpu" else model
     retriever = Retriever(folder, provider="cpu")
     sample = np.sort(rng.choice(len(users), min(n_check - 1, len(users)), replace=False))
     rows = np.concatenate([[len(users)], sample]).astype(np.int64)
@@ -184,7 +224,7 @@ def _compare(
         chunk = rows[start : start + step]
         raw = [_unknown_id(users) if row == len(users) else users.take([row])[0] for row in chunk]
         with torch.no_grad():
-            expected = reference.catalogue()(torch.from_numpy(chunk)).numpy()
+            expected = scores_of(torch.from_numpy(chunk)).numpy()
         answers = [(raw, None, min(_CHECK_K, len(items)))]
         if start == 0:
             # Two users are asked for every item, so that each item's vector is read, and again without a
@@ -203,12 +243,31 @@ def _compare(
                     "report this with the vocabulary"
                 )
             for user, item_ids, scores, row in zip(asked, got.item_ids, got.scores, truth, strict=True):
-                _compare_user(user, items.rows(item_ids), scores, row, k, tolerance)
+                _compare_user(user, items.rows(item_ids), scores, row, k)
+        if start == 0:
+            _compare_candidates(retriever, raw, expected, items, rng)
 
 
-def _compare_user(
-    user: Any, got: NDArray, scores: NDArray, expected: NDArray, k: int, tolerance: float
+def _compare_candidates(
+    retriever: Retriever, users: list[Any], expected: NDArray, items: Vocabulary, rng: np.random.Generator
 ) -> None:
+    """Raise BundleError unless candidates, an unknown one among them, score as in the catalogue."""
+    rows = rng.integers(0, len(items), (len(users), min(_CHECK_K, len(items))))
+    unknown = np.full((len(users), 1), _unknown_id(items), np.int64 if items.kind == "int64" else object)
+    got = retriever.score(users, np.concatenate([items.take(rows), unknown], axis=1))
+    wanted = np.take_along_axis(expected, rows, axis=1)
+    worst = np.abs(got.scores[:, :-1] - wanted).max(initial=0)
+    allowed = TOLERANCE * (1 + np.abs(expected).max(initial=0))
+    if not worst <= allowed or not np.isfinite(got.scores).all():
+        raise BundleError(
+            f"scores of candidates and of the catalogue differ by {worst:.3g}, allowed are {allowed:.3g}; "
+            "nothing was published, report this"
+        )
+    if not got.known_items[:, :-1].all() or got.known_items[:, -1].any():
+        raise BundleError("the exported graph does not tell known candidates from unknown ones; report this with the vocabulary")
+
+
+def _compare_user(user: Any, got: NDArray, scores: NDArray, expected: NDArray, k: int) -> None:
     """One user's answer: item rows and scores of ONNX Runtime against the model's scores of all items."""
     k = min(k, int((expected > -np.inf).sum()))
     if np.isnan(expected).any() or np.isposinf(expected).any():
@@ -216,7 +275,7 @@ def _compare_user(
             f"user {user!r}: the trained model scores {expected[~np.isfinite(expected)][0]}; train it again"
         )
     best = -np.sort(np.partition(-expected, k - 1)[:k]) if k else expected[:0]
-    allowed = tolerance * (1 + np.abs(expected[np.isfinite(expected)]).max(initial=0))
+    allowed = TOLERANCE * (1 + np.abs(expected[np.isfinite(expected)]).max(initial=0))
     if len(got) != len(best) or len(np.unique(got)) != k:
         raise BundleError(
             f"user {user!r}: ONNX Runtime returns {len(np.unique(got))} items instead of {k}; "

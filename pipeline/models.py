@@ -15,6 +15,7 @@ from graphhash.lightgcn import LightGCN
 from graphhash.losses import directau_loss, ials_loss
 from graphhash.neumf import NeuMF
 from graphhash.retrieval import MatrixFactorization, RetrievalModel, margin_loss
+from graphhash.workers import Workers
 
 # A table is seldom read if a step reads at most one of this many of its rows.
 SELDOM = 8
@@ -72,7 +73,14 @@ MODELS: dict[str, Callable[[ModelSpec, BucketMap, BucketMap, csr_array | None], 
 }
 
 
-def objective(loss: str, *, whole: bool, gamma: float, unobserved_weight: float) -> Objective:
+def name_of(model: RetrievalModel) -> str:
+    """The model's name in MODELS."""
+    return {MatrixFactorization: "mf", NeuMF: "neumf", LightGCN: "lightgcn"}[type(model)]
+
+
+def objective(
+    loss: str, *, whole: bool, gamma: float, unobserved_weight: float, workers: Workers = Workers()
+) -> Objective:
     """The loss of a batch by its name.
 
     Args:
@@ -80,18 +88,19 @@ def objective(loss: str, *, whole: bool, gamma: float, unobserved_weight: float)
         whole: a batch is all interactions; every id's vector is then read from its table once.
         gamma: weight of DirectAU's uniformity.
         unobserved_weight: of implicit ALS.
+        workers: those that have the other parts of a batch.
     """
 
     def bpr(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
         return margin_loss(model.margins(users, items, negatives(users), whole=whole))
 
     def directau(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
-        return directau_loss(*model.pair_vectors(users, items), gamma=gamma)
+        return directau_loss(*model.pair_vectors(users, items), gamma=gamma, workers=workers)
 
     def ials(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
         # The sum over all pairs weighs a batch's interactions as it weighs all of them.
         return ials_loss(
-            *model.vectors(), model(users, items), unobserved_weight=unobserved_weight, item_bias=model.item_bias
+            *model.vectors(), model(users, items), unobserved_weight=unobserved_weight, item_bias=model.item_bias, workers=workers
         )
 
     return {"bpr": bpr, "directau": directau, "ials": ials}[loss]

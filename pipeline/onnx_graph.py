@@ -1,250 +1,141 @@
-"""The ONNX graph of a retrieval model: raw user ids in, the best raw item ids out.
+"""The ONNX graph of a retrieval model: raw user ids in, the best raw item ids out, and scores of candidates.
 
-Built node by node from the model's arrays (opset 20, ai.onnx.ml 4), so that every dtype is chosen and nothing
-is folded:
+    user_id -> rows -> Gather rows and weights -> Gather table -> weighted sum
+    If k > 0: scores (`pipeline.onnx_scores`) -> the k best items that are not excluded (`pipeline.onnx_topk`) -> raw ids
+    candidate_item_id -> rows -> vectors -> scores with the user
 
-    user_id -> LabelEncoder -> user -> Gather rows and weights -> Gather table -> weighted sum
-    item rows and weights -> Gather table -> weighted sum (the unknown ids' entry is the last one)
-    Gemm(user vectors, item vectors, item bias) -> excluded columns to -inf -> TopK -> Gather raw ids
+Candidates are an input with an empty default, so that who only recommends need not know of them, and k = 0 leaves the
+catalogue out, so that who only scores does not pay for it: ONNX Runtime computes all outputs, asked for or not.
+A second file would hold the ids' encoders again, which are most of a small bundle with string ids.
 
-Tables, rows and numbers of weight profiles are stored in their small types. ONNX Runtime folds the item vectors to float32
-when it loads the graph, with n_items * n_lookups * dim * 4 bytes needed meanwhile. A user left with fewer
-than k items that are not excluded gets excluded ones at score -inf behind them.
+Tables, rows and numbers of weight profiles are stored in their small types. A user left with fewer than k items that are not
+excluded gets excluded ones at score -inf behind them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import numpy as np
 import onnx
-import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from graphhash.buckets import BucketMap
-from graphhash.embedding import BucketEmbedding
-from graphhash.quantization import bias_dtype, quantize_rows
-from graphhash.retrieval import MatrixFactorization
+from graphhash.neumf import NeuMF
+from graphhash.quantization import bias_dtype
+from graphhash.retrieval import RetrievalModel
 from graphhash.vocabulary import Vocabulary
-from serving.bundle import BundleError
+from pipeline.onnx_nodes import ONNX_TYPES, Graph, as_stored, decode_ids, encode_ids
+from pipeline.onnx_scores import NeuMFScores, Parts, Scores, stored_parts
+from pipeline.onnx_topk import BucketsFirst, best_of, has_buckets_first, top_types, with_ordered_buckets
 
-OPSET, ML_OPSET, IR_VERSION = 20, 4, 10
+OPTIONAL_INPUTS = ("candidate_item_id",)
 
 
 def retrieval_graph(
-    model: MatrixFactorization,
+    model: RetrievalModel,
     user_map: BucketMap,
     item_map: BucketMap,
     users: Vocabulary,
     items: Vocabulary,
     precision: str,
+    runtime: str = "folded",
 ) -> onnx.ModelProto:
     """The graph as described above.
 
     Args:
         model, user_map, item_map, users, items: of one run; the caller has checked that they fit.
         precision: type of the stored tables, "float32", "float16" or "int8" (with a float16 scale per row).
+        runtime: "folded" or "compressed", see `pipeline.onnx_scores`.
 
     Raises:
         BundleError: a value of a table or of the bias is not finite in `precision`.
     """
-    graph = _Graph()
-    n_users, n_items = len(users), len(items)
-    graph.constant("n_users", np.int64(n_users))
-    graph.constant("n_items", np.int64(n_items))
-    graph.constant("axis_1", np.array([1], np.int64))
-
-    user = graph.node("LabelEncoder", ["user_id"], "user", domain="ai.onnx.ml", **_encoder(users, "user"))
+    graph = Graph()
+    graph.constant("n_users", np.int64(len(users)))
+    graph.constant("n_items", np.int64(len(items)))
+    user = encode_ids(graph, "user", users, "user_id")
     graph.node("Less", [user, "n_users"], "known")
-    user_vectors = _vectors(graph, "user", model.user_embedding, user_map, precision, user)
-    item_vectors = _vectors(graph, "item", model.item_embedding, item_map, precision, None)
-    factors = [user_vectors, item_vectors]
-    if model.item_bias is not None:
-        bias = np.append(_array(model.item_bias), 0)
-        stored = graph.constant("item_bias", _values(bias, "item bias", bias_dtype(precision)))
-        factors.append(stored if precision == "float32" else graph.node("Cast", [stored], "bias", to=TensorProto.FLOAT))
-    scores = graph.node("Gemm", factors, "all_scores", transB=1)
+    excluded, candidates = _item_rows(graph, items)
+    kind = NeuMFScores if isinstance(model, NeuMF) else Scores
+    parts = stored_parts(model, user_map, item_map)
+    parts = _rounded_bias(parts, precision)
+    ordered = kind is Scores and has_buckets_first(parts)
+    parts = with_ordered_buckets(parts) if ordered else parts
+    scores = kind(graph, model, parts, precision, user, compressed=runtime == "compressed")
+    _best_items(graph, scores, BucketsFirst(graph, parts) if ordered else None, items, excluded)
+    _candidates(graph, scores, candidates)
 
-    # Column n_items is the unknown ids' entry: it takes the excluded ids that are no items, and is always
-    # excluded itself.
-    excluded = graph.node(
-        "LabelEncoder", ["exclude_item_id"], "excluded_items", domain="ai.onnx.ml", **_encoder(items, "item")
-    )
-    batch = graph.node("Shape", ["user_id"], "batch")
-    column = graph.node("Concat", [batch, "axis_1"], "column_shape", axis=0)
-    padding = graph.node("Expand", ["n_items", column], "unknown_column")
-    columns = graph.node("Concat", [excluded, padding], "excluded_columns", axis=1)
-    graph.constant("minus_infinity", np.float32(-np.inf))
-    updates = graph.node(
-        "Expand", ["minus_infinity", graph.node("Shape", [columns], "excluded_shape")], "excluded_scores"
-    )
-    masked = graph.node("ScatterElements", [scores, columns, updates], "masked_scores", axis=1)
-
-    k = graph.node("Reshape", [graph.node("Min", ["k", "n_items"], "k_or_all"), "axis_1"], "k_vector")
-    graph.node("TopK", [masked, k], ["score", "item"], axis=1, largest=1, sorted=1)
-    graph.initializers.append(_ids_tensor(items, "item_ids"))
-    graph.node("Gather", ["item_ids", "item"], "item_id", axis=0)
-
-    types = {"int64": TensorProto.INT64, "string": TensorProto.STRING}
-    value = helper.make_tensor_value_info
+    value, item_type = helper.make_tensor_value_info, ONNX_TYPES[items.kind]
     inputs = [
-        value("user_id", types[users.kind], ["batch"], "raw user ids; unknown ones read the fallback vector"),
-        value("k", TensorProto.INT64, [], "items per user, from 1; more than n_items gives n_items"),
+        value("user_id", ONNX_TYPES[users.kind], ["batch"], "raw user ids; unknown ones read the fallback vector"),
+        value("k", TensorProto.INT64, [], "items per user; more than n_items gives n_items, and 0 leaves the catalogue out"),
+        value("exclude_item_id", item_type, ["batch", "n_exclude"], "raw item ids not to recommend; unknown ids are ignored"),
         value(
-            "exclude_item_id",
-            types[items.kind],
-            ["batch", "n_exclude"],
-            "raw item ids not to recommend; unknown ids are ignored",
+            "candidate_item_id",
+            item_type,
+            ["batch_or_1", "n_candidates"],
+            "raw item ids to score, a row per user or one row for all; none by default; unknown ones read the fallback vector",
         ),
     ]
+    graph.initializers.append(helper.make_tensor("candidate_item_id", item_type, [1, 0], []))
     outputs = [
-        value("item_id", types[items.kind], ["batch", "k_or_all"], "raw item ids, best first"),
+        value("item_id", item_type, ["batch", "k_or_all"], "raw item ids, best first"),
         value(
-            "score",
-            TensorProto.FLOAT,
-            ["batch", "k_or_all"],
-            "score of each item; -inf marks an excluded item in a slot left over",
+            "score", TensorProto.FLOAT, ["batch", "k_or_all"], "score of each item; -inf marks an excluded item in a slot left over"
         ),
         value("known", TensorProto.BOOL, ["batch"], "whether the user is in the model"),
+        value("candidate_score", TensorProto.FLOAT, ["batch", "n_candidates"], "score of each candidate"),
+        value("candidate_known", TensorProto.BOOL, ["batch_or_1", "n_candidates"], "whether the candidate is in the model"),
     ]
-    return helper.make_model(
-        helper.make_graph(graph.nodes, "retrieval", inputs, outputs, graph.initializers),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="graphhash",
+    return graph.model("retrieval", inputs, outputs)
+
+
+def _item_rows(graph: Graph, items: Vocabulary) -> tuple[str, str]:
+    """Rows of excluded items and of candidates, in the shapes of the inputs; one encoder serves both."""
+    inputs = ("exclude_item_id", "candidate_item_id")
+    flat = [graph.node("Reshape", [name, graph.axis(-1)], f"{name}_flat") for name in inputs]
+    rows = encode_ids(graph, "item", items, graph.node("Concat", flat, "raw_items", axis=0))
+    sizes = [graph.node("Shape", [name], f"{name}_size") for name in flat]
+    parts = [f"{name}_rows" for name in inputs]
+    graph.node("Split", [rows, graph.node("Concat", sizes, "item_sizes", axis=0)], parts, axis=0)
+    shapes = [graph.node("Shape", [name], f"{name}_shape") for name in inputs]
+    # Without allowzero a 0 would mean "as before".
+    excluded, candidates = (
+        graph.node("Reshape", [part, shape], f"{part}_shaped", allowzero=1) for part, shape in zip(parts, shapes, strict=True)
     )
+    return excluded, candidates
 
 
-def describe(values: Any) -> dict[str, dict[str, Any]]:
-    """Names, types and meanings of graph inputs or outputs, for the manifest."""
-    names = {
-        TensorProto.INT64: "int64",
-        TensorProto.STRING: "string",
-        TensorProto.FLOAT: "float32",
-        TensorProto.BOOL: "bool",
-    }
-    return {
-        value.name: {
-            "dtype": names[value.type.tensor_type.elem_type],
-            "shape": [axis.dim_param for axis in value.type.tensor_type.shape.dim],
-            "meaning": value.doc_string,
-        }
-        for value in values
-    }
+def _best_items(graph: Graph, scores: Scores, first: BucketsFirst | None, items: Vocabulary, excluded: str) -> None:
+    """The outputs `item_id` and `score`."""
+    some, none = Graph(graph), Graph(graph)
+    graph.constant("minus_infinity", np.float32(-np.inf))
+    batch = graph.node("Shape", ["user_id"], "batch")
+    k = some.node("Reshape", [some.node("Min", ["k", "n_items"], "k_or_all"), graph.axis(1)], "k_vector")
+    best = best_of(some, scores, first, len(items), excluded, batch, k)
+    empty = none.node("Concat", [batch, graph.axis(0)], "empty_shape", axis=0)
+    nothing = none.node("Expand", ["minus_infinity", empty], "no_scores"), none.node("Expand", ["n_items", empty], "no_items")
+    asked = graph.node("Greater", ["k", graph.constant("zero", np.int64(0))], "catalogue_asked")
+    graph.node(
+        "If",
+        [asked],
+        ["score", "item_rows_found"],
+        then_branch=some.body("catalogue", [], top_types(*best)),
+        else_branch=none.body("no_catalogue", [], top_types(*nothing)),
+    )
+    decode_ids(graph, "item_id", items, "item_rows_found")
 
 
-class _Graph:
-    """Nodes and initializers in the order they are added; every method returns the name of what it added."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-
-    @property
-    def names(self) -> set[str]:
-        return {tensor.name for tensor in self.initializers}
-
-    def constant(self, name: str, values: NDArray | np.generic) -> str:
-        self.initializers.append(numpy_helper.from_array(np.asarray(values), name))
-        return name
-
-    def node(self, op: str, inputs: list[str], outputs: str | list[str], **attributes: Any) -> str:
-        names = [outputs] if isinstance(outputs, str) else outputs
-        self.nodes.append(helper.make_node(op, inputs, names, name=names[0], **attributes))
-        return names[0]
+def _candidates(graph: Graph, scores: Scores, rows: str) -> None:
+    """The outputs `candidate_score` and `candidate_known`."""
+    graph.node("Identity", [scores.pair_scores(graph, rows)], "candidate_score")
+    graph.node("Less", [rows, "n_items"], "candidate_known")
 
 
-def _vectors(
-    graph: _Graph,
-    side: str,
-    embedding: BucketEmbedding,
-    bucket_map: BucketMap,
-    precision: str,
-    entry: str | None,
-) -> str:
-    """Vectors of the map entries in the tensor `entry`, or of all n_ids + 1: shape (n_entries, dim)."""
-
-    def of_entry(stored: str) -> str:
-        if entry is None:
-            return stored
-        return graph.node("Gather", [stored, entry], f"{stored}_of_entry", axis=0)
-
-    def cast(source: str, name: str, dtype: int) -> str:
-        return graph.node("Cast", [source], name, to=dtype)
-
-    # A table that both sides share is stored once, by the users.
-    owner = "shared" if bucket_map.shared else side
-    if bucket_map.shared and side == "item":
-        tables = [name for name in (f"{owner}_table", f"{owner}_scales") if name in graph.names]
-    else:
-        tables = _tables(graph, owner, _array(embedding.table), precision)
-    if bucket_map.identity:
-        read = [of_entry(table) for table in tables]
-    else:
-        stored = bucket_map.rows.astype(bucket_map.rows_dtype)
-        # One lookup without a weight is a plain Gather, and needs no axis of its own.
-        graph.constant(f"{side}_rows", stored if bucket_map.profiles is not None else stored[:, 0])
-        rows = of_entry(f"{side}_rows")
-        if stored.dtype == np.uint16:  # Gather takes int32 or int64 indices.
-            rows = cast(rows, f"{side}_buckets", TensorProto.INT32)
-        read = [graph.node("Gather", [table, rows], f"{side}_{table}_read", axis=0) for table in tables]
-    if precision != "float32":
-        read = [cast(source, f"{source}_float32", TensorProto.FLOAT) for source in read]
-    # The scales of 8-bit rows have shape (..., 1).
-    rows_read = read[0] if len(read) == 1 else graph.node("Mul", read, f"{side}_rows_scaled")
-    if bucket_map.profiles is None:
-        return rows_read
-    graph.constant(f"{side}_profiles", bucket_map.profiles)
-    graph.constant(f"{side}_profile_of", bucket_map.profile_of)
-    profile = cast(of_entry(f"{side}_profile_of"), f"{side}_profile", TensorProto.INT32)
-    weights = graph.node("Gather", [f"{side}_profiles", profile], f"{side}_weights", axis=0)
-    # (n, 1, n_lookups) @ (n, n_lookups, dim): no second array of the size of what was read.
-    weights = graph.node("Unsqueeze", [weights, "axis_1"], f"{side}_weights_row")
-    summed = graph.node("MatMul", [weights, rows_read], f"{side}_weighted_sum")
-    return graph.node("Squeeze", [summed, "axis_1"], f"{side}_vectors")
-
-
-def _tables(graph: _Graph, side: str, table: NDArray, precision: str) -> list[str]:
-    """What is stored of a table: its values, or 8-bit codes and their scales, whose product they are."""
-    if precision != "int8":
-        return [graph.constant(f"{side}_table", _values(table, f"{side} table", precision))]
-    try:
-        codes, scales = quantize_rows(table)
-    except ValueError as error:
-        raise BundleError(f"{side} table holds {error}; train with a lower learning rate, or use float32") from error
-    return [graph.constant(f"{side}_table", codes), graph.constant(f"{side}_scales", scales)]
-
-
-def _array(tensor: torch.Tensor) -> NDArray:
-    return tensor.detach().cpu().numpy()
-
-
-def _values(array: NDArray, name: str, precision: str) -> NDArray:
-    with np.errstate(over="ignore"):
-        values = array.astype(precision)
-    if not np.isfinite(values).all():
-        worst = array[~np.isfinite(values)].flat[0]
-        raise BundleError(
-            f"{name} holds {worst}, which is not finite in {precision}; "
-            "train with a lower learning rate, or use float32"
-        )
-    return values
-
-
-def _encoder(vocabulary: Vocabulary, side: str) -> dict[str, onnx.TensorProto]:
-    """Attributes of the LabelEncoder raw id -> row; an unknown id becomes len(vocabulary)."""
-    return {
-        "keys_tensor": _ids_tensor(vocabulary, f"{side}_keys"),
-        "values_tensor": numpy_helper.from_array(
-            np.arange(len(vocabulary), dtype=np.int64), f"{side}_values"
-        ),
-        "default_tensor": numpy_helper.from_array(np.array([len(vocabulary)], np.int64), f"{side}_default"),
-    }
-
-
-def _ids_tensor(vocabulary: Vocabulary, name: str) -> onnx.TensorProto:
-    if vocabulary.kind == "int64":
-        return numpy_helper.from_array(vocabulary.ids.to_numpy(), name)
-    encoded = [text.encode("utf-8") for text in vocabulary.ids.to_pylist()]
-    return helper.make_tensor(name, TensorProto.STRING, [len(encoded)], encoded)
+def _rounded_bias(parts: Parts, precision: str) -> Parts:
+    """With the item bias as it reads once stored: an order by bias must be that of the stored ones."""
+    if parts.item_bias is None:
+        return parts
+    stored = as_stored(parts.item_bias, "item bias", bias_dtype(precision))
+    return dataclasses.replace(parts, item_bias=stored.astype(np.float32))

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.stages import RunFolderError
+
 # Ray reads its token once per process, so each later session of this process has to use the same one.
 _TOKEN = secrets.token_hex(32)
 
@@ -33,8 +35,8 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None, **in
     A Ray that this process has initialised before is used as it is and left running.
 
     Args:
-        address: None starts a private local Ray; "auto", "host:port" or "ray://..." attaches to a running
-            one.
+        address: None starts a private local Ray, but in a job of a cluster, which is then the one that is used; "auto",
+            "host:port" or "ray://..." attaches to a running one.
         num_cpus: CPUs of a private local Ray; None means all.
         init: further arguments of `ray.init`.
 
@@ -44,6 +46,8 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None, **in
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    if address is None and num_cpus is None and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        address = "auto"  # `ray job submit` has set RAY_ADDRESS as well.
     if ray.is_initialized():
         yield
     elif address is None:
@@ -57,9 +61,61 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None, **in
         options = {"logging_level": logging.ERROR, "log_to_driver": False} | init
         try:
             ray.init(address=address, **options)
-            yield
+            with _sigterm_as_exit():
+                yield
         finally:
             ray.shutdown()
+
+
+def check_shared(folder: Path) -> None:
+    """Check that all machines of the running Ray see a folder of this one.
+
+    Raises:
+        RunFolderError: one does not. With one machine there is nothing to check.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / f".seen-{secrets.token_hex(8)}"
+    marker.touch()
+    sees = ray.remote(num_cpus=0, max_retries=2)(_sees)
+    try:
+        refs = [
+            (node, sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(marker)))
+            for node in nodes
+        ]
+        # A machine that leaves in the meantime has nothing to say.
+        blind = [node["NodeManagerHostname"] for node, ref in refs if _answer(ref) is False]
+    finally:
+        marker.unlink(missing_ok=True)
+    if blind:
+        raise RunFolderError(
+            f"{folder}: not seen on {', '.join(sorted(set(blind))[:8])}, of {len(nodes)} machines; work in a folder on storage that all of "
+            "them share (--out, or --work where --out is a URI)"
+        )
+
+
+def _sees(path: str) -> bool:
+    """What a Ray task does. Network storage may show a new file late."""
+    for _ in range(20):
+        if os.path.exists(path):
+            return True
+        time.sleep(0.25)
+    return False
+
+
+def _answer(ref: Any) -> bool | None:
+    import ray
+
+    try:
+        return ray.get(ref, timeout=60)
+    except (ray.exceptions.RayError, TimeoutError):
+        return None
 
 
 def cpus_of_machines() -> list[int]:

@@ -288,6 +288,7 @@ def _results_section(facts: RunFacts) -> str:
         + html_table(header, rows)
         + '\n<p class="note">recall@20: the share of a user\'s test items among 20 recommendations, averaged over users. '
         "NDCG@20 also rewards placing them early. A <i>row</i> is one vector of a table.</p>\n"
+        + "".join(map(_rounding_note, facts.metrics))
         + (
             picture(facts.path / "bytes_recall.png", "Bytes against recall, one point per method")
             + '\n<p class="note">Up is better, left is smaller.</p>'
@@ -361,6 +362,17 @@ def _training_section(facts: RunFacts) -> str:
         "<h2>How training went</h2>\n"
         f"<p>Training stops when recall on the validation interactions no longer rises, and keeps the best epoch: "
         f"{'; '.join(parts)}.</p>\n" + picture(facts.path / "training.png", "Validation recall by epoch")
+    )
+
+
+def _rounding_note(metrics: dict[str, Any]) -> str:
+    """What storing the tables in fewer bits cost; nothing for float32, or where it was not measured."""
+    stored, exact = metrics["recall@20"], metrics.get("recall@20_float32")
+    if metrics.get("precision", "float32") == "float32" or stored is None or not exact:
+        return ""
+    return (
+        f'<p class="note">{_e(metrics["method"])}: stored as {_e(metrics["precision"])}, {metrics["bytes"]:,} bytes; recall@20 '
+        f"{stored:.4f} against {exact:.4f} in float32, a change of {100 * (stored / exact - 1):+.2f} %.</p>\n"
     )
 
 

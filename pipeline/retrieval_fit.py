@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graphhash.retrieval import RetrievalModel
+from graphhash.workers import Workers
 from pipeline.evaluate import K
 from pipeline.fit import FitSettings, fit
 from pipeline.models import Sample, objective, seldom_read
@@ -35,24 +36,27 @@ def fit_retrieval(
     *,
     sample: Sample | None = None,
     lap: Callable[[str], None] = lambda phase: None,
+    workers: Workers | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Train a retrieval model; BPR draws one negative per interaction.
 
     Args:
-        users, items: rows of the training interactions, int64, shape (n_interactions,), on the model's device.
+        users, items: rows of the training interactions of all workers, int64, shape (n_interactions,).
         validate: metrics, :data:`SCORE` among them, which is the one to raise.
         sample: draws an item for each of some users, as a :class:`NegativeSampler`; None: uniformly, not rejected.
-        lap, how: as for :func:`pipeline.fit.fit`; there is one more phase, negatives.
+        lap, workers, how: as for :func:`pipeline.fit.fit`; there is one more phase, negatives.
 
     Returns, Raises: as :func:`pipeline.fit.fit`.
     """
+    workers = Workers.joined() if workers is None else workers
     n_items = model.item_embedding.n_ids
     loss_of_batch = objective(
         settings.loss,
         whole=settings.batch_size is None,
         gamma=settings.gamma,
         unobserved_weight=settings.unobserved_weight,
+        workers=workers,
     )
 
     def loss_of(model: RetrievalModel, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
@@ -67,4 +71,5 @@ def fit_retrieval(
         return loss_of_batch(model, *batch, negatives)
 
     seldom = seldom_read(model, settings.loss, settings.batch_size)
-    return fit(model, (users, items), settings, loss_of, validate, score=SCORE, seldom=seldom, lap=lap, **how)
+    examples = users, items
+    return fit(model, examples, settings, loss_of, validate, score=SCORE, seldom=seldom, lap=lap, workers=workers, **how)

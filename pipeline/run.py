@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import tracking
 from pipeline.config import CLICK_KEYS, ConfigError, RunConfig
+from pipeline.mirror import run_folder
 from pipeline.stages import (
     RunFolder,
     StageResult,
@@ -28,12 +30,15 @@ from pipeline.stages import (
 )
 from pipeline.tasks import check_exportable, task_of
 
+from pipeline.storage import localised
+
 if TYPE_CHECKING:
+    from pipeline.resume import SavedStates
     from pipeline.train import FitJob
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
-VERSIONS = {"ingest": 1, "cluster": 5, "train": 4, "evaluate": 2, "export": 2}
+VERSIONS = {"ingest": 1, "cluster": 5, "train": 5, "evaluate": 3, "export": 4}
 CLICK_TRAIN_KEYS = ("hidden", "dropout", "n_cross", "structure", "score")
 
 
@@ -68,6 +73,7 @@ def run(
     store: tracking.Store | None = None,
     lenders: Iterable[Path] = (),
     fit_job: FitJob | None = None,
+    resume: bool | None = None,
 ) -> Outcome:
     """Bring the run folder up to date, stage by stage, up to and including `until`.
 
@@ -78,6 +84,8 @@ def run(
         store: where trainings are tracked; None: connected to when it is needed.
         lenders: other run folders, where the log may be ingested, or even clustered, in the same way already.
         fit_job: what trains (see `pipeline.train.train_method`).
+        resume: whether trainings go on from their checkpoints; None: from those that there are. True: a training that has to be done has
+            one, or ConfigError is raised.
 
     Raises:
         DataError, ConfigError, RunFolderError, TrackingError: each with one line for the user.
@@ -86,19 +94,29 @@ def run(
     out = Path(config.run.out)
     if until != "ingest":
         check_methods(config.run.methods, config.run.task)
+    given, config = config, localised(config)
     steps = plan(config, until)
     with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder(out, say=say))
-        write_text_atomic(out / "config.toml", config.to_toml())
+        folder = stack.enter_context(run_folder(config, say))
+        if config.run.remote is not None:
+            # What was fetched may hold ids that an update has placed.
+            steps = plan(config, until)
+        write_text_atomic(out / "config.toml", given.to_toml())
         for name in ("ingest", "cluster"):
             if (step := steps.get(name)) is not None:
                 any(folder.borrow(lender, step.name, step.settings, step.inputs, name) for lender in lenders)
         tracked = [step for step in steps.values() if step.name not in ("ingest", "cluster")]
-        if not config.run.mlflow or all(_up_to_date(folder, step) for step in tracked):
+        nothing_new = all(_up_to_date(folder, step) for step in tracked)
+        if not config.run.mlflow or (nothing_new and not tracking.has_left(out)):
             store = None
         elif store is None:
-            store = tracking.connect(config.run.experiment)
-        ray = _RayOnDemand(stack, config.run.address)
+            try:
+                store = tracking.connect(config.run.experiment, out)
+            except tracking.TrackingError as error:
+                if not nothing_new:
+                    raise
+                say(f"{error}; what it should get is kept")
+        ray = _RayOnDemand(stack, config.run.address, out)
 
         ingest = _ingest(folder, steps["ingest"], config, ray)
         if until == "ingest":
@@ -107,6 +125,8 @@ def run(
         if until == "cluster":
             return Outcome(ingest.result, cluster.result, [])
         metrics = []
+        if resume is not None:
+            _check_resume(folder, steps, config, resume)
         for method in config.run.methods:
             metrics.append(_method(folder, steps, config, method, ingest, cluster, store, ray, fit_job))
             if until != "train":
@@ -118,7 +138,7 @@ def run(
 
 def is_done(config: RunConfig, until: str) -> bool:
     """Whether :func:`run` with these arguments would find every stage up to date."""
-    folder = RunFolder(config.run.out)
+    folder, config = RunFolder(config.run.out), localised(config)
     return all(_up_to_date(folder, step) for step in plan(config, until).values())
 
 
@@ -143,7 +163,7 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
 
     Raises:
         DataError: there is no data at `data.path`, or there are no features where a method needs some.
-        ConfigError: such features are not named, or the model cannot go so far.
+        ConfigError: such features are not named.
     """
     from pipeline.features import feature_files
 
@@ -164,6 +184,9 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
         settings["data"] |= {"schema": config.data.schema is not None, "task": config.run.task}
     for key in ("threads", "shards"):
         settings["cluster"].pop(key)
+    # More workers change figures as another seed does, and no more.
+    for key in ("workers", "checkpoint_seconds", "propagation"):
+        settings["train"].pop(key)
     if config.cluster.budget[0] == "ratio":
         # How many rows a share of the bytes is depends on what else takes bytes.
         settings["cluster"]["bytes"] = [
@@ -222,14 +245,15 @@ def export_step(config: RunConfig, method: str, train: str, evaluate: str) -> St
 class _RayOnDemand:
     """Ray for the rest of the command, started by the first stage that computes something on it."""
 
-    def __init__(self, stack: ExitStack, address: str | None) -> None:
-        self._stack, self._address, self._started = stack, address, False
+    def __init__(self, stack: ExitStack, address: str | None, out: Path) -> None:
+        self._stack, self._address, self._out, self._started = stack, address, out, False
 
     def start(self) -> None:
         if not self._started:
-            from pipeline.ray_session import ray_session
+            from pipeline.ray_session import check_shared, ray_session
 
             self._stack.enter_context(ray_session(self._address))
+            check_shared(self._out)
             self._started = True
 
 
@@ -273,14 +297,16 @@ def _method(
 
         def train(out: Path) -> dict[str, Any]:
             ray.start()
-            result = task_of(config).train(
-                config, method, folder.path / "ingest", folder.path / "cluster", out, tracker, fit_job
-            )
+            states = _states(folder, method, train_step, mlflow_run_id=tracker.run_id)
+            parts = folder.path / "ingest", folder.path / "cluster"
+            result = task_of(config).train(config, method, *parts, out, tracker, fit_job, states, folder.say)
             return {**result, "mlflow_run_id": tracker.run_id}
 
         trained = folder.stage(
             train_step.name, train_step.settings, train_step.inputs, f"methods/{method}", train
         )
+        # What it was for is in the method's folder now.
+        _states(folder, method, train_step).clear()
         seconds = {"ingest": ingest.seconds, "cluster": cluster.seconds, "train": trained.seconds}
         metrics = {"method": method, **trained.result}
         if (step := steps.get(f"evaluate {method}")) is not None:
@@ -308,6 +334,27 @@ def _method(
     return metrics
 
 
+def _states(folder: RunFolder, method: str, train: Step, **facts: Any) -> SavedStates:
+    """The checkpoints of a training that is not finished; they outlive the command."""
+    from pipeline.resume import SavedStates
+
+    return SavedStates(folder.path / "checkpoints" / method, train.key, facts)
+
+
+def _check_resume(folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, resume: bool) -> None:
+    """Without `resume`, forget the checkpoints; with it, make sure that there is one."""
+    pending = [(m, step) for m in config.run.methods if not _up_to_date(folder, step := steps[f"train {m}"])]
+    saved = {method: _states(folder, method, step) for method, step in pending}
+    if not resume:
+        for states in saved.values():
+            states.clear()
+    elif saved and not any(states.newest() for states in saved.values()):
+        raise ConfigError(
+            f"--resume: {folder.path}/checkpoints holds none of a training with these settings and data; give the settings that it was "
+            "stopped with, or leave --resume out to start one"
+        )
+
+
 def export_bundle(
     config: RunConfig, run: Path, method_dir: Path, out: Path, metrics: dict[str, Any], train_key: str
 ) -> dict[str, Any]:
@@ -331,12 +378,14 @@ def export_bundle(
         model = with_more_ids(model, placed.maps, placed.item_bias)
         maps, vocabularies, updates = placed.maps.values(), placed.vocabularies.values(), placed.updates
     settings = config.flat()
+    ingested = json.loads((run / "ingest" / "ingest.json").read_text(encoding="utf-8"))
     return export_retrieval(
         model,
         *maps,
         *vocabularies,
         out,
         precision=metrics["precision"],
+        runtime=config.export.runtime,
         external_data_mib=config.export.external_data_mib,
         metrics={key: value for key, value in metrics.items() if key not in ("method", "mlflow_run_id")},
         # Without `data` and `run`, which name places on the maker's machine.
@@ -345,6 +394,10 @@ def export_bundle(
             "mlflow_run_id": metrics["mlflow_run_id"],
             "settings": {
                 key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")
+            },
+            "data": {
+                **{key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")},
+                **{key: settings[f"data.{key}"] for key in ("split", "validation", "test", "seed")},
             },
             # Metrics are of the training alone.
             **({"updates": list(updates)} if updates else {}),
@@ -358,14 +411,18 @@ def _tracker(
 ) -> Iterator[tracking.Tracker]:
     """The MLflow run of a training that is about to happen, or that later stages add to; else one that logs nothing."""
     train = steps[f"train {method}"]
-    if all(_up_to_date(folder, step) for step in _steps_of(steps, config, method)):
-        yield tracking.Tracker()
-        return
     run_id = None
     if _up_to_date(folder, train):
         recorded = folder.current(train.name)
         run_id = recorded.result.get("mlflow_run_id") if recorded else None
         store = store if run_id else None  # Trained without MLflow: there is nothing to add to.
+    elif (begun := _states(folder, method, train).manifest()) is not None:
+        run_id = begun.get("mlflow_run_id")
+    if all(_up_to_date(folder, step) for step in _steps_of(steps, config, method)):
+        # A command that was killed after its last stage has left the run open, and it did finish.
+        if store is None or run_id not in store.killed:
+            yield tracking.Tracker()
+            return
     params = {key: value for key, value in config.flat().items() if key != "run.methods"} | {"method": method}
     alone = len(config.run.methods) == 1
     with tracking.training_run(store, method, params, alone=alone, run_id=run_id) as tracker:
@@ -391,19 +448,15 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     import numpy as np
 
     from graphhash.vocabulary import Vocabulary
+    from pipeline.registry import BUNDLE_TAG, RECOMMENDATION, model_example
     from serving.bundle import MODEL, check_bundle
 
     bundle = folder.path / "bundle"
     manifest = check_bundle(bundle)
     users = Vocabulary.load(folder.path / "ingest" / "users.parquet")
-    n_users = min(2, len(users))
-    example = {
-        "user_id": users.take(np.arange(n_users)),
-        "k": np.array(min(20, manifest["n_items"]), np.int64),
-        "exclude_item_id": np.array([[manifest["padding_item_id"]]] * n_users),
-    }
+    example = model_example(manifest, users.take(np.arange(min(2, len(users)))))
     tracker.log_artifact(bundle, "bundle")
-    tracker.log_onnx_model(bundle / MODEL, example)
+    tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: manifest["manifest_sha256"]}, RECOMMENDATION)
 
 
 def _report(folder: RunFolder, config: RunConfig, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:
@@ -412,7 +465,7 @@ def _report(folder: RunFolder, config: RunConfig, metrics: list[dict[str, Any]],
     if store is None:
         return
     for entry in metrics:
-        tracker = tracking.Tracker(store.uri, entry.get("mlflow_run_id"))
+        tracker = store.tracker(entry.get("mlflow_run_id"))
         for file in files:
             tracker.log_artifact(file, "report")
 

@@ -50,7 +50,7 @@ class StageResult:
 
 
 class RunFolder:
-    """A run folder, locked while the `with` block lasts.
+    """A run folder, locked while the `with` block lasts. `on_stage` is called after every stage that was not skipped.
 
         with RunFolder(Path("out")) as run:
             run.stage("cluster", {"resolution": 200.0}, [ingest.key], "cluster", lambda folder: cluster(folder))
@@ -59,9 +59,12 @@ class RunFolder:
         RunFolderError: another process holds the folder, or it cannot be made.
     """
 
-    def __init__(self, path: Path | str, *, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, path: Path | str, *, say: Callable[[str], None] = print, on_stage: Callable[[], None] = lambda: None
+    ) -> None:
         self.path = Path(path)
         self.say = say
+        self.on_stage = on_stage
         self._lock: int | None = None
 
     def __enter__(self) -> RunFolder:
@@ -78,20 +81,16 @@ class RunFolder:
             holder = _read_holder(lock)
             os.close(lock)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise RunFolderError(f"{self.path}/.lock: cannot be locked ({error.strerror})") from error
+                raise RunFolderError(
+                    f"{self.path}/.lock: cannot be locked ({error.strerror}); take a file system with locks for --out, or a URI"
+                ) from error
             raise RunFolderError(
                 f"{self.path} is in use by {holder}; wait for it, or choose another --out"
             ) from None
         self._lock = lock
-        holder = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "command": shlex.join(sys.argv),
-            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        }
         try:
             os.ftruncate(lock, 0)
-            os.pwrite(lock, json.dumps(holder).encode(), 0)
+            os.pwrite(lock, json.dumps(holder_of_this_process()).encode(), 0)
             self._remove_litter()
         except OSError as error:
             self.__exit__()
@@ -229,6 +228,7 @@ class RunFolder:
         except OSError as error:
             raise _one_line(error, self.path, f"stage {name!r}") from error
         self.say(f"{name}: done in {seconds:.1f} s")
+        self.on_stage()
         return StageResult(name, key, result, round(seconds, 3), False)
 
     def _record_path(self, name: str) -> Path:
@@ -281,6 +281,24 @@ def fingerprint(paths: Iterable[Path]) -> str:
     """Hex sha256 over name, size and modification time of files, independent of their order and of their folder."""
     entries = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in map(Path, paths))
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def holder_of_this_process() -> dict[str, Any]:
+    """What a lock says about who holds it: pid, host, command, and since when."""
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": shlex.join(sys.argv),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def in_words(holder: Any) -> str:
+    """Who holds a lock, for an error; `holder` as another process wrote it."""
+    try:
+        return f"process {holder['pid']} on {holder['host']} since {holder['started']} ({holder['command']})"
+    except (KeyError, TypeError):
+        return "another process"
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -340,9 +358,8 @@ def _sha256(path: Path) -> str:
 
 def _read_holder(lock: int) -> str:
     try:
-        holder = json.loads(os.pread(lock, 65536, 0))
-        return f"process {holder['pid']} on {holder['host']} since {holder['started']} ({holder['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
+        return in_words(json.loads(os.pread(lock, 65536, 0)))
+    except (OSError, ValueError):
         return "another process"
 
 

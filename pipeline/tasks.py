@@ -15,6 +15,7 @@ from pipeline.config import DEFAULT_RATIO, ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from pipeline.fit import FitSettings
+    from pipeline.resume import SavedStates
     from pipeline.tracking import Tracker
     from pipeline.train import FitJob
 
@@ -60,7 +61,7 @@ class Task:
     log_files: Callable[[RunConfig], list[Path]]
     ingest: Callable[[RunConfig, Path], dict[str, Any]]
     cluster: Callable[[RunConfig, Path, Path], dict[str, Any]]
-    train: Callable[[RunConfig, str, Path, Path, Path, Tracker, FitJob | None], dict[str, Any]]
+    train: Callable[[RunConfig, str, Path, Path, Path, Tracker, FitJob | None, SavedStates | None, Callable[[str], None]], dict[str, Any]]
     evaluate: Callable[[RunConfig, str, Path, Path], dict[str, Any]]
     report: Callable[[Path], list[Path]]
     fit_settings: Callable[[RunConfig, str], FitSettings]
@@ -84,10 +85,6 @@ def check_exportable(config: RunConfig) -> None:
     """Raise ConfigError where a trained model cannot become a bundle."""
     if config.run.task == "ctr":
         raise ConfigError("run.task=ctr has no ONNX graph yet; use 'graphhash run', which stops before the export")
-    if config.train.model != "mf":
-        raise ConfigError(
-            f"train.model={config.train.model} has no ONNX graph yet; use 'graphhash evaluate', or train.model=mf"
-        )
 
 
 def _retrieval_files(config: RunConfig) -> list[Path]:
@@ -111,7 +108,8 @@ def _cluster_retrieval(config: RunConfig, ingest_dir: Path, out: Path) -> dict[s
 def _train_retrieval(config: RunConfig, method: str, *how: Any) -> dict[str, Any]:
     from pipeline.train import train_method
 
-    return train_method(config, method, *how)
+    *where, states, say = how
+    return train_method(config, method, *where, states=states, say=say)
 
 
 def _evaluate_retrieval(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:
@@ -154,7 +152,8 @@ def _cluster_ctr(config: RunConfig, ingest_dir: Path, out: Path) -> dict[str, An
 def _train_ctr(config: RunConfig, method: str, *how: Any) -> dict[str, Any]:
     from pipeline.ctr_train import train_ctr
 
-    return train_ctr(config, method, *how)
+    *where, states, say = how
+    return train_ctr(config, method, *where, states=states, say=say)
 
 
 def _evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:

@@ -32,8 +32,10 @@ from typing import Any
 from pipeline import tracking
 from pipeline.compare import explain, share_out
 from pipeline.config import HOPS, ConfigError, RunConfig, parse_override
+from pipeline.mirror import run_folder
 from pipeline.run import is_done, run
-from pipeline.stages import RunFolder, write_text_atomic
+from pipeline.stages import write_text_atomic
+from pipeline.storage import localised
 from pipeline.tasks import task_of
 
 # Sections whose settings a search may choose; the others say what is measured, and where.
@@ -140,15 +142,17 @@ def tune(
     out, score = Path(base.run.out), score_key(base)
     if not base.data.validation:
         raise ConfigError("data.validation=0.0 leaves nothing to compare trials by; give a share above 0")
+    given, base = base, RunConfig.from_flat(localised(base).flat() | {"run.remote": None})
     with ExitStack() as stack:
-        stack.enter_context(RunFolder(out, say=say))
-        from pipeline.ray_session import ray_session
+        stack.enter_context(run_folder(given, say))
+        from pipeline.ray_session import check_shared, ray_session
 
         stack.enter_context(ray_session(base.run.address))
+        check_shared(out)
         # The log is split once. Clusters are a trial's own affair: a budget in bytes gives rows by what its maps take.
         log = RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")})
         run(log, until="ingest", say=say)
-        store = tracking.connect(base.run.experiment) if base.run.mlflow else None
+        store = tracking.connect(base.run.experiment, out) if base.run.mlflow else None
         earlier = _read_state(out)
         params = base.flat() | {f"space.{key}": _in_words(values) for key, values in space.items()}
         tracker, nested = stack.enter_context(tracking.parent_run(store, "tune", params, run_id=earlier))
@@ -160,7 +164,7 @@ def tune(
         best = trials[0]
         if best[score] is None:
             raise TuneError(f"none of {len(trials)} trials came to an end, the first because: {best['reason']}")
-        write_text_atomic(out / "best.toml", best_config(base, best, space).to_toml())
+        write_text_atomic(out / "best.toml", best_config(given, best, space).to_toml())
         n_failed = sum(trial[score] is None for trial in trials)
         tracker.log_metrics({score: best[score], "n_trials": len(trials), "n_failed": n_failed})
         for name in ("best.toml", "trials.csv"):
@@ -170,7 +174,7 @@ def tune(
 
 def best_config(base: RunConfig, trial: Mapping[str, Any], space: Space) -> RunConfig:
     """All settings of a trial, for any folder."""
-    return RunConfig.from_flat(base.flat() | {key: trial[key] for key in space})
+    return RunConfig.from_flat(base.flat() | {"run.remote": None} | {key: trial[key] for key in space})
 
 
 def trial_config(base: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:
@@ -193,7 +197,7 @@ def run_trial(
         ``run`` (the folder) and ``finished_before``.
     """
     from graphhash.errors import DataError
-    from pipeline.train import fit_here
+    from pipeline.ray_fit import fit_here
 
     trial, score = trial_config(base, chosen), score_key(base)
     facts: dict[str, Any] = {"run": f"trials/{Path(trial.run.out).name}", "finished_before": is_done(trial, "train")}
@@ -205,7 +209,7 @@ def run_trial(
         # Settings that do not train, or do not go together, are a bad trial and no failure of the search.
         return facts | {score: None, "reason": explain(error)}
     if store is not None and not facts["finished_before"]:
-        tracking.Tracker(store.uri, metrics["mlflow_run_id"]).rename(facts["run"])
+        store.tracker(metrics["mlflow_run_id"]).rename(facts["run"])
     kept = {key: metrics[key] for key in (score, "best_epoch", "epochs")}
     return facts | kept | {"seconds": metrics["seconds"]["train"], "mlflow_run_id": metrics.get("mlflow_run_id")}
 

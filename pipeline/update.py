@@ -121,13 +121,13 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
     """The method as trained, if everything it came from is still as it was.
 
     Raises:
-        ConfigError: no such method, or a model that cannot be published.
+        ConfigError: no such method, or a model that cannot place ids.
         RunFolderError: a stage is missing, or was made with other settings than the folder's.
     """
     check_methods([method])
     if config.train.model != "mf":
         raise ConfigError(
-            f"train.model={config.train.model} has no ONNX graph yet, and so no bundle to update; train with train.model=mf"
+            f"train.model={config.train.model} cannot place new ids without training; run 'graphhash run' on all data, or train with train.model=mf"
         )
     if method not in config.run.methods:
         raise RunFolderError(

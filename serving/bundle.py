@@ -1,35 +1,46 @@
 """The bundle: a folder that holds one exported model, and the check that it is whole and unchanged.
 
-Format 1. The folder holds `manifest.json`, `model.onnx`, MAY hold the external data files of that model, and
+Format 2. The folder holds `manifest.json`, `model.onnx`, MAY hold the external data files of that model, and
 MUST hold nothing else: no folders, no links. There is no pickle and nothing to execute but the graph.
 
 `manifest.json` is JSON in exactly one spelling (UTF-8 escaped to ASCII, keys sorted, indent 2, a final
 newline), at most 1 MiB:
 
-    format_version      int, 1
+    format_version      int, 2
     created_at          str, UTC, ISO 8601
     task                str, "retrieval"
     inputs, outputs     {tensor: {"dtype": "int64" | "string" | "float32" | "bool", "shape": [axis, ...],
                         "meaning": str}}
+    optional_inputs     as inputs: those with a default in the graph
     id_types            {"user_id": "int64" | "string", "item_id": same}
     padding_item_id     an id that no item has, to pad the rows of `exclude_item_id`
     n_users, n_items    int, ids in the model
     dim                 int, length of a vector
+    model               str, "mf", "lightgcn" or "neumf"
+    runtime             {"mode": "folded" | "compressed", "stored_bytes": int, "resident_bytes": int,
+                        "load_bytes": int, "cost": str}: tensors on disk, about what a session keeps of them, and
+                        about what it needs while it loads
     method              {"users": str, "items": str}, how the bucket maps were made
     n_buckets           {"users": int, "items": int}, table rows, the unknown ids' row among them
     n_lookups           {"users": int, "items": int}, table rows read per id
     item_bias           bool
     precision           "float32" | "float16" | "int8" (a float16 scale per row), type of the tables in the file; arithmetic is float32
+    precision_loss      {"recall@20": float, "recall@20_float32": float, "relative": float}, of the test; each
+                        may be null
     tie_rule            str
-    tolerance           {"absolute": float, "relative": float}: a score s of the trained model and the
-                        exported
-                        one differ by at most absolute + relative * max |s|, or nothing is published
+    tolerance           {"absolute": float, "relative": float}: a score s of the trained model, its tables
+                        rounded to `precision`, and of the exported one differ by at most absolute + relative * max |s|, or nothing is published
     bucket_map_hashes   {"users": hex sha256, "items": hex sha256}
     vocabulary_hashes   {"users": hex sha256, "items": hex sha256}
     metrics             {str: value}, of the trained model
     provenance          {str: value}: run id, seed, versions: what its maker wants to find again
     files               {name: {"bytes": int, "sha256": hex}}, every file but the manifest
     manifest_sha256     hex sha256 of this JSON without this key
+
+The model's own metadata hold the keys IDENTITY again, as one JSON object called "graphhash", so that a manifest and a graph
+of different bundles do not go together.
+
+Format 1 had none of that, and no `optional_inputs`, `model`, `runtime` and `precision_loss`; such a bundle is read, and recommends.
 
 The hashes find damage and mix-ups. They are no signature: whoever can rewrite the whole folder can rewrite
 them too.
@@ -47,22 +58,32 @@ from typing import Any
 
 from serving.external_data import external_locations
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 MAX_MANIFEST_BYTES = 2**20
+
+IDENTITY = (
+    "task", "model", "id_types", "padding_item_id", "n_users", "n_items", "dim", "n_buckets", "n_lookups", "precision",
+    "bucket_map_hashes", "vocabulary_hashes",
+)  # fmt: skip
+METADATA = "graphhash"
 
 _SIDES = {"users", "items"}
 _FIELDS = {
     "created_at": str,
     "task": str,
     "inputs": dict,
+    "optional_inputs": dict,
     "outputs": dict,
     "id_types": dict,
     "padding_item_id": (int, str),
     "n_users": int,
     "n_items": int,
     "dim": int,
+    "model": str,
+    "runtime": dict,
+    "precision_loss": dict,
     "method": dict,
     "n_buckets": dict,
     "n_lookups": dict,
@@ -76,9 +97,17 @@ _FIELDS = {
     "provenance": dict,
 }
 
+# Those that came with a later format.
+_SINCE = {"optional_inputs": 2, "model": 2, "runtime": 2, "precision_loss": 2}
+
 
 class BundleError(RuntimeError):
     """A bundle that cannot be used, or be made. The message is one line: what, where, remedy."""
+
+
+def identity(manifest: dict[str, Any]) -> str:
+    """What the model's metadata repeat of its manifest, as JSON."""
+    return json.dumps({key: manifest[key] for key in IDENTITY}, sort_keys=True)
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +223,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
-    for name, types in _FIELDS.items():
+    fields = {name: types for name, types in _FIELDS.items() if _SINCE.get(name, 1) <= manifest["format_version"]}
+    for name, types in fields.items():
         value = manifest.get(name)
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
             raise BundleError(f"{folder / MANIFEST}: {name} is {value!r:.80}; export the bundle again")
@@ -204,10 +234,12 @@ def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
                 f"{folder / MANIFEST}: {name} has keys {sorted(manifest[name])}, not items and users; "
                 "export again"
             )
-    for name in ("n_users", "n_items", "dim"):
-        if manifest[name] < 1:
+    counts = {name: manifest[name] for name in ("n_users", "n_items", "dim")}
+    counts |= {f"{name}.{side}": manifest[name][side] for name in ("n_buckets", "n_lookups") for side in sorted(_SIDES)}
+    for name, count in counts.items():
+        if type(count) is not int or not 1 <= count < 2**63:
             raise BundleError(
-                f"{folder / MANIFEST}: {name} is {manifest[name]}, must be 1 or more; export the bundle again"
+                f"{folder / MANIFEST}: {name} is {count!r:.80}, must be a number from 1; export the bundle again"
             )
     types, padding = manifest["id_types"], manifest["padding_item_id"]
     if types.keys() != {"user_id", "item_id"} or any(
@@ -220,7 +252,7 @@ def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
             f"{folder / MANIFEST}: padding_item_id {padding!r:.80} is no {types['item_id']}; "
             "export the bundle again"
         )
-    for side in ("inputs", "outputs"):
+    for side in fields.keys() & {"inputs", "optional_inputs", "outputs"}:
         if not all(
             isinstance(spec, dict) and isinstance(spec.get("dtype"), str) for spec in manifest[side].values()
         ):

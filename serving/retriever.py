@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.bundle import MODEL, BundleError, check_bundle
+from serving.bundle import METADATA, MODEL, BundleError, check_bundle, identity
 
 # Scores of one chunk of users; ONNX Runtime holds about three times as much while it runs.
 _CHUNK_SCORE_BYTES = 64 * 2**20
@@ -47,6 +47,22 @@ class Recommendations:
     known: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of candidates, in the order of the users and items asked for.
+
+    Attributes:
+        scores: float32, shape (n_users, n_candidates).
+        known: bool, shape (n_users,); False where the model has never seen the user.
+        known_items: bool, shape (n_users, n_candidates); False where the model has never seen the item, and scored it
+            like the average one.
+    """
+
+    scores: NDArray[np.float32]
+    known: NDArray[np.bool_]
+    known_items: NDArray[np.bool_]
+
+
 class Retriever:
     """A loaded bundle.
 
@@ -54,6 +70,7 @@ class Retriever:
         path: the bundle's folder.
         provider: "cuda", "cpu", or "auto": CUDA where a session really gets it, else the CPU.
         threads: CPU threads of one request; None leaves it to ONNX Runtime (one per core).
+        profile: begin of the name of a file for ONNX Runtime's profile, see :meth:`end_profiling`; None: none is written.
 
     Attributes:
         manifest: as in serving.bundle.
@@ -65,7 +82,11 @@ class Retriever:
     """
 
     def __init__(
-        self, path: Path | str, provider: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None = None
+        self,
+        path: Path | str,
+        provider: Literal["auto", "cpu", "cuda"] = "auto",
+        threads: int | None = None,
+        profile: Path | None = None,
     ) -> None:
         if provider not in ("auto", "cpu", "cuda"):
             raise ValueError(f"provider is {provider!r}; use 'auto', 'cpu' or 'cuda'")
@@ -78,9 +99,10 @@ class Retriever:
                 f"{self.path}: made for the task {self.manifest['task']!r}, not 'retrieval'; "
                 "pass a retrieval bundle"
             )
-        self._session = _open_session(self.path / MODEL, provider, threads)
+        self._session = _open_session(self.path / MODEL, provider, threads, profile)
         self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
         self._check_signature()
+        self._check_identity()
         self.n_users: int = self.manifest["n_users"]
         self.n_items: int = self.manifest["n_items"]
 
@@ -119,18 +141,89 @@ class Retriever:
             stop = min(start + step, len(users))
             padded = self._pad([] if exclude is None else exclude[start:stop], start, stop)
             feed = {"user_id": users[start:stop], "k": np.array(k, np.int64), "exclude_item_id": padded}
-            try:
-                ids, values, known[start:stop] = self._session.run(["item_id", "score", "known"], feed)
-            except Exception as error:  # onnxruntime's own classes have no common base but Exception.
-                raise BundleError(
-                    f"{self.path}: ONNX Runtime failed ({_first_line(error)}); "
-                    "ask for fewer users or items at a time"
-                ) from error
+            ids, values, known[start:stop] = self._run(["item_id", "score", "known"], feed)
             # Excluded items score -inf and so come last, where the catalogue has run out.
             counts = (values > -np.inf).sum(axis=1)
             item_ids += [row[:n] for row, n in zip(ids, counts, strict=True)]
             scores += [row[:n] for row, n in zip(values, counts, strict=True)]
         return Recommendations(item_ids, scores, known)
+
+    def score(self, user_ids: Sequence, item_ids: Sequence[Sequence]) -> Scores:
+        """Scores of the items asked for, each user's own; the catalogue is not scanned.
+
+        Users and candidates are scored in chunks, so memory beyond the answers does not grow with their number.
+
+        Args:
+            user_ids: raw ids as for :meth:`recommend`, shape (n_users,).
+            item_ids: raw ids of the candidates, shape (n_users, n_candidates): as many for every user. Repeats are scored
+                each, unknown ones are answered, see `known_items`.
+
+        Raises:
+            ValueError: ids of another type, or lists that are not as many as users, or not of one length.
+            BundleError: the bundle is of format 1, which has no candidates.
+        """
+        if "candidate_score" not in self.manifest["outputs"]:
+            raise BundleError(
+                f"{self.path}: a bundle of format {self.manifest['format_version']} scores no candidates; export it again"
+            )
+        types = self.manifest["id_types"]
+        users = _as_ids(user_ids, types["user_id"], "user_ids")
+        items = _as_matrix(item_ids, types["item_id"], len(users))
+        scores, known_items = np.empty(items.shape, np.float32), np.empty(items.shape, np.bool_)
+        known = np.empty(len(users), np.bool_)
+        bytes_each = 4 * self.manifest["dim"] * (self.manifest["n_lookups"]["items"] + 1)
+        most = max(1, _CHUNK_SCORE_BYTES // bytes_each)
+        width = max(1, min(items.shape[1], most))
+        height = max(1, min(_MAX_CHUNK_USERS, most // width))
+        none = np.empty((0, 0), items.dtype)
+        for start in range(0, len(users), height):
+            # Without candidates there is still the question of who is known.
+            for left in range(0, max(1, items.shape[1]), width):
+                part = np.s_[start : start + height, left : left + width]
+                feed = {
+                    "user_id": users[part[0]],
+                    "k": np.array(0, np.int64),
+                    "exclude_item_id": none,
+                    "candidate_item_id": items[part],
+                }
+                outputs = ["candidate_score", "candidate_known", "known"]
+                scores[part], known_items[part], known[part[0]] = self._run(outputs, feed)
+        return Scores(scores, known, known_items)
+
+    def end_profiling(self) -> str:
+        """Write the profile, a JSON file in Chrome's trace format, and return its path."""
+        return self._session.end_profiling()
+
+    def _check_identity(self) -> None:
+        """The graph itself says what it is of, where the format has it."""
+        stated = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if self.manifest["format_version"] > 1 and stated != identity(self.manifest):
+            raise BundleError(f"{self.path}: manifest and model are of different bundles; export the bundle again")
+
+    def _run(self, outputs: list[str], feed: dict[str, NDArray]) -> list[NDArray]:
+        try:
+            # ONNX Runtime binds no strings; it copies the other inputs itself then.
+            if self.provider == "cuda" and "string" not in self.manifest["id_types"].values():
+                return self._run_bound(outputs, feed, "cuda")
+            return self._session.run(outputs, feed)
+        except Exception as error:  # onnxruntime's own classes have no common base but Exception.
+            raise BundleError(
+                f"{self.path}: ONNX Runtime failed ({_first_line(error)}); ask for fewer users or items at a time"
+            ) from error
+
+    def _run_bound(self, outputs: list[str], feed: dict[str, NDArray], device: str) -> list[NDArray]:
+        """The same with inputs put on the device once; k, which sizes are computed from, stays on the CPU."""
+        binding = self._session.io_binding()
+        for name, array in feed.items():
+            if array.ndim == 0:
+                binding.bind_cpu_input(name, array)
+            else:
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+                binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()
 
     def _pad(self, exclude: Sequence[Sequence], start: int, stop: int) -> NDArray:
         """Ragged lists as one array, shape (stop - start, longest list), filled up with an id of no item."""
@@ -144,8 +237,14 @@ class Retriever:
 
     def _check_signature(self) -> None:
         """The manifest speaks for the graph, so they must agree on every name and type."""
-        for side, nodes in (("inputs", self._session.get_inputs()), ("outputs", self._session.get_outputs())):
-            stated = {name: _ORT_TYPES.get(spec["dtype"]) for name, spec in self.manifest[side].items()}
+        sides = (
+            ("inputs", self._session.get_inputs()),
+            ("optional_inputs", self._session.get_overridable_initializers()),
+            ("outputs", self._session.get_outputs()),
+        )
+        for side, nodes in sides:
+            # Format 1 has no optional inputs.
+            stated = {name: _ORT_TYPES.get(spec["dtype"]) for name, spec in self.manifest.get(side, {}).items()}
             actual = {node.name: node.type for node in nodes}
             if stated != actual:
                 raise BundleError(
@@ -154,9 +253,13 @@ class Retriever:
                 )
 
 
-def _open_session(model: Path, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
+def _open_session(
+    model: Path, provider: str, threads: int | None, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if threads is not None:
         options.intra_op_num_threads = threads
     # Asking for CUDA without a device would only print the loader's complaints.
@@ -225,6 +328,27 @@ def _as_ids(ids: Any, kind: str, name: str) -> NDArray:
     if array.size == 0:
         return np.empty(0, np.int64 if kind == "int64" else object)
     return _as_int64(array, name) if kind == "int64" else _as_strings(array, name)
+
+
+def _as_matrix(lists: Any, kind: str, n_users: int) -> NDArray:
+    """Candidates as int64 or as an object array of str, shape (n_users, n)."""
+    array = np.asarray(lists) if hasattr(lists, "__array__") else None
+    if isinstance(lists, str | bytes) or not (hasattr(lists, "__len__") or array is not None) or (array is not None and array.ndim == 0):
+        raise ValueError(f"item_ids is {lists!r:.60}; pass one list of item ids per user")
+    rows = lists if array is None else array
+    if len(rows) != n_users:
+        raise ValueError(f"item_ids has {len(rows)} lists for {n_users} users; pass one list of item ids per user")
+    if array is not None and array.ndim == 2 and array.dtype.kind in "iuU":
+        return _as_ids(array.ravel(), kind, "item_ids").reshape(array.shape)
+    converted = [_as_ids(ids, kind, f"item_ids[{i}]") for i, ids in enumerate(rows)]
+    lengths = {len(row) for row in converted}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"item_ids has lists of {min(lengths)} to {max(lengths)} items; pass as many for every user, or ask in parts"
+        )
+    if not converted:
+        return np.empty((0, 0), np.int64 if kind == "int64" else object)
+    return np.stack(converted)
 
 
 def _as_int64(array: NDArray, name: str) -> NDArray[np.int64]:

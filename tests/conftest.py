@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: one Ray for all tests, and the folder of real data."""
+"""Fixtures of the whole suite: one Ray for all tests, two workers without it, and the folder of real data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gang import Gang, gang
 
 from pipeline.ray_session import ray_session
 
@@ -15,6 +16,13 @@ from pipeline.ray_session import ray_session
 def ray_local() -> Iterator[None]:
     with ray_session(num_cpus=2):
         yield
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory) -> Iterator[Gang]:
+    """Two workers of one training, without Ray."""
+    with gang(2, str(tmp_path_factory.mktemp("gang") / "rendezvous")) as workers:
+        yield workers
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import graphs
 import pytest
@@ -11,9 +12,11 @@ from click.testing import CliRunner
 from scipy.sparse import csr_array
 
 import graphhash
-from pipeline import bench_train, cli
+from pipeline import bench_train, bench_workers, cli
 from pipeline.bench_train import Laps
-from pipeline.config import TrainConfig
+from pipeline.config import DataConfig, TrainConfig
+from pipeline.ray_fit import fit_and_save
+from pipeline.shards import ShardedCsr
 
 TRAINING = ["batches", "negatives", "forward", "backward", "step"]
 SIZES = {"n_lookups": None, "resolution": 3.0, "rounds": 3, "say": lambda line: None}
@@ -74,6 +77,44 @@ def test_command_prints_and_writes_what_it_measured(ray_local, tmp_path):
     header, *lines = done.stdout.splitlines()
     assert header.split() == "method rows task seconds CPU s per second share of time".split()
     assert len(lines) == 6 and all("forward" in line or "ranking" in line for line in lines)
+
+
+def test_workers_are_timed_next_to_this_process(graph, tmp_path, monkeypatch):
+    """Ray Train's workers are replaced by what they call, so that it is quick."""
+    def run_on_ray(task, job, tracker, say):
+        return fit_and_save(task, job, torch.device("cpu"), lambda entry: None, say)
+
+    monkeypatch.setattr(bench_workers, "run_on_ray", run_on_ray)
+    monkeypatch.setattr("pipeline.ingest.ingest", lambda data, folder: write_graph(folder, graph))
+    monkeypatch.setattr("pipeline.ray_session.ray_session", nullcontext)
+    monkeypatch.setattr(bench_workers, "COPIED_BYTES", 2**20)
+    settings = TrainConfig(dim=8, batch_size=100)
+    results = bench_workers.bench_workers(
+        DataConfig("log"), method="soft", settings=settings, workers=(1,), **SIZES
+    )
+    assert [(e["task"], e["where"]) for e in results] == [
+        (task, where) for task in ("full-batch epoch", "batches of 100") for where in ("this process", "Ray Train")
+    ]
+    for entry in results:
+        assert len(entry["rounds_s"]) == 3 and entry["seconds"] == sorted(entry["rounds_s"])[1]
+        assert entry["per_second"] == pytest.approx(graph.nnz / entry["seconds"])
+        assert entry["bound_s"] > 0 and entry["start_s"] > 0 and entry["gpu_percent"] is None
+    header, lines = bench_workers.table(results)
+    assert all(len(line) == len(header) for line in lines)
+    assert [line[header.index("speed")] for line in lines if line[1] == "Ray Train"] == ["1.00", "1.00"]
+
+
+def write_graph(folder, graph):
+    for name, part in (("train", graph), ("validation", csr_array(graph.shape, dtype=graph.dtype))):
+        ShardedCsr.write(folder / name, part, n_shards=1)
+
+
+def test_the_least_that_an_epoch_moves():
+    # Ten interactions of three vectors of two floats, four times; Adam's seven for ten numbers, in one step and in five.
+    assert bench_workers.bytes_to_move(10, 2, 10, None) == 4 * (10 * 3 * 2 * 4 + 7 * 10)
+    assert bench_workers.bytes_to_move(10, 2, 10, 2) == 4 * (10 * 3 * 2 * 4 + 5 * 7 * 10)
+    # A step over two interactions touches twelve numbers of a thousand.
+    assert bench_workers.bytes_to_move(10, 2, 1000, 2) == 4 * (10 * 3 * 2 * 4 + 5 * 7 * 12)
 
 
 def test_an_unknown_method_is_refused():

@@ -49,7 +49,7 @@ def refusal(folder: Path) -> str:
 
 def test_an_exported_bundle_is_accepted_and_its_manifest_is_as_written(exported):
     manifest = check_bundle(exported)
-    assert manifest["format_version"] == 1 and manifest["task"] == "retrieval"
+    assert manifest["format_version"] == 2 and manifest["task"] == "retrieval"
     assert sorted(manifest["files"]) == ["model.onnx", "model.onnx.data"]
     assert check_bundle(str(exported)) == manifest
 
@@ -162,7 +162,7 @@ def test_random_damage_to_the_walked_file_raises_nothing_but_value_errors(export
 
 def test_a_newer_format_is_refused_with_both_versions(copied):
     rewrite(copied, lambda m: m.update(format_version=7))
-    assert "bundle format 7 is newer than 1" in refusal(copied)
+    assert "bundle format 7 is newer than 2" in refusal(copied)
     for version in ("1", 0, True, 1.0, None):
         rewrite(copied, lambda m, v=version: m.update(format_version=v))
         assert "format_version" in refusal(copied)

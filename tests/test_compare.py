@@ -131,6 +131,22 @@ def test_the_same_command_trains_what_is_missing_and_nothing_twice(comparison):
     assert comparison.trained() == after and len(comparison.mlflow_runs()) == n_runs + 1
 
 
+def test_a_comparison_killed_after_its_last_cell_is_finished_by_the_next_command(comparison):
+    from mlflow import MlflowClient
+
+    from pipeline.tracking import outbox_of
+
+    parent, store = comparison.read()["mlflow_run_id"], f"sqlite:///{comparison.folder}/mlflow.db"
+    client = MlflowClient(store)
+    # What SIGKILL leaves: the store has the run as running, and the folder has it as not ended.
+    client.update_run(parent, status="RUNNING")
+    outbox_of(comparison.out, store).opened(parent)
+    before = comparison.trained()
+    assert comparison.run() == 0
+    assert client.get_run(parent).info.status == "FINISHED"
+    assert comparison.trained() == before
+
+
 def test_the_table_holds_means_and_deviations_of_its_cells(comparison):
     result = comparison.read()
     with open(comparison.out / "compare.csv") as file:

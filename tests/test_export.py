@@ -11,7 +11,7 @@ from small_models import SmallModel, naive_answer, small_model
 from graphhash.buckets import full_map
 from graphhash.retrieval import MatrixFactorization
 from pipeline import export
-from pipeline.evaluate import store_rounded
+from pipeline.evaluate import as_shipped, store_rounded
 from serving import BundleError, Retriever
 
 MODELS = {
@@ -68,12 +68,13 @@ def test_graph_alone_needs_no_excluded_items_and_marks_left_over_slots(tmp_path)
     )
     user = np.array([3], np.int64)
     none = np.empty((1, 0), object)
-    ids, scores, known = session.run(
+    ids, scores, known, *candidates = session.run(
         None, {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": none}
     )
     assert ids[0].tolist() == naive_answer(small, 3, 2, [])[0] and known.tolist() == [True]
     everything = np.array([small.items.ids.to_pylist()[1:]], object)
-    ids, scores, _ = session.run(
+    assert [part.shape for part in candidates] == [(1, 0), (1, 0)]
+    ids, scores, *_ = session.run(
         None, {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": everything}
     )
     assert ids[0, 0] == small.items.ids[0].as_py() and np.isfinite(scores[0, 0])
@@ -124,7 +125,7 @@ def test_real_values_agree_with_torch_within_the_stated_tolerance(precision, tmp
     manifest = small.export(tmp_path / "bundle", precision=precision)
     got = Retriever(tmp_path / "bundle").recommend(small.users.ids.to_pylist(), 500)
     with torch.no_grad():
-        expected = model.catalogue()(torch.arange(60)).numpy()
+        expected = as_shipped(model, precision).catalogue()(torch.arange(60)).numpy()
     allowed = manifest["tolerance"]["absolute"] + manifest["tolerance"]["relative"] * np.abs(expected).max()
     for ids, scores, row in zip(got.item_ids, got.scores, expected, strict=True):
         np.testing.assert_allclose(scores, row[small.items.rows(ids)], rtol=0, atol=allowed)
@@ -155,12 +156,12 @@ def other_table(model, *arguments):
     return GRAPH(model, *arguments)
 
 
-def other_ids(model, user_map, item_map, users, items, precision):
-    return GRAPH(model, user_map, item_map, users, type(items)(items.ids[::-1]), precision)
+def other_ids(model, user_map, item_map, users, items, *how):
+    return GRAPH(model, user_map, item_map, users, type(items)(items.ids[::-1]), *how)
 
 
-def other_users(model, user_map, item_map, users, items, precision):
-    return GRAPH(model, user_map, item_map, type(users)(np.arange(1000, 1000 + len(users))), items, precision)
+def other_users(model, user_map, item_map, users, items, *how):
+    return GRAPH(model, user_map, item_map, type(users)(np.arange(1000, 1000 + len(users))), items, *how)
 
 
 GRAPH = export.retrieval_graph

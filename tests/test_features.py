@@ -21,7 +21,7 @@ from pipeline.config import ConfigError, RunConfig
 from pipeline.features import feature_files, load_features, read_features
 from pipeline.methods import METHODS, Inputs
 from pipeline.run import plan, run
-from pipeline.train import fit_here
+from pipeline.ray_fit import fit_here
 
 IDS = [3, 7, 8, 20, 31]
 TEXT = "age,item_id,height\n20,7,1.5\n30,31,1e0\n25,99,7\n40,3,-2\n"

@@ -21,14 +21,23 @@ import ray
 from ray.cluster_utils import Cluster
 
 from graphhash.clustering import cluster_graph
-from pipeline import ray_graph
+from pipeline import ray_graph, ray_session
 from pipeline.shards import ShardedCsr
+from pipeline.stages import RunFolderError
 
 folder = sys.argv[1]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 150 * 2**20})
 nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
 ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
 cluster.wait_for_nodes()
+ray_session.check_shared(ray_session.Path(folder))
+sees, blind = ray_session._sees, nodes[1].node_id
+ray_session._sees = lambda path: ray.get_runtime_context().get_node_id() != blind
+try:
+    ray_session.check_shared(ray_session.Path(folder))
+except RunFolderError as error:
+    print(error)
+ray_session._sees = sees
 worked = set()
 move, n_moves = ray_graph.RayGraph.move, 0
 
@@ -71,6 +80,9 @@ def test_a_node_that_dies_half_way_does_not_change_the_labels(tmp_path):
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
+    # One machine does not see the folder: here because its task says so, as all nodes of this test are on one machine.
+    assert f"{tmp_path}: not seen on" in ended.stdout and "of 3 machines; work in a folder on storage that all" in ended.stdout
+    assert not list(tmp_path.glob(".seen-*"))
     # Head and the node that was left.
     assert "nodes that worked 2 alive at the end 2" in ended.stdout
     expected = graphhash.cluster(graph, resolution=4)

@@ -170,11 +170,47 @@ def test_auto_says_what_it_got_and_answers_the_same(integers):
     assert same(automatic.recommend(INT_IDS, 23), loaded.recommend(INT_IDS, 23))
 
 
-def test_cuda_answers_like_the_cpu(integers):
+@pytest.mark.parametrize("kind", ["integers", "strings"])
+def test_cuda_answers_like_the_cpu(kind, request):
     if not retriever._n_cuda_devices():
         pytest.skip("no CUDA device")
+    small, loaded = request.getfixturevalue(kind)
+    users = small.users.ids.to_pylist()
+    on_gpu = Retriever(loaded.path, provider="cuda")
+    assert same(on_gpu.recommend(users, 23), loaded.recommend(users, 23))
+    candidates = [small.items.ids.to_pylist()] * len(users)
+    assert np.array_equal(on_gpu.score(users, candidates).scores, loaded.score(users, candidates).scores)
+
+
+def test_bound_inputs_and_outputs_answer_like_plain_ones(integers, monkeypatch):
     small, loaded = integers
-    assert same(Retriever(loaded.path, provider="cuda").recommend(INT_IDS, 23), loaded.recommend(INT_IDS, 23))
+    users, items = small.users.ids.to_pylist(), small.items.ids.to_pylist()
+    plain = loaded.recommend(users, 5, [items[:2]] * 14), loaded.score(users, [items] * 14)
+    monkeypatch.setattr(loaded, "_run", lambda outputs, feed: loaded._run_bound(outputs, feed, "cpu"))
+    assert same(loaded.recommend(users, 5, [items[:2]] * 14), plain[0])
+    assert np.array_equal(loaded.score(users, [items] * 14).scores, plain[1].scores)
+
+
+def test_a_hundred_thousand_users_are_answered_in_bounded_memory(integers):
+    import psutil
+
+    small, loaded = integers
+    users = np.random.default_rng(0).choice([*INT_IDS, 55], 100_000)
+    candidates = np.random.default_rng(1).choice(INT_IDS, (100_000, 4))
+    loaded.recommend(users[:5000], 2), loaded.score(users[:5000], candidates[:5000])
+    before = psutil.Process().memory_info().rss
+    got, scored = loaded.recommend(users, 2), loaded.score(users, candidates)
+    # 100,000 pairs of small arrays are some 30 MB; all scores at once would be 18 MB more per array of them.
+    assert psutil.Process().memory_info().rss - before < 150 * 2**20
+    assert len(got.item_ids) == 100_000 and got.known.sum() == (users != 55).sum()
+    assert scored.scores.shape == (100_000, 4) and np.isfinite(scored.scores).all()
+
+
+def test_a_graph_of_another_bundle_is_refused(integers, tmp_path):
+    shutil.copytree(integers[1].path, tmp_path / "bundle")
+    rewrite(tmp_path / "bundle", lambda m: m.update(n_items=5))
+    with pytest.raises(BundleError, match="of different bundles"):
+        Retriever(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(
@@ -217,3 +253,71 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(integers, tmp_path):
     with pytest.raises(BundleError, match="cannot load it") as error:
         Retriever(tmp_path / "bundle")
     assert "\n" not in str(error.value)
+
+
+def naive_scores(small, users, candidates):
+    """Scores of known items from the obvious loop, of unknown ones from the fallback row alone."""
+    ids = small.items.ids.to_pylist()
+    rows = []
+    for user, asked in zip(users, candidates, strict=True):
+        answer = naive_answer(small, user, len(ids), [])
+        score_of = dict(zip(answer[0], answer[1], strict=True))
+        rows.append([score_of.get(item) for item in asked])
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["integers", "strings"])
+def test_candidates_score_as_in_the_catalogue_and_unknown_ones_are_marked(kind, request):
+    small, loaded = request.getfixturevalue(kind)
+    users = [*small.users.ids.to_pylist(), 55 if kind == "integers" else "nobody"]
+    item_ids, rng = small.items.ids.to_pylist(), np.random.default_rng(0)
+    nothing = 77 if kind == "integers" else "nothing"
+    candidates = [[*(item_ids[i] for i in rng.integers(0, 23, 9)), nothing] for _ in users]
+    got = loaded.score(users, candidates)
+    assert got.scores.dtype == np.float32 and got.scores.shape == (15, 10)
+    assert got.known.tolist() == [True] * 14 + [False]
+    assert got.known_items.tolist() == [[True] * 9 + [False]] * 15
+    assert [row[:9] for row in got.scores.tolist()] == [row[:9] for row in naive_scores(small, users, candidates)]
+    assert np.isfinite(got.scores[:, 9]).all()
+
+
+def test_candidates_in_small_chunks_get_the_same_scores(integers, monkeypatch):
+    small, loaded = integers
+    rng = np.random.default_rng(0)
+    users, candidates = rng.choice([*INT_IDS, 55], 300), rng.choice([*INT_IDS, 55], (300, 11))
+    whole = loaded.score(users, candidates)
+    for size in (1, 4 * 4 * 4 * 7, 4 * 4 * 4 * 50):
+        monkeypatch.setattr(retriever, "_CHUNK_SCORE_BYTES", size)
+        got = loaded.score(users, candidates)
+        assert np.array_equal(got.scores, whole.scores) and np.array_equal(got.known_items, whole.known_items)
+        assert np.array_equal(got.known, whole.known)
+
+
+@pytest.mark.parametrize(("users", "shape"), [([], (0, 0)), ([3], (1, 0))])
+def test_no_users_and_no_candidates_are_answered(users, shape, integers):
+    got = integers[1].score(users, [[]] * len(users))
+    assert got.scores.shape == got.known_items.shape == shape and got.known.tolist() == [True] * len(users)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([[1], [2]], "2 lists for 1 users"),
+        ([1], r"item_ids\[0\] is 1; pass a list"),
+        ("3", "one list of item ids per user"),
+        (3, "one list of item ids per user"),
+        (np.array(3), "one list of item ids per user"),
+        ([["a"]], r"item_ids\[0\]\[0\] is 'a'; this model takes int64 ids"),
+        (np.array([["a"]]), "this model takes int64 ids"),
+        (np.array([[1.0]]), r"item_ids\[0\]\[0\] is 1\.0"),
+        ([[2**63]], "leaves int64"),
+    ],
+)
+def test_candidates_of_another_shape_or_type_are_refused(items, message, integers):
+    with pytest.raises(ValueError, match=message):
+        integers[1].score([3], items)
+
+
+def test_candidate_lists_of_several_lengths_are_refused(integers):
+    with pytest.raises(ValueError, match="lists of 1 to 2 items"):
+        integers[1].score([3, 12], [[1], [1, 2]])

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+import pipeline.methods  # noqa: F401  Before the stand-ins: what it imports needs the real modules.
 from pipeline import run as run_module
 from pipeline import tracking
 from pipeline.config import ConfigError, RunConfig
@@ -41,7 +42,7 @@ def calls(monkeypatch):
         (out / "x").write_text("x")
         return {"rows": 2}
 
-    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job):
+    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job, **_):
         made.append(f"train {method}")
         (out / "x").write_text("x")
         return {"best_epoch": 1}
@@ -61,7 +62,7 @@ def calls(monkeypatch):
         assert (path / "metrics.json").exists()
         return []
 
-    stand_in("pipeline.ray_session", ray_session=ray_session)
+    stand_in("pipeline.ray_session", ray_session=ray_session, check_shared=lambda folder: None)
     stand_in("pipeline.ingest", ingest=ingest)
     stand_in("pipeline.clusters", cluster_run=cluster_run)
     stand_in("pipeline.train", train_method=train_method)
@@ -189,10 +190,11 @@ class Recorder:
 
     def __init__(self, monkeypatch) -> None:
         self.runs: dict[str, dict] = {}
-        monkeypatch.setattr(tracking, "connect", lambda experiment: tracking.Store("uri", "1"))
+        self.killed: tuple[str, ...] = ()
+        monkeypatch.setattr(tracking, "connect", lambda experiment, folder: tracking.Store("uri", "1", killed=self.killed))
         monkeypatch.setattr(tracking, "_open", self.open)
         monkeypatch.setattr(tracking, "_reopen", lambda store, run_id: tracking.Tracker("uri", run_id))
-        for name in ("log_params", "log_metrics", "set_tags", "log_artifact", "_end"):
+        for name in ("log_params", "log_metrics", "set_tags", "log_artifact", "end"):
             monkeypatch.setattr(tracking.Tracker, name, self.noting(name))
         monkeypatch.setattr(run_module, "_log_bundle", lambda tracker, folder: tracker.log_artifact("bundle"))
 
@@ -216,7 +218,7 @@ def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config
         [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
     )
     soft, full = recorder.runs.values()
-    assert (soft["alone"], soft["log_artifact"], soft["_end"]) == (False, ["bundle"], ["FINISHED"])
+    assert (soft["alone"], soft["log_artifact"], soft["end"]) == (False, ["bundle"], ["FINISHED"])
     assert soft["log_metrics"] == [{"test.recall@20": 0.5, "test.rows": 2}]
     assert soft["set_tags"] == [{"graphhash.ingest.hashes.users_hash": "ab"}]
     assert soft["log_params"][0]["train.dim"] == 64
@@ -229,7 +231,7 @@ def test_a_later_stage_goes_on_with_the_run_of_its_training(calls, config, monke
     run(config("run.mlflow=true"), until="export", say=quiet)
     assert list(recorder.runs) == ["soft-0"]
     assert recorder.runs["soft-0"]["log_artifact"] == ["bundle"]
-    assert recorder.runs["soft-0"]["_end"] == ["FINISHED", "FINISHED"]
+    assert recorder.runs["soft-0"]["end"] == ["FINISHED", "FINISHED"]
 
 
 def test_a_training_without_mlflow_gets_no_run_later(calls, config, monkeypatch):
@@ -239,8 +241,34 @@ def test_a_training_without_mlflow_gets_no_run_later(calls, config, monkeypatch)
     assert recorder.runs == {}
 
 
+def test_a_run_killed_after_its_last_stage_is_finished_by_the_next_command(calls, config, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+    assert recorder.runs["soft-0"]["end"] == ["FINISHED"], "nothing is left, and nobody is told"
+    monkeypatch.setattr(tracking, "has_left", lambda folder: True)
+    recorder.killed = ("soft-0",)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+    assert recorder.runs["soft-0"]["end"] == ["FINISHED", "FINISHED"]
+    assert len(recorder.runs["soft-0"]["log_params"]) == 1
+
+
+def test_mlflow_that_is_still_away_does_not_stop_a_command_that_has_nothing_to_do(calls, config, monkeypatch):
+    Recorder(monkeypatch)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+
+    def away(_experiment, _folder):
+        raise tracking.TrackingError("away")
+
+    monkeypatch.setattr(tracking, "connect", away)
+    monkeypatch.setattr(tracking, "has_left", lambda folder: True)
+    said = []
+    run(config("run.mlflow=true"), until="export", say=said.append)
+    assert "away; what it should get is kept" in said
+
+
 def test_unreachable_mlflow_stops_before_any_work(calls, config, monkeypatch):
-    def away(_experiment):
+    def away(_experiment, _folder):
         raise tracking.TrackingError("away")
 
     monkeypatch.setattr(tracking, "connect", away)
@@ -259,7 +287,56 @@ def test_failed_evaluation_fails_the_run(calls, config, monkeypatch):
     sys.modules["pipeline.evaluate"].evaluate_method = fail
     with pytest.raises(RuntimeError):
         run(config("run.mlflow=true"), say=quiet)
-    assert recorder.runs["soft-0"]["_end"] == ["FAILED"]
+    assert recorder.runs["soft-0"]["end"] == ["FAILED"]
+
+
+@pytest.fixture
+def stopped(calls, config, monkeypatch):
+    """A run whose training was stopped after a checkpoint; later ones note what they find to go on from."""
+    recorder, found = Recorder(monkeypatch), []
+
+    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job, *, states, say):
+        found.append(states.newest())
+        if len(found) == 1:
+            states.save({"epoch": 3, "step": 0})
+            raise KeyboardInterrupt
+        (out / "x").write_text("x")
+        return {"best_epoch": 1}
+
+    sys.modules["pipeline.train"].train_method = train_method
+    with pytest.raises(KeyboardInterrupt):
+        run(config("run.mlflow=true"), until="train", say=quiet)
+    return recorder, found
+
+
+@pytest.mark.parametrize("resume", [None, True])
+def test_the_same_command_goes_on_from_the_checkpoint_and_in_the_same_mlflow_run(stopped, config, tmp_path, resume):
+    recorder, found = stopped
+    run(config("run.mlflow=true"), until="train", say=quiet, resume=resume)
+    assert found == [None, "epoch-000003-step-00000000"]
+    assert list(recorder.runs) == ["soft-0"] and recorder.runs["soft-0"]["end"] == ["KILLED", "FINISHED"]
+    assert not (tmp_path / "out" / "checkpoints" / "soft").exists()
+    # What is finished needs no checkpoint.
+    run(config("run.mlflow=true"), until="train", say=quiet, resume=True)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(("override", "resume"), [("train.lr=0.5", None), ("train.epochs=9", None), ("train.lr=none", False)])
+def test_a_checkpoint_of_other_settings_or_an_unwanted_one_is_not_used(stopped, config, override, resume):
+    run(config("run.mlflow=true", override), until="train", say=quiet, resume=resume)
+    assert stopped[1] == [None, None]
+
+
+@pytest.mark.parametrize("override", ["train.workers=2", "train.checkpoint_seconds=1"])
+def test_other_numbers_of_workers_go_on_with_a_training(stopped, config, override):
+    run(config("run.mlflow=true", override), until="train", say=quiet)
+    assert stopped[1][1] is not None
+
+
+def test_resume_without_a_checkpoint_is_refused(stopped, config):
+    with pytest.raises(ConfigError, match="--resume: .*checkpoints holds none of a training with these settings"):
+        run(config("run.mlflow=true", "train.lr=0.5"), until="train", say=quiet, resume=True)
+    assert len(stopped[1]) == 1
 
 
 def test_unknown_method_is_refused_before_any_work(calls, config):

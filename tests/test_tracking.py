@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from asgi_client import AsgiClient
 from onnx import TensorProto, helper
+from small_models import naive_answer, small_model
 
-from pipeline import tracking
+from pipeline.mlflow_store import client_of
 from pipeline.tracking import Tracker, TrackingError, connect, parent_run, training_run
 
 
@@ -33,7 +35,7 @@ def store(store_folder, monkeypatch):
 
 
 def run_of(store, tracker):
-    return tracking._client(store.uri).get_run(tracker.run_id)
+    return client_of(store.uri).get_run(tracker.run_id)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_run_holds_parameters_metrics_tags_and_artifacts(store, tmp_path):
         tracker.log_artifact(tmp_path, "bundle")
         tracker.log_artifact(tmp_path / "a.txt")
     run = run_of(store, tracker)
-    client = tracking._client(store.uri)
+    client = client_of(store.uri)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"train.dim": "64"}
     assert run.data.metrics == {"recall_at_20": 0.2}
@@ -121,7 +123,7 @@ def test_earlier_run_is_gone_on_with_or_replaced_when_lost(store):
 
 
 def test_the_callers_run_is_adopted_or_made_the_parent(store, monkeypatch):
-    client = tracking._client(store.uri)
+    client = client_of(store.uri)
     outer = client.create_run(store.experiment_id).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", outer)
     adopting = connect("another name, which the run overrules")
@@ -142,7 +144,7 @@ def test_a_commands_run_is_the_parent_of_its_trainings(store, monkeypatch):
     # The command again goes on with its run, whatever its parameters are now; below mlflow run, that one is the parent.
     with parent_run(store, "compare", {"p": 2}, run_id=parent.run_id) as (again, _):
         assert again == parent
-    outer = tracking._client(store.uri).create_run(store.experiment_id).info.run_id
+    outer = client_of(store.uri).create_run(store.experiment_id).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", outer)
     with parent_run(connect("graphhash"), "compare", {"p": 1}, run_id=parent.run_id) as (adopted, nested):
         assert adopted.run_id == outer
@@ -158,9 +160,9 @@ def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, m
 
     with training_run(store, "soft", {}) as tracker:
         example = {"user_id": np.array([1, 0]), "k": np.array(2)}
-        uri = tracker.log_onnx_model(model_path, example)
+        tracker.log_onnx_model(model_path, example, {"note": "abc"}, ("score", "item_id"))
     assert mlflow.active_run() is None
-    logged = tracking._client(store.uri).get_logged_model(uri.removeprefix("models:/"))
+    (logged,) = client_of(store.uri).search_logged_models([store.experiment_id], "tags.note = 'abc'")
     assert (logged.experiment_id, logged.source_run_id) == (store.experiment_id, tracker.run_id)
     assert str(logged.status) == "READY"
     files = Path(logged.artifact_location.removeprefix("file://"))
@@ -175,13 +177,48 @@ def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, m
     assert loaded.predict(example)["item_id"].tolist() == [[0, 1], [2, 1]]
 
 
+@pytest.mark.parametrize(("kind", "users"), [("int64", [3, -99]), ("string", ["a", "nobody"])])
+def test_logged_bundle_answers_loaded_served_and_by_its_alias(kind, users, store, tmp_path, capfd):
+    import mlflow
+    from mlflow.pyfunc import scoring_server
+
+    small = small_model(users=kind, items=kind)
+    padding = small.export(tmp_path / "bundle")["padding_item_id"]
+    exclude = [[small.items.ids[4].as_py()], [padding]]
+    example = {"user_id": np.array(users), "k": np.array(4), "exclude_item_id": np.array(exclude)}
+    with training_run(store, "soft", {}) as tracker:
+        tracker.log_onnx_model(tmp_path / "bundle" / "model.onnx", example, {"note": kind}, ("item_id", "score", "known"))
+    assert capfd.readouterr() == ("", "")
+    client = client_of(store.uri)
+    (logged,) = client.search_logged_models([store.experiment_id], f"tags.note = '{kind}'")
+    client.create_registered_model(f"shop-{kind}")
+    version = client.create_model_version(f"shop-{kind}", logged.model_uri, tracker.run_id).version
+    client.set_registered_model_alias(f"shop-{kind}", "champion", version)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        loaded = mlflow.pyfunc.load_model(f"models:/shop-{kind}@champion")
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert [spec.name for spec in loaded.metadata.signature.inputs] == ["user_id", "k", "exclude_item_id"]
+    expected = [naive_answer(small, user, 4, out) for user, out in zip(users, exclude, strict=True)]
+    answer = loaded.predict(example)
+    assert list(answer) == ["item_id", "score", "known"]
+    assert list(zip(*(answer[name].tolist() for name in answer), strict=True)) == expected
+    # What `mlflow models serve` runs.
+    request = {"inputs": {"user_id": users, "k": 4, "exclude_item_id": exclude}}
+    served = AsgiClient(scoring_server.init(loaded)).post("/invocations", request)
+    assert served.status == 200
+    assert list(zip(*served.json()["predictions"].values(), strict=True)) == expected
+
+
 def test_without_a_store_nothing_happens(tmp_path, model_path):
     with training_run(None, "soft", {"p": 1}) as tracker:
         tracker.log_params({"a": 1})
         tracker.log_metrics({"a": 1.0})
         tracker.set_tags({"a": 1})
         tracker.log_artifact(tmp_path)
-        assert tracker.log_onnx_model(model_path, {}) is None
+        tracker.log_onnx_model(model_path, {})
     assert tracker == Tracker()
 
 
@@ -203,7 +240,7 @@ def test_unusable_store_is_one_line_at_once(monkeypatch, uri, message):
 
 def test_deleted_experiment_is_named(store):
     doomed = connect("doomed")
-    tracking._client(store.uri).delete_experiment(doomed.experiment_id)
+    client_of(store.uri).delete_experiment(doomed.experiment_id)
     with pytest.raises(TrackingError, match="'doomed' was deleted .* run.experiment=NAME"):
         connect("doomed")
 

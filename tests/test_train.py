@@ -1,23 +1,30 @@
-"""The train stage under Ray Train: its files, its checkpoints, a killed worker, a training that cannot succeed."""
+"""The train stage under Ray Train: its files, Ctrl-C, a killed worker, a training that cannot succeed."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import graphs
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 from scipy.sparse import csr_array
 
 import graphhash
+from pipeline import ray_fit
 from pipeline.checkpoint import load_method
 from pipeline.clusters import cluster_run
 from pipeline.config import RunConfig
 from pipeline.evaluate import evaluate_method
+from pipeline.ray_fit import PROGRESS, fit_here, progress_of
+from pipeline.resume import SavedStates
 from pipeline.shards import ShardedCsr
 from pipeline.tracking import Tracker
 from pipeline.train import train_method
@@ -44,80 +51,127 @@ def run(tmp_path_factory):
     return folder
 
 
-def train(run, out, **settings):
-    config = RunConfig.from_flat(
+def settings_of(**settings) -> RunConfig:
+    return RunConfig.from_flat(
         {"train.dim": 16, "train.epochs": 40, "train.eval_every": 10, "train.lr": 0.02}
         | {key.replace("__", "."): value for key, value in settings.items()}
     )
+
+
+def train(run, out, config, **how):
     out.mkdir()
-    return config, train_method(config, "soft", run / "ingest", run / "cluster", out, Tracker())
+    return train_method(config, "soft", run / "ingest", run / "cluster", out, Tracker(), **how)
 
 
-def test_the_stage_leaves_maps_weights_and_history(run, tmp_path, ray_local):
-    config, facts = train(run, tmp_path / "soft")
-    history = json.loads((tmp_path / "soft" / "history.json").read_text())
-    assert [entry["epoch"] for entry in history["epochs"]] == [10, 20, 30, 40]
+def fit_in_a_task(job, tracker):
+    """The same training without Ray Train."""
+    return ray.get(ray.remote(num_cpus=2)(fit_here).remote(job, tracker))
+
+
+def after_epoch(folder, epoch, act):
+    """Call ``act`` once the training in ``folder`` has come so far; returns the thread that waits for it."""
+
+    def wait():
+        stop = time.monotonic() + 200
+        while time.monotonic() < stop:
+            time.sleep(0.05)
+            seen = progress_of(folder / PROGRESS)
+            if seen is not None and seen["epoch"] >= epoch and act():
+                return
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(run, tmp_path, ray_local):
+    config = settings_of(train__epochs=1200, train__eval_every=100, train__patience=100, train__amp="bf16")
+    states, said = SavedStates(tmp_path / "states", "key"), []
+
+    def press_ctrl_c():
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    waiting = after_epoch(tmp_path / "stopped", 250, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path / "stopped", config, states=states, say=said.append)
+    waiting.join()
+    stopped_in = states.manifest()["epoch"]
+    assert 250 <= stopped_in < 1200
+    assert any(line.startswith(f"stopped at {states.newest()}; the same command goes on") for line in said)
+    assert torch.cuda.is_available() or any("train.amp=bf16 needs a GPU" in line for line in said)
+
+    out = tmp_path / "soft"
+    facts = train(run, out, config, states=states, say=said.append)
+    history = json.loads((out / "history.json").read_text())
+    assert history["resumed"] == [stopped_in]
+    assert [entry["epoch"] for entry in history["epochs"]] == list(range(100, 1201, 100))
     best = max(history["epochs"], key=lambda entry: entry["recall@20"])
     assert (facts["best_epoch"], facts["validation_recall@20"]) == (best["epoch"], best["recall@20"])
-    assert sorted(p.name for p in (tmp_path / "soft").iterdir()) == ["checkpoint", "history.json", "items.npz", "users.npz"]
-    model, users, _ = load_method(tmp_path / "soft", run / "ingest")
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoint", "history.json", "items.npz", "users.npz"]
+
+    train(run, tmp_path / "whole", config, fit_job=fit_in_a_task)
+    model, users, _ = load_method(out, run / "ingest")
+    whole, _, _ = load_method(tmp_path / "whole", run / "ingest")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+
     assert facts["bucket_map_hash.users"] == users.content_hash
     # Unknown users are answered like the average one.
     degrees = torch.from_numpy(ShardedCsr.open(run / "ingest" / "train").load().sum(axis=1)).float()
     expected = degrees @ model.user_embedding.all() / degrees.sum()
     torch.testing.assert_close(model.user_embedding.table[users.unknown_row], expected)
-    metrics = evaluate_method(config, "soft", run / "ingest", tmp_path / "soft")
+    metrics = evaluate_method(config, "soft", run / "ingest", out)
     assert metrics["recall@20"] > 0.3
     assert metrics["bytes"] == sum(metrics["bytes_of"].values())
     assert metrics["bytes_of"]["tables"] == (16 + 2) * metrics["rows"]  # int8, and a scale per row
     assert metrics["bytes_full"] == 4 * 16 * (180 + 180 + 2)
-
-
-def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(run, tmp_path, ray_local):
-    killed = []
-
-    def kill_once():
-        stop = time.monotonic() + 200
-        while time.monotonic() < stop and not killed:
-            time.sleep(0.1)
-            try:
-                if json.loads((tmp_path / "soft" / "progress.json").read_text())["epoch"] < 1000:
-                    continue
-                for process in psutil.Process().children(recursive=True):
-                    if "RayTrainWorker" in " ".join(process.cmdline()):
-                        process.kill()
-                        killed.append(process.pid)
-            except (OSError, psutil.Error):
-                continue  # Not begun yet, or a process that ended by itself while we looked.
-
-    killer = threading.Thread(target=kill_once)
-    killer.start()
-    _, facts = train(run, tmp_path / "soft", train__epochs=2000, train__eval_every=100, train__patience=1000)
-    killer.join()
-    assert killed, "the training ended before its worker could be killed"
-    assert facts["epochs"] == 2000
-    history = json.loads((tmp_path / "soft" / "history.json").read_text())["epochs"]
-    assert [entry["epoch"] for entry in history] == list(range(100, 2001, 100))
-    # The clock of an entry starts with its worker: it falls where the second worker took over, and only there.
-    falls = [b["seconds"] < a["seconds"] for a, b in zip(history, history[1:], strict=False)]
-    assert sum(falls) == 1
-
-
-def test_a_training_that_diverges_says_so_in_one_line(run, tmp_path, ray_local):
-    with pytest.raises(graphhash.DataError, match="training diverged; lower train.lr") as error:
-        train(run, tmp_path / "soft", train__lr=1e38)
-    assert "\n" not in str(error.value)
-
-
-def test_float16_is_tested_as_it_is_shipped(run, tmp_path, ray_local):
-    config, _ = train(run, tmp_path / "soft", export__precision="float16", train__epochs=10)
-    metrics = evaluate_method(config, "soft", run / "ingest", tmp_path / "soft")
-    assert metrics["bytes_of"]["tables"] == 2 * 16 * metrics["rows"]
-
-
-def test_a_damaged_checkpoint_is_refused(run, tmp_path, ray_local):
-    train(run, tmp_path / "soft", train__epochs=5)
-    path = tmp_path / "soft" / "checkpoint" / "model.npz"
+    float16 = settings_of(export__precision="float16")
+    assert evaluate_method(float16, "soft", run / "ingest", out)["bytes_of"]["tables"] == 2 * 16 * metrics["rows"]
+    path = out / "checkpoint" / "model.npz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(graphhash.DataError, match=r"model\.npz: not a readable checkpoint"):
-        load_method(tmp_path / "soft", run / "ingest")
+        load_method(out, run / "ingest")
+
+
+def test_a_killed_worker_of_two_is_replaced_and_goes_on_from_the_checkpoint(run, tmp_path, ray_local):
+    killed = []
+
+    def kill_one():
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+                    return True
+            except psutil.Error:
+                continue  # It ended by itself while we looked.
+        return False
+
+    waiting = after_epoch(tmp_path / "soft", 250, kill_one)
+    config = settings_of(train__epochs=600, train__eval_every=100, train__patience=1000, train__workers=2)
+    facts = train(run, tmp_path / "soft", config)
+    waiting.join()
+    assert len(killed) == 1, "the training ended before its worker could be killed"
+    history = json.loads((tmp_path / "soft" / "history.json").read_text())
+    assert [entry["epoch"] for entry in history["epochs"]] == list(range(100, 601, 100)) and facts["epochs"] == 600
+    assert len(history["resumed"]) == 1 and history["resumed"][0] >= 200
+    train(run, tmp_path / "alone", settings_of(train__epochs=600, train__eval_every=100, train__patience=1000), fit_job=fit_in_a_task)
+    metrics = [evaluate_method(config, "soft", run / "ingest", tmp_path / name) for name in ("soft", "alone")]
+    assert metrics[0]["recall@20"] == pytest.approx(metrics[1]["recall@20"], abs=0.05)
+
+
+def test_a_training_that_diverges_says_so_in_one_line(run, tmp_path, ray_local, monkeypatch):
+    """A worker tells the driver by a file, so that Ray Train does not try again; here without Ray Train."""
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_size=lambda: 1))
+    monkeypatch.setattr("ray.train.report", lambda entry: None)
+    monkeypatch.setattr(ray_fit, "_use_assigned_cpus", lambda: None)
+
+    def fit_job(job, tracker):
+        ray_fit._worker(job)
+        raise graphhash.DataError((tmp_path / "soft" / ray_fit.FAILURE).read_text())
+
+    with pytest.raises(graphhash.DataError, match=r"training diverged; lower train.lr \(1e\+38\)") as error:
+        train(run, tmp_path / "soft", settings_of(train__lr=1e38), fit_job=fit_job)
+    assert "\n" not in str(error.value)

@@ -16,7 +16,7 @@ from pipeline.methods import METHODS
 from pipeline.run import run
 from pipeline.shards import ShardedCsr
 from pipeline.synth import synth
-from pipeline.train import fit_here
+from pipeline.ray_fit import fit_here
 from pipeline.tune import Range, default_point, default_space, parse_space, run_trial, trial_config
 
 SCORE = "validation_recall@20"

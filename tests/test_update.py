@@ -277,7 +277,7 @@ def test_a_run_that_is_not_whole_is_refused(out, log, tmp_path):
         update(out, new, method="graph", say=quiet)
     config = (out / "config.toml").read_text()
     (out / "config.toml").write_text(config.replace('model = "mf"', 'model = "lightgcn"'))
-    with pytest.raises(ConfigError, match="no ONNX graph yet"):
+    with pytest.raises(ConfigError, match="cannot place new ids"):
         update(out, new, say=quiet)
     (out / "config.toml").write_text(config.replace("epochs = 30", "epochs = 31"))
     with pytest.raises(RunFolderError, match="'train soft' was made with other settings"):

@@ -1,0 +1,173 @@
+"""Tensors of an ONNX file as arrays that lie in the file: raw ids, rows of tables, weights.
+
+For showing what a model is made of, not for running it. Reads the protobuf by hand, as serving/external_data.py does,
+because serving needs no onnx package; and maps the file instead of loading it, so a large model costs no memory.
+Only a checked bundle is read here (serving/bundle.py); still, every length is checked before it is followed.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Field numbers of onnx.proto.
+_MODEL_GRAPH = 7
+_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
+_NODE_INPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 4, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_TENSOR = 1, 5
+_DIMS, _DATA_TYPE, _STRINGS, _NAME, _RAW, _EXTERNAL = 1, 2, 6, 8, 9, 13
+_STRING = 8
+_DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8"}
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Strings:
+    """Texts that lie in a file: `self[i]` and `len(self)`, and where one is."""
+
+    data: mmap.mmap
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> str:
+        return self.data[self.starts[index] : self.stops[index]].decode("utf-8")
+
+    def find(self, text: str) -> int | None:
+        """Index of the first entry that is `text`, if any."""
+        wanted = text.encode("utf-8")
+        for i in np.flatnonzero(self.stops - self.starts == len(wanted)).tolist():
+            if self.data[self.starts[i] : self.stops[i]] == wanted:
+                return i
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxTensors:
+    """What `read_tensors` finds: arrays or `Strings`, read-only.
+
+    Attributes:
+        initializers: by name.
+        encoder_keys: keys of each LabelEncoder, by the name of the node's input; key i stands for row i.
+    """
+
+    initializers: dict[str, NDArray | Strings]
+    encoder_keys: dict[str, NDArray | Strings]
+
+
+def read_tensors(model: Path) -> OnnxTensors:
+    """Map the tensors of an ONNX file, external data too.
+
+    Raises:
+        ValueError: the file is cut short or no protobuf, or a tensor does not fit its shape.
+    """
+    data = _map(model)
+    try:
+        graph = next((span for field, span in _fields(data, (0, len(data))) if field == _MODEL_GRAPH), None)
+        if not isinstance(graph, tuple):
+            raise ValueError("it has no graph")
+        initializers, keys = {}, {}
+        for field, span in _fields(data, graph):
+            if field == _GRAPH_INITIALIZER:
+                name, values = _tensor(data, span, model.parent)
+                initializers[name] = values
+            elif field == _GRAPH_NODE:
+                node = dict(reversed(list(_fields(data, span))))  # The first of each field.
+                if _bytes(data, node.get(_NODE_OP_TYPE)) == b"LabelEncoder":
+                    keys[_bytes(data, node.get(_NODE_INPUT)).decode()] = _keys(data, span, model.parent)
+    except IndexError:
+        raise ValueError("it is cut short") from None
+    return OnnxTensors(initializers, keys)
+
+
+def _keys(data: mmap.mmap, node: Span, folder: Path) -> NDArray | Strings:
+    for field, span in _fields(data, node):
+        if field == _NODE_ATTRIBUTE:
+            attribute = dict(_fields(data, span))
+            if _bytes(data, attribute.get(_ATTRIBUTE_NAME)) == b"keys_tensor":
+                return _tensor(data, attribute[_ATTRIBUTE_TENSOR], folder)[1]
+    raise ValueError("a LabelEncoder has no keys_tensor")
+
+
+def _tensor(data: mmap.mmap, span: Span, folder: Path) -> tuple[str, NDArray | Strings]:
+    dims, kind, name, raw = [], 0, "", None
+    strings: list[Span] = []
+    external: dict[str, str] = {}
+    for field, value in _fields(data, span):
+        if field == _DIMS:
+            dims.append(value)
+        elif field == _DATA_TYPE:
+            kind = value
+        elif field == _NAME:
+            name = _bytes(data, value).decode()
+        elif field == _RAW:
+            raw = value
+        elif field == _STRINGS:
+            strings.append(value)
+        elif field == _EXTERNAL:
+            entry = dict(_fields(data, value))
+            external[_bytes(data, entry.get(1)).decode()] = _bytes(data, entry.get(2)).decode()
+    if kind == _STRING:
+        spans = np.array(strings, np.int64).reshape(-1, 2)
+        return name, Strings(data, spans[:, 0], spans[:, 1])
+    if kind not in _DTYPES:
+        return name, np.empty(0)  # Of no use here, such as bool.
+    dtype, count = np.dtype(_DTYPES[kind]), int(np.prod(dims, dtype=np.int64))
+    source = data
+    if external:
+        source, start = _map(folder / external["location"]), int(external.get("offset", 0))
+        raw = (start, start + int(external.get("length", count * dtype.itemsize)))
+    if raw is None:  # Small constants may be written value by value.
+        return name, np.empty(0)
+    if raw[1] - raw[0] != count * dtype.itemsize or raw[1] > len(source):
+        raise ValueError(f"tensor {name!r} has {raw[1] - raw[0]} bytes for shape {dims}")
+    return name, np.frombuffer(source, dtype, count, raw[0]).reshape(dims)
+
+
+def _map(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _bytes(data: mmap.mmap, span: Span | int | None) -> bytes:
+    return data[span[0] : span[1]] if isinstance(span, tuple) else b""
+
+
+def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span | int]]:
+    """(number, value) of each field of a message: an int, or where it lies. Fixed-width numbers are skipped."""
+    position, stop = span
+    while position < stop:
+        tag, position = _varint(data, position)
+        wire = tag & 7
+        if wire == 0:
+            value, position = _varint(data, position)
+            yield tag >> 3, value
+        elif wire in (1, 5):
+            position += 8 if wire == 1 else 4
+        elif wire == 2:
+            size, position = _varint(data, position)
+            if position + size > stop:
+                raise ValueError("a field leaves its message")
+            yield tag >> 3, (position, position + size)
+            position += size
+        else:
+            raise ValueError(f"wire type {wire}")
+
+
+def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number of more than 10 bytes")
