@@ -335,7 +335,7 @@ class ExportConfig:
     and float32 for `full`."""
     runtime: str = "auto"
     """What ONNX Runtime keeps in memory: `folded` is a float32 vector per item, the fastest, whatever the file holds; `compressed` is the
-    small table and map alone, and several times slower (README). `auto` folds until that takes 4 GiB while loading."""
+    small table and map alone: twice as long for a request of one user, five times for 256 (README). `auto` folds until that takes 4 GiB while loading."""
     external_data_mib: int = 1024
     """Weights above this size go into a data file beside `model.onnx`."""
 

@@ -156,7 +156,8 @@ def _runtime(model: RetrievalModel, mode: str, graph: onnx.ModelProto, n_items: 
     buckets = next((tensor.dims[0] for tensor in graph.graph.initializer if tensor.name == "best_bias"), 0)
     costs = {
         "folded": "ONNX Runtime makes a float32 vector of every item when it loads the file, and keeps them all",
-        "compressed": "table and map stay in memory as they are stored, and every request reads the items' vectors from them",
+        "compressed": "table and map stay in memory as they are stored, and every request reads the items' vectors from them, which takes two to "
+        "five times as long",
     }
     cost = costs[mode]
     if isinstance(model, LightGCN):

@@ -450,7 +450,9 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     from graphhash.vocabulary import Vocabulary
     from pipeline.registry import BUNDLE_TAG, RECOMMENDATION, model_example
     from serving.bundle import MODEL, check_bundle
+    from serving.retriever import only_errors
 
+    only_errors()  # MLflow opens a session to try the example.
     bundle = folder.path / "bundle"
     manifest = check_bundle(bundle)
     users = Vocabulary.load(folder.path / "ingest" / "users.parquet")
