@@ -15,6 +15,8 @@ from pipeline.config import RunConfig
 from pipeline.methods import METHODS
 
 FULL_ITEMSIZE = 4
+# Kept back from a budget for what a bundle holds beside its tensors, but no more than the share.
+GRAPH_BYTES, GRAPH_SHARE = 12_288, 0.004
 # Share of the bytes that the map takes where ids have 20 neighbours on average: lookups and rows trade against each other, and small
 # rows leave more for lookups. On Gowalla (21 neighbours), an eighth of the bytes: 8 lookups .162, 10 .155, 12 .155 validation recall.
 MAP_SHARE = {"float32": 0.35, "float16": 0.45, "int8": 0.55, "int4": 0.65}
@@ -39,6 +41,12 @@ MOST_LOOKUPS = 32
 def full_bytes(n_users: int, n_items: int, dim: int) -> int:
     """Bytes of float32 tables with a row for every id and one per side for unknown ids."""
     return FULL_ITEMSIZE * dim * (n_users + n_items + 2)
+
+
+def spendable(ratio: float, n_users: int, n_items: int, dim: int) -> float:
+    """Bytes that a share of the full ones leaves to tables, maps and biases: the bundle's graph and manifest take some 12 KB as well."""
+    whole = ratio * full_bytes(n_users, n_items, dim)
+    return whole - min(GRAPH_BYTES, GRAPH_SHARE * whole)
 
 
 def hops_of(config: RunConfig, n_rows: int, n_users: int, n_items: int, n_edges: int) -> str:
@@ -69,7 +77,7 @@ def asked_lookups(config: RunConfig, name: str, n_users: int, n_items: int, n_ed
     if config.map.n_lookups is not None or kind != "ratio" or not method.free_lookups:
         return config.map.n_lookups
     n_ids, precision = n_users + n_items, config.precision_of(name)
-    whole, row = ratio * full_bytes(n_users, n_items, config.train.dim), row_bytes(config.train.dim, precision)
+    whole, row = spendable(ratio, n_users, n_items, config.train.dim), row_bytes(config.train.dim, precision)
     if config.map.hops == "auto" and _is_dense(n_users, n_items, n_edges):
         for n_lookups in DENSE_LOOKUPS:
             if _affordable(config, name, n_lookups, whole, n_users, n_items) >= NEARLY * n_ids + 2:
@@ -89,14 +97,14 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, 
     Raises:
         DataError: the maps alone take more bytes than the ratio allows.
     """
-    full = full_bytes(n_users, n_items, config.train.dim)
+    full, allowed = full_bytes(n_users, n_items, config.train.dim), spendable(ratio, n_users, n_items, config.train.dim)
     # With a row for every id it would be method 'full'.
     rows, heaviest = n_users + n_items + 1, None
     for name in config.run.methods:
         if name == "full":
             continue
         n_lookups = asked_lookups(config, name, n_users, n_items, n_edges)
-        if (fitting := _affordable(config, name, n_lookups, ratio * full, n_users, n_items)) < rows:
+        if (fitting := _affordable(config, name, n_lookups, allowed, n_users, n_items)) < rows:
             rows, heaviest = fitting, name
     if rows < 4 and heaviest is not None:
         maps = METHODS[heaviest].map_bytes(asked_lookups(config, heaviest, n_users, n_items, n_edges), 2, n_users, n_items)

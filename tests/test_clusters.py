@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 import graphhash
 from pipeline import ray_graph
 from graphhash.quantization import row_bytes
-from pipeline.budget import asked_lookups, full_bytes, rows_for_ratio
+from pipeline.budget import asked_lookups, rows_for_ratio, spendable
 from pipeline.clusters import cluster_run, load_labels
 from pipeline.config import RunConfig
 from pipeline.methods import METHODS
@@ -121,7 +121,7 @@ def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
         maps = spec.map_bytes(asked_lookups(config, name, n_users, n_items, n_edges), 2, n_users, n_items)
         row = row_bytes(64, config.precision_of(name))
         used.append((row * rows + maps + 2 * n_items * spec.item_bias, row))
-    allowed = 0.25 * full_bytes(n_users, n_items, 64)
+    allowed = spendable(0.25, n_users, n_items, 64)
     heaviest, row = max(used)
     assert allowed - row < heaviest <= allowed
 
