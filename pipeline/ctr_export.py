@@ -21,8 +21,9 @@ from graphhash.errors import DataError
 from pipeline.config import RunConfig
 from pipeline.ctr_budget import precisions_of
 from pipeline.ctr_checkpoint import TrainedCtr, load_ctr
-from pipeline.ctr_data import Column, Part
+from pipeline.ctr_data import Column, Features, Part
 from pipeline.ctr_evaluate import predict
+from pipeline.ctr_ingest import PARTS
 from pipeline.ctr_onnx import ctr_graph, describe_columns
 from pipeline.onnx_nodes import describe, inside_bytes
 from pipeline.publish import check_place, publish, save_graph, unknown_id
@@ -129,6 +130,12 @@ def export_ctr_run(config: RunConfig, run: Path, method_dir: Path, out: Path, me
         metrics={key: value for key, value in metrics.items() if key not in ("method", "mlflow_run_id")},
         provenance=provenance,
     )
+
+
+def data_facts(ingest_dir: Path) -> dict[str, Any]:
+    """Rows of every part of the log, ``n_train`` and so on, and ``schema_hash``, of its schema, vocabularies and statistics."""
+    features = Features.open(ingest_dir)
+    return {f"n_{name}": len(features.part(name)) for name in PARTS} | {"schema_hash": features.content_hash}
 
 
 def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -51,12 +51,12 @@ def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto
     names = input_names(trained)
     inputs, entries, bags = [], {}, {}
     for number, (column, vocabulary) in enumerate(zip(features.all_columns, trained.vocabularies, strict=True)):
-        raw, missing = names[column.name], _missing(graph, number, column, vocabulary)
+        raw = names[column.name]
         axes, about = ["batch"], f"raw ids; {missing_id(column, vocabulary)!r} is a missing one, unknown ones read the unknown ids' row"
-        entries[number] = _entries(graph, number, column, vocabulary, raw, missing)
+        entries[number] = _entries(graph, number, column, vocabulary, raw)
         if column.width is not None:
             axes, about = ["batch", f"n_{number}"], f"raw ids of every row; {missing_id(column, vocabulary)!r} is none, and fills rows up"
-            bags[number] = _bag_weights(graph, number, column.width, raw, missing)
+            bags[number] = _bag_weights(graph, number, column, vocabulary, raw)
         inputs.append(helper.make_tensor_value_info(raw, ONNX_TYPES[column.kind], axes, about))
     for dense in features.dense:
         inputs.append(helper.make_tensor_value_info(names[dense.name], TensorProto.DOUBLE, ["batch"], "a number; NaN is a missing one"))
@@ -145,12 +145,12 @@ def _missing(graph: Graph, number: int, column: Column, vocabulary: Vocabulary) 
     return name
 
 
-def _entries(graph: Graph, number: int, column: Column, vocabulary: Vocabulary, raw: str, missing: str) -> str:
+def _entries(graph: Graph, number: int, column: Column, vocabulary: Vocabulary, raw: str) -> str:
     """Entries of raw ids, int64, of their shape: known ids, then missing where the column has it, and unknown ones last."""
     name, n_known = f"/{number}", len(vocabulary)
     if n_known and not column.has_missing:
         return encode_ids(graph, name, vocabulary, raw)
-    is_missing = graph.node("Equal", [raw, missing], f"{name}_is_missing")
+    is_missing = graph.node("Equal", [raw, _missing(graph, number, column, vocabulary)], f"{name}_is_missing")
     if not n_known:
         first, second = graph.constant("/zero", np.int64(0)), graph.constant("/one", np.int64(1))
         return graph.node("Where", [is_missing, first, second], name)
@@ -161,12 +161,12 @@ def _entries(graph: Graph, number: int, column: Column, vocabulary: Vocabulary, 
     return graph.node("Add", [rows, graph.cast(is_unknown, f"{name}_step", TensorProto.INT64)], f"{name}_entry")
 
 
-def _bag_weights(graph: Graph, number: int, width: int, raw: str, missing: str) -> str:
-    """Weights of a bag's values, float32, shape (batch, 1, n): a mean over the first ``width`` that are there."""
-    name = f"/{number}"
+def _bag_weights(graph: Graph, number: int, column: Column, vocabulary: Vocabulary, raw: str) -> str:
+    """Weights of a bag's values, float32, shape (batch, 1, n): a mean over the first ones that are there."""
+    name, missing = f"/{number}", _missing(graph, number, column, vocabulary)
     there = graph.node("Not", [graph.node("Equal", [raw, missing], f"{name}_is_padding")], f"{name}_there")
     place = graph.node("CumSum", [graph.cast(there, f"{name}_counted", TensorProto.INT64), graph.axis(1)], f"{name}_place")
-    early = graph.node("LessOrEqual", [place, graph.constant(f"{name}_width", np.int64(width))], f"{name}_early")
+    early = graph.node("LessOrEqual", [place, graph.constant(f"{name}_width", np.int64(column.width))], f"{name}_early")
     kept = graph.cast(graph.node("And", [there, early], f"{name}_kept"), f"{name}_share", TensorProto.FLOAT)
     total = graph.node("ReduceSum", [kept, graph.axis(1)], f"{name}_total", keepdims=1)
     least = graph.node("Max", [total, graph.constant("/one_number", np.float32(1))], f"{name}_divisor")

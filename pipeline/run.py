@@ -366,28 +366,17 @@ def export_bundle(
 
     Returns: the manifest.
     """
-    settings = config.flat()
-    ingested = json.loads((run / "ingest" / "ingest.json").read_text(encoding="utf-8"))
-    hashes = ("users_hash", "items_hash") if config.run.task == "retrieval" else ("schema_hash",)
-    # Without `data` and `run`, which name places on the maker's machine.
-    provenance = {
-        "method": metrics["method"],
-        "mlflow_run_id": metrics["mlflow_run_id"],
-        "settings": {key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")},
-        "data": {
-            **{key: ingested[key] for key in ("n_train", "n_validation", "n_test", *hashes)},
-            **{key: settings[f"data.{key}"] for key in ("split", "validation", "test", "seed")},
-        },
-    }
     if config.run.task == "ctr":
-        from pipeline.ctr_export import export_ctr_run
+        from pipeline.ctr_export import data_facts, export_ctr_run
 
-        return export_ctr_run(config, run, method_dir, out, metrics, provenance)
+        return export_ctr_run(config, run, method_dir, out, metrics, _provenance(config, metrics, data_facts(run / "ingest")))
     from graphhash.vocabulary import Vocabulary
     from pipeline.checkpoint import load_method, with_more_ids
     from pipeline.export import export_retrieval
     from pipeline.placed import Placed, placed_dir, placed_id
 
+    ingested = json.loads((run / "ingest" / "ingest.json").read_text(encoding="utf-8"))
+    provenance = _provenance(config, metrics, {key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")})
     model, *maps = load_method(method_dir, run / "ingest")
     vocabularies = [Vocabulary.load(run / "ingest" / f"{side}.parquet") for side in ("users", "items")]
     if placed_id(run, metrics["method"], train_key) is not None:
@@ -407,6 +396,18 @@ def export_bundle(
         metrics={key: value for key, value in metrics.items() if key not in ("method", "mlflow_run_id")},
         provenance=provenance,
     )
+
+
+def _provenance(config: RunConfig, metrics: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a bundle's maker wants to find again; `data` are sizes and hashes of the log."""
+    settings = config.flat()
+    # Without `data` and `run`, which name places on the maker's machine.
+    return {
+        "method": metrics["method"],
+        "mlflow_run_id": metrics["mlflow_run_id"],
+        "settings": {key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")},
+        "data": {**data, **{key: settings[f"data.{key}"] for key in ("split", "validation", "test", "seed")}},
+    }
 
 
 @contextmanager

@@ -135,7 +135,10 @@ def _part(value: Any, form: str, part: str, name: str) -> int:
 
 def _one_axis(values: Any, name: str) -> NDArray:
     """Values as an array of one axis; a list goes in value by value, so that numpy makes no texts of numbers."""
-    array = np.asarray(values) if hasattr(values, "__array__") else None
+    array = None
+    if hasattr(values, "__array__"):
+        # Of pandas's own types, numpy would make floats where a value is missing.
+        array = np.asarray(values, None if isinstance(getattr(values, "dtype", None), np.dtype) else object)
     if isinstance(values, (str, bytes, dict)) or not (hasattr(values, "__len__") or array is not None) or (array is not None and array.ndim != 1):
         raise ValueError(f"{name} is {values!r:.60}; pass a list of values, one a row")
     return np.fromiter(values, object, len(values)) if array is None else array

@@ -116,6 +116,7 @@ def test_tables_lie_in_their_small_types_and_outside_of_the_file_where_they_are_
 
     trained = small_ctr("deepfm", "soft", dim=64)
     graph = ctr_graph(trained, precisions_for(trained, "int8")).graph
+    assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}, "none is left over"
     dtypes = {tensor.name: numpy_helper.to_array(tensor).dtype.name for tensor in graph.initializer if tensor.data_type != 8}
     assert dtypes["/0_table"] == "int8" and dtypes["/0_rows"] == "uint16" and dtypes["/0_profile_of"] == "uint8"
     assert dtypes["/wide_0_table"] == dtypes["/bias_0_table"] == "float16" and dtypes["/joint_table"] == "float32"
