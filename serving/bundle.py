@@ -178,6 +178,11 @@ def check_bundle(path: Path | str) -> dict[str, Any]:
     return manifest
 
 
+def task_of(path: Path | str) -> str:
+    """What a bundle is for, "retrieval" or "ctr"; its files are not looked at. BundleError as `check_bundle`."""
+    return _read_manifest(Path(path))["task"]
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from serving.bundle import check_bundle
+from serving.bundle import task_of
 from serving.retriever import Retriever
 from serving.scorer import Scorer
 
@@ -24,7 +24,7 @@ def nodes_by_provider(bundle: Path | str, provider: Literal["auto", "cpu", "cuda
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "profile"
         loaded: Retriever | Scorer
-        if check_bundle(bundle)["task"] == "ctr":
+        if task_of(bundle) == "ctr":
             loaded = Scorer(bundle, provider=provider, profile=profile)
             loaded.predict({name: [None] for name in loaded.columns})
         else:

@@ -103,6 +103,10 @@ class Scorer:
         Raises:
             ValueError: a column is not there, is of another length, or has a value of another type; one line with column, row and value.
         """
+        return self.answer(self.tensors(columns))
+
+    def tensors(self, columns: Mapping[str, Any]) -> dict[str, NDArray]:
+        """Checked values as the graph takes them, by input; see :meth:`details`."""
         feed = {column["input"]: self._tensor(column, columns) for column in self._columns}
         n_rows = len(next(iter(feed.values())))
         for column in self._columns:
@@ -111,6 +115,11 @@ class Scorer:
                     f"column {column['name']!r} has {len(feed[column['input']])} rows, {self._columns[0]['name']!r} has {n_rows}; "
                     "pass as many values of every column"
                 )
+        return feed
+
+    def answer(self, feed: Mapping[str, NDArray]) -> Predictions:
+        """Answers of what :meth:`tensors` gives."""
+        n_rows = len(next(iter(feed.values())))
         probabilities, logits = np.empty(n_rows, np.float32), np.empty(n_rows, np.float32)
         categorical = [column["name"] for column in self._columns if column["role"] == "categorical"]
         known = np.empty((n_rows, len(categorical)), np.bool_)
