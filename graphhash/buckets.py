@@ -182,6 +182,11 @@ class BucketMap:
             ) from error
 
 
+def table_rows(users: BucketMap, items: BucketMap) -> int:
+    """Rows of the tables that two maps read, those of unknown ids among them; a shared table counts once."""
+    return users.n_buckets if users.shared else users.n_buckets + items.n_buckets
+
+
 def full_map(n_ids: int) -> BucketMap:
     """One row an id and one for unknown ids: the uncompressed table."""
     rows = np.arange(n_ids + 1, dtype=np.int32)[:, None]

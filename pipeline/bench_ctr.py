@@ -62,7 +62,7 @@ def measure_clicks(
     results = []
     for method in methods:
         maps = make_maps(
-            features, graphs, labels, method, n_lookups=config.map.n_lookups, hops=config.map.hops, seed=config.map.seed
+            features, graphs, labels, method, n_lookups=config.map.n_lookups, hops=config.map.hops, seed=config.map.seed, hide=True
         )
         model = spec_of(config, method).build(maps, len(features.dense), len(features.bags)).to(device)
         settings = replace(ctr_settings(config, method), epochs=rounds + 1, eval_every=rounds + 1)

@@ -237,6 +237,8 @@ def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
     throughput.set(ylabel="users a second")
     for axes in (latency, throughput):
         axes.set(xscale="log", yscale="log", xlabel="users a request")
+        axes.set_xticks(batch, labels=[str(n) for n in batch])
+        axes.minorticks_off()
         axes.grid(True, which="major", color="#e6e9ec")
     latency.legend(fontsize=8, frameon=False)
     figure.savefig(file, format="png")

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
+from graphhash.buckets import table_rows
 from graphhash.clustering import cluster
 from graphhash.errors import DataError
 from graphhash.samplers import NegativeSampler
-from pipeline.config import DataConfig, MapConfig, TrainConfig
+from pipeline.config import HOPS, DataConfig, TrainConfig
 from pipeline.evaluate import K, rank_users
 from pipeline.methods import METHODS, Inputs
 from pipeline.models import ModelSpec
@@ -135,19 +136,20 @@ def measure(
     for method in methods:
         spec = METHODS[method]
         maps = spec.make(
-            Inputs(train, labels, n_lookups=spec.lookups(n_lookups), hops=MapConfig().hops, seed=settings.seed)
+            Inputs(train, labels, n_lookups=spec.lookups(n_lookups), hops=HOPS[-1], seed=settings.seed)
         )
+        n_rows = table_rows(*maps)
         item_bias = spec.with_bias(None, settings.loss)
         blueprint = ModelSpec(settings.model, settings.dim, item_bias, settings.n_layers, settings.seed)
         about = {"method": method, "model": settings.model, "device": str(device), "threads": torch.get_num_threads(),
-                 "rows": maps[0].n_buckets if maps[0].shared else sum(m.n_buckets for m in maps),
+                 "rows": n_rows,
                  "n_lookups": maps[0].n_lookups,
                  "n_users": train.shape[0], "n_items": train.shape[1], "n_interactions": len(users)}  # fmt: skip
         laps, sample = Laps(device), NegativeSampler(train, device=device)
         for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):
             say(f"{method}: {task}")
             model = blueprint.build(*maps, train).to(device)
-            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec)
+            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows)
             laps.start()
             fit_retrieval(model, users, items, how, None, sample=sample, on_epoch=lambda *_: laps.end_round(), lap=laps)
             results.append(about | {"task": task} | figures(laps.rounds[1:], len(users)))

@@ -1,7 +1,8 @@
 """The benchmark of several workers: an epoch in this process, and in Ray Train with as many workers as are asked for.
 
 The difference between this process and one worker is what Ray Train costs per epoch; between one worker and several, what they gain. Next
-to it stands the time in which memory could move what an epoch has to move, measured by a copy on the same device. The first
+to it stands the time in which memory moves what an epoch reads and writes, at the speed of a copy on the same device: a lower bound
+where vectors do not stay in a cache, as those of a small log do. The first
 epoch is not counted, and nothing is evaluated.
 """
 
@@ -22,9 +23,10 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
+from graphhash.buckets import table_rows
 from graphhash.clustering import cluster
 from graphhash.samplers import NegativeSampler
-from pipeline.config import DataConfig, MapConfig, TrainConfig
+from pipeline.config import HOPS, DataConfig, TrainConfig
 from pipeline.methods import METHODS, Inputs
 from pipeline.models import ModelSpec
 from pipeline.ray_fit import run_on_ray
@@ -71,11 +73,12 @@ def bench_workers(
         ingest(data, folder / "ingest")
         graph = ShardedCsr.open(folder / "ingest" / "train").load()
         labels = cluster(graph, resolution=resolution)
-        maps = spec.make(Inputs(graph, labels, spec.lookups(n_lookups), hops=MapConfig().hops, seed=settings.seed))
+        maps = spec.make(Inputs(graph, labels, spec.lookups(n_lookups), hops=HOPS[-1], seed=settings.seed))
+        n_rows = table_rows(*maps)
         blueprint = ModelSpec(settings.model, settings.dim, spec.with_bias(None, settings.loss), settings.n_layers, settings.seed)
         n_numbers = sum(parameter.numel() for parameter in blueprint.build(*maps, graph).parameters())
         for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):
-            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec)
+            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows)
             n_bytes = bytes_to_move(graph.nnz, settings.dim, n_numbers, how.batch_size)
 
             def figures_of(times: dict[str, Any], n_bytes: int = n_bytes) -> dict[str, Any]:
@@ -126,7 +129,7 @@ def _here(blueprint: ModelSpec, maps: Any, graph: csr_array, settings: Retrieval
 
 
 def bytes_to_move(n_interactions: int, dim: int, n_numbers: int, batch_size: int | None) -> int:
-    """The least that an epoch of BPR with Adam moves to and from memory, in bytes, if nothing stays in a cache.
+    """What an epoch of BPR with Adam moves to and from memory at least, in bytes, if nothing stays in a cache.
 
     Three vectors an interaction are read forwards and again backwards, and their gradients are read, added to and written; in each step
     Adam reads four numbers per number of the model that it touches, and writes three.
@@ -196,7 +199,7 @@ def bytes_per_second(device: torch.device) -> float:
 def table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """What to print: a header, and a line per result. The speed is over one worker of Ray Train, if there was one."""
     alone = {e["task"]: e["seconds"] for e in results if e["where"] == "Ray Train" and e["workers"] == 1}
-    header = ("task", "where", "workers", "device", "threads", "epoch s", "interactions/s", "speed", "memory bound s", "GPU busy", "start s")
+    header = ("task", "where", "workers", "device", "threads", "epoch s", "interactions/s", "speed", "memory s", "GPU busy", "start s")
     lines = [
         (e["task"], e["where"], str(e["workers"]), e["device"], str(e["threads"]), f"{e['seconds']:.3f}", f"{e['per_second']:,.0f}",
          f"{alone[e['task']] / e['seconds']:.2f}" if e["task"] in alone else "-", f"{e['bound_s']:.3f}",

@@ -55,9 +55,10 @@ def check(bundle: Path, provider: str = "auto") -> Iterator[Finding]:
     opsets = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
     yield Finding("graph", f"well-formed, {len(model.graph.node)} nodes, opsets {opsets}")
     for side in ("inputs", "optional_inputs", "outputs"):
+        if side == "optional_inputs" and is_ctr:
+            continue
         values = (f"{name} {spec['dtype']}{_shape(spec['shape'])}" for name, spec in manifest.get(side, {}).items())
-        if side in manifest:
-            yield Finding(side.replace("_", " "), ", ".join(values))
+        yield Finding(side.replace("_", " "), ", ".join(values) or "none")
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if len(tensor.dims)}
     yield Finding("tables", _check_tables(tensors))
     loaded: Retriever | Scorer
@@ -139,7 +140,9 @@ def _check_range(name: str, rows: np.ndarray, n: int) -> None:
 
 def _check_ids(model: onnx.ModelProto, manifest: dict[str, Any]) -> np.ndarray:
     users = stored_ids(model, "user")
-    for side, ids in (("users", users), ("items", stored_ids(model, "item"))):
+    # Format 1 had an encoder for excluded items alone.
+    items = stored_ids(model, "item" if manifest["format_version"] > 1 else "excluded_items")
+    for side, ids in (("users", users), ("items", items)):
         if len(ids) != manifest[f"n_{side}"] or len(set(ids.tolist())) != len(ids):
             raise BundleError(f"the graph knows {len(set(ids.tolist()))} {side}, the manifest states {manifest[f'n_{side}']}; export again")
     return users

@@ -198,7 +198,7 @@ def bench_train(
     Stop what else this machine is doing; where that cannot be, OMP_NUM_THREADS=1 and the CPU seconds say more.
 
     With --workers the first method alone, without an evaluation: what an epoch costs inside Ray Train, what more workers gain, and how
-    long memory would take for the bytes that an epoch has to move at least.
+    long memory takes for the bytes of an epoch; an epoch is faster only where vectors stay in a cache.
     """
     from pipeline.bench_train import bench, table
     from pipeline.config import DataConfig, TrainConfig

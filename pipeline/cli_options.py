@@ -209,7 +209,7 @@ _runtime_option = click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
     help="What serving keeps in memory: folded is a float32 vector per item, fastest; compressed is the small table"
-    " alone, a request then takes two to four times as long.  [auto: folded, up to 4 GiB while loading]",
+    " alone, a request then takes two (of 1 user) to five times (of 256) as long.  [auto: folded, up to 4 GiB while loading]",
 )
 
 

@@ -17,7 +17,7 @@ from graphhash.buckets import BucketMap, full_map
 from graphhash.clustering import Labels
 from graphhash.errors import DataError
 from graphhash.graph import biadjacency
-from graphhash.graph_maps import double_soft_maps
+from graphhash.graph_maps import double_soft_maps, soft_maps
 from graphhash.hashes import double_frequency_map, double_map, frequency_map, modulo_map, quotient_remainder_map
 from pipeline.config import ConfigError
 from pipeline.ctr_data import Features, Part
@@ -27,6 +27,8 @@ from pipeline.methods import METHODS, Inputs
 
 # Pairs draw their hash functions apart from each other; a pair uses its seed and the next one.
 SEEDS_PER_PAIR = 2
+# What `map.hops=auto` is for clicks.
+CTR_HOPS = "1+2"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def make_maps(
     n_lookups: int | None,
     hops: str,
     seed: int,
+    hide: bool = False,
 ) -> list[BucketMap]:
     """The bucket map of every categorical column, then of every bag.
 
@@ -100,6 +103,7 @@ def make_maps(
         graphs, labels: of the pairs of `find_pairs`.
         method: one of METHODS; "full" leaves everything full, what the schema hashes too.
         n_lookups, hops, seed: as in ``pipeline.config.MapConfig``.
+        hide: for training, where a method hides pairs from its mixtures then (``graphhash.graph_maps.hide_pairs``).
 
     Raises:
         DataError: the method cannot make maps of these graphs.
@@ -111,14 +115,14 @@ def make_maps(
             graphs[number],
             labels[number],
             lookups_of(method, n_lookups),
-            hops,
+            CTR_HOPS if hops == "auto" else hops,
             seed + SEEDS_PER_PAIR * number,
             frequencies=(first, second),
         )
         ways = [_way(features, column, method) if used else None for column, used in zip(pair.columns, pair.compressed, strict=True)]
         for way in dict.fromkeys(filter(None, ways)):
             try:
-                made = _double_soft(inputs) if way == "double_soft" else METHODS[way].make(inputs)
+                made = _soft(way, inputs, hide) if way in MAP_SETTINGS else METHODS[way].make(inputs)
             except ValueError as error:
                 names = " and ".join(map(repr, pair.names(features)))
                 raise DataError(f"method {way!r} of columns {names}: {error}") from error
@@ -147,9 +151,17 @@ def alone(bucket_map: BucketMap) -> BucketMap:
     return replace(bucket_map, rows=rows, n_buckets=last + 1, shared=False)
 
 
-def _double_soft(inputs: Inputs) -> tuple[BucketMap, BucketMap]:
-    settings = {**MAP_SETTINGS["double_soft"], "n_lookups": inputs.n_lookups, "hops": inputs.hops}
-    return double_soft_maps(inputs.graph, inputs.labels, frequencies=inputs.frequencies, seed=inputs.seed, **settings)
+def hides_pairs(method: str) -> bool:
+    """Whether maps for training differ from those of the trained model."""
+    return MAP_SETTINGS.get(method, {}).get("hidden", 0) > 0
+
+
+def _soft(method: str, inputs: Inputs, hide: bool) -> tuple[BucketMap, BucketMap]:
+    settings = {**MAP_SETTINGS[method], "n_lookups": inputs.n_lookups, "hops": inputs.hops, "seed": inputs.seed}
+    settings["hidden"] = settings.get("hidden", 0.0) if hide else 0.0
+    if method == "soft":
+        return soft_maps(inputs.graph, inputs.labels, **settings)
+    return double_soft_maps(inputs.graph, inputs.labels, frequencies=inputs.frequencies, **settings)
 
 
 def _way(features: Features, column: int, method: str) -> str:

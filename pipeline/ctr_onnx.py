@@ -41,7 +41,7 @@ def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto
 
     Args:
         trained: of one run.
-        precisions: of every column's stored table, in the order of the maps: "float32", "float16" or "int8".
+        precisions: of every column's stored table, in the order of the maps: "float32", "float16", "int8" or "int4".
 
     Raises:
         BundleError: a value is not finite in its precision.

@@ -6,8 +6,8 @@ The epoch that is kept has the best AUC, or the least log loss, of the validatio
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipeline.ctr_checkpoint import load_maps, save_ctr, save_maps
 from pipeline.ctr_clusters import load_pair_labels
 from pipeline.ctr_data import Features, Part, batch_of
 from pipeline.ctr_evaluate import measure, predict
-from pipeline.ctr_maps import find_pairs, make_maps, pair_graph
+from pipeline.ctr_maps import find_pairs, hides_pairs, make_maps, pair_graph
 from pipeline.ctr_models import seldom_read
 from pipeline.ctr_spec import ctr_settings, spec_of
 from pipeline.fit import fit
@@ -31,6 +31,8 @@ from pipeline.stages import write_json_atomic
 from pipeline.tracking import Tracker
 from pipeline.train import FitJob, run_job
 
+# Folder of the maps with hidden pairs, while there are such.
+TRAINING = "training"
 # What the loop is to raise, by ``train.score``.
 SCORES = {"auc": "auc", "log_loss": "negative_log_loss"}
 
@@ -51,7 +53,8 @@ def train_ctr(
     Args:
         fit_job, states, say: see ``pipeline.train.train_method``.
 
-    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that were defaults, and the maps' hashes.
+    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that
+        were defaults, and the maps' hashes.
 
     Raises:
         DataError: training failed; the message says why.
@@ -62,10 +65,13 @@ def train_ctr(
     pairs = find_pairs(features) if method != "full" else []
     graphs = [pair_graph(features, train, pair) for pair in pairs]
     labels = load_pair_labels(cluster_dir, facts) if pairs else []
-    maps = make_maps(
-        features, graphs, labels, method, n_lookups=config.map.n_lookups, hops=config.map.hops, seed=config.map.seed
-    )
+    how = {"n_lookups": config.map.n_lookups, "hops": config.map.hops, "seed": config.map.seed}
+    maps = make_maps(features, graphs, labels, method, **how)
     save_maps(maps, out_dir)
+    in_training = out_dir / TRAINING
+    if hides_pairs(method):
+        in_training.mkdir()
+        save_maps(make_maps(features, graphs, labels, method, hide=True, **how), in_training)
     settings, spec = ctr_settings(config, method), spec_of(config, method)
     tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     hashes = {
@@ -85,6 +91,8 @@ def train_ctr(
     state = run_job(job, config, method, tracker, fit_job, states, say)
     model = spec.build(maps, len(features.dense), len(features.bags))
     model.load_state_dict(state["best"])
+    model.use_maps(maps)
+    shutil.rmtree(in_training, ignore_errors=True)
     model.fill_unknown([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
     save_ctr(model, out_dir)
     write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
@@ -124,9 +132,20 @@ def fit_clicks(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -
     """What each worker does: load, and fit (see ``pipeline.ray_fit``)."""
     features, settings = Features.open(Path(job["ingest"])), job["settings"]
     maps = load_maps(Path(job["folder"]), features)
-    model = job["spec"].build(maps, len(features.dense), len(features.bags)).to(device)
+    folder = Path(job["folder"]) / TRAINING
+    trained = load_maps(folder, features) if folder.is_dir() else maps
+    model = job["spec"].build(trained, len(features.dense), len(features.bags)).to(device)
     examples = features.part("train").tensors()
     validation = features.part("validation")
-    validate = partial(validated, part=validation) if len(validation) else None
+
+    def validate(model: CtrModel) -> dict[str, float]:
+        if trained is maps:
+            return validated(model, validation)
+        # As the trained model will answer, with nothing hidden.
+        model.use_maps(maps)
+        measures = validated(model, validation)
+        model.use_maps(trained)
+        return measures
+
     seldom = seldom_tables(model, settings.batch_size, features)
-    return fit(model, examples, settings, click_loss, validate, score=job["score"], seldom=seldom, **how)
+    return fit(model, examples, settings, click_loss, validate if len(validation) else None, score=job["score"], seldom=seldom, **how)

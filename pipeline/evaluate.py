@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from graphhash.buckets import BucketMap
+from graphhash.buckets import BucketMap, table_rows
 from graphhash.errors import DataError
 from graphhash.lightgcn import LightGCN
 from graphhash.quantization import bias_dtype, rounded, row_bytes
@@ -59,7 +59,7 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
         metrics[unrounded] = float(as_trained.mean())
     total, full = sum(parts.values()), full_bytes(users.n_ids, items.n_ids, config.train.dim)
     return metrics | {
-        "rows": users.n_buckets if users.shared else users.n_buckets + items.n_buckets,
+        "rows": table_rows(users, items),
         "bytes": total,
         "bytes_full": full,
         "bytes_ratio": total / full,

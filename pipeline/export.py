@@ -34,7 +34,7 @@ from serving.retriever import Retriever
 TIE_RULE = "higher score first, equal scores by lower item row"
 # Absolute, and relative to the largest score in size, beside the model with its tables rounded as they are stored.
 TOLERANCE = 1e-5
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16", "int8", "int4")
 RUNTIMES = ("auto", "folded", "compressed")
 # `auto` folds while ONNX Runtime needs no more for it at load than this.
 _MOST_LOAD_BYTES = 2**32
@@ -65,7 +65,7 @@ def export_retrieval(
         model: trained, the unknown ids' rows filled; on any device.
         user_map, item_map: the maps the model was made with, which know the weights' profiles.
         users, items: raw ids of the maps' entries.
-        precision: type of the tables in the file, "float32", "float16" or "int8"; the item bias is float32 or float16.
+        precision: type of the tables in the file, "float32", "float16", "int8" or "int4"; the item bias is float32 or float16.
         runtime: "folded", "compressed" (see `pipeline.onnx_scores`), or "auto": folded, where loading takes no more than 4 GiB.
         external_data_mib: tensors of more than this together go to a second file.
         metrics, provenance: for the manifest; JSON values.
@@ -150,7 +150,8 @@ def _runtime(model: RetrievalModel, mode: str, graph: onnx.ModelProto, n_items: 
     buckets = next((tensor.dims[0] for tensor in graph.graph.initializer if tensor.name == "best_bias"), 0)
     costs = {
         "folded": "ONNX Runtime makes a float32 vector of every item when it loads the file, and keeps them all",
-        "compressed": "table and map stay in memory as they are stored, and every request reads the items' vectors from them",
+        "compressed": "table and map stay in memory as they are stored, and every request reads the items' vectors from them, which takes two to "
+        "five times as long",
     }
     cost = costs[mode]
     if isinstance(model, LightGCN):

@@ -131,14 +131,14 @@ class Recipe:
     """How a model is trained with a loss, unless told otherwise.
 
     Args:
-        lr, weight_decay: None: the method's own, which are those of matrix factorisation with BPR.
+        lr, decay: None: the method's own, which are those of matrix factorisation with BPR.
         epochs, batch_size: as in ``pipeline.config.TrainConfig``.
     """
 
     lr: float | None = None
     epochs: int = 300
     batch_size: int | None = None
-    weight_decay: float | None = None
+    decay: float | None = None
 
 
 RECIPES: dict[tuple[str, str], Recipe] = {

@@ -45,7 +45,7 @@ def retrieval_graph(
 
     Args:
         model, user_map, item_map, users, items: of one run; the caller has checked that they fit.
-        precision: type of the stored tables, "float32", "float16" or "int8" (with a float16 scale per row).
+        precision: type of the stored tables, "float32", "float16", or "int8" or "int4" (with a float16 scale per row).
         runtime: "folded" or "compressed", see `pipeline.onnx_scores`.
 
     Raises:

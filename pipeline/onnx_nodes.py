@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from graphhash.buckets import BucketMap
-from graphhash.quantization import quantize_rows
+from graphhash.quantization import STEPS, pack_nibbles, quantize_rows
 from graphhash.vocabulary import Vocabulary
 from serving.bundle import BundleError
 
@@ -166,7 +166,7 @@ def inside_bytes(vocabulary: Vocabulary, *, decoded: bool) -> int:
 
 @dataclass(frozen=True)
 class Table:
-    """A stored table: its values, or 8-bit codes and a float16 scale per row, whose product they are."""
+    """A stored table: its values, or codes of 8 bits or, two to a byte, of 4, and a float16 scale per row, whose product they are."""
 
     values: str
     scales: str | None
@@ -180,12 +180,13 @@ class Table:
         Raises:
             BundleError: a value is not finite in `precision`.
         """
-        if precision != "int8":
+        if precision not in STEPS:
             return cls(graph.constant(f"{name}_table", as_stored(table, f"{name} table", precision)), None, precision, table.shape)
         try:
-            codes, scales = quantize_rows(table)
+            codes, scales = quantize_rows(table, precision)
         except ValueError as error:
             raise BundleError(f"{name} table holds {error}; train with a lower learning rate, or use float32") from error
+        codes = pack_nibbles(codes) if precision == "int4" else codes
         return cls(graph.constant(f"{name}_table", codes), graph.constant(f"{name}_scales", scales), precision, table.shape)
 
     def read(self, graph: Graph, name: str, part_of: Callable[[str], str]) -> tuple[str, str | None]:
@@ -193,9 +194,24 @@ class Table:
         values, scales = part_of(self.values), None
         if self.precision != "float32":
             values = graph.cast(values, f"{name}_read_values", TensorProto.FLOAT)
+        if self.precision == "int4":
+            values = self._unpacked(graph, name, values)
         if self.scales is not None:
             scales = graph.cast(part_of(self.scales), f"{name}_read_scales", TensorProto.FLOAT)
         return values, scales
+
+    def _unpacked(self, graph: Graph, name: str, packed: str) -> str:
+        """Codes of packed rows, shape (..., dim): in float32, because not every provider has bit operations."""
+        sixteenth, sixteen, zero = (
+            graph.constant(f"{name}_{what}", np.float32(value)) for what, value in (("16th", 1 / 16), ("16", 16), ("code_0", 8))
+        )
+        high = graph.node("Floor", [graph.node("Mul", [packed, sixteenth], f"{name}_high_part")], f"{name}_high")
+        low = graph.node("Sub", [packed, graph.node("Mul", [high, sixteen], f"{name}_high_16")], f"{name}_low")
+        codes = graph.node("Concat", [low, high], f"{name}_nibbles", axis=-1)
+        if self.shape[1] % 2:
+            ends = [graph.constant(f"{name}_dim", np.array([self.shape[1]], np.int64)), graph.axis(-1)]
+            codes = graph.node("Slice", [codes, graph.axis(0), *ends], f"{name}_nibbles_of_dim")
+        return graph.node("Sub", [codes, zero], f"{name}_codes")
 
 
 @dataclass(frozen=True)

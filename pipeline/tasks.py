@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import DEFAULT_RATIO, ConfigError, RunConfig
 
 if TYPE_CHECKING:
-    from pipeline.fit import FitSettings
     from pipeline.resume import SavedStates
     from pipeline.tracking import Tracker
     from pipeline.train import FitJob
@@ -49,7 +48,7 @@ class Task:
         log_files: all that decides what is ingested.
         ingest, cluster, train, evaluate: of the stages; they fill the folder they are given and return facts.
         report: draws and writes, and returns the files.
-        fit_settings: of a training, every default decided.
+        defaults: learning rate and decay of a method, unless told otherwise, by dotted key.
     """
 
     name: str
@@ -64,7 +63,7 @@ class Task:
     train: Callable[[RunConfig, str, Path, Path, Path, Tracker, FitJob | None, SavedStates | None, Callable[[str], None]], dict[str, Any]]
     evaluate: Callable[[RunConfig, str, Path, Path], dict[str, Any]]
     report: Callable[[Path], list[Path]]
-    fit_settings: Callable[[RunConfig, str], FitSettings]
+    defaults: Callable[[RunConfig, str], dict[str, float]]
 
     @property
     def main(self) -> Measure:
@@ -124,11 +123,11 @@ def _report_retrieval(run_dir: Path) -> list[Path]:
     return write_report(run_dir)
 
 
-def _settings_retrieval(config: RunConfig, method: str) -> FitSettings:
+def _defaults_retrieval(config: RunConfig, method: str) -> dict[str, float]:
     from pipeline.methods import METHODS
-    from pipeline.train import fit_settings
+    from pipeline.train import default_settings
 
-    return fit_settings(config.train, METHODS[method])
+    return default_settings(config.train, METHODS[method])
 
 
 def _ctr_files(config: RunConfig) -> list[Path]:
@@ -168,10 +167,11 @@ def _report_ctr(run_dir: Path) -> list[Path]:
     return write_ctr_report(run_dir)
 
 
-def _settings_ctr(config: RunConfig, method: str) -> FitSettings:
-    from pipeline.ctr_spec import ctr_settings
+def _defaults_ctr(config: RunConfig, method: str) -> dict[str, float]:
+    from pipeline.ctr_models import recipe_of
 
-    return ctr_settings(config, method)
+    recipe = recipe_of(config.train.model, method)
+    return {"train.lr": recipe.lr, "train.weight_decay": recipe.weight_decay}
 
 
 def _named(models: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -202,7 +202,7 @@ TASKS: dict[str, Task] = {
         _train_retrieval,
         _evaluate_retrieval,
         _report_retrieval,
-        _settings_retrieval,
+        _defaults_retrieval,
     ),
     "ctr": Task(
         "ctr",
@@ -225,6 +225,6 @@ TASKS: dict[str, Task] = {
         _train_ctr,
         _evaluate_ctr,
         _report_ctr,
-        _settings_ctr,
+        _defaults_ctr,
     ),
 }

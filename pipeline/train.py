@@ -21,13 +21,13 @@ import torch
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from graphhash.buckets import BucketMap
+from graphhash.buckets import BucketMap, table_rows
 from graphhash.errors import DataError
 from graphhash.lightgcn import LightGCN
 from graphhash.retrieval import RetrievalModel
 from graphhash.samplers import NegativeSampler
 from graphhash.workers import Workers
-from pipeline.budget import asked_lookups
+from pipeline.budget import asked_lookups, hops_of
 from pipeline.checkpoint import save_model
 from pipeline.clusters import load_labels
 from pipeline.config import RunConfig, TrainConfig
@@ -78,17 +78,18 @@ def train_method(
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
     labels = load_labels(cluster_dir, facts)
-    n_lookups = spec.lookups(asked_lookups(config, method, *graph.shape, graph.nnz))
+    size = *graph.shape, graph.nnz
+    n_lookups, hops = spec.lookups(asked_lookups(config, method, *size)), hops_of(config, labels.rows, *size)
     # Over Ray where the clustering was; the maps are the same, bit for bit.
     stored = StoredGraph(ingest_dir, out_dir, config.cluster.shards) if config.cluster.shards else None
     features = partial(load_features, config.data, ingest_dir)
     try:
-        maps = spec.make(Inputs(graph, labels, n_lookups, config.map.hops, config.map.seed, features, stored))
+        maps = spec.make(Inputs(graph, labels, n_lookups, hops, config.map.seed, features, stored))
     except ValueError as error:
         raise DataError(f"method {method!r}: {error}") from error
     for side, bucket_map in zip(("users", "items"), maps, strict=True):
         bucket_map.save(out_dir / f"{side}.npz")
-    settings = fit_settings(config.train, spec)
+    settings = fit_settings(config.train, spec, table_rows(*maps))
     model_spec = ModelSpec(
         config.train.model,
         config.train.dim,
@@ -130,16 +131,20 @@ def train_method(
     }
 
 
-def fit_settings(train: TrainConfig, method: Method) -> RetrievalSettings:
-    """The settings of a training, every default decided by the method and by the model with its loss."""
+def fit_settings(train: TrainConfig, method: Method, n_rows: int) -> RetrievalSettings:
+    """The settings of a training, every default decided by the method and by the model with its loss.
+
+    Args:
+        n_rows: of the tables.
+    """
     recipe = RECIPES[train.model, train.loss]
     epochs = recipe.epochs if train.epochs is None else train.epochs
     batch_size = recipe.batch_size if train.batch_size is None else train.batch_size
-    lr = method.lr if recipe.lr is None else recipe.lr
-    weight_decay = method.weight_decay if recipe.weight_decay is None else recipe.weight_decay
+    own = default_settings(train, method)
+    decay = own["train.decay"] if train.decay is None else train.decay
     return RetrievalSettings(
-        lr=lr if train.lr is None else train.lr,
-        weight_decay=weight_decay if train.weight_decay is None else train.weight_decay,
+        lr=own["train.lr"] if train.lr is None else train.lr,
+        weight_decay=decay / n_rows if train.weight_decay is None else train.weight_decay,
         epochs=epochs,
         eval_every=max(1, epochs // EVALUATIONS) if train.eval_every is None else train.eval_every,
         patience=train.patience,
@@ -152,6 +157,15 @@ def fit_settings(train: TrainConfig, method: Method) -> RetrievalSettings:
         compile=train.compile,
         sparse_gradients=train.sparse_gradients,
     )
+
+
+def default_settings(train: TrainConfig, method: Method) -> dict[str, float]:
+    """What `train.lr` and `train.decay` are unless told otherwise."""
+    recipe = RECIPES[train.model, train.loss]
+    return {
+        "train.lr": method.lr if recipe.lr is None else recipe.lr,
+        "train.decay": method.decay if recipe.decay is None else recipe.decay,
+    }
 
 
 def run_job(

@@ -43,7 +43,7 @@ SECTIONS = ("cluster", "map", "train")
 NO_SETTINGS = ("train.seed", "train.eval_users", "map.seed", "cluster.threads", "cluster.shards", "cluster.levels")
 # Around a default learning rate, in both directions.
 LR_FACTOR = 4.0
-WEIGHT_DECAYS = (1e-8, 1e-5)
+DECAYS = {"train.decay": (1e-4, 0.2), "train.weight_decay": (1e-8, 1e-5)}
 
 
 def score_key(base: RunConfig) -> str:
@@ -103,15 +103,17 @@ def parse_space(text: str) -> tuple[str, Range | tuple[Any, ...]]:
 
 
 def default_space(base: RunConfig) -> Space:
-    """What is searched unless told otherwise: learning rate, weight decay, and the hops of soft methods."""
+    """What is searched unless told otherwise: learning rate, decay, and the hops of soft methods."""
     from pipeline.methods import METHODS
 
     (name,) = base.run.methods
     method = METHODS[name]
-    lr = task_of(base).fit_settings(base, name).lr
-    space: Space = {"train.lr": Range(lr / LR_FACTOR, lr * LR_FACTOR), "train.weight_decay": Range(*WEIGHT_DECAYS)}
+    space: Space = {
+        key: Range(value / LR_FACTOR, value * LR_FACTOR) if key == "train.lr" else Range(*DECAYS[key])
+        for key, value in task_of(base).defaults(base, name).items()
+    }
     if method.free_lookups:
-        space["map.hops"] = HOPS
+        space["map.hops"] = ("auto", *HOPS)
     return space
 
 
@@ -268,8 +270,8 @@ def default_point(base: RunConfig, space: Space) -> dict[str, Any]:
     from pipeline.methods import METHODS
 
     (name,) = base.run.methods
-    settings = task_of(base).fit_settings(base, name)
-    known = base.flat() | {"train.lr": settings.lr, "train.weight_decay": settings.weight_decay}
+    given = {key: value for key, value in base.flat().items() if value is not None}
+    known = base.flat() | task_of(base).defaults(base, name) | given
     if base.cluster.budget[0] != "ratio":
         # Under a budget of bytes it depends on the graph.
         known["map.n_lookups"] = METHODS[name].lookups(base.map.n_lookups)

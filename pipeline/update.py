@@ -28,6 +28,7 @@ from scipy.sparse import csr_array
 from graphhash.buckets import BucketMap
 from graphhash.graph_maps import SIDES
 from graphhash.placement import typical_bias, without_places
+from pipeline.budget import hops_of
 from pipeline.checkpoint import load_method
 from pipeline.clusters import load_labels
 from pipeline.config import ConfigError, RunConfig
@@ -146,7 +147,7 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
     labels = load_labels(folder.path / "cluster", json.loads((folder.path / "cluster" / "cluster.json").read_text(encoding="utf-8")))
     graph = ShardedCsr.open(folder.path / "ingest" / "train").load()
     model, *maps = load_method(folder.path / "methods" / method, folder.path / "ingest")
-    inputs = Inputs(graph, labels, maps[0].n_lookups, config.map.hops, config.map.seed)
+    inputs = Inputs(graph, labels, maps[0].n_lookups, hops_of(config, labels.rows, *graph.shape, graph.nnz), config.map.seed)
     return Trained(config, method, folder, stages, inputs, model, dict(zip(SIDES, maps, strict=True)))
 
 

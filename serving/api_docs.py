@@ -52,5 +52,5 @@ def _operation(path: str, method: str, operation: dict[str, Any], examples: dict
 
 
 def _row(name: str, field: dict[str, Any], needed: bool) -> str:
-    default = "" if needed else f"no, {field.get('default')!r}"
+    default = "no" if field.get("default") is None else f"no: {field['default']}"
     return f"<tr><td><code>{escape(name)}</code><td>{'yes' if needed else escape(default)}<td>{escape(field.get('description', ''))}</tr>"

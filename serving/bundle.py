@@ -24,7 +24,7 @@ newline), at most 1 MiB:
     n_buckets           {"users": int, "items": int}, table rows, the unknown ids' row among them
     n_lookups           {"users": int, "items": int}, table rows read per id
     item_bias           bool
-    precision           "float32" | "float16" | "int8" (a float16 scale per row), type of the tables in the file; arithmetic is float32
+    precision           "float32" | "float16" | "int8" | "int4" (both with a float16 scale per row), type of the tables in the file; arithmetic is float32
     precision_loss      {"recall@20": float, "recall@20_float32": float, "relative": float}, of the test; each
                         may be null
     tie_rule            str

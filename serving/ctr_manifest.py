@@ -16,7 +16,7 @@ Beside `format_version`, `created_at`, `files` and `manifest_sha256`, which `ser
         map             str, how its bucket map was made
         n_buckets       int, table rows it reads, the unknown ids' row among them
         n_lookups       int, rows read for one value
-        precision       "float32" | "float16" | "int8", of its table
+        precision       "float32" | "float16" | "int8" | "int4", of its table
       of a bag
         width           int, values of a row that count; later ones do not
         separator       str, between the values of a text
@@ -29,7 +29,7 @@ Beside `format_version`, `created_at`, `files` and `manifest_sha256`, which `ser
     dim                 int, length of a column's vector
     id_bias             bool, a number per id of compressed columns
     method              str, of the run
-    precision           "float32" | "float16" | "int8", of compressed tables
+    precision           "float32" | "float16" | "int8" | "int4", of compressed tables
     precision_loss      {"log_loss": float, "log_loss_float32": float, "relative": float}, of the test; each may be null
     calibration         {"calibration": float, mean prediction over mean label of the test, "ece": float, expected calibration error}; each
                         may be null

@@ -1,7 +1,7 @@
 """Retriever: raw user ids in, the best items out, from a checked bundle.
 
-Needs numpy and onnxruntime. When it loads a bundle, ONNX Runtime expands the item side to one float32
-vector per item, which makes a request fast; the file stays compressed.
+Needs numpy and onnxruntime. Whether a session keeps one float32 vector per item, which makes a request fast, or the
+compressed tables alone, is the bundle's own (`runtime` in its manifest).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from serving.bundle import METADATA, MODEL, BundleError, check_bundle, identity
 # Scores of one chunk of users; ONNX Runtime holds about three times as much while it runs.
 _CHUNK_SCORE_BYTES = 64 * 2**20
 _MAX_CHUNK_USERS = 4096
+# Up to so many users what a request needs is small, and is kept for the next one.
+_FEW_USERS = 24
 _ORT_TYPES = {
     "int64": "tensor(int64)",
     "string": "tensor(string)",
@@ -206,11 +208,19 @@ class Retriever:
             # ONNX Runtime binds no strings; it copies the other inputs itself then.
             if self.provider == "cuda" and "string" not in self.manifest["id_types"].values():
                 return self._run_bound(outputs, feed, "cuda")
-            return self._session.run(outputs, feed)
+            return self._session.run(outputs, feed, self._run_options(len(feed["user_id"])))
         except Exception as error:  # onnxruntime's own classes have no common base but Exception.
             raise BundleError(
                 f"{self.path}: ONNX Runtime failed ({_first_line(error)}); ask for fewer users or items at a time"
             ) from error
+
+    def _run_options(self, n_users: int) -> onnxruntime.RunOptions | None:
+        """A compressed bundle is there to save memory: what a request of many users worked with goes back to the system."""
+        if n_users <= _FEW_USERS or self.manifest.get("runtime", {}).get("mode") != "compressed" or self.provider == "cuda":
+            return None
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
 
     def _run_bound(self, outputs: list[str], feed: dict[str, NDArray], device: str) -> list[NDArray]:
         return bound_run(self._session, outputs, feed, device)
@@ -294,6 +304,14 @@ def bound_run(
         binding.bind_output(name, "cpu")
     session.run_with_iobinding(binding)
     return binding.copy_outputs_to_cpu()
+
+
+def only_errors() -> None:
+    """ONNX Runtime says no more than errors in this process: of sessions that others open, too.
+
+    An input with a default, as candidates are, makes it warn that the default will not be folded, which is what defaults are for.
+    """
+    onnxruntime.set_default_logger_severity(3)
 
 
 def _n_cuda_devices() -> int:

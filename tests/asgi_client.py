@@ -79,7 +79,10 @@ class AsgiClient:
         async def send(message: dict) -> None:
             sent.append(message)
 
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            await parts.aclose()
         start, *rest = sent
         headers = {name.decode(): value.decode() for name, value in start["headers"]}
         return Answer(start["status"], headers, b"".join(m.get("body", b"") for m in rest), received)

@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 
 import graphhash
 from graphhash import balanced
-from pipeline.budget import full_bytes, rows_for_ratio
+from pipeline.budget import rows_for_ratio, spendable
 from pipeline.config import ConfigError, RunConfig
 from pipeline.methods import METHODS, Inputs
 
@@ -144,7 +144,7 @@ def test_a_ratio_counts_two_lookups_of_users_and_one_of_items():
     graph = graphs.random_graph(0, 300, 200, 3000)
     users, items = METHODS["balanced"].make(Inputs(graph, graphhash.cluster(graph, rows=100), 2, "1", 0))
     assert users.nbytes + items.nbytes == METHODS["balanced"].map_bytes(None, 2, 300, 200)
-    allowed = 0.25 * full_bytes(3000, 2000, 32)
+    allowed = spendable(0.25, 3000, 2000, 32)
     assert allowed - 34 < 34 * rows + METHODS["balanced"].map_bytes(None, 2, 3000, 2000) <= allowed
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from graphhash.errors import DataError
 from graphhash.quantization import row_bytes
-from pipeline.budget import asked_lookups, full_bytes, rows_for_ratio
+from pipeline.budget import asked_lookups, hops_of, rows_for_ratio, spendable
 from pipeline.config import RunConfig
 
 USERS, ITEMS, DIM = 29_858, 40_981, 64
@@ -17,14 +17,15 @@ def config(precision, n_lookups):
     return RunConfig.load(None, [f"export.precision={precision}", f"map.n_lookups={n_lookups}", f"train.dim={DIM}"])
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
 @pytest.mark.parametrize("n_lookups", [4, 8])
 def test_one_row_more_would_not_fit(precision, n_lookups):
-    rows = rows_for_ratio(config(precision, n_lookups), 0.25, USERS, ITEMS, EDGES)
+    ratio = 0.15 if precision == "int4" else 0.25  # In 4 bits more would be enough for every id.
+    rows = rows_for_ratio(config(precision, n_lookups), ratio, USERS, ITEMS, EDGES)
     # Soft: a 16-bit row per lookup and a profile's number, for every id and the unknown one of each side; the profiles; a bias per item.
     bias = 4 if precision == "float32" else 2
     beside = (2 * n_lookups + 1) * (USERS + ITEMS + 2) + 2 * 256 * 4 * n_lookups + bias * ITEMS
-    allowed = 0.25 * full_bytes(USERS, ITEMS, DIM)
+    allowed = spendable(ratio, USERS, ITEMS, DIM)
     assert rows <= 2**16
     assert beside + rows * row_bytes(DIM, precision) <= allowed < beside + (rows + 1) * row_bytes(DIM, precision)
 
@@ -34,7 +35,7 @@ def test_more_rows_than_16_bits_count_take_32_bits():
     rows = rows_for_ratio(config("int8", 8), 0.25, users, items, 10 * EDGES)
     assert rows > 2**16
     beside = (4 * 8 + 1) * (users + items + 2) + 2 * 256 * 4 * 8 + 2 * items
-    allowed = 0.25 * full_bytes(users, items, DIM)
+    allowed = spendable(0.25, users, items, DIM)
     assert beside + rows * row_bytes(DIM, "int8") <= allowed < beside + (rows + 1) * row_bytes(DIM, "int8")
 
 
@@ -43,9 +44,12 @@ def test_a_ratio_that_the_maps_alone_exceed_is_refused():
         rows_for_ratio(config("int8", 20), 0.1, USERS, ITEMS, EDGES)
 
 
-def test_compressed_tables_are_stored_in_8_bits_and_full_ones_are_not_unless_told():
-    auto = RunConfig.load(None, [])
-    assert [auto.precision_of(method) for method in ("soft", "graph", "modulo", "full")] == ["int8"] * 3 + ["float32"]
+def test_compressed_tables_are_stored_in_few_bits_and_full_ones_are_not_unless_told():
+    methods = ("soft", "double_soft", "graph", "modulo", "full")
+    auto = [RunConfig.load(None, settings) for settings in ([], ["train.model=lightgcn"], ["run.task=ctr", "train.model=dlrm"])]
+    assert [auto[0].precision_of(method) for method in methods] == ["int4", "int4", "int8", "int8", "float32"]
+    for config_ in auto[1:]:
+        assert [config_.precision_of(method) for method in methods] == ["int8"] * 4 + ["float32"]
     assert config("float16", 4).precision_of("full") == "float16"
 
 
@@ -59,14 +63,35 @@ def test_there_are_fewer_rows_than_ids_however_many_bytes():
     [(0.25, 20, 16), (0.125, 20, 8), (0.25, 3, 16), (0.25, 40, 21), (0.25, 1000, 27), (0.5, 1000, 32), (0.001, 20, 1)],
 )
 def test_more_bytes_and_denser_graphs_get_more_lookups(ratio, degree, expected):
-    config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
+    config = RunConfig.load(None, [f"cluster.ratio={ratio}", "export.precision=int8", "map.hops=1+2"])
     graph = USERS, ITEMS, degree * (USERS + ITEMS) // 2
     assert asked_lookups(config, "soft", *graph) == expected
     assert asked_lookups(config, "graph", *graph) is None
     assert asked_lookups(RunConfig.load(None, ["map.n_lookups=5"]), "soft", *graph) == 5
 
 
+@pytest.mark.parametrize(("ratio", "expected"), [(0.25, 25), (0.125, 10), (0.05, 3)])
+def test_in_4_bits_three_rows_for_ten_ids_and_the_rest_for_lookups(ratio, expected):
+    config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
+    n_lookups = asked_lookups(config, "soft", USERS, ITEMS, EDGES)
+    assert n_lookups == expected
+    rows = rows_for_ratio(config, ratio, USERS, ITEMS, EDGES) / (USERS + ITEMS)
+    assert abs(rows - 0.3) < 0.06 or ratio == 0.05
+
+
+@pytest.mark.parametrize(("degree", "ratio", "lookups", "hops"), [(60, 0.25, 8, "2"), (60, 0.19, 4, "2"), (60, 0.125, None, "1+2"), (40, 0.25, None, "1+2")])
+def test_dense_graphs_get_a_row_for_nearly_every_id_where_bytes_allow(degree, ratio, lookups, hops):
+    config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
+    graph = USERS, ITEMS, degree * (USERS + ITEMS) // 2
+    rows = rows_for_ratio(config, ratio, *graph)
+    # The clustering leaves two rows to unknown ids.
+    assert hops_of(config, rows - 2, *graph) == hops
+    assert asked_lookups(config, "soft", *graph) == lookups or lookups is None
+    assert (rows >= 0.9 * (USERS + ITEMS)) == (hops == "2")
+    assert hops_of(RunConfig.load(None, ["map.hops=1"]), rows, *graph) == "1"
+
+
 def test_profiles_count_where_ids_are_few():
-    config = RunConfig.load(None, ["cluster.ratio=0.25"])
+    config = RunConfig.load(None, ["cluster.ratio=0.25", "export.precision=int8", "map.hops=1+2"])
     n_lookups = asked_lookups(config, "soft", 5436, 3700, 750_000)
     assert rows_for_ratio(config, 0.25, 5436, 3700, 750_000) > 500 and 20 < n_lookups < 27

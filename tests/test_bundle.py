@@ -160,6 +160,14 @@ def test_random_damage_to_the_walked_file_raises_nothing_but_value_errors(export
             pass
 
 
+def test_a_manifest_of_format_1_is_read(copied):
+    later = ("optional_inputs", "model", "runtime", "precision_loss")
+    rewrite(copied, lambda m: [m.update(format_version=1), *map(m.pop, later)])
+    assert check_bundle(copied)["format_version"] == 1
+    rewrite(copied, lambda m: m.update(format_version=2))
+    assert "optional_inputs" in refusal(copied) or "model" in refusal(copied)
+
+
 def test_a_newer_format_is_refused_with_both_versions(copied):
     rewrite(copied, lambda m: m.update(format_version=7))
     assert "bundle format 7 is newer than 3" in refusal(copied)

@@ -11,7 +11,8 @@ from numpy.testing import assert_array_equal
 
 import graphhash
 from pipeline import ray_graph
-from pipeline.budget import asked_lookups, full_bytes, rows_for_ratio
+from graphhash.quantization import row_bytes
+from pipeline.budget import asked_lookups, rows_for_ratio, spendable
 from pipeline.clusters import cluster_run, load_labels
 from pipeline.config import RunConfig
 from pipeline.methods import METHODS
@@ -118,9 +119,11 @@ def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
             continue
         spec = METHODS[name]
         maps = spec.map_bytes(asked_lookups(config, name, n_users, n_items, n_edges), 2, n_users, n_items)
-        used.append((64 + 2) * rows + maps + 2 * n_items * spec.item_bias)
-    allowed = 0.25 * full_bytes(n_users, n_items, 64)
-    assert allowed - (64 + 2) < max(used) <= allowed
+        row = row_bytes(64, config.precision_of(name))
+        used.append((row * rows + maps + 2 * n_items * spec.item_bias, row))
+    allowed = spendable(0.25, n_users, n_items, 64)
+    heaviest, row = max(used)
+    assert allowed - row < heaviest <= allowed
 
 
 def test_a_row_budget_counts_the_rows_of_unknown_ids(tmp_path):

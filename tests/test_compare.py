@@ -162,7 +162,7 @@ def test_the_table_holds_means_and_deviations_of_its_cells(comparison):
                 assert float(line[f"{key}_std"]) == pytest.approx(np.std([c[key] for c in cells], ddof=1))
         assert float(line["train_seconds"]) == pytest.approx(np.mean([c["seconds"]["train"] for c in cells]))
     text = (comparison.out / "compare.md").read_text()
-    assert text.count("| mf | ") == 5 and "![Recall against bytes](compare.png)" in text
+    assert text.count("| mf | ") == 5 and "![recall@20 against bytes](compare.png)" in text
     assert (comparison.out / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -30,7 +30,7 @@ def expected_logits(trained, precision, log):
         return model(entries_of(trained, log)).numpy()
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", MODELS)
 def test_raw_rows_get_the_logits_of_torch(model, kind, precision, tmp_path):

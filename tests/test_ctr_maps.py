@@ -20,7 +20,7 @@ from pipeline.ctr_clusters import cluster_ctr, load_pair_labels, pair_rows
 from pipeline.ctr_data import Features
 from pipeline.ctr_evaluate import evaluate_ctr
 from pipeline.ctr_ingest import ingest_ctr
-from pipeline.ctr_maps import Pair, alone, check_compressed, find_pairs, make_maps, pair_graph
+from pipeline.ctr_maps import Pair, alone, check_compressed, find_pairs, hides_pairs, make_maps, pair_graph
 from pipeline.ctr_spec import spec_of
 from pipeline.methods import METHODS
 
@@ -104,6 +104,22 @@ def test_all_methods_have_the_rows_of_graph_and_every_model_takes_them(made, met
     model = CtrSpec("dlrm", 8).build(maps, 0)
     entries = torch.tensor([[m.n_ids for m in maps], [0] * len(maps)])
     assert torch.isfinite(model(FeatureBatch(entries, torch.zeros(2, 0)))).all()
+
+
+@pytest.mark.parametrize("method", ["soft", "double_soft"])
+def test_pairs_that_are_hidden_in_training_come_back(made, method):
+    features, labels, maps = maps_of(made, method)
+    graphs = [pair_graph(features, features.part("train"), pair) for pair in find_pairs(features)]
+    hidden = make_maps(features, graphs, labels, method, n_lookups=None, hops="1+2", seed=0, hide=True)
+    assert hides_pairs(method) and not hides_pairs("graph")
+    assert not np.array_equal(hidden[0].rows, maps[0].rows)
+    # A model that was trained with some hidden reads the same tables through the others.
+    model = CtrSpec("dlrm", 8).build(hidden, 0)
+    model.use_maps(maps)
+    other = CtrSpec("dlrm", 8).build(maps, 0)
+    other.load_state_dict(dict(model.named_parameters()), strict=False)
+    batch = FeatureBatch(torch.zeros(1, len(maps), dtype=torch.int64), torch.zeros(1, 0))
+    assert torch.equal(model(batch), other(batch))
 
 
 def test_full_leaves_every_column_full(made):

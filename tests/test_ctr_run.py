@@ -1,4 +1,4 @@
-"""Clicks from the command line: a run end to end, a comparison of methods, the same again, and what is refused."""
+"""Clicks from the command line: a comparison of methods, one of its runs to the report, the same again, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from clicks import columns, write_csv, write_schema
@@ -48,11 +49,20 @@ def log(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_dir(log, ray_local):
-    """A run of one Ray Train fit."""
+def compared(log, ray_local):
+    """The folder of a comparison of two methods."""
     folder, data = log
-    assert command(folder, "run", *data, "--method", "graph", "--out", folder / "out", *SMALL) == 0
-    return folder / "out"
+    words = [*data, "--methods", "graph,modulo", "--models", "dlrm", "--jobs", 2, "--out", folder / "cmp", *SMALL]
+    assert command(folder, "compare", *words) == 0
+    return folder / "cmp"
+
+
+@pytest.fixture(scope="module")
+def run_dir(compared):
+    """The run folder of one of its trainings, which `graphhash run` brings to its report."""
+    folder = compared / "runs" / "graph-dlrm-seed0-resolution1"
+    assert command(compared.parent, "run", "--out", folder) == 0
+    return folder
 
 
 def test_a_run_leaves_metrics_a_model_and_a_report(run_dir):
@@ -91,14 +101,14 @@ def test_the_bundle_of_a_run_predicts_from_raw_rows_what_the_model_does(run_dir,
         np.testing.assert_allclose(scorer.details(rows).logits, logits, atol=1e-5)
 
 
-def test_mlflow_has_the_curve_of_validation_and_the_test(run_dir):
+def test_mlflow_has_the_curve_of_validation_and_the_test(run_dir, compared):
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{compared.parent}/mlflow.db")
     (metrics,) = json.loads((run_dir / "metrics.json").read_text())
     run = client.get_run(metrics["mlflow_run_id"])
     assert run.data.metrics["test.auc"] == pytest.approx(metrics["auc"])
-    assert len(client.get_metric_history(metrics["mlflow_run_id"], "auc")) >= 1
+    assert len(client.get_metric_history(metrics["mlflow_run_id"], "auc")) >= 2
     (model,) = client.search_logged_models([run.info.experiment_id])
     manifest = json.loads((run_dir / "bundle" / "manifest.json").read_text())
     assert model.source_run_id == run.info.run_id and model.tags["graphhash.bundle"] == manifest["manifest_sha256"]
@@ -106,30 +116,26 @@ def test_mlflow_has_the_curve_of_validation_and_the_test(run_dir):
     assert "graphhash.ingest.schema_hash" in run.data.tags and "graphhash.bucket_map_hash.user" in run.data.tags
 
 
-def test_the_same_command_does_nothing_again(run_dir, log, capsys):
-    folder, data = log
-    assert command(folder, "run", *data, "--method", "graph", "--out", run_dir, *SMALL) == 0
+def test_the_same_command_does_nothing_again(run_dir, capsys):
+    assert command(run_dir.parents[2], "run", "--out", run_dir) == 0
     assert capsys.readouterr().err.count("unchanged, skipped") == 5
 
 
-def test_a_comparison_names_the_measures_of_clicks(log, ray_local):
-    folder, data = log
-    words = [*data, "--methods", "graph,modulo", "--models", "dlrm", "--jobs", 2, "--out", folder / "cmp", *SMALL]
-    assert command(folder, "compare", *words) == 0
-    result = json.loads((folder / "cmp" / "compare.json").read_text())
+def test_a_comparison_names_the_measures_of_clicks(compared):
+    result = json.loads((compared / "compare.json").read_text())
     lines = {line["method"]: line for line in result["summary"]}
     assert set(lines) == {"graph", "modulo"} and not result["failed"]
     assert lines["graph"]["rows"] == lines["modulo"]["rows"] and lines["graph"]["budget"] == "resolution 1"
     # The tastes are planted along the communities.
     assert lines["graph"]["log_loss"] < lines["modulo"]["log_loss"] and lines["graph"]["auc"] > lines["modulo"]["auc"]
-    table = (folder / "cmp" / "compare.md").read_text()
+    table = (compared / "compare.md").read_text()
     assert "| log loss | AUC | group AUC |" in table and "recall" not in table
-    assert (folder / "cmp" / "compare.png").stat().st_size > 5000
+    assert (compared / "compare.png").stat().st_size > 5000
 
 
 def test_an_export_alone_makes_the_bundle_anew(run_dir, log, capsys):
     folder, data = log
-    assert command(folder, "export", "--task", "ctr", *data[2:], "--out", run_dir, "--method", "graph", "--precision", "float32", *SMALL) == 0
+    assert command(folder, "export", "--out", run_dir, "--precision", "float32") == 0
     assert "bundle:" in capsys.readouterr().out
     manifest = json.loads((run_dir / "bundle" / "manifest.json").read_text())
     assert manifest["precision"] == "float32" and manifest["precision_loss"]["relative"] == 0
@@ -174,7 +180,7 @@ def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_loc
     space = default_space(base)
     lr = ctr_settings(base, "graph").lr
     assert space["train.lr"] == Range(lr / 4, lr * 4) and default_point(base, space)["train.lr"] == lr
-    done = run_trial({"train.lr": 0.02}, base, None)
+    done = ray.get(ray.remote(run_trial).remote({"train.lr": 0.02}, base, None))
     assert score_key(base) == "validation_auc" and 0.4 < done["validation_auc"] < 1
     assert run_trial({"train.lr": 0.02}, base, None)["finished_before"]
     trials = [{"train.lr": 0.02, **done}]

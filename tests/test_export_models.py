@@ -79,7 +79,7 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("runtime", ["folded", "compressed"])
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
 @pytest.mark.parametrize("maps", MAPS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, small_chunks, tmp_path):

@@ -13,7 +13,7 @@ from small_models import small_model
 
 from pipeline.cli import app
 from pipeline.mlflow_store import client_of
-from pipeline.registry import RegistryError, click_example, measured_on, model_example, register
+from pipeline.registry import RECOMMENDATION, RegistryError, click_example, measured_on, model_example, register
 from serving import Scorer
 from serving.bundle import BundleError, check_bundle
 
@@ -61,7 +61,7 @@ def test_a_registered_bundle_loads_by_its_alias_and_answers(store, bundle, ids):
     loaded = mlflow.pyfunc.load_model(result["uri"])
     asked = model_example(check_bundle(path), np.array([0, 3, 999] if ids == "int64" else ["a", "日本", "nobody"]))
     session = onnxruntime.InferenceSession(str(path / "model.onnx"), providers=["CPUExecutionProvider"])
-    expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, asked), strict=True))
+    expected = dict(zip(RECOMMENDATION, session.run(RECOMMENDATION, asked), strict=True))
     got = loaded.predict(asked)
     assert got.keys() == expected.keys()
     for output, values in expected.items():

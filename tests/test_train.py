@@ -124,7 +124,7 @@ def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(ru
     metrics = evaluate_method(config, "soft", run / "ingest", out)
     assert metrics["recall@20"] > 0.3
     assert metrics["bytes"] == sum(metrics["bytes_of"].values())
-    assert metrics["bytes_of"]["tables"] == (16 + 2) * metrics["rows"]  # int8, and a scale per row
+    assert metrics["bytes_of"]["tables"] == (8 + 2) * metrics["rows"]  # int4, and a scale per row
     assert metrics["bytes_full"] == 4 * 16 * (180 + 180 + 2)
     float16 = settings_of(export__precision="float16")
     assert evaluate_method(float16, "soft", run / "ingest", out)["bytes_of"]["tables"] == 2 * 16 * metrics["rows"]
