@@ -193,11 +193,15 @@ async def _known_users(session: Any, url: str) -> tuple[dict[str, Any], list[Any
     try:
         async with session.get(f"{url}/readyz") as response:
             ready = await response.json()
+        if "id_types" not in ready:
+            raise DataError(f"{url} predicts clicks; load is measured with recommendations")
         kind = ready["id_types"]["user_id"]
         known = []
         for _ in range(N_USERS):
             async with session.get(f"{url}/v1/explain?k=1") as response:
                 known.append((await response.json())["user_id"])
+    except DataError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{url}: no graphhash server answers there ({reason}); start one with 'graphhash serve'") from error

@@ -16,11 +16,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from pipeline import ctr_bundle_check
 from pipeline.onnx_nodes import stored_ids
 from serving.bundle import MODEL, BundleError, check_bundle
 from serving.external_data import external_locations
 from serving.node_placement import nodes_by_provider
 from serving.retriever import Retriever
+from serving.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -47,24 +49,36 @@ def check(bundle: Path, provider: str = "auto") -> Iterator[Finding]:
         yield Finding("file", f"{name}: {entry['bytes']:,} bytes, sha256 {entry['sha256'][:12]}... as stated")
     outside = sorted(external_locations(bundle / MODEL))
     yield Finding("external data", f"read from {', '.join(outside)}" if outside else "none, the model is one file")
-    yield Finding("model", _what_it_is(manifest))
+    is_ctr = manifest["task"] == "ctr"
+    yield Finding("model", ctr_bundle_check.what_it_is(manifest) if is_ctr else _what_it_is(manifest))
     model = _load(bundle)
     opsets = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
     yield Finding("graph", f"well-formed, {len(model.graph.node)} nodes, opsets {opsets}")
     for side in ("inputs", "optional_inputs", "outputs"):
+        if side == "optional_inputs" and is_ctr:
+            continue
         values = (f"{name} {spec['dtype']}{_shape(spec['shape'])}" for name, spec in manifest.get(side, {}).items())
         yield Finding(side.replace("_", " "), ", ".join(values) or "none")
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if len(tensor.dims)}
     yield Finding("tables", _check_tables(tensors))
-    yield Finding("maps", _check_maps(tensors))
-    users = _check_ids(model, manifest)
-    yield Finding("ids", f"{manifest['n_users']:,} users and {manifest['n_items']:,} items, each once")
-    retriever = Retriever(bundle, provider=provider)
-    yield Finding("trial request", _try(retriever, users[0]))
+    loaded: Retriever | Scorer
+    if is_ctr:
+        columns = [column for column in manifest["columns"] if column["role"] != "dense"]
+        yield Finding("maps", ctr_bundle_check.check_maps(columns, tensors))
+        known = ctr_bundle_check.check_ids(model, columns)
+        yield Finding("ids", ", ".join(f"{column['n_ids']:,} of {column['name']}" for column in columns) + ", each once")
+        loaded = Scorer(bundle, provider=provider)
+        yield Finding("trial request", ctr_bundle_check.trial_request(loaded, known))
+    else:
+        yield Finding("maps", _check_maps(tensors))
+        users = _check_ids(model, manifest)
+        yield Finding("ids", f"{manifest['n_users']:,} users and {manifest['n_items']:,} items, each once")
+        loaded = Retriever(bundle, provider=provider)
+        yield Finding("trial request", _try(loaded, users[0]))
     counts = nodes_by_provider(bundle, provider)
     total = sum(counts.values())
     shares = (f"{name} {100 * count / total:.0f} % of {total} kernels" for name, count in sorted(counts.items()))
-    yield Finding("provider", f"{retriever.provider} in use: {', '.join(shares)}")
+    yield Finding("provider", f"{loaded.provider} in use: {', '.join(shares)}")
 
 
 def _what_it_is(manifest: dict[str, Any]) -> str:

@@ -28,23 +28,26 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
 
     Tables are rounded to the precision of the export first, so that the figures belong to what is shipped.
 
-    Returns: the measures of :func:`measure` (None where there is no test), ``n_test_rows``, ``curve``, ``rows`` of all tables,
+    Returns: the measures of :func:`measure` (None where there is no test), ``log_loss_float32`` (of the tables
+        as they were trained), ``n_test_rows``, ``curve``, ``rows`` of all tables,
         ``bytes``, ``bytes_full``, ``bytes_ratio``, ``bytes_of`` (``columns``, by name what each part of it takes, and ``layers``),
         ``compressed`` (names), ``precision``, ``item_bias``.
     """
     trained = load_ctr(method_dir, ingest_dir)
     model, maps, features = trained.model, trained.maps, trained.features
     precisions = precisions_of(config, method, maps)
+    test = features.part("test")
+    exact = predict(model, test) if len(test) and set(precisions) != {"float32"} else None
     try:
         store_rounded(model, precisions)
     except ValueError as error:
         raise DataError(f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32") from error
-    test = features.part("test")
     metrics: dict[str, Any] = dict.fromkeys(("auc", "log_loss", "calibration", "ece", "group_auc"))
     metrics |= {"n_test_rows": len(test)}
     if len(test):
         logits = predict(model, test)
         metrics |= measure(test, logits) | {"curve": curve(test, logits)}
+        metrics["log_loss_float32"] = metrics["log_loss"] if exact is None else measure(test, exact)["log_loss"]
     columns = column_bytes(model.spec, maps, precisions, len(features.bags))
     names = [column.name for column in features.all_columns]
     layers = layer_bytes(model)

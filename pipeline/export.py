@@ -7,10 +7,7 @@ of any kind leaves the previous bundle as it was.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import itertools
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -30,10 +27,10 @@ from pipeline.evaluate import K, as_shipped
 from pipeline.models import name_of
 from pipeline.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
 from pipeline.onnx_nodes import describe, inside_bytes
-from serving.bundle import MANIFEST, METADATA, MODEL, BundleError, identity, write_manifest
+from pipeline.publish import check_place, publish, save_graph, unknown_id
+from serving.bundle import METADATA, BundleError, identity, write_manifest
 from serving.retriever import Retriever
 
-EXTERNAL_DATA = "model.onnx.data"
 TIE_RULE = "higher score first, equal scores by lower item row"
 # Absolute, and relative to the largest score in size, beside the model with its tables rounded as they are stored.
 TOLERANCE = 1e-5
@@ -44,8 +41,6 @@ _MOST_LOAD_BYTES = 2**32
 
 _CHECK_K = 100
 _CHECK_SCORES = 2**25
-# Protobuf ends at 2^31 - 1 bytes; the rest is room for lengths and the nodes.
-_PROTOBUF_LIMIT = 15 * 2**27
 
 
 def export_retrieval(
@@ -91,9 +86,8 @@ def export_retrieval(
         raise ValueError(f"n_check is {n_check}; compare at least 1 user")
     _check_fit("user", model.user_embedding, user_map, users)
     _check_fit("item", model.item_embedding, item_map, items)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).exists())):
-        raise BundleError(f"{out}: exists and is no bundle; choose another place, or remove it")
-    padding = _unknown_id(items)
+    check_place(out)
+    padding = unknown_id(items)
     load_bytes = 4 * len(items) * item_map.n_lookups * model.user_embedding.dim
     if runtime == "auto":
         runtime = "folded" if load_bytes <= _MOST_LOAD_BYTES else "compressed"
@@ -135,7 +129,7 @@ def export_retrieval(
         with torch.no_grad():
             scores_of = as_shipped(copy.deepcopy(model).cpu(), precision).catalogue()
         _compare(folder, scores_of, users, items, n_check, np.random.default_rng(seed))
-        _publish(folder, out)
+        publish(folder, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return manifest
@@ -190,21 +184,7 @@ def _check_fit(side: str, embedding: BucketEmbedding, bucket_map: BucketMap, voc
 def _save(
     graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabulary, external_data_mib: float
 ) -> None:
-    inside = inside_bytes(users, decoded=False) + inside_bytes(items, decoded=True)
-    if inside > _PROTOBUF_LIMIT:
-        raise BundleError(
-            f"the ids take {inside / 2**30:.1f} GiB in the graph, an ONNX file ends at 2 GiB; use int64 ids"
-        )
-    tensors = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
-    external = tensors > min(external_data_mib * 2**20, _PROTOBUF_LIMIT - inside)
-    onnx.save_model(
-        graph,
-        str(folder / MODEL),
-        save_as_external_data=external,
-        location=EXTERNAL_DATA,
-        size_threshold=1024,
-    )
-    onnx.checker.check_model(str(folder / MODEL), full_check=True)
+    save_graph(graph, folder, inside_bytes(users, decoded=False) + inside_bytes(items, decoded=True), external_data_mib)
 
 
 def _compare(
@@ -223,7 +203,7 @@ def _compare(
     step = max(1, _CHECK_SCORES // len(items))
     for start in range(0, len(rows), step):
         chunk = rows[start : start + step]
-        raw = [_unknown_id(users) if row == len(users) else users.take([row])[0] for row in chunk]
+        raw = [unknown_id(users) if row == len(users) else users.take([row])[0] for row in chunk]
         with torch.no_grad():
             expected = scores_of(torch.from_numpy(chunk)).numpy()
         answers = [(raw, None, min(_CHECK_K, len(items)))]
@@ -254,7 +234,7 @@ def _compare_candidates(
 ) -> None:
     """Raise BundleError unless candidates, an unknown one among them, score as in the catalogue."""
     rows = rng.integers(0, len(items), (len(users), min(_CHECK_K, len(items))))
-    unknown = np.full((len(users), 1), _unknown_id(items), np.int64 if items.kind == "int64" else object)
+    unknown = np.full((len(users), 1), unknown_id(items), np.int64 if items.kind == "int64" else object)
     got = retriever.score(users, np.concatenate([items.take(rows), unknown], axis=1))
     wanted = np.take_along_axis(expected, rows, axis=1)
     worst = np.abs(got.scores[:, :-1] - wanted).max(initial=0)
@@ -296,38 +276,3 @@ def _compare_user(user: Any, got: NDArray, scores: NDArray, expected: NDArray, k
             f"user {user!r}: ONNX Runtime and the model recommend different items; "
             "nothing was published, report this"
         )
-
-
-def _unknown_id(vocabulary: Vocabulary) -> int | str:
-    """An id that is not in the vocabulary."""
-    for start in itertools.count(step=1000):
-        numbers = range(start, start + 1000)
-        candidates = (
-            [-1 - i for i in numbers] if vocabulary.kind == "int64" else [f"unknown-{i}" for i in numbers]
-        )
-        unknown = np.flatnonzero(vocabulary.rows(candidates, missing="fallback") == len(vocabulary))
-        if len(unknown):
-            return candidates[unknown[0]]
-
-
-def _publish(folder: Path, out: Path) -> None:
-    """Put `folder` in the place of `out`. A folder cannot be replaced in one step, so the old one steps aside
-    first."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    old = out.with_name(f".{out.name}.replaced")
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    try:
-        folder.rename(out)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    parent = os.open(out.parent, os.O_RDONLY)
-    os.fsync(parent)
-    os.close(parent)

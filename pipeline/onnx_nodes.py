@@ -27,6 +27,7 @@ ONNX_TYPES = {
     "int64": TensorProto.INT64,
     "string": TensorProto.STRING,
     "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
     "bool": TensorProto.BOOL,
 }
 # Whole numbers that fill at least a third of their range are looked up in a table over it: 2 or 4 bytes a number and one

@@ -117,6 +117,37 @@ def model_example(manifest: Mapping[str, Any], user_ids: Any) -> dict[str, np.nd
     }
 
 
+def click_example(manifest: Mapping[str, Any], ids: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+    """A call of one row that a bundle of task "ctr" answers, one array per input.
+
+    Args:
+        ids: a raw value of some columns, by name; the others are missing, and numbers are their means.
+    """
+    import numpy as np
+
+    example = {}
+    for column in manifest["columns"]:
+        values = np.array([column["mean"] if column["role"] == "dense" else (ids or {}).get(column["name"], column["missing"])])
+        example[column["input"]] = values[:, None] if column["role"] == "bag" else values
+    return example
+
+
+def known_example(manifest: Mapping[str, Any], ingest_dir: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """A call of known ids of a run's log, and the outputs that the logged model is to give; none: all."""
+    import numpy as np
+
+    from graphhash.vocabulary import Vocabulary
+
+    if manifest["task"] == "retrieval":
+        users = Vocabulary.load(ingest_dir / "users.parquet")
+        return model_example(manifest, users.take(np.arange(min(2, len(users))))), RECOMMENDATION
+    from pipeline.ctr_data import Features
+
+    features = Features.open(ingest_dir)
+    vocabularies = {column.name: features.vocabulary(column) for column in features.all_columns}
+    return click_example(manifest, {name: ids.take([0])[0] for name, ids in vocabularies.items() if len(ids)}), ()
+
+
 def log_onnx_model(
     uri: str,
     run_id: str,
@@ -184,15 +215,12 @@ def log_onnx_model(
 
 def _check(bundle: Path) -> dict[str, Any]:
     """The manifest of a bundle that is whole and whose graph loads."""
-    from serving.bundle import MODEL, BundleError, check_bundle
+    from serving.bundle import check_bundle
+    from serving.retriever import Retriever
+    from serving.scorer import Scorer
 
     manifest = check_bundle(bundle)
-    if manifest["task"] == "retrieval":
-        from serving.retriever import Retriever
-
-        Retriever(bundle, provider="cpu")
-    elif not (bundle / MODEL).is_file():
-        raise BundleError(f"{bundle}: has no {MODEL}; export the bundle again")
+    (Scorer if manifest["task"] == "ctr" else Retriever)(bundle, provider="cpu")
     return manifest
 
 
@@ -243,9 +271,9 @@ def _store(client: Any, store: Store, bundle: Path, manifest: Mapping[str, Any],
 
     from serving.bundle import MODEL
 
-    example: dict[str, np.ndarray] = {}
-    outputs: tuple[str, ...] = ()
-    if manifest["task"] == "retrieval":
+    if manifest["task"] == "ctr":
+        example, outputs = click_example(manifest), ()
+    else:
         unknown = np.array([0]) if manifest["id_types"]["user_id"] == "int64" else np.array([""])
         example, outputs = model_example(manifest, unknown), RECOMMENDATION
     with training_run(store, f"register {name}", {}) as tracker:

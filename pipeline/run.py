@@ -206,7 +206,7 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
         return steps[name]
 
     reached = STAGES.index(until)
-    exports = reached >= STAGES.index("export") and not (config.run.task == "ctr" and until == "report")
+    exports = reached >= STAGES.index("export")
     if exports:
         check_exportable(config)
     if log is None:
@@ -366,19 +366,25 @@ def export_bundle(
 
     Returns: the manifest.
     """
+    if config.run.task == "ctr":
+        from pipeline.ctr_export import data_facts, export_ctr_run
+
+        return export_ctr_run(config, run, method_dir, out, metrics, _provenance(config, metrics, data_facts(run / "ingest")))
     from graphhash.vocabulary import Vocabulary
     from pipeline.checkpoint import load_method, with_more_ids
     from pipeline.export import export_retrieval
     from pipeline.placed import Placed, placed_dir, placed_id
 
+    ingested = json.loads((run / "ingest" / "ingest.json").read_text(encoding="utf-8"))
+    provenance = _provenance(config, metrics, {key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")})
     model, *maps = load_method(method_dir, run / "ingest")
-    vocabularies, updates = [Vocabulary.load(run / "ingest" / f"{side}.parquet") for side in ("users", "items")], ()
+    vocabularies = [Vocabulary.load(run / "ingest" / f"{side}.parquet") for side in ("users", "items")]
     if placed_id(run, metrics["method"], train_key) is not None:
         placed = Placed.load(placed_dir(run, metrics["method"]))
         model = with_more_ids(model, placed.maps, placed.item_bias)
-        maps, vocabularies, updates = placed.maps.values(), placed.vocabularies.values(), placed.updates
-    settings = config.flat()
-    ingested = json.loads((run / "ingest" / "ingest.json").read_text(encoding="utf-8"))
+        maps, vocabularies = placed.maps.values(), placed.vocabularies.values()
+        # Metrics are of the training alone.
+        provenance |= {"updates": list(placed.updates)} if placed.updates else {}
     return export_retrieval(
         model,
         *maps,
@@ -388,21 +394,20 @@ def export_bundle(
         runtime=config.export.runtime,
         external_data_mib=config.export.external_data_mib,
         metrics={key: value for key, value in metrics.items() if key not in ("method", "mlflow_run_id")},
-        # Without `data` and `run`, which name places on the maker's machine.
-        provenance={
-            "method": metrics["method"],
-            "mlflow_run_id": metrics["mlflow_run_id"],
-            "settings": {
-                key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")
-            },
-            "data": {
-                **{key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")},
-                **{key: settings[f"data.{key}"] for key in ("split", "validation", "test", "seed")},
-            },
-            # Metrics are of the training alone.
-            **({"updates": list(updates)} if updates else {}),
-        },
+        provenance=provenance,
     )
+
+
+def _provenance(config: RunConfig, metrics: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a bundle's maker wants to find again; `data` are sizes and hashes of the log."""
+    settings = config.flat()
+    # Without `data` and `run`, which name places on the maker's machine.
+    return {
+        "method": metrics["method"],
+        "mlflow_run_id": metrics["mlflow_run_id"],
+        "settings": {key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")},
+        "data": {**data, **{key: settings[f"data.{key}"] for key in ("split", "validation", "test", "seed")}},
+    }
 
 
 @contextmanager
@@ -445,20 +450,16 @@ def _log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: M
 
 def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     """The bundle as it is, and its graph as a model of MLflow's onnx flavour with a call that works as example."""
-    import numpy as np
-
-    from graphhash.vocabulary import Vocabulary
-    from pipeline.registry import BUNDLE_TAG, RECOMMENDATION, model_example
+    from pipeline.registry import BUNDLE_TAG, known_example
     from serving.bundle import MODEL, check_bundle
     from serving.retriever import only_errors
 
     only_errors()  # MLflow opens a session to try the example.
     bundle = folder.path / "bundle"
     manifest = check_bundle(bundle)
-    users = Vocabulary.load(folder.path / "ingest" / "users.parquet")
-    example = model_example(manifest, users.take(np.arange(min(2, len(users)))))
+    example, outputs = known_example(manifest, folder.path / "ingest")
     tracker.log_artifact(bundle, "bundle")
-    tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: manifest["manifest_sha256"]}, RECOMMENDATION)
+    tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: manifest["manifest_sha256"]}, outputs)
 
 
 def _report(folder: RunFolder, config: RunConfig, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:

@@ -53,8 +53,13 @@ class ServeSettings:
 def build_app(settings: ServeSettings) -> Any:
     """The ASGI app over the bundle, which is loaded here; BundleError when it cannot be used."""
     from serving.app import create_app
-    from serving.live_bundle import LiveBundle
+    from serving.bundle import task_of
+    from serving.ctr_app import create_ctr_app
+    from serving.live_bundle import LiveBundle, LiveScorer
 
+    if task_of(settings.bundle) == "ctr":
+        clicks = LiveScorer(settings.bundle, settings.provider, settings.threads_each)
+        return create_ctr_app(clicks, settings.limits, watch_s=settings.watch_s)
     live = LiveBundle(settings.bundle, settings.provider, settings.threads_each)
     return create_app(live, settings.limits, watch_s=settings.watch_s)
 
@@ -100,10 +105,13 @@ def ray_serve(settings: ServeSettings, host: str, port: int) -> Iterator[str]:
     import ray
 
     from pipeline.ray_session import ray_session
+    from serving.bundle import task_of
     from serving.retriever import Retriever
+    from serving.scorer import Scorer
 
     # The replicas would fail in other processes, again and again; here the reason can be told.
-    provider = Retriever(settings.bundle, settings.provider, settings.threads_each).provider
+    kind = Scorer if task_of(settings.bundle) == "ctr" else Retriever
+    provider = kind(settings.bundle, settings.provider, settings.threads_each).provider
     with _bound(host, port) as listener:
         port = listener.getsockname()[1]
     figures = tempfile.mkdtemp(prefix="graphhash-metrics-")

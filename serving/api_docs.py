@@ -20,9 +20,9 @@ _EXAMPLES = {
 }
 
 
-def docs_page(openapi: dict[str, Any]) -> str:
+def docs_page(openapi: dict[str, Any], examples: dict[str, Any] = _EXAMPLES) -> str:
     """HTML of an OpenAPI description, as FastAPI makes it."""
-    parts = [_operation(path, method, operation) for path, methods in openapi["paths"].items() for method, operation in methods.items()]
+    parts = [_operation(path, method, operation, examples) for path, methods in openapi["paths"].items() for method, operation in methods.items()]
     title = escape(openapi["info"]["title"])
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: HTTP interface</title>'
@@ -32,15 +32,15 @@ def docs_page(openapi: dict[str, Any]) -> str:
     )
 
 
-def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
+def _operation(path: str, method: str, operation: dict[str, Any], examples: dict[str, Any]) -> str:
     text = f"<h2><code>{method.upper()} {escape(path)}</code> {escape(operation.get('summary', ''))}</h2>"
     text += f"<p>{escape(operation.get('description', ''))}</p>"
     schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     if schema is not None:
         rows = "".join(_row(name, field, name in schema.get("required", ())) for name, field in schema["properties"].items())
         text += f"<table><tr><th>Field<th>Needed<th>Meaning</tr>{rows}</table>"
-        if path in _EXAMPLES:
-            example = json.dumps(_EXAMPLES[path])
+        if path in examples:
+            example = json.dumps(examples[path])
             command = f"curl -H 'Content-Type: application/json' -d '{example}' http://127.0.0.1:8000{path}"
             text += f"<pre>{escape(command)}</pre>"
     statuses = "".join(

@@ -22,11 +22,13 @@ class RequestError(ValueError):
     """A request that is refused; the message goes to the client with status 400."""
 
 
-class _Request(BaseModel):
+class ApiRequest(BaseModel):
+    """A request; fields that are not there are refused."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class RecommendRequest(_Request):
+class RecommendRequest(ApiRequest):
     """Users to recommend items to."""
 
     user_ids: Annotated[
@@ -42,7 +44,7 @@ class RecommendRequest(_Request):
     ] = None
 
 
-class ScoreRequest(_Request):
+class ScoreRequest(ApiRequest):
     """One user, and items to score."""
 
     user_id: Annotated[RawId, Field(description="A raw user id.")]
@@ -72,6 +74,12 @@ class ScoreResponse(BaseModel):
     item_ids: list[RawId]
     scores: Annotated[list[float], Field(description="One per item, in the order asked for.")]
     known_items: list[bool]
+
+
+class PredictResponse(BaseModel):
+    bundle: str
+    probabilities: Annotated[list[float], Field(description="Of a click, one per row, in the order asked for.")]
+    unknown: Annotated[list[list[str]], Field(description="Per row, the columns whose value the model does not know.")]
 
 
 class Error(BaseModel):

@@ -44,7 +44,7 @@ from serving.api_schema import (
 from serving.buckets_shown import Explainer
 from serving.bundle import BundleError
 from serving.http_gate import CONTENT_TYPE, LOG, HttpGate, ServingMetrics, error_body
-from serving.live_bundle import LiveBundle
+from serving.live_bundle import LiveBundle, LiveScorer
 from serving.micro_batches import MicroBatches, Overloaded
 
 PAGE = Path(__file__).with_name("page.html")
@@ -81,7 +81,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(_watch(live, metrics, watch_s)) if watch_s else None
+        watching = asyncio.create_task(watch(live, metrics, watch_s)) if watch_s else None
         yield
         if watching is not None:
             watching.cancel()
@@ -106,7 +106,7 @@ def create_app(
         "/v1/recommend",
         summary="The best items of each user",
         responses={200: {"model": RecommendResponse}, **ERRORS},
-        openapi_extra=_body_schema(RecommendRequest),
+        openapi_extra=body_schema(RecommendRequest),
     )
     async def recommend(request: Request) -> Response:
         """Items best first, ties by the bundle's rule. Users the model does not know get its fallback, `known` false."""
@@ -117,7 +117,7 @@ def create_app(
         "/v1/score",
         summary="Scores of given items for one user",
         responses={200: {"model": ScoreResponse}, **ERRORS},
-        openapi_extra=_body_schema(ScoreRequest),
+        openapi_extra=body_schema(ScoreRequest),
     )
     async def score(request: Request) -> Response:
         """One score per item, in the order asked for; items the model does not know are marked in `known_items`."""
@@ -171,7 +171,7 @@ def create_app(
     async def docs() -> Response:
         return Response(docs_page(app.openapi()), media_type="text/html; charset=utf-8")
 
-    _add_errors(app)
+    add_errors(app)
     app.add_middleware(
         HttpGate,
         metrics=metrics,
@@ -182,7 +182,9 @@ def create_app(
     return app
 
 
-def _add_errors(app: FastAPI) -> None:
+def add_errors(app: FastAPI) -> None:
+    """Every error of ours as its status and one line."""
+
     def handler(kind: type[Exception], status: int, text: Any = str, headers: Any = None) -> None:
         async def handle(_: Request, error: Exception) -> Response:
             return Response(error_body(text(error)), status, headers, "application/json")
@@ -204,7 +206,7 @@ def _add_errors(app: FastAPI) -> None:
     handler(BundleError, 503, headers=again)
 
 
-async def _watch(live: LiveBundle, metrics: ServingMetrics, watch_s: float) -> None:
+async def watch(live: LiveBundle | LiveScorer, metrics: ServingMetrics, watch_s: float) -> None:
     """Look for a new bundle for as long as the server runs."""
     while True:
         await asyncio.sleep(watch_s)
@@ -224,7 +226,8 @@ async def _watch(live: LiveBundle, metrics: ServingMetrics, watch_s: float) -> N
             LOG.warning("bundle %s stays: %s", before, live.refused)
 
 
-def _body_schema(model: Any) -> dict[str, Any]:
+def body_schema(model: Any) -> dict[str, Any]:
+    """A request's model for the OpenAPI description."""
     schema = model.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 

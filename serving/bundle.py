@@ -1,12 +1,12 @@
 """The bundle: a folder that holds one exported model, and the check that it is whole and unchanged.
 
-Format 2. The folder holds `manifest.json`, `model.onnx`, MAY hold the external data files of that model, and
+Formats 2 and 3. The folder holds `manifest.json`, `model.onnx`, MAY hold the external data files of that model, and
 MUST hold nothing else: no folders, no links. There is no pickle and nothing to execute but the graph.
 
 `manifest.json` is JSON in exactly one spelling (UTF-8 escaped to ASCII, keys sorted, indent 2, a final
 newline), at most 1 MiB:
 
-    format_version      int, 2
+    format_version      int, 2; 3 for the task "ctr", whose other keys are in `serving.ctr_manifest`
     created_at          str, UTC, ISO 8601
     task                str, "retrieval"
     inputs, outputs     {tensor: {"dtype": "int64" | "string" | "float32" | "bool", "shape": [axis, ...],
@@ -56,9 +56,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from serving import ctr_manifest
 from serving.external_data import external_locations
 
-FORMAT_VERSION = 2
+# The newest known, and the one that a task's bundles are written in: programs that know no newer one go on reading those of retrieval.
+FORMAT_VERSION = 3
+FORMATS = {"retrieval": 2, "ctr": 3}
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 MAX_MANIFEST_BYTES = 2**20
@@ -107,7 +110,8 @@ class BundleError(RuntimeError):
 
 def identity(manifest: dict[str, Any]) -> str:
     """What the model's metadata repeat of its manifest, as JSON."""
-    return json.dumps({key: manifest[key] for key in IDENTITY}, sort_keys=True)
+    keys = ctr_manifest.IDENTITY if manifest["task"] == "ctr" else IDENTITY
+    return json.dumps({key: manifest[key] for key in keys}, sort_keys=True)
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     names = sorted(entry.name for entry in os.scandir(folder))
     manifest = {
         **content,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMATS.get(content.get("task", ""), FORMAT_VERSION),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": {
             name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
@@ -172,6 +176,11 @@ def check_bundle(path: Path | str) -> dict[str, Any]:
             "do not use it, export again"
         )
     return manifest
+
+
+def task_of(path: Path | str) -> str:
+    """What a bundle is for, "retrieval" or "ctr"; its files are not looked at. BundleError as `check_bundle`."""
+    return _read_manifest(Path(path))["task"]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -223,11 +232,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
-    fields = {name: types for name, types in _FIELDS.items() if _SINCE.get(name, 1) <= manifest["format_version"]}
+    version = manifest["format_version"]
+    is_ctr = version > 2 and manifest.get("task") == "ctr"
+    fields = ctr_manifest.FIELDS if is_ctr else {name: types for name, types in _FIELDS.items() if _SINCE.get(name, 1) <= version}
     for name, types in fields.items():
         value = manifest.get(name)
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
             raise BundleError(f"{folder / MANIFEST}: {name} is {value!r:.80}; export the bundle again")
+    if is_ctr:
+        try:
+            ctr_manifest.check_ctr(manifest)
+        except ValueError as error:
+            raise BundleError(f"{folder / MANIFEST}: {error}; export the bundle again") from None
+        return
     for name in ("method", "n_buckets", "n_lookups", "bucket_map_hashes", "vocabulary_hashes"):
         if manifest[name].keys() != _SIDES:
             raise BundleError(

@@ -21,6 +21,7 @@ from typing import Literal
 
 from serving.bundle import MANIFEST, BundleError
 from serving.retriever import Retriever
+from serving.scorer import Scorer
 
 # Name, size, time and number of each file: what changes when a folder is replaced or written to.
 Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -31,6 +32,14 @@ class LoadedBundle:
     """A loaded bundle and `name`, the first 12 digits of its manifest's hash, which is in every answer."""
 
     retriever: Retriever
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedScorer:
+    """The same of a click-through model."""
+
+    scorer: Scorer
     name: str
 
 
@@ -99,6 +108,28 @@ class LiveBundle:
             raise BundleError(
                 f"{self.path}: takes ids of types {after}, the clients of the one in use send {before}; "
                 "start another server for it"
+            )
+
+
+class LiveScorer(LiveBundle):
+    """The same for a click-through model: `current.scorer` answers, and a bundle that takes other columns is refused."""
+
+    current: LoadedScorer  # type: ignore[assignment]
+
+    def _load(self) -> LoadedScorer:  # type: ignore[override]
+        scorer = Scorer(self.path.resolve(), self._provider, self._threads)
+        scorer.predict({name: [None] for name in scorer.columns})
+        return LoadedScorer(scorer, scorer.manifest["manifest_sha256"][:12])
+
+    def _check_types(self, loaded: LoadedScorer) -> None:  # type: ignore[override]
+        # Requests that wait were checked with the one in use.
+        before, after = (
+            {(column["name"], column["dtype"], column["role"], column.get("missing")) for column in one.scorer.manifest["columns"]}
+            for one in (self.current, loaded)
+        )
+        for name, dtype, role, _ in sorted(after - before, key=str):
+            raise BundleError(
+                f"{self.path}: takes {name!r}, {role}, as {dtype}; the clients of the one in use do not send that; start another server for it"
             )
 
 

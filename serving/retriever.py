@@ -28,6 +28,7 @@ _ORT_TYPES = {
     "int64": "tensor(int64)",
     "string": "tensor(string)",
     "float32": "tensor(float)",
+    "float64": "tensor(double)",
     "bool": "tensor(bool)",
 }
 
@@ -222,18 +223,7 @@ class Retriever:
         return options
 
     def _run_bound(self, outputs: list[str], feed: dict[str, NDArray], device: str) -> list[NDArray]:
-        """The same with inputs put on the device once; k, which sizes are computed from, stays on the CPU."""
-        binding = self._session.io_binding()
-        for name, array in feed.items():
-            if array.ndim == 0:
-                binding.bind_cpu_input(name, array)
-            else:
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
-                binding.bind_ortvalue_input(name, value)
-        for name in outputs:
-            binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
-        return binding.copy_outputs_to_cpu()
+        return bound_run(self._session, outputs, feed, device)
 
     def _pad(self, exclude: Sequence[Sequence], start: int, stop: int) -> NDArray:
         """Ragged lists as one array, shape (stop - start, longest list), filled up with an id of no item."""
@@ -297,6 +287,23 @@ def _open_session(
             "install CUDA and cuDNN for onnxruntime-gpu, or pass provider='cpu'"
         )
     return session
+
+
+def bound_run(
+    session: onnxruntime.InferenceSession, outputs: list[str], feed: dict[str, NDArray], device: str
+) -> list[NDArray]:
+    """A run with inputs put on the device once; numbers without an axis, which sizes are computed from, stay on the CPU."""
+    binding = session.io_binding()
+    for name, array in feed.items():
+        if array.ndim == 0:
+            binding.bind_cpu_input(name, array)
+        else:
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+            binding.bind_ortvalue_input(name, value)
+    for name in outputs:
+        binding.bind_output(name, "cpu")
+    session.run_with_iobinding(binding)
+    return binding.copy_outputs_to_cpu()
 
 
 def only_errors() -> None:

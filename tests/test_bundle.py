@@ -170,7 +170,7 @@ def test_a_manifest_of_format_1_is_read(copied):
 
 def test_a_newer_format_is_refused_with_both_versions(copied):
     rewrite(copied, lambda m: m.update(format_version=7))
-    assert "bundle format 7 is newer than 2" in refusal(copied)
+    assert "bundle format 7 is newer than 3" in refusal(copied)
     for version in ("1", 0, True, 1.0, None):
         rewrite(copied, lambda m, v=version: m.update(format_version=v))
         assert "format_version" in refusal(copied)

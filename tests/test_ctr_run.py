@@ -72,12 +72,33 @@ def test_a_run_leaves_metrics_a_model_and_a_report(run_dir):
     assert metrics["compressed"] == ["user", "item"] and set(metrics["bytes_of"]["columns"]) == {"user", "item", "device", "genres"}
     page = (run_dir / "report.html").read_text()
     assert page.count("data:image/png") == 4 and "Where the bytes go" in page and "id bias" in page
-    assert not (run_dir / "bundle").exists()
     # The figures are those of the model that was kept.
     trained = load_ctr(run_dir / "methods" / "graph", run_dir / "ingest")
     test = trained.features.part("test")
     assert auc(np.asarray(test.labels), predict(trained.model, test)) == pytest.approx(metrics["auc"], abs=0.02)
     assert [len(v) for v in trained.vocabularies] == [60, 40, 5, 3] and len(trained.maps) == 4
+
+
+def test_the_bundle_of_a_run_predicts_from_raw_rows_what_the_model_does(run_dir, log):
+    from graphhash.ctr_bytes import store_rounded
+    from pipeline.config import RunConfig
+    from pipeline.ctr_budget import precisions_of
+    from pipeline.ctr_ingest import row_parts
+    from serving import Scorer
+
+    scorer = Scorer(run_dir / "bundle", provider="cpu")
+    (metrics,) = json.loads((run_dir / "metrics.json").read_text())
+    loss = scorer.manifest["precision_loss"]
+    assert loss["log_loss"] == metrics["log_loss"] and abs(loss["relative"]) < 0.005
+    assert scorer.manifest["metrics"]["auc"] == metrics["auc"] and scorer.manifest["provenance"]["data"]["n_test"] == metrics["n_test_rows"]
+    raw, config = columns(4000), RunConfig.load(run_dir / "config.toml")
+    trained = load_ctr(run_dir / "methods" / "graph", run_dir / "ingest")
+    store_rounded(trained.model, precisions_of(config, "graph", trained.maps))
+    for number, part in enumerate(("train", "validation", "test")):
+        chosen = np.flatnonzero(row_parts(0, 4000, seed=config.data.seed, validation=config.data.validation, test=config.data.test) == number)
+        rows = {name: [values[i] for i in chosen] for name, values in raw.items()}
+        logits = predict(trained.model, trained.features.part(part))
+        np.testing.assert_allclose(scorer.details(rows).logits, logits, atol=1e-5)
 
 
 def test_mlflow_has_the_curve_of_validation_and_the_test(run_dir, compared):
@@ -88,12 +109,16 @@ def test_mlflow_has_the_curve_of_validation_and_the_test(run_dir, compared):
     run = client.get_run(metrics["mlflow_run_id"])
     assert run.data.metrics["test.auc"] == pytest.approx(metrics["auc"])
     assert len(client.get_metric_history(metrics["mlflow_run_id"], "auc")) >= 2
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    manifest = json.loads((run_dir / "bundle" / "manifest.json").read_text())
+    assert model.source_run_id == run.info.run_id and model.tags["graphhash.bundle"] == manifest["manifest_sha256"]
+    assert "bundle/model.onnx" in {file.path for file in client.list_artifacts(run.info.run_id, "bundle")}
     assert "graphhash.ingest.schema_hash" in run.data.tags and "graphhash.bucket_map_hash.user" in run.data.tags
 
 
 def test_the_same_command_does_nothing_again(run_dir, capsys):
     assert command(run_dir.parents[2], "run", "--out", run_dir) == 0
-    assert capsys.readouterr().err.count("unchanged, skipped") == 4
+    assert capsys.readouterr().err.count("unchanged, skipped") == 5
 
 
 def test_a_comparison_names_the_measures_of_clicks(compared):
@@ -108,14 +133,25 @@ def test_a_comparison_names_the_measures_of_clicks(compared):
     assert (compared / "compare.png").stat().st_size > 5000
 
 
-def test_export_and_impossible_settings_are_refused_in_one_line(run_dir, log, capsys):
+def test_an_export_alone_makes_the_bundle_anew(run_dir, log, capsys):
     folder, data = log
-    assert command(folder, "export", "--out", run_dir) == 2
-    assert "run.task=ctr has no ONNX graph yet" in capsys.readouterr().err
+    assert command(folder, "export", "--out", run_dir, "--precision", "float32") == 0
+    assert "bundle:" in capsys.readouterr().out
+    manifest = json.loads((run_dir / "bundle" / "manifest.json").read_text())
+    assert manifest["precision"] == "float32" and manifest["precision_loss"]["relative"] == 0
+    assert command(folder, "check", run_dir / "bundle") == 0 and "trial request" in capsys.readouterr().out
+    for words in (["recommend", run_dir / "bundle", "--user-id", "u1"], ["triton", run_dir / "bundle", folder / "models"]):
+        assert command(folder, *words) == 1
+        assert "made for the task 'ctr'" in capsys.readouterr().err
+
+
+def test_impossible_settings_are_refused_in_one_line(log, capsys):
+    folder, data = log
     for words, reason in (
         (["--model", "mf"], "train.model=mf is not of run.task=ctr"),
         (["--loss", "ials"], "train.loss=ials has no part in run.task=ctr"),
         (["--method", "lsh"], "method 'lsh' needs features"),
+        (["--runtime", "folded"], "export.runtime=folded has no part"),
         (["--shards", "2"], "have no part in run.task=ctr"),
         (["--bad-rows", "skip"], "stops at a bad row"),
         (["--user-rows", "5", "--item-rows", "5"], "cluster.user_rows=5 has no part"),

@@ -8,11 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from small_ctr import export_small, raw_log, small_ctr
 from small_models import small_model
 
 from pipeline.cli import app
 from pipeline.mlflow_store import client_of
-from pipeline.registry import RECOMMENDATION, RegistryError, measured_on, model_example, register
+from pipeline.registry import RECOMMENDATION, RegistryError, click_example, measured_on, model_example, register
+from serving import Scorer
 from serving.bundle import BundleError, check_bundle
 
 DATA = {"n_test": 7, "users_hash": "a"}
@@ -34,13 +36,11 @@ def bundle(tmp_path_factory):
 
     def make(metrics: dict, data: dict | None = DATA, task: str = "retrieval", ids: str = "int64"):
         out = folder / f"{len(list(folder.iterdir()))}"
-        small_model(ids, ids).export(out, metrics=metrics, provenance={"data": data} if data else {})
-        if task != "retrieval":
-            from serving.bundle import write_manifest
-
-            content = check_bundle(out) | {"task": task}
-            (out / "manifest.json").unlink()
-            write_manifest(out, content)
+        given = {"metrics": metrics, "provenance": {"data": data} if data else {}}
+        if task == "ctr":
+            export_small(small_ctr(), out, **given)
+        else:
+            small_model(ids, ids).export(out, **given)
         return out
 
     return make
@@ -61,7 +61,7 @@ def test_a_registered_bundle_loads_by_its_alias_and_answers(store, bundle, ids):
     loaded = mlflow.pyfunc.load_model(result["uri"])
     asked = model_example(check_bundle(path), np.array([0, 3, 999] if ids == "int64" else ["a", "日本", "nobody"]))
     session = onnxruntime.InferenceSession(str(path / "model.onnx"), providers=["CPUExecutionProvider"])
-    expected = dict(zip(RECOMMENDATION, session.run(list(RECOMMENDATION), asked), strict=True))
+    expected = dict(zip(RECOMMENDATION, session.run(RECOMMENDATION, asked), strict=True))
     got = loaded.predict(asked)
     assert got.keys() == expected.keys()
     for output, values in expected.items():
@@ -71,6 +71,24 @@ def test_a_registered_bundle_loads_by_its_alias_and_answers(store, bundle, ids):
     run = client_of(store).get_run(version.run_id)
     assert run.info.status == "FINISHED"
     assert "bundle/manifest.json" in {f.path for f in client_of(store).list_artifacts(version.run_id, "bundle")}
+
+
+def test_a_registered_bundle_of_clicks_loads_by_its_alias_and_predicts(store, bundle):
+    import mlflow
+
+    path = bundle({"log_loss": 0.3, "curve": {"counts": [1]}}, task="ctr")
+    result = add(path, "clicks-load")
+    assert (result["version"], result["metric"]) == ("1", "log_loss")
+    mlflow.set_tracking_uri(store)
+    loaded = mlflow.pyfunc.load_model(result["uri"])
+    scorer = Scorer(path, provider="cpu")
+    log = raw_log(6)
+    asked = {name: values.astype(str) if values.dtype == object else values for name, values in scorer.tensors(log).items()}
+    got = loaded.predict(asked)
+    assert got.keys() == {"probability", "logit", "known"}
+    np.testing.assert_allclose(got["probability"], scorer.predict(log), rtol=1e-6)
+    example = click_example(check_bundle(path), {"user": "u0"})
+    assert loaded.predict(example)["known"][0].tolist() == [True, True, False, False, True]
 
 
 def test_only_a_better_one_takes_the_alias(store, bundle):
