@@ -125,7 +125,7 @@ def _here(blueprint: ModelSpec, maps: Any, graph: csr_array, settings: Retrieval
     with watch:
         fit_retrieval(model, users, items, settings, None, sample=sample, on_epoch=watch.end_epoch)
     times = watch.times()
-    return times | {"start_s": watch.marks[0] - times["rounds_s"][0] - watch.began}
+    return times | {"start_s": max(0.0, watch.marks[0] - times["rounds_s"][0] - watch.began)}
 
 
 def bytes_to_move(n_interactions: int, dim: int, n_numbers: int, batch_size: int | None) -> int:

@@ -152,6 +152,23 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
+def current_store(uri: str) -> Iterator[None]:
+    """Make a store the process's, by whose setting MLflow finds `models:/` URIs whatever client is asked; then put back what was set."""
+    import mlflow
+
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        # Setting one sets the environment as well, and would outlast a later change there.
+        mlflow.set_tracking_uri(None if before == named else before)
+        if named is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = named
+
+
+@contextmanager
 def no_empty_folder(folder: Path) -> Iterator[None]:
     """Remove `folder` if the block made it and left it empty, as MLflow's SQLite store does with its default place."""
     existed = folder.exists()

@@ -147,7 +147,8 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("mf", "ials"): Recipe(),
     ("neumf", "bpr"): Recipe(lr=5e-3, epochs=20, batch_size=8192),
     # Propagation averages gradients, too, and wants larger steps: on MovieLens-1M .249 at 5e-2, .153 at 1e-2.
-    ("lightgcn", "bpr"): Recipe(lr=1e-1),
+    # It smooths by itself: with full tables validation recall is .279 for a decay of 0.003 and .232 for 0.02.
+    ("lightgcn", "bpr"): Recipe(lr=1e-1, decay=3e-3),
     ("lightgcn", "directau"): Recipe(lr=5e-3, epochs=20, batch_size=16384),
     ("lightgcn", "ials"): Recipe(lr=1e-1),
 }

@@ -26,7 +26,6 @@ from graphhash.workers import Workers
 from pipeline.config import ConfigError
 from pipeline.fit import GO_ON, SAVE, STOP
 from pipeline.ray_session import cpus_of_machines
-from pipeline.resume import SavedStates
 from pipeline.stages import FULL_DISK, write_json_atomic, write_text_atomic
 from pipeline.tracking import Tracker
 

@@ -12,7 +12,6 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np

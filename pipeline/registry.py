@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.mlflow_store import (
     client_of,
+    current_store,
     error_code,
     no_empty_folder,
     one_at_a_time,
@@ -89,9 +90,10 @@ def register(
         except MlflowException as error:
             if error_code(error) != "RESOURCE_ALREADY_EXISTS":
                 raise
-        version = client.create_model_version(
-            name, f"models:/{model.model_id}", run_id=model.source_run_id, tags=tags, model_id=model.model_id
-        )
+        with current_store(store.uri):
+            version = client.create_model_version(
+                name, f"models:/{model.model_id}", run_id=model.source_run_id, tags=tags, model_id=model.model_id
+            )
         client.set_registered_model_alias(name, alias, version.version)
     return {"before": None, **result, "version": str(version.version)}
 
@@ -192,10 +194,7 @@ def log_onnx_model(
         logged = client.create_logged_model(
             run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params, tags=dict(tags)
         )
-        # The store of a model is taken from the process's setting, which is put back.
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(uri)
-        try:
+        with current_store(uri):
             Model.log(
                 None,
                 mlflow.onnx,
@@ -208,8 +207,6 @@ def log_onnx_model(
                 # MLflow's default asks for CUDA first and warns at length wherever there is none.
                 onnx_execution_providers=["CPUExecutionProvider"],
             )
-        finally:
-            mlflow.set_tracking_uri(before)
     return logged.model_id
 
 

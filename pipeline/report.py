@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,6 @@ from pipeline.report_page import (
 from pipeline.stages import write_text_atomic
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PICTURES = ("bytes_recall.png", "cluster_sizes.png", "training.png")
@@ -371,7 +370,7 @@ def _rounding_note(metrics: dict[str, Any]) -> str:
     if metrics.get("precision", "float32") == "float32" or stored is None or not exact:
         return ""
     return (
-        f'<p class="note">{_e(metrics["method"])}: stored as {_e(metrics["precision"])}, {metrics["bytes"]:,} bytes; recall@20 '
+        f'<p class="note">{escape(metrics["method"])}: stored as {escape(metrics["precision"])}, {metrics["bytes"]:,} bytes; recall@20 '
         f"{stored:.4f} against {exact:.4f} in float32, a change of {100 * (stored / exact - 1):+.2f} %.</p>\n"
     )
 

@@ -193,9 +193,9 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
             config.train.dim,
             config.map.n_lookups,
             config.map.item_bias,
-            config.export.precision,
+            config.map.hops,
             config.train.loss,
-            *config.run.methods,
+            *((method, config.precision_of(method)) for method in config.run.methods),
         ]
         if config.run.task == "ctr":
             settings["cluster"]["bytes"] += [config.train.model, *(getattr(config.train, key) for key in CLICK_TRAIN_KEYS)]

@@ -98,7 +98,7 @@ def test_workers_are_timed_next_to_this_process(graph, tmp_path, monkeypatch):
     for entry in results:
         assert len(entry["rounds_s"]) == 3 and entry["seconds"] == sorted(entry["rounds_s"])[1]
         assert entry["per_second"] == pytest.approx(graph.nnz / entry["seconds"])
-        assert entry["bound_s"] > 0 and entry["start_s"] > 0 and entry["gpu_percent"] is None
+        assert entry["bound_s"] > 0 and entry["start_s"] >= 0 and entry["gpu_percent"] is None
     header, lines = bench_workers.table(results)
     assert all(len(line) == len(header) for line in lines)
     assert [line[header.index("speed")] for line in lines if line[1] == "Ray Train"] == ["1.00", "1.00"]

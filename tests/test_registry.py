@@ -12,7 +12,7 @@ from small_ctr import export_small, raw_log, small_ctr
 from small_models import small_model
 
 from pipeline.cli import app
-from pipeline.mlflow_store import client_of
+from pipeline.mlflow_store import client_of, current_store
 from pipeline.registry import RECOMMENDATION, RegistryError, click_example, measured_on, model_example, register
 from serving import Scorer
 from serving.bundle import BundleError, check_bundle
@@ -57,8 +57,8 @@ def test_a_registered_bundle_loads_by_its_alias_and_answers(store, bundle, ids):
     path, name = bundle({"recall@20": 0.25, "note": "no number"}, ids=ids), f"loads-{ids}"
     result = add(path, name)
     assert (result["version"], result["before"], result["uri"]) == ("1", None, f"models:/{name}@champion")
-    mlflow.set_tracking_uri(store)
-    loaded = mlflow.pyfunc.load_model(result["uri"])
+    with current_store(store):
+        loaded = mlflow.pyfunc.load_model(result["uri"])
     asked = model_example(check_bundle(path), np.array([0, 3, 999] if ids == "int64" else ["a", "日本", "nobody"]))
     session = onnxruntime.InferenceSession(str(path / "model.onnx"), providers=["CPUExecutionProvider"])
     expected = dict(zip(RECOMMENDATION, session.run(RECOMMENDATION, asked), strict=True))
@@ -79,8 +79,8 @@ def test_a_registered_bundle_of_clicks_loads_by_its_alias_and_predicts(store, bu
     path = bundle({"log_loss": 0.3, "curve": {"counts": [1]}}, task="ctr")
     result = add(path, "clicks-load")
     assert (result["version"], result["metric"]) == ("1", "log_loss")
-    mlflow.set_tracking_uri(store)
-    loaded = mlflow.pyfunc.load_model(result["uri"])
+    with current_store(store):
+        loaded = mlflow.pyfunc.load_model(result["uri"])
     scorer = Scorer(path, provider="cpu")
     log = raw_log(6)
     asked = {name: values.astype(str) if values.dtype == object else values for name, values in scorer.tensors(log).items()}

@@ -13,7 +13,7 @@ from asgi_client import AsgiClient
 from onnx import TensorProto, helper
 from small_models import naive_answer, small_model
 
-from pipeline.mlflow_store import client_of
+from pipeline.mlflow_store import client_of, current_store
 from pipeline.tracking import Tracker, TrackingError, connect, parent_run, training_run
 
 
@@ -192,14 +192,10 @@ def test_logged_bundle_answers_loaded_served_and_by_its_alias(kind, users, store
     client = client_of(store.uri)
     (logged,) = client.search_logged_models([store.experiment_id], f"tags.note = '{kind}'")
     client.create_registered_model(f"shop-{kind}")
-    version = client.create_model_version(f"shop-{kind}", logged.model_uri, tracker.run_id).version
-    client.set_registered_model_alias(f"shop-{kind}", "champion", version)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(store.uri)
-    try:
+    with current_store(store.uri):
+        version = client.create_model_version(f"shop-{kind}", logged.model_uri, tracker.run_id).version
+        client.set_registered_model_alias(f"shop-{kind}", "champion", version)
         loaded = mlflow.pyfunc.load_model(f"models:/shop-{kind}@champion")
-    finally:
-        mlflow.set_tracking_uri(before)
     assert [spec.name for spec in loaded.metadata.signature.inputs] == ["user_id", "k", "exclude_item_id"]
     expected = [naive_answer(small, user, 4, out) for user, out in zip(users, exclude, strict=True)]
     answer = loaded.predict(example)
