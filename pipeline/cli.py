@@ -108,7 +108,7 @@ def run(**_: Any) -> None:
     """Do everything: ingest, cluster, train, evaluate, export, report.
 
     Leaves metrics.json, report.html, the bundle and every stage's output in the run folder. Any setting can be given
-    at the end as SECTION.KEY=VALUE. With --task ctr the log is one of clicks, and there is no bundle yet.
+    at the end as SECTION.KEY=VALUE. With --task ctr the log is one of clicks.
     """
     outcome, config, json_file = _until("report")
     _print_metrics(outcome.metrics, config)

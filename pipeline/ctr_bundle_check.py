@@ -30,7 +30,9 @@ def check_maps(columns: list[dict[str, Any]], tensors: Mapping[str, np.ndarray])
     for number, column in enumerate(columns):
         rows, table = tensors.get(f"/{number}_rows"), tensors.get(f"/{number}_table")
         if table is not None and len(table) != column["n_buckets"]:
-            raise BundleError(f"column {column['name']!r} has a table of {len(table)} rows, stated are {column['n_buckets']}; export the bundle again")
+            raise BundleError(
+                f"column {column['name']!r} has a table of {len(table)} rows, stated are {column['n_buckets']}; export the bundle again"
+            )
         if rows is None:
             continue
         low, high = int(rows.min()), int(rows.max())

@@ -16,7 +16,8 @@ from serving.scorer import Scorer
 def nodes_by_provider(bundle: Path | str, provider: Literal["auto", "cpu", "cuda"] = "auto") -> dict[str, int]:
     """Kernels that one request ran, by execution provider, as {"CPUExecutionProvider": 60}.
 
-    The request asks for one unknown user's best item, or for a row without any value: every node of the graph takes part, bodies of loops once a round.
+    The request asks for one unknown user's best item, or for the click of a row without any value: every node of the graph takes part,
+    bodies of loops once a round.
 
     Raises:
         BundleError: as `Retriever` and `Scorer`.

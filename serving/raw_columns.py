@@ -35,11 +35,14 @@ def as_ids(values: Any, kind: str, missing: int | str, name: str) -> NDArray:
     return ids
 
 
-def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
+def as_numbers(values: Any, mean: float, std: float, name: str) -> NDArray[np.float64]:
     """Numbers of a dense column, shape (n,), NaN where missing.
 
+    Args:
+        mean, std: of training.
+
     Raises:
-        ValueError: a value is no number, or infinite.
+        ValueError: a value is no number, or infinite, or would be once it is ``(value - mean) / std`` in float32.
     """
     array = _one_axis(values, name)
     if array.dtype.kind == "O":
@@ -56,6 +59,10 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
         raise ValueError(f"{name} holds a number that is too large for float64; pass None, or a smaller one") from None
     if np.isinf(numbers).any():
         raise ValueError(f"{name}[{np.argmax(np.isinf(numbers))}] is infinite; this column takes finite numbers, or None")
+    with np.errstate(over="ignore"):
+        far = np.abs((numbers - mean) / std) > np.finfo(np.float32).max
+    if far.any():
+        raise ValueError(f"{name}[{np.argmax(far)}] is {numbers[np.argmax(far)]:g}, too far from training's for float32; fix it, or pass None")
     return numbers
 
 

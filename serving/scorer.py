@@ -146,7 +146,7 @@ class Scorer:
             made = f" (it is the {time['part']} of {time['column']!r}, which will do)" if time else ""
             raise ValueError(f"no column {name!r}{made}; this model reads {', '.join(map(repr, self.columns))}")
         if column["role"] == "dense":
-            return as_numbers(columns[name], name)
+            return as_numbers(columns[name], column["mean"], column["std"], name)
         if column["role"] == "bag":
             return as_bags(columns[name], column["dtype"], column["missing"], column["width"], column["separator"], name)
         return as_ids(columns[name], column["dtype"], column["missing"], name)

@@ -15,7 +15,6 @@ from graphhash.ctr_bytes import store_rounded
 from graphhash.errors import DataError
 from graphhash.vocabulary import Vocabulary
 from pipeline import ctr_export
-from pipeline.ctr_evaluate import predict
 from pipeline.ctr_export import export_ctr, precision_loss, raw_columns
 from pipeline.ctr_onnx import ctr_graph, input_names, missing_id
 from serving import BundleError, Scorer, check_bundle
@@ -173,5 +172,5 @@ def test_the_manifest_says_what_the_precision_costs_and_how_close_the_graph_is(t
     assert manifest["bucket_map_hashes"]["user"] == trained.maps[0].content_hash
     column = {c["name"]: c for c in manifest["columns"]}
     assert column["genres"]["width"] == 2 and column["price"]["std"] == 2.5 and column["user"]["precision"] == "int8"
-    assert column["hour_hour"]["time"] == {"column": "hour", "format": "%y%m%d%H", "part": "hour"} and predict(trained.model, as_part(entries_of(trained, raw_log(2)))).shape == (2,)
+    assert column["hour_hour"]["time"] == {"column": "hour", "format": "%y%m%d%H", "part": "hour"}
     assert check_bundle(tmp_path / "bundle") == json.loads((tmp_path / "bundle" / "manifest.json").read_text())

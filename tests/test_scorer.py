@@ -10,10 +10,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from small_ctr import N_ITEMS, export_small, raw_log, small_ctr
+from small_ctr import N_ITEMS, as_part, entries_of, export_small, precisions_for, raw_log, small_ctr
 from small_models import small_model
 
+from graphhash.vocabulary import Vocabulary
 from pipeline.bundle_check import check
+from pipeline.ctr_export import export_ctr
 from serving import BundleError, Retriever, Scorer, check_bundle, retriever, scorer
 
 
@@ -35,17 +37,11 @@ def numbers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("numbers") / "bundle"
     trained = small_ctr(bags=False)
     users = trained.vocabularies[0]
-    from graphhash.vocabulary import Vocabulary
-
     trained.vocabularies[0] = Vocabulary(np.arange(len(users)))
     first, *others = trained.features.columns
     columns = (type(first)(**{**vars(first), "kind": "int64"}), *others)
     features = type(trained.features)(**{**vars(trained.features), "columns": columns})
     log = raw_log(5) | {"user": [0, 1, None, 7, 10**6]}
-    from small_ctr import as_part, entries_of, precisions_for
-
-    from pipeline.ctr_export import export_ctr
-
     trained = type(trained)(trained.model, trained.maps, trained.vocabularies, features)
     part = as_part(entries_of(trained, log))
     export_ctr(trained, precisions_for(trained, "int8"), folder, part=part, method="m", precision="int8", metrics={}, provenance={})
@@ -121,7 +117,7 @@ def test_a_time_gives_its_parts_unless_they_are_given(loaded):
         ("price", True, "takes numbers"),
         ("price", float("inf"), r"price\[1\] is infinite"),
         ("price", 10**400, "too large for float64"),
-        ("price", 1e300, "gives no finite number"),
+        ("price", 1e300, r"price\[1\] is 1e\+300, too far from training's for float32"),
         ("genres", 5, r"genres\[1\] is 5; pass a list of ids"),
         ("genres", ["war", 5], r"genres\[1\]\[1\] is 5; this column takes string ids"),
         ("tags", ["5"], r"tags\[1\]\[0\] is '5'"),
@@ -135,6 +131,12 @@ def test_a_wrong_value_is_named_with_its_column_and_row(name, value, reason, loa
     with pytest.raises(ValueError, match=reason) as error:
         loaded.predict(log)
     assert "\n" not in str(error.value)
+
+
+def test_a_row_without_a_finite_answer_is_named(tmp_path):
+    export_small(small_ctr("dcnv2 stacked"), tmp_path / "bundle")
+    with pytest.raises(ValueError, match="row 1 gives no finite number"):
+        Scorer(tmp_path / "bundle", provider="cpu").predict(raw_log(3) | {"price": [1, 1e30, None]})
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,8 @@ def test_rows_in_chunks_get_the_same_answer(loaded, monkeypatch):
 
 
 def test_the_most_extreme_ids_are_told_apart(loaded):
-    log = {name: values * 3 for name, values in raw_log(1).items()} | {"device": [-(2**63), 2**63 - 1, -(2**63) + 2], "item": [10, 8 + 2 * N_ITEMS, 2**63 - 1]}
+    log = {name: values * 3 for name, values in raw_log(1).items()}
+    log |= {"device": [-(2**63), 2**63 - 1, -(2**63) + 2], "item": [10, 8 + 2 * N_ITEMS, 2**63 - 1]}
     known = loaded.details(log).known
     assert known["device"].tolist() == [True, True, False] and known["item"].tolist() == [True, True, False]
 
