@@ -220,7 +220,7 @@ graphhash export --out out --triton models
 @click.option("--triton", metavar="DIR", help="Write it into this Triton model repository as well (see graphhash triton).")
 @common_options
 def export(triton: str | None, **_: Any) -> None:
-    """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids."""
+    """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids (ctr: from raw columns to probabilities)."""
     outcome, config, json_file = _until("export")
     _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
