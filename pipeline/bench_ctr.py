@@ -65,7 +65,7 @@ def measure_clicks(
             features, graphs, labels, method, n_lookups=config.map.n_lookups, hops=config.map.hops, seed=config.map.seed, hide=True
         )
         model = spec_of(config, method).build(maps, len(features.dense), len(features.bags)).to(device)
-        settings = replace(ctr_settings(config, method), epochs=rounds + 1, eval_every=rounds + 1)
+        settings = replace(ctr_settings(config, method, len(train)), epochs=rounds + 1, eval_every=rounds + 1)
         about = {"method": method, "model": config.train.model, "device": str(device), "threads": torch.get_num_threads(),
                  "rows": table_rows(model), "n_rows": len(train)}  # fmt: skip
         say(f"{method}: batches of {settings.batch_size:,}")

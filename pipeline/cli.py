@@ -114,9 +114,7 @@ def run(**_: Any) -> None:
     _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
     out = config.run.remote or config.run.out
-    if config.run.task == "retrieval":
-        print(f"\nbundle: {out}/bundle")
-    print(f"\nreport: {out}/report.html")
+    print(f"\nbundle: {out}/bundle\nreport: {out}/report.html")
 
 
 @app.command(

@@ -7,6 +7,9 @@ from pipeline.config import RunConfig
 from pipeline.ctr_models import recipe_of
 from pipeline.fit import FitSettings
 
+# Recipes were made on 200,000 rows; ten thousand would see forty steps of their batches in a training.
+LEAST_STEPS, SMALLEST_BATCH = 64, 64
+
 
 def spec_of(config: RunConfig, method: str) -> CtrSpec:
     """The model of a method, before it is made."""
@@ -22,10 +25,14 @@ def spec_of(config: RunConfig, method: str) -> CtrSpec:
     return recipe_of(train.model, method).spec(train.model, train.seed, dim=train.dim, **given)
 
 
-def ctr_settings(config: RunConfig, method: str) -> FitSettings:
-    """The settings of a training, every default decided."""
+def ctr_settings(config: RunConfig, method: str, n_rows: int) -> FitSettings:
+    """The settings of a training, every default decided.
+
+    Args:
+        n_rows: of the training log: a small one gets smaller batches than the recipe's, so that an epoch has LEAST_STEPS steps.
+    """
     train, recipe = config.train, recipe_of(config.train.model, method)
-    batch_size = recipe.batch_size if train.batch_size is None else train.batch_size
+    batch_size = min(recipe.batch_size, max(SMALLEST_BATCH, n_rows // LEAST_STEPS)) if train.batch_size is None else train.batch_size
     return FitSettings(
         lr=recipe.lr if train.lr is None else train.lr,
         weight_decay=recipe.weight_decay if train.weight_decay is None else train.weight_decay,

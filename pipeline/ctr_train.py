@@ -72,7 +72,7 @@ def train_ctr(
     if hides_pairs(method):
         in_training.mkdir()
         save_maps(make_maps(features, graphs, labels, method, hide=True, **how), in_training)
-    settings, spec = ctr_settings(config, method), spec_of(config, method)
+    settings, spec = ctr_settings(config, method, len(train)), spec_of(config, method)
     tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     hashes = {
         f"bucket_map_hash.{column.name}": bucket_map.content_hash
