@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from graphhash.buckets import full_map
 from graphhash.retrieval import MatrixFactorization
 from graphhash.samplers import SAMPLERS, NegativeSampler
-from pipeline import config
+from pipeline import config_sections as config
 from pipeline.evaluate import rank_users
 from pipeline.retrieval_fit import RetrievalSettings, fit_retrieval
 
