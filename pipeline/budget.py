@@ -19,10 +19,11 @@ FULL_ITEMSIZE = 4
 GRAPH_BYTES, GRAPH_SHARE = 16_384, 0.004
 # Share of the bytes that the map takes where ids have 20 neighbours on average: lookups and rows trade against each other, and small
 # rows leave more for lookups. On Gowalla (21 neighbours), an eighth of the bytes: 8 lookups .162, 10 .155, 12 .155 validation recall.
-MAP_SHARE = {"float32": 0.35, "float16": 0.45, "int8": 0.55, "int4": 0.65}
+MAP_SHARE = {"float32": 0.35, "float16": 0.45, "int8": 0.55, "int4": 0.68}
 # In 4 bits rows cost so little that more of them than this per id gain nothing, and the rest goes into lookups. On Gowalla, validation
-# recall of a quarter of the bytes: 20 lookups .179, 24 .181, 26 .182; of an eighth: 9 .170, 10 .170, 11 .170.
-ROWS_PER_ID = 0.3
+# recall of a quarter of the bytes: 20 lookups .179, 24 .181, 26 .182; of an eighth: 9 .170, 10 .170, 11 .170. On a random split of it 24
+# lookups .184, and 28 .181.
+ROWS_PER_ID = 0.4
 SPARSE = 20
 # The share rises by this with every doubling of neighbours, which few lookups do not cover, up to MOST_SHARE. On MovieLens-1M (164
 # neighbours), a quarter of the bytes: 28 lookups .252, 20 lookups .239.
@@ -82,8 +83,10 @@ def asked_lookups(config: RunConfig, name: str, n_users: int, n_items: int, n_ed
         for n_lookups in DENSE_LOOKUPS:
             if _affordable(config, name, n_lookups, whole, n_users, n_items) >= NEARLY * n_ids + 2:
                 return n_lookups
-    denser = max(0.0, math.log2(max(2 * n_edges / n_ids, 1) / SPARSE))
-    share = MAP_SHARE[precision] if precision != "int4" else max(MAP_SHARE[precision], 1 - ROWS_PER_ID * n_ids * row / whole)
+    denser, share = max(0.0, math.log2(max(2 * n_edges / n_ids, 1) / SPARSE)), MAP_SHARE[precision]
+    if precision == "int4":
+        denser = denser if _is_dense(n_users, n_items, n_edges) else 0.0
+        share = max(share, 1 - ROWS_PER_ID * n_ids * row / whole)
     allowed = min(share + SHARE_PER_DOUBLING * denser, MOST_SHARE) * whole
     fitting = [n for n in range(1, MOST_LOOKUPS + 1) if method.map_bytes(n, 2, n_users, n_items) <= allowed]
     return max([method.least_lookups, *fitting])
