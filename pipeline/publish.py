@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from graphhash.vocabulary import Vocabulary
+from pipeline.stages import replace_folder
 from serving.bundle import MANIFEST, MODEL, BundleError
 
 EXTERNAL_DATA = "model.onnx.data"
@@ -55,17 +54,7 @@ def publish(folder: Path, out: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    old = out.with_name(f".{out.name}.replaced")
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    try:
-        folder.rename(out)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(folder, out)
     parent = os.open(out.parent, os.O_RDONLY)
     os.fsync(parent)
     os.close(parent)

@@ -129,7 +129,7 @@ class RunFolder:
             try:
                 result = compute(partial)
                 files = [p.relative_to(partial) for p in sorted(partial.rglob("*")) if p.is_file()]
-                _replace(partial, target)
+                replace_folder(partial, target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             return result, target, files
@@ -170,7 +170,7 @@ class RunFolder:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(lender / folder, partial, copy_function=_link)
-            _replace(partial, target)
+            replace_folder(partial, target)
             write_text_atomic(self._record_path(name), other._record_path(name).read_text(encoding="utf-8"))
         except (OSError, shutil.Error):
             return False  # The lender is being written anew, or the disk is full: the stage itself will say which.
@@ -331,7 +331,7 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _replace(partial: Path, target: Path) -> None:
+def replace_folder(partial: Path, target: Path) -> None:
     """Put `partial` in the place of `target`. A folder cannot be replaced in one step, so the old one steps aside."""
     replaced = target.with_name(f".{target.name}{REPLACED}")
     if target.exists():

@@ -62,14 +62,14 @@ def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, 
     """(number, start, stop) of each length-delimited field; the others hold no tensors and are skipped."""
     position = start
     while position < stop:
-        tag, position = _varint(data, position)
+        tag, position = read_varint(data, position)
         wire = tag & 7
         if wire == 0:
-            _, position = _varint(data, position)
+            _, position = read_varint(data, position)
         elif wire in (1, 5):
             position += 8 if wire == 1 else 4
         elif wire == 2:
-            size, position = _varint(data, position)
+            size, position = read_varint(data, position)
             if position + size > stop:
                 raise ValueError("a field leaves its message")
             yield tag >> 3, position, position + size
@@ -80,7 +80,8 @@ def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, 
         raise ValueError("a field leaves its message")
 
 
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+def read_varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+    """A number of protobuf's at a place, and the place behind it; ValueError where it does not end."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[position]

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.external_data import read_varint
+
 # Field numbers of onnx.proto.
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
@@ -145,29 +147,18 @@ def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span | int]]:
     """(number, value) of each field of a message: an int, or where it lies. Fixed-width numbers are skipped."""
     position, stop = span
     while position < stop:
-        tag, position = _varint(data, position)
+        tag, position = read_varint(data, position)
         wire = tag & 7
         if wire == 0:
-            value, position = _varint(data, position)
+            value, position = read_varint(data, position)
             yield tag >> 3, value
         elif wire in (1, 5):
             position += 8 if wire == 1 else 4
         elif wire == 2:
-            size, position = _varint(data, position)
+            size, position = read_varint(data, position)
             if position + size > stop:
                 raise ValueError("a field leaves its message")
             yield tag >> 3, (position, position + size)
             position += size
         else:
             raise ValueError(f"wire type {wire}")
-
-
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("a number of more than 10 bytes")
