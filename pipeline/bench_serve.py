@@ -34,7 +34,7 @@ Answer = Callable[[NDArray], Any]
 _MEMORY = """
 import ctypes, json, re, sys
 import numpy as np
-from serving import retriever
+from serving import session
 from serving.retriever import Retriever
 
 def resident():
@@ -46,7 +46,7 @@ def resident():
         return psutil.Process().memory_info().rss
 
 empty, bundle, provider, threads, k, users = json.loads(sys.stdin.read())
-retriever._open_session(empty, provider, threads)
+session.open_session(empty, provider, threads)
 before = resident()
 loaded = Retriever(bundle, provider=provider, threads=threads)
 sizes = {"loaded": resident() - before}

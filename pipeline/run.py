@@ -452,7 +452,7 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     """The bundle as it is, and its graph as a model of MLflow's onnx flavour with a call that works as example."""
     from pipeline.registry import BUNDLE_TAG, known_example
     from serving.bundle import MODEL, check_bundle
-    from serving.retriever import only_errors
+    from serving.session import only_errors
 
     only_errors()  # MLflow opens a session to try the example.
     bundle = folder.path / "bundle"

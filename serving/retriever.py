@@ -6,7 +6,6 @@ compressed tables alone, is the bundle's own (`runtime` in its manifest).
 
 from __future__ import annotations
 
-import ctypes
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,19 +17,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving.bundle import METADATA, MODEL, BundleError, check_bundle, identity
+from serving.session import ORT_TYPES, bound_run, check_options, first_line, open_session
 
 # Scores of one chunk of users; ONNX Runtime holds about three times as much while it runs.
 _CHUNK_SCORE_BYTES = 64 * 2**20
 _MAX_CHUNK_USERS = 4096
 # Up to so many users what a request needs is small, and is kept for the next one.
 _FEW_USERS = 24
-_ORT_TYPES = {
-    "int64": "tensor(int64)",
-    "string": "tensor(string)",
-    "float32": "tensor(float)",
-    "float64": "tensor(double)",
-    "bool": "tensor(bool)",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +84,7 @@ class Retriever:
         threads: int | None = None,
         profile: Path | None = None,
     ) -> None:
-        if provider not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"provider is {provider!r}; use 'auto', 'cpu' or 'cuda'")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ValueError(f"threads is {threads!r}; use a number from 1, or None for all cores")
+        check_options(provider, threads)
         self.path = Path(path)
         self.manifest = check_bundle(self.path)
         if self.manifest["task"] != "retrieval":
@@ -102,7 +92,7 @@ class Retriever:
                 f"{self.path}: made for the task {self.manifest['task']!r}, not 'retrieval'; "
                 "pass a retrieval bundle"
             )
-        self._session = _open_session(self.path / MODEL, provider, threads, profile)
+        self._session = open_session(self.path / MODEL, provider, threads, profile)
         self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
         self._check_signature()
         self._check_identity()
@@ -211,7 +201,7 @@ class Retriever:
             return self._session.run(outputs, feed, self._run_options(len(feed["user_id"])))
         except Exception as error:  # onnxruntime's own classes have no common base but Exception.
             raise BundleError(
-                f"{self.path}: ONNX Runtime failed ({_first_line(error)}); ask for fewer users or items at a time"
+                f"{self.path}: ONNX Runtime failed ({first_line(error)}); ask for fewer users or items at a time"
             ) from error
 
     def _run_options(self, n_users: int) -> onnxruntime.RunOptions | None:
@@ -244,87 +234,13 @@ class Retriever:
         )
         for side, nodes in sides:
             # Format 1 has no optional inputs.
-            stated = {name: _ORT_TYPES.get(spec["dtype"]) for name, spec in self.manifest.get(side, {}).items()}
+            stated = {name: ORT_TYPES.get(spec["dtype"]) for name, spec in self.manifest.get(side, {}).items()}
             actual = {node.name: node.type for node in nodes}
             if stated != actual:
                 raise BundleError(
                     f"{self.path}: the manifest states {side} {stated}, the model has {actual}; "
                     "export the bundle again"
                 )
-
-
-def _open_session(
-    model: Path, provider: str, threads: int | None, profile: Path | None = None
-) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    # Asking for CUDA without a device would only print the loader's complaints.
-    wanted = ["CPUExecutionProvider"]
-    if (
-        provider != "cpu"
-        and _n_cuda_devices() > 0
-        and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    ):
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # Finds CUDA and cuDNN where pip has put them.
-        wanted.insert(0, "CUDAExecutionProvider")
-    try:
-        # By path and not by bytes: external data is then mapped, not copied.
-        session = onnxruntime.InferenceSession(str(model), options, providers=wanted)
-    except Exception as error:
-        raise BundleError(
-            f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it ({_first_line(error)}); "
-            "update it or export again"
-        ) from error
-    if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise BundleError(
-            f"provider 'cuda' is not in use, the session has {session.get_providers()} ({_n_cuda_devices()} "
-            "CUDA devices visible); "
-            "install CUDA and cuDNN for onnxruntime-gpu, or pass provider='cpu'"
-        )
-    return session
-
-
-def bound_run(
-    session: onnxruntime.InferenceSession, outputs: list[str], feed: dict[str, NDArray], device: str
-) -> list[NDArray]:
-    """A run with inputs put on the device once; numbers without an axis, which sizes are computed from, stay on the CPU."""
-    binding = session.io_binding()
-    for name, array in feed.items():
-        if array.ndim == 0:
-            binding.bind_cpu_input(name, array)
-        else:
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
-            binding.bind_ortvalue_input(name, value)
-    for name in outputs:
-        binding.bind_output(name, "cpu")
-    session.run_with_iobinding(binding)
-    return binding.copy_outputs_to_cpu()
-
-
-def only_errors() -> None:
-    """ONNX Runtime says no more than errors in this process: of sessions that others open, too.
-
-    An input with a default, as candidates are, makes it warn that the default will not be folded, which is what defaults are for.
-    """
-    onnxruntime.set_default_logger_severity(3)
-
-
-def _n_cuda_devices() -> int:
-    """Devices the CUDA driver shows; 0 without a driver."""
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            driver = ctypes.CDLL(name)
-        except OSError:
-            continue
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            return count.value
-    return 0
 
 
 def _as_k(k: Any, n_items: int) -> int:
@@ -406,7 +322,3 @@ def _refuse_others(array: NDArray, types: tuple[type, ...], kind: str, name: str
     for i, value in enumerate(array):
         if not isinstance(value, types) or isinstance(value, bool):
             raise ValueError(f"{name}[{i}] is {value!r:.60}; this model takes {kind} ids")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import METADATA, MODEL, BundleError, check_bundle, identity
 from serving.raw_columns import as_bags, as_ids, as_numbers, part_of_times
-from serving.retriever import _ORT_TYPES, _first_line, _open_session, bound_run
+from serving.session import ORT_TYPES, bound_run, check_options, first_line, open_session
 
 # What is read of tables for one chunk of rows, about a third of what a run takes.
 _CHUNK_BYTES = 32 * 2**20
@@ -67,16 +67,13 @@ class Scorer:
         threads: int | None = None,
         profile: Path | None = None,
     ) -> None:
-        if provider not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"provider is {provider!r}; use 'auto', 'cpu' or 'cuda'")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ValueError(f"threads is {threads!r}; use a number from 1, or None for all cores")
+        check_options(provider, threads)
         self.path = Path(path)
         self.manifest = check_bundle(self.path)
         if self.manifest["task"] != "ctr" or self.manifest["format_version"] < 3:
             raise BundleError(f"{self.path}: made for the task {self.manifest['task']!r}, not 'ctr'; pass the bundle of a click-through model")
         self._columns: list[dict[str, Any]] = self.manifest["columns"]
-        self._session = _open_session(self.path / MODEL, provider, threads, profile)
+        self._session = open_session(self.path / MODEL, provider, threads, profile)
         self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
         self._check_signature()
         sources = (column["time"]["column"] if "time" in column else column["name"] for column in self._columns)
@@ -157,12 +154,12 @@ class Scorer:
                 return bound_run(self._session, self._outputs, feed, "cuda")
             return self._session.run(self._outputs, feed)
         except Exception as error:  # onnxruntime's own classes have no common base but Exception.
-            raise BundleError(f"{self.path}: ONNX Runtime failed ({_first_line(error)}); ask for fewer rows at a time") from error
+            raise BundleError(f"{self.path}: ONNX Runtime failed ({first_line(error)}); ask for fewer rows at a time") from error
 
     def _check_signature(self) -> None:
         """The manifest speaks for the graph, so they must agree on every name and type, and on whose they are."""
         for side, nodes in (("inputs", self._session.get_inputs()), ("outputs", self._session.get_outputs())):
-            stated = {name: _ORT_TYPES.get(spec["dtype"]) for name, spec in self.manifest[side].items()}
+            stated = {name: ORT_TYPES.get(spec["dtype"]) for name, spec in self.manifest[side].items()}
             actual = {node.name: node.type for node in nodes}
             if stated != actual:
                 raise BundleError(f"{self.path}: the manifest states {side} {stated}, the model has {actual}; export the bundle again")

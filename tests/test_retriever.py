@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_models import INT_IDS, STRING_IDS, naive_answer, small_model
 
-from serving import BundleError, Retriever, retriever
+from serving import BundleError, Retriever, retriever, session
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_many_users_in_small_chunks_get_the_same_answers(integers, monkeypatch):
 
 
 def test_cuda_is_refused_where_it_is_not_in_use(integers):
-    if retriever._n_cuda_devices():
+    if session.n_cuda_devices():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(BundleError, match="'cuda' is not in use") as error:
         Retriever(integers[1].path, provider="cuda")
@@ -172,7 +172,7 @@ def test_auto_says_what_it_got_and_answers_the_same(integers):
 
 @pytest.mark.parametrize("kind", ["integers", "strings"])
 def test_cuda_answers_like_the_cpu(kind, request):
-    if not retriever._n_cuda_devices():
+    if not session.n_cuda_devices():
         pytest.skip("no CUDA device")
     small, loaded = request.getfixturevalue(kind)
     users = small.users.ids.to_pylist()

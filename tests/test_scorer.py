@@ -16,7 +16,7 @@ from small_models import small_model
 from graphhash.vocabulary import Vocabulary
 from pipeline.bundle_check import check
 from pipeline.ctr_export import export_ctr
-from serving import BundleError, Retriever, Scorer, check_bundle, retriever, scorer
+from serving import BundleError, Retriever, Scorer, check_bundle, scorer, session
 
 
 @pytest.fixture(scope="module")
@@ -172,19 +172,19 @@ def test_bound_inputs_answer_like_plain_ones(numbers, monkeypatch):
     assert not model._bound
     plain = model.predict(log)
     monkeypatch.setattr(model, "_bound", True)
-    monkeypatch.setattr(scorer, "bound_run", lambda *parts: retriever.bound_run(*parts[:-1], "cpu"))
+    monkeypatch.setattr(scorer, "bound_run", lambda *parts: session.bound_run(*parts[:-1], "cpu"))
     assert np.array_equal(model.predict(log), plain)
 
 
 def test_cuda_is_refused_where_it_is_not_in_use(bundle):
-    if retriever._n_cuda_devices():
+    if session.n_cuda_devices():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(BundleError, match="'cuda' is not in use"):
         Scorer(bundle, provider="cuda")
 
 
 def test_cuda_answers_like_the_cpu(bundle, loaded, numbers):
-    if not retriever._n_cuda_devices():
+    if not session.n_cuda_devices():
         pytest.skip("no CUDA device")
     folder, log = numbers
     for path, rows in ((bundle, raw_log(50)), (folder, log)):
