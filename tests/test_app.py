@@ -315,7 +315,9 @@ def test_the_app_looks_for_a_new_bundle_by_itself(tmp_path):
             async with asyncio.timeout(30):
                 while live.current.name == before:
                     await asyncio.sleep(0.01)
-            await asyncio.to_thread((tmp_path / "bundle" / "model.onnx").write_bytes, b"x")
+            # In one step: a write would show an empty file first, which is another look and another refusal.
+            (tmp_path / "damaged").write_bytes(b"x")
+            (tmp_path / "damaged").replace(tmp_path / "bundle" / "model.onnx")
             async with asyncio.timeout(30):
                 while live.refused is None:
                     await asyncio.sleep(0.01)
