@@ -7,7 +7,7 @@ scalar per bucket row. ``id_bias`` is the one exception, a scalar per id of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ class FeatureBatch:
         categorical: entries of each column's vocabulary, int64, shape (batch, n_categorical); a column's ``n_ids`` is unknown.
         dense: normalised numbers, float32, shape (batch, n_dense), none of them NaN.
         bags: entries of each multi-valued column, int64, shape (batch, width), -1 for nothing.
+        fold: in training with cross-fitted maps (:meth:`CtrModel.use_folds`), the fold of each row, int64, shape (batch,).
 
     Raises:
         ValueError: a type or shape is not as above.
@@ -36,6 +37,7 @@ class FeatureBatch:
     categorical: Tensor
     dense: Tensor
     bags: tuple[Tensor, ...] = ()
+    fold: Tensor | None = None
 
     def __post_init__(self):
         for name, tensor, dtype in (
@@ -57,11 +59,13 @@ class FeatureBatch:
             self.categorical.index_select(0, rows),
             self.dense.index_select(0, rows),
             tuple(bag.index_select(0, rows) for bag in self.bags),
+            None if self.fold is None else self.fold.index_select(0, rows),
         )
 
     def to(self, device: torch.device | str) -> FeatureBatch:
         """The batch on another device."""
-        return FeatureBatch(self.categorical.to(device), self.dense.to(device), tuple(bag.to(device) for bag in self.bags))
+        fold = None if self.fold is None else self.fold.to(device)
+        return FeatureBatch(self.categorical.to(device), self.dense.to(device), tuple(bag.to(device) for bag in self.bags), fold)
 
 
 @dataclass(frozen=True)
@@ -153,24 +157,24 @@ class CtrModel(nn.Module):
 
     def forward(self, batch: FeatureBatch) -> Tensor:
         """Logits of a click, shape (batch,)."""
-        logits = self.head(self.fields(batch.categorical, batch.bags), batch.dense)
+        logits = self.head(self.fields(batch.categorical, batch.bags, batch.fold), batch.dense)
         if self.wide is not None:
-            logits = logits + self.wide(batch.categorical, batch.bags).sum((1, 2))
+            logits = logits + self.wide(batch.categorical, batch.bags, batch.fold).sum((1, 2))
         if self.wide_dense is not None:
             logits = logits + self.wide_dense(batch.dense).squeeze(1)
         if self.bias is not None:
             logits = logits + self.bias(batch.categorical.index_select(1, self.bias_columns), ()).sum((1, 2))
         return logits
 
-    def use_maps(self, maps: Sequence[BucketMap]) -> None:
-        """Read the same tables through other maps: those of soft methods without hidden pairs, once the model is trained with hidden ones.
+    def use_folds(self, folded: Mapping[int, BucketMap]) -> None:
+        """Let batches with a ``fold`` read the tables of some columns, by number, through cross-fitted maps; others read as before.
 
         Raises:
-            ValueError: as :meth:`graphhash.ctr_layers.FieldEmbeddings.use_maps`.
+            ValueError: as :meth:`graphhash.ctr_layers.FieldEmbeddings.use_folds`.
         """
         for part in (self.fields, self.wide):
             if part is not None:
-                part.use_maps(maps)
+                part.use_folds(folded)
 
     def use_generator(self, generator: torch.Generator) -> None:
         """Let dropout draw from ``generator``, which is on the model's device."""

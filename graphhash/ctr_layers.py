@@ -6,7 +6,7 @@ work on the vectors of all fields at once, float32, shape (batch, n_fields, dim)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,12 +111,13 @@ class FieldEmbeddings(nn.Module):
             for column in joint:
                 self.columns[column].table[-1] = 0
 
-    def forward(self, categorical: Tensor, bags: Sequence[Tensor]) -> Tensor:
+    def forward(self, categorical: Tensor, bags: Sequence[Tensor], fold: Tensor | None = None) -> Tensor:
         """Vectors of every row's fields, shape (batch, n_fields, dim), in the order of ``order``.
 
         Args:
             categorical: int64, shape (batch, n_categorical), a column's ``n_ids`` standing for unknown.
             bags: int64, shape (batch, width) each, -1 for nothing; a bag's vector is the mean of its values', zero if it has none.
+            fold: of every row, int64, shape (batch,), for the maps of :meth:`use_folds`.
 
         Raises:
             IndexError: an entry is out of its column's range; looked for on a CPU alone, where it costs no waiting.
@@ -133,29 +134,26 @@ class FieldEmbeddings(nn.Module):
                 bag_mean(part, bags[c - self.n_categorical])
                 for (c, _), part in zip(self.joint_bags, others, strict=True)
             ]
+        of_ids = () if fold is None else (fold.unsqueeze(1),)
         for column, embedding in zip(self.own_columns, self.own, strict=True):
             if column < self.n_categorical:
-                fields.append(embedding(categorical[:, column : column + 1]))
+                fields.append(embedding(categorical[:, column : column + 1], *of_ids))
             else:
                 values = bags[column - self.n_categorical]
                 fields.append(bag_mean(embedding(values.clamp_min(0)), values))
         return torch.cat(fields, 1) if len(fields) > 1 else fields[0]
 
-    @torch.no_grad()
-    def use_maps(self, maps: Sequence[BucketMap]) -> None:
-        """Read the tables through other maps from now on, of the same ids, rows and lookups.
+    def use_folds(self, folded: Mapping[int, BucketMap]) -> None:
+        """:meth:`BucketEmbedding.use_folds` of categorical columns, by their numbers.
 
         Raises:
-            ValueError: a map has another shape, or reads another unknown ids' row.
+            ValueError: as there, or the column lies in the joint table.
         """
-        for number, (column, bucket_map) in enumerate(zip(self.columns, maps, strict=True)):
-            old = column.n_ids, column.n_buckets, column.unknown_row
-            new = bucket_map.n_ids, bucket_map.n_buckets, bucket_map.unknown_row
-            if old != new or (isinstance(column, BucketEmbedding) and tuple(column.rows.shape) != bucket_map.rows.shape):
-                raise ValueError(f"the map of column {number} has {new} ids, rows and unknown row, the model {old}, or other lookups")
-            if isinstance(column, BucketEmbedding):
-                column.rows.copy_(torch.from_numpy(bucket_map.rows))
-                column.weights.copy_(torch.from_numpy(bucket_map.weights))
+        for number, bucket_map in folded.items():
+            column = self.columns[number]
+            if not isinstance(column, BucketEmbedding) or number >= self.n_categorical:
+                raise ValueError(f"column {number} has no map of its own, or is a bag: it cannot be read by folds")
+            column.use_folds(bucket_map)
 
     def readers(self) -> list[tuple[BucketEmbedding, list[int]]]:
         """Every embedding that is read by a lookup, and the numbers of the columns that it reads for."""

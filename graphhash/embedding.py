@@ -98,6 +98,7 @@ class BucketEmbedding(nn.Module):
         rows: buffer, int32, shape (n_ids + 1, n_lookups).
         weights: buffer, float32, same shape.
         sparse_gradient: as in ``torch.nn.Embedding(sparse=True)``, on a CPU; ``graphhash.row_adam`` can use it.
+        n_folds: maps of :meth:`use_folds`; 0 for none. They are not saved.
     """
 
     def __init__(
@@ -120,6 +121,8 @@ class BucketEmbedding(nn.Module):
         self.sparse_gradient = False
         self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()))
         self.register_buffer("weights", torch.from_numpy(bucket_map.weights))
+        self.register_buffer("fold_rows", None, persistent=False)
+        self.register_buffer("fold_weights", None, persistent=False)
         self.unknown_row = bucket_map.unknown_row
         if table is not None and table.shape != (self.n_buckets, dim):
             raise ValueError(f"the table is {tuple(table.shape)}, the map and dim need ({self.n_buckets}, {dim})")
@@ -129,17 +132,50 @@ class BucketEmbedding(nn.Module):
                 self.table.normal_(std=std, generator=generator)
             self.table[self.unknown_row] = 0
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Vectors of ``ids`` (any integer shape, values 0..n_ids; n_ids stands for an unknown id): shape (*ids.shape, dim)."""
-        flat = ids.reshape(-1)
+    @property
+    def n_folds(self) -> int:
+        return 0 if self.fold_rows is None else (len(self.fold_rows) - 1) // self.n_ids
+
+    def use_folds(self, folded: BucketMap) -> None:
+        """Let ids that come with a fold be read through another map of the same table, made for training (:func:`graphhash.soft_maps`).
+
+        Args:
+            folded: of ``n_folds * n_ids`` ids; number ``fold * n_ids + id`` is ``id`` in that fold.
+
+        Raises:
+            ValueError: the map has another number of ids, rows or lookups, or another row for unknown ids.
+        """
+        old = self.n_buckets, self.rows.shape[1], self.unknown_row
+        new = folded.n_buckets, folded.n_lookups, folded.unknown_row
+        if old != new or folded.n_ids % self.n_ids:
+            raise ValueError(
+                f"a map of {folded.n_ids} ids, and {new} rows, lookups and unknown ids' row, is none of folds of {self.n_ids} ids and {old}"
+            )
+        self.fold_rows = torch.from_numpy(folded.rows.copy()).to(self.rows.device)
+        self.fold_weights = torch.from_numpy(folded.weights).to(self.rows.device)
+
+    def entries(self, ids: Tensor, fold: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and weights of the map that is read, and its entries, flat, of ``ids``; arguments as in :meth:`forward`."""
+        if fold is None or self.fold_rows is None:
+            return self.rows, self.weights, ids.reshape(-1)
+        entries = torch.where(ids < self.n_ids, ids + fold * self.n_ids, len(self.fold_rows) - 1)
+        return self.fold_rows, self.fold_weights, entries.reshape(-1)
+
+    def forward(self, ids: Tensor, fold: Tensor | None = None) -> Tensor:
+        """Vectors of ids, shape (*ids.shape, dim).
+
+        Args:
+            ids: any integer shape, values 0..n_ids; n_ids stands for an unknown id.
+            fold: of each id, int64, a shape that spreads to that of ``ids``; without :meth:`use_folds` it changes nothing.
+        """
+        rows, weights, flat = self.entries(ids, fold)
         if self.table.device.type == "cpu" and self.table.dtype == torch.float32:
             vectors = _CpuLookup.apply(
-                self.table, self.rows, self.weights, self.weighted, self.sparse_gradient, flat
+                self.table, rows, weights, self.weighted, self.sparse_gradient, flat
             )
         else:
-            rows = self.rows.index_select(0, flat)
-            vectors = functional.embedding(rows, self.table)
-            vectors = (vectors * self.weights.index_select(0, flat).unsqueeze(-1)).sum(1)
+            vectors = functional.embedding(rows.index_select(0, flat), self.table)
+            vectors = (vectors * weights.index_select(0, flat).unsqueeze(-1)).sum(1)
         return vectors.reshape(*ids.shape, self.dim)
 
     def all(self) -> Tensor:

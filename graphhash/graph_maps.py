@@ -7,6 +7,7 @@ users x buckets is ever held.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,7 +81,7 @@ def multilevel_maps(levels: list[Labels]) -> tuple[BucketMap, BucketMap]:
 
 
 def soft_maps(
-    biadjacency: csr_array, labels: Labels, *, n_lookups: int = 16, hops: str = "1+2", hidden: float = 0.0, seed: int = 0
+    biadjacency: csr_array, labels: Labels, *, n_lookups: int = 16, hops: str = "1+2", folds: Sequence[csr_array] = ()
 ) -> tuple[BucketMap, BucketMap]:
     """Every id reads the buckets around it.
 
@@ -100,44 +101,27 @@ def soft_maps(
         labels: one community per user and item.
         n_lookups: rows read per id.
         hops: "1", "2" or "1+2".
-        hidden: share of the pairs that are left out, see :func:`hide_pairs`; ``seed`` draws them.
+        folds: graphs of the same users and items to take affinities from instead, each for a fold of the training rows: the maps have
+            ``len(folds) * n`` ids, and number ``f * n + id`` is ``id`` as it looks in ``folds[f]`` (cross-fitting, see below).
+
+    A classifier that is trained on the clicks that its mixtures were made from is told its labels: it sees no click between ids that do not
+    know each other, is sure that there is none, and errs dearly on the next day's. If each fold of the rows reads mixtures that were made
+    without that fold's clicks, training rows look like those to come.
 
     Raises:
-        ValueError: shapes of graph and labels differ, n_lookups is below 1, hops is none of the three, or hidden is out of range.
+        ValueError: shapes of graphs and labels differ, n_lookups is below 1, or hops is none of the three.
     """
-    check_soft(biadjacency.shape, labels, n_lookups, hops)
-    biadjacency = hide_pairs(biadjacency, hidden, seed=seed)
-    graphs = {"users": biadjacency, "items": biadjacency.T.tocsr()}
-    plan = SoftPlan.of(labels, *(row_degrees(graphs[side]) for side in SIDES), hops)
-    maps = []
-    for side, other in (SIDES, SIDES[::-1]):
-        sources = plan.sources(other, graphs[other], 0)
-        found = affinity_rows(graphs[side], sources, n_lookups, split=plan.n_user_buckets)
-        maps.append(plan.bucket_map(side, *found, "soft"))
-    return maps[0], maps[1]
-
-
-def hide_pairs(biadjacency: csr_array, share: float, *, seed: int) -> csr_array:
-    """The graph without a share of its pairs, drawn at random; the graph itself for 0.
-
-    A model that is trained on the very clicks that its mixtures were made from sees no click between ids that do not know each other, is
-    sure that there is none, and errs dearly on the next day's. With some pairs hidden from the mixtures it learns what such a click looks
-    like.
-
-    Args:
-        share: in [0, 1).
-        seed: draws the pairs.
-
-    Raises:
-        ValueError: the share is out of range.
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"the share of hidden pairs must be in [0, 1), got {share}")
-    if not share:
-        return biadjacency
-    kept = np.random.default_rng(seed).random(biadjacency.nnz) >= share
-    indptr = np.concatenate([[0], np.cumsum(kept)])[biadjacency.indptr]
-    return csr_array((biadjacency.data[kept], biadjacency.indices[kept], indptr), shape=biadjacency.shape)
+    found: dict[str, list[tuple[NDArray[np.int32], NDArray[np.float32]]]] = {side: [] for side in SIDES}
+    for graph in (biadjacency, *folds):
+        check_soft(graph.shape, labels, n_lookups, hops)
+    for graph in folds or (biadjacency,):
+        graphs = {"users": graph, "items": graph.T.tocsr()}
+        plan = SoftPlan.of(labels, *(row_degrees(graphs[side]) for side in SIDES), hops)
+        for side, other in (SIDES, SIDES[::-1]):
+            sources = plan.sources(other, graphs[other], 0)
+            found[side].append(affinity_rows(graphs[side], sources, n_lookups, split=plan.n_user_buckets))
+    users, items = (plan.bucket_map(side, *map(np.concatenate, zip(*found[side], strict=True)), "soft") for side in SIDES)
+    return users, items
 
 
 def double_soft_maps(
@@ -149,7 +133,7 @@ def double_soft_maps(
     share: float = 0.0,
     own: float = 0.5,
     frequencies: tuple[NDArray, NDArray] | None = None,
-    hidden: float = 0.0,
+    folds: Sequence[csr_array] = (),
     seed: int,
 ) -> tuple[BucketMap, BucketMap]:
     """:func:`soft_maps` with one more lookup of weight 1, hashed from the id, so that ids stay distinguishable.
@@ -163,7 +147,7 @@ def double_soft_maps(
         share: of each side's rows, in [0, 1), that are for the hashed lookup alone.
         own: part of these, in [0, 1), that belongs to one frequent id each.
         frequencies: how often each user and each item occurs in training, clicked or not; None: weight of their edges.
-        seed: draws the hash functions and the hidden pairs.  biadjacency, labels, hops, hidden: as in :func:`soft_maps`.
+        seed: draws the hash functions.  biadjacency, labels, hops, folds: as in :func:`soft_maps`.
 
     Raises:
         ValueError: as :func:`soft_maps`; ``share`` or ``own`` is out of range, or ``share`` leaves a side no row to hash into.
@@ -179,9 +163,11 @@ def double_soft_maps(
             )
         kept = {"user_rows": labels.user_rows - n_free[0], "item_rows": labels.item_rows - n_free[1]}
         labels = fit_rows(LocalGraph(biadjacency), labels, **kept)
-    softs = soft_maps(biadjacency, labels, n_lookups=n_lookups - 1, hops=hops, hidden=hidden, seed=seed)
+    softs = soft_maps(biadjacency, labels, n_lookups=n_lookups - 1, hops=hops, folds=folds)
+    n_folds = max(1, len(folds))
     if not share:
-        return with_hashed_row(softs[0], 0, seed=seed), with_hashed_row(softs[1], 1, seed=seed)
+        users, items = (with_hashed_row(soft, number, n_folds=n_folds, seed=seed) for number, soft in enumerate(softs))
+        return users, items
     if frequencies is None:
         frequencies = row_degrees(biadjacency), row_degrees(biadjacency.T.tocsr())
     maps = []
@@ -191,7 +177,7 @@ def double_soft_maps(
         n_communities = soft.n_buckets - (2 if soft.shared else 1)
         start = n_communities + (n_free[0] if soft.shared and number else 0)
         n_rows = n_communities + (sum(n_free) if soft.shared else n_free[number])
-        maps.append(_with_last_row(soft, start + rows, n_rows))
+        maps.append(_with_last_row(soft, np.tile(start + rows, n_folds), n_rows))
     return maps[0], maps[1]
 
 
@@ -202,10 +188,11 @@ def unhashed_lookups(n_lookups: int) -> int:
     return n_lookups - 1
 
 
-def with_hashed_row(soft: BucketMap, number: int, *, seed: int) -> BucketMap:
+def with_hashed_row(soft: BucketMap, number: int, *, n_folds: int = 1, seed: int) -> BucketMap:
     """A soft map with a row hashed from the id appended, at weight 1; ``number`` tells the hash functions of two sides apart."""
     n_rows = soft.n_buckets - (2 if soft.shared else 1)
-    hashed = universal_hash(np.arange(soft.n_ids), n_rows, np.random.default_rng([seed, number]))
+    hashed = universal_hash(np.arange(soft.n_ids // n_folds), n_rows, np.random.default_rng([seed, number]))
+    hashed = np.tile(hashed, n_folds)
     rows = np.column_stack([soft.rows, np.append(hashed, soft.unknown_row)]).astype(np.int32)
     profiles = np.column_stack([soft.profiles, np.ones(len(soft.profiles), np.float32)])
     # The unknown ids' profile is theirs alone.

@@ -105,11 +105,11 @@ class RowAdam(torch.optim.Adam):
         return super().state_dict()
 
     @torch.no_grad()
-    def _before_reading(self, embedding: BucketEmbedding, arguments: tuple[Tensor]) -> None:
-        ids = arguments[0].reshape(-1)
+    def _before_reading(self, embedding: BucketEmbedding, arguments: tuple[Tensor, ...]) -> None:
+        rows, _, entries = embedding.entries(*arguments)
         # Ids out of range are refused by the lookup itself.
-        known = ids.clamp(0, embedding.n_ids)
-        self._catch_up(embedding.table, embedding.rows.index_select(0, known).reshape(-1).numpy())
+        known = entries.clamp(0, len(rows) - 1)
+        self._catch_up(embedding.table, rows.index_select(0, known).reshape(-1).numpy())
 
     def _catch_up(self, table: nn.Parameter, rows: NDArray[np.int32]) -> None:
         waiting, state = self._waiting[table], self.state.get(table)

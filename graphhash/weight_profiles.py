@@ -6,6 +6,8 @@ by k-means (Lloyd, IEEE Trans. Inf. Theory 1982), therefore say it as well as a 
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
@@ -45,7 +47,10 @@ def _nearest(known: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
     # Started from rows evenly spaced by their first weight, so that nothing is drawn.
     ordered = sample[np.argsort(sample[:, 0], kind="stable")]
     start = ordered[np.linspace(0, len(ordered) - 1, MAX_PROFILES - 1).astype(np.int64)]
-    centres, _ = kmeans2(sample, start, iter=ROUNDS, minit="matrix", missing="warn")
+    with warnings.catch_warnings():
+        # A profile that no id is near stays where it is, and does no harm.
+        warnings.filterwarnings("ignore", message="One of the clusters is empty")
+        centres, _ = kmeans2(sample, start, iter=ROUNDS, minit="matrix", missing="warn")
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     parts = [vq(known[i : i + BLOCK].astype(np.float64), centres)[0] for i in range(0, len(known), BLOCK)]
     return centres.astype(np.float32), np.concatenate(parts)

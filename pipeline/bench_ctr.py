@@ -20,7 +20,7 @@ from pipeline.ctr_clusters import cluster_ctr, load_pair_labels
 from pipeline.ctr_data import Features
 from pipeline.ctr_evaluate import predict, table_rows
 from pipeline.ctr_ingest import ingest_ctr
-from pipeline.ctr_maps import find_pairs, make_maps, pair_graph
+from pipeline.ctr_maps import cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
 from pipeline.ctr_spec import ctr_settings, spec_of
 from pipeline.ctr_train import SCORES, click_loss, seldom_tables
 from pipeline.fit import fit
@@ -58,13 +58,14 @@ def measure_clicks(
     graphs = [pair_graph(features, train, pair) for pair in find_pairs(features)]
     labels = load_pair_labels(cluster_dir, json.loads((cluster_dir / "cluster.json").read_text()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    examples = [tensor.to(device) for tensor in train.tensors()]
+    fold = draw_folds(len(train), config.map.seed)
+    examples = [tensor.to(device) for tensor in (*train.tensors(), torch.from_numpy(fold))]
     results = []
     for method in methods:
-        maps = make_maps(
-            features, graphs, labels, method, n_lookups=config.map.n_lookups, hops=config.map.hops, seed=config.map.seed, hide=True
-        )
+        how = {"n_lookups": config.map.n_lookups, "hops": config.map.hops, "seed": config.map.seed}
+        maps = make_maps(features, graphs, labels, method, **how)
         model = spec_of(config, method).build(maps, len(features.dense), len(features.bags)).to(device)
+        model.use_folds(cross_fitted_maps(features, train, graphs, labels, method, fold, **how))
         settings = replace(ctr_settings(config, method, len(train)), epochs=rounds + 1, eval_every=rounds + 1)
         about = {"method": method, "model": config.train.model, "device": str(device), "threads": torch.get_num_threads(),
                  "rows": table_rows(model), "n_rows": len(train)}  # fmt: skip
@@ -72,7 +73,7 @@ def measure_clicks(
         laps = Laps(device)
         seldom = seldom_tables(model, settings.batch_size, features)
         fit(
-            model, examples, settings, click_loss, None, score=SCORES["auc"], seldom=seldom,
+            model, examples, settings, click_loss(len(features.bags)), None, score=SCORES["auc"], seldom=seldom,
             on_epoch=lambda *_: laps.end_round(), lap=laps,
         )  # fmt: skip
         results.append(about | {"task": f"batches of {settings.batch_size:,}"} | figures(laps.rounds[1:], len(train)))

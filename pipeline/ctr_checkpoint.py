@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from graphhash.buckets import BucketMap
 from graphhash.ctr import CtrModel, CtrSpec
@@ -59,6 +60,18 @@ def load_maps(method_dir: Path, features: Features) -> list[BucketMap]:
                 f"{method_dir}: the map of {column.name!r} has {bucket_map.n_ids} ids, the log {column.n_ids}; run 'graphhash train' again"
             )
     return maps
+
+
+def save_folds(folder: Path, folded: Mapping[int, BucketMap], fold: NDArray[np.uint8]) -> None:
+    """Write what cross-fitted training reads: maps by folds, by column, and the fold of every training row."""
+    np.save(folder / "fold.npy", fold)
+    for number, bucket_map in folded.items():
+        bucket_map.save(folder / f"{number:02d}.npz")
+
+
+def load_folds(folder: Path) -> tuple[dict[int, BucketMap], NDArray[np.uint8]]:
+    """What :func:`save_folds` wrote."""
+    return {int(path.stem): BucketMap.load(path) for path in sorted(folder.glob("*.npz"))}, np.load(folder / "fold.npy", allow_pickle=False)
 
 
 def save_ctr(model: CtrModel, method_dir: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,11 @@ class Part:
         return [torch.from_numpy(np.array(array[rows])) for array in (self.labels, self.categorical, self.dense, *self.bags)]
 
 
-def batch_of(tensors: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> FeatureBatch:
-    """The features among what `Part.tensors` gives, on the same device."""
-    _labels, categorical, dense, *bags = tensors
-    return FeatureBatch(categorical.long(), dense, tuple(bag.long() for bag in bags))
+def batch_of(tensors: Sequence[torch.Tensor], n_bags: int) -> FeatureBatch:
+    """The features among what `Part.tensors` gives, on the same device; one tensor more is the fold of every row."""
+    _labels, categorical, dense, *others = tensors
+    bags, fold = tuple(bag.long() for bag in others[:n_bags]), others[n_bags:]
+    return FeatureBatch(categorical.long(), dense, bags, fold[0].long() if fold else None)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def predict(model: CtrModel, part: Part) -> NDArray[np.float32]:
     logits = np.empty(len(part), np.float32)
     for start in range(0, len(part), BLOCK):
         tensors = [tensor.to(device) for tensor in part.tensors(slice(start, start + BLOCK))]
-        logits[start : start + BLOCK] = model(batch_of(tensors)).cpu().numpy()
+        logits[start : start + BLOCK] = model(batch_of(tensors, len(part.bags))).cpu().numpy()
     return logits
 
 

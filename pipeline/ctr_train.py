@@ -18,21 +18,21 @@ from graphhash.ctr import CtrModel
 from graphhash.ctr_layers import binary_loss
 from graphhash.embedding import BucketEmbedding
 from pipeline.config import RunConfig
-from pipeline.ctr_checkpoint import load_maps, save_ctr, save_maps
+from pipeline.ctr_checkpoint import load_folds, load_maps, save_ctr, save_folds, save_maps
 from pipeline.ctr_clusters import load_pair_labels
 from pipeline.ctr_data import Features, Part, batch_of
 from pipeline.ctr_evaluate import measure, predict
-from pipeline.ctr_maps import find_pairs, hides_pairs, make_maps, pair_graph
+from pipeline.ctr_maps import cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
 from pipeline.ctr_models import seldom_read
 from pipeline.ctr_spec import ctr_settings, spec_of
-from pipeline.fit import fit
+from pipeline.fit import LossOf, fit
 from pipeline.resume import SavedStates
 from pipeline.stages import write_json_atomic
 from pipeline.tracking import Tracker
 from pipeline.train import FitJob, run_job
 
-# Folder of the maps with hidden pairs, while there are such.
-TRAINING = "training"
+# Folder of the maps by folds, while there are such.
+FOLDS = "folds"
 # What the loop is to raise, by ``train.score``.
 SCORES = {"auc": "auc", "log_loss": "negative_log_loss"}
 
@@ -68,10 +68,10 @@ def train_ctr(
     how = {"n_lookups": config.map.n_lookups, "hops": config.map.hops, "seed": config.map.seed}
     maps = make_maps(features, graphs, labels, method, **how)
     save_maps(maps, out_dir)
-    in_training = out_dir / TRAINING
-    if hides_pairs(method):
-        in_training.mkdir()
-        save_maps(make_maps(features, graphs, labels, method, hide=True, **how), in_training)
+    fold = draw_folds(len(train), config.map.seed)
+    if folded := cross_fitted_maps(features, train, graphs, labels, method, fold, **how):
+        (out_dir / FOLDS).mkdir()
+        save_folds(out_dir / FOLDS, folded, fold)
     settings, spec = ctr_settings(config, method, len(train)), spec_of(config, method)
     tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     hashes = {
@@ -91,8 +91,7 @@ def train_ctr(
     state = run_job(job, config, method, tracker, fit_job, states, say)
     model = spec.build(maps, len(features.dense), len(features.bags))
     model.load_state_dict(state["best"])
-    model.use_maps(maps)
-    shutil.rmtree(in_training, ignore_errors=True)
+    shutil.rmtree(out_dir / FOLDS, ignore_errors=True)
     model.fill_unknown([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
     save_ctr(model, out_dir)
     write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
@@ -109,12 +108,16 @@ def train_ctr(
     }
 
 
-def click_loss(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-    """Binary cross-entropy of a batch of `pipeline.ctr_data.Part.tensors`; dropout draws from ``generator``."""
-    assert isinstance(model, CtrModel)
-    if model.spec.dropout:
-        model.use_generator(generator)
-    return binary_loss(model(batch_of(batch)), batch[0])
+def click_loss(n_bags: int) -> LossOf:
+    """Binary cross-entropy of a batch of `pipeline.ctr_data.Part.tensors`, with or without folds; dropout draws from the generator."""
+
+    def loss_of(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        assert isinstance(model, CtrModel)
+        if model.spec.dropout:
+            model.use_generator(generator)
+        return binary_loss(model(batch_of(batch, n_bags)), batch[0])
+
+    return loss_of
 
 
 def seldom_tables(model: CtrModel, batch_size: int | None, features: Features) -> list[BucketEmbedding]:
@@ -132,20 +135,14 @@ def fit_clicks(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -
     """What each worker does: load, and fit (see ``pipeline.ray_fit``)."""
     features, settings = Features.open(Path(job["ingest"])), job["settings"]
     maps = load_maps(Path(job["folder"]), features)
-    folder = Path(job["folder"]) / TRAINING
-    trained = load_maps(folder, features) if folder.is_dir() else maps
-    model = job["spec"].build(trained, len(features.dense), len(features.bags)).to(device)
+    model = job["spec"].build(maps, len(features.dense), len(features.bags)).to(device)
     examples = features.part("train").tensors()
+    if (folder := Path(job["folder"]) / FOLDS).is_dir():
+        folded, fold = load_folds(folder)
+        model.use_folds(folded)
+        examples.append(torch.from_numpy(fold))
     validation = features.part("validation")
-
-    def validate(model: CtrModel) -> dict[str, float]:
-        if trained is maps:
-            return validated(model, validation)
-        # As the trained model will answer, with nothing hidden.
-        model.use_maps(maps)
-        measures = validated(model, validation)
-        model.use_maps(trained)
-        return measures
-
+    validate = (lambda model: validated(model, validation)) if len(validation) else None
     seldom = seldom_tables(model, settings.batch_size, features)
-    return fit(model, examples, settings, click_loss, validate if len(validation) else None, score=job["score"], seldom=seldom, **how)
+    loss_of = click_loss(len(features.bags))
+    return fit(model, examples, settings, loss_of, validate, score=job["score"], seldom=seldom, **how)

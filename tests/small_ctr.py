@@ -122,7 +122,7 @@ def entries_of(trained: TrainedCtr, log: dict[str, list]) -> FeatureBatch:
         for row, value in enumerate(log[column.name]):
             dense[row, i] = 0 if value is None or value != value else (value - column.mean) / column.std
     part = Part(np.zeros(n, np.uint8), categorical.reshape(n, -1), dense, tuple(bags), None)
-    return batch_of(part.tensors())
+    return batch_of(part.tensors(), len(part.bags))
 
 
 def as_part(batch: FeatureBatch) -> Part:

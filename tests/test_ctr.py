@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import graphs
@@ -322,24 +323,47 @@ def test_sizes_that_make_no_sense_are_refused():
         CtrSpec("dlrm").build([], 2)
 
 
-@pytest.mark.parametrize("kind", ["double_soft", "full"])
-def test_a_trained_model_reads_its_tables_through_other_maps(kind):
-    maps, batch = all_maps(kind), random_batch(50)
-    model = noisy(CtrSpec("deepfm", dim=4, hidden=(8,)).build(maps, 2, 1))
-    others = all_maps(kind)
-    if kind == "double_soft":
-        labels = graphhash.cluster(GRAPH, resolution=1.0)
-        others[0], others[2] = graphhash.double_soft_maps(GRAPH, labels, n_lookups=3, hidden=0.5, seed=0)
+@pytest.mark.parametrize("kind", ["soft", "double_soft"])
+def test_rows_of_a_fold_are_read_through_its_maps(kind):
+    labels = graphhash.cluster(GRAPH, resolution=1.0)
+    make = graphhash.soft_maps if kind == "soft" else functools.partial(graphhash.double_soft_maps, seed=0)
+    folds = [without(0.3, seed) for seed in range(3)]
+    maps, batch = all_maps(kind), random_batch(60)
+    users, items = make(GRAPH, labels, n_lookups=maps[0].n_lookups)
+    maps[0], maps[2] = users, items
+    model = noisy(CtrSpec("deepfm", dim=4, hidden=(8,), id_bias=True).build(maps, 2, 1))
     before = model(batch).detach()
-    model.use_maps(others)
-    expected = CtrSpec("deepfm", dim=4, hidden=(8,)).build(others, 2, 1)
-    expected.load_state_dict({n: v for n, v in model.state_dict().items() if not n.endswith((".rows", ".weights"))}, strict=False)
-    assert torch.equal(model(batch), expected(batch))
-    assert torch.equal(model(batch), before) == (kind == "full")
-    model.use_maps(maps)
+    folded = make(GRAPH, labels, n_lookups=maps[0].n_lookups, folds=folds)
+    model.use_folds({0: folded[0], 2: folded[1]})
     assert torch.equal(model(batch), before)
-    with pytest.raises(ValueError, match="the map of column 0 has"):
-        model.use_maps([full_map(N_USERS + 1), *maps[1:]])
+    fold = torch.arange(len(batch)) % 3
+    logits = model(replace(batch, fold=fold))
+    weights = {n: v for n, v in model.state_dict().items() if not n.endswith((".rows", ".weights"))}
+    for number, graph in enumerate(folds):
+        alone = list(maps)
+        alone[0], alone[2] = make(graph, labels, n_lookups=maps[0].n_lookups) if kind == "soft" else one_fold(make, graph, labels, maps)
+        other = CtrSpec("deepfm", dim=4, hidden=(8,), id_bias=True).build(alone, 2, 1)
+        other.load_state_dict(weights, strict=False)
+        rows = torch.nonzero(fold == number).ravel()
+        torch.testing.assert_close(logits[rows], other(batch.take(rows)), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(logits, before)
+    with pytest.raises(ValueError, match="column 1 has no map of its own"):
+        model.use_folds({1: folded[0]})
+    with pytest.raises(ValueError, match="is none of folds of"):
+        model.use_folds({0: full_map(N_USERS * 2)})
+
+
+def without(share, seed):
+    """GRAPH without a share of its pairs."""
+    kept = GRAPH.copy()
+    kept.data = np.where(np.random.default_rng(seed).random(GRAPH.nnz) < share, 0, kept.data)
+    kept.eliminate_zeros()
+    return kept
+
+
+def one_fold(make, graph, labels, maps):
+    # Both read the mixtures of the one graph, and the hashed rows are those of the ids.
+    return make(GRAPH, labels, n_lookups=maps[0].n_lookups, folds=[graph])
 
 
 # --- unknown ids

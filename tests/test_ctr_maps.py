@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_array_equal
 
 from clicks import SCHEMA, columns, write_csv, write_schema
 from graphhash.ctr import CtrSpec, FeatureBatch
@@ -20,7 +22,7 @@ from pipeline.ctr_clusters import cluster_ctr, load_pair_labels, pair_rows
 from pipeline.ctr_data import Features
 from pipeline.ctr_evaluate import evaluate_ctr
 from pipeline.ctr_ingest import ingest_ctr
-from pipeline.ctr_maps import Pair, alone, check_compressed, find_pairs, hides_pairs, make_maps, pair_graph
+from pipeline.ctr_maps import Pair, alone, check_compressed, cross_fitted_maps, draw_folds, find_pairs, fold_graphs, make_maps, pair_graph
 from pipeline.ctr_spec import spec_of
 from pipeline.methods import METHODS
 
@@ -106,20 +108,50 @@ def test_all_methods_have_the_rows_of_graph_and_every_model_takes_them(made, met
     assert torch.isfinite(model(FeatureBatch(entries, torch.zeros(2, 0)))).all()
 
 
-@pytest.mark.parametrize("method", ["soft", "double_soft"])
-def test_pairs_that_are_hidden_in_training_come_back(made, method):
+@pytest.mark.parametrize("method", ["soft", "double_soft", "graph"])
+def test_no_row_reads_mixtures_that_know_its_label(made, method):
     features, labels, maps = maps_of(made, method)
-    graphs = [pair_graph(features, features.part("train"), pair) for pair in find_pairs(features)]
-    hidden = make_maps(features, graphs, labels, method, n_lookups=None, hops="1+2", seed=0, hide=True)
-    assert hides_pairs(method) and not hides_pairs("graph")
-    assert not np.array_equal(hidden[0].rows, maps[0].rows)
-    # A model that was trained with some hidden reads the same tables through the others.
-    model = CtrSpec("dlrm", 8).build(hidden, 0)
-    model.use_maps(maps)
-    other = CtrSpec("dlrm", 8).build(maps, 0)
-    other.load_state_dict(dict(model.named_parameters()), strict=False)
-    batch = FeatureBatch(torch.zeros(1, len(maps), dtype=torch.int64), torch.zeros(1, 0))
-    assert torch.equal(model(batch), other(batch))
+    train, pairs = features.part("train"), find_pairs(features)
+    graphs, fold = [pair_graph(features, train, pair) for pair in pairs], draw_folds(len(train), 0)
+    how = {"n_lookups": None, "hops": "1+2", "seed": 0}
+    folded = cross_fitted_maps(features, train, graphs, labels, method, fold, **how)
+    assert list(folded) == ([] if method == "graph" else [0, 1, 2])
+    flipped = dataclasses.replace(train, labels=np.where(fold == 3, 1 - np.asarray(train.labels), train.labels).astype(np.uint8))
+    again = cross_fitted_maps(features, flipped, graphs, labels, method, fold, **how)
+    changed = []
+    for number in folded:
+        # Whatever the labels of a fold's rows are, these rows read the same; the other folds do not.
+        n_ids = features.columns[number].n_ids
+        own, others = slice(3 * n_ids, 4 * n_ids), slice(3 * n_ids)
+        assert_array_equal(folded[number].rows[own], again[number].rows[own])
+        changed.append((folded[number].weights[others] != again[number].weights[others]).any())
+    assert any(changed) == (method != "graph")
+    model = CtrSpec("dlrm", 8).build(maps, 0)
+    model.use_folds(folded)
+    batch = FeatureBatch(torch.from_numpy(np.array(train.categorical)).long(), torch.zeros(len(train), 0), (), torch.from_numpy(fold).long())
+    assert torch.equal(model(batch), model(dataclasses.replace(batch, fold=None))) == (method == "graph")
+
+
+def test_a_pair_that_other_rows_clicked_stays_in_a_folds_graph(made):
+    features = Features.open(made / "ingest")
+    train, pair = features.part("train"), find_pairs(features)[0]
+    fold = draw_folds(len(train), 0)
+    first, second = (np.asarray(train.categorical[:, number]) for number in pair.columns)
+    for number, graph in enumerate(fold_graphs(features, train, pair, fold)):
+        there = {(u, i) for u, i, y, f in zip(first, second, train.labels, fold, strict=True) if y and f != number}
+        rows, columns = graph.nonzero()
+        assert set(zip(rows, columns, strict=True)) == {(u, i) for u, i in there if u < graph.shape[0] and i < graph.shape[1]}
+
+
+def test_a_fold_with_all_the_clicks_leaves_an_empty_graph(made):
+    features, labels, maps = maps_of(made, "soft")
+    train, pairs = features.part("train"), find_pairs(features)
+    graphs = [pair_graph(features, train, pair) for pair in pairs]
+    fold = np.where(np.asarray(train.labels) > 0, 2, 0).astype(np.uint8)
+    folded = cross_fitted_maps(features, train, graphs, labels, "soft", fold, n_lookups=None, hops="1+2", seed=0)
+    n_ids = features.columns[0].n_ids
+    assert (folded[0].rows[2 * n_ids : 3 * n_ids] == maps[0].unknown_row).all()
+    assert_array_equal(folded[0].rows[:n_ids], maps[0].rows[:-1])
 
 
 def test_full_leaves_every_column_full(made):

@@ -203,7 +203,7 @@ def trained_weights(parts, dropout=0.0, stop=None, state=None):
     settings = FitSettings(lr=1e-2, weight_decay=1e-6, epochs=3, eval_every=1, patience=9, batch_size=256, seed=1)
     states = []
     last = fit(
-        model, features.part("train").tensors(), settings, click_loss, None, score="auc", state=state,
+        model, features.part("train").tensors(), settings, click_loss(len(features.bags)), None, score="auc", state=state,
         on_evaluation=lambda s: states.append(copy.deepcopy(s)),
     )  # fmt: skip
     return last["model"], states
@@ -232,7 +232,8 @@ def test_training_may_keep_the_epoch_of_least_log_loss(parts):
     for name, key in SCORES.items():
         model = spec_of(config, "graph").build(maps, len(features.dense), len(features.bags))
         state = fit(
-            model, features.part("train").tensors(), ctr_settings(config, "graph", len(features.part("train"))), click_loss,
+            model, features.part("train").tensors(), ctr_settings(config, "graph", len(features.part("train"))),
+            click_loss(len(features.bags)),
             lambda model: validated(model, validation), score=key,
         )  # fmt: skip
         best = {"auc": max, "log_loss": min}[name](entry[name] for entry in state["history"])

@@ -12,7 +12,9 @@ from test_buckets import every_map
 from torch import nn
 
 import graphhash
+from graphhash.buckets import BucketMap
 from graphhash.embedding import BucketEmbedding
+from graphhash.hashes import double_map
 from graphhash.retrieval import MatrixFactorization, bpr_loss, dot_margins, dot_pairs, margin_loss
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
@@ -41,6 +43,27 @@ def test_vectors_and_gradients_equal_those_of_the_dense_product(bucket_map, devi
     (expected * target).sum().backward()
     torch.testing.assert_close(layer(ids), expected)
     torch.testing.assert_close(layer.table.grad, table.grad)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_fold_is_read_through_its_map(device):
+    plain, other = double_map(30, 10, seed=0), double_map(30, 10, seed=1)
+    rows = np.concatenate([plain.rows[:-1], other.rows])
+    folded = BucketMap(rows, plain.n_buckets, "double", profiles=plain.profiles, profile_of=np.concatenate([plain.profile_of[:-1], other.profile_of]))
+    layer, second = BucketEmbedding(plain, 8).to(device), BucketEmbedding(other, 8).to(device)
+    second.table = layer.table
+    ids = torch.randint(0, 31, (9, 4), device=device)
+    before = layer(ids, torch.ones(9, 1, dtype=torch.int64, device=device))
+    assert layer.n_folds == 0 and torch.equal(before, layer(ids))
+    layer.use_folds(folded)
+    fold = torch.randint(0, 2, (9, 1), device=device)
+    expected = torch.where(fold.unsqueeze(2) == 0, layer(ids), second(ids))
+    assert layer.n_folds == 2
+    torch.testing.assert_close(layer(ids, fold), expected)
+    torch.testing.assert_close(layer(ids), before)
+    assert not any("fold" in name for name in layer.state_dict())
+    with pytest.raises(ValueError, match="a map of 31 ids, .* is none of folds of 30 ids"):
+        layer.use_folds(double_map(31, 10, seed=0))
 
 
 @pytest.mark.parametrize("bucket_map", MAPS, ids=lambda m: m.method)

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 
 import graphhash
-from graphhash.graph_maps import ITEM_DAMPING, POWER, affinity_rows, hide_pairs
+from graphhash.graph_maps import ITEM_DAMPING, POWER, affinity_rows
 from graphhash.hashes import universal_hash
 from graphhash.local_graph import LocalGraph
 from graphhash.row_budget import fit_rows
@@ -199,37 +199,37 @@ def test_double_soft_keeps_a_share_of_the_rows_for_ids_alone(hops):
     assert [m.content_hash for m in maps] == [m.content_hash for m in again]
 
 
-def test_hidden_pairs_are_a_share_of_the_graph_drawn_by_the_seed():
-    graph = graphs.random_graph(3, 50, 40, 900, weighted=True)
-    hidden = hide_pairs(graph, 0.3, seed=1)
-    assert hidden.nnz == pytest.approx(0.7 * graph.nnz, rel=0.1)
-    dense, left = graph.toarray(), hidden.toarray()
-    assert_array_equal(left[left > 0], dense[left > 0])
-    assert_array_equal(hide_pairs(graph, 0.3, seed=1).toarray(), left)
-    assert (hide_pairs(graph, 0.3, seed=2).toarray() != left).any()
-    assert hide_pairs(graph, 0, seed=1) is graph
-    with pytest.raises(ValueError, match=r"the share of hidden pairs must be in \[0, 1\), got 1"):
-        hide_pairs(graph, 1, seed=1)
-
-
 @pytest.mark.parametrize("share", [0, 0.5])
-def test_mixtures_see_no_hidden_pair_and_the_communities_see_all(share):
+def test_a_fold_sees_its_own_graph_and_the_communities_all(share):
     graph, _, _ = graphs.planted(1, 20, 25, 0.3, 0.02)
     labels = graphhash.cluster(graph, rows=150)
+    folds = []
+    for seed in range(3):
+        part = graph.copy()
+        part.data = np.where(np.random.default_rng(seed).random(graph.nnz) < 0.3, 0, part.data)
+        part.eliminate_zeros()
+        folds.append(part)
     merged = labels
     if share:
         rows = {"user_rows": labels.user_rows - labels.user_rows // 2, "item_rows": labels.item_rows - labels.item_rows // 2}
         merged = fit_rows(LocalGraph(graph), labels, **rows)
-    expected = graphhash.soft_maps(hide_pairs(graph, 0.4, seed=6), merged, n_lookups=3)
-    soft = graphhash.soft_maps(graph, merged, n_lookups=3, hidden=0.4, seed=6)
-    assert [m.content_hash for m in soft] == [m.content_hash for m in expected]
-    found = graphhash.double_soft_maps(graph, labels, n_lookups=4, share=share, hidden=0.4, seed=6)
+    soft = graphhash.soft_maps(graph, merged, n_lookups=3, folds=folds)
+    double = graphhash.double_soft_maps(graph, labels, n_lookups=4, share=share, folds=folds, seed=6)
     whole = graphhash.double_soft_maps(graph, labels, n_lookups=4, share=share, seed=6)
-    for mixture, hidden, seen in zip(expected, found, whole, strict=True):
-        assert_array_equal(hidden.weights[:, :3], mixture.weights)
-        known = mixture.rows[:-1, 0] < mixture.n_buckets - 2
-        assert_array_equal(hidden.rows[:-1, :3][known], mixture.rows[:-1][known])
-        assert_array_equal(hidden.rows[:-1, 3], seen.rows[:-1, 3])
+    for side in range(2):
+        n_ids, n_mixed = graph.shape[side], soft[side].n_buckets - 2
+        assert soft[side].n_ids == double[side].n_ids == 3 * n_ids
+        assert double[side].n_buckets == whole[side].n_buckets and double[side].unknown_row == whole[side].unknown_row
+        for number, part in enumerate(folds):
+            alone, ids = graphhash.soft_maps(part, merged, n_lookups=3)[side], slice(number * n_ids, (number + 1) * n_ids)
+            assert_array_equal(soft[side].rows[ids], alone.rows[:-1])
+            # Profiles are made of all folds together.
+            assert_allclose(soft[side].weights[ids], alone.weights[:-1], atol=0.05)
+            known = alone.rows[:-1, 0] < n_mixed
+            assert_array_equal(double[side].rows[ids][known, :3], alone.rows[:-1][known])
+            assert_array_equal(double[side].rows[ids, 3], whole[side].rows[:-1, 3])
+    with pytest.raises(ValueError, match="biadjacency is"):
+        graphhash.soft_maps(graph, labels, folds=[graph[:-1]])
 
 
 def test_double_soft_refuses_shares_that_leave_nothing():

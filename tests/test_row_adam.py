@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import graphs
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,27 @@ def test_its_weights_and_state_are_adams(name, shared, weight_decay):
     for key in expected["state"]:
         for part in ("step", "exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(state["state"][key][part], expected["state"][key][part], rtol=1e-3, atol=1e-7)
+
+
+def test_rows_read_by_folds_are_up_to_date():
+    graph = graphs.random_graph(0, 60, 40, 400)
+    labels = graphhash.cluster(graph, rows=50)
+    half = graphs.random_graph(1, 60, 40, 200)
+    (users, _), (folded, _) = (graphhash.soft_maps(graph, labels, n_lookups=2, folds=f) for f in ((), (graph, half)))
+    parts = []
+    for make in (lambda e: RowAdam(e.parameters(), [e], lr=0.05, weight_decay=1e-2), lambda e: torch.optim.Adam(e.parameters(), lr=0.05, weight_decay=1e-2)):
+        embedding = BucketEmbedding(users, 16, generator=torch.Generator().manual_seed(0))
+        embedding.use_folds(folded)
+        optimizer = make(embedding)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(50):
+            ids, fold = torch.randint(61, (4,), generator=generator), torch.randint(2, (4,), generator=generator)
+            optimizer.zero_grad()
+            (embedding(ids, fold) - 1).square().mean().backward()
+            optimizer.step()
+        getattr(optimizer, "close", lambda: None)()
+        parts.append(embedding.table.detach())
+    torch.testing.assert_close(*parts, rtol=1e-3, atol=1e-5)
 
 
 def test_looking_in_between_changes_no_bit():
