@@ -1,33 +1,35 @@
-"""Clustering on several nodes, one of which dies half-way: the labels are those of one process."""
+"""A run on several nodes, one of which dies while clustering, and a worker while training: the labels are those of one process."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import graphs
-import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from test_clusters import ingested
 
 import graphhash
+from pipeline.clusters import load_labels
+from pipeline.shards import ShardedCsr
 
 # A process of its own, because this one may be in a Ray already.
 SCRIPT = """
-import logging, sys, threading, time
-import numpy as np
+import json, logging, os, sys, threading, time
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from graphhash.clustering import cluster_graph
 from pipeline import ray_graph, ray_session
-from pipeline.shards import ShardedCsr
+from pipeline.config import RunConfig
+from pipeline.ray_fit import PROGRESS, fit_here, progress_of
+from pipeline.run import run
 from pipeline.stages import RunFolderError
 
 folder = sys.argv[1]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 150 * 2**20})
-nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(3)]
 ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
 cluster.wait_for_nodes()
 ray_session.check_shared(ray_session.Path(folder))
@@ -49,43 +51,90 @@ def move_and_kill(self, *arguments):
     global n_moves
     n_moves += 1
     if n_moves == 5:
-        worked.update(ray.get([ray.remote(num_cpus=1)(noting).remote() for _ in range(6)]))
+        worked.update(ray.get([ray.remote(num_cpus=1)(noting).remote() for _ in range(9)]))
         # While the tasks of this half-sweep are out.
         threading.Timer(0.01, cluster.remove_node, [nodes[0]], {"allow_graceful": False}).start()
     return move(self, *arguments)
 
 ray_graph.RayGraph.move = move_and_kill
-stored = [ShardedCsr.open(f"{folder}/{name}") for name in ("train", "train_by_item")]
-labels = cluster_graph(ray_graph.RayGraph(*stored, 4, ray_graph.Path(folder)), 4)
+settings = {"data.path": f"{folder}/log.csv", "run.out": f"{folder}/out", "run.mlflow": False, "run.methods": ("soft",),
+            "cluster.resolution": 4.0, "cluster.shards": 4, "train.dim": 16, "train.lr": 0.02, "train.epochs": 300, "train.eval_every": 50,
+            "train.patience": 1000, "train.workers": 2, "map.hops": "1+2", "map.n_lookups": 4}
+run(RunConfig.from_flat(settings), until="cluster", say=lambda line: None)
 assert n_moves > 6, n_moves
+
+def alive():
+    return [node for node in ray.nodes() if node["Alive"]]
+
 deadline = time.monotonic() + 60
-while sum(node["Alive"] for node in ray.nodes()) > 2 and time.monotonic() < deadline:
+while len(alive()) > 3 and time.monotonic() < deadline:
     time.sleep(0.2)
-print("nodes that worked", len(worked), "alive at the end", sum(node["Alive"] for node in ray.nodes()))
-np.savez(f"{folder}/labels.npz", users=labels.users, items=labels.items)
+print("nodes that clustered", len(worked), "alive afterwards", len(alive()))
+
+raylets = set()
+
+def kill_one():
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        # A stage works in a folder beside its own until it is done.
+        seen = [progress_of(file) for file in ray_session.Path(folder).rglob(PROGRESS)]
+        if not any(entry is not None and entry["epoch"] >= 120 for entry in seen):
+            continue
+        for process in psutil.process_iter():
+            try:
+                # Of this cluster alone: what other Rays of the machine run is none of ours.
+                if "RayTrainWorker" in " ".join(process.cmdline()) and process.parent().ppid() == os.getpid():
+                    raylets.add(process.ppid())
+                    victim = process
+            except psutil.Error:
+                continue
+        victim.kill()
+        return
+
+thread = threading.Thread(target=kill_one)
+thread.start()
+run(RunConfig.from_flat(settings), until="evaluate", say=lambda line: None)
+thread.join()
+print("nodes that trained", len(raylets))
+
+def in_a_task(job, tracker):
+    return ray.get(ray.remote(num_cpus=1)(fit_here).remote(job, tracker))
+
+alone = RunConfig.from_flat(settings | {"run.out": f"{folder}/alone"})
+run(alone, until="evaluate", say=lambda line: None, fit_job=in_a_task, lenders=[ray_session.Path(folder, "out")])
 ray.shutdown()
 cluster.shutdown()
 """
 
 
-def test_a_node_that_dies_half_way_does_not_change_the_labels(tmp_path):
+def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
     pytest.importorskip("ray.cluster_utils")
-    graph = graphs.random_graph(11, 300, 200, 3000, weighted=True)
-    ingested(graph, tmp_path)
+    graph, _, _ = graphs.planted(0, 6, 30, 0.3, 0.02)
+    users, items = graph.nonzero()
+    (tmp_path / "log.csv").write_text("user_id,item_id\n" + "".join(f"{u},{i}\n" for u, i in zip(users, items, strict=True)))
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     # One machine does not see the folder: here because its task says so, as all nodes of this test are on one machine.
-    assert f"{tmp_path}: not seen on" in ended.stdout and "of 3 machines; work in a folder on storage that all" in ended.stdout
+    assert f"{tmp_path}: not seen on" in ended.stdout and "of 4 machines; work in a folder on storage that all" in ended.stdout
     assert not list(tmp_path.glob(".seen-*"))
-    # Head and the node that was left.
-    assert "nodes that worked 2 alive at the end 2" in ended.stdout
-    expected = graphhash.cluster(graph, resolution=4)
-    with np.load(tmp_path / "labels.npz") as labels:
-        assert_array_equal(labels["users"], expected.users)
-        assert_array_equal(labels["items"], expected.items)
+    # Head and the two nodes that were left.
+    assert "nodes that clustered 3 alive afterwards 3" in ended.stdout
+    out = tmp_path / "out"
+    train = ShardedCsr.open(out / "ingest" / "train").load()
+    expected = graphhash.cluster(train, resolution=4)
+    labels = load_labels(out / "cluster", json.loads((out / "cluster" / "cluster.json").read_text()))
+    assert_array_equal(labels.users, expected.users)
+    assert_array_equal(labels.items, expected.items)
+    assert "nodes that trained 2" in ended.stdout
+    history = json.loads((out / "methods" / "soft" / "history.json").read_text())
+    assert [entry["epoch"] for entry in history["epochs"]] == list(range(50, 301, 50))
+    assert len(history["resumed"]) == 1 and history["resumed"][0] >= 100
+    recalls = [json.loads((tmp_path / name / "metrics.json").read_text())[0]["recall@20"] for name in ("out", "alone")]
+    assert recalls[0] == pytest.approx(recalls[1], abs=0.05) and recalls[0] > 0.3

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import graphs
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
@@ -132,33 +131,6 @@ def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(ru
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(graphhash.DataError, match=r"model\.npz: not a readable checkpoint"):
         load_method(out, run / "ingest")
-
-
-def test_a_killed_worker_of_two_is_replaced_and_goes_on_from_the_checkpoint(run, tmp_path, ray_local):
-    killed = []
-
-    def kill_one():
-        for process in psutil.Process().children(recursive=True):
-            try:
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-                    return True
-            except psutil.Error:
-                continue  # It ended by itself while we looked.
-        return False
-
-    waiting = after_epoch(tmp_path / "soft", 250, kill_one)
-    config = settings_of(train__epochs=600, train__eval_every=100, train__patience=1000, train__workers=2)
-    facts = train(run, tmp_path / "soft", config)
-    waiting.join()
-    assert len(killed) == 1, "the training ended before its worker could be killed"
-    history = json.loads((tmp_path / "soft" / "history.json").read_text())
-    assert [entry["epoch"] for entry in history["epochs"]] == list(range(100, 601, 100)) and facts["epochs"] == 600
-    assert len(history["resumed"]) == 1 and history["resumed"][0] >= 200
-    train(run, tmp_path / "alone", settings_of(train__epochs=600, train__eval_every=100, train__patience=1000), fit_job=fit_in_a_task)
-    metrics = [evaluate_method(config, "soft", run / "ingest", tmp_path / name) for name in ("soft", "alone")]
-    assert metrics[0]["recall@20"] == pytest.approx(metrics[1]["recall@20"], abs=0.05)
 
 
 def test_a_training_that_diverges_says_so_in_one_line(run, tmp_path, ray_local, monkeypatch):
