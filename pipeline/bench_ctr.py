@@ -16,6 +16,7 @@ import torch
 
 from pipeline.bench_train import Laps, figures
 from pipeline.config import RunConfig
+from pipeline.ctr_budget import asked_lookups
 from pipeline.ctr_clusters import cluster_ctr, load_pair_labels
 from pipeline.ctr_data import Features
 from pipeline.ctr_evaluate import predict, table_rows
@@ -62,11 +63,11 @@ def measure_clicks(
     examples = [tensor.to(device) for tensor in (*train.tensors(), torch.from_numpy(fold))]
     results = []
     for method in methods:
-        how = {"n_lookups": config.map.n_lookups, "hops": config.map.hops, "seed": config.map.seed}
+        how = {"n_lookups": asked_lookups(config, features, method), "hops": config.map.hops, "seed": config.map.seed}
         maps = make_maps(features, graphs, labels, method, **how)
         model = spec_of(config, method).build(maps, len(features.dense), len(features.bags)).to(device)
         model.use_folds(cross_fitted_maps(features, train, graphs, labels, method, fold, **how))
-        settings = replace(ctr_settings(config, method, len(train)), epochs=rounds + 1, eval_every=rounds + 1)
+        settings = replace(ctr_settings(config, len(train)), epochs=rounds + 1, eval_every=rounds + 1)
         about = {"method": method, "model": config.train.model, "device": str(device), "threads": torch.get_num_threads(),
                  "rows": table_rows(model), "n_rows": len(train)}  # fmt: skip
         say(f"{method}: batches of {settings.batch_size:,}")

@@ -210,7 +210,7 @@ class TrainConfig:
     lr: float | None = None
     decay: float | None = None
     """Weight decay times the rows of all tables: the same number asks as much of a small table as of a large one, whose rows are each
-    read by fewer interactions."""
+    read by fewer interactions. With `task = "ctr"` times the rows of the training log: one prior for the parameters of small logs and large."""
     weight_decay: float | None = None
     """Given as it is, instead of by `decay`."""
     epochs: int | None = None

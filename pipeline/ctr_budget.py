@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from pipeline.ctr_data import Features
 from pipeline.ctr_maps import find_pairs, lookups_of
 from pipeline.ctr_spec import spec_of
 from pipeline.methods import METHODS
+
+# Under a byte budget maps of soft methods take at most this share of what is left to compressed columns, by fewer lookups.
+MAP_SHARE = 0.6
+LEAST_LOOKUPS = 4
 
 
 def precisions_of(config: RunConfig, method: str, maps: Sequence[BucketMap]) -> list[str]:
@@ -33,6 +38,21 @@ def full_bytes(spec: CtrSpec, features: Features) -> int:
     return sum(column.total for column in columns) + _layers(spec, features)
 
 
+def asked_lookups(config: RunConfig, features: Features, name: str) -> int | None:
+    """Lookups per id to ask of a method: ``map.n_lookups`` where it is set; the number of `pipeline.ctr_models` for soft methods, under a
+    byte budget fewer where the maps would take more than a share of it; else None, the method's own number.
+    """
+    if config.map.n_lookups is not None or not METHODS[name].free_lookups:
+        return config.map.n_lookups
+    most = lookups_of(name, None)
+    kind, ratio = config.cluster.budget
+    if kind != "ratio":
+        return most
+    space = _Space.of(config, features)
+    fitting = [n for n in range(LEAST_LOOKUPS, most) if _maps(config, name, n, features, space.compressed) <= MAP_SHARE * space.free(ratio)]
+    return max(fitting, default=LEAST_LOOKUPS)
+
+
 def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any) -> int:
     """Table rows that all compressed columns have together, those of unknown ids among them.
 
@@ -46,28 +66,42 @@ def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any
     if kind == "rows":
         return int(value)
     names = [name for name in config.run.methods if name != "full"] or ["soft"]
-    pairs = find_pairs(features)
-    compressed = {c for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on}
-    if not compressed:
+    space = _Space.of(config, features)
+    if not space.compressed:
         return 0
     plain = spec_of(config, "full")
-    kept = [full_map(column.n_ids) for c, column in enumerate(features.all_columns) if c not in compressed]
-    n_bags = len(features.bags)
-    precision = "float32" if config.export.precision == "auto" else config.export.precision
-    fixed = _layers(plain, features)
-    if kept:
-        fixed += sum(column.total for column in column_bytes(plain, kept, [precision] * len(kept), n_bags))
-    whole = full_bytes(plain, features)
-    most = max(_maps(config, name, features, compressed) for name in names)
+    most = max(_maps(config, name, asked_lookups(config, features, name), features, space.compressed) for name in names)
     table_precision = config.precision_of(names[0])
     wide = np.dtype(bias_dtype(table_precision)).itemsize if plain.first_order else 0
-    rows = int((value * whole - fixed - most) // (row_bytes(plain.dim, table_precision) + wide))
+    rows = int((space.free(value) - most) // (row_bytes(plain.dim, table_precision) + wide))
     if rows < 4:
         raise DataError(
-            f"a ratio of {value:g} leaves no rows: layers and full columns take {fixed / whole:.1%} of the full model's bytes, and maps "
-            f"{most / whole:.1%}; raise the ratio, or give --rows or --resolution"
+            f"a ratio of {value:g} leaves no rows: layers and full columns take {space.fixed / space.whole:.1%} of the full model's bytes, and maps "
+            f"{most / space.whole:.1%}; raise the ratio, or give --rows or --resolution"
         )
     return rows
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Bytes of the full model, those that are not compressed, and which columns are."""
+
+    whole: int
+    fixed: int
+    compressed: frozenset[int]
+
+    @classmethod
+    def of(cls, config: RunConfig, features: Features) -> _Space:
+        pairs, plain, n_bags = find_pairs(features), spec_of(config, "full"), len(features.bags)
+        compressed = frozenset(c for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on)
+        kept = [full_map(column.n_ids) for c, column in enumerate(features.all_columns) if c not in compressed]
+        precision = "float32" if config.export.precision == "auto" else config.export.precision
+        columns = column_bytes(plain, kept, [precision] * len(kept), n_bags) if kept else []
+        return cls(full_bytes(plain, features), _layers(plain, features) + sum(column.total for column in columns), compressed)
+
+    def free(self, ratio: float) -> float:
+        """What a share of the full bytes leaves to compressed columns."""
+        return ratio * self.whole - self.fixed
 
 
 def _layers(spec: CtrSpec, features: Features) -> int:
@@ -75,13 +109,13 @@ def _layers(spec: CtrSpec, features: Features) -> int:
     return layer_bytes(spec.build(maps, len(features.dense), len(features.bags)))
 
 
-def _maps(config: RunConfig, name: str, features: Features, compressed: set[int]) -> int:
+def _maps(config: RunConfig, name: str, n_lookups: int | None, features: Features, compressed: Iterable[int]) -> int:
     """Most bytes of a method's maps and id biases."""
     total = 0
     for column in sorted(compressed):
         n_ids = features.columns[column].n_ids
         # Both sides of a map of users and items are counted alike; half of it is a column's.
-        total += METHODS[name].map_bytes(lookups_of(name, config.map.n_lookups), 2, n_ids, n_ids) // 2
+        total += METHODS[name].map_bytes(lookups_of(name, n_lookups), 2, n_ids, n_ids) // 2
         if spec_of(config, name).id_bias:
             total += np.dtype(bias_dtype(config.precision_of(name))).itemsize * (n_ids + 1)
     return total

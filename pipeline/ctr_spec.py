@@ -1,10 +1,10 @@
-"""The click-through model of a run and how it is trained: the settings, and the recipe of model and method for what they leave open."""
+"""The click-through model of a run and how it is trained: the settings, and the model's recipe for what they leave open."""
 
 from __future__ import annotations
 
 from graphhash.ctr import CtrSpec
 from pipeline.config import RunConfig
-from pipeline.ctr_models import recipe_of
+from pipeline.ctr_models import CTR_RECIPES
 from pipeline.fit import FitSettings
 
 # Recipes were made on 200,000 rows; ten thousand would see forty steps of their batches in a training.
@@ -22,20 +22,21 @@ def spec_of(config: RunConfig, method: str) -> CtrSpec:
         "structure": train.structure,
     }
     given = {key: value for key, value in asked.items() if value is not None}
-    return recipe_of(train.model, method).spec(train.model, train.seed, dim=train.dim, **given)
+    return CTR_RECIPES[train.model].spec(train.model, method, train.seed, dim=train.dim, **given)
 
 
-def ctr_settings(config: RunConfig, method: str, n_rows: int) -> FitSettings:
+def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
     """The settings of a training, every default decided.
 
     Args:
         n_rows: of the training log: a small one gets smaller batches than the recipe's, so that an epoch has LEAST_STEPS steps.
     """
-    train, recipe = config.train, recipe_of(config.train.model, method)
+    train, recipe = config.train, CTR_RECIPES[config.train.model]
+    decay = recipe.decay if train.decay is None else train.decay
     batch_size = min(recipe.batch_size, max(SMALLEST_BATCH, n_rows // LEAST_STEPS)) if train.batch_size is None else train.batch_size
     return FitSettings(
         lr=recipe.lr if train.lr is None else train.lr,
-        weight_decay=recipe.weight_decay if train.weight_decay is None else train.weight_decay,
+        weight_decay=decay / n_rows if train.weight_decay is None else train.weight_decay,
         epochs=recipe.epochs if train.epochs is None else train.epochs,
         eval_every=1 if train.eval_every is None else train.eval_every,
         patience=train.patience,

@@ -18,6 +18,7 @@ from graphhash.ctr import CtrModel
 from graphhash.ctr_layers import binary_loss
 from graphhash.embedding import BucketEmbedding
 from pipeline.config import RunConfig
+from pipeline.ctr_budget import asked_lookups
 from pipeline.ctr_checkpoint import load_folds, load_maps, save_ctr, save_folds, save_maps
 from pipeline.ctr_clusters import load_pair_labels
 from pipeline.ctr_data import Features, Part, batch_of
@@ -65,14 +66,14 @@ def train_ctr(
     pairs = find_pairs(features) if method != "full" else []
     graphs = [pair_graph(features, train, pair) for pair in pairs]
     labels = load_pair_labels(cluster_dir, facts) if pairs else []
-    how = {"n_lookups": config.map.n_lookups, "hops": config.map.hops, "seed": config.map.seed}
+    how = {"n_lookups": asked_lookups(config, features, method), "hops": config.map.hops, "seed": config.map.seed}
     maps = make_maps(features, graphs, labels, method, **how)
     save_maps(maps, out_dir)
     fold = draw_folds(len(train), config.map.seed)
     if folded := cross_fitted_maps(features, train, graphs, labels, method, fold, **how):
         (out_dir / FOLDS).mkdir()
         save_folds(out_dir / FOLDS, folded, fold)
-    settings, spec = ctr_settings(config, method, len(train)), spec_of(config, method)
+    settings, spec = ctr_settings(config, len(train)), spec_of(config, method)
     tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     hashes = {
         f"bucket_map_hash.{column.name}": bucket_map.content_hash

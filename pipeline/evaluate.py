@@ -25,6 +25,7 @@ from graphhash.retrieval import CatalogueScores, RetrievalModel, product_of_cata
 from pipeline.budget import full_bytes
 from pipeline.checkpoint import load_method
 from pipeline.config import RunConfig
+from pipeline.ray_session import run_tasks
 from pipeline.shards import ShardedCsr
 
 K = 20
@@ -35,7 +36,8 @@ BLOCK_SCORES = 2**24
 def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:
     """Test a trained method.
 
-    What the export stores is rounded to its precision first, so that the figures belong to what is shipped.
+    What the export stores is rounded to its precision first, so that the figures belong to what is shipped. With ``train.workers`` above 1
+    as many Ray tasks rank a share of the users each; Ray must be running then.
 
     Returns: ``recall@20``, ``ndcg@20``, ``recall@20_float32`` (without the rounding; all None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of tables, maps and
     bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``n_lookups``, ``item_bias``.
@@ -43,20 +45,14 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     model, users, items = load_method(method_dir, ingest_dir)
     precision = config.precision_of(method)
     parts = count_bytes(model, users, items, precision)
-    try:
-        shipped = as_shipped(model, precision)
-    except ValueError as error:
-        raise DataError(f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32") from error
-    seen = ShardedCsr.open(ingest_dir / "train").load() + ShardedCsr.open(ingest_dir / "validation").load()
-    test = ShardedCsr.open(ingest_dir / "test").load()
-    tested = np.flatnonzero(np.diff(test.indptr))
+    n_shares = config.train.workers or 1
+    shares = [(precision, method, ingest_dir, method_dir, number, n_shares) for number in range(n_shares)]
+    ranked = [rank_share(*shares[0])] if n_shares == 1 else run_tasks(rank_share, shares, label=f"evaluate {method}")
+    recall, ndcg, as_trained = (np.concatenate(part) for part in zip(*ranked, strict=True))
     unrounded = f"recall@{K}_float32"
-    metrics: dict[str, Any] = {f"recall@{K}": None, f"ndcg@{K}": None, unrounded: None, "n_test_users": len(tested)}
-    if len(tested):
-        recall, ndcg = rank_users(shipped, tested, seen, test, K)
-        metrics |= {f"recall@{K}": float(recall.mean()), f"ndcg@{K}": float(ndcg.mean())}
-        as_trained = recall if precision == "float32" else rank_users(model, tested, seen, test, K)[0]
-        metrics[unrounded] = float(as_trained.mean())
+    metrics: dict[str, Any] = {f"recall@{K}": None, f"ndcg@{K}": None, unrounded: None, "n_test_users": len(recall)}
+    if len(recall):
+        metrics |= {f"recall@{K}": float(recall.mean()), f"ndcg@{K}": float(ndcg.mean()), unrounded: float(as_trained.mean())}
     total, full = sum(parts.values()), full_bytes(users.n_ids, items.n_ids, config.train.dim)
     return metrics | {
         "rows": table_rows(users, items),
@@ -68,6 +64,28 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
         "n_lookups": users.n_lookups,
         "item_bias": model.item_bias is not None,
     }
+
+
+def rank_share(
+    precision: str, method: str, ingest_dir: Path, method_dir: Path, number: int, n_shares: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Recall and NDCG of a share of the test users, and their recall without the rounding to ``precision``.
+
+    Raises:
+        DataError: ``precision`` cannot hold a value of a table.
+    """
+    model, _, _ = load_method(method_dir, ingest_dir)
+    try:
+        shipped = as_shipped(model, precision)
+    except ValueError as error:
+        raise DataError(f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32") from error
+    test = ShardedCsr.open(ingest_dir / "test").load()
+    users = np.array_split(np.flatnonzero(np.diff(test.indptr)), n_shares)[number]
+    if not len(users):
+        return np.empty(0), np.empty(0), np.empty(0)
+    seen = ShardedCsr.open(ingest_dir / "train").load() + ShardedCsr.open(ingest_dir / "validation").load()
+    recall, ndcg = rank_users(shipped, users, seen, test, K)
+    return recall, ndcg, recall if precision == "float32" else rank_users(model, users, seen, test, K)[0]
 
 
 @torch.no_grad()

@@ -312,6 +312,8 @@ def _method(
         if (step := steps.get(f"evaluate {method}")) is not None:
 
             def evaluate() -> dict[str, Any]:
+                if (config.train.workers or 1) > 1:
+                    ray.start()
                 return task_of(config).evaluate(config, method, folder.path / "ingest", path)
 
             evaluated = folder.value(

@@ -168,10 +168,10 @@ def _report_ctr(run_dir: Path) -> list[Path]:
 
 
 def _defaults_ctr(config: RunConfig, method: str) -> dict[str, float]:
-    from pipeline.ctr_models import recipe_of
+    from pipeline.ctr_models import CTR_RECIPES
 
-    recipe = recipe_of(config.train.model, method)
-    return {"train.lr": recipe.lr, "train.weight_decay": recipe.weight_decay}
+    recipe = CTR_RECIPES[config.train.model]
+    return {"train.lr": recipe.lr, "train.decay": recipe.decay}
 
 
 def _named(models: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -43,7 +43,7 @@ SECTIONS = ("cluster", "map", "train")
 NO_SETTINGS = ("train.seed", "train.eval_users", "map.seed", "cluster.threads", "cluster.shards", "cluster.levels")
 # Around a default learning rate, in both directions.
 LR_FACTOR = 4.0
-DECAYS = {"train.decay": (1e-4, 0.2), "train.weight_decay": (1e-8, 1e-5)}
+DECAYS = {"retrieval": (1e-4, 0.2), "ctr": (0.1, 100.0)}
 
 
 def score_key(base: RunConfig) -> str:
@@ -109,7 +109,7 @@ def default_space(base: RunConfig) -> Space:
     (name,) = base.run.methods
     method = METHODS[name]
     space: Space = {
-        key: Range(value / LR_FACTOR, value * LR_FACTOR) if key == "train.lr" else Range(*DECAYS[key])
+        key: Range(value / LR_FACTOR, value * LR_FACTOR) if key == "train.lr" else Range(*DECAYS[base.run.task])
         for key, value in task_of(base).defaults(base, name).items()
     }
     if method.free_lookups:

@@ -91,6 +91,14 @@ def test_dense_graphs_get_a_row_for_nearly_every_id_where_bytes_allow(degree, ra
     assert hops_of(RunConfig.load(None, ["map.hops=1"]), rows, *graph) == "1"
 
 
+def test_lightgcn_makes_do_with_fewer_rows_per_id():
+    config = RunConfig.load(None, ["cluster.ratio=0.25", "train.model=lightgcn"])
+    graph = USERS, ITEMS, 60 * (USERS + ITEMS) // 2
+    rows = rows_for_ratio(config, 0.25, *graph)
+    assert asked_lookups(config, "soft", *graph) == 4 and hops_of(config, rows - 2, *graph) == "2"
+    assert 0.8 < rows / (USERS + ITEMS) < 0.9
+
+
 def test_profiles_count_where_ids_are_few():
     config = RunConfig.load(None, ["cluster.ratio=0.25", "export.precision=int8", "map.hops=1+2"])
     n_lookups = asked_lookups(config, "soft", 5436, 3700, 750_000)

@@ -16,13 +16,14 @@ from graphhash.ctr_layers import shared_tables
 from graphhash.errors import DataError
 from graphhash.graph_maps import soft_maps
 from pipeline.config import ConfigError, DataConfig, RunConfig
-from pipeline.ctr_budget import full_bytes, rows_of_columns
+from pipeline.ctr_budget import asked_lookups, full_bytes, rows_of_columns
 from pipeline.ctr_checkpoint import save_ctr, save_maps
 from pipeline.ctr_clusters import cluster_ctr, load_pair_labels, pair_rows
 from pipeline.ctr_data import Features
 from pipeline.ctr_evaluate import evaluate_ctr
 from pipeline.ctr_ingest import ingest_ctr
 from pipeline.ctr_maps import Pair, alone, check_compressed, cross_fitted_maps, draw_folds, find_pairs, fold_graphs, make_maps, pair_graph
+from pipeline.ctr_models import MAP_SETTINGS
 from pipeline.ctr_spec import spec_of
 from pipeline.methods import METHODS
 
@@ -224,6 +225,19 @@ def test_a_ratio_of_the_bytes_is_kept_by_every_method(made, tmp_path):
         assert metrics["bytes_ratio"] <= ratio
         used.append(metrics["bytes_ratio"])
     assert max(used) > 0.9 * ratio
+
+
+def test_a_small_share_of_the_bytes_affords_fewer_lookups(made):
+    features = Features.open(made / "ingest")
+    most = MAP_SETTINGS["soft"]["n_lookups"]
+    found = [
+        asked_lookups(config_of("soft", **{"cluster.resolution": None, "cluster.ratio": ratio, "train.dim": 64}), features, "soft")
+        for ratio in (0.2, 0.5, 0.9)
+    ]
+    assert 4 <= found[0] < found[1] <= found[2] <= most
+    assert asked_lookups(config_of("soft"), features, "soft") == most
+    assert asked_lookups(config_of("soft", **{"map.n_lookups": 5}), features, "soft") == 5
+    assert asked_lookups(config_of("graph"), features, "graph") is None
 
 
 def test_a_ratio_that_layers_alone_pass_is_refused(made):

@@ -9,20 +9,17 @@ import graphhash
 from graphhash.buckets import full_map
 from graphhash.ctr import HEADS, CtrSpec
 from graphhash.hashes import modulo_map
-from pipeline.ctr_models import CTR_MODELS, CTR_RECIPES, MAP_SETTINGS, METHOD_CLASSES, method_class, recipe_of, seldom_read
+from pipeline.ctr_models import CTR_MODELS, CTR_RECIPES, MAP_SETTINGS, seldom_read
 from pipeline.methods import METHODS
 
 
-def test_every_model_has_a_recipe_for_every_method():
-    assert set(CTR_MODELS) == set(HEADS)
-    assert set(CTR_RECIPES) == {(model, group) for model in CTR_MODELS for group in METHOD_CLASSES}
-    assert {method_class(method) for method in METHODS} == set(METHOD_CLASSES)
-    assert method_class("double_frequency") == "hash" and method_class("double_graph") == "graph"
+def test_every_model_has_a_recipe_and_all_methods_the_same_but_for_id_biases():
+    assert set(CTR_MODELS) == set(HEADS) == set(CTR_RECIPES)
     for model in CTR_MODELS:
-        for method in METHODS:
-            recipe = recipe_of(model, method)
-            spec = recipe.spec(model, seed=3, dropout=0.25)
-            assert (spec.kind, spec.seed, spec.dropout, spec.hidden) == (model, 3, 0.25, recipe.hidden)
+        specs = {method: CTR_RECIPES[model].spec(model, method, seed=3, dropout=0.25, dim=8) for method in METHODS}
+        assert {(s.kind, s.seed, s.dropout, s.dim, s.hidden) for s in specs.values()} == {(model, 3, 0.25, 8, CTR_RECIPES[model].hidden)}
+        assert {method for method, s in specs.items() if not s.id_bias} == {"full"}
+        assert not CTR_RECIPES[model].spec(model, "soft", seed=0, id_bias=False).id_bias
 
 
 def test_settings_of_maps_are_those_that_the_maps_take():

@@ -178,7 +178,7 @@ def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_loc
         }
     )  # fmt: skip
     space = default_space(base)
-    lr = ctr_settings(base, "graph", 1000).lr
+    lr = ctr_settings(base, 1000).lr
     assert space["train.lr"] == Range(lr / 4, lr * 4) and default_point(base, space)["train.lr"] == lr
     done = ray.get(ray.remote(run_trial).remote({"train.lr": 0.02}, base, None))
     assert score_key(base) == "validation_auc" and 0.4 < done["validation_auc"] < 1
@@ -232,7 +232,7 @@ def test_training_may_keep_the_epoch_of_least_log_loss(parts):
     for name, key in SCORES.items():
         model = spec_of(config, "graph").build(maps, len(features.dense), len(features.bags))
         state = fit(
-            model, features.part("train").tensors(), ctr_settings(config, "graph", len(features.part("train"))),
+            model, features.part("train").tensors(), ctr_settings(config, len(features.part("train"))),
             click_loss(len(features.bags)),
             lambda model: validated(model, validation), score=key,
         )  # fmt: skip
@@ -257,10 +257,10 @@ def test_where_a_schema_lies_changes_nothing_and_what_it_says_does(log, tmp_path
 
 def test_a_model_of_retrieval_is_no_default_of_clicks():
     config = RunConfig.from_flat({"run.task": "ctr"})
-    assert config.train.model == "dlrm" and ctr_settings(config, "soft", 200_000).batch_size == 2048
+    assert config.train.model == "dlrm" and ctr_settings(config, 200_000).batch_size == 2048
     # A small log sees enough steps, unless told otherwise.
-    assert [ctr_settings(config, "soft", n).batch_size for n in (8192, 100)] == [128, 64]
+    assert [ctr_settings(config, n).batch_size for n in (8192, 100)] == [128, 64]
     config = RunConfig.from_flat({"run.task": "ctr", "train.batch_size": 512})
-    assert ctr_settings(config, "soft", 100).batch_size == 512
+    assert ctr_settings(config, 100).batch_size == 512
     with pytest.raises(ConfigError, match=r"train.hidden=0 must be whole numbers above 0"):
         RunConfig.from_flat({"run.task": "ctr", "train.hidden": ("0",)})
