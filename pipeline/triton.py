@@ -4,15 +4,20 @@
     DIR/NAME/1/model.onnx          (and its external data beside it)
     DIR/NAME_score/...             user_id, candidate_item_id -> candidate_score, known, candidate_known
 
+or, of a click-through model,
+
+    DIR/NAME/...                   every column -> probability, logit, known
+
 Triton puts requests together along the first axis of every tensor (dynamic batching), so each tensor needs one. The
 bundle's graph has a scalar k; here k is a constant, and who wants fewer items takes the first ones, which are the
 same. A tensor of shape (batch,) is (batch, 1) in a request, and reshaped by Triton. Requests are batched where their
-lists of excluded items, or of candidates, have the same length: pad them with the padding id. The parts of the graph
-that an answer does not need are left out.
+lists of excluded items, or of candidates, have the same length: pad them with the padding id; lists of a
+multi-valued column likewise, with its missing value. The parts of the graph that an answer does not need are left out.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -30,6 +35,7 @@ _TYPES = {
     TensorProto.INT64: "TYPE_INT64",
     TensorProto.STRING: "TYPE_STRING",
     TensorProto.FLOAT: "TYPE_FP32",
+    TensorProto.DOUBLE: "TYPE_FP64",
     TensorProto.BOOL: "TYPE_BOOL",
 }
 # Suffix of the served model's name -> its inputs and outputs. What else the graph takes becomes a constant.
@@ -48,9 +54,9 @@ def write_triton(
         bundle: checked here.
         out: the model repository; other models in it are left alone.
         name: of the model that recommends; the one that scores candidates is `{name}_score`.
-        k: items per user, at most the catalogue.
+        k: items per user, at most the catalogue; a click-through model has no use for it.
         gpu: run on the GPUs of the server, instead of its CPUs.
-        max_batch_size: users of one run.
+        max_batch_size: users, or rows, of one run.
 
     Returns: the model folders. A bundle of format 1 scores no candidates and gives one.
 
@@ -63,8 +69,11 @@ def write_triton(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ValueError(f"the model's name is {name!r}; use letters, digits, '_', '-' and '.'")
     manifest = check_bundle(bundle)
-    if manifest["task"] != "retrieval":
-        raise BundleError(f"{bundle}: made for the task {manifest['task']!r}; Triton models are made of retrieval bundles")
+    if manifest["task"] == "ctr":
+        model = onnx.load(bundle / MODEL, load_external_data=False)
+        _batch_first(model.graph, {"n_categorical": sum(column["role"] == "categorical" for column in manifest["columns"])})
+        config = triton_config(model, name, gpu=gpu, max_batch_size=max_batch_size)
+        return [_publish(bundle, model, config, out / name)]
     folders = []
     for suffix, (inputs, outputs) in _SERVED.items():
         if not set(outputs) <= manifest["outputs"].keys():
@@ -73,7 +82,7 @@ def write_triton(
         model = onnx.load(bundle / MODEL, load_external_data=False)
         n_best = min(k, manifest["n_items"])
         keep_part(model.graph, inputs, outputs, {"k": np.array(n_best, np.int64)})
-        _batch_first(model.graph, n_best)
+        _batch_first(model.graph, {"k_or_all": n_best})
         config = triton_config(model, name + suffix, gpu=gpu, max_batch_size=max_batch_size)
         folders.append(_publish(bundle, model, config, out / (name + suffix)))
     return folders
@@ -99,20 +108,21 @@ def triton_config(model: onnx.ModelProto, name: str, *, gpu: bool, max_batch_siz
 def _tensor(side: str, value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type
     dims = [axis.dim_value or -1 for axis in kind.shape.dim][1:]
-    lines = [f'name: "{value.name}"', f"data_type: {_TYPES[kind.elem_type]}", f"dims: [ {', '.join(map(str, dims or [1]))} ]"]
+    # JSON escapes what a text of protobuf's has to.
+    lines = [f"name: {json.dumps(value.name, ensure_ascii=False)}", f"data_type: {_TYPES[kind.elem_type]}", f"dims: [ {', '.join(map(str, dims or [1]))} ]"]
     if not dims:
         lines.append("reshape: { shape: [ ] }")
     return f"{side} [\n  {{\n" + "".join(f"    {line}\n" for line in lines) + "  }\n]"
 
 
-def _batch_first(graph: onnx.GraphProto, k: int) -> None:
-    """State the shapes as Triton wants them: the batch first everywhere, and k a number."""
+def _batch_first(graph: onnx.GraphProto, numbers: dict[str, int]) -> None:
+    """State the shapes as Triton wants them: the batch first everywhere, and some axes as numbers."""
     for value in [*graph.input, *graph.output]:
         first, *others = value.type.tensor_type.shape.dim
         first.dim_param = "batch"
         for axis in others:
-            if axis.dim_param == "k_or_all":
-                axis.dim_value = k
+            if axis.dim_param in numbers:
+                axis.dim_value = numbers[axis.dim_param]
 
 
 def _publish(bundle: Path, model: onnx.ModelProto, config: str, folder: Path) -> Path:

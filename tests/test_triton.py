@@ -8,14 +8,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from small_ctr import export_small, raw_log, small_ctr
 from small_models import INT_IDS, STRING_IDS, naive_answer, small_model
 
 from pipeline import cli
 from pipeline.triton import write_triton
-from serving import BundleError, Retriever
+from serving import BundleError, Retriever, Scorer
 
-NUMPY = {"TYPE_INT64": np.int64, "TYPE_STRING": object, "TYPE_FP32": np.float32, "TYPE_BOOL": np.bool_}
-ONNX = {"TYPE_INT64": "tensor(int64)", "TYPE_STRING": "tensor(string)", "TYPE_FP32": "tensor(float)", "TYPE_BOOL": "tensor(bool)"}
+NUMPY = {"TYPE_INT64": np.int64, "TYPE_STRING": object, "TYPE_FP32": np.float32, "TYPE_FP64": np.float64, "TYPE_BOOL": np.bool_}
+ONNX = {"TYPE_INT64": "tensor(int64)", "TYPE_STRING": "tensor(string)", "TYPE_FP32": "tensor(float)", "TYPE_FP64": "tensor(double)", "TYPE_BOOL": "tensor(bool)"}
 
 
 def parse_pbtxt(text: str) -> dict:
@@ -150,6 +151,26 @@ def test_answers_are_the_bundles_own_whoever_shares_the_batch(kind, ids, unknown
         assert answer["candidate_score"].tolist() == expected.scores.tolist()
         assert answer["known"].tolist() == expected.known.tolist()
         assert answer["candidate_known"].tolist() == [[True, False, True]]
+
+
+@pytest.mark.parametrize("gpu", [False, True], ids=["CPU", "GPU"])
+def test_a_click_models_columns_are_tensors_whose_rows_are_joined(gpu, tmp_path):
+    manifest = export_small(small_ctr(), tmp_path / "bundle")
+    (folder,) = write_triton(tmp_path / "bundle", tmp_path / "models", name="clicks", gpu=gpu, max_batch_size=64)
+    served, scorer = AsTriton(folder), Scorer(tmp_path / "bundle", provider="cpu")
+    for side, nodes in (("input", served.session.get_inputs()), ("output", served.session.get_outputs())):
+        stated = {t["name"][0]: (ONNX[t["data_type"][0]], model_shape(t)) for t in served.config[side]}
+        assert stated == {n.name: (n.type, [d if isinstance(d, int) else -1 for d in n.shape]) for n in nodes}
+    n_categorical = sum(column["role"] == "categorical" for column in manifest["columns"])
+    assert [t["dims"] for t in served.config["output"]] == [[1], [1], [n_categorical]]
+    log = raw_log(20)
+    tensors = scorer.tensors(log)
+    rows = [{name: values[[i]] if values.ndim == 2 else values[[i], None] for name, values in tensors.items()} for i in range(20)]
+    expected = scorer.details(log)
+    for row, answer in enumerate(served.infer(*rows)):
+        assert answer["probability"][0] == pytest.approx(expected.probabilities[row], rel=1e-5)
+        assert answer["logit"][0] == pytest.approx(expected.logits[row], rel=1e-5, abs=1e-6)
+        assert answer["known"][0].tolist() == [of_column[row] for of_column in expected.known.values()]
 
 
 def test_what_a_model_does_not_need_is_left_out_and_external_data_comes_along(tmp_path):
