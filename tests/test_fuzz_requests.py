@@ -11,16 +11,19 @@ import json
 import os
 import random
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 from asgi_client import AsgiClient, Answer
+from small_ctr import export_small, raw_log, small_ctr
 from small_models import INT_IDS, STRING_IDS, small_model
 
-from serving import Retriever
+from serving import Retriever, Scorer
 from serving.answers import Limits
 from serving.app import create_app
-from serving.live_bundle import LiveBundle
+from serving.ctr_app import create_ctr_app
+from serving.live_bundle import LiveBundle, LiveScorer
 
 N_MUTATIONS = int(os.environ.get("GRAPHHASH_FUZZ", 600))
 LIMITS = Limits(max_body_bytes=30_000, max_users=50, max_k=30, max_items=40, max_cells=1000, timeout_s=30)
@@ -66,7 +69,7 @@ def _other_value(rng: random.Random, value: object) -> object:
     elif isinstance(value, list):
         value.insert(key, copy.deepcopy(value[key] if action < 0.9 else rng.choice(JUNK)))
     else:
-        value[rng.choice(("user_ids", "k", "exclude", "user_id", "item_ids", "K", "", "__class__"))] = value[key]
+        value[rng.choice(("user_ids", "k", "exclude", "user_id", "item_ids", "rows", "columns", "hour", "K", "", "__class__"))] = value[key]
     return value
 
 
@@ -88,14 +91,17 @@ def _other_bytes(rng: random.Random, body: bytes) -> bytes:
     return bytes(data)
 
 
-def check(method: str, path: str, body: bytes, answer: Answer, retriever: Retriever) -> None:
+def refused(method: str, path: str, body: bytes, answer: Answer, route: set[str]) -> bool:
+    """Whether nothing was computed; the answer is then a clear one."""
     assert answer.status in {200, 307, 400, 404, 405, 413, 415}, (method, path, body[:300], answer)
     assert b"Traceback" not in answer.body and b'File "' not in answer.body
-    if answer.status >= 400:
-        if method != "HEAD":
-            assert len(answer.error) <= 500
-        return
-    if answer.status == 307 or method != "POST" or path not in ("/v1/recommend", "/v1/score"):
+    if answer.status >= 400 and method != "HEAD":
+        assert len(answer.error) <= 500
+    return answer.status != 200 or method != "POST" or path not in route
+
+
+def check_retrieval(retriever: Retriever, method: str, path: str, body: bytes, answer: Answer) -> None:
+    if refused(method, path, body, answer, {"/v1/recommend", "/v1/score"}):
         return
     asked, got = json.loads(body), answer.json()
     if path == "/v1/score":
@@ -111,17 +117,23 @@ def check(method: str, path: str, body: bytes, answer: Answer, retriever: Retrie
         assert [item["score"] for item in result["items"]] == scores.tolist()
 
 
-@pytest.mark.timeout(0 if N_MUTATIONS > 5000 else 120)
-@pytest.mark.parametrize(("kind", "ids"), [("int64", INT_IDS), ("string", STRING_IDS)])
-def test_mutated_requests_get_a_right_answer_or_a_reason(kind, ids, tmp_path):
-    small_model(users=kind, items=kind).export(tmp_path / "bundle")
-    client = AsgiClient(create_app(LiveBundle(tmp_path / "bundle", "cpu", 1), LIMITS))
-    retriever = Retriever(tmp_path / "bundle", provider="cpu", threads=1)
-    valid = [
-        ("POST", "/v1/recommend", {"user_ids": ids[:3], "k": 5}),
-        ("POST", "/v1/recommend", {"user_ids": ids[2:5], "k": 2, "exclude": [ids[:2], [], ids[4:5]]}),
-        ("POST", "/v1/score", {"user_id": ids[1], "item_ids": ids[:6]}),
-    ]
+def check_clicks(scorer: Scorer, method: str, path: str, body: bytes, answer: Answer) -> None:
+    if refused(method, path, body, answer, {"/v1/predict"}):
+        return
+    asked, got = json.loads(body), answer.json()
+    columns = asked.get("columns")
+    if asked.get("rows") is not None:
+        names = {*scorer.columns, *(column["name"] for column in scorer.manifest["columns"])}
+        columns = {name: [row[name] for row in asked["rows"]] for name in names if all(name in row for row in asked["rows"])}
+    expected = scorer.details(columns)
+    # Rows that run together may differ in the last bit.
+    np.testing.assert_allclose(got["probabilities"], expected.probabilities, rtol=1e-5, atol=1e-7)
+    n_rows = len(expected.probabilities)
+    assert got["unknown"] == [[name for name, known in expected.known.items() if not known[i]] for i in range(n_rows)]
+
+
+def hammer(client: AsgiClient, valid: list, check) -> None:
+    """Send N_MUTATIONS / 2 mutated requests, eight at a time, and `check` all answers."""
     rng = random.Random(0)
     statuses: dict[int, int] = {}
     n_rounds, n_each = 10, N_MUTATIONS // 20
@@ -141,7 +153,7 @@ def test_mutated_requests_get_a_right_answer_or_a_reason(kind, ids, tmp_path):
 
             answers = [answer for group in client.run(some()) for answer in group]
             for (method, path, body, _), answer in zip(requests, answers, strict=True):
-                check(method, path, body, answer, retriever)
+                check(method, path, body, answer)
                 statuses[answer.status] = statuses.get(answer.status, 0) + 1
             del requests, answers, some
             memory.append(tracemalloc.get_traced_memory()[0])
@@ -152,3 +164,27 @@ def test_mutated_requests_get_a_right_answer_or_a_reason(kind, ids, tmp_path):
     assert memory[-1] - memory[2] < 200_000, np.diff(memory)
     for method, path, value in valid:
         assert client.send(method, path, json.dumps(value).encode()).status == 200
+
+
+@pytest.mark.timeout(0 if N_MUTATIONS > 5000 else 120)
+@pytest.mark.parametrize(("kind", "ids"), [("int64", INT_IDS), ("string", STRING_IDS)])
+def test_mutated_requests_get_a_right_answer_or_a_reason(kind, ids, tmp_path):
+    small_model(users=kind, items=kind).export(tmp_path / "bundle")
+    client = AsgiClient(create_app(LiveBundle(tmp_path / "bundle", "cpu", 1), LIMITS))
+    valid = [
+        ("POST", "/v1/recommend", {"user_ids": ids[:3], "k": 5}),
+        ("POST", "/v1/recommend", {"user_ids": ids[2:5], "k": 2, "exclude": [ids[:2], [], ids[4:5]]}),
+        ("POST", "/v1/score", {"user_id": ids[1], "item_ids": ids[:6]}),
+    ]
+    hammer(client, valid, partial(check_retrieval, Retriever(tmp_path / "bundle", provider="cpu", threads=1)))
+
+
+@pytest.mark.timeout(0 if N_MUTATIONS > 5000 else 120)
+def test_mutated_rows_of_clicks_get_a_right_answer_or_a_reason(tmp_path):
+    export_small(small_ctr("deepfm"), tmp_path / "bundle")
+    client = AsgiClient(create_ctr_app(LiveScorer(tmp_path / "bundle", "cpu", 1), LIMITS))
+    # JSON has no NaN.
+    log = {name: [None if value != value else value for value in values] for name, values in raw_log(3).items()}
+    rows = [dict(zip(log, row, strict=True)) for row in zip(*log.values(), strict=True)]
+    valid = [("POST", "/v1/predict", {"rows": rows}), ("POST", "/v1/predict", {"columns": log}), ("POST", "/v1/predict", {"rows": rows[:1]})]
+    hammer(client, valid, partial(check_clicks, Scorer(tmp_path / "bundle", provider="cpu", threads=1)))
