@@ -140,9 +140,10 @@ def test_an_export_alone_makes_the_bundle_anew(run_dir, log, capsys):
     manifest = json.loads((run_dir / "bundle" / "manifest.json").read_text())
     assert manifest["precision"] == "float32" and manifest["precision_loss"]["relative"] == 0
     assert command(folder, "check", run_dir / "bundle") == 0 and "trial request" in capsys.readouterr().out
-    for words in (["recommend", run_dir / "bundle", "--user-id", "u1"], ["triton", run_dir / "bundle", folder / "models"]):
-        assert command(folder, *words) == 1
-        assert "made for the task 'ctr'" in capsys.readouterr().err
+    assert command(folder, "triton", run_dir / "bundle", folder / "models") == 0
+    assert f"Triton model: {folder / 'models' / 'graphhash'}" in capsys.readouterr().out
+    assert command(folder, "recommend", run_dir / "bundle", "--user-id", "u1") == 1
+    assert "made for the task 'ctr'" in capsys.readouterr().err
 
 
 def test_impossible_settings_are_refused_in_one_line(log, capsys):
