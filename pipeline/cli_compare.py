@@ -166,7 +166,7 @@ graphhash run --config tuned/best.toml --out out
     multiple=True,
     metavar="SECTION.KEY=VALUES",
     help="Choose the setting from a,b,c or from low..high; may be given many times.  [train.lr within a factor of 4 of the"
-    " method's, train.decay=0.0001..0.2 (clicks: train.weight_decay=1e-8..1e-5), and map.hops=auto,1,2,1+2 for soft methods]",
+    " method's, train.decay=0.0001..0.2 (clicks: 0.1..100), and map.hops=auto,1,2,1+2 for soft methods]",
 )
 @budget_options
 @clustering_options

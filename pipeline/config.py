@@ -99,7 +99,7 @@ class RunConfig:
             raise ConfigError("map.item_bias=true has no part in train.loss=directau, which compares vectors; leave it out")
 
     def _check_ctr(self) -> None:
-        for key, value in (("train.decay", self.train.decay), ("data.weight_column", self.data.weight_column), ("data.user_features", self.data.user_features),
+        for key, value in (("data.weight_column", self.data.weight_column), ("data.user_features", self.data.user_features),
                            ("cluster.user_rows", self.cluster.user_rows)):  # fmt: skip
             if value is not None:
                 raise ConfigError(f"{key}={value} has no part in run.task=ctr; leave it out")

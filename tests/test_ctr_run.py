@@ -21,6 +21,7 @@ from pipeline.config import ConfigError, RunConfig
 from pipeline.ctr_checkpoint import load_ctr
 from pipeline.ctr_data import Features
 from pipeline.ctr_evaluate import predict
+from pipeline.ctr_models import CTR_RECIPES
 from pipeline.ctr_spec import ctr_settings, spec_of
 from pipeline.ctr_train import SCORES, click_loss, validated
 from pipeline.fit import FitSettings, fit
@@ -180,10 +181,11 @@ def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_loc
     )  # fmt: skip
     space = default_space(base)
     lr = ctr_settings(base, 1000).lr
+    assert {key.partition(".")[2] for key in space} == {"lr", "decay"} and default_point(base, space)["train.decay"] == CTR_RECIPES["dlrm"].decay
     assert space["train.lr"] == Range(lr / 4, lr * 4) and default_point(base, space)["train.lr"] == lr
-    done = ray.get(ray.remote(run_trial).remote({"train.lr": 0.02}, base, None))
+    done = ray.get(ray.remote(run_trial).remote({"train.lr": 0.02, "train.decay": 1.0}, base, None))
     assert score_key(base) == "validation_auc" and 0.4 < done["validation_auc"] < 1
-    assert run_trial({"train.lr": 0.02}, base, None)["finished_before"]
+    assert run_trial({"train.lr": 0.02, "train.decay": 1.0}, base, None)["finished_before"]
     trials = [{"train.lr": 0.02, **done}]
     assert table(trials, {"train.lr": space["train.lr"]}, score_key(base))[0] == ("trial", "lr", "auc", "best epoch", "train s", "")
 
@@ -259,6 +261,10 @@ def test_where_a_schema_lies_changes_nothing_and_what_it_says_does(log, tmp_path
 def test_a_model_of_retrieval_is_no_default_of_clicks():
     config = RunConfig.from_flat({"run.task": "ctr"})
     assert config.train.model == "dlrm" and ctr_settings(config, 200_000).batch_size == 2048
+    # The same prior for logs of any size, unless told otherwise.
+    assert [ctr_settings(config, n).weight_decay * n for n in (1000, 200_000)] == [10.0, 10.0]
+    for key, expected in (("train.decay", 4.0 / 500), ("train.weight_decay", 4.0)):
+        assert ctr_settings(RunConfig.from_flat({"run.task": "ctr", key: 4.0}), 500).weight_decay == expected
     # A small log sees enough steps, unless told otherwise.
     assert [ctr_settings(config, n).batch_size for n in (8192, 100)] == [128, 64]
     config = RunConfig.from_flat({"run.task": "ctr", "train.batch_size": 512})
