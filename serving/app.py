@@ -79,28 +79,13 @@ def create_app(
         max_waiting=limits.max_waiting,
     )
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(watch(live, metrics, watch_s)) if watch_s else None
-        yield
-        if watching is not None:
-            watching.cancel()
-        batches.close()
-
     app = FastAPI(
         title="GraphHash",
         description="Recommendations and scores by raw ids.",
         docs_url=None,  # FastAPI's page loads its scripts from elsewhere.
         redoc_url=None,
-        lifespan=lifespan,
+        lifespan=lifespan_of(live, metrics, watch_s, batches),
     )
-
-    async def answer(job: RecommendJob | ScoreJob) -> Response:
-        async with asyncio.timeout(limits.timeout_s):
-            result = await batches.submit(job)
-        if isinstance(result, Exception):
-            raise result
-        return Response(result, media_type="application/json")
 
     @app.post(
         "/v1/recommend",
@@ -111,7 +96,7 @@ def create_app(
     async def recommend(request: Request) -> Response:
         """Items best first, ties by the bundle's rule. Users the model does not know get its fallback, `known` false."""
         body = parse(RecommendRequest, request, await request.body())
-        return await answer(recommend_job(body, live.current.retriever, limits))
+        return await answer(batches, recommend_job(body, live.current.retriever, limits), limits)
 
     @app.post(
         "/v1/score",
@@ -122,7 +107,7 @@ def create_app(
     async def score(request: Request) -> Response:
         """One score per item, in the order asked for; items the model does not know are marked in `known_items`."""
         body = parse(ScoreRequest, request, await request.body())
-        return await answer(score_job(body, live.current.retriever, limits))
+        return await answer(batches, score_job(body, live.current.retriever, limits), limits)
 
     @app.get("/v1/explain", summary="A user's recommendations and buckets, ids as text", responses=ERRORS)
     async def explain(request: Request, user_id: str | None = None, k: int = 10) -> Response:
@@ -134,10 +119,6 @@ def create_app(
         async with asyncio.timeout(limits.timeout_s):
             result = await asyncio.to_thread(explainer.explain, loaded, user_id, k)
         return Response(json.dumps(result), media_type="application/json", headers={"cache-control": "no-store"})
-
-    @app.get("/healthz", summary="Whether the process answers")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
 
     @app.get("/readyz", summary="Which bundle answers, and why not the newest")
     async def readyz() -> dict[str, Any]:
@@ -151,10 +132,6 @@ def create_app(
             "n_items": retriever.n_items,
             "refused": live.refused,
         }
-
-    @app.get("/metrics", summary="Figures in Prometheus's text format", response_class=Response)
-    async def prometheus() -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     page = PAGE.read_bytes()
     page_headers = {
@@ -171,15 +148,46 @@ def create_app(
     async def docs() -> Response:
         return Response(docs_page(app.openapi()), media_type="text/html; charset=utf-8")
 
-    add_errors(app)
-    app.add_middleware(
-        HttpGate,
-        metrics=metrics,
-        routes=ROUTES,
-        max_body_bytes=limits.max_body_bytes,
-        timeout_s=limits.timeout_s,
-    )
+    add_common(app, metrics, ROUTES, limits)
     return app
+
+
+def lifespan_of(live: LiveBundle | LiveScorer, metrics: ServingMetrics, watch_s: float, batches: MicroBatches) -> Any:
+    """While an app runs: looking for a new bundle; at its end the batches are closed."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(watch(live, metrics, watch_s)) if watch_s else None
+        yield
+        if watching is not None:
+            watching.cancel()
+        batches.close()
+
+    return lifespan
+
+
+async def answer(batches: MicroBatches, job: Any, limits: Limits) -> Response:
+    """The answer of the run that takes the job; raises what the run has for it instead, or TimeoutError."""
+    async with asyncio.timeout(limits.timeout_s):
+        result = await batches.submit(job)
+    if isinstance(result, Exception):
+        raise result
+    return Response(result, media_type="application/json")
+
+
+def add_common(app: FastAPI, metrics: ServingMetrics, routes: frozenset[str], limits: Limits) -> None:
+    """What every app has: /healthz, /metrics, errors of one line, and bounds on bodies."""
+
+    @app.get("/healthz", summary="Whether the process answers")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics", summary="Figures in Prometheus's text format", response_class=Response)
+    async def prometheus() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    add_errors(app)
+    app.add_middleware(HttpGate, metrics=metrics, routes=routes, max_body_bytes=limits.max_body_bytes, timeout_s=limits.timeout_s)
 
 
 def add_errors(app: FastAPI) -> None:

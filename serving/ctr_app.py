@@ -10,10 +10,8 @@ Errors, limits, micro-batches and the replacement of the bundle are those of `se
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,9 +23,9 @@ from pydantic import Field
 from serving.answers import Limits
 from serving.api_docs import docs_page
 from serving.api_schema import ERRORS, ApiRequest, PredictResponse, RequestError, parse
-from serving.app import add_errors, body_schema, watch
+from serving.app import add_common, answer, body_schema, lifespan_of
 from serving.bundle import BundleError
-from serving.http_gate import CONTENT_TYPE, HttpGate, ServingMetrics
+from serving.http_gate import ServingMetrics
 from serving.live_bundle import LiveScorer, LoadedScorer
 from serving.micro_batches import MicroBatches
 from serving.scorer import Scorer
@@ -137,15 +135,8 @@ def create_ctr_app(live: LiveScorer, limits: Limits = Limits(), *, watch_s: floa
         run, max_users=limits.max_users, max_cells=limits.max_cells, n_workers=n_workers, max_waiting=limits.max_waiting
     )
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(watch(live, metrics, watch_s)) if watch_s else None
-        yield
-        if watching is not None:
-            watching.cancel()
-        batches.close()
-
-    app = FastAPI(title="GraphHash", description="Probabilities of a click by raw values.", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="GraphHash", description="Probabilities of a click by raw values.", docs_url=None, redoc_url=None,
+                  lifespan=lifespan_of(live, metrics, watch_s, batches))  # fmt: skip
 
     @app.post(
         "/v1/predict",
@@ -157,15 +148,7 @@ def create_ctr_app(live: LiveScorer, limits: Limits = Limits(), *, watch_s: floa
         """In the order of the rows. Columns whose value training has not shown are named in `unknown`, and read as an average value."""
         body = parse(PredictRequest, request, await request.body())
         job = predict_job(body, live.current.scorer, limits)
-        async with asyncio.timeout(limits.timeout_s):
-            result = await batches.submit(job)
-        if isinstance(result, Exception):
-            raise result
-        return Response(result, media_type="application/json")
-
-    @app.get("/healthz", summary="Whether the process answers")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+        return await answer(batches, job, limits)
 
     @app.get("/readyz", summary="Which bundle answers, and why not the newest")
     async def readyz() -> dict[str, Any]:
@@ -179,18 +162,13 @@ def create_ctr_app(live: LiveScorer, limits: Limits = Limits(), *, watch_s: floa
             "refused": live.refused,
         }
 
-    @app.get("/metrics", summary="Figures in Prometheus's text format", response_class=Response)
-    async def prometheus() -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
-
     @app.get("/", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         page = docs_page(app.openapi(), {"/v1/predict": {"rows": [example_row(live.current.scorer)]}})
         return Response(page, media_type="text/html; charset=utf-8")
 
-    add_errors(app)
-    app.add_middleware(HttpGate, metrics=metrics, routes=ROUTES, max_body_bytes=limits.max_body_bytes, timeout_s=limits.timeout_s)
+    add_common(app, metrics, ROUTES, limits)
     return app
 
 
