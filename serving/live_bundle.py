@@ -17,7 +17,7 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from serving.bundle import MANIFEST, BundleError
 from serving.retriever import Retriever
@@ -43,7 +43,10 @@ class LoadedScorer:
     name: str
 
 
-class LiveBundle:
+Loaded = TypeVar("Loaded", LoadedBundle, LoadedScorer)
+
+
+class _Live(Generic[Loaded]):
     """See above. All methods may be called from any thread; one `refresh` runs at a time.
 
     Args:
@@ -66,9 +69,9 @@ class LiveBundle:
         # Taken before loading: a replacement meanwhile is then seen by the next refresh.
         self._seen = _fingerprint(self.path)
         self.refused: str | None = None
-        self.current = self._load()
+        self.current: Loaded = self._load()
 
-    def refresh(self) -> LoadedBundle | None:
+    def refresh(self) -> Loaded | None:
         """Load the folder's bundle if it is another one, and answer from it from now on. Returns it, or None.
 
         A folder that is as it was at the last look is not read again, refused or not. A folder that is not there is
@@ -94,6 +97,17 @@ class LiveBundle:
             self.current = loaded
             return loaded
 
+    def _load(self) -> Loaded:
+        raise NotImplementedError
+
+    def _check_types(self, loaded: Loaded) -> None:
+        """Raise BundleError if the clients of the bundle in use could not ask this one."""
+        raise NotImplementedError
+
+
+class LiveBundle(_Live[LoadedBundle]):
+    """The bundle of a retrieval model; see the head of this file, and :class:`_Live` for arguments and attributes."""
+
     def _load(self) -> LoadedBundle:
         # A link may point elsewhere between two of its files.
         retriever = Retriever(self.path.resolve(), self._provider, self._threads)
@@ -111,17 +125,15 @@ class LiveBundle:
             )
 
 
-class LiveScorer(LiveBundle):
+class LiveScorer(_Live[LoadedScorer]):
     """The same for a click-through model: `current.scorer` answers, and a bundle that takes other columns is refused."""
 
-    current: LoadedScorer  # type: ignore[assignment]
-
-    def _load(self) -> LoadedScorer:  # type: ignore[override]
+    def _load(self) -> LoadedScorer:
         scorer = Scorer(self.path.resolve(), self._provider, self._threads)
         scorer.predict({name: [None] for name in scorer.columns})
         return LoadedScorer(scorer, scorer.manifest["manifest_sha256"][:12])
 
-    def _check_types(self, loaded: LoadedScorer) -> None:  # type: ignore[override]
+    def _check_types(self, loaded: LoadedScorer) -> None:
         # Requests that wait were checked with the one in use.
         before, after = (
             {(column["name"], column["dtype"], column["role"], column.get("missing")) for column in one.scorer.manifest["columns"]}
