@@ -6,32 +6,67 @@ import numpy as np
 from numba import njit, prange
 
 
+@njit(cache=True, inline="always")
+def _read_row(rows, weights, weighted, id_, table, vector):
+    """Four rows at a time: their cache misses overlap, and the sum is stored once for them."""
+    n_lookups, dim = rows.shape[1], table.shape[1]
+    n_fours = n_lookups // 4 if weighted else 0
+    vector[:] = 0
+    for four in range(n_fours):
+        j = 4 * four
+        a, b, c, e = weights[id_, j], weights[id_, j + 1], weights[id_, j + 2], weights[id_, j + 3]
+        p, q = table[rows[id_, j]], table[rows[id_, j + 1]]
+        r, s = table[rows[id_, j + 2]], table[rows[id_, j + 3]]
+        for d in range(dim):
+            vector[d] += (a * p[d] + b * q[d]) + (c * r[d] + e * s[d])
+    for j in range(4 * n_fours, n_lookups):
+        weight = weights[id_, j] if weighted else np.float32(1)
+        if weight != 0:
+            source = table[rows[id_, j]]
+            for d in range(dim):
+                vector[d] += weight * source[d]
+
+
+@njit(cache=True, inline="always")
+def _add_to_row(rows, weights, weighted, id_, source, low, high, table_gradient):
+    n_lookups = rows.shape[1]
+    n_fours = n_lookups // 4 if weighted else 0
+    for four in range(n_fours):
+        j = 4 * four
+        a, b, c, e = weights[id_, j], weights[id_, j + 1], weights[id_, j + 2], weights[id_, j + 3]
+        p, q = table_gradient[rows[id_, j], low:high], table_gradient[rows[id_, j + 1], low:high]
+        r, s = table_gradient[rows[id_, j + 2], low:high], table_gradient[rows[id_, j + 3], low:high]
+        for d in range(high - low):
+            g = source[d]
+            p[d] += a * g
+            q[d] += b * g
+            r[d] += c * g
+            s[d] += e * g
+    for j in range(4 * n_fours, n_lookups):
+        row = rows[id_, j]
+        weight = weights[id_, j] if weighted else np.float32(1)
+        if weight != 0:
+            target = table_gradient[row, low:high]
+            for d in range(high - low):
+                target[d] += weight * source[d]
+
+
 @njit(cache=True, parallel=True)
 def read_rows(rows, weights, weighted, ids, table, vectors):
-    """Write ``sum_j weights[id, j] * table[rows[id, j]]`` for every id into ``vectors`` (float32, shape (n, dim)).
-
-    Four rows at a time: their cache misses overlap, and the sum is stored once for them.
-    """
-    n_lookups = rows.shape[1]
-    dim = table.shape[1]
-    n_fours = n_lookups // 4 if weighted else 0
+    """Write ``sum_j weights[id, j] * table[rows[id, j]]`` for every id into ``vectors`` (float32, shape (n, dim))."""
     for i in prange(len(ids)):
-        id_ = ids[i]
-        vector = vectors[i]
-        vector[:] = 0
-        for four in range(n_fours):
-            j = 4 * four
-            a, b, c, e = weights[id_, j], weights[id_, j + 1], weights[id_, j + 2], weights[id_, j + 3]
-            p, q = table[rows[id_, j]], table[rows[id_, j + 1]]
-            r, s = table[rows[id_, j + 2]], table[rows[id_, j + 3]]
-            for d in range(dim):
-                vector[d] += (a * p[d] + b * q[d]) + (c * r[d] + e * s[d])
-        for j in range(4 * n_fours, n_lookups):
-            weight = weights[id_, j] if weighted else np.float32(1)
-            if weight != 0:
-                source = table[rows[id_, j]]
-                for d in range(dim):
-                    vector[d] += weight * source[d]
+        _read_row(rows, weights, weighted, ids[i], table, vectors[i])
+
+
+@njit(cache=True, parallel=True)
+def read_rows_twice(rows, weights, ids, vectors, rows_2, weights_2, ids_2, vectors_2, weighted, table):
+    """:func:`read_rows` through two maps of one table."""
+    n = len(ids)
+    for i in prange(n + len(ids_2)):
+        if i < n:
+            _read_row(rows, weights, weighted, ids[i], table, vectors[i])
+        else:
+            _read_row(rows_2, weights_2, weighted, ids_2[i - n], table, vectors_2[i - n])
 
 
 @njit(cache=True, parallel=True)
@@ -44,32 +79,25 @@ def add_to_rows(rows, weights, weighted, ids, gradients, n_slices, table_gradien
         gradients: float32, shape (n, dim).  n_slices: pieces of parallel work, at most dim.
         table_gradient: float32, shape (n_buckets, dim), added to.
     """
-    n_lookups = rows.shape[1]
     dim = table_gradient.shape[1]
-    n_fours = n_lookups // 4 if weighted else 0
     for piece in prange(n_slices):
         low, high = piece * dim // n_slices, (piece + 1) * dim // n_slices
         for i in range(len(ids)):
-            id_ = ids[i]
-            source = gradients[i, low:high]
-            for four in range(n_fours):
-                j = 4 * four
-                a, b, c, e = weights[id_, j], weights[id_, j + 1], weights[id_, j + 2], weights[id_, j + 3]
-                p, q = table_gradient[rows[id_, j], low:high], table_gradient[rows[id_, j + 1], low:high]
-                r, s = table_gradient[rows[id_, j + 2], low:high], table_gradient[rows[id_, j + 3], low:high]
-                for d in range(high - low):
-                    g = source[d]
-                    p[d] += a * g
-                    q[d] += b * g
-                    r[d] += c * g
-                    s[d] += e * g
-            for j in range(4 * n_fours, n_lookups):
-                row = rows[id_, j]
-                weight = weights[id_, j] if weighted else np.float32(1)
-                if weight != 0:
-                    target = table_gradient[row, low:high]
-                    for d in range(high - low):
-                        target[d] += weight * source[d]
+            _add_to_row(rows, weights, weighted, ids[i], gradients[i, low:high], low, high, table_gradient)
+
+
+@njit(cache=True, parallel=True)
+def add_to_rows_twice(
+    rows, weights, ids, gradients, rows_2, weights_2, ids_2, gradients_2, weighted, n_slices, table_gradient
+):
+    """Transpose of :func:`read_rows_twice`, with the arguments of :func:`add_to_rows`."""
+    dim = table_gradient.shape[1]
+    for piece in prange(n_slices):
+        low, high = piece * dim // n_slices, (piece + 1) * dim // n_slices
+        for i in range(len(ids)):
+            _add_to_row(rows, weights, weighted, ids[i], gradients[i, low:high], low, high, table_gradient)
+        for i in range(len(ids_2)):
+            _add_to_row(rows_2, weights_2, weighted, ids_2[i], gradients_2[i, low:high], low, high, table_gradient)
 
 
 @njit(cache=True, parallel=True, fastmath={"reassoc"})

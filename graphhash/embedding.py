@@ -43,8 +43,7 @@ class _CpuLookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, table, rows, weights, weighted, sparse, ids):
-        if ids.numel() and (ids.min() < 0 or ids.max() >= len(rows)):
-            raise IndexError(f"ids span {ids.min()}..{ids.max()}, the bucket map has entries 0..{len(rows) - 1}")
+        _check_entries(ids, rows)
         ctx.save_for_backward(rows, weights, ids)
         ctx.weighted, ctx.sparse, ctx.shape = weighted, sparse, table.shape
         vectors = torch.empty(len(ids), table.shape[1])
@@ -66,6 +65,42 @@ class _CpuLookup(torch.autograd.Function):
                 gradient_slices(ctx.shape[1]), table_gradient.numpy(),
             )  # fmt: skip
         return table_gradient, None, None, None, None, None
+
+
+class _CpuLookupTwice(torch.autograd.Function):
+    """Two lookups in one table: one round of threads and one gradient of the table, where two of them would be added up."""
+
+    @staticmethod
+    def forward(ctx, table, weighted, rows, weights, ids, rows_2, weights_2, ids_2):
+        _check_entries(ids, rows)
+        _check_entries(ids_2, rows_2)
+        maps = rows, weights, ids, rows_2, weights_2, ids_2
+        ctx.save_for_backward(*maps)
+        ctx.weighted, ctx.shape = weighted, table.shape
+        vectors, vectors_2 = (torch.empty(len(i), table.shape[1]) for i in (ids, ids_2))
+        first, second = (m.numpy() for m in maps[:3]), (m.numpy() for m in maps[3:])
+        with threads_for((len(ids) + len(ids_2)) * rows.shape[1] * table.shape[1]):
+            _embedding_kernels.read_rows_twice(
+                *first, vectors.numpy(), *second, vectors_2.numpy(), weighted, table.detach().numpy()
+            )
+        return vectors, vectors_2
+
+    @staticmethod
+    def backward(ctx, gradients, gradients_2):
+        maps = ctx.saved_tensors
+        table_gradient = torch.zeros(ctx.shape)
+        first, second = (m.numpy() for m in maps[:3]), (m.numpy() for m in maps[3:])
+        with threads_for((len(gradients) + len(gradients_2)) * maps[0].shape[1] * ctx.shape[1]):
+            _embedding_kernels.add_to_rows_twice(
+                *first, gradients.contiguous().numpy(), *second, gradients_2.contiguous().numpy(), ctx.weighted,
+                gradient_slices(ctx.shape[1]), table_gradient.numpy(),
+            )  # fmt: skip
+        return table_gradient, *7 * (None,)
+
+
+def _check_entries(ids: Tensor, rows: Tensor) -> None:
+    if ids.numel() and (ids.min() < 0 or ids.max() >= len(rows)):
+        raise IndexError(f"ids span {ids.min()}..{ids.max()}, the bucket map has entries 0..{len(rows) - 1}")
 
 
 def _sparse_gradient(ctx, gradients: Tensor) -> Tensor:
@@ -194,3 +229,14 @@ class BucketEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, n_lookups={self.rows.shape[1]}, dim={self.dim}"
+
+
+def read_both(left: BucketEmbedding, left_ids: Tensor, right: BucketEmbedding, right_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """``left(left_ids), right(right_ids)``, at once where both read one table on a CPU; ids of shapes (n,) and (m,)."""
+    table = left.table
+    plain = table.device.type == "cpu" and table.dtype == torch.float32 and not (left.sparse_gradient or right.sparse_gradient)
+    if right.table is not table or not plain:
+        return left(left_ids), right(right_ids)
+    return _CpuLookupTwice.apply(
+        table, left.weighted, left.rows, left.weights, left_ids, right.rows, right.weights, right_ids
+    )

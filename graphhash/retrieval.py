@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from graphhash import _embedding_kernels
 from graphhash.buckets import BucketMap
-from graphhash.embedding import BucketEmbedding, gradient_slices, threads_for
+from graphhash.embedding import BucketEmbedding, gradient_slices, read_both, threads_for
 
 # Directions that training does not use keep their initial noise where weight decay is small. On Gowalla's full table 0.01
 # gives a tenth more validation recall than 0.1.
@@ -75,7 +75,7 @@ class MatrixFactorization(nn.Module):
 
     def pair_vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors of both ends of pairs: rows of shape (n,) each in, two of shape (n, dim) out."""
-        return self.user_embedding(users), self.item_embedding(items)
+        return read_both(self.user_embedding, users, self.item_embedding, items)
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of user-item pairs: rows of shape (n,) each in, shape (n,) out."""
@@ -93,7 +93,7 @@ class MatrixFactorization(nn.Module):
         n = len(users)
         places = torch.arange(2 * n, device=users.device)
         items = torch.cat([better, worse])
-        margins = dot_margins(self.user_embedding(users), self.item_embedding(items), places[:n], places[:n], places[n:])
+        margins = dot_margins(*self.pair_vectors(users, items), places[:n], places[:n], places[n:])
         return margins if self.item_bias is None else margins + difference(self.item_bias, better, worse)
 
     def all_pairs(self) -> PairScores:

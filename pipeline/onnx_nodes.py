@@ -195,12 +195,17 @@ class Table:
         if self.precision != "float32":
             values = graph.cast(values, f"{name}_read_values", TensorProto.FLOAT)
         if self.precision == "int4":
-            values = self._unpacked(graph, name, values)
+            values = self._codes(graph, name, values)
         if self.scales is not None:
             scales = graph.cast(part_of(self.scales), f"{name}_read_scales", TensorProto.FLOAT)
         return values, scales
 
-    def _unpacked(self, graph: Graph, name: str, packed: str) -> str:
+    def unpacked(self, graph: Graph, name: str) -> Table:
+        """The whole table in float32, as an expression of constants, which ONNX Runtime computes when it loads the graph."""
+        values, scales = self.read(graph, f"{name}_whole", lambda stored: stored)
+        return Table(_scaled(graph, f"{name}_whole", values, scales), None, "float32", self.shape)
+
+    def _codes(self, graph: Graph, name: str, packed: str) -> str:
         """Codes of packed rows, shape (..., dim): in float32, because not every provider has bit operations."""
         sixteenth, sixteen, zero = (
             graph.constant(f"{name}_{what}", np.float32(value)) for what, value in (("16th", 1 / 16), ("16", 16), ("code_0", 8))
@@ -222,6 +227,7 @@ class StoredMap:
     profiles: str | None
     profile_of: str | None
     n_lookups: int
+    is_unpacked: bool = False
 
     @classmethod
     def add(cls, graph: Graph, name: str, bucket_map: BucketMap, n_entries: int | None = None) -> StoredMap:
@@ -245,6 +251,18 @@ class StoredMap:
         )
 
 
+    def unpacked(self, graph: Graph, name: str) -> StoredMap:
+        """The same as `read_vectors` needs it, as expressions of constants: int32, and an axis more for weights."""
+        if self.rows is None:
+            return self
+        rows = graph.cast(self.rows, f"{name}_all_rows", TensorProto.INT32)
+        if self.profiles is None:
+            return StoredMap(rows, None, None, self.n_lookups, is_unpacked=True)
+        profiles = graph.node("Unsqueeze", [self.profiles, graph.axis(1)], f"{name}_all_profiles")
+        profile_of = graph.cast(self.profile_of, f"{name}_all_profile_of", TensorProto.INT32)
+        return StoredMap(rows, profiles, profile_of, self.n_lookups, is_unpacked=True)
+
+
 Entry = str | Callable[[Graph, str], str] | None
 
 
@@ -263,19 +281,24 @@ def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry
 
     if stored.rows is None:
         return _scaled(graph, name, *table.read(graph, name, of_entry))
-    # Gather takes int32 or int64 indices.
-    rows = graph.cast(of_entry(stored.rows), f"{name}_buckets", TensorProto.INT32)
+
+    def indices(part: str, what: str) -> str:
+        # Gather takes int32 or int64.
+        return of_entry(part) if stored.is_unpacked else graph.cast(of_entry(part), what, TensorProto.INT32)
+
+    rows = indices(stored.rows, f"{name}_buckets")
     values, scales = table.read(graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0))
     if stored.profiles is None:
         return _scaled(graph, name, values, scales)
-    profile = graph.cast(of_entry(stored.profile_of), f"{name}_profile", TensorProto.INT32)
+    profile = indices(stored.profile_of, f"{name}_profile")
     weights = graph.node("Gather", [stored.profiles, profile], f"{name}_weights", axis=0)
     if scales is not None:
         # A number per row that is read, where the values are dim of them.
         scales = graph.node("Squeeze", [scales, graph.axis(2)], f"{name}_scales_row")
         weights = graph.node("Mul", [weights, scales], f"{name}_weights_scaled")
     # (n, 1, n_lookups) @ (n, n_lookups, dim): no second array of the size of what was read.
-    weights = graph.node("Unsqueeze", [weights, graph.axis(1)], f"{name}_weights_row")
+    if not stored.is_unpacked:
+        weights = graph.node("Unsqueeze", [weights, graph.axis(1)], f"{name}_weights_row")
     summed = graph.node("MatMul", [weights, values], f"{name}_weighted_sum")
     return graph.node("Squeeze", [summed, graph.axis(1)], f"{name}_vectors")
 

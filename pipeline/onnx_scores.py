@@ -1,7 +1,8 @@
 """Scores of the catalogue and of candidates as ONNX nodes, per model and per choice of memory against speed.
 
 `folded`: the items' vectors are an expression of constants, which ONNX Runtime computes when it loads the graph and keeps: a
-float32 vector per item, whatever the file holds. A request is one product.
+float32 vector per item, whatever the file holds. A request is one product. So are the users' vectors where they are few; of
+many users the small table and the map, in the types that a request needs.
 
 `compressed`: nothing but the small table and the map stay in memory. A request goes through the catalogue in chunks, whose
 vectors it reads from the table. For few users it is cheaper not to make vectors: every bucket's score, then for each item the
@@ -15,6 +16,7 @@ constant does not, so that ONNX Runtime cannot fold it.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +37,13 @@ _CHUNK_LOOKUPS = 2**13
 _PER_SUM = 8
 # Numbers of a table that are float32 at a time.
 _CHUNK_VALUES = 2**17
+# ONNX Runtime folds no more than 1 GiB into one constant. A folded catalogue is in blocks of at most so many numbers, 512 MiB; what
+# is read for them, n_lookups times as much, in pieces of 256 MiB, because a node's result is in memory twice while it is folded.
+_BLOCK_VALUES = 2**27
+_PIECE_VALUES = 2**26
+# Numbers of users' vectors, 64 MiB, up to which they are folded as well; more users are read from the table on request, which took
+# 3 to 6 % of a request's time on Gowalla.
+_USER_VALUES = 2**24
 # Users up to whom sums of buckets' scores are cheaper than vectors. On Gowalla, 17 lookups, in ms of CPU: 1 user 3 and 29,
 # 8 users 11 and 34, 32 users 55 and 40.
 FEW_USERS = 24
@@ -65,6 +74,16 @@ def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap
     return Parts(*vectors, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
 
 
+def folded_users(user_map: BucketMap, dim: int) -> int:
+    """How many users' vectors a folded graph keeps beside what is stored."""
+    return user_map.n_ids if user_map.profiles is not None and user_map.n_ids * dim <= _USER_VALUES else 0
+
+
+def folding_bytes(user_map: BucketMap, item_map: BucketMap, dim: int) -> int:
+    """About what ONNX Runtime has in memory while it folds: all that it reads from tables."""
+    return 4 * dim * (item_map.n_ids * item_map.n_lookups + folded_users(user_map, dim) * user_map.n_lookups)
+
+
 class Scores:
     """Inner products of user and item vectors, with the items' biases.
 
@@ -78,7 +97,7 @@ class Scores:
     """
 
     def __init__(self, graph: Graph, model: RetrievalModel, parts: Parts, precision: str, user: str, *, compressed: bool) -> None:
-        self.shared, self.dim, self.compressed = graph, parts.dim, compressed
+        self.dim, self.compressed = parts.dim, compressed
         n_entries, n_lookups = parts.item_map.n_ids + 1, parts.item_map.n_lookups
         self.n_sums = -(-n_entries * n_lookups // (_CHUNK_LOOKUPS * _PER_SUM))
         self.n_columns = n_entries
@@ -86,9 +105,16 @@ class Scores:
             self.chunk = -(-n_entries // (self.n_sums * _PER_SUM))
             self.n_columns = self.chunk * self.n_sums * _PER_SUM
         self._store(graph, parts, precision)
-        self.users = read_vectors(graph, "user", self.user_table, StoredMap.add(graph, "user", parts.user_map), user)
+        user_map = StoredMap.add(graph, "user", parts.user_map)
         if not compressed:
-            self.items = read_vectors(graph, "item", self.item_table, self.map, None)
+            self._unpack_tables(graph, parts)
+            self.blocks = self._folded_vectors(graph, "item", self.item_table, self.map, n_entries)
+            user_map = user_map.unpacked(graph, "user")
+        if not compressed and folded_users(parts.user_map, self.dim):
+            vectors = self._folded_vectors(graph, "user", self.user_table, user_map, parts.user_map.n_ids + 1)
+            self.users = graph.node("Gather", [*vectors, user], "user_vectors", axis=0)
+        else:
+            self.users = read_vectors(graph, "user", self.user_table, user_map, user)
         self._prepare(graph, model)
 
     def _store(self, graph: Graph, parts: Parts, precision: str) -> None:
@@ -114,8 +140,42 @@ class Scores:
             stored = graph.constant("item_bias", bias)
             self.bias = stored if bias.dtype == np.float32 else graph.cast(stored, "bias", TensorProto.FLOAT)
 
+    def _unpack_tables(self, graph: Graph, parts: Parts) -> None:
+        """Read tables with fewer rows than ids as float32: a request then has fewer nodes, and an id's rows are unpacked once."""
+        shared = parts.item_map.shared
+        if not parts.item_map.identity:
+            self.item_table = self.item_table.unpacked(graph, "shared" if shared else "item")
+        if shared:
+            self.user_table = self.item_table
+        elif not parts.user_map.identity:
+            self.user_table = self.user_table.unpacked(graph, "user")
+
+    def _folded_vectors(self, graph: Graph, side: str, table: Table, stored: StoredMap, n_entries: int) -> list[str]:
+        """Vectors of all map entries, in blocks, as expressions of constants."""
+        n_blocks = -(-n_entries * self.dim // _BLOCK_VALUES)
+        if n_blocks == 1 and stored.profiles is None:
+            return [read_vectors(graph, side, table, stored, None)]
+        blocks = []
+        for block, (first, end) in enumerate(itertools.pairwise(_split(n_entries, n_blocks))):
+            n_pieces = -(-(end - first) * stored.n_lookups * self.dim // _PIECE_VALUES)
+            bounds = [graph.constant(f"{side}_bound_{n}", np.array([n])) for n in first + _split(end - first, n_pieces)]
+            names = [f"{side}_{block}_{i}" for i in range(n_pieces)]
+            pieces = [
+                read_vectors(graph, name, table, stored, Chunk(name, *ends))
+                for name, ends in zip(names, itertools.pairwise(bounds), strict=True)
+            ]
+            blocks.append(graph.node("Concat", pieces, f"{side}_block_{block}", axis=0))
+        return blocks
+
     def _prepare(self, graph: Graph, model: RetrievalModel) -> None:
         """What of a request's users, or of a folded catalogue, all scores share."""
+        if self.compressed or self.bias is None:
+            return
+        # The bias as one more dimension, where users have a 1: added to (batch, n_items) products it would take another pass over them.
+        self.blocks = [
+            graph.node("Concat", [block, graph.node("Unsqueeze", [bias, graph.axis(1)], f"bias_column_{i}")], f"items_and_bias_{i}", axis=1)
+            for i, (block, bias) in enumerate(zip(self.blocks, self._bias_of_blocks(graph), strict=True))
+        ]
 
     def all_scores(self, graph: Graph) -> str:
         """Scores of every item, shape (batch, n_columns); the columns from n_items on mean nothing."""
@@ -133,16 +193,19 @@ class Scores:
         return graph.node("Add", [scores, graph.node("Gather", [self.bias, rows], "candidate_bias", axis=0)], "candidate_sum")
 
     def _of_folded(self, graph: Graph) -> str:
-        if self.bias is None:
-            return self._of_vectors(graph, "catalogue", self.items, None)
-        # The bias as one more dimension, where users have a 1: added to (batch, n_items) products it would take another pass over them.
-        column = self.shared.node("Unsqueeze", [self.bias, graph.axis(1)], "bias_column")
-        items = self.shared.node("Concat", [self.items, column], "items_and_bias", axis=1)
-        batch = graph.node("Shape", [self.users], "n_scored", end=1)
-        shape = graph.node("Concat", [batch, graph.axis(1)], "ones_shape", axis=0)
-        ones = graph.node("Expand", [graph.constant("one", np.float32(1)), shape], "ones")
-        users = graph.node("Concat", [self.users, ones], "users_and_one", axis=1)
-        return graph.node("Gemm", [users, items], "catalogue_scores", transB=1)
+        users = self.users
+        if self.bias is not None:
+            pads = graph.constant("one_behind", np.array([0, 0, 0, 1], np.int64))
+            users = graph.node("Pad", [users, pads, graph.constant("one", np.float32(1))], "users_and_one")
+        scores = [graph.node("Gemm", [users, block], f"catalogue_scores_{i}", transB=1) for i, block in enumerate(self.blocks)]
+        return self._joined(graph, scores)
+
+    def _joined(self, graph: Graph, scores: list[str]) -> str:
+        return scores[0] if len(scores) == 1 else graph.node("Concat", scores, "catalogue_scores", axis=1)
+
+    def _bias_of_blocks(self, graph: Graph) -> list[str]:
+        bounds = [graph.constant(f"block_bound_{n}", np.array([n])) for n in _split(self.n_columns, len(self.blocks))]
+        return [Chunk(f"block_{i}", *ends)(graph, self.bias) for i, ends in enumerate(itertools.pairwise(bounds))]
 
     def _of_vectors(self, graph: Graph, name: str, vectors: str, bias: str | None) -> str:
         """Scores of items with these vectors, shape (n, dim), and biases, shape (n,), for every user: shape (batch, n)."""
@@ -183,10 +246,7 @@ class Scores:
             padded = self._scan_buckets(graph)
             stop = graph.constant("n_bucket_scores", np.array([n_buckets], np.int64))
             return graph.node("Slice", [padded, graph.axis(0), stop, graph.axis(1)], "bucket_scores")
-        # Values and scales are constants, so that ONNX Runtime folds them to a float32 table.
-        values, scales = self.item_table.read(self.shared, "all_buckets", lambda stored: stored)
-        table = values if scales is None else self.shared.node("Mul", [values, scales], "bucket_table")
-        return graph.node("Gemm", [self.users, table], "bucket_scores", transB=1)
+        return graph.node("Gemm", [self.users, self.item_table.values], "bucket_scores", transB=1)
 
     def _scan_buckets(self, graph: Graph) -> str:
         def of_buckets(body: Graph, part: Chunk) -> str:
@@ -277,7 +337,9 @@ class NeuMFScores(Scores):
         return graph.node("Add", [linear, self._network(graph, "candidate_deep", first)], "candidate_pair_scores")
 
     def _of_folded(self, graph: Graph) -> str:
-        return self._of_vectors(graph, "catalogue", self.items, self.bias)
+        biases = len(self.blocks) * [None] if self.bias is None else self._bias_of_blocks(graph)
+        of_blocks = enumerate(zip(self.blocks, biases, strict=True))
+        return self._joined(graph, [self._of_vectors(graph, f"catalogue_{i}", block, bias) for i, (block, bias) in of_blocks])
 
     def _of_chunks(self, graph: Graph) -> str:
         # The network is no sum over buckets, so there is no short way for few users.
@@ -310,6 +372,11 @@ def _scan(graph: Graph, name: str, n: int, chunk: int, scores) -> str:
     stack = graph.node("Scan", [starts], f"{name}_stack", body=scan, num_scan_inputs=1, scan_output_axes=[1])
     flat = graph.constant(f"{name}_flat", np.array([0, n], np.int64))
     return graph.node("Reshape", [stack, flat], f"{name}_scores_of_all")
+
+
+def _split(n: int, n_parts: int) -> NDArray[np.int64]:
+    """Bounds of nearly equal parts of n things."""
+    return np.arange(n_parts + 1) * n // n_parts
 
 
 def _padded(array: NDArray, n: int) -> NDArray:

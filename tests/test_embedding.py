@@ -13,7 +13,7 @@ from torch import nn
 
 import graphhash
 from graphhash.buckets import BucketMap
-from graphhash.embedding import BucketEmbedding
+from graphhash.embedding import BucketEmbedding, read_both
 from graphhash.hashes import double_map
 from graphhash.retrieval import MatrixFactorization, bpr_loss, dot_margins, dot_pairs, margin_loss
 
@@ -246,3 +246,26 @@ def test_the_seed_decides_the_initial_weights():
     assert torch.equal(a.user_embedding.table, b.user_embedding.table)
     assert not torch.equal(a.user_embedding.table, c.user_embedding.table)
     assert a.user_embedding.table[-1].eq(0).all()
+
+
+@pytest.mark.parametrize("n_lookups", [1, 3, 4, 6])
+def test_two_lookups_of_one_table_at_once_are_the_two_lookups(n_lookups):
+    rng = np.random.default_rng(0)
+    graph = graphhash.biadjacency(rng.integers(0, 20, 120), rng.integers(0, 15, 120))
+    users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=2.0), n_lookups=n_lookups)
+    left, other = BucketEmbedding(users, 40), BucketEmbedding(items, 40)
+    right = BucketEmbedding(items, 40, table=left.table)
+    ids = torch.tensor([3, 3, 20, 0, 7]), torch.tensor([14, 15, 2])
+    target = torch.randn(5, 40), torch.randn(3, 40)
+    for first, second in (left, right), (left, other):
+        first.table.grad = second.table.grad = None
+        expected = first(ids[0]), second(ids[1])
+        ((expected[0] * target[0]).sum() + (expected[1] * target[1]).sum()).backward()
+        gradients = first.table.grad.clone(), second.table.grad.clone()
+        first.table.grad = second.table.grad = None
+        got = read_both(first, ids[0], second, ids[1])
+        ((got[0] * target[0]).sum() + (got[1] * target[1]).sum()).backward()
+        assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+        torch.testing.assert_close((first.table.grad, second.table.grad), gradients)
+    with pytest.raises(IndexError, match="ids span 2..16, the bucket map has entries 0..15"):
+        read_both(left, ids[0], right, torch.tensor([2, 16]))
