@@ -71,19 +71,24 @@ def trained(kind: str, maps: str, item_bias: bool):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Several chunks of every kind even here, and more users than the short way takes in a part of the requests."""
+    """Several chunks, blocks and pieces even here, and more users than the short way takes in a part of the requests."""
     monkeypatch.setattr(onnx_scores, "_CHUNK_LOOKUPS", 8)
     monkeypatch.setattr(onnx_scores, "_PER_SUM", 3)
     monkeypatch.setattr(onnx_scores, "_CHUNK_VALUES", 40)
     monkeypatch.setattr(onnx_scores, "FEW_USERS", 5)
+    monkeypatch.setattr(onnx_scores, "_BLOCK_VALUES", 40 * DIM)
+    monkeypatch.setattr(onnx_scores, "_PIECE_VALUES", 4 * DIM)
 
 
-@pytest.mark.parametrize("runtime", ["folded", "compressed"])
+@pytest.mark.parametrize("runtime", ["folded", "folded, many users", "compressed"])
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
 @pytest.mark.parametrize("maps", MAPS)
 @pytest.mark.parametrize("kind", MODELS)
-def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, small_chunks, tmp_path):
+def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, small_chunks, tmp_path, monkeypatch):
     item_bias = maps != "modulo"
+    runtime, *many = runtime.split(", ")
+    if many:
+        monkeypatch.setattr(onnx_scores, "_USER_VALUES", 0)
     model, *both = trained(kind, maps, item_bias)
     users, items = Vocabulary(np.arange(5, 5 + N_USERS)), vocabulary("string", N_ITEMS)
     manifest = export_retrieval(
