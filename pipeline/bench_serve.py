@@ -1,8 +1,9 @@
 """The benchmark of serving: a bundle next to another one, such as the full table's, and next to PyTorch eager.
 
-Every program takes raw user ids and gives raw item ids and scores. They take turns, request by request, so that a slow minute of
-the machine hits all of them. Memory is measured apart, in a fresh process per bundle that has loaded another model before, so
-that ONNX Runtime itself does not count: the growth of the proportional set size, after free memory went back to the system.
+Every program takes raw user ids and gives raw item ids and scores; of a click-through model, raw rows and probabilities. They take
+turns, request by request, so that a slow minute of the machine hits all of them. Memory is measured apart, in a fresh process per
+bundle that has loaded another model before, so that ONNX Runtime itself does not count: the growth of the proportional set size,
+after free memory went back to the system.
 """
 
 from __future__ import annotations
@@ -17,25 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from pipeline.onnx_nodes import IR_VERSION, OPSET, stored_ids
-from serving.bundle import MODEL, BundleError
+from pipeline.bench_subjects import Answer, check_comparable, subject_of
+from pipeline.onnx_nodes import IR_VERSION, OPSET
+from serving.bundle import BundleError
 from serving.node_placement import nodes_by_provider
-from serving.retriever import Retriever
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WARM_UP = 3
-Answer = Callable[[NDArray], Any]
+EAGER = "PyTorch eager"
 
 # Runs in a process of its own; what it imports is what serving imports.
 _MEMORY = """
 import ctypes, json, re, sys
 import numpy as np
-from serving import session
-from serving.retriever import Retriever
+from serving import Retriever, Scorer, session
+from serving.bundle import task_of
 
 def resident():
     try:
@@ -45,13 +45,17 @@ def resident():
         import psutil
         return psutil.Process().memory_info().rss
 
-empty, bundle, provider, threads, k, users = json.loads(sys.stdin.read())
+empty, bundle, provider, threads, k, given = json.loads(sys.stdin.read())
 session.open_session(empty, provider, threads)
 before = resident()
-loaded = Retriever(bundle, provider=provider, threads=threads)
+is_ctr = task_of(bundle) == "ctr"
+loaded = (Scorer if is_ctr else Retriever)(bundle, provider=provider, threads=threads)
 sizes = {"loaded": resident() - before}
 for n in (1, 256):
-    loaded.recommend(users[:1] * n if n == 1 else users[:n], k)
+    if is_ctr:
+        loaded.predict({name: values[:n] for name, values in given.items()})
+    else:
+        loaded.recommend(given[:n], k)
     sizes[f"after {n}"] = resident() - before
 print(json.dumps(sizes))
 """
@@ -73,70 +77,72 @@ def bench(
 
     Args:
         bundle, against: folders; the second may be None.
-        n_requests: timed, of one user each; of larger requests as many as have four times the users, at least 10.
-        seed: draws the users, all of them known to `bundle`.
+        n_requests: timed, of one user or row each; of larger requests as many as have four times the users, at least 10.
+        seed: draws the users or rows, all of them known to `bundle`.
 
-    Returns: an object per program: ``program``, ``precision``, ``runtime``, ``disk_bytes``, ``memory`` (bytes ``loaded``, ``after 1``,
-    ``after 256``; None for PyTorch), ``providers`` (kernels by provider), ``provider`` and ``sizes``: per batch size ``batch``,
-    ``n_requests``, ``p50_ms``, ``p95_ms``, ``p99_ms``, ``users_per_s`` and ``cpu_ms``, the median of all threads' CPU time, which a
-    busy machine stretches less.
+    Returns: an object per program: ``program``, ``unit`` ("users" or "rows"), ``precision``, ``runtime``, ``disk_bytes``, ``memory``
+    (bytes ``loaded``, ``after 1``, ``after 256``; None for PyTorch), ``providers`` (kernels by provider), ``provider`` and ``sizes``:
+    per batch size ``batch``, ``n_requests``, ``p50_ms``, ``p95_ms``, ``p99_ms``, ``per_second`` and ``cpu_ms``, the median of all
+    threads' CPU time, which a busy machine stretches less.
 
     Raises:
-        BundleError: a bundle is refused, or both have different ids.
+        BundleError: a bundle is refused, or both take different requests.
     """
     bundles = {"bundle": bundle} | ({} if against is None else {"against": against})
-    loaded = {name: Retriever(path, provider=provider, threads=threads) for name, path in bundles.items()}
-    ids = stored_ids(onnx.load(str(bundle / MODEL)), "user")
-    if against is not None and loaded["against"].manifest["id_types"] != loaded["bundle"].manifest["id_types"]:
-        raise BundleError(f"{against}: has other types of ids than {bundle}; compare bundles of the same log")
-    answers: dict[str, Answer] = {}
-    for name, retriever in loaded.items():
-        answers[name] = lambda users, retriever=retriever: retriever.recommend(users, k)
-    if (eager := _eager(bundle, loaded["bundle"].manifest, k, threads)) is not None:
-        answers["PyTorch eager"] = eager
+    subjects = {name: subject_of(path, provider, threads, k) for name, path in bundles.items()}
+    first = subjects["bundle"]
+    if against is not None:
+        check_comparable(bundle, first, against, subjects["against"])
+    answers: dict[str, Answer] = {name: subject.answer for name, subject in subjects.items()}
+    if (eager := first.eager()) is not None:
+        answers[EAGER] = eager
     rng = np.random.default_rng(seed)
     timed: dict[str, list[dict[str, Any]]] = {name: [] for name in answers}
     for batch in batch_sizes:
-        say(f"{batch} users a request ...")
+        say(f"{batch} {first.unit} a request ...")
         n = min(n_requests, max(10, 4 * n_requests // batch))
-        requests = [ids[rng.integers(0, len(ids), batch)] for _ in range(WARM_UP + n)]
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in answers}
-        for users in requests:
+        for request in [first.draw(rng, batch) for _ in range(WARM_UP + n)]:
             for name, answer in answers.items():
                 started = time.perf_counter(), time.process_time()
-                answer(users)
+                answer(request)
                 seconds[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
         for name, values in seconds.items():
             timed[name].append(_figures(batch, *np.array(values[WARM_UP:]).T))
     results = []
-    sample = [user.item() if isinstance(user, np.generic) else user for user in ids[rng.integers(0, len(ids), 256)]]
+    sample = first.sample(rng, 256)
     for name in answers:
         entry: dict[str, Any] = {"program": name, "sizes": timed[name], "memory": None, "providers": None, "disk_bytes": None}
-        if name in loaded:
-            manifest = loaded[name].manifest
+        entry["unit"] = first.unit
+        if name in subjects:
+            manifest = subjects[name].manifest
             say(f"memory of {bundles[name]} ...")
             entry |= {
-                "program": f"{manifest.get('model', 'mf')} {manifest['method']['users']}",
+                "program": subjects[name].name,
                 "precision": manifest["precision"],
-                "runtime": manifest.get("runtime", {}).get("mode", "folded"),
+                "runtime": manifest.get("runtime", {}).get("mode", "compressed" if first.unit == "rows" else "folded"),
                 "disk_bytes": sum(path.stat().st_size for path in bundles[name].iterdir()),
                 "memory": memory(bundles[name], provider, threads, k, sample),
                 "providers": nodes_by_provider(bundles[name], provider),
-                "provider": loaded[name].provider,
+                "provider": subjects[name].provider,
             }
         results.append(entry)
     return results
 
 
-def memory(bundle: Path, provider: str, threads: int | None, k: int, users: Sequence[Any]) -> dict[str, int]:
-    """Bytes that a fresh process grows by: ``loaded``, and after requests of 1 and of 256 users (``after 1``, ``after 256``)."""
+def memory(bundle: Path, provider: str, threads: int | None, k: int, given: Any) -> dict[str, int]:
+    """Bytes that a fresh process grows by: ``loaded``, and after requests of 1 and of 256 users or rows (``after 1``, ``after 256``).
+
+    Args:
+        given: 256 of them, as `pipeline.bench_subjects` samples them.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "empty.onnx"
         value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
         graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "empty", value[:1], value[1:])
         opset = [helper.make_opsetid("", OPSET)]
         file.write_bytes(helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION).SerializeToString())
-        given = json.dumps([str(file), str(bundle.absolute()), provider, threads, k, list(users)])
+        given = json.dumps([str(file), str(bundle.absolute()), provider, threads, k, given])
         root = Path(__file__).resolve().parent.parent
         done = subprocess.run([sys.executable, "-c", _MEMORY], input=given, cwd=root, capture_output=True, text=True)
     if done.returncode:
@@ -146,38 +152,8 @@ def memory(bundle: Path, provider: str, threads: int | None, k: int, users: Sequ
 
 def _figures(batch: int, seconds: NDArray[np.float64], cpu_seconds: NDArray[np.float64]) -> dict[str, Any]:
     times = {f"p{share}_ms": 1e3 * float(np.percentile(seconds, share)) for share in (50, 95, 99)}
-    rate = {"users_per_s": batch * len(seconds) / float(seconds.sum())}
+    rate = {"per_second": batch * len(seconds) / float(seconds.sum())}
     return {"batch": batch, "n_requests": len(seconds)} | times | rate | {"cpu_ms": 1e3 * float(np.median(cpu_seconds))}
-
-
-def _eager(bundle: Path, manifest: dict[str, Any], k: int, threads: int | None) -> Answer | None:
-    """The trained model of the run folder around the bundle, from raw ids to raw ids; None where there is none, or of other ids."""
-    run = bundle.resolve().parent
-    method = run / "methods" / str(manifest["provenance"].get("method"))
-    if not (method / "checkpoint").is_dir():
-        return None
-    import torch
-
-    from graphhash.vocabulary import Vocabulary
-    from pipeline.checkpoint import load_method
-    from pipeline.evaluate import as_shipped
-
-    users, items = (Vocabulary.load(run / "ingest" / f"{side}.parquet") for side in ("users", "items"))
-    if users.content_hash != manifest["vocabulary_hashes"]["users"]:
-        return None
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with torch.no_grad():
-        scores_of = as_shipped(load_method(method, run / "ingest")[0], manifest["precision"]).catalogue()
-    item_ids = items.take(np.arange(len(items)))
-
-    @torch.no_grad()
-    def answer(raw: NDArray) -> tuple[NDArray, NDArray]:
-        rows = torch.from_numpy(users.rows(raw, missing="fallback").astype(np.int64))
-        best = torch.topk(scores_of(rows), min(k, len(items)))
-        return item_ids[best.indices.numpy()], best.values.numpy()
-
-    return answer
 
 
 def size_table(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -196,12 +172,13 @@ def size_table(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def markdown_table(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Header and rows: latency and throughput per batch size and program."""
-    lines = [("users", "program", "p50 ms", "p95 ms", "p99 ms", "CPU ms", "users/s")]
+    unit = results[0]["unit"]
+    lines = [(unit, "program", "p50 ms", "p95 ms", "p99 ms", "CPU ms", f"{unit}/s")]
     for i, size in enumerate(results[0]["sizes"]):
         for entry in results:
             row = entry["sizes"][i]
             times = (f"{row[key]:.2f}" for key in ("p50_ms", "p95_ms", "p99_ms", "cpu_ms"))
-            lines.append((str(size["batch"]), _label(entry), *times, f"{row['users_per_s']:,.0f}"))
+            lines.append((str(size["batch"]), _label(entry), *times, f"{row['per_second']:,.0f}"))
     return lines
 
 
@@ -228,15 +205,16 @@ def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
     for number, entry in enumerate(results):
         colour = COLOURS[number % len(COLOURS)]
         batch, p50, p95, rate = (
-            [row[key] for row in entry["sizes"]] for key in ("batch", "p50_ms", "p95_ms", "users_per_s")
+            [row[key] for row in entry["sizes"]] for key in ("batch", "p50_ms", "p95_ms", "per_second")
         )
         latency.plot(batch, p50, color=colour, marker="o", label=_label(entry))
         latency.fill_between(batch, p50, p95, color=colour, alpha=0.15, linewidth=0)
         throughput.plot(batch, rate, color=colour, marker="o", label=_label(entry))
     latency.set(ylabel="ms a request, p50 to p95")
-    throughput.set(ylabel="users a second")
+    unit = results[0]["unit"]
+    throughput.set(ylabel=f"{unit} a second")
     for axes in (latency, throughput):
-        axes.set(xscale="log", yscale="log", xlabel="users a request")
+        axes.set(xscale="log", yscale="log", xlabel=f"{unit} a request")
         axes.set_xticks(batch, labels=[str(n) for n in batch])
         axes.minorticks_off()
         axes.grid(True, which="major", color="#e6e9ec")

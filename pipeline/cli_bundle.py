@@ -45,9 +45,9 @@ graphhash bench serve out/bundle --against full/bundle --threads 2 --plot latenc
 @click.option("--against", metavar="BUNDLE", help="Another bundle, such as one of method full: the table as it would be without us.")
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a request.  [one per core]")
-@click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user.")
+@click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user; ctr: no matter.")
 @click.option("--requests", default=200, show_default=True, type=click.IntRange(min=5), help="Timed requests of one user each; larger ones fewer.")
-@click.option("--seed", default=0, show_default=True, help="Draws the users.")
+@click.option("--seed", default=0, show_default=True, help="Draws the users, or values of rows.")
 @click.option("--plot", metavar="FILE", default="bench_serve.png", show_default=True, help="Draw latency and throughput.")
 @click.option("--markdown", metavar="FILE", help="Write the table to FILE as markdown.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed.")
@@ -63,7 +63,7 @@ def bench_serve(
     markdown: str | None,
     json_file: str | None,
 ) -> None:
-    """Time a bundle's answers, from raw ids to raw ids, for 1 to 256 users a request.
+    """Time a bundle's answers, from raw ids to raw ids, for 1 to 256 users a request; of a click-through model, rows and probabilities.
 
     Next to it run the bundle of --against and, where the bundle lies in its run folder, the trained model in PyTorch eager, by turns, so that
     a slow minute of the machine hits all of them. Resident memory is measured in a fresh process per bundle: what loading it adds, and what

@@ -14,9 +14,12 @@ import ray
 import torch
 
 from clicks import columns, write_csv, write_schema
+from small_models import small_model
 from graphhash.ctr_metrics import auc
 from graphhash.errors import DataError
 from pipeline import cli
+from pipeline.bench_serve import EAGER
+from pipeline.bench_subjects import subject_of
 from pipeline.config import ConfigError, RunConfig
 from pipeline.ctr_checkpoint import load_ctr
 from pipeline.ctr_data import Features
@@ -27,6 +30,7 @@ from pipeline.ctr_train import SCORES, click_loss, validated
 from pipeline.fit import FitSettings, fit
 from pipeline.run import plan
 from pipeline.tune import Range, default_point, default_space, run_trial, score_key, table
+from serving import Scorer
 
 SMALL = ["train.dim=8", "train.hidden=16", "train.epochs=8", "--resolution", "1", "--batch-size", "128", "--lr", "0.02"]
 
@@ -85,7 +89,6 @@ def test_the_bundle_of_a_run_predicts_from_raw_rows_what_the_model_does(run_dir,
     from pipeline.config import RunConfig
     from pipeline.ctr_budget import precisions_of
     from pipeline.ctr_ingest import row_parts
-    from serving import Scorer
 
     scorer = Scorer(run_dir / "bundle", provider="cpu")
     (metrics,) = json.loads((run_dir / "metrics.json").read_text())
@@ -100,6 +103,23 @@ def test_the_bundle_of_a_run_predicts_from_raw_rows_what_the_model_does(run_dir,
         rows = {name: [values[i] for i in chosen] for name, values in raw.items()}
         logits = predict(trained.model, trained.features.part(part))
         np.testing.assert_allclose(scorer.details(rows).logits, logits, atol=1e-5)
+
+
+def test_the_benchmark_of_serving_asks_bundle_and_torch_for_the_same_rows(run_dir, tmp_path, capsys):
+    subject = subject_of(run_dir / "bundle", "cpu", 1, 20)
+    request = subject.draw(np.random.default_rng(0), 50)
+    assert all(flags.all() for flags in Scorer(run_dir / "bundle").details(request).known.values())
+    np.testing.assert_allclose(subject.answer(request), subject.eager()(request), rtol=0, atol=1e-4)
+    shutil.copytree(run_dir / "bundle", tmp_path / "apart")
+    how = ("--requests", "5", "--threads", "1", "--plot", tmp_path / "plot.png", "--json", tmp_path / "figures.json")
+    assert command(tmp_path, "bench", "serve", run_dir / "bundle", "--against", tmp_path / "apart", *how) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [entry["program"] for entry in figures] == 2 * [subject.name] + [EAGER]
+    assert all(entry["unit"] == "rows" and entry["sizes"][-1]["batch"] == 256 for entry in figures)
+    assert figures[0]["memory"]["loaded"] > 0 and "rows/s" in capsys.readouterr().out
+    small_model(users="int64").export(tmp_path / "retrieval")
+    assert command(tmp_path, "bench", "serve", run_dir / "bundle", "--against", tmp_path / "retrieval") == 1
+    assert "takes other ids or columns than" in capsys.readouterr().err
 
 
 def test_mlflow_has_the_curve_of_validation_and_the_test(run_dir, compared):
