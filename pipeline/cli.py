@@ -21,7 +21,7 @@ import click
 
 from pipeline.cli_bench import bench
 from pipeline.cli_cluster import register, submit
-from pipeline.cli_bundle import bench_serve, check
+from pipeline.cli_bundle import bench_serve, check, recommend
 from pipeline.cli_compare import compare, tune
 from pipeline.cli_options import (
     Epilog,
@@ -233,66 +233,6 @@ def export(triton: str | None, **_: Any) -> None:
 @app.command(
     cls=Epilog,
     epilog="""
-graphhash recommend out/bundle --user-id 42 -k 10
-graphhash recommend out/bundle --user-id anna --user-id ben --exclude-seen
-graphhash recommend out/bundle --users-file users.txt --exclude 17,99 --json answers.json
-""",
-)
-@click.argument("bundle", metavar="BUNDLE")
-@click.option(
-    "--user-id", "user_ids", multiple=True, metavar="ID", help="A raw user id; may be given many times."
-)
-@click.option("--users-file", metavar="FILE", help="Raw user ids, one a line.")
-@click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user.")
-@click.option("--exclude", metavar="ID,ID...", help="Raw item ids never to recommend.")
-@click.option(
-    "--exclude-seen", is_flag=True, help="Leave out what a user had in training (needs the run folder)."
-)
-@click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
-@click.option("--threads", type=int, help="Threads of ONNX Runtime.  [one per core]")
-@click.option("--json", "json_file", metavar="FILE", help="Write the answers to FILE as well.")
-def recommend(
-    bundle: str,
-    user_ids: tuple[str, ...],
-    users_file: str | None,
-    k: int,
-    exclude: str | None,
-    exclude_seen: bool,
-    provider: str,
-    threads: int | None,
-    json_file: str | None,
-) -> None:
-    """Ask an exported bundle for items, by raw user id. Users it does not know get its fallback, and are marked."""
-    from pipeline.recommend import recommend as answer_users
-    from pipeline.storage import bundle_folder
-
-    if users_file is not None:
-        user_ids += tuple(_read_lines(Path(users_file)))
-    if not user_ids:
-        raise click.UsageError("give --user-id ID or --users-file FILE")
-    excluded = [part.strip() for part in (exclude or "").split(",") if part.strip()]
-    answers = answer_users(
-        bundle_folder(bundle),
-        user_ids,
-        k,
-        exclude=excluded,
-        exclude_seen=exclude_seen,
-        provider=provider,
-        threads=threads,
-    )
-    for answer in answers:
-        print(f"user {answer['user_id']}" + ("" if answer["known"] else " (unknown: the fallback answers)"))
-        rows = [
-            (str(i + 1), str(item["item_id"]), f"{item['score']:.4f}")
-            for i, item in enumerate(answer["items"])
-        ]
-        print_table(("rank", "item", "score"), rows)
-    write_json(json_file, answers)
-
-
-@app.command(
-    cls=Epilog,
-    epilog="""
 graphhash demo
 graphhash demo /data/graphhash-demo
 """,
@@ -331,6 +271,7 @@ app.add_command(bench)
 app.add_command(submit)
 app.add_command(register)
 app.add_command(check)
+app.add_command(recommend)
 app.add_command(compare)
 app.add_command(tune)
 app.add_command(serve)
@@ -417,13 +358,6 @@ def _until(stage: str) -> tuple[Outcome, RunConfig, str | None]:
 
     resume = {"resume": options["resume"]} if options.get("resume") is not None else {}
     return run_stages(config, until=stage, say=say, **resume), config, options["json_file"]
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path}: cannot be read as a text file: {error}") from error
 
 
 def _print_metrics(metrics: Sequence[dict[str, Any]], config: RunConfig) -> None:

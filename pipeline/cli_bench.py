@@ -200,7 +200,7 @@ def bench_train(
     With --workers the first method alone, without an evaluation: what an epoch costs inside Ray Train, what more workers gain, and how
     long memory takes for the bytes of an epoch; an epoch is faster only where vectors stay in a cache.
     """
-    from pipeline.bench_train import bench, table
+    from pipeline import bench_train, bench_workers
     from pipeline.config import DataConfig, TrainConfig
     from pipeline.methods import METHODS
 
@@ -218,14 +218,13 @@ def bench_train(
     log_config = DataConfig(str(Path(data).absolute()), validation=0.0, **log)
     how = {"settings": settings, "n_lookups": n_lookups, "resolution": resolution or 200.0, "rounds": epochs, "say": say}
     if workers:
-        from pipeline.bench_workers import bench_workers, table
-
         if min(workers) < 1:
             raise ConfigError(f"--workers={','.join(map(str, workers))}: a number of workers is at least 1")
-        results = bench_workers(log_config, method=methods[0], workers=workers, **how)
+        results = bench_workers.bench_workers(log_config, method=methods[0], workers=workers, **how)
+        print_table(*bench_workers.table(results))
     else:
-        results = bench(log_config, methods=methods, **how)
-    print_table(*table(results))
+        results = bench_train.bench(log_config, methods=methods, **how)
+        print_table(*bench_train.table(results))
     write_json(json_file, results)
 
 

@@ -188,7 +188,7 @@ def tune(
     `--space train.lr=0.05` fixes it.
     """
     from pipeline.compare import model_settings
-    from pipeline.run import check_methods
+    from pipeline.plan import check_methods
     from pipeline.tasks import task_of
     from pipeline.tune import default_space, parse_space, score_key, table
     from pipeline.tune import tune as search

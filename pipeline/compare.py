@@ -27,7 +27,8 @@ from pipeline import tracking
 from pipeline.comparison import Outcome, write_comparison
 from pipeline.config import BUDGET_KEYS, ConfigError, RunConfig, parse_override
 from pipeline.mirror import run_folder
-from pipeline.run import check_methods, is_done, run
+from pipeline.plan import check_methods
+from pipeline.run import is_done, run
 from pipeline.stages import write_text_atomic
 from pipeline.storage import localised
 from pipeline.tasks import TASKS, Task, task_of

@@ -37,7 +37,8 @@ from pipeline.new_log import NewLog, read_new_log
 from graphhash.retrieval import MatrixFactorization
 from pipeline.placed import Placed, belongs_to, placed_dir
 from pipeline.placers import PLACERS, Places, Placing
-from pipeline.run import check_methods, export_bundle, export_step, plan
+from pipeline.plan import check_methods, export_step, plan
+from pipeline.run import export_bundle
 from pipeline.shards import ShardedCsr
 from pipeline.stages import RunFolder, RunFolderError, StageResult
 

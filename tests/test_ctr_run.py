@@ -28,7 +28,7 @@ from pipeline.ctr_models import CTR_RECIPES
 from pipeline.ctr_spec import ctr_settings, spec_of
 from pipeline.ctr_train import SCORES, click_loss, validated
 from pipeline.fit import FitSettings, fit
-from pipeline.run import plan
+from pipeline.plan import plan
 from pipeline.tune import Range, default_point, default_space, run_trial, score_key, table
 from serving import Scorer
 

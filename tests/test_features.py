@@ -20,7 +20,8 @@ from graphhash.vocabulary import Vocabulary
 from pipeline.config import ConfigError, RunConfig
 from pipeline.features import feature_files, load_features, read_features
 from pipeline.methods import METHODS, Inputs
-from pipeline.run import plan, run
+from pipeline.plan import plan
+from pipeline.run import run
 from pipeline.ray_fit import fit_here
 
 IDS = [3, 7, 8, 20, 31]

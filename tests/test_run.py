@@ -13,7 +13,8 @@ import pipeline.methods  # noqa: F401  Before the stand-ins: what it imports nee
 from pipeline import run as run_module
 from pipeline import tracking
 from pipeline.config import ConfigError, RunConfig
-from pipeline.run import plan, run
+from pipeline.plan import plan
+from pipeline.run import run
 
 
 @pytest.fixture
