@@ -8,12 +8,10 @@ Reads what the stages left in the run folder and computes nothing anew; see ``pi
 from __future__ import annotations
 
 import shlex
-import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.report_facts import RunFacts, draw_training, write_files
 from pipeline.report_page import (
     COLOURS,
     FAINT,
@@ -26,13 +24,10 @@ from pipeline.report_page import (
     page,
     percent,
     picture,
-    read_json,
-    save,
     settings_section,
     size,
     spread,
 )
-from pipeline.stages import write_text_atomic
 from pipeline.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -43,69 +38,26 @@ MOST_COLUMNS = 7
 MEASURES = TASKS["ctr"].measures
 
 
-@dataclass(frozen=True)
-class ClickFacts:
-    """What the stages recorded, as read from the run folder."""
-
-    path: Path
-    config: dict[str, Any]
-    ingest: dict[str, Any]
-    cluster: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    histories: dict[str, dict[str, Any]]
-
-    @classmethod
-    def read(cls, path: Path) -> ClickFacts:
-        """Read a run folder.
-
-        Raises:
-            RunFolderError: a file is missing or is not the JSON it should be.
-        """
-        metrics = read_json(path / "metrics.json")
-        histories = {m["method"]: read_json(path / "methods" / m["method"] / "history.json") for m in metrics}
-        config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-        ingest = read_json(path / "stages" / "ingest.json")["result"]
-        return cls(path, config, ingest, read_json(path / "cluster" / "cluster.json"), metrics, histories)
-
-    @property
-    def tested(self) -> list[dict[str, Any]]:
-        """The metrics of the methods that were tested: all, or none without test rows."""
-        return [entry for entry in self.metrics if entry["log_loss"] is not None]
-
-    def colour(self, method: str) -> str:
-        return COLOURS[[m["method"] for m in self.metrics].index(method) % len(COLOURS)]
-
-
 def write_ctr_report(run_dir: Path) -> list[Path]:
     """Draw the pictures and write `report.html` into the run folder. Returns the files written.
 
     Raises:
         RunFolderError: the run folder lacks what the stages up to `evaluate` leave there.
     """
-    facts = ClickFacts.read(run_dir)
-    drawn: dict[str, Callable[[ClickFacts], Figure]] = {"bytes_columns.png": _draw_columns}
-    if facts.tested:
-        drawn |= {"bytes_loss.png": _draw_loss, "calibration.png": _draw_calibration}
-    if any(_evaluations(history) for history in facts.histories.values()):
-        drawn["training.png"] = _draw_training
-    for name in ("bytes_columns.png", "bytes_loss.png", "calibration.png", "training.png"):
-        if name in drawn:
-            save(drawn[name](facts), run_dir / name)
-        else:
-            (run_dir / name).unlink(missing_ok=True)
-    file = run_dir / "report.html"
-    write_text_atomic(file, _page(facts))
-    return [file, *(run_dir / name for name in drawn)]
-
-
-def _evaluations(history: dict[str, Any]) -> list[dict[str, Any]]:
-    return [entry for entry in history["epochs"] if entry.get("auc") is not None]
+    facts = RunFacts.read(run_dir, "log_loss", "auc")
+    pictures = {
+        "bytes_columns.png": _draw_columns,
+        "bytes_loss.png": _draw_loss if facts.tested else None,
+        "calibration.png": _draw_calibration if facts.tested else None,
+        "training.png": (lambda of: draw_training(of, "AUC on validation", from_zero=False)) if facts.validated else None,
+    }
+    return write_files(facts, pictures, _page)
 
 
 # Pictures.
 
 
-def _draw_loss(facts: ClickFacts) -> Figure:
+def _draw_loss(facts: RunFacts) -> Figure:
     """One labelled point per method: bytes kept against log loss."""
     figure, axes = figure_of(7.2, 4.2)
     points = [(m["bytes"] / MIB, m["log_loss"], m["method"]) for m in facts.tested]
@@ -122,7 +74,7 @@ def _draw_loss(facts: ClickFacts) -> Figure:
     return figure
 
 
-def _draw_calibration(facts: ClickFacts) -> Figure:
+def _draw_calibration(facts: RunFacts) -> Figure:
     """The reliability curve of every method: share of clicks among rows of about the same prediction."""
     figure, axes = figure_of(5.6, 5.2)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle=(0, (4, 4)))
@@ -141,7 +93,7 @@ def _draw_calibration(facts: ClickFacts) -> Figure:
     return figure
 
 
-def _draw_columns(facts: ClickFacts) -> Figure:
+def _draw_columns(facts: RunFacts) -> Figure:
     """A bar per method: bytes of the columns that take most, of all others, and of the layers."""
     of_method = [_bytes_of_columns(entry) for entry in facts.metrics]
     names = list(of_method[0])
@@ -171,33 +123,10 @@ def _bytes_of_columns(entry: dict[str, Any]) -> dict[str, int]:
     return {name: sum(parts.values()) for name, parts in entry["bytes_of"]["columns"].items()}
 
 
-def _draw_training(facts: ClickFacts) -> Figure:
-    """Validation AUC by epoch; a dot marks the epoch whose model was kept."""
-    figure, axes = figure_of(7.2, 3.6)
-    ends = []
-    for method, history in facts.histories.items():
-        epochs = _evaluations(history)
-        x, y = [entry["epoch"] for entry in epochs], [entry["auc"] for entry in epochs]
-        axes.plot(x, y, color=facts.colour(method), linewidth=2)
-        kept = [(a, b) for a, b in zip(x, y, strict=True) if a == history.get("best_epoch")]
-        axes.scatter([a for a, _ in kept], [b for _, b in kept], s=44, color=facts.colour(method), zorder=3)
-        if x:
-            ends.append((x[-1], y[-1], method))
-    low, high = axes.get_ylim()
-    for (x_end, y_end, method), label_y in zip(ends, spread([y for _, y, _ in ends], (high - low) * 0.065), strict=True):
-        place = {"xytext": (8, label_y), "textcoords": ("offset points", "data"), "va": "center", "fontsize": 9.5}
-        axes.annotate(method, (x_end, y_end), color=facts.colour(method), annotation_clip=False, **place)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("epoch", color=INK)
-    axes.set_ylabel("AUC on validation", color=INK)
-    return figure
-
-
 # The page.
 
 
-def _page(facts: ClickFacts) -> str:
-    title = f"GraphHash run: {Path(facts.config['data']['path']).name or facts.config['data']['path']}"
+def _page(facts: RunFacts) -> str:
     sections = (
         _data_section(facts),
         _results_section(facts),
@@ -207,10 +136,10 @@ def _page(facts: ClickFacts) -> str:
         _next_section(facts),
         settings_section(facts.path, facts.metrics),
     )
-    return page(title, facts.path, _summary(facts), sections)
+    return page(facts.title, facts.path, _summary(facts), sections)
 
 
-def _summary(facts: ClickFacts) -> str:
+def _summary(facts: RunFacts) -> str:
     """The result in one or two sentences: the first method against the full tables."""
     first = facts.metrics[0]
     text = (
@@ -226,7 +155,7 @@ def _summary(facts: ClickFacts) -> str:
     return text + f"; full tables have {full['log_loss']:.4f} and {full['auc']:.4f}."
 
 
-def _data_section(facts: ClickFacts) -> str:
+def _data_section(facts: RunFacts) -> str:
     ingest = facts.ingest
     rows = [(f"<td>{escape(part)}</td>", f"{ingest[f'n_{part}']:,}", "-" if rate is None else percent(rate)) for part, rate in ingest["click_rate"].items()]
     left = {**ingest["dropped"], **ingest["left_out"]}
@@ -245,7 +174,7 @@ def _data_section(facts: ClickFacts) -> str:
     )
 
 
-def _results_section(facts: ClickFacts) -> str:
+def _results_section(facts: RunFacts) -> str:
     rows = [
         (
             f'<td class="swatch" style="--colour: {facts.colour(m["method"])}">{escape(m["method"])}'
@@ -278,7 +207,7 @@ def _results_section(facts: ClickFacts) -> str:
     )
 
 
-def _bytes_section(facts: ClickFacts) -> str:
+def _bytes_section(facts: RunFacts) -> str:
     first = facts.metrics[0]
     columns = first["bytes_of"]["columns"]
     order = sorted(columns, key=lambda name: -sum(columns[name].values()))
@@ -302,7 +231,7 @@ def _bytes_section(facts: ClickFacts) -> str:
     )
 
 
-def _pairs_section(facts: ClickFacts) -> str:
+def _pairs_section(facts: RunFacts) -> str:
     pairs = facts.cluster["pairs"]
     if not pairs:
         return "<h2>What the clusters look like</h2>\n<p>No column is compressed with a partner.</p>"
@@ -323,20 +252,16 @@ def _pairs_section(facts: ClickFacts) -> str:
     )
 
 
-def _training_section(facts: ClickFacts) -> str:
-    if not any(_evaluations(history) for history in facts.histories.values()):
+def _training_section(facts: RunFacts) -> str:
+    if not facts.validated:
         return "<h2>How training went</h2>\n<p>There were no validation rows, so every method was trained for all of its epochs.</p>"
-    parts = []
-    for method, history in facts.histories.items():
-        last = history["epochs"][-1]["epoch"] if history["epochs"] else 0
-        parts.append(f"{escape(method)} kept epoch {escape(history.get('best_epoch'))} of {last}")
     return (
         "<h2>How training went</h2>\n<p>Training stops when the validation rows are predicted no better, and keeps the best epoch: "
-        f"{'; '.join(parts)}.</p>\n" + picture(facts.path / "training.png", "Validation AUC by epoch")
+        f"{facts.kept_epochs()}.</p>\n" + picture(facts.path / "training.png", "Validation AUC by epoch")
     )
 
 
-def _next_section(facts: ClickFacts) -> str:
+def _next_section(facts: RunFacts) -> str:
     out = escape(shlex.quote(str(facts.path)))
     return (
         "<h2>What to do next</h2>\n<p>Try other methods or another size in the same run folder; what does not change is not computed again:</p>\n"

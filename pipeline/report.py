@@ -9,14 +9,12 @@ itself, so it can be mailed as one file; every text that comes from outside is e
 from __future__ import annotations
 
 import shlex
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.report_facts import RunFacts, draw_training, write_files
 from pipeline.report_page import (
     COLOURS,
     FAINT,
@@ -29,52 +27,13 @@ from pipeline.report_page import (
     page,
     percent,
     picture,
-    read_json,
-    save,
     settings_section,
     size,
     spread,
 )
-from pipeline.stages import write_text_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PICTURES = ("bytes_recall.png", "cluster_sizes.png", "training.png")
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What the stages recorded, as read from the run folder."""
-
-    path: Path
-    config: dict[str, Any]
-    ingest: dict[str, Any]
-    cluster: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    histories: dict[str, dict[str, Any]]
-
-    @classmethod
-    def read(cls, path: Path) -> RunFacts:
-        """Read a run folder.
-
-        Raises:
-            RunFolderError: a file is missing or is not the JSON it should be.
-        """
-        metrics = read_json(path / "metrics.json")
-        histories = {
-            m["method"]: read_json(path / "methods" / m["method"] / "history.json") for m in metrics
-        }
-        config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-        ingest = read_json(path / "ingest" / "ingest.json")
-        return cls(path, config, ingest, read_json(path / "cluster" / "cluster.json"), metrics, histories)
-
-    @property
-    def tested(self) -> list[dict[str, Any]]:
-        """The metrics of the methods that were tested; all of them, or none where there are no test interactions."""
-        return [entry for entry in self.metrics if entry["recall@20"] is not None]
-
-    def colour(self, method: str) -> str:
-        return COLOURS[[m["method"] for m in self.metrics].index(method) % len(COLOURS)]
 
 
 def write_report(run_dir: Path) -> list[Path]:
@@ -83,25 +42,14 @@ def write_report(run_dir: Path) -> list[Path]:
     Raises:
         RunFolderError: the run folder lacks what the stages up to `evaluate` leave there.
     """
-    facts = RunFacts.read(run_dir)
+    facts = RunFacts.read(run_dir, "recall@20", "recall@20")
     # Without test or validation interactions there is nothing to draw in two of them.
-    draw = {"cluster_sizes.png": _draw_cluster_sizes}
-    if facts.tested:
-        draw["bytes_recall.png"] = _draw_bytes_recall
-    if any(_evaluations(history) for history in facts.histories.values()):
-        draw["training.png"] = _draw_training
-    for name in PICTURES:
-        if name in draw:
-            save(draw[name](facts), run_dir / name)
-        else:
-            (run_dir / name).unlink(missing_ok=True)
-    page = run_dir / "report.html"
-    write_text_atomic(page, _page(facts))
-    return [page, *(run_dir / name for name in PICTURES if name in draw)]
-
-
-def _evaluations(history: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [entry for entry in history["epochs"] if entry.get("recall@20") is not None]
+    pictures = {
+        "bytes_recall.png": _draw_bytes_recall if facts.tested else None,
+        "cluster_sizes.png": _draw_cluster_sizes,
+        "training.png": (lambda of: draw_training(of, "recall@20 on validation", from_zero=True)) if facts.validated else None,
+    }
+    return write_files(facts, pictures, _page)
 
 
 # Pictures.
@@ -177,38 +125,6 @@ def _draw_cluster_sizes(facts: RunFacts) -> Figure:
     return figure
 
 
-def _draw_training(facts: RunFacts) -> Figure:
-    """Validation recall by epoch; a dot marks the epoch whose model was kept."""
-    figure, axes = figure_of(7.2, 3.6)
-    ends: list[tuple[float, float, str]] = []
-    for method, history in facts.histories.items():
-        epochs = _evaluations(history)
-        x, y = [entry["epoch"] for entry in epochs], [entry["recall@20"] for entry in epochs]
-        axes.plot(x, y, color=facts.colour(method), linewidth=2, label=method)
-        kept = [(a, b) for a, b in zip(x, y, strict=True) if a == history.get("best_epoch")]
-        axes.scatter([a for a, _ in kept], [b for _, b in kept], s=44, color=facts.colour(method), zorder=3)
-        if x:
-            ends.append((x[-1], y[-1], method))
-    top = max((y for _, y, _ in ends), default=0.0)
-    for (x_end, y_end, method), label_y in zip(
-        ends, spread([y for _, y, _ in ends], top * 0.07), strict=True
-    ):
-        axes.annotate(
-            method,
-            (x_end, y_end),
-            xytext=(8, label_y),
-            textcoords=("offset points", "data"),
-            va="center",
-            fontsize=9.5,
-            color=facts.colour(method),
-            annotation_clip=False,
-        )
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("epoch", color=INK)
-    axes.set_ylabel("recall@20 on validation", color=INK)
-    return figure
-
-
 # The page.
 
 
@@ -221,8 +137,7 @@ def _page(facts: RunFacts) -> str:
         _next_section(facts),
         settings_section(facts.path, facts.metrics),
     )
-    title = f"GraphHash run: {Path(facts.config['data']['path']).name or facts.config['data']['path']}"
-    return page(title, facts.path, _summary(facts), sections)
+    return page(facts.title, facts.path, _summary(facts), sections)
 
 
 def _summary(facts: RunFacts) -> str:
@@ -348,19 +263,15 @@ def _levels(levels: dict[str, Any]) -> str:
 
 
 def _training_section(facts: RunFacts) -> str:
-    if not any(_evaluations(history) for history in facts.histories.values()):
+    if not facts.validated:
         return (
             "<h2>How training went</h2>\n<p>There were no validation interactions, so every method was trained for "
             "all of its epochs and the last one was kept.</p>"
         )
-    parts = []
-    for method, history in facts.histories.items():
-        last = history["epochs"][-1]["epoch"] if history["epochs"] else 0
-        parts.append(f"{escape(method)} kept epoch {escape(history.get('best_epoch'))} of {last}")
     return (
         "<h2>How training went</h2>\n"
         f"<p>Training stops when recall on the validation interactions no longer rises, and keeps the best epoch: "
-        f"{'; '.join(parts)}.</p>\n" + picture(facts.path / "training.png", "Validation recall by epoch")
+        f"{facts.kept_epochs()}.</p>\n" + picture(facts.path / "training.png", "Validation recall by epoch")
     )
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.report import PICTURES, spread, write_report
+from pipeline.report import write_report
+from pipeline.report_page import spread
 from pipeline.stages import RunFolderError
 
+PICTURES = ("bytes_recall.png", "cluster_sizes.png", "training.png")
 PNG = b"\x89PNG\r\n\x1a\n"
 BYTES_FULL = 18_134_784
 
@@ -26,12 +28,12 @@ def run_dir(tmp_path) -> Path:
 def make_run(
     out: Path, path: str = "/data/log.parquet", methods: tuple[str, ...] = ("soft", "modulo", "full")
 ) -> Path:
-    for folder in ("ingest", "cluster", "bundle"):
+    for folder in ("stages", "cluster", "bundle"):
         (out / folder).mkdir(parents=True)
     config = RunConfig.from_flat({"data.path": path, "run.out": str(out), "run.methods": methods})
     (out / "config.toml").write_text(config.to_toml())
     counts = {"n_users": 300, "n_items": 200, "n_train": 8000, "n_validation": 1000, "n_test": 1234}
-    (out / "ingest" / "ingest.json").write_text(json.dumps(counts))
+    (out / "stages" / "ingest.json").write_text(json.dumps({"result": counts}))
     labels = np.repeat(np.arange(10), 30).astype(np.int32)
     np.save(out / "cluster" / "labels_users.npy", labels)
     np.save(out / "cluster" / "labels_items.npy", labels[:200])
@@ -178,7 +180,7 @@ def test_without_test_and_validation_the_page_says_so(run_dir):
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.json", "cluster/cluster.json", "ingest/ingest.json", "methods/full/history.json"]
+    "name", ["metrics.json", "cluster/cluster.json", "stages/ingest.json", "methods/full/history.json"]
 )
 def test_missing_part_is_named(run_dir, name):
     (run_dir / name).unlink()
