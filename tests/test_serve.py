@@ -22,7 +22,7 @@ from small_models import SmallModel, naive_answer, small_model
 from graphhash.vocabulary import Vocabulary
 from pipeline import cli
 from pipeline.bench_load import bench_load, served
-from pipeline.serve import ServeError, ServeSettings, build_app, ray_serve, serve_alone
+from pipeline.serve import ServeError, ServeSettings, _bound, build_app, ray_serve, serve_alone
 from serving import BundleError
 from serving.answers import Limits
 
@@ -202,3 +202,19 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_policy_lets_only_its_own_
             policy = answer.headers["content-security-policy"]
             assert answer.read().decode() == page
     assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_connection_does_not_wait_for_acknowledgements_between_head_and_body(host):
+    with _bound(host, 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_ray_has_the_event_loop_whose_sockets_do_not_wait_either():
+    from ray._private.async_compat import get_new_event_loop
+
+    loop = get_new_event_loop()
+    assert type(loop).__module__.startswith("uvloop")
+    loop.close()
