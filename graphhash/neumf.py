@@ -17,6 +17,12 @@ from graphhash.retrieval import CatalogueScores, PairScores, embeddings
 CATALOGUE_PAIRS = 2**20
 
 
+def layer_numbers(dim: int) -> int:
+    """Numbers that the network's layers hold, beside tables and biases."""
+    half = dim // 2
+    return half * half + (half + 1) * half + (half + 1) * (half // 2) + half + half // 2
+
+
 class NeuMF(nn.Module):
     """``score = h^T [p_u * q_i ; network(p'_u, q'_i)] + b_i`` (eq. 12, as a logit).
 

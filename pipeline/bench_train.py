@@ -149,7 +149,7 @@ def measure(
         for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):
             say(f"{method}: {task}")
             model = blueprint.build(*maps, train).to(device)
-            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows)
+            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows, train)
             laps.start()
             fit_retrieval(model, users, items, how, None, sample=sample, on_epoch=lambda *_: laps.end_round(), lap=laps)
             results.append(about | {"task": task} | figures(laps.rounds[1:], len(users)))

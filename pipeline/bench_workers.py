@@ -78,7 +78,7 @@ def bench_workers(
         blueprint = ModelSpec(settings.model, settings.dim, spec.with_bias(None, settings.loss), settings.n_layers, settings.seed)
         n_numbers = sum(parameter.numel() for parameter in blueprint.build(*maps, graph).parameters())
         for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):
-            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows)
+            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows, graph)
             n_bytes = bytes_to_move(graph.nnz, settings.dim, n_numbers, how.batch_size)
 
             def figures_of(times: dict[str, Any], n_bytes: int = n_bytes) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from graphhash.errors import DataError
+from graphhash.neumf import layer_numbers
 from graphhash.quantization import bias_dtype, row_bytes
 from pipeline.config import RunConfig
 from pipeline.methods import METHODS
@@ -53,6 +54,12 @@ def spendable(ratio: float, n_users: int, n_items: int, dim: int) -> float:
     return whole - min(GRAPH_BYTES, GRAPH_SHARE * whole)
 
 
+def _spendable(config: RunConfig, ratio: float, n_users: int, n_items: int) -> float:
+    """:func:`spendable`, without what the model's layers take."""
+    layers = FULL_ITEMSIZE * layer_numbers(config.train.dim) if config.train.model == "neumf" else 0
+    return spendable(ratio, n_users, n_items, config.train.dim) - layers
+
+
 def hops_of(config: RunConfig, n_rows: int, n_users: int, n_items: int, n_edges: int) -> str:
     """The steps that soft maps mix over: ``map.hops``, or what suits the graph.
 
@@ -86,7 +93,7 @@ def asked_lookups(config: RunConfig, name: str, n_users: int, n_items: int, n_ed
     if config.map.n_lookups is not None or kind != "ratio" or not method.free_lookups:
         return config.map.n_lookups
     n_ids, precision = n_users + n_items, config.precision_of(name)
-    whole, row = spendable(ratio, n_users, n_items, config.train.dim), row_bytes(config.train.dim, precision)
+    whole, row = _spendable(config, ratio, n_users, n_items), row_bytes(config.train.dim, precision)
     if config.map.hops == "auto" and _is_dense(n_users, n_items, n_edges):
         for n_lookups in DENSE_LOOKUPS:
             if _affordable(config, name, n_lookups, whole, n_users, n_items) >= _enough(config) * n_ids + 2:
@@ -108,7 +115,7 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, 
     Raises:
         DataError: the maps alone take more bytes than the ratio allows.
     """
-    full, allowed = full_bytes(n_users, n_items, config.train.dim), spendable(ratio, n_users, n_items, config.train.dim)
+    full, allowed = full_bytes(n_users, n_items, config.train.dim), _spendable(config, ratio, n_users, n_items)
     # With a row for every id it would be method 'full'.
     rows, heaviest = n_users + n_items + 1, None
     for name in config.run.methods:

@@ -231,8 +231,8 @@ class TrainConfig:
     """Cross layers of `model = "dcnv2"`."""
     structure: str | None = None
     """Of `model = "dcnv2"`: the network behind the cross layers (`stacked`), or beside them."""
-    gamma: float = 1.0
-    """Weight of the uniformity in `loss = "directau"`."""
+    gamma: float | None = None
+    """Weight of the uniformity in `loss = "directau"`; by itself, less the more neighbours ids have."""
     unobserved_weight: float = 0.01
     """Weight of a pair's squared score in `loss = "ials"`; an interaction weighs 1."""
     sampler: str = "uniform"
@@ -297,7 +297,8 @@ class TrainConfig:
         check_choice("train.score", self.score, SCORES)
         if self.structure is not None:
             check_choice("train.structure", self.structure, STRUCTURES)
-        check_range("train.gamma", self.gamma, 0.0)
+        if self.gamma is not None:
+            check_range("train.gamma", self.gamma, 0.0)
         check_range("train.unobserved_weight", self.unobserved_weight, 0.0)
         check_choice("train.sampler", self.sampler, SAMPLERS)
         if not math.isfinite(self.popularity_power):

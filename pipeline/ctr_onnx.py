@@ -33,6 +33,8 @@ from pipeline.onnx_nodes import ONNX_TYPES, Graph, StoredMap, Table, encode_ids,
 OUTPUTS = ("probability", "logit", "known")
 # Names inside the graph begin with these; a column that is called so gets another input.
 _INSIDE = ("/", "axis_", "n_/")
+# 4 MiB of float32.
+_UNPACKED_VALUES = 2**20
 _PLAIN = StoredMap(None, None, None, 1)
 
 
@@ -215,7 +217,10 @@ class _Parts:
         for c in fields.own_columns:
             name, first = f"/{prefix}{c}", self.first_of.get(c, c)
             if first not in tables:
-                tables[first] = self._table(f"/{prefix}{first}", fields.columns[first].table, self._stored_as(fields, first))
+                table = self._table(f"/{prefix}{first}", fields.columns[first].table, self._stored_as(fields, first))
+                # A small table is kept in float32, and its rows are unpacked once.
+                is_small = not self.trained.maps[first].identity and table.shape[0] * table.shape[1] <= _UNPACKED_VALUES
+                tables[first] = table.unpacked(graph, f"/{prefix}{first}") if is_small else table
             if c not in self.bags:
                 read = read_vectors(graph, f"{name}_field", tables[first], self.maps[c], self.entries[c])
                 parts.append(graph.node("Unsqueeze", [read, graph.axis(1)], f"{name}_one_field"))

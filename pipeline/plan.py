@@ -85,10 +85,11 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
             config.map.item_bias,
             config.map.hops,
             config.train.loss,
+            config.train.model,
             *((method, config.precision_of(method)) for method in config.run.methods),
         ]
         if config.run.task == "ctr":
-            settings["cluster"]["bytes"] += [config.train.model, *(getattr(config.train, key) for key in CLICK_TRAIN_KEYS)]
+            settings["cluster"]["bytes"] += [getattr(config.train, key) for key in CLICK_TRAIN_KEYS]
     steps: dict[str, Step] = {}
 
     def add(stage: str, name: str, values: Mapping[str, Any], *inputs: str) -> Step:

@@ -34,7 +34,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.evaluate import K, rank_users
 from pipeline.features import load_features
 from pipeline.methods import METHODS, Inputs, Method
-from pipeline.models import RECIPES, ModelSpec
+from pipeline.models import RECIPES, ModelSpec, default_gamma
 from pipeline.ray_fit import NOTES, PROGRESS, progress_of, run_on_ray
 from pipeline.ray_maps import StoredGraph
 from pipeline.resume import SavedStates
@@ -89,7 +89,7 @@ def train_method(
         raise DataError(f"method {method!r}: {error}") from error
     for side, bucket_map in zip(("users", "items"), maps, strict=True):
         bucket_map.save(out_dir / f"{side}.npz")
-    settings = fit_settings(config.train, spec, table_rows(*maps))
+    settings = fit_settings(config.train, spec, table_rows(*maps), graph)
     model_spec = ModelSpec(
         config.train.model,
         config.train.dim,
@@ -131,11 +131,12 @@ def train_method(
     }
 
 
-def fit_settings(train: TrainConfig, method: Method, n_rows: int) -> RetrievalSettings:
-    """The settings of a training, every default decided by the method and by the model with its loss.
+def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_array) -> RetrievalSettings:
+    """The settings of a training, every default decided by the method, by the model with its loss, and by the graph.
 
     Args:
         n_rows: of the tables.
+        graph: training interactions, users x items.
     """
     recipe = RECIPES[train.model, train.loss]
     epochs = recipe.epochs if train.epochs is None else train.epochs
@@ -151,7 +152,7 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int) -> RetrievalSe
         batch_size=batch_size or None,
         seed=train.seed,
         loss=train.loss,
-        gamma=train.gamma,
+        gamma=default_gamma(2 * graph.nnz / sum(graph.shape)) if train.gamma is None else train.gamma,
         unobserved_weight=train.unobserved_weight,
         amp=train.amp,
         compile=train.compile,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from graphhash.buckets import full_map
 from graphhash.errors import DataError
+from graphhash.neumf import NeuMF, layer_numbers
 from graphhash.quantization import row_bytes
 from pipeline.budget import asked_lookups, hops_of, rows_for_ratio, spendable
 from pipeline.config import RunConfig
@@ -28,6 +30,17 @@ def test_one_row_more_would_not_fit(precision, n_lookups):
     allowed = spendable(ratio, USERS, ITEMS, DIM)
     assert rows <= 2**16
     assert beside + rows * row_bytes(DIM, precision) <= allowed < beside + (rows + 1) * row_bytes(DIM, precision)
+
+
+def test_the_layers_of_a_network_are_paid_from_the_same_budget():
+    model = NeuMF(full_map(3), full_map(4), DIM, item_bias=True, seed=0)
+    beside = 4 * DIM * (3 + 4 + 2) + 4 * 4  # Tables and biases.
+    n_bytes = sum(4 * parameter.numel() for parameter in model.parameters()) - beside
+    assert n_bytes == 4 * layer_numbers(DIM)
+    plain = config("int8", 4)
+    deep = RunConfig.from_flat(plain.flat() | {"train.model": "neumf"})
+    rows = [rows_for_ratio(c, 0.25, USERS, ITEMS, EDGES) for c in (plain, deep)]
+    assert rows[0] - rows[1] == pytest.approx(n_bytes / row_bytes(DIM, "int8"), abs=1)
 
 
 def test_more_rows_than_16_bits_count_take_32_bits():
