@@ -67,18 +67,21 @@ def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, Buc
 
 @torch.no_grad()
 def with_more_ids(
-    trained: MatrixFactorization, maps: Mapping[str, BucketMap], item_bias: NDArray[np.float32]
+    trained: MatrixFactorization, maps: Mapping[str, BucketMap], item_bias: NDArray[np.float32], user_rows: NDArray[np.float32]
 ) -> MatrixFactorization:
-    """A trained model with ids that were placed later; its tables are the trained ones.
+    """A trained model with ids that were placed later; its tables are the trained ones, and rows of placed users.
 
     Args:
         maps: by side, "users" and "items", with the new ids after the trained ones.
         item_bias: of the new items, shape (n_new,); not used where the model has none.
+        user_rows: of placed users, float32, shape (n_rows, dim); they stand before the unknown ids' row.
     """
     has_bias = trained.item_bias is not None
     model = MatrixFactorization(maps["users"], maps["items"], trained.user_embedding.dim, item_bias=has_bias, seed=0)
     weights = dict(trained.named_parameters())
+    more = {"item_bias": (len(weights.get("item_bias", ())), item_bias), "user_embedding.table": (-1, user_rows)}
     for name, parameter in model.named_parameters():
-        more = [torch.from_numpy(item_bias).to(parameter)] if name == "item_bias" else []
-        parameter.copy_(torch.cat([weights[name], *more]))
+        place, rows = more.get(name, (0, item_bias[:0]))
+        parts = [weights[name]] if not len(rows) else [weights[name][:place], torch.from_numpy(rows).to(parameter), weights[name][place:]]
+        parameter.copy_(torch.cat(parts))
     return model

@@ -5,8 +5,9 @@
     dense (batch,), float64       -> (number - mean) / std as float32, NaN -> 0
     entries -> bucket maps and tables in their small types -> vectors of the fields -> the model's head -> logit -> probability
 
-A missing id is the empty text, or of int64 the least number that no id is (``missing_id``); the same one pads multi-valued columns. Numbers
-come in as float64, because the difference of a large one from its mean, such as a Unix time's, is lost in float32.
+A missing id is the empty text, or of int64 the least number that no id is (``missing_id``); the same one pads multi-valued columns. Of a
+compressed column with few ids ONNX Runtime makes all vectors when it loads the graph. Numbers come in as float64, because the difference of a
+large one from its mean, such as a Unix time's, is lost in float32.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from pipeline.onnx_nodes import ONNX_TYPES, Graph, StoredMap, Table, encode_ids,
 OUTPUTS = ("probability", "logit", "known")
 # Names inside the graph begin with these; a column that is called so gets another input.
 _INSIDE = ("/", "axis_", "n_/")
-# 4 MiB of float32.
-_UNPACKED_VALUES = 2**20
+# Numbers of a column's vectors that are kept as float32, 4 MiB.
+_FOLDED_VALUES = 2**20
 _PLAIN = StoredMap(None, None, None, 1)
 
 
@@ -217,21 +218,26 @@ class _Parts:
         for c in fields.own_columns:
             name, first = f"/{prefix}{c}", self.first_of.get(c, c)
             if first not in tables:
-                table = self._table(f"/{prefix}{first}", fields.columns[first].table, self._stored_as(fields, first))
-                # A small table is kept in float32, and its rows are unpacked once.
-                is_small = not self.trained.maps[first].identity and table.shape[0] * table.shape[1] <= _UNPACKED_VALUES
-                tables[first] = table.unpacked(graph, f"/{prefix}{first}") if is_small else table
+                tables[first] = self._table(f"/{prefix}{first}", fields.columns[first].table, self._stored_as(fields, first))
             if c not in self.bags:
-                read = read_vectors(graph, f"{name}_field", tables[first], self.maps[c], self.entries[c])
+                read = self._read(f"{name}_field", tables[first], c, self.entries[c])
                 parts.append(graph.node("Unsqueeze", [read, graph.axis(1)], f"{name}_one_field"))
                 continue
             flat = graph.node("Reshape", [self.entries[c], graph.axis(-1)], f"{name}_flat")
-            read = read_vectors(graph, f"{name}_field", tables[first], self.maps[c], flat)
+            read = self._read(f"{name}_field", tables[first], c, flat)
             size = [graph.node("Shape", [self.entries[c]], f"{name}_size"), graph.axis(fields.dim)]
             shape = graph.node("Concat", size, f"{name}_shape", axis=0)
             values = graph.node("Reshape", [read, shape], f"{name}_values", allowzero=1)
             parts.append(graph.node("MatMul", [self.bags[c], values], f"{name}_bag"))
         return graph.node("Concat", parts, f"/{prefix}fields", axis=1)
+
+    def _read(self, name: str, table: Table, column: int, entries: str) -> str:
+        """Vectors of a column's entries. Those of few ids are an expression of constants, which ONNX Runtime computes once."""
+        bucket_map = self.trained.maps[column]
+        if bucket_map.identity or (bucket_map.n_ids + 1) * table.shape[1] > _FOLDED_VALUES:
+            return read_vectors(self.graph, name, table, self.maps[column], entries)
+        whole = read_vectors(self.graph, f"{name}_all", table, self.maps[column], None)
+        return self.graph.node("Gather", [whole, entries], name, axis=0)
 
     def biases(self) -> list[str]:
         """The id bias of every compressed column, float32, shape (batch,) each."""

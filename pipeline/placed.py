@@ -4,7 +4,8 @@ The folder, ``RUN/update/<method>/``, which appears complete or not at all:
 
     users.parquet, items.parquet    Vocabulary: the trained ids, and then the placed ones in the order of their updates
     users.npz, items.npz            BucketMap of as many ids
-    placed.npz                      of placed ids alone: user_labels, item_labels, int32 (n_levels, n), and item_bias, float32 (n,)
+    placed.npz                      of placed ids alone: user_labels, item_labels, int32 (n_levels, n), item_bias, float32 (n,), and
+                                    user_rows, float32 (n_rows, dim), which stand before the last row of the trained users' table
     seen/                           ShardedCsr, users x items: training interactions, and those of the updates
     update.json                     train_key (of the training it belongs to), id, and a list of what each update did
 
@@ -41,6 +42,7 @@ class Placed:
         vocabularies, maps: by side, of all these ids.
         labels: communities of the placed ids, by side, int32, shape (n_levels, n_placed).
         item_bias: of the placed items, float32, shape (n_placed,); zeros where the model has none.
+        user_rows: of placed users who have rows of their own, float32, shape (n_rows, dim); before the last row of the trained table.
         seen: interactions, shape (n_users, n_items).
         updates: what each update did, for reports.
     """
@@ -49,16 +51,17 @@ class Placed:
     maps: dict[str, BucketMap]
     labels: dict[str, NDArray[np.int32]]
     item_bias: NDArray[np.float32]
+    user_rows: NDArray[np.float32]
     seen: csr_array
     updates: tuple[dict[str, Any], ...]
 
     @classmethod
-    def none(cls, ingest_dir: Path, maps: dict[str, BucketMap], n_levels: int) -> Placed:
+    def none(cls, ingest_dir: Path, maps: dict[str, BucketMap], n_levels: int, dim: int) -> Placed:
         """The run as it was trained."""
         vocabularies = {side: Vocabulary.load(ingest_dir / f"{side}.parquet") for side in SIDES}
         labels = {side: np.empty((n_levels, 0), np.int32) for side in SIDES}
         seen = ShardedCsr.open(ingest_dir / "train").load()
-        return cls(vocabularies, maps, labels, np.empty(0, np.float32), seen, ())
+        return cls(vocabularies, maps, labels, np.empty(0, np.float32), np.empty((0, dim), np.float32), seen, ())
 
     @classmethod
     def load(cls, folder: Path) -> Placed:
@@ -72,17 +75,19 @@ class Placed:
         try:
             with np.load(folder / "placed.npz", allow_pickle=False) as arrays:
                 labels, bias = {"users": arrays["user_labels"], "items": arrays["item_labels"]}, arrays["item_bias"]
+                rows = arrays["user_rows"]
             updates = json.loads((folder / FACTS).read_text(encoding="utf-8"))["updates"]
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise DataError(f"{folder}: not readable ({error}); remove it, and place the new ids again") from error
-        return cls(vocabularies, maps, labels, bias, ShardedCsr.open(folder / SEEN).load(), tuple(updates))
+        return cls(vocabularies, maps, labels, bias, rows, ShardedCsr.open(folder / SEEN).load(), tuple(updates))
 
     def save(self, folder: Path, train_key: str, n_shards: int) -> None:
         """Write the files above."""
         for side in SIDES:
             self.vocabularies[side].save(folder / f"{side}.parquet")
             self.maps[side].save(folder / f"{side}.npz")
-        arrays = {"user_labels": self.labels["users"], "item_labels": self.labels["items"], "item_bias": self.item_bias}
+        arrays = {"user_labels": self.labels["users"], "item_labels": self.labels["items"]}
+        arrays |= {"item_bias": self.item_bias, "user_rows": self.user_rows}
         np.savez(folder / "placed.npz", **arrays)
         ShardedCsr.write(folder / SEEN, self.seen, n_shards=n_shards)
         facts = {"train_key": train_key, "id": self.id, "updates": list(self.updates)}

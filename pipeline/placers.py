@@ -64,11 +64,13 @@ class Places:
         maps: by side, of all ids; those without a place read what unknown ids read.
         has_place: by side, bool, shape (n_new,).
         labels: communities of all ids that are not trained, by side, int32, shape (n_levels, n); -1 without a place.
+        user_rows: rows that new users have of their own, float32, shape (n_rows, dim); None: there are none.
     """
 
     maps: dict[str, BucketMap]
     has_place: dict[str, NDArray[np.bool_]]
     labels: dict[str, NDArray[np.int32]]
+    user_rows: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

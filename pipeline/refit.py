@@ -31,7 +31,7 @@ from pipeline.shards import ShardedCsr
 from pipeline.stages import PARTIAL
 from pipeline.tracking import Tracker
 from pipeline.train import train_method
-from pipeline.update import Trained, find_places, new_biases, with_unseen
+from pipeline.update import Trained, find_places, new_biases, user_rows, with_unseen
 
 
 def compare_with_refit(
@@ -64,8 +64,8 @@ def compare_with_refit(
     masked = interactions + _all_of(tested, new.n_known["items"] + np.flatnonzero(~places.has_place["items"]), interactions.shape)
     precision = trained.config.precision_of(trained.method)
     result: dict[str, Any] = {"n_users": len(tested), "n_held_out": held_out.nnz}
-    for name, users in (("placed", places.maps["users"]), ("fallback", unknown)):
-        model = with_more_ids(trained.model, {"users": users, "items": places.maps["items"]}, bias)
+    for name, users, rows in (("placed", places.maps["users"], user_rows(known, places)), ("fallback", unknown, known.user_rows)):
+        model = with_more_ids(trained.model, {"users": users, "items": places.maps["items"]}, bias, rows)
         result[name] = _measure(model, precision, tested, masked, held_out)
     say(f"refit: {interactions.nnz:,} interactions ...")
     started = time.perf_counter()

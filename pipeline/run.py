@@ -256,7 +256,7 @@ def export_bundle(
     vocabularies = [Vocabulary.load(run / "ingest" / f"{side}.parquet") for side in ("users", "items")]
     if placed_id(run, metrics["method"], train_key) is not None:
         placed = Placed.load(placed_dir(run, metrics["method"]))
-        model = with_more_ids(model, placed.maps, placed.item_bias)
+        model = with_more_ids(model, placed.maps, placed.item_bias, placed.user_rows)
         maps, vocabularies = placed.maps.values(), placed.vocabularies.values()
         # Metrics are of the training alone.
         provenance |= {"updates": list(placed.updates)} if placed.updates else {}

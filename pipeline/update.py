@@ -22,19 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphhash.buckets import BucketMap
 from graphhash.graph_maps import SIDES
-from graphhash.placement import typical_bias, without_places
+from graphhash.placement import mean_scores, solved_vectors, typical_bias, with_own_rows, without_places
+from graphhash.retrieval import MatrixFactorization
 from pipeline.budget import hops_of
-from pipeline.checkpoint import load_method
+from pipeline.checkpoint import load_method, with_more_ids
 from pipeline.clusters import load_labels
 from pipeline.config import ConfigError, RunConfig
 from pipeline.methods import Inputs
 from pipeline.new_log import NewLog, read_new_log
-from graphhash.retrieval import MatrixFactorization
 from pipeline.placed import Placed, belongs_to, placed_dir
 from pipeline.placers import PLACERS, Places, Placing
 from pipeline.plan import check_methods, export_step, plan
@@ -43,6 +44,8 @@ from pipeline.shards import ShardedCsr
 from pipeline.stages import RunFolder, RunFolderError, StageResult
 
 CONFIG_FILE = "config.toml"
+# Rows per trained user from which on new users get rows of their own.
+OWN_ROWS = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,10 @@ def update(
 
             compared["refit"] = compare_with_refit(trained, known, new, share=refit[0], seed=refit[1], say=say)
         now, facts = place(trained, known, new)
-        result = {"method": trained.method, "how": PLACERS[trained.method].how, **facts, "log_sha256": new.sha256}
+        how = PLACERS[trained.method].how
+        if has_own_rows(trained):
+            how += "; users in rows of their own, solved from what they used"
+        result = {"method": trained.method, "how": how, **facts, "log_sha256": new.sha256}
         if now.seen.nnz > known.seen.nnz:
             now = dataclasses.replace(now, updates=(*known.updates, result))
             _save(trained, now)
@@ -157,7 +163,7 @@ def open_placed(trained: Trained) -> Placed:
     run, method = trained.folder.path, trained.method
     if belongs_to(run, method, trained.train_key):
         return Placed.load(placed_dir(run, method))
-    return Placed.none(run / "ingest", trained.maps, PLACERS[trained.method].n_levels)
+    return Placed.none(run / "ingest", trained.maps, PLACERS[trained.method].n_levels, trained.model.user_embedding.dim)
 
 
 def place(trained: Trained, known: Placed, new: NewLog) -> tuple[Placed, dict[str, Any]]:
@@ -172,6 +178,7 @@ def place(trained: Trained, known: Placed, new: NewLog) -> tuple[Placed, dict[st
         {side: without_places(places.maps[side], new.n_known[side], has_place[side]) for side in SIDES},
         {side: places.labels[side][:, kept[side][n_trained[side] :]] for side in SIDES},
         np.concatenate([known.item_bias, new_biases(trained, interactions, new.n_known["items"])[has_place["items"]]]),
+        user_rows(known, places),
         csr_array(interactions[kept["users"]][:, kept["items"]]),
         known.updates,
     )
@@ -193,8 +200,38 @@ def place(trained: Trained, known: Placed, new: NewLog) -> tuple[Placed, dict[st
 
 def find_places(trained: Trained, known: Placed, interactions: csr_array) -> Places:
     """Where the ids are that ``interactions``, of all ids, have beyond the known ones."""
-    maps, labels = known.maps, known.labels
-    return PLACERS[trained.method].place(Placing(trained.inputs, untrained(interactions, known), maps, labels))
+    places = PLACERS[trained.method].place(Placing(trained.inputs, untrained(interactions, known), known.maps, known.labels))
+    return _with_solved_users(trained, known, interactions, places) if has_own_rows(trained) else places
+
+
+def has_own_rows(trained: Trained) -> bool:
+    """Whether nearly every trained user reads a row of its own before those of others."""
+    users = trained.maps["users"]
+    return trained.method == "soft" and trained.inputs.hops == "2" and users.n_buckets > OWN_ROWS * users.n_ids
+
+
+def user_rows(known: Placed, places: Places) -> NDArray[np.float32]:
+    """Rows of all placed users who have their own: those of earlier updates, then the new ones."""
+    return known.user_rows if places.user_rows is None else np.concatenate([known.user_rows, places.user_rows])
+
+
+def _with_solved_users(trained: Trained, known: Placed, interactions: csr_array, places: Places) -> Places:
+    """With a row for every new user that has a place, solved from what it used of items that have one."""
+    n_known = {side: known.maps[side].n_ids for side in SIDES}
+    bias = np.concatenate([known.item_bias, new_biases(trained, interactions, n_known["items"])])
+    model = with_more_ids(trained.model, places.maps, bias, known.user_rows)
+    with torch.no_grad():
+        users, items = (tensor.numpy() for tensor in model.vectors())
+    biases = None if model.item_bias is None else model.item_bias.detach().numpy()
+    graph = trained.inputs.graph
+    n_trained = graph.shape[1]
+    means = mean_scores(graph, users, items[:n_trained], None if biases is None else biases[:n_trained])
+    is_there = np.concatenate([np.ones(n_known["items"], np.bool_), places.has_place["items"]])
+    has_place = places.has_place["users"]
+    used = csr_array(interactions[n_known["users"] + np.flatnonzero(has_place)][:, is_there])
+    rows = solved_vectors(used, items[is_there], None if biases is None else biases[is_there], *means)
+    maps = places.maps | {"users": with_own_rows(places.maps["users"], n_known["users"], has_place)}
+    return dataclasses.replace(places, maps=maps, user_rows=rows)
 
 
 def new_biases(trained: Trained, interactions: csr_array, n_known: int) -> NDArray[np.float32]:

@@ -3,7 +3,8 @@
     scorer = Scorer("out/bundle")
     scorer.predict({"user_id": [42, None], "item_id": ["a", "b"], "price": [3.5, None]})
 
-Needs numpy and onnxruntime. Tables stay compressed in memory, as they are in the file.
+Needs numpy and onnxruntime. Tables stay compressed in memory, as they are in the file; of compressed columns with few ids the vectors are made
+when the bundle is loaded.
 """
 
 from __future__ import annotations

@@ -6,13 +6,25 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_array
 
 import graphhash
-from graphhash.buckets import full_map
+from graphhash import placement
+from graphhash.buckets import BucketMap, full_map
 from graphhash.clustering import Labels
 from graphhash.graph_maps import ITEM_DAMPING, SIDES, soft_maps
-from graphhash.placement import best_communities, place_labels, soft_rows, typical_bias, with_new_ids, without_places
+from graphhash.placement import (
+    SHRINKAGE,
+    best_communities,
+    place_labels,
+    soft_rows,
+    solved_vectors,
+    typical_bias,
+    with_new_ids,
+    with_own_rows,
+    without_places,
+)
 from graphhash.weight_profiles import nearest_profiles
 from pipeline.methods import METHODS, Inputs
 from pipeline.placers import PLACERS, Placing
@@ -300,6 +312,51 @@ def test_ids_placed_earlier_help_to_place_later_ones():
     assert later.has_place["users"].tolist() == [True] and len(later.has_place["items"]) == 0
     assert np.array_equal(later.maps["items"].rows, places.maps["items"].rows)
     assert later.labels["users"].shape == (1, 1) and later.labels["users"][0, 0] == later.labels["items"][0, 0]
+
+
+def test_solved_vectors_are_the_minimum_of_their_loss():
+    rng = np.random.default_rng(4)
+    items, bias = rng.normal(size=(20, 5)).astype(np.float32), rng.normal(size=20).astype(np.float32)
+    used = csr_array((rng.random((3, 20)) < [[0.3], [0.0], [0.9]]).astype(np.float32))
+    solved = torch.from_numpy(solved_vectors(used, items, bias, 4.0, 0.5)).double().requires_grad_()
+    vectors, biases = torch.from_numpy(items).double(), torch.from_numpy(bias).double()
+    ridge = SHRINKAGE * (vectors**2).sum(1).mean()
+    weight = ridge * 5 / (vectors**2).sum()
+    scores = solved @ vectors.T + biases
+    of_used = ((scores - 4.0) ** 2)[torch.from_numpy(used.toarray() > 0)].sum()
+    loss = of_used + weight * ((scores - 0.5) ** 2).sum() + ridge * (solved**2).sum()
+    loss.backward()
+    assert solved.grad.abs().max() < 1e-4 * float(loss)
+    plain = solved_vectors(used, items, None, 4.0, 0.5)
+    assert np.array_equal(plain, solved_vectors(used, items, np.zeros(20, np.float32), 4.0, 0.5))
+    assert not solved_vectors(used, np.zeros_like(items), bias, 4.0, 0.5).any()
+
+
+def test_many_users_are_solved_as_one_at_a_time(monkeypatch):
+    rng = np.random.default_rng(5)
+    items, used = rng.normal(size=(30, 4)).astype(np.float32), csr_array((rng.random((9, 30)) < 0.2).astype(np.float32))
+    together = solved_vectors(used, items, None, 3.0, 0.1)
+    monkeypatch.setattr(placement, "_SOLVED", 2)
+    assert np.allclose(solved_vectors(used, items, None, 3.0, 0.1), together, rtol=1e-6)
+
+
+def test_mean_scores_are_those_of_interactions_and_of_all_pairs():
+    rng = np.random.default_rng(6)
+    users, items, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 3), (8, 3), (8,)))
+    graph = csr_array((rng.random((6, 8)) < 0.4).astype(np.float32))
+    scores = users @ items.T + bias
+    expected = scores[graph.toarray() > 0].mean(), scores.mean()
+    assert placement.mean_scores(graph, users, items, bias) == pytest.approx(expected, abs=0.02)
+
+
+def test_rows_of_their_own_come_before_the_unknown_ids_row():
+    rows = np.array([[0, 1], [1, 2], [2, 0], [3, 3], [0, 2], [3, 3]], np.int32)  # 3 known ids, 2 new ones, of which one has a place.
+    profiles = np.array([[0.8, 0.6], [1, 0]], np.float32)
+    placed = BucketMap(rows, 4, "soft", profiles=profiles, profile_of=np.array([0, 0, 0, 1, 0, 1], np.uint8))
+    own = with_own_rows(placed, 3, np.array([False, True]))
+    assert own.rows.tolist() == [[0, 1], [1, 2], [2, 0], [4, 4], [3, 3], [4, 4]] and own.n_buckets == 5
+    assert own.profile_of.tolist() == [0, 0, 0, 1, 1, 1] and own.weights[4].tolist() == [1, 0]
+    assert np.array_equal(with_own_rows(placed, 3, np.zeros(2, bool)).rows, rows)
 
 
 def test_bias_is_that_of_items_next_in_degree():

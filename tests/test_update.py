@@ -68,10 +68,11 @@ def log(tmp_path_factory, ray_local):
     return path, later
 
 
-@pytest.fixture(scope="module")
-def trained(log, tmp_path_factory):
+@pytest.fixture(scope="module", params=["rows shared", "rows of their own"])
+def trained(request, log, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "out"
-    settings = ["cluster.rows=60", "train.epochs=30", "train.dim=16", "run.methods=soft,full", "data.shards=2"]
+    rows = ["cluster.rows=60"] if request.param == "rows shared" else ["cluster.rows=500", "map.hops=2", "map.n_lookups=4"]
+    settings = [*rows, "train.epochs=30", "train.dim=16", "run.methods=soft,full", "data.shards=2"]
     fixed = {"data.path": str(log[0] / "old.parquet"), "run.out": str(path), "run.mlflow": False}
     run(RunConfig.load(None, settings, **fixed), until="export", say=quiet, fit_job=fit_at_once)
     return path
