@@ -25,8 +25,13 @@ from pipeline.cli_options import (
     training_options,
     write_json,
 )
-from pipeline.config import RunConfig
+from pipeline.config import ConfigError, RunConfig, parse_override
 
+# Settings that an option of each command stands for; given at the end they would have no effect.
+SET_BY = {
+    "compare": {"run.methods": "--methods", "train.model": "--models", "train.loss": "--models", **dict.fromkeys(("data.seed", "map.seed", "train.seed"), "--seeds")},
+    "tune": {"run.methods": "--method", "train.model": "--model", "train.loss": "--model"},
+}  # fmt: skip
 MODEL_NAMES = "mf, neumf, lightgcn, with BPR; directau, ials: mf with these losses; ctr: dlrm, dcnv2, deepfm, widedeep."
 
 
@@ -124,6 +129,7 @@ def compare(
     spaces. Any setting can be given at the end as SECTION.KEY=VALUE; it holds for all trainings, one given with --for for those of
     a method.
     """
+    _refuse_what_options_set("compare", options["overrides"])
     base = load(options)
     from pipeline.compare import CompareError, budgets_of, make_cells, parse_method_setting
     from pipeline.compare import compare as compare_cells
@@ -187,6 +193,7 @@ def tune(
     Weight decay and learning rates are drawn by logarithm. --space replaces the range of a setting that is searched anyway, and
     `--space train.lr=0.05` fixes it.
     """
+    _refuse_what_options_set("tune", options["overrides"])
     from pipeline.compare import model_settings
     from pipeline.plan import check_methods
     from pipeline.tasks import task_of
@@ -202,3 +209,10 @@ def tune(
     print_table(*table(result["trials"], chosen, score_key(base)))
     write_json(options["json_file"], result)
     print(f"\nbest: graphhash run --config {shlex.quote(result['best'])} --out DIR")
+
+
+def _refuse_what_options_set(command: str, overrides: Sequence[str]) -> None:
+    for text in overrides:
+        key, _ = parse_override(text)
+        if key in SET_BY[command]:
+            raise ConfigError(f"{text}: graphhash {command} takes {key} from {SET_BY[command][key]}; give it there")

@@ -268,6 +268,14 @@ def test_a_list_of_what_it_does_not_take_is_refused(words):
         command.parse_args(click.Context(command), ["--data", "x", "--out", "o", *words.split()])
 
 
+@pytest.mark.parametrize(("command", "setting", "option"), [("compare", "train.loss=directau", "--models"), ("compare", "train.seed=3", "--seeds"), ("tune", "train.model=neumf", "--model")])
+def test_settings_that_an_option_stands_for_are_refused(command, setting, option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, "--data", "x", "--out", str(tmp_path), setting])
+    assert exit_.value.code == 2
+    assert f"{setting}: graphhash {command} takes {setting.split('=')[0]} from {option}; give it there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["compare", "tune"])
 def test_help_names_every_model(name):
     command = cli.app.commands[name]
