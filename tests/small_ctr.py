@@ -83,7 +83,10 @@ def small_ctr(model: str = "dlrm", kind: str = "double_soft", *, dense: bool = T
 def raw_log(n: int, seed: int = 0) -> dict[str, list]:
     """Raw rows: known, unknown and missing values in every column."""
     rng = np.random.default_rng(seed)
-    pick = lambda values: [values[i] for i in rng.integers(len(values), size=n)]  # noqa: E731
+
+    def pick(values: list) -> list:
+        return [values[i] for i in rng.integers(len(values), size=n)]
+
     return {
         "user": pick(["u0", "u3", "u7", "日本", " ", "", None, "nobody", "u"]),
         "device": pick([-(2**63), 2**63 - 1, 0, 1, None, -7]),

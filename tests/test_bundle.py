@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from small_models import small_model
+from tampering import rewrite
 
 from serving import bundle
 from serving.bundle import BundleError, check_bundle, write_manifest
@@ -28,16 +29,6 @@ def exported(tmp_path_factory) -> Path:
 @pytest.fixture
 def copied(exported, tmp_path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "bundle"))
-
-
-def rewrite(folder: Path, change) -> None:
-    """Change the manifest and give it a valid hash again, as somebody with bad intent would."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    manifest.pop("manifest_sha256")
-    spell = lambda value: json.dumps(value, indent=2, sort_keys=True) + "\n"  # noqa: E731
-    manifest["manifest_sha256"] = hashlib.sha256(spell(manifest).encode()).hexdigest()
-    (folder / "manifest.json").write_text(spell(manifest))
 
 
 def refusal(folder: Path) -> str:

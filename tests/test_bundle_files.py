@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from small_models import INT_IDS, STRING_IDS, small_model
+from tampering import rewrite
 
 from graphhash.vocabulary import Vocabulary
 from pipeline.bench_serve import as_markdown, bench, draw
@@ -144,15 +146,9 @@ def test_check_explains_a_good_bundle(exported):
 
 def resign(folder: Path, name: str, data: bytes) -> None:
     """Put a file in and give the manifest valid hashes, as somebody with bad intent would."""
-    import hashlib
-
     (folder / name).write_bytes(data)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest.pop("manifest_sha256")
-    spell = lambda value: json.dumps(value, indent=2, sort_keys=True) + "\n"  # noqa: E731
-    manifest["manifest_sha256"] = hashlib.sha256(spell(manifest).encode()).hexdigest()
-    (folder / "manifest.json").write_text(spell(manifest))
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    rewrite(folder, lambda manifest: manifest["files"].update({name: entry}))
 
 
 @pytest.mark.parametrize(

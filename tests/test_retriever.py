@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 
 import numpy as np
 import pytest
 from small_models import INT_IDS, STRING_IDS, naive_answer, small_model
+from tampering import rewrite
 
 from serving import BundleError, Retriever, retriever, session
 
@@ -219,15 +219,6 @@ def test_a_graph_of_another_bundle_is_refused(integers, tmp_path):
 def test_bad_arguments_are_refused(arguments, integers):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         Retriever(integers[1].path, **arguments)
-
-
-def rewrite(folder, change) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    manifest.pop("manifest_sha256")
-    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-    manifest["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import shutil
 
 import numpy as np
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 from small_ctr import N_ITEMS, as_part, entries_of, export_small, precisions_for, raw_log, small_ctr
 from small_models import small_model
+from tampering import rewrite
 
 from graphhash.vocabulary import Vocabulary
 from pipeline.bundle_check import check
@@ -203,16 +203,6 @@ def test_bundles_and_options_of_another_kind_are_refused(bundle, tmp_path):
 
 
 # ---- damage
-
-
-def rewrite(folder, change) -> None:
-    """Change the manifest and give it a valid hash again."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    manifest.pop("manifest_sha256")
-    spell = lambda value: json.dumps(value, indent=2, sort_keys=True) + "\n"  # noqa: E731
-    manifest["manifest_sha256"] = hashlib.sha256(spell(manifest).encode()).hexdigest()
-    (folder / "manifest.json").write_text(spell(manifest))
 
 
 def test_one_changed_byte_is_refused_wherever_it_is(bundle, tmp_path):
