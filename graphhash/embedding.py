@@ -235,7 +235,8 @@ def read_both(left: BucketEmbedding, left_ids: Tensor, right: BucketEmbedding, r
     """``left(left_ids), right(right_ids)``, at once where both read one table on a CPU; ids of shapes (n,) and (m,)."""
     table = left.table
     plain = table.device.type == "cpu" and table.dtype == torch.float32 and not (left.sparse_gradient or right.sparse_gradient)
-    if right.table is not table or not plain:
+    alike = right.table is table and left.weighted == right.weighted and left_ids.ndim == right_ids.ndim == 1
+    if not (plain and alike):
         return left(left_ids), right(right_ids)
     return _CpuLookupTwice.apply(
         table, left.weighted, left.rows, left.weights, left_ids, right.rows, right.weights, right_ids

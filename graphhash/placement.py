@@ -15,7 +15,7 @@ has one; it then reads the unknown ids' row.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -233,16 +233,17 @@ def solved_vectors(
     return solved
 
 
-def mean_scores(
-    graph: csr_array, user_vectors: NDArray[np.float32], item_vectors: NDArray[np.float32], item_bias: NDArray[np.float32] | None
-) -> tuple[float, float]:
-    """Mean scores of interactions and of any pairs, of _PAIRS of each, drawn with a fixed seed."""
+def mean_scores(graph: csr_array, scores_of: Callable[[NDArray, NDArray], NDArray]) -> tuple[float, float]:
+    """Mean scores of interactions and of any pairs, of _PAIRS of each, drawn with a fixed seed.
+
+    Args:
+        scores_of: of users and items, rows of shape (n,) each: shape (n,).
+    """
     rng = np.random.default_rng(0)
     users, items = graph.tocoo().coords
     chosen = np.sort(rng.integers(0, len(users), _PAIRS))
     pairs = (users[chosen], items[chosen]), tuple(rng.integers(0, n, _PAIRS) for n in graph.shape)
-    bias = np.zeros(graph.shape[1], np.float32) if item_bias is None else item_bias
-    liked, random = (float(((user_vectors[u] * item_vectors[i]).sum(1) + bias[i]).mean()) for u, i in pairs)
+    liked, random = (float(scores_of(*pair).mean()) for pair in pairs)
     return liked, random
 
 

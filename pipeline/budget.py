@@ -56,8 +56,11 @@ def spendable(ratio: float, n_users: int, n_items: int, dim: int) -> float:
 
 def _spendable(config: RunConfig, ratio: float, n_users: int, n_items: int) -> float:
     """:func:`spendable`, without what the model's layers take."""
-    layers = FULL_ITEMSIZE * layer_numbers(config.train.dim) if config.train.model == "neumf" else 0
-    return spendable(ratio, n_users, n_items, config.train.dim) - layers
+    return spendable(ratio, n_users, n_items, config.train.dim) - _layer_bytes(config)
+
+
+def _layer_bytes(config: RunConfig) -> int:
+    return FULL_ITEMSIZE * layer_numbers(config.train.dim) if config.train.model == "neumf" else 0
 
 
 def hops_of(config: RunConfig, n_rows: int, n_users: int, n_items: int, n_edges: int) -> str:
@@ -126,9 +129,11 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, 
             rows, heaviest = fitting, name
     if rows < 4 and heaviest is not None:
         maps = METHODS[heaviest].map_bytes(asked_lookups(config, heaviest, n_users, n_items, n_edges), 2, n_users, n_items)
+        layers = _layer_bytes(config)
+        beside = f", and the network's layers {layers / full:.1%}" if layers else ""
         raise DataError(
             f"a ratio of {ratio:g} leaves no rows: the maps of method {heaviest!r} alone take {maps / full:.1%} of the full tables' "
-            "bytes; raise the ratio or the dim, or lower map.n_lookups"
+            f"bytes{beside}; raise the ratio or the dim, or lower map.n_lookups"
         )
     return rows
 

@@ -27,7 +27,7 @@ from pipeline.evaluate import K, as_shipped
 from pipeline.models import name_of
 from pipeline.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
 from pipeline.onnx_nodes import describe, inside_bytes
-from pipeline.onnx_scores import folded_users, folding_bytes
+from pipeline.onnx_scores import folding_bytes
 from pipeline.publish import check_place, publish, save_graph, unknown_id
 from serving.bundle import METADATA, BundleError, identity, write_manifest
 from serving.retriever import Retriever
@@ -90,7 +90,8 @@ def export_retrieval(
     check_place(out)
     padding = unknown_id(items)
     stored_maps = (full_map(len(users)), full_map(len(items))) if isinstance(model, LightGCN) else (user_map, item_map)
-    load_bytes = folding_bytes(*stored_maps, model.user_embedding.dim)
+    n_biases = 0 if model.item_bias is None else len(items)
+    kept_bytes, load_bytes = folding_bytes(*stored_maps, model.user_embedding.dim, n_biases)
     if runtime == "auto":
         runtime = "folded" if load_bytes <= _MOST_LOAD_BYTES else "compressed"
     graph = retrieval_graph(model, user_map, item_map, users, items, precision, runtime)
@@ -105,7 +106,7 @@ def export_retrieval(
         "n_items": len(items),
         "dim": model.user_embedding.dim,
         "model": name_of(model),
-        "runtime": _runtime(model, runtime, graph, stored_maps[0], len(items), load_bytes),
+        "runtime": _runtime(model, runtime, graph, kept_bytes, load_bytes),
         "method": {"users": user_map.method, "items": item_map.method},
         "n_buckets": {"users": user_map.n_buckets, "items": item_map.n_buckets},
         "n_lookups": {"users": user_map.n_lookups, "items": item_map.n_lookups},
@@ -144,18 +145,12 @@ def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
     return {f"recall@{K}": stored, f"recall@{K}_float32": exact, "relative": lost}
 
 
-def _runtime(
-    model: RetrievalModel, mode: str, graph: onnx.ModelProto, user_map: BucketMap, n_items: int, load_bytes: int
-) -> dict[str, Any]:
+def _runtime(model: RetrievalModel, mode: str, graph: onnx.ModelProto, kept_bytes: int, load_bytes: int) -> dict[str, Any]:
     """The manifest's account of what a choice costs."""
     stored = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
-    vector = 4 * (model.user_embedding.dim + (model.item_bias is not None))
-    # Folded, the buckets' vectors are kept as well where they are asked first (`pipeline.onnx_topk`).
-    buckets = next((tensor.dims[0] for tensor in graph.graph.initializer if tensor.name == "best_bias"), 0)
-    n_folded = folded_users(user_map, model.user_embedding.dim)
     costs = {
-        "folded": "ONNX Runtime makes a float32 vector of every item, and of every user where they take no more than 64 MiB, when it loads the "
-        "file, and keeps them all",
+        "folded": "ONNX Runtime makes a float32 vector of every item when it loads the file, and keeps them all, and so it does with users "
+        "and with small tables, each up to 64 MiB",
         "compressed": "table and map stay in memory as they are stored, and every request reads the items' vectors from them, which takes two to "
         "five times as long",
     }
@@ -165,7 +160,7 @@ def _runtime(
     return {
         "mode": mode,
         "stored_bytes": stored,
-        "resident_bytes": stored + (vector * (n_items + 1 + buckets + n_folded) if mode == "folded" else 0),
+        "resident_bytes": stored + (kept_bytes if mode == "folded" else 0),
         "load_bytes": stored + (load_bytes if mode == "folded" else 0),
         "cost": cost,
     }

@@ -135,7 +135,8 @@ def _candidates(graph: Graph, scores: Scores, rows: str) -> None:
     columns = none.node("Shape", [rows], "n_candidates", start=1)
     shape = none.node("Concat", ["batch", columns], "no_candidates_shape", axis=0)
     nothing = none.node("Expand", ["minus_infinity", shape], "no_candidates")
-    asked = graph.node("Greater", [graph.node("Size", [rows], "n_candidate_rows"), "zero"], "candidates_asked")
+    asked = graph.node("Greater", [graph.node("Shape", [rows], "n_candidate_columns", start=1), "zero"], "candidates_given")
+    asked = graph.node("Squeeze", [asked], "candidates_asked")
     graph.node(
         "If",
         [asked],

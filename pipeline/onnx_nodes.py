@@ -227,7 +227,6 @@ class StoredMap:
     profiles: str | None
     profile_of: str | None
     n_lookups: int
-    is_unpacked: bool = False
 
     @classmethod
     def add(cls, graph: Graph, name: str, bucket_map: BucketMap, n_entries: int | None = None) -> StoredMap:
@@ -251,18 +250,6 @@ class StoredMap:
         )
 
 
-    def unpacked(self, graph: Graph, name: str) -> StoredMap:
-        """The same as `read_vectors` needs it, as expressions of constants: int32, and an axis more for weights."""
-        if self.rows is None:
-            return self
-        rows = graph.cast(self.rows, f"{name}_all_rows", TensorProto.INT32)
-        if self.profiles is None:
-            return StoredMap(rows, None, None, self.n_lookups, is_unpacked=True)
-        profiles = graph.node("Unsqueeze", [self.profiles, graph.axis(1)], f"{name}_all_profiles")
-        profile_of = graph.cast(self.profile_of, f"{name}_all_profile_of", TensorProto.INT32)
-        return StoredMap(rows, profiles, profile_of, self.n_lookups, is_unpacked=True)
-
-
 Entry = str | Callable[[Graph, str], str] | None
 
 
@@ -281,24 +268,19 @@ def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry
 
     if stored.rows is None:
         return _scaled(graph, name, *table.read(graph, name, of_entry))
-
-    def indices(part: str, what: str) -> str:
-        # Gather takes int32 or int64.
-        return of_entry(part) if stored.is_unpacked else graph.cast(of_entry(part), what, TensorProto.INT32)
-
-    rows = indices(stored.rows, f"{name}_buckets")
+    # Gather takes int32 or int64 indices.
+    rows = graph.cast(of_entry(stored.rows), f"{name}_buckets", TensorProto.INT32)
     values, scales = table.read(graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0))
     if stored.profiles is None:
         return _scaled(graph, name, values, scales)
-    profile = indices(stored.profile_of, f"{name}_profile")
+    profile = graph.cast(of_entry(stored.profile_of), f"{name}_profile", TensorProto.INT32)
     weights = graph.node("Gather", [stored.profiles, profile], f"{name}_weights", axis=0)
     if scales is not None:
         # A number per row that is read, where the values are dim of them.
         scales = graph.node("Squeeze", [scales, graph.axis(2)], f"{name}_scales_row")
         weights = graph.node("Mul", [weights, scales], f"{name}_weights_scaled")
     # (n, 1, n_lookups) @ (n, n_lookups, dim): no second array of the size of what was read.
-    if not stored.is_unpacked:
-        weights = graph.node("Unsqueeze", [weights, graph.axis(1)], f"{name}_weights_row")
+    weights = graph.node("Unsqueeze", [weights, graph.axis(1)], f"{name}_weights_row")
     summed = graph.node("MatMul", [weights, values], f"{name}_weighted_sum")
     return graph.node("Squeeze", [summed, graph.axis(1)], f"{name}_vectors")
 

@@ -2,7 +2,7 @@
 
 `folded`: the items' vectors are an expression of constants, which ONNX Runtime computes when it loads the graph and keeps: a
 float32 vector per item, whatever the file holds. A request is one product. So are the users' vectors where they are few; of
-many users the small table and the map, in the types that a request needs.
+many users a small table, in float32.
 
 `compressed`: nothing but the small table and the map stay in memory. A request goes through the catalogue in chunks, whose
 vectors it reads from the table. For few users it is cheaper not to make vectors: every bucket's score, then for each item the
@@ -41,6 +41,8 @@ _CHUNK_VALUES = 2**17
 # is read for them, n_lookups times as much, in pieces of 256 MiB, because a node's result is in memory twice while it is folded.
 _BLOCK_VALUES = 2**27
 _PIECE_VALUES = 2**26
+# Numbers of a table, 64 MiB, up to which a folded graph reads it in float32.
+_TABLE_VALUES = 2**24
 # Numbers of users' vectors, 64 MiB, up to which they are folded as well; more users are read from the table on request, which took
 # 3 to 6 % of a request's time on Gowalla.
 _USER_VALUES = 2**24
@@ -79,9 +81,17 @@ def folded_users(user_map: BucketMap, dim: int) -> int:
     return user_map.n_ids if user_map.profiles is not None and user_map.n_ids * dim <= _USER_VALUES else 0
 
 
-def folding_bytes(user_map: BucketMap, item_map: BucketMap, dim: int) -> int:
-    """About what ONNX Runtime has in memory while it folds: all that it reads from tables."""
-    return 4 * dim * (item_map.n_ids * item_map.n_lookups + folded_users(user_map, dim) * user_map.n_lookups)
+def unpacked_rows(bucket_map: BucketMap, dim: int) -> int:
+    """How many rows of a map's table a folded graph keeps in float32 beside what is stored; a full one stays as it is."""
+    return 0 if bucket_map.identity or bucket_map.n_buckets * dim > _TABLE_VALUES else bucket_map.n_buckets
+
+
+def folding_bytes(user_map: BucketMap, item_map: BucketMap, dim: int, n_biases: int) -> tuple[int, int]:
+    """About what a folded graph keeps in memory beside what is stored, and what it has there while it is folded: all that is read from tables."""
+    n_users, n_rows = folded_users(user_map, dim), unpacked_rows(item_map, dim)
+    n_rows += 0 if user_map.shared else unpacked_rows(user_map, dim)
+    kept = 4 * dim * (item_map.n_ids + 1 + n_users + n_rows) + 4 * n_biases
+    return kept, kept + 4 * dim * (item_map.n_ids * item_map.n_lookups + n_users * user_map.n_lookups)
 
 
 class Scores:
@@ -97,7 +107,7 @@ class Scores:
     """
 
     def __init__(self, graph: Graph, model: RetrievalModel, parts: Parts, precision: str, user: str, *, compressed: bool) -> None:
-        self.dim, self.compressed = parts.dim, compressed
+        self.shared, self.dim, self.compressed = graph, parts.dim, compressed
         n_entries, n_lookups = parts.item_map.n_ids + 1, parts.item_map.n_lookups
         self.n_sums = -(-n_entries * n_lookups // (_CHUNK_LOOKUPS * _PER_SUM))
         self.n_columns = n_entries
@@ -109,7 +119,6 @@ class Scores:
         if not compressed:
             self._unpack_tables(graph, parts)
             self.blocks = self._folded_vectors(graph, "item", self.item_table, self.map, n_entries)
-            user_map = user_map.unpacked(graph, "user")
         if not compressed and folded_users(parts.user_map, self.dim):
             vectors = self._folded_vectors(graph, "user", self.user_table, user_map, parts.user_map.n_ids + 1)
             self.users = graph.node("Gather", [*vectors, user], "user_vectors", axis=0)
@@ -141,13 +150,13 @@ class Scores:
             self.bias = stored if bias.dtype == np.float32 else graph.cast(stored, "bias", TensorProto.FLOAT)
 
     def _unpack_tables(self, graph: Graph, parts: Parts) -> None:
-        """Read tables with fewer rows than ids as float32: a request then has fewer nodes, and an id's rows are unpacked once."""
+        """Read small tables as float32: a request then has fewer nodes, and an id's rows are unpacked once."""
         shared = parts.item_map.shared
-        if not parts.item_map.identity:
+        if unpacked_rows(parts.item_map, self.dim):
             self.item_table = self.item_table.unpacked(graph, "shared" if shared else "item")
         if shared:
             self.user_table = self.item_table
-        elif not parts.user_map.identity:
+        elif unpacked_rows(parts.user_map, self.dim):
             self.user_table = self.user_table.unpacked(graph, "user")
 
     def _folded_vectors(self, graph: Graph, side: str, table: Table, stored: StoredMap, n_entries: int) -> list[str]:
@@ -195,8 +204,11 @@ class Scores:
     def _of_folded(self, graph: Graph) -> str:
         users = self.users
         if self.bias is not None:
-            pads = graph.constant("one_behind", np.array([0, 0, 0, 1], np.int64))
-            users = graph.node("Pad", [users, pads, graph.constant("one", np.float32(1))], "users_and_one")
+            # Not Pad, which not every provider has in this opset.
+            batch = graph.node("Shape", [users], "n_scored", end=1)
+            shape = graph.node("Concat", [batch, graph.axis(1)], "ones_shape", axis=0)
+            ones = graph.node("Expand", [graph.constant("one", np.float32(1)), shape], "ones")
+            users = graph.node("Concat", [users, ones], "users_and_one", axis=1)
         scores = [graph.node("Gemm", [users, block], f"catalogue_scores_{i}", transB=1) for i, block in enumerate(self.blocks)]
         return self._joined(graph, scores)
 
@@ -246,7 +258,10 @@ class Scores:
             padded = self._scan_buckets(graph)
             stop = graph.constant("n_bucket_scores", np.array([n_buckets], np.int64))
             return graph.node("Slice", [padded, graph.axis(0), stop, graph.axis(1)], "bucket_scores")
-        return graph.node("Gemm", [self.users, self.item_table.values], "bucket_scores", transB=1)
+        # Of constants, so that ONNX Runtime folds them where they are not float32 yet.
+        values, scales = self.item_table.read(self.shared, "all_buckets", lambda stored: stored)
+        table = values if scales is None else self.shared.node("Mul", [values, scales], "bucket_table")
+        return graph.node("Gemm", [self.users, table], "bucket_scores", transB=1)
 
     def _scan_buckets(self, graph: Graph) -> str:
         def of_buckets(body: Graph, part: Chunk) -> str:

@@ -75,7 +75,8 @@ class Placed:
         try:
             with np.load(folder / "placed.npz", allow_pickle=False) as arrays:
                 labels, bias = {"users": arrays["user_labels"], "items": arrays["item_labels"]}, arrays["item_bias"]
-                rows = arrays["user_rows"]
+                # Not there in what older versions wrote, which had none.
+                rows = arrays["user_rows"] if "user_rows" in arrays else np.empty((0, 0), np.float32)
             updates = json.loads((folder / FACTS).read_text(encoding="utf-8"))["updates"]
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise DataError(f"{folder}: not readable ({error}); remove it, and place the new ids again") from error

@@ -212,24 +212,24 @@ def has_own_rows(trained: Trained) -> bool:
 
 def user_rows(known: Placed, places: Places) -> NDArray[np.float32]:
     """Rows of all placed users who have their own: those of earlier updates, then the new ones."""
-    return known.user_rows if places.user_rows is None else np.concatenate([known.user_rows, places.user_rows])
+    rows = [part for part in (known.user_rows, places.user_rows) if part is not None and len(part)]
+    return np.concatenate(rows) if rows else known.user_rows
 
 
 def _with_solved_users(trained: Trained, known: Placed, interactions: csr_array, places: Places) -> Places:
     """With a row for every new user that has a place, solved from what it used of items that have one."""
-    n_known = {side: known.maps[side].n_ids for side in SIDES}
+    n_known, has_place = {side: known.maps[side].n_ids for side in SIDES}, places.has_place["users"]
+    if not has_place.any():
+        return places
     bias = np.concatenate([known.item_bias, new_biases(trained, interactions, n_known["items"])])
     model = with_more_ids(trained.model, places.maps, bias, known.user_rows)
     with torch.no_grad():
-        users, items = (tensor.numpy() for tensor in model.vectors())
-    biases = None if model.item_bias is None else model.item_bias.detach().numpy()
-    graph = trained.inputs.graph
-    n_trained = graph.shape[1]
-    means = mean_scores(graph, users, items[:n_trained], None if biases is None else biases[:n_trained])
+        items = model.item_embedding.all().numpy()
+        means = mean_scores(trained.inputs.graph, lambda *pair: model(*(torch.from_numpy(ids.astype(np.int64)) for ids in pair)).numpy())
     is_there = np.concatenate([np.ones(n_known["items"], np.bool_), places.has_place["items"]])
-    has_place = places.has_place["users"]
     used = csr_array(interactions[n_known["users"] + np.flatnonzero(has_place)][:, is_there])
-    rows = solved_vectors(used, items[is_there], None if biases is None else biases[is_there], *means)
+    biases = None if model.item_bias is None else model.item_bias.detach().numpy()[is_there]
+    rows = solved_vectors(used, items[is_there], biases, *means)
     maps = places.maps | {"users": with_own_rows(places.maps["users"], n_known["users"], has_place)}
     return dataclasses.replace(places, maps=maps, user_rows=rows)
 
