@@ -103,7 +103,8 @@ def draw_training(facts: RunFacts, label: str, *, from_zero: bool) -> Figure:
         if x:
             ends.append((x[-1], y[-1], method))
     if from_zero:
-        axes.set_ylim(bottom=0)
+        # With room for a dot at the highest value.
+        axes.set_ylim(0, 1.05 * max(axes.get_ylim()[1], 1e-9))
     low, high = axes.get_ylim()
     for (x_end, y_end, method), label_y in zip(ends, spread([y for _, y, _ in ends], (high - low) * 0.065), strict=True):
         place = {"xytext": (8, label_y), "textcoords": ("offset points", "data"), "va": "center", "fontsize": 9.5}
