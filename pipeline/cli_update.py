@@ -48,7 +48,8 @@ def update(
 ) -> None:
     """Place the users and items that are first seen in NEW_LOG, and write the bundle of RUN anew, without training.
 
-    A new id gets the rows that a trained one with its interactions would have, and a new item the bias of items of its degree. Trained ids
+    A new id gets the rows that a trained one with its interactions would have, and a new item the bias of items of its degree. Where
+    nearly every trained user has a row of its own (soft maps of dense logs), a new user gets one, solved from what it used. Trained ids
     answer as before. A new id that met nobody with a place stays unknown: the fallback answers, and the next update looks again.
     Interactions between known ids change no answer; `graphhash recommend --exclude-seen` leaves them out. A further update goes on from
     this one, and later exports of the same training keep the placed ids; a new training starts without them.
