@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -43,7 +44,7 @@ def serve(
     ray: bool,
     replicas: int,
     threads: int | None,
-    provider: str,
+    provider: Literal["auto", "cpu", "cuda"],
     max_batch: int,
     max_k: int,
     max_body_mib: float,
@@ -64,7 +65,7 @@ def serve(
     if not ray and replicas > 1:
         raise click.UsageError(f"--replicas {replicas} needs Ray Serve: leave --no-ray out")
     limits = Limits(max_body_bytes=int(max_body_mib * 2**20), max_users=max_batch, max_k=max_k, timeout_s=timeout)
-    settings = ServeSettings(Path(bundle).absolute(), limits, provider, replicas, threads, watch)  # type: ignore[arg-type]
+    settings = ServeSettings(Path(bundle).absolute(), limits, provider, replicas, threads, watch)
 
     def ready(url: str) -> None:
         say(f"{bundle} at {url} (page), {url}/docs; Ctrl-C stops")

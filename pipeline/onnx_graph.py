@@ -26,7 +26,8 @@ from graphhash.quantization import bias_dtype
 from graphhash.retrieval import RetrievalModel
 from graphhash.vocabulary import Vocabulary
 from pipeline.onnx_nodes import ONNX_TYPES, Graph, as_stored, decode_ids, encode_ids
-from pipeline.onnx_scores import NeuMFScores, Parts, Scores, stored_parts
+from pipeline.onnx_neumf import NeuMFScores
+from pipeline.onnx_scores import Parts, Scores, stored_parts
 from pipeline.onnx_topk import BucketsFirst, best_of, has_buckets_first, top_types, with_ordered_buckets
 
 OPTIONAL_INPUTS = ("candidate_item_id",)

@@ -26,7 +26,6 @@ from onnx import TensorProto, helper
 
 from graphhash.buckets import BucketMap, full_map
 from graphhash.lightgcn import LightGCN
-from graphhash.neumf import NeuMF
 from graphhash.quantization import bias_dtype
 from graphhash.retrieval import RetrievalModel
 from pipeline.onnx_nodes import Graph, StoredMap, Table, as_stored, read_vectors
@@ -69,10 +68,10 @@ class Parts:
 @torch.no_grad()
 def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap) -> Parts:
     """The tables and maps that a graph stores of a model: LightGCN's vectors are tables of their own, with a row for every id."""
-    bias = None if model.item_bias is None else _array(model.item_bias)
+    bias = None if model.item_bias is None else as_array(model.item_bias)
     if not isinstance(model, LightGCN):
-        return Parts(_array(model.user_embedding.table), _array(model.item_embedding.table), user_map, item_map, bias)
-    vectors = (_array(of_side) for of_side in model.vectors_and_unknown())
+        return Parts(as_array(model.user_embedding.table), as_array(model.item_embedding.table), user_map, item_map, bias)
+    vectors = (as_array(of_side) for of_side in model.vectors_and_unknown())
     return Parts(*vectors, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
 
 
@@ -298,69 +297,6 @@ class Scores:
         return _scan(graph, "sums", self.n_columns, self.chunk * _PER_SUM, of_items)
 
 
-class NeuMFScores(Scores):
-    """`h^T [p_u * q_i ; network(p'_u, q'_i)] + b_i` (He et al., WWW 2017, eq. 12): see `graphhash.neumf`."""
-
-    @torch.no_grad()
-    def _prepare(self, graph: Graph, model: NeuMF) -> None:
-        self.half = model.half
-        of_product, of_network = model.out.weight.squeeze(0).split([model.half, model.half // 2])
-        layers = {
-            "of_item": model.of_item.weight.T, "of_item_bias": model.of_item.bias,
-            "hidden": model.hidden.weight.T, "hidden_bias": model.hidden.bias,
-            "of_network": of_network[:, None],
-        }  # fmt: skip
-        for name, weight in layers.items():
-            graph.constant(name, np.ascontiguousarray(as_stored(_array(weight), f"layer {name}", "float32")))
-        halves = graph.constant("halves", np.array([self.half, self.half], np.int64))
-        products, network = f"{self.users}_products", f"{self.users}_network"
-        graph.node("Split", [self.users, halves], [products, network], axis=1)
-        self.products = graph.node("Mul", [products, graph.constant("of_product", _array(of_product))], "user_products")
-        self.part = graph.node("MatMul", [network, graph.constant("of_user", _array(model.of_user.weight.T).copy())], "user_part")
-
-    def _item_halves(self, graph: Graph, name: str, vectors: str, axis: int) -> tuple[str, str]:
-        """The half for the product, and the item's part of the first layer."""
-        products, network = f"{name}_products", f"{name}_network"
-        graph.node("Split", [vectors, "halves"], [products, network], axis=axis)
-        part = graph.node("MatMul", [network, "of_item"], f"{name}_first")
-        return products, graph.node("Add", [part, "of_item_bias"], f"{name}_part")
-
-    def _network(self, graph: Graph, name: str, first: str) -> str:
-        """The network's share of the score from the sum of both parts of its first layer, shape (..., half): shape (...)."""
-        hidden = graph.node("MatMul", [graph.node("Relu", [first], f"{name}_relu"), "hidden"], f"{name}_hidden")
-        hidden = graph.node("Relu", [graph.node("Add", [hidden, "hidden_bias"], f"{name}_sum")], f"{name}_relu_2")
-        column = graph.node("MatMul", [hidden, "of_network"], f"{name}_column")
-        return graph.node("Squeeze", [column, graph.axis(-1)], f"{name}_share")
-
-    def _of_vectors(self, graph: Graph, name: str, vectors: str, bias: str | None) -> str:
-        products, part = self._item_halves(graph, name, vectors, 1)
-        linear = graph.node("Gemm", [self.products, products] + ([] if bias is None else [bias]), f"{name}_linear", transB=1)
-        # One user at a time: hidden units of (batch, n_items) pairs would be `half` times as large as the scores.
-        body = Graph(graph)
-        share = self._network(body, f"{name}_deep", body.node("Add", [part, f"{name}_one_user"], f"{name}_both"))
-        values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None]) for n in (f"{name}_one_user", share)]
-        scan = body.body(f"{name}_user", values[:1], values[1:])
-        deep = graph.node("Scan", [self.part], f"{name}_network_scores", body=scan, num_scan_inputs=1)
-        return graph.node("Add", [linear, deep], f"{name}_scores")
-
-    def _of_pairs(self, graph: Graph, vectors: str) -> str:
-        products, part = self._item_halves(graph, "candidate", vectors, 2)
-        column = graph.node("Unsqueeze", [self.products, graph.axis(2)], "user_products_column")
-        linear = graph.node("MatMul", [products, column], "candidate_linear_column")
-        linear = graph.node("Squeeze", [linear, graph.axis(2)], "candidate_linear")
-        first = graph.node("Add", [part, graph.node("Unsqueeze", [self.part, graph.axis(1)], "user_part_row")], "candidate_both")
-        return graph.node("Add", [linear, self._network(graph, "candidate_deep", first)], "candidate_pair_scores")
-
-    def _of_folded(self, graph: Graph) -> str:
-        biases = len(self.blocks) * [None] if self.bias is None else self._bias_of_blocks(graph)
-        of_blocks = enumerate(zip(self.blocks, biases, strict=True))
-        return self._joined(graph, [self._of_vectors(graph, f"catalogue_{i}", block, bias) for i, (block, bias) in of_blocks])
-
-    def _of_chunks(self, graph: Graph) -> str:
-        # The network is no sum over buckets, so there is no short way for few users.
-        return self._scan_vectors(graph)
-
-
 class Chunk:
     """Where a chunk of a `Scan` over stored arrays lies; called, it cuts its part out of one of them."""
 
@@ -399,5 +335,5 @@ def _padded(array: NDArray, n: int) -> NDArray:
     return np.concatenate([array, np.zeros((n - len(array), *array.shape[1:]), array.dtype)])
 
 
-def _array(tensor: torch.Tensor) -> NDArray:
+def as_array(tensor: torch.Tensor) -> NDArray:
     return tensor.detach().cpu().numpy()

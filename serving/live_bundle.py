@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -46,7 +47,7 @@ class LoadedScorer:
 Loaded = TypeVar("Loaded", LoadedBundle, LoadedScorer)
 
 
-class _Live(Generic[Loaded]):
+class _Live(ABC, Generic[Loaded]):
     """See above. All methods may be called from any thread; one `refresh` runs at a time.
 
     Args:
@@ -97,12 +98,13 @@ class _Live(Generic[Loaded]):
             self.current = loaded
             return loaded
 
+    @abstractmethod
     def _load(self) -> Loaded:
-        raise NotImplementedError
+        """The bundle at the path, after a first run."""
 
+    @abstractmethod
     def _check_types(self, loaded: Loaded) -> None:
         """Raise BundleError if the clients of the bundle in use could not ask this one."""
-        raise NotImplementedError
 
 
 class LiveBundle(_Live[LoadedBundle]):
