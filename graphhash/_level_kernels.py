@@ -188,9 +188,7 @@ def propose_moves(
                 sums[group] = total + values[edge]
             users, items = user_degrees[node], item_degrees[node]
             own_weight = sums[own]
-            own_gain = own_weight - scale * (
-                users * (group_items[own] - items) + items * (group_users[own] - users)
-            )
+            own_gain = own_weight - scale * (users * (group_items[own] - items) + items * (group_users[own] - users))
             best, best_gain, best_weight = own, -np.inf, 0.0
             for j in range(n_used):
                 group = used[j]
@@ -226,9 +224,7 @@ def accept_moves(
         if left[target] or joined[own]:
             continue
         users, items = user_degrees[node], item_degrees[node]
-        own_gain = to_own[node] - scale * (
-            users * (group_items[own] - items) + items * (group_users[own] - users)
-        )
+        own_gain = to_own[node] - scale * (users * (group_items[own] - items) + items * (group_users[own] - users))
         gain = to_target[node] - scale * (users * group_items[target] + items * group_users[target])
         if gain > own_gain + 1e-12 * (users + items):
             labels[node] = target

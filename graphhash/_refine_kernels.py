@@ -178,9 +178,7 @@ def propagate(
 
 
 @njit(cache=True, parallel=True)
-def next_best(
-    indptr, indices, weights, labels, other_labels, volumes, totals, holds, resolution, chunks, second
-):
+def next_best(indptr, indices, weights, labels, other_labels, volumes, totals, holds, resolution, chunks, second):
     """The community of largest gain of every row, its own left out, among its neighbours' communities.
 
     Args:
@@ -206,10 +204,6 @@ def next_best(
                 label = used[j]
                 gain = sums[label] - resolution * volumes[row] * totals[label]
                 sums[label] = 0.0
-                if (
-                    holds[label]
-                    and label != labels[row]
-                    and (gain > best_gain or (gain == best_gain and label < best))
-                ):
+                if holds[label] and label != labels[row] and (gain > best_gain or (gain == best_gain and label < best)):
                     best, best_gain = label, gain
             second[row] = best

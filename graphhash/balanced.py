@@ -120,12 +120,8 @@ def _propagate(
     indptr = np.concatenate(
         [biadjacency.indptr.astype(np.int64), biadjacency.nnz + transposed.indptr[1:].astype(np.int64)]
     )
-    indices = np.concatenate(
-        [biadjacency.indices.astype(np.int64) + n_users, transposed.indices.astype(np.int64)]
-    )
-    weights = np.concatenate(
-        [exact_weights(side.data, graph.total_weight) for side in (biadjacency, transposed)]
-    )
+    indices = np.concatenate([biadjacency.indices.astype(np.int64) + n_users, transposed.indices.astype(np.int64)])
+    weights = np.concatenate([exact_weights(side.data, graph.total_weight) for side in (biadjacency, transposed)])
     volumes = np.concatenate(_volumes(graph))
     labels = np.arange(n_nodes, dtype=np.int32)
     other = np.repeat(np.array([1, 0], np.int8), [n_users, n_items])

@@ -72,7 +72,11 @@ class BucketMap:
         if self.unknown_row < least or self.weights[-1, 0] != 1 or self.weights[-1, 1:].any():
             raise ValueError(
                 f"the entry for unknown ids must read the last table row {self.n_buckets - 1} with weight 1"
-                + (f", or the one before it, as the table is shared; it reads {self.unknown_row}" if self.shared else "")
+                + (
+                    f", or the one before it, as the table is shared; it reads {self.unknown_row}"
+                    if self.shared
+                    else ""
+                )
             )
         if self.identity and not np.array_equal(self.rows[:, 0], np.arange(len(self.rows))):
             raise ValueError("an identity map must have rows 0..n_ids")
@@ -87,7 +91,9 @@ class BucketMap:
                 f"profile_of must be uint8 of shape ({len(self.rows)},), got {profile_of.dtype} of shape {profile_of.shape}"
             )
         if not 1 <= len(profiles) <= MAX_PROFILES or profile_of.max() >= len(profiles):
-            raise ValueError(f"ids have profiles up to {profile_of.max()}, there are {len(profiles)} (of at most {MAX_PROFILES})")
+            raise ValueError(
+                f"ids have profiles up to {profile_of.max()}, there are {len(profiles)} (of at most {MAX_PROFILES})"
+            )
         if not np.isfinite(profiles).all():
             raise ValueError("profiles must be finite numbers")
 
@@ -163,14 +169,12 @@ class BucketMap:
                 version = int(arrays["format_version"])
                 if version != FORMAT_VERSION:
                     remedy = "update graphhash" if version > FORMAT_VERSION else "make it again with 'graphhash train'"
-                    raise DataError(f"{path}: bucket map format {version}, this program reads {FORMAT_VERSION}; {remedy}")
+                    raise DataError(
+                        f"{path}: bucket map format {version}, this program reads {FORMAT_VERSION}; {remedy}"
+                    )
                 shape = tuple(arrays["shape"])
                 identity = "rows" not in arrays
-                rows = (
-                    np.arange(shape[0], dtype=np.int32)[:, None]
-                    if identity
-                    else arrays["rows"].astype(np.int32)
-                )
+                rows = np.arange(shape[0], dtype=np.int32)[:, None] if identity else arrays["rows"].astype(np.int32)
                 profiles = (arrays["profiles"], arrays["profile_of"]) if "profiles" in arrays else (None, None)
                 n_buckets, method, shared = int(arrays["n_buckets"]), str(arrays["method"]), bool(arrays["shared"])
                 return cls(rows, n_buckets, method, identity, *profiles, shared)

@@ -126,9 +126,7 @@ def cluster(
         ValueError: not exactly one of resolution and rows, or a value out of range, or an unknown method, or no edges.
     """
     if (resolution is None) == (rows is None):
-        raise ValueError(
-            f"give either a resolution or a number of rows, got resolution={resolution} and rows={rows}"
-        )
+        raise ValueError(f"give either a resolution or a number of rows, got resolution={resolution} and rows={rows}")
     settings = {"method": method, "max_size": max_size, "tolerance": tolerance, "max_cycles": max_cycles}
     before = numba.get_num_threads()
     numba.set_num_threads(min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS))
@@ -168,9 +166,7 @@ def cluster_graph(
     if not (math.isfinite(resolution) and resolution > 0):
         raise ValueError(f"resolution must be finite and above 0, got {resolution}")
     if not 0 <= tolerance < 1 or max_cycles < 1:
-        raise ValueError(
-            f"tolerance must be in [0, 1) and max_cycles at least 1, got {tolerance} and {max_cycles}"
-        )
+        raise ValueError(f"tolerance must be in [0, 1) and max_cycles at least 1, got {tolerance} and {max_cycles}")
     if method not in METHODS:
         close = difflib.get_close_matches(method, METHODS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -304,9 +300,7 @@ class _Run:
             raise ValueError(
                 f"{self.n_communities:,} communities are more than int32 labels can name; lower the resolution"
             )
-        return self.labels["users"].astype(np.int32, copy=False), self.labels["items"].astype(
-            np.int32, copy=False
-        )
+        return self.labels["users"].astype(np.int32, copy=False), self.labels["items"].astype(np.int32, copy=False)
 
     def modularity(self) -> float:
         started = time.perf_counter()

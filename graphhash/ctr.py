@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from graphhash.buckets import BucketMap, full_map
-from graphhash.ctr_layers import CrossNetwork, DotInteraction, Dropout, FieldEmbeddings, Perceptron, TableSlice, fm_interaction
+from graphhash.ctr_layers import (
+    CrossNetwork,
+    DotInteraction,
+    Dropout,
+    FieldEmbeddings,
+    Perceptron,
+    TableSlice,
+    fm_interaction,
+)
 from graphhash.embedding import BucketEmbedding
 
 STRUCTURES = ("stacked", "parallel")
@@ -65,7 +73,9 @@ class FeatureBatch:
     def to(self, device: torch.device | str) -> FeatureBatch:
         """The batch on another device."""
         fold = None if self.fold is None else self.fold.to(device)
-        return FeatureBatch(self.categorical.to(device), self.dense.to(device), tuple(bag.to(device) for bag in self.bags), fold)
+        return FeatureBatch(
+            self.categorical.to(device), self.dense.to(device), tuple(bag.to(device) for bag in self.bags), fold
+        )
 
 
 @dataclass(frozen=True)

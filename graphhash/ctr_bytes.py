@@ -33,7 +33,9 @@ class ColumnBytes:
         return self.table + self.map + self.wide + self.bias
 
 
-def column_bytes(spec: CtrSpec, maps: Sequence[BucketMap], precisions: Sequence[str], n_bags: int = 0) -> list[ColumnBytes]:
+def column_bytes(
+    spec: CtrSpec, maps: Sequence[BucketMap], precisions: Sequence[str], n_bags: int = 0
+) -> list[ColumnBytes]:
     """Stored bytes of every column; a table that two columns share is the first one's.
 
     Args:

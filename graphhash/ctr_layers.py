@@ -79,11 +79,19 @@ class FieldEmbeddings(nn.Module):
     """
 
     def __init__(
-        self, maps: Sequence[BucketMap], dim: int, *, n_bags: int = 0, std: float, generator: torch.Generator | None = None
+        self,
+        maps: Sequence[BucketMap],
+        dim: int,
+        *,
+        n_bags: int = 0,
+        std: float,
+        generator: torch.Generator | None = None,
     ):
         super().__init__()
         if not maps or not 0 <= n_bags <= len(maps):
-            raise ValueError(f"a model needs one column or more, and bags among them, got {len(maps)} maps, {n_bags} of bags")
+            raise ValueError(
+                f"a model needs one column or more, and bags among them, got {len(maps)} maps, {n_bags} of bags"
+            )
         self.n_ids = [m.n_ids for m in maps]
         self.n_categorical, self.dim = len(maps) - n_bags, dim
         joint = [c for c, m in enumerate(maps) if m.identity and m.n_buckets <= JOINT_ROWS]
@@ -94,8 +102,12 @@ class FieldEmbeddings(nn.Module):
         self.joint_bags = [(c, starts[c]) for c in joint if c >= self.n_categorical]
         in_joint = [c for c in joint if c < self.n_categorical]
         self.register_buffer("joint_columns", torch.tensor(in_joint, dtype=torch.int64), persistent=False)
-        self.register_buffer("joint_starts", torch.tensor([starts[c] for c in in_joint], dtype=torch.int64), persistent=False)
-        self.register_buffer("last_entries", torch.tensor(self.n_ids[: self.n_categorical], dtype=torch.int64), persistent=False)
+        self.register_buffer(
+            "joint_starts", torch.tensor([starts[c] for c in in_joint], dtype=torch.int64), persistent=False
+        )
+        self.register_buffer(
+            "last_entries", torch.tensor(self.n_ids[: self.n_categorical], dtype=torch.int64), persistent=False
+        )
         tables = shared_tables(maps)
         own: dict[int, BucketEmbedding] = {}
         for column, bucket_map in enumerate(maps):
@@ -186,7 +198,9 @@ class FieldEmbeddings(nn.Module):
         for number, values in enumerate(bags):
             last = self.n_ids[self.n_categorical + number]
             if values.numel() and not -1 <= int(values.min()) <= int(values.max()) <= last:
-                raise IndexError(f"bag {number} has entries 0..{last} and -1 for nothing; it spans {values.min()}..{values.max()}")
+                raise IndexError(
+                    f"bag {number} has entries 0..{last} and -1 for nothing; it spans {values.min()}..{values.max()}"
+                )
 
 
 def shared_tables(maps: Sequence[BucketMap]) -> dict[int, int]:
@@ -208,7 +222,9 @@ def shared_tables(maps: Sequence[BucketMap]) -> dict[int, int]:
         else:
             waiting.append(number)
     if waiting:
-        raise ValueError(f"column {waiting[0]} shares its table with another one, which is not here: pass both maps of one call")
+        raise ValueError(
+            f"column {waiting[0]} shares its table with another one, which is not here: pass both maps of one call"
+        )
     return first_of
 
 

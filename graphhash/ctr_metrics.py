@@ -52,7 +52,9 @@ def group_auc(labels: NDArray, scores: NDArray, groups: NDArray) -> float:
     in_order, pairs = _ordered_pairs(clicked, scores, numbers.ravel())
     both = pairs > 0
     if not both.any():
-        raise DataError(f"no group has clicks and rows without one: {len(pairs)} groups of {len(clicked)} rows; take a larger split")
+        raise DataError(
+            f"no group has clicks and rows without one: {len(pairs)} groups of {len(clicked)} rows; take a larger split"
+        )
     return float(np.average(in_order[both] / pairs[both], weights=np.bincount(numbers.ravel())[both]))
 
 
@@ -62,7 +64,9 @@ def _ordered_pairs(clicked: NDArray[np.bool_], scores: NDArray, groups: NDArray[
     if scores.shape != clicked.shape:
         raise ValueError(f"{clicked.shape} labels and {scores.shape} scores")
     if np.isnan(scores).any():
-        raise DataError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN; training diverged, lower the learning rate")
+        raise DataError(
+            f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN; training diverged, lower the learning rate"
+        )
     order = np.lexsort((scores, groups))
     scores, groups, clicked = scores[order], groups[order], clicked[order]
     new_group = np.diff(groups, prepend=-1) > 0
@@ -166,5 +170,7 @@ def check_labels(labels: NDArray) -> NDArray[np.bool_]:
         raise ValueError(f"labels must be 1-D, got shape {labels.shape}")
     wrong = ~np.isin(labels, (0, 1))
     if wrong.any():
-        raise DataError(f"labels must be 0 or 1, row {int(np.argmax(wrong))} has {labels[wrong][0]}; make them binary first")
+        raise DataError(
+            f"labels must be 0 or 1, row {int(np.argmax(wrong))} has {labels[wrong][0]}; make them binary first"
+        )
     return labels.astype(bool)

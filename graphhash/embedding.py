@@ -205,9 +205,7 @@ class BucketEmbedding(nn.Module):
         """
         rows, weights, flat = self.entries(ids, fold)
         if self.table.device.type == "cpu" and self.table.dtype == torch.float32:
-            vectors = _CpuLookup.apply(
-                self.table, rows, weights, self.weighted, self.sparse_gradient, flat
-            )
+            vectors = _CpuLookup.apply(self.table, rows, weights, self.weighted, self.sparse_gradient, flat)
         else:
             vectors = functional.embedding(rows.index_select(0, flat), self.table)
             vectors = (vectors * weights.index_select(0, flat).unsqueeze(-1)).sum(1)
@@ -231,10 +229,16 @@ class BucketEmbedding(nn.Module):
         return f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, n_lookups={self.rows.shape[1]}, dim={self.dim}"
 
 
-def read_both(left: BucketEmbedding, left_ids: Tensor, right: BucketEmbedding, right_ids: Tensor) -> tuple[Tensor, Tensor]:
+def read_both(
+    left: BucketEmbedding, left_ids: Tensor, right: BucketEmbedding, right_ids: Tensor
+) -> tuple[Tensor, Tensor]:
     """``left(left_ids), right(right_ids)``, at once where both read one table on a CPU; ids of shapes (n,) and (m,)."""
     table = left.table
-    plain = table.device.type == "cpu" and table.dtype == torch.float32 and not (left.sparse_gradient or right.sparse_gradient)
+    plain = (
+        table.device.type == "cpu"
+        and table.dtype == torch.float32
+        and not (left.sparse_gradient or right.sparse_gradient)
+    )
     alike = right.table is table and left.weighted == right.weighted and left_ids.ndim == right_ids.ndim == 1
     if not (plain and alike):
         return left(left_ids), right(right_ids)

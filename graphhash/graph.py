@@ -35,9 +35,7 @@ def biadjacency(
     users, items = np.asarray(users), np.asarray(items)
     weights = np.ones(len(users), np.float32) if weights is None else np.asarray(weights)
     if not len(users) == len(items) == len(weights):
-        raise DataError(
-            f"columns differ in length: {len(users)} users, {len(items)} items, {len(weights)} weights"
-        )
+        raise DataError(f"columns differ in length: {len(users)} users, {len(items)} items, {len(weights)} weights")
     if len(users) == 0:
         raise DataError("no interactions: the graph would be empty")
     if users.min() < 0 or items.min() < 0:

@@ -120,7 +120,9 @@ def soft_maps(
         for side, other in (SIDES, SIDES[::-1]):
             sources = plan.sources(other, graphs[other], 0)
             found[side].append(affinity_rows(graphs[side], sources, n_lookups, split=plan.n_user_buckets))
-    users, items = (plan.bucket_map(side, *map(np.concatenate, zip(*found[side], strict=True)), "soft") for side in SIDES)
+    users, items = (
+        plan.bucket_map(side, *map(np.concatenate, zip(*found[side], strict=True)), "soft") for side in SIDES
+    )
     return users, items
 
 

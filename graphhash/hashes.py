@@ -36,9 +36,7 @@ def double_map(n_ids: int, n_buckets: int, *, seed: int) -> BucketMap:
     _check_budget(n_ids, n_buckets, least=3)
     rng = np.random.default_rng(seed)
     ids = np.arange(n_ids)
-    return plain_map(
-        np.stack([universal_hash(ids, n_buckets - 1, rng) for _ in range(2)], axis=1), n_buckets, "double"
-    )
+    return plain_map(np.stack([universal_hash(ids, n_buckets - 1, rng) for _ in range(2)], axis=1), n_buckets, "double")
 
 
 def quotient_remainder_map(n_ids: int, n_buckets: int) -> BucketMap:
@@ -134,9 +132,7 @@ def _signs_map(features: NDArray | csr_array, n_buckets: int, method: str, seed:
     signs = rng.choice(np.array([-1, 0, 0, 0, 0, 1], np.int8), size=(n_features, n_bits)).astype(np.float32)
     codes = np.zeros(n_ids, np.int64)
     for start in range(0, n_ids, _BLOCK):
-        codes[start : start + _BLOCK] = (features[start : start + _BLOCK] @ signs > 0) @ (
-            1 << np.arange(n_bits)
-        )
+        codes[start : start + _BLOCK] = (features[start : start + _BLOCK] @ signs > 0) @ (1 << np.arange(n_bits))
     return plain_map(universal_hash(codes, n_buckets - 1, rng)[:, None], n_buckets, method)
 
 

@@ -47,11 +47,7 @@ class Hierarchy:
 
     def __post_init__(self):
         n_levels = len(self.resolutions)
-        if (
-            self.users.ndim != 2
-            or self.items.ndim != 2
-            or {self.users.shape[1], self.items.shape[1]} != {n_levels}
-        ):
+        if self.users.ndim != 2 or self.items.ndim != 2 or {self.users.shape[1], self.items.shape[1]} != {n_levels}:
             raise ValueError(
                 f"levels of shape {self.users.shape} and {self.items.shape} do not fit {n_levels} resolutions"
             )
@@ -87,16 +83,10 @@ def hierarchy(
         numba.set_num_threads(before)
 
 
-def hierarchy_graph(
-    graph: Graph, resolutions: Sequence[float], *, nested: bool = True, **settings
-) -> Hierarchy:
+def hierarchy_graph(graph: Graph, resolutions: Sequence[float], *, nested: bool = True, **settings) -> Hierarchy:
     """:func:`hierarchy` on any :class:`graphhash.graph.Graph`; ``settings`` are those of ``cluster_graph``."""
     resolutions = tuple(float(resolution) for resolution in resolutions)
-    if (
-        not resolutions
-        or any(math.isnan(r) for r in resolutions)
-        or list(resolutions) != sorted(set(resolutions))
-    ):
+    if not resolutions or any(math.isnan(r) for r in resolutions) or list(resolutions) != sorted(set(resolutions)):
         raise ValueError(f"resolutions must be ascending and at least one, got {resolutions}")
     levels = []
     within = graph

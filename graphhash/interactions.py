@@ -79,9 +79,7 @@ def split_parts(
     # The lowest hash of a row is low, so the protected edges would thin out the low end: the parts are cut
     # from a second mix of the number, which is independent of its size.
     share = _mix(hashes ^ np.uint64(0x5851F42D4C957F2D)).astype(np.float64) / 2.0**64
-    parts = np.where(share < test, TEST, np.where(share < test + validation, VALIDATION, TRAIN)).astype(
-        np.uint8
-    )
+    parts = np.where(share < test, TEST, np.where(share < test + validation, VALIDATION, TRAIN)).astype(np.uint8)
     parts[(hashes == user_lowest) | (hashes == item_lowest)] = TRAIN
     return parts
 

@@ -45,11 +45,21 @@ class LightGCN(nn.Module):
     """
 
     def __init__(
-        self, users: BucketMap, items: BucketMap, dim: int, *, graph: csr_array, n_layers: int = 2, item_bias: bool, seed: int
+        self,
+        users: BucketMap,
+        items: BucketMap,
+        dim: int,
+        *,
+        graph: csr_array,
+        n_layers: int = 2,
+        item_bias: bool,
+        seed: int,
     ):
         super().__init__()
         if graph.shape != (users.n_ids, items.n_ids):
-            raise ValueError(f"the graph is {graph.shape[0]} x {graph.shape[1]}, the maps have {users.n_ids} x {items.n_ids} ids")
+            raise ValueError(
+                f"the graph is {graph.shape[0]} x {graph.shape[1]}, the maps have {users.n_ids} x {items.n_ids} ids"
+            )
         if n_layers < 0:
             raise ValueError(f"n_layers must not be negative, got {n_layers}")
         self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed)
@@ -125,7 +135,8 @@ class LightGCN(nn.Module):
         """:meth:`vectors` with the unknown ids' last: (n_users + 1, dim) and (n_items + 1, dim). Nothing is propagated to them."""
         sides = zip(self.vectors(), (self.user_embedding, self.item_embedding), strict=True)
         return [
-            torch.cat([vectors, embedding.table[embedding.unknown_row][None] / (self.n_layers + 1)]) for vectors, embedding in sides
+            torch.cat([vectors, embedding.table[embedding.unknown_row][None] / (self.n_layers + 1)])
+            for vectors, embedding in sides
         ]
 
 

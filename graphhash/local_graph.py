@@ -77,28 +77,20 @@ class Rows:
     def weight_inside(self, labels, other_labels):
         """See :meth:`Graph.weight_inside`."""
         return float(
-            _kernels.weight_inside(
-                self.indptr, self.indices, self.weights, labels, other_labels, self.chunks
-            ).sum()
+            _kernels.weight_inside(self.indptr, self.indices, self.weights, labels, other_labels, self.chunks).sum()
         )
 
     def inside(self, labels, other_labels):
         """These rows with the edges alone whose ends share a label that is not negative, and with the same degrees."""
-        kept = _refine_kernels.keep_inside(
-            self.indptr, self.indices, self.weights, labels, other_labels, self.chunks
-        )
+        kept = _refine_kernels.keep_inside(self.indptr, self.indices, self.weights, labels, other_labels, self.chunks)
         return Rows(*kept, self.degrees)
 
     def joined(self, labels, other_labels):
         """See :meth:`Graph.joined`; ``labels`` are these rows' own."""
         chunks = balanced_chunks(self.indptr, numba.get_num_threads())
-        parents = np.tile(
-            np.arange(len(other_labels), dtype=label_dtype(len(other_labels))), (len(chunks) - 1, 1)
-        )
+        parents = np.tile(np.arange(len(other_labels), dtype=label_dtype(len(other_labels))), (len(chunks) - 1, 1))
         anchors = np.empty(len(labels), np.int64)
-        _refine_kernels.join_columns(
-            self.indptr, self.indices, labels, other_labels, chunks, parents, anchors
-        )
+        _refine_kernels.join_columns(self.indptr, self.indices, labels, other_labels, chunks, parents, anchors)
         return parents, anchors
 
     def row_weights(self):
@@ -289,9 +281,7 @@ def scratch(n_labels: int) -> NDArray[np.float64]:
     return np.zeros((numba.get_num_threads(), n_labels))
 
 
-def sum_pairs(
-    pairs: NDArray[np.int64], weights: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def sum_pairs(pairs: NDArray[np.int64], weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The distinct pairs, ascending, and the sum of each one's weights."""
     distinct, place = np.unique(pairs, return_inverse=True)
     return distinct, np.bincount(place.ravel(), weights, len(distinct))

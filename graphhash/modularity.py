@@ -12,7 +12,11 @@ from scipy.sparse import csr_array
 
 
 def modularity(
-    biadjacency: csr_array, user_labels: NDArray[np.integer], item_labels: NDArray[np.integer], *, resolution: float = 1.0
+    biadjacency: csr_array,
+    user_labels: NDArray[np.integer],
+    item_labels: NDArray[np.integer],
+    *,
+    resolution: float = 1.0,
 ) -> float:
     """Barber modularity of a labelling.
 
@@ -27,7 +31,9 @@ def modularity(
     """
     n_users, n_items = biadjacency.shape
     if user_labels.shape != (n_users,) or item_labels.shape != (n_items,):
-        raise ValueError(f"labels of shape {user_labels.shape} and {item_labels.shape} do not fit a {n_users} x {n_items} graph")
+        raise ValueError(
+            f"labels of shape {user_labels.shape} and {item_labels.shape} do not fit a {n_users} x {n_items} graph"
+        )
     edges = biadjacency.tocoo()
     weights = edges.data.astype(np.float64)
     users, items = edges.coords

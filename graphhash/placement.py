@@ -60,7 +60,9 @@ def place_labels(graph: csr_array, labels: Labels, placed: Sides, edges: csr_arr
     trained = {"users": labels.users, "items": labels.items}
     n_labels = int(max(labels.users.max(), labels.items.max())) + 1
     sides = {"users": csr_array(edges), "items": csr_array(edges.T)}
-    degrees = {side: np.asarray(graph.sum(axis=axis), np.float64).ravel() for side, axis in zip(SIDES, (1, 0), strict=True)}
+    degrees = {
+        side: np.asarray(graph.sum(axis=axis), np.float64).ravel() for side, axis in zip(SIDES, (1, 0), strict=True)
+    }
     totals = {side: np.bincount(trained[side], degrees[side], n_labels) for side in SIDES}
     is_open = {side: np.bincount(trained[side], minlength=n_labels) > 0 for side in SIDES}
     total_weight = float(degrees["users"].sum())
@@ -74,7 +76,9 @@ def place_labels(graph: csr_array, labels: Labels, placed: Sides, edges: csr_arr
         n_before = n_placed
         for side, other in (SIDES[::-1], SIDES):
             own = sides[side][n_known[side] :]
-            best = best_communities(own, found[other], totals[other], total_weight, labels.resolution, is_open[side], 1)[:, 0]
+            best = best_communities(
+                own, found[other], totals[other], total_weight, labels.resolution, is_open[side], 1
+            )[:, 0]
             stuck = np.flatnonzero(best < 0)
             if len(stuck):
                 n_trained = len(trained[other])
@@ -82,7 +86,9 @@ def place_labels(graph: csr_array, labels: Labels, placed: Sides, edges: csr_arr
                 back = graph.T if side == "users" else graph
                 shared = csr_array(own_steps @ (back @ one_hot(trained[side], n_labels, np.ones(len(trained[side])))))
                 communities = np.arange(n_labels, dtype=np.int32)
-                best[stuck] = best_communities(shared, communities, np.zeros(n_labels), 1.0, 0.0, is_open[side], 1)[:, 0]
+                best[stuck] = best_communities(shared, communities, np.zeros(n_labels), 1.0, 0.0, is_open[side], 1)[
+                    :, 0
+                ]
             found[side][n_known[side] :] = np.where(best >= 0, best, found[side][n_known[side] :])
     return found
 
@@ -171,7 +177,9 @@ def soft_rows(
         n_trained, n_known = len(plan.degrees[other]), maps[side].n_ids
         parts = [plan.sources(other, graphs[other], 0), wide.sources(other, all_edges[other][n_trained:], n_trained)]
         sources = vstack(parts, format="csr")
-        rows, weights = affinity_rows(all_edges[side][n_known:], csr_array(sources), maps[side].n_lookups, split=plan.n_user_buckets)
+        rows, weights = affinity_rows(
+            all_edges[side][n_known:], csr_array(sources), maps[side].n_lookups, split=plan.n_user_buckets
+        )
         # The last profile is the unknown ids' own.
         profiles = maps[side].profiles[:-1]
         read[side] = rows, nearest_profiles(weights, profiles), rows[:, 0] < plan.n_buckets[side]
@@ -197,7 +205,11 @@ def with_new_ids(
 
 
 def solved_vectors(
-    edges: csr_array, item_vectors: NDArray[np.float32], item_bias: NDArray[np.float32] | None, liked: float, random: float
+    edges: csr_array,
+    item_vectors: NDArray[np.float32],
+    item_bias: NDArray[np.float32] | None,
+    liked: float,
+    random: float,
 ) -> NDArray[np.float32]:
     """Vectors of users for frozen items: one half-step of implicit ALS (Hu et al., ICDM 2008, eq. 4), its targets the scores of trained users.
 
@@ -263,7 +275,13 @@ def with_own_rows(placed: BucketMap, n_known: int, has_place: NDArray[np.bool_])
     if placed.profile_of is not None:
         profile_of = placed.profile_of.copy()
         profile_of[own] = profile_of[-1]
-    return replace(placed, rows=rows.astype(np.int32), n_buckets=placed.n_buckets + len(own) - 1, profile_of=profile_of, identity=False)
+    return replace(
+        placed,
+        rows=rows.astype(np.int32),
+        n_buckets=placed.n_buckets + len(own) - 1,
+        profile_of=profile_of,
+        identity=False,
+    )
 
 
 def without_places(longer: BucketMap, n_known: int, has_place: NDArray[np.bool_]) -> BucketMap:

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 PART_HALF_SWEEPS = 8
 
 
-def components(
-    graph: Graph, user_labels: NDArray[np.int32], item_labels: NDArray[np.int32]
-) -> tuple[NDArray, NDArray]:
+def components(graph: Graph, user_labels: NDArray[np.int32], item_labels: NDArray[np.int32]) -> tuple[NDArray, NDArray]:
     """Connected pieces of every community.
 
     One pass over the edges: every part of the users joins the items that its users connect (union-find), and the forests are joined.

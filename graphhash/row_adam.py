@@ -130,7 +130,11 @@ class RowAdam(torch.optim.Adam):
         # Those that this process has read are up to date; those that another worker of the training has read may not be.
         self._catch_up(table, rows)
         if not state:
-            state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(table), "exp_avg_sq": torch.zeros_like(table)}
+            state |= {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(table),
+                "exp_avg_sq": torch.zeros_like(table),
+            }
         state["step"] += 1
         group = self.param_groups[0]
         (beta1, beta2), number = group["betas"], int(state["step"])

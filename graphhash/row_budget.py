@@ -57,18 +57,14 @@ def fit_rows(
         if not 1 <= wanted <= n_ids:
             raise ValueError(f"{wanted} rows for {n_ids} {side} are out of range; give 1 to {n_ids}")
         if max_size is not None and wanted * max_size < n_ids:
-            raise ValueError(
-                f"{wanted} rows of at most {max_size} cannot hold {n_ids} {side}; raise rows or max_size"
-            )
+            raise ValueError(f"{wanted} rows of at most {max_size} cannot hold {n_ids} {side}; raise rows or max_size")
         n_found = len(np.unique(sides[side]))
         if n_found > wanted:
             sides[side] = _merge(
                 graph, side, sides[side], sides[other[side]], labels.resolution, n_found - wanted, max_size
             )
         elif n_found < wanted:
-            sides[side] = _split(
-                graph, side, sides[side], sides[other[side]], labels.resolution, wanted - n_found
-            )
+            sides[side] = _split(graph, side, sides[side], sides[other[side]], labels.resolution, wanted - n_found)
     return _relabelled(graph, labels, sides["users"], sides["items"])
 
 
@@ -80,9 +76,7 @@ def share_rows(labels: Labels, rows: int) -> tuple[int, int]:
     return users, rows - users
 
 
-def cap_sizes(
-    graph: Graph, labels: Labels, max_size: int, *, tolerance: float = 1e-3, max_cycles: int = 20
-) -> Labels:
+def cap_sizes(graph: Graph, labels: Labels, max_size: int, *, tolerance: float = 1e-3, max_cycles: int = 20) -> Labels:
     """Labels of which none holds more than ``max_size`` users or more than ``max_size`` items.
 
     Args:
@@ -105,9 +99,7 @@ def cap_sizes(
         if not oversize.any():
             break
         resolution *= 2
-        inside = graph.inside(
-            *(np.where(oversize[side], side, -1).astype(np.int32) for side in (users, items))
-        )
+        inside = graph.inside(*(np.where(oversize[side], side, -1).astype(np.int32) for side in (users, items)))
         found = cluster_graph(inside, resolution, tolerance=tolerance, max_cycles=max_cycles)
         users = np.where(oversize[users], n_labels + found.users, users).astype(np.int32)
         items = np.where(oversize[items], n_labels + found.items, items).astype(np.int32)
@@ -124,17 +116,13 @@ def modularity_of(graph: Graph, users: NDArray, items: NDArray, resolution: floa
     user_totals = np.bincount(users, graph.user_degrees, n_labels)
     item_totals = np.bincount(items, graph.item_degrees, n_labels)
     total = graph.total_weight
-    return (
-        graph.weight_inside(users, items) / total - resolution * float(user_totals @ item_totals) / total**2
-    )
+    return graph.weight_inside(users, items) / total - resolution * float(user_totals @ item_totals) / total**2
 
 
 def _relabelled(graph: Graph, labels: Labels, users: NDArray[np.int32], items: NDArray[np.int32]) -> Labels:
     users, items = users.copy(), items.copy()
     _kernels.compact_labels(users, items, int(max(users.max(), items.max())) + 1)
-    return replace(
-        labels, users=users, items=items, modularity=modularity_of(graph, users, items, labels.resolution)
-    )
+    return replace(labels, users=users, items=items, modularity=modularity_of(graph, users, items, labels.resolution))
 
 
 def _rank_in_label(labels: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -226,17 +214,12 @@ def _split(
         degrees, other_degrees = other_degrees, degrees
     n_labels = int(max(labels.max(), other_labels.max())) + 1
     totals = np.bincount(other_labels, other_degrees, n_labels)
-    gains = (
-        graph.inside(users, items).row_weights(side)
-        - resolution / graph.total_weight * degrees * totals[labels]
-    )
+    gains = graph.inside(users, items).row_weights(side) - resolution / graph.total_weight * degrees * totals[labels]
     # A bucket is a run of this order, its most attached members first.
     order = np.lexsort((np.arange(len(labels)), -gains, labels))
     ends = np.cumsum(np.bincount(labels, minlength=n_labels))
     queue = [
-        (-(b - a), c, a)
-        for c, (a, b) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
-        if b > a
+        (-(b - a), c, a) for c, (a, b) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)) if b > a
     ]
     heapq.heapify(queue)
     labels = labels.copy()

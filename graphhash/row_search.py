@@ -21,9 +21,7 @@ MAX_STEPS = 16
 SLACK = 0.005
 
 
-def cluster_to_rows(
-    graph: Graph, rows: int | tuple[int, int], *, max_size: int | None = None, **settings
-) -> Labels:
+def cluster_to_rows(graph: Graph, rows: int | tuple[int, int], *, max_size: int | None = None, **settings) -> Labels:
     """Labels with exactly so many rows.
 
     Args:
@@ -60,9 +58,7 @@ def cluster_to_rows(
     labels = fit_rows(graph, labels, user_rows=user_rows, item_rows=item_rows, max_size=max_size)
     # The phases are those of the resolution that was chosen.
     search = searched - started - sum(labels.seconds.values())
-    return replace(
-        labels, seconds={**labels.seconds, "search": search, "fit_rows": time.perf_counter() - searched}
-    )
+    return replace(labels, seconds={**labels.seconds, "search": search, "fit_rows": time.perf_counter() - searched})
 
 
 def search_resolution(graph: Graph, share: Callable[[Labels], float], start: float, **settings) -> Labels:

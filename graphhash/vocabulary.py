@@ -42,9 +42,7 @@ class Vocabulary:
         counts = pc.value_counts(ids) if pc.count_distinct(ids).as_py() < len(ids) else None
         if counts is not None:
             repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
-            raise DataError(
-                f"id {repeated!r} occurs more than once in a vocabulary; pass unique ids, or use from_ids"
-            )
+            raise DataError(f"id {repeated!r} occurs more than once in a vocabulary; pass unique ids, or use from_ids")
 
     @classmethod
     def from_ids(cls, ids: pa.Array | pa.ChunkedArray | ArrayLike) -> Vocabulary:
@@ -117,9 +115,7 @@ class Vocabulary:
         """
         rows = np.asarray(rows)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise ValueError(
-                f"rows span {rows.min()}..{rows.max()}, the vocabulary has rows 0..{len(self) - 1}"
-            )
+            raise ValueError(f"rows span {rows.min()}..{rows.max()}, the vocabulary has rows 0..{len(self) - 1}")
         taken = self.ids.take(pa.array(rows.ravel().astype(np.int64)))
         return taken.to_numpy(zero_copy_only=False).reshape(rows.shape)
 
@@ -153,9 +149,7 @@ class Vocabulary:
                 f"{path}: not a readable vocabulary ({_first_line(error)}); run the ingest stage again"
             ) from None
         if table.column_names != ["id"]:
-            raise DataError(
-                f"{path}: a vocabulary has one column 'id', not {table.column_names}; run ingest again"
-            )
+            raise DataError(f"{path}: a vocabulary has one column 'id', not {table.column_names}; run ingest again")
         return cls(table.column("id"))
 
     @cached_property
@@ -186,9 +180,7 @@ def as_ids(ids: pa.Array | pa.ChunkedArray | ArrayLike) -> pa.Array:
         return array.cast(pa.int64())
     if array.null_count:
         first = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(
-            f"{array.null_count} of {len(array)} ids are null, the first at {first}; drop or fill them"
-        )
+        raise DataError(f"{array.null_count} of {len(array)} ids are null, the first at {first}; drop or fill them")
     if pa.types.is_dictionary(array.type):
         return as_ids(array.dictionary_decode())
     if pa.types.is_integer(array.type):
@@ -208,9 +200,7 @@ def string_bytes(strings: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8
     _, offsets, data = strings.buffers()
     if offsets is None or len(strings) == 0:
         return np.zeros(len(strings) + 1, np.int64), np.empty(0, np.uint8)
-    bounds = np.frombuffer(offsets, width)[strings.offset : strings.offset + len(strings) + 1].astype(
-        np.int64
-    )
+    bounds = np.frombuffer(offsets, width)[strings.offset : strings.offset + len(strings) + 1].astype(np.int64)
     return bounds, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
 
 

@@ -114,8 +114,7 @@ def compare(
         for program, (_, n_threads) in prepared.items():
             say(f"{setting}: {program}, memory")
             seconds, rows, q = (
-                statistics.median(run[key] for run in runs[program])
-                for key in ("seconds", "rows", "modularity")
+                statistics.median(run[key] for run in runs[program]) for key in ("seconds", "rows", "modularity")
             )
             entry = {"program": program, "graph": name, "resolution": resolution, "threads": n_threads,
                      "n_users": n_users, "n_items": n_items, "n_edges": n_edges, "seconds": seconds,
@@ -159,9 +158,7 @@ def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
 
     figure = Figure(figsize=(7.2, 4.2), dpi=144, layout="constrained")
     axes = figure.add_subplot()
-    programs, resolutions = (
-        list(dict.fromkeys(entry[key] for entry in results)) for key in ("program", "resolution")
-    )
+    programs, resolutions = (list(dict.fromkeys(entry[key] for entry in results)) for key in ("program", "resolution"))
     for program in programs:
         for number, resolution in enumerate(resolutions):
             points = sorted(

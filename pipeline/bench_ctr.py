@@ -51,7 +51,13 @@ def bench_clicks(config: RunConfig, *, rounds: int, say: Callable[[str], None]) 
 
 
 def measure_clicks(
-    config: RunConfig, ingest_dir: Path, cluster_dir: Path, methods: Sequence[str], *, rounds: int, say: Callable[[str], None]
+    config: RunConfig,
+    ingest_dir: Path,
+    cluster_dir: Path,
+    methods: Sequence[str],
+    *,
+    rounds: int,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """:func:`bench_clicks` of a log that is ingested and clustered."""
     features = Features.open(ingest_dir)
@@ -100,6 +106,14 @@ def table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tupl
         whole = sum(e["phases_s"].values())
         shares = ", ".join(f"{phase} {100 * seconds / whole:.0f} %" for phase, seconds in e["phases_s"].items())
         lines.append(
-            (e["method"], f"{e['rows']:,}", e["task"], f"{e['seconds']:.3f}", f"{e['cpu_s']:.3f}", f"{e['per_second']:,.0f}", shares)
+            (
+                e["method"],
+                f"{e['rows']:,}",
+                e["task"],
+                f"{e['seconds']:.3f}",
+                f"{e['cpu_s']:.3f}",
+                f"{e['per_second']:,.0f}",
+                shares,
+            )
         )
     return header, lines

@@ -109,7 +109,9 @@ def _address(process: subprocess.Popen) -> str:
     try:
         for line in process.stderr:
             if "://" in line and " at " in line:
-                threading.Thread(target=lambda: [sys.stderr.write(rest) for rest in process.stderr], daemon=True).start()
+                threading.Thread(
+                    target=lambda: [sys.stderr.write(rest) for rest in process.stderr], daemon=True
+                ).start()
                 return line.partition(" at ")[2].split()[0]
     finally:
         timer.cancel()
@@ -204,7 +206,9 @@ async def _known_users(session: Any, url: str) -> tuple[dict[str, Any], list[Any
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{url}: no graphhash server answers there ({reason}); start one with 'graphhash serve'") from error
+        raise DataError(
+            f"{url}: no graphhash server answers there ({reason}); start one with 'graphhash serve'"
+        ) from error
     return ready, [int(user) for user in known] if kind == "int64" else known
 
 

@@ -87,9 +87,7 @@ def _networkit(biadjacency: csr_array, threads: int | None) -> tuple[Run, int]:
     networkit.setNumberOfThreads(threads or multiprocessing.cpu_count())
     users, items = biadjacency.tocoo().coords
     edges = (biadjacency.data.astype(np.float64), (users.astype(np.int64), items.astype(np.int64) + n_users))
-    graph = networkit.GraphFromCoo(
-        edges, n=sum(biadjacency.shape), weighted=bool((biadjacency.data != 1).any())
-    )
+    graph = networkit.GraphFromCoo(edges, n=sum(biadjacency.shape), weighted=bool((biadjacency.data != 1).any()))
 
     def run(resolution: float):
         labels = np.array(networkit.community.PLM(graph, gamma=resolution).run().getPartition().getVector())
@@ -108,9 +106,7 @@ def _igraph(biadjacency: csr_array, threads: int | None, n_iterations: int = 2) 
     weights = biadjacency.data.tolist() if (biadjacency.data != 1).any() else None
 
     def run(resolution: float):
-        found = graph.community_leiden(
-            "modularity", weights=weights, resolution=resolution, n_iterations=n_iterations
-        )
+        found = graph.community_leiden("modularity", weights=weights, resolution=resolution, n_iterations=n_iterations)
         labels = np.array(found.membership)
         return labels[:n_users], labels[n_users:], {}
 

@@ -114,7 +114,13 @@ def bench(
     results = []
     sample = first.sample(rng, 256)
     for name in answers:
-        entry: dict[str, Any] = {"program": name, "sizes": timed[name], "memory": None, "providers": None, "disk_bytes": None}
+        entry: dict[str, Any] = {
+            "program": name,
+            "sizes": timed[name],
+            "memory": None,
+            "providers": None,
+            "disk_bytes": None,
+        }
         entry["unit"] = first.unit
         if name in subjects:
             manifest = subjects[name].manifest
@@ -148,7 +154,9 @@ def memory(bundle: Path, provider: str, threads: int | None, k: int, given: Any)
         root = Path(__file__).resolve().parent.parent
         done = subprocess.run([sys.executable, "-c", _MEMORY], input=given, cwd=root, capture_output=True, text=True)
     if done.returncode:
-        raise BundleError(f"{bundle}: measuring its memory failed ({(done.stderr.splitlines() or ['no reason given'])[-1]})")
+        raise BundleError(
+            f"{bundle}: measuring its memory failed ({(done.stderr.splitlines() or ['no reason given'])[-1]})"
+        )
     return json.loads(done.stdout)
 
 
@@ -168,7 +176,16 @@ def size_table(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         kernels = entry["providers"]
         on_cuda = kernels.get("CUDAExecutionProvider", 0) / sum(kernels.values())
         sizes = (f"{entry['memory'][key] / 1e6:.1f}" for key in ("loaded", "after 1", "after 256"))
-        lines.append((entry["program"], entry["precision"], entry["runtime"], f"{entry['disk_bytes']:,}", *sizes, f"{100 * on_cuda:.0f} %"))
+        lines.append(
+            (
+                entry["program"],
+                entry["precision"],
+                entry["runtime"],
+                f"{entry['disk_bytes']:,}",
+                *sizes,
+                f"{100 * on_cuda:.0f} %",
+            )
+        )
     return lines
 
 

@@ -182,7 +182,10 @@ class ClickSubject:
 
         def answer(raw: dict[str, Any]) -> NDArray[np.float32]:
             n = len(next(iter(raw.values())))
-            categorical, dense = np.empty((n, len(features.columns)), np.int32), np.empty((n, len(features.dense)), np.float32)
+            categorical, dense = (
+                np.empty((n, len(features.columns)), np.int32),
+                np.empty((n, len(features.dense)), np.float32),
+            )
             for i, column in enumerate(features.columns):
                 categorical[:, i] = entries(column.name, raw[column.name]) if column.name in self._ids else 0
             for i, number in enumerate(features.dense):

@@ -126,7 +126,9 @@ def measure(
         DataError: there are no test interactions.
     """
     if not test.nnz:
-        raise DataError("the log has no test interactions to rank; give --split random, or --split given with a test file")
+        raise DataError(
+            "the log has no test interactions to rank; give --split random, or --split given with a test file"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     users = torch.from_numpy(np.repeat(np.arange(train.shape[0]), np.diff(train.indptr))).to(device)
     items = torch.from_numpy(train.indices.astype(np.int64)).to(device)
@@ -135,9 +137,7 @@ def measure(
     results = []
     for method in methods:
         spec = METHODS[method]
-        maps = spec.make(
-            Inputs(train, labels, n_lookups=spec.lookups(n_lookups), hops=HOPS[-1], seed=settings.seed)
-        )
+        maps = spec.make(Inputs(train, labels, n_lookups=spec.lookups(n_lookups), hops=HOPS[-1], seed=settings.seed))
         n_rows = table_rows(*maps)
         item_bias = spec.with_bias(None, settings.loss)
         blueprint = ModelSpec(settings.model, settings.dim, item_bias, settings.n_layers, settings.seed)
@@ -149,7 +149,9 @@ def measure(
         for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):
             say(f"{method}: {task}")
             model = blueprint.build(*maps, train).to(device)
-            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows, train)
+            how = fit_settings(
+                replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows, train
+            )
             laps.start()
             fit_retrieval(model, users, items, how, None, sample=sample, on_epoch=lambda *_: laps.end_round(), lap=laps)
             results.append(about | {"task": task} | figures(laps.rounds[1:], len(users)))

@@ -75,10 +75,14 @@ def bench_workers(
         labels = cluster(graph, resolution=resolution)
         maps = spec.make(Inputs(graph, labels, spec.lookups(n_lookups), hops=HOPS[-1], seed=settings.seed))
         n_rows = table_rows(*maps)
-        blueprint = ModelSpec(settings.model, settings.dim, spec.with_bias(None, settings.loss), settings.n_layers, settings.seed)
+        blueprint = ModelSpec(
+            settings.model, settings.dim, spec.with_bias(None, settings.loss), settings.n_layers, settings.seed
+        )
         n_numbers = sum(parameter.numel() for parameter in blueprint.build(*maps, graph).parameters())
         for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):
-            how = fit_settings(replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows, graph)
+            how = fit_settings(
+                replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows, graph
+            )
             n_bytes = bytes_to_move(graph.nnz, settings.dim, n_numbers, how.batch_size)
 
             def figures_of(times: dict[str, Any], n_bytes: int = n_bytes) -> dict[str, Any]:
@@ -87,7 +91,9 @@ def bench_workers(
 
             about = {"method": method, "model": settings.model, "task": task, "n_interactions": graph.nnz}
             say(f"{task}: this process")
-            results.append(about | {"where": "this process", "workers": 1} | figures_of(_here(blueprint, maps, graph, how)))
+            results.append(
+                about | {"where": "this process", "workers": 1} | figures_of(_here(blueprint, maps, graph, how))
+            )
             for n in workers:
                 say(f"{task}: Ray Train, workers: {n}")
                 work = folder / f"{batch_size}-{n}"
@@ -175,10 +181,17 @@ class _Watch:
         }
 
     def _look(self) -> None:
-        query = ["nvidia-smi", f"--id={self._device.index or 0}", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+        query = [
+            "nvidia-smi",
+            f"--id={self._device.index or 0}",
+            "--query-gpu=utilization.gpu",
+            "--format=csv,noheader,nounits",
+        ]
         while not self._ended.wait(0.5):
             try:
-                self._busy.append(float(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]))
+                self._busy.append(
+                    float(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
+                )
             except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
                 return  # Without the tool there is no figure.
 
@@ -199,7 +212,19 @@ def bytes_per_second(device: torch.device) -> float:
 def table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """What to print: a header, and a line per result. The speed is over one worker of Ray Train, if there was one."""
     alone = {e["task"]: e["seconds"] for e in results if e["where"] == "Ray Train" and e["workers"] == 1}
-    header = ("task", "where", "workers", "device", "threads", "epoch s", "interactions/s", "speed", "memory s", "GPU busy", "start s")
+    header = (
+        "task",
+        "where",
+        "workers",
+        "device",
+        "threads",
+        "epoch s",
+        "interactions/s",
+        "speed",
+        "memory s",
+        "GPU busy",
+        "start s",
+    )
     lines = [
         (e["task"], e["where"], str(e["workers"]), e["device"], str(e["threads"]), f"{e['seconds']:.3f}", f"{e['per_second']:,.0f}",
          f"{alone[e['task']] / e['seconds']:.2f}" if e["task"] in alone else "-", f"{e['bound_s']:.3f}",

@@ -128,7 +128,9 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, 
         if (fitting := _affordable(config, name, n_lookups, allowed, n_users, n_items)) < rows:
             rows, heaviest = fitting, name
     if rows < 4 and heaviest is not None:
-        maps = METHODS[heaviest].map_bytes(asked_lookups(config, heaviest, n_users, n_items, n_edges), 2, n_users, n_items)
+        maps = METHODS[heaviest].map_bytes(
+            asked_lookups(config, heaviest, n_users, n_items, n_edges), 2, n_users, n_items
+        )
         layers = _layer_bytes(config)
         beside = f", and the network's layers {layers / full:.1%}" if layers else ""
         raise DataError(

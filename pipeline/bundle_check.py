@@ -66,7 +66,9 @@ def check(bundle: Path, provider: str = "auto") -> Iterator[Finding]:
         columns = [column for column in manifest["columns"] if column["role"] != "dense"]
         yield Finding("maps", ctr_bundle_check.check_maps(columns, tensors))
         known = ctr_bundle_check.check_ids(model, columns)
-        yield Finding("ids", ", ".join(f"{column['n_ids']:,} of {column['name']}" for column in columns) + ", each once")
+        yield Finding(
+            "ids", ", ".join(f"{column['n_ids']:,} of {column['name']}" for column in columns) + ", each once"
+        )
         loaded = Scorer(bundle, provider=provider)
         yield Finding("trial request", ctr_bundle_check.trial_request(loaded, known))
     else:
@@ -100,7 +102,9 @@ def _load(bundle: Path) -> onnx.ModelProto:
         return onnx.load(str(bundle / MODEL))
     except Exception as error:  # onnx raises what protobuf, its checker and its shape inference happen to raise.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BundleError(f"{bundle / MODEL}: not a valid ONNX model ({reason[:200]}); export the bundle again") from error
+        raise BundleError(
+            f"{bundle / MODEL}: not a valid ONNX model ({reason[:200]}); export the bundle again"
+        ) from error
 
 
 def _shape(axes: list[str]) -> str:
@@ -144,7 +148,9 @@ def _check_ids(model: onnx.ModelProto, manifest: dict[str, Any]) -> np.ndarray:
     items = stored_ids(model, "item" if manifest["format_version"] > 1 else "excluded_items")
     for side, ids in (("users", users), ("items", items)):
         if len(ids) != manifest[f"n_{side}"] or len(set(ids.tolist())) != len(ids):
-            raise BundleError(f"the graph knows {len(set(ids.tolist()))} {side}, the manifest states {manifest[f'n_{side}']}; export again")
+            raise BundleError(
+                f"the graph knows {len(set(ids.tolist()))} {side}, the manifest states {manifest[f'n_{side}']}; export again"
+            )
     return users
 
 
@@ -164,7 +170,9 @@ def _try(retriever: Retriever, user: Any) -> str:
         problem = "other items when the best one is excluded"
     elif "candidate_score" in retriever.manifest["outputs"]:
         worst = float(np.abs(retriever.score([user], items[None]).scores[0] - scores).max())
-        problem = None if worst <= 2 * allowed else f"candidate scores that are off by {worst:.3g}, allowed are {allowed:.3g}"
+        problem = (
+            None if worst <= 2 * allowed else f"candidate scores that are off by {worst:.3g}, allowed are {allowed:.3g}"
+        )
     if problem is not None:
         raise BundleError(f"user {user!r} gets {problem}; export the bundle again")
     return f"user {user!r} gets {n_items:,} items, the best {items[0]!s:.40} at {scores[0]:.4f}; excluding and scoring agree with it"

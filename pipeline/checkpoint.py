@@ -67,7 +67,10 @@ def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, Buc
 
 @torch.no_grad()
 def with_more_ids(
-    trained: MatrixFactorization, maps: Mapping[str, BucketMap], item_bias: NDArray[np.float32], user_rows: NDArray[np.float32]
+    trained: MatrixFactorization,
+    maps: Mapping[str, BucketMap],
+    item_bias: NDArray[np.float32],
+    user_rows: NDArray[np.float32],
 ) -> MatrixFactorization:
     """A trained model with ids that were placed later; its tables are the trained ones, and rows of placed users.
 
@@ -82,6 +85,10 @@ def with_more_ids(
     more = {"item_bias": (len(weights.get("item_bias", ())), item_bias), "user_embedding.table": (-1, user_rows)}
     for name, parameter in model.named_parameters():
         place, rows = more.get(name, (0, item_bias[:0]))
-        parts = [weights[name]] if not len(rows) else [weights[name][:place], torch.from_numpy(rows).to(parameter), weights[name][place:]]
+        parts = (
+            [weights[name]]
+            if not len(rows)
+            else [weights[name][:place], torch.from_numpy(rows).to(parameter), weights[name][place:]]
+        )
         parameter.copy_(torch.cat(parts))
     return model

@@ -74,9 +74,7 @@ graphhash synth big --users 2000000 --items 500000 --interactions 100000000 --co
 @click.option("--items", default=5_000, show_default=True, help="Number of items.")
 @click.option("--interactions", default=300_000, show_default=True, help="Number of rows.")
 @click.option("--communities", default=50, show_default=True, help="Number of planted communities.")
-@click.option(
-    "--mixing", default=0.2, show_default=True, help="Share of interactions outside the own community."
-)
+@click.option("--mixing", default=0.2, show_default=True, help="Share of interactions outside the own community.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same log.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well.")
 def synth(out: str, json_file: str | None, **settings: Any) -> None:
@@ -215,7 +213,9 @@ graphhash export --out out --triton models
 @cluster_options
 @train_options
 @export_options
-@click.option("--triton", metavar="DIR", help="Write it into this Triton model repository as well (see graphhash triton).")
+@click.option(
+    "--triton", metavar="DIR", help="Write it into this Triton model repository as well (see graphhash triton)."
+)
 @common_options
 def export(triton: str | None, **_: Any) -> None:
     """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids (ctr: from raw columns to probabilities)."""
@@ -319,7 +319,17 @@ def _is_expected(error: Exception) -> bool:
     from pipeline.tracking import TrackingError
     from serving.bundle import BundleError
 
-    ours = (DataError, BundleError, RunFolderError, TrackingError, CompareError, TuneError, RegistryError, JobError, ServeError)
+    ours = (
+        DataError,
+        BundleError,
+        RunFolderError,
+        TrackingError,
+        CompareError,
+        TuneError,
+        RegistryError,
+        JobError,
+        ServeError,
+    )
     if isinstance(error, (*ours, OSError)):
         return True
     frame = error.__traceback__

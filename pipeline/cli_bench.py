@@ -19,9 +19,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _log_options(command: F) -> F:
     """How a log is read."""
     options = (
-        click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True, help="Format of the log."),
         click.option(
-            "--split", type=click.Choice(("random", "given")), default="random", help="given: the data set's test file apart."
+            "--format", type=click.Choice(FORMATS), default="auto", show_default=True, help="Format of the log."
+        ),
+        click.option(
+            "--split",
+            type=click.Choice(("random", "given")),
+            default="random",
+            help="given: the data set's test file apart.",
         ),
         click.option("--user-column", metavar="NAME", default="user_id", help="Column of user ids.  [user_id]"),
         click.option("--item-column", metavar="NAME", default="item_id", help="Column of item ids.  [item_id]"),
@@ -56,19 +61,13 @@ graphhash bench cluster --interactions 100000 --interactions 1000000 --plot cost
 graphhash bench cluster --interactions 10000000 --peer scikit-network --peer networkit --rounds 1
 """,
 )
-@click.option(
-    "--data", metavar="PATH", help="A log, all of which is clustered (its train file with --split given)."
-)
+@click.option("--data", metavar="PATH", help="A log, all of which is clustered (its train file with --split given).")
 @_log_options
-@click.option(
-    "--interactions", type=int, multiple=True, help="Edges of a planted graph; may be given many times."
-)
+@click.option("--interactions", type=int, multiple=True, help="Edges of a planted graph; may be given many times.")
 @click.option("--users", type=int, help="Users of the planted graphs.  [a tenth of the interactions]")
 @click.option("--items", type=int, help="Items of the planted graphs.  [a fiftieth of the interactions]")
 @click.option("--communities", type=int, help="Communities planted.  [a hundredth of the items]")
-@click.option(
-    "--mixing", default=0.5, show_default=True, help="Share of planted edges outside the own community."
-)
+@click.option("--mixing", default=0.5, show_default=True, help="Share of planted edges outside the own community.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same planted graphs.")
 @click.option("--resolution", type=float, multiple=True, default=(1.0,), help="May be given many times.  [1]")
 @click.option(
@@ -78,18 +77,10 @@ graphhash bench cluster --interactions 10000000 --peer scikit-network --peer net
     help="scikit-network, networkit, igraph; scikit-network-fine"
     " and igraph-fine take longer for better labels; may be given many times.  [those installed]",
 )
-@click.option(
-    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Timed runs; medians count."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of the programs that have them.  [one per core]"
-)
-@click.option(
-    "--plot", metavar="FILE", help="Draw seconds against edges.  [bench_cluster.png with several graphs]"
-)
-@click.option(
-    "--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed."
-)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Timed runs; medians count.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the programs that have them.  [one per core]")
+@click.option("--plot", metavar="FILE", help="Draw seconds against edges.  [bench_cluster.png with several graphs]")
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed.")
 def bench_cluster(
     data: str | None,
     interactions: tuple[int, ...],
@@ -119,9 +110,7 @@ def bench_cluster(
     drawing = {key: settings.pop(key) for key in ("mixing", "seed")}
     planted = [planted_sizes(n, *sizes) | drawing for n in interactions]
     log = data and DataConfig(str(Path(data).absolute()), validation=0.0, test=0.0, **settings)
-    results = bench(
-        log, planted, resolutions=resolution, programs=programs, rounds=rounds, threads=threads, say=say
-    )
+    results = bench(log, planted, resolutions=resolution, programs=programs, rounds=rounds, threads=threads, say=say)
     for title, (header, *lines), phases in by_setting(results):
         print(f"\n{title}")
         print_table(header, lines)
@@ -171,9 +160,7 @@ graphhash bench train --data gowalla --split given --method soft --workers 1 2
     metavar="N[,N]...",
     help="Compare one method's epochs in this process with Ray Train's, of so many workers, instead.",
 )
-@click.option(
-    "--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed."
-)
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed.")
 def bench_train(
     method: str,
     workers: tuple[int, ...] | None,
@@ -216,7 +203,13 @@ def bench_train(
     model = model or "mf"
     settings = TrainConfig(model=model, dim=dim, batch_size=batch_size, seed=seed)
     log_config = DataConfig(str(Path(data).absolute()), validation=0.0, **log)
-    how = {"settings": settings, "n_lookups": n_lookups, "resolution": resolution or 200.0, "rounds": epochs, "say": say}
+    how = {
+        "settings": settings,
+        "n_lookups": n_lookups,
+        "resolution": resolution or 200.0,
+        "rounds": epochs,
+        "say": say,
+    }
     if workers:
         if min(workers) < 1:
             raise ConfigError(f"--workers={','.join(map(str, workers))}: a number of workers is at least 1")
@@ -247,7 +240,13 @@ def _bench_clicks(
 
     path = str(Path(data).absolute())
     settings = {f"data.{key}": value for key, value in log.items() if value is not None}
-    settings |= {"run.task": "ctr", "data.path": path, "run.methods": tuple(methods), "train.model": model or "dlrm", "train.dim": dim}
+    settings |= {
+        "run.task": "ctr",
+        "data.path": path,
+        "run.methods": tuple(methods),
+        "train.model": model or "dlrm",
+        "train.dim": dim,
+    }
     settings |= {"train.batch_size": batch_size, "cluster.resolution": resolution or 5.0, "map.n_lookups": n_lookups}
     settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), seed)
     config = RunConfig.from_flat(named_shares(path, log["format"]) | settings)

@@ -61,11 +61,17 @@ def load(
             at_half = None if reload_to is None else lambda: replace(Path(reload_to))
             result = bench_load(url, at_half=at_half, pid=pid, **settings)
     names = ("requests", "failed", "requests_per_s", "p50_ms", "p95_ms", "p99_ms", "max_ms")
-    print_table(("requests", "failed", "a second", "p50 ms", "p95 ms", "p99 ms", "max ms"), [[f"{result[n]}" for n in names]])
+    print_table(
+        ("requests", "failed", "a second", "p50 ms", "p95 ms", "p99 ms", "max ms"), [[f"{result[n]}" for n in names]]
+    )
     for name, answers in result["bundles"].items():
         print(f"bundle {name}: {answers} answers")
     if "reload_s" in result:
-        print("the new bundle never answered" if result["reload_s"] is None else f"new bundle after {result['reload_s']} s")
+        print(
+            "the new bundle never answered"
+            if result["reload_s"] is None
+            else f"new bundle after {result['reload_s']} s"
+        )
     if "resident_mib" in result:
         print("resident MiB at the start, half and end: " + ", ".join(map(str, result["resident_mib"])))
     for reason, count in result["failures"].items():

@@ -18,15 +18,11 @@ graphhash recommend out/bundle --users-file users.txt --exclude 17,99 --json ans
 """,
 )
 @click.argument("bundle", metavar="BUNDLE")
-@click.option(
-    "--user-id", "user_ids", multiple=True, metavar="ID", help="A raw user id; may be given many times."
-)
+@click.option("--user-id", "user_ids", multiple=True, metavar="ID", help="A raw user id; may be given many times.")
 @click.option("--users-file", metavar="FILE", help="Raw user ids, one a line.")
 @click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user.")
 @click.option("--exclude", metavar="ID,ID...", help="Raw item ids never to recommend.")
-@click.option(
-    "--exclude-seen", is_flag=True, help="Leave out what a user had in training (needs the run folder)."
-)
+@click.option("--exclude-seen", is_flag=True, help="Leave out what a user had in training (needs the run folder).")
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--threads", type=int, help="Threads of ONNX Runtime.  [one per core]")
 @click.option("--json", "json_file", metavar="FILE", help="Write the answers to FILE as well.")
@@ -61,10 +57,7 @@ def recommend(
     )
     for answer in answers:
         print(f"user {answer['user_id']}" + ("" if answer["known"] else " (unknown: the fallback answers)"))
-        rows = [
-            (str(i + 1), str(item["item_id"]), f"{item['score']:.4f}")
-            for i, item in enumerate(answer["items"])
-        ]
+        rows = [(str(i + 1), str(item["item_id"]), f"{item['score']:.4f}") for i, item in enumerate(answer["items"])]
         print_table(("rank", "item", "score"), rows)
     write_json(json_file, answers)
 
@@ -102,13 +95,25 @@ graphhash bench serve out/bundle --against full/bundle --threads 2 --plot latenc
 """,
 )
 @click.argument("bundle", metavar="BUNDLE")
-@click.option("--against", metavar="BUNDLE", help="Another bundle, such as one of method full: the table as it would be without us.")
+@click.option(
+    "--against",
+    metavar="BUNDLE",
+    help="Another bundle, such as one of method full: the table as it would be without us.",
+)
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a request.  [one per core]")
 @click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user; ctr: no matter.")
-@click.option("--requests", default=200, show_default=True, type=click.IntRange(min=5), help="Timed requests of one user each; larger ones fewer.")
+@click.option(
+    "--requests",
+    default=200,
+    show_default=True,
+    type=click.IntRange(min=5),
+    help="Timed requests of one user each; larger ones fewer.",
+)
 @click.option("--seed", default=0, show_default=True, help="Draws the users, or values of rows.")
-@click.option("--plot", metavar="FILE", default="bench_serve.png", show_default=True, help="Draw latency and throughput.")
+@click.option(
+    "--plot", metavar="FILE", default="bench_serve.png", show_default=True, help="Draw latency and throughput."
+)
 @click.option("--markdown", metavar="FILE", help="Write the table to FILE as markdown.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed.")
 def bench_serve(
@@ -132,7 +137,14 @@ def bench_serve(
     from pipeline.bench_serve import bench, draw, markdown_table, size_table
 
     results = bench(
-        Path(bundle), against and Path(against), provider=provider, threads=threads, k=k, n_requests=requests, seed=seed, say=say
+        Path(bundle),
+        against and Path(against),
+        provider=provider,
+        threads=threads,
+        k=k,
+        n_requests=requests,
+        seed=seed,
+        say=say,
     )
     header, *rows = size_table(results)
     print_table(header, rows)

@@ -19,12 +19,28 @@ graphhash submit --ray-address http://head:8265 -- compare --data /shared/log --
 graphhash submit --env MLFLOW_TRACKING_TOKEN --driver-memory-gib 16 -- run --data gs://b/log --out gs://b/run --shards 32
 """,
 )
-@click.option("--ray-address", metavar="URL", help="The cluster's dashboard.  [RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265]")
-@click.option("--working-dir", metavar="DIR", help="Sent with the job.  [this checkout; nothing where GraphHash is installed]")
-@click.option("--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="A variable of the job, seen on the dashboard; without value, as it is here.")
-@click.option("--driver-cpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Reserved for the driver.")
-@click.option("--driver-gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="The driver runs where one is.")
-@click.option("--driver-memory-gib", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Reserved for the driver.")
+@click.option(
+    "--ray-address", metavar="URL", help="The cluster's dashboard.  [RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265]"
+)
+@click.option(
+    "--working-dir", metavar="DIR", help="Sent with the job.  [this checkout; nothing where GraphHash is installed]"
+)
+@click.option(
+    "--env",
+    "variables",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="A variable of the job, seen on the dashboard; without value, as it is here.",
+)
+@click.option(
+    "--driver-cpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Reserved for the driver."
+)
+@click.option(
+    "--driver-gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="The driver runs where one is."
+)
+@click.option(
+    "--driver-memory-gib", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Reserved for the driver."
+)
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the job; Ctrl-C stops it.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
 def submit(
@@ -69,7 +85,9 @@ graphhash register s3://bucket/run/bundle --name gowalla --force
 @click.option("--name", required=True, metavar="NAME", help="The registered model; made when missing.")
 @click.option("--alias", default="champion", show_default=True, metavar="ALIAS", help="What the new version is called.")
 @click.option("--metric", metavar="NAME", help="What must not be worse.  [recall@20; log_loss for click-through rates]")
-@click.option("--experiment", default="graphhash", show_default=True, metavar="NAME", help="For a bundle that no run has stored.")
+@click.option(
+    "--experiment", default="graphhash", show_default=True, metavar="NAME", help="For a bundle that no run has stored."
+)
 @click.option("--force", is_flag=True, help="Do not compare with the version that has the alias.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well.")
 def register(
@@ -90,7 +108,11 @@ def register(
         folder = folder / "bundle"
     result = add(folder, name, alias=alias, experiment=experiment, metric=metric, force=force)
     before = result["before"]
-    was = f", before: version {before['version']}" + ("" if before["value"] is None else f" with {before['value']:.4f}") if before else ""
+    was = (
+        f", before: version {before['version']}" + ("" if before["value"] is None else f" with {before['value']:.4f}")
+        if before
+        else ""
+    )
     print(f"{result['uri']}: version {result['version']}, {result['metric']} {result['value']:.4f}{was}")
     write_json(json_file, result)
 

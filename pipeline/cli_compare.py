@@ -166,7 +166,9 @@ graphhash run --config tuned/best.toml --out out
 @data_options
 @click.option("--method", metavar="NAME", default="soft", show_default=True, help=f"One of: {METHOD_NAMES}")
 @click.option("--model", metavar="NAME", help=f"{MODEL_NAMES}  [mf; ctr: dlrm]")
-@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="The first is the method's default.")
+@click.option(
+    "--trials", type=click.IntRange(min=1), default=20, show_default=True, help="The first is the method's default."
+)
 @click.option(
     "--space",
     multiple=True,
@@ -182,7 +184,13 @@ graphhash run --config tuned/best.toml --out out
 @seed_option
 @settings_options
 def tune(
-    method: str, model: str | None, trials: int, space: tuple[str, ...], jobs: int | None, seed: int | None, **options: Any
+    method: str,
+    model: str | None,
+    trials: int,
+    space: tuple[str, ...],
+    jobs: int | None,
+    seed: int | None,
+    **options: Any,
 ) -> None:
     """Search for a method's settings by validation recall (ctr: AUC); the test is never looked at.
 

@@ -79,9 +79,7 @@ class Epilog(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
-            formatter.write(
-                "\nExamples:\n" + "".join(f"  {line}\n" for line in self.epilog.strip().splitlines())
-            )
+            formatter.write("\nExamples:\n" + "".join(f"  {line}\n" for line in self.epilog.strip().splitlines()))
 
 
 def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -94,7 +92,9 @@ def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 out_option = _group(
-    click.option("--out", required=True, metavar="DIR", help="The run folder, or its URI (s3://...); made when missing."),
+    click.option(
+        "--out", required=True, metavar="DIR", help="The run folder, or its URI (s3://...); made when missing."
+    ),
     click.option(
         "--work",
         metavar="DIR",
@@ -104,22 +104,22 @@ out_option = _group(
 )
 seed_option = click.option("--seed", type=int, help="Seeds the split, the maps and the training.  [0]")
 settings_options = _group(
-    click.option(
-        "--config", "config_file", metavar="FILE", help="TOML file of settings; options are stronger."
-    ),
-    click.option(
-        "--address", metavar="ADDR", help="A Ray cluster; without it a local Ray starts and stops by itself."
-    ),
+    click.option("--config", "config_file", metavar="FILE", help="TOML file of settings; options are stronger."),
+    click.option("--address", metavar="ADDR", help="A Ray cluster; without it a local Ray starts and stops by itself."),
     click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well."),
     click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]..."),
 )
 common_options = _group(seed_option, settings_options)
 task_option = click.option(
-    "--task", type=click.Choice(TASKS), help="ctr: predict the clicks of a log with any columns.  [retrieval: rank items for users]"
+    "--task",
+    type=click.Choice(TASKS),
+    help="ctr: predict the clicks of a log with any columns.  [retrieval: rank items for users]",
 )
 click_options = _group(
     click.option("--label-column", metavar="NAME", help="ctr: column of clicks, 0 and 1.  [label, click or clicked]"),
-    click.option("--schema", metavar="FILE", help="ctr: TOML file of what the columns are.  [known by name, or guessed]"),
+    click.option(
+        "--schema", metavar="FILE", help="ctr: TOML file of what the columns are.  [known by name, or guessed]"
+    ),
     click.option("--min-count", type=int, help="ctr: ids of fewer training rows are unknown.  [1]"),
 )
 data_options = _group(
@@ -134,9 +134,7 @@ data_options = _group(
     click.option(
         "--bad-rows", type=click.Choice(("error", "skip")), help="skip: set bad rows aside, counted.  [error]"
     ),
-    click.option(
-        "--split", type=click.Choice(("random", "given")), help="given: the data set's test file.  [random]"
-    ),
+    click.option("--split", type=click.Choice(("random", "given")), help="given: the data set's test file.  [random]"),
     click.option("--validation", type=float, help="Share of interactions for validation.  [0.1]"),
     click.option("--test", type=float, help="Share of interactions for the test.  [0.1]"),
     click_options,
@@ -146,9 +144,7 @@ budget_options = _group(
     click.option("--rows", type=int, help="Budget: rows of both tables together, exactly."),
     click.option("--user-rows", type=int, help="Budget: rows of the user table, exactly; with --item-rows."),
     click.option("--item-rows", type=int, help="Budget: rows of the item table, exactly; with --user-rows."),
-    click.option(
-        "--resolution", type=float, help="No budget: resolution of the modularity; more means more rows."
-    ),
+    click.option("--resolution", type=float, help="No budget: resolution of the modularity; more means more rows."),
 )
 clustering_options = _group(
     click.option(
@@ -163,9 +159,7 @@ clustering_options = _group(
     ),
     click.option("--max-size", type=int, help="Most users, and most items, of a community.  [no bound]"),
     click.option("--threads", type=int, help="Threads of the clustering.  [one per core]"),
-    click.option(
-        "--shards", type=int, help="Cluster in Ray tasks over this many shards; same labels.  [0: threads]"
-    ),
+    click.option("--shards", type=int, help="Cluster in Ray tasks over this many shards; same labels.  [0: threads]"),
 )
 cluster_options = _group(budget_options, clustering_options)
 METHOD_NAMES = (
@@ -175,27 +169,25 @@ METHOD_NAMES = (
 method_option = click.option("--method", metavar="NAME[,NAME]...", help=f"{METHOD_NAMES}  [soft]")
 model_options = _group(
     click.option(
-        "--model", type=click.Choice((*MODELS, *CTR_MODELS)), help="mf, neumf, lightgcn; ctr: the other ones.  [mf; ctr: dlrm]"
+        "--model",
+        type=click.Choice((*MODELS, *CTR_MODELS)),
+        help="mf, neumf, lightgcn; ctr: the other ones.  [mf; ctr: dlrm]",
     ),
-    click.option("--loss", type=click.Choice(LOSSES), help="directau and ials need a model of vectors: mf, lightgcn.  [bpr]"),
+    click.option(
+        "--loss", type=click.Choice(LOSSES), help="directau and ials need a model of vectors: mf, lightgcn.  [bpr]"
+    ),
 )
 training_options = _group(
     click.option("--n-lookups", type=int, help="Rows read per id.  [the method's]"),
-    click.option(
-        "--item-bias/--no-item-bias", default=None, help="A trained scalar per item.  [on for soft]"
-    ),
+    click.option("--item-bias/--no-item-bias", default=None, help="A trained scalar per item.  [on for soft]"),
     click.option("--dim", type=int, help="Length of an embedding.  [64]"),
     click.option("--lr", type=float, help="Learning rate of Adam.  [the method's]"),
     click.option("--weight-decay", type=float, help="Weight decay of Adam.  [the method's]"),
     click.option("--epochs", type=int, help="At most this many; early stopping ends sooner."),
     click.option("--batch-size", type=int, help="Interactions per step; 0: all of them.  [the model's]"),
-    click.option(
-        "--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"
-    ),
+    click.option("--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"),
 )
-workers_option = click.option(
-    "--workers", type=int, help="Processes that train together.  [one per GPU, or one]"
-)
+workers_option = click.option("--workers", type=int, help="Processes that train together.  [one per GPU, or one]")
 train_options = _group(method_option, model_options, training_options, workers_option)
 resume_option = click.option(
     "--resume/--no-resume",
@@ -288,7 +280,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for line in (header, *rows):
         print(
             "  ".join(
-                c.ljust(w) if i == 0 else c.rjust(w)
-                for i, (c, w) in enumerate(zip(line, widths, strict=True))
+                c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
         )

@@ -23,19 +23,35 @@ graphhash serve out/bundle --no-ray --host 0.0.0.0
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: everybody who reaches this machine.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
 @click.option("--ray/--no-ray", default=True, show_default=True, help="--no-ray: one process, without Ray Serve.")
-@click.option("--replicas", default=1, show_default=True, type=click.IntRange(min=1), help="Processes behind Ray Serve.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime.  [the cores, shared by the replicas]")
+@click.option(
+    "--replicas", default=1, show_default=True, type=click.IntRange(min=1), help="Processes behind Ray Serve."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime.  [the cores, shared by the replicas]"
+)
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option(
-    "--max-batch", default=1000, show_default=True, type=click.IntRange(min=1), help="Users, or rows of clicks, of a request and of a run."
+    "--max-batch",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Users, or rows of clicks, of a request and of a run.",
 )
 @click.option("--max-k", default=1000, show_default=True, type=click.IntRange(min=1), help="Items per user.")
 @click.option("--max-body-mib", default=4.0, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option(
-    "--timeout", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds for a body, and for an answer."
+    "--timeout",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds for a body, and for an answer.",
 )
 @click.option(
-    "--watch", default=2.0, show_default=True, type=click.FloatRange(0), help="Seconds between looks for a newer bundle; 0: none."
+    "--watch",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds between looks for a newer bundle; 0: none.",
 )
 def serve(
     bundle: str,

@@ -18,10 +18,20 @@ graphhash triton out/bundle models --name shop -k 200 --gpu
 )
 @click.argument("bundle", metavar="BUNDLE")
 @click.argument("out", metavar="DIR")
-@click.option("--name", default="graphhash", show_default=True, help="Of the model; the one for candidates is NAME_score.")
-@click.option("-k", default=100, show_default=True, type=click.IntRange(min=1), help="Items per user, constant in the model.")
+@click.option(
+    "--name", default="graphhash", show_default=True, help="Of the model; the one for candidates is NAME_score."
+)
+@click.option(
+    "-k", default=100, show_default=True, type=click.IntRange(min=1), help="Items per user, constant in the model."
+)
 @click.option("--gpu", is_flag=True, help="Run on the server's GPUs.  [its CPUs]")
-@click.option("--max-batch", default=256, show_default=True, type=click.IntRange(min=1), help="Users, or rows of clicks, of one run.")
+@click.option(
+    "--max-batch",
+    default=256,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Users, or rows of clicks, of one run.",
+)
 def triton(bundle: str, out: str, name: str, k: int, gpu: bool, max_batch: int) -> None:
     """Write a bundle into the NVIDIA Triton model repository DIR: a model that recommends and one that scores candidates, or one that predicts clicks.
 

@@ -25,7 +25,9 @@ graphhash update out today.parquet --refit --json figures.json
 @click.option("--user-column", metavar="NAME", help="Column of user ids.  [the run's]")
 @click.option("--item-column", metavar="NAME", help="Column of item ids.  [the run's]")
 @click.option("--weight-column", metavar="NAME", help="Column of weights.  [the run's]")
-@click.option("--bad-rows", type=click.Choice(("error", "skip")), help="skip: leave bad rows out, counted.  [the run's]")
+@click.option(
+    "--bad-rows", type=click.Choice(("error", "skip")), help="skip: leave bad rows out, counted.  [the run's]"
+)
 @click.option("--refit", is_flag=True, help="Train a full refit as well, and compare the new users under both.")
 @click.option(
     "--held-out",
@@ -76,7 +78,9 @@ def lines(result: dict[str, Any]) -> list[str]:
     text = [f"method {result['method']}: new ids are placed {result['how']}"]
     for side in ("users", "items"):
         counts = result[side]
-        text.append(f"{side}: {counts['new']:,} new, {counts['placed']:,} placed, {counts['fallback']:,} left to the fallback")
+        text.append(
+            f"{side}: {counts['new']:,} new, {counts['placed']:,} placed, {counts['fallback']:,} left to the fallback"
+        )
     text.append(
         f"interactions: {result['n_interactions']:,}, {result['n_used']:,} of new ids used, {result['n_unused']:,} of new ids without use, "
         f"{result['n_known']:,} of known ids (they change no answer)"
@@ -92,7 +96,8 @@ def lines(result: dict[str, Any]) -> list[str]:
         text.append(f"\n{refit['n_users']:,} new users, {refit['n_held_out']:,} interactions held out")
         for name in ("placed", "refit", "fallback"):
             text.append(f"{name:10}recall@20 {refit[name]['recall@20']:.4f}  NDCG@20 {refit[name]['ndcg@20']:.4f}")
-        shares = " and ".join("-" if share is None else f"{100 * share:.1f} %" for share in refit["share_of_refit"].values())
+        shares = " and ".join(
+            "-" if share is None else f"{100 * share:.1f} %" for share in refit["share_of_refit"].values()
+        )
         text.append(f"placed users have {shares} of the refit's")
     return text
-

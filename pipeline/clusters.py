@@ -115,14 +115,10 @@ def load_labels(cluster_dir: Path, facts: dict) -> Labels:
         DataError: a file is missing or damaged.
     """
     try:
-        users, items = (
-            np.load(cluster_dir / f"labels_{side}.npy", allow_pickle=False) for side in ("users", "items")
-        )
+        users, items = (np.load(cluster_dir / f"labels_{side}.npy", allow_pickle=False) for side in ("users", "items"))
         return Labels(users, items, facts["resolution"], facts["modularity"], tuple(facts["history"]))
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(
-            f"{cluster_dir}: labels cannot be read ({error}); run 'graphhash cluster' again"
-        ) from error
+        raise DataError(f"{cluster_dir}: labels cannot be read ({error}); run 'graphhash cluster' again") from error
 
 
 def describe(graph: Graph, labels: Labels) -> dict:

@@ -118,9 +118,7 @@ def check_columns(raw: RawColumns, columns: Columns, source: int) -> Batch:
     )
 
 
-def _rejected_rows(
-    raw: RawColumns, source: int, columns: Columns, bad: NDArray, reasons: pa.Array
-) -> pa.Table:
+def _rejected_rows(raw: RawColumns, source: int, columns: Columns, bad: NDArray, reasons: pa.Array) -> pa.Table:
     mask = pa.array(bad)
     parts = []
     for name, values in ((columns.user, raw.users), (columns.item, raw.items), (columns.weight, raw.weights)):
@@ -132,9 +130,7 @@ def _rejected_rows(
         [
             pa.array(np.full(len(rows), source, np.int32)),
             pa.array(rows),
-            pa.concat_arrays(
-                [reasons.cast(pa.string()), pa.array([m[1] for m in raw.malformed], pa.string())]
-            ),
+            pa.concat_arrays([reasons.cast(pa.string()), pa.array([m[1] for m in raw.malformed], pa.string())]),
             pa.concat_arrays(
                 [
                     pc.binary_join_element_wise(*parts, ", "),

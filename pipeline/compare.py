@@ -76,7 +76,12 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its run folder."""
-        parts = [self.method, self.model, f"seed{self.seed}", *([str(self.budget).replace(" ", "")] if self.budget else [])]
+        parts = [
+            self.method,
+            self.model,
+            f"seed{self.seed}",
+            *([str(self.budget).replace(" ", "")] if self.budget else []),
+        ]
         return "-".join(parts)
 
     def __str__(self) -> str:
@@ -84,7 +89,11 @@ class Cell:
 
 
 def make_cells(
-    methods: Sequence[str], models: Sequence[str], seeds: Sequence[int], budgets: Sequence[Budget], task: str = "retrieval"
+    methods: Sequence[str],
+    models: Sequence[str],
+    seeds: Sequence[int],
+    budgets: Sequence[Budget],
+    task: str = "retrieval",
 ) -> list[Cell]:
     """Every cell once, seed by seed, so that a whole table of one seed is there first.
 
@@ -162,7 +171,9 @@ def cell_config(base: RunConfig, cell: Cell, own: Sequence[tuple[str, str, Any]]
     settings = base.flat() | {key: value for method, key, value in own if method == cell.method}
     settings |= dict.fromkeys((f"cluster.{key}" for key in BUDGET_KEYS), None)
     settings |= ANY_CLUSTERS if cell.budget is None else cell.budget.settings
-    settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), cell.seed) | model_settings(cell.model, base.run.task)
+    settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), cell.seed) | model_settings(
+        cell.model, base.run.task
+    )
     settings |= {"run.methods": (cell.method,), "run.remote": None}
     settings |= {"run.out": str(Path(base.run.out) / "runs" / cell.name)}
     return RunConfig.from_flat(settings)
@@ -214,7 +225,12 @@ def compare(
             check_shared(out)
             for cell in {cell.seed: cell for cell in reversed(pending)}.values():
                 # The log is at fault, or Ray: that is no cell's failure, and ends the command.
-                run(configs[cell], until="ingest", say=_prefixed(say, f"seed {cell.seed}"), lenders=_lenders(configs, cell))
+                run(
+                    configs[cell],
+                    until="ingest",
+                    say=_prefixed(say, f"seed {cell.seed}"),
+                    lenders=_lenders(configs, cell),
+                )
             for cell, outcome in _outcomes(configs, pending, jobs, nested, say):
                 outcomes[cell] = outcome
                 say(f"[{len(outcomes)}/{len(cells)}] {cell}: {_in_words(outcome, task)}")
@@ -313,7 +329,16 @@ def _write(
     out: Path, cells: Sequence[Cell], outcomes: Mapping[Cell, Outcome], run_id: str | None, task: Task
 ) -> dict[str, Any]:
     entries = [
-        ({"method": c.method, "model": c.model, "seed": c.seed, "budget": str(c.budget or ""), "run": f"runs/{c.name}"}, o)
+        (
+            {
+                "method": c.method,
+                "model": c.model,
+                "seed": c.seed,
+                "budget": str(c.budget or ""),
+                "run": f"runs/{c.name}",
+            },
+            o,
+        )
         for c in cells
         if (o := outcomes.get(c)) is not None
     ]

@@ -39,7 +39,17 @@ class Outcome:
 
 def header(task: Task = RETRIEVAL) -> tuple[str, ...]:
     """Names of the columns of the table."""
-    return ("model", "method", "budget", "seeds", "rows", "bytes", "of full", *(m.title for m in task.measures), "train s")
+    return (
+        "model",
+        "method",
+        "budget",
+        "seeds",
+        "rows",
+        "bytes",
+        "of full",
+        *(m.title for m in task.measures),
+        "train s",
+    )
 
 
 def write_comparison(
@@ -198,7 +208,9 @@ def _draw_panel(axes: Axes, model: str, lines: Sequence[Mapping[str, Any]], meth
             place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 8.5, "color": FAINT}
             axes.annotate(text, (0, line[key]), **place)
     for i, method in enumerate(methods):
-        points = sorted((l["bytes_ratio"] * 100, l[key], l[f"{key}_std"] or 0.0) for l in lines if l["method"] == method)
+        points = sorted(
+            (l["bytes_ratio"] * 100, l[key], l[f"{key}_std"] or 0.0) for l in lines if l["method"] == method
+        )
         if not points:
             continue
         x, y, deviation = zip(*points, strict=True)

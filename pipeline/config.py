@@ -89,14 +89,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         ours = CTR_MODELS if self.run.task == "ctr" else MODELS
         if self.train.model not in ours:
-            raise ConfigError(f"train.model={self.train.model} is not of run.task={self.run.task}; use {', '.join(ours)}, or another task")
+            raise ConfigError(
+                f"train.model={self.train.model} is not of run.task={self.run.task}; use {', '.join(ours)}, or another task"
+            )
         if self.run.task == "ctr":
             self._check_ctr()
         elif self.data.format in CLICK_FORMATS or self.data.schema or self.data.label_column:
             what = f"format={self.data.format}" if self.data.format in CLICK_FORMATS else "schema and data.label_column"
             raise ConfigError(f"data.{what} is of a log of clicks; add run.task=ctr (--task ctr), or leave it out")
         if self.map.item_bias and self.train.loss == "directau":
-            raise ConfigError("map.item_bias=true has no part in train.loss=directau, which compares vectors; leave it out")
+            raise ConfigError(
+                "map.item_bias=true has no part in train.loss=directau, which compares vectors; leave it out"
+            )
 
     def _check_ctr(self) -> None:
         for key, value in (("data.weight_column", self.data.weight_column), ("data.user_features", self.data.user_features),
@@ -104,9 +108,13 @@ class RunConfig:
             if value is not None:
                 raise ConfigError(f"{key}={value} has no part in run.task=ctr; leave it out")
         if self.train.loss != "bpr":
-            raise ConfigError(f"train.loss={self.train.loss} has no part in run.task=ctr, whose loss is binary cross-entropy; leave it out")
+            raise ConfigError(
+                f"train.loss={self.train.loss} has no part in run.task=ctr, whose loss is binary cross-entropy; leave it out"
+            )
         if self.data.bad_rows != "error":
-            raise ConfigError(f"data.bad_rows={self.data.bad_rows} has no part in run.task=ctr, which stops at a bad row; leave it out")
+            raise ConfigError(
+                f"data.bad_rows={self.data.bad_rows} has no part in run.task=ctr, which stops at a bad row; leave it out"
+            )
         if self.cluster.shards or self.cluster.levels:
             raise ConfigError("cluster.shards and cluster.levels have no part in run.task=ctr; leave them out")
         if self.cluster.method == "balanced" and all(getattr(self.cluster, key) is None for key in BUDGET_KEYS):
@@ -141,13 +149,7 @@ class RunConfig:
         Raises:
             ConfigError: unreadable file, unknown key, wrong type, impossible value.
         """
-        paths = (
-            []
-            if toml_path is None
-            else [toml_path]
-            if isinstance(toml_path, (str, Path))
-            else list(toml_path)
-        )
+        paths = [] if toml_path is None else [toml_path] if isinstance(toml_path, (str, Path)) else list(toml_path)
         layers = [_read_toml(Path(path)) for path in paths]
         layers.append({key: value for key, value in cli.items() if value is not None})
         layers.append(dict(parse_override(text) for text in overrides))

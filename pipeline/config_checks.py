@@ -45,9 +45,7 @@ def check_types(section_value: Any, section: str) -> None:
             object.__setattr__(section_value, name, float(value))
             continue
         if type(value) not in kinds or (type(value) is tuple and any(type(part) is not str for part in value)):
-            raise ConfigError(
-                f"{section}.{name}={value!r} is {type(value).__name__}; expected {describe(kinds)}"
-            )
+            raise ConfigError(f"{section}.{name}={value!r} is {type(value).__name__}; expected {describe(kinds)}")
 
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
@@ -57,13 +55,9 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
         raise ConfigError(f"{key}={value!r} is unknown; {hint}choices are {', '.join(choices)}")
 
 
-def check_range(
-    key: str, value: float, low: float, high: float = math.inf, *, high_open: bool = False
-) -> None:
+def check_range(key: str, value: float, low: float, high: float = math.inf, *, high_open: bool = False) -> None:
     if not (low <= value <= high) or not math.isfinite(value) or (high_open and value == high):
-        bound = (
-            f"at least {low}" if high == math.inf else f"from {low} to {'below ' if high_open else ''}{high}"
-        )
+        bound = f"at least {low}" if high == math.inf else f"from {low} to {'below ' if high_open else ''}{high}"
         raise ConfigError(f"{key}={value} is out of range; it must be {bound}")
 
 

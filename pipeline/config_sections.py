@@ -74,9 +74,7 @@ class DataConfig:
             if not getattr(self, key):
                 raise ConfigError(f"data.{key} is empty; name the column that holds the ids")
         if self.user_column == self.item_column:
-            raise ConfigError(
-                f"data.user_column and data.item_column are both {self.user_column!r}; name two columns"
-            )
+            raise ConfigError(f"data.user_column and data.item_column are both {self.user_column!r}; name two columns")
         check_range("data.validation", self.validation, 0.0, 1.0, high_open=True)
         check_range("data.test", self.test, 0.0, 1.0, high_open=True)
         if self.split == "random" and self.validation + self.test >= 1.0:
@@ -121,7 +119,9 @@ class ClusterConfig:
         check_types(self, "cluster")
         check_choice("cluster.method", self.method, CLUSTER_METHODS)
         if self.method == "balanced" and self.shards:
-            raise ConfigError(f"cluster.method=balanced is sequential and takes no cluster.shards={self.shards}; leave it out")
+            raise ConfigError(
+                f"cluster.method=balanced is sequential and takes no cluster.shards={self.shards}; leave it out"
+            )
         if self.method == "balanced" and self.resolution is not None:
             raise ConfigError(
                 f"cluster.method=balanced stops at a budget; give rows or ratio instead of cluster.resolution={self.resolution}"
@@ -131,7 +131,9 @@ class ClusterConfig:
             values = " and ".join(f"cluster.{key}={getattr(self, key)}" for key in given)
             raise ConfigError(f"{values} contradict each other; give one of resolution, rows and ratio")
         if given in (["user_rows"], ["item_rows"]):
-            raise ConfigError(f"cluster.{given[0]} is given alone; give user_rows and item_rows, or rows for both together")
+            raise ConfigError(
+                f"cluster.{given[0]} is given alone; give user_rows and item_rows, or rows for both together"
+            )
         for key in ("user_rows", "item_rows"):
             if getattr(self, key) is not None:
                 check_range(f"cluster.{key}", getattr(self, key), 2)
@@ -142,7 +144,9 @@ class ClusterConfig:
         except ValueError:
             levels = [-1.0]
         if any(not (math.isfinite(g) and g > 0) for g in levels) or levels != sorted(set(levels)):
-            raise ConfigError(f"cluster.levels={','.join(self.levels)} must be ascending resolutions above 0, such as 1,20,200")
+            raise ConfigError(
+                f"cluster.levels={','.join(self.levels)} must be ascending resolutions above 0, such as 1,20,200"
+            )
         if levels and self.method == "balanced":
             raise ConfigError("cluster.levels need a clustering by resolution; cluster.method=balanced has none")
         if self.resolution is not None and not (math.isfinite(self.resolution) and self.resolution > 0):
@@ -276,7 +280,9 @@ class TrainConfig:
             if getattr(self, key) is not None:
                 check_range(f"train.{key}", getattr(self, key), 0.0)
         if self.decay is not None and self.weight_decay is not None:
-            raise ConfigError(f"train.decay={self.decay} and train.weight_decay={self.weight_decay} contradict each other; give one")
+            raise ConfigError(
+                f"train.decay={self.decay} and train.weight_decay={self.weight_decay} contradict each other; give one"
+            )
         for key in ("epochs", "patience", "eval_every"):
             if getattr(self, key) is not None:
                 check_range(f"train.{key}", getattr(self, key), 1)
@@ -289,7 +295,9 @@ class TrainConfig:
             )
         check_range("train.n_layers", self.n_layers, 0, 16)
         if any(not units.isdecimal() or int(units) < 1 for units in self.hidden or ()):
-            raise ConfigError(f"train.hidden={','.join(self.hidden or ())} must be whole numbers above 0, such as 256,128")
+            raise ConfigError(
+                f"train.hidden={','.join(self.hidden or ())} must be whole numbers above 0, such as 256,128"
+            )
         if self.dropout is not None:
             check_range("train.dropout", self.dropout, 0.0, 1.0, high_open=True)
         if self.n_cross is not None:
@@ -357,9 +365,7 @@ class JobConfig:
         for method in self.methods:
             # A method's name becomes a folder.
             if not method.replace("_", "").isalnum():
-                raise ConfigError(
-                    f"run.methods holds {method!r}, which is no method's name; write them as soft,graph"
-                )
+                raise ConfigError(f"run.methods holds {method!r}, which is no method's name; write them as soft,graph")
         if len(set(self.methods)) != len(self.methods):
             raise ConfigError(f"run.methods={','.join(self.methods)} names a method twice")
         if not self.experiment:

@@ -49,7 +49,11 @@ def asked_lookups(config: RunConfig, features: Features, name: str) -> int | Non
     if kind != "ratio":
         return most
     space = _Space.of(config, features)
-    fitting = [n for n in range(LEAST_LOOKUPS, most) if _maps(config, name, n, features, space.compressed) <= MAP_SHARE * space.free(ratio)]
+    fitting = [
+        n
+        for n in range(LEAST_LOOKUPS, most)
+        if _maps(config, name, n, features, space.compressed) <= MAP_SHARE * space.free(ratio)
+    ]
     return max(fitting, default=LEAST_LOOKUPS)
 
 
@@ -97,7 +101,9 @@ class _Space:
         kept = [full_map(column.n_ids) for c, column in enumerate(features.all_columns) if c not in compressed]
         precision = "float32" if config.export.precision == "auto" else config.export.precision
         columns = column_bytes(plain, kept, [precision] * len(kept), n_bags) if kept else []
-        return cls(full_bytes(plain, features), _layers(plain, features) + sum(column.total for column in columns), compressed)
+        return cls(
+            full_bytes(plain, features), _layers(plain, features) + sum(column.total for column in columns), compressed
+        )
 
     def free(self, ratio: float) -> float:
         """What a share of the full bytes leaves to compressed columns."""

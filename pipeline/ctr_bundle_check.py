@@ -62,7 +62,9 @@ def check_ids(model: onnx.ModelProto, columns: list[dict[str, Any]]) -> dict[str
         # A missing one may be known as well.
         n_different = len(set(ids.tolist()))
         if n_different != len(ids) or column["n_ids"] - len(ids) not in (0, 1):
-            raise BundleError(f"the graph knows {n_different} values of {column['name']!r}, stated are {column['n_ids']}; export the bundle again")
+            raise BundleError(
+                f"the graph knows {n_different} values of {column['name']!r}, stated are {column['n_ids']}; export the bundle again"
+            )
         known[column["name"]] = ids[0].item() if isinstance(ids[0], np.generic) else ids[0]
     return known
 
@@ -76,7 +78,9 @@ def trial_request(scorer: Scorer, known: Mapping[str, Any]) -> str:
         log[name] = [[value] if column["role"] == "bag" and value is not None else value, None]
     got = scorer.details(log)
     allowed = scorer.manifest["tolerance"]["absolute"]
-    alone = np.concatenate([scorer.details({name: [values[i]] for name, values in log.items()}).logits for i in range(2)])
+    alone = np.concatenate(
+        [scorer.details({name: [values[i]] for name, values in log.items()}).logits for i in range(2)]
+    )
     expected = 1 / (1 + np.exp(-got.logits.astype(np.float64)))
     problem = None
     if not np.abs(alone - got.logits).max() <= allowed:

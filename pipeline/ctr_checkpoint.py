@@ -71,7 +71,9 @@ def save_folds(folder: Path, folded: Mapping[int, BucketMap], fold: NDArray[np.u
 
 def load_folds(folder: Path) -> tuple[dict[int, BucketMap], NDArray[np.uint8]]:
     """What :func:`save_folds` wrote."""
-    return {int(path.stem): BucketMap.load(path) for path in sorted(folder.glob("*.npz"))}, np.load(folder / "fold.npy", allow_pickle=False)
+    return {int(path.stem): BucketMap.load(path) for path in sorted(folder.glob("*.npz"))}, np.load(
+        folder / "fold.npy", allow_pickle=False
+    )
 
 
 def save_ctr(model: CtrModel, method_dir: Path) -> None:

@@ -71,9 +71,18 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
         # Of those that no click is of, all of a side are one community, and connected they are not.
         linked = _linked(graph, labels)
         facts.append(
-            {"columns": list(names), "compressed": list(pair.compressed), "method": config.cluster.method, **describe(*linked)}
+            {
+                "columns": list(names),
+                "compressed": list(pair.compressed),
+                "method": config.cluster.method,
+                **describe(*linked),
+            }
             | {"user_rows": labels.user_rows, "item_rows": labels.item_rows, "rows": labels.rows, "n_edges": graph.nnz}
-            | {"n_without_clicks": [int((np.diff(side.indptr) == 0).sum()) for side in (graph, csr_array(graph.T.tocsr()))]}
+            | {
+                "n_without_clicks": [
+                    int((np.diff(side.indptr) == 0).sum()) for side in (graph, csr_array(graph.T.tocsr()))
+                ]
+            }
         )
     result = {"budget": kind, "pairs": facts, "seconds": round(time.perf_counter() - started, 3)}
     write_json_atomic(out_dir / "cluster.json", result)
@@ -99,13 +108,17 @@ def pair_rows(features: Features, pairs: Sequence[Pair], total: int) -> list[int
         DataError: a pair gets too few.
     """
     n_ids = [[features.columns[c].n_ids for c in pair.columns] for pair in pairs]
-    used = [sum(n for n, on in zip(ids, pair.compressed, strict=True) if on) for ids, pair in zip(n_ids, pairs, strict=True)]
+    used = [
+        sum(n for n, on in zip(ids, pair.compressed, strict=True) if on) for ids, pair in zip(n_ids, pairs, strict=True)
+    ]
     rows: list[int | tuple[int, int]] = []
     for pair, ids, n_used in zip(pairs, n_ids, used, strict=True):
         n_rows = total * n_used // max(1, sum(used))
         if n_rows < LEAST_ROWS:
             names = " and ".join(map(repr, pair.names(features)))
-            raise DataError(f"{total} rows leave {n_rows} for columns {names}, which need {LEAST_ROWS}; raise the budget")
+            raise DataError(
+                f"{total} rows leave {n_rows} for columns {names}, which need {LEAST_ROWS}; raise the budget"
+            )
         if all(pair.compressed):
             rows.append(min(n_rows - 2, sum(ids) - 1))
         else:

@@ -45,10 +45,14 @@ def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[C
     if label is None:
         found = [name for name in names if name.lower() in LABELS]
         if len(found) != 1:
-            raise DataError(f"{head.file.path}: no column is plainly the label (columns: {', '.join(names[:30])}); name it with label_column")
+            raise DataError(
+                f"{head.file.path}: no column is plainly the label (columns: {', '.join(names[:30])}); name it with label_column"
+            )
         label = found[0]
     elif label not in names:
-        raise DataError(f"{head.file.path}: no column {label!r} for the label; {nearest(label, names)}the columns are {', '.join(names[:30])}")
+        raise DataError(
+            f"{head.file.path}: no column {label!r} for the label; {nearest(label, names)}the columns are {', '.join(names[:30])}"
+        )
     parts: dict[str, list[str]] = {"categorical": [], "dense": [], "bags": []}
     left_out: dict[str, str] = {}
     for name, values in head.columns.items():
@@ -60,7 +64,11 @@ def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[C
                 parts[part].append(name)
     known = parts["categorical"]
     schema = CtrSchema(
-        label, tuple(map(Category, known)), tuple(parts["dense"]), tuple(map(Bag, parts["bags"])), group=user if user in known else None
+        label,
+        tuple(map(Category, known)),
+        tuple(parts["dense"]),
+        tuple(map(Bag, parts["bags"])),
+        group=user if user in known else None,
     )
     return (schema.with_pair(user, item) if user in known and item in known else schema), left_out
 
@@ -98,9 +106,7 @@ def with_kinds(schema: CtrSchema, head: Rows) -> CtrSchema:
             values = split_bag(values, column.separator).flatten()
         return replace(column, kind=_kind(values))
 
-    return replace(
-        schema, categories=tuple(map(decided, schema.categories)), bags=tuple(map(decided, schema.bags))
-    )
+    return replace(schema, categories=tuple(map(decided, schema.categories)), bags=tuple(map(decided, schema.bags)))
 
 
 def _kind(values: pa.Array) -> str:
@@ -122,7 +128,9 @@ def labels_of(rows: Rows, schema: CtrSchema) -> NDArray[np.uint8]:
         values = values.cast(pa.int64())
     numbers = _numbers(rows, schema.label, values)
     if np.isnan(numbers).any():
-        raise DataError(f"{rows.where(np.isnan(numbers))}: label {schema.label!r} is missing; drop the row, or give it a label")
+        raise DataError(
+            f"{rows.where(np.isnan(numbers))}: label {schema.label!r} is missing; drop the row, or give it a label"
+        )
     if schema.label_from is not None:
         return (numbers >= schema.label_from).astype(np.uint8)
     wrong = ~np.isin(numbers, (0, 1))
@@ -142,7 +150,9 @@ def dense_of(rows: Rows, name: str) -> NDArray[np.float64]:
     """
     numbers = _numbers(rows, name, rows.columns[name])
     if np.isinf(numbers).any():
-        raise DataError(f"{rows.where(np.isinf(numbers))}: column {name!r} is infinite; dense columns hold finite numbers, or nothing")
+        raise DataError(
+            f"{rows.where(np.isinf(numbers))}: column {name!r} is infinite; dense columns hold finite numbers, or nothing"
+        )
     return numbers
 
 
@@ -181,7 +191,9 @@ def with_times(rows: Rows, schema: CtrSchema) -> Rows:
             values = pc.strptime(text, format=form, unit="s", error_is_null=True)
             wrong = pc.and_(values.is_null(), text.is_valid()).to_numpy(zero_copy_only=False)
             if wrong.any():
-                raise DataError(f"{rows.where(wrong)}: column {name!r} is {text[int(np.argmax(wrong))].as_py()!r}, no time like {form!r}")
+                raise DataError(
+                    f"{rows.where(wrong)}: column {name!r} is {text[int(np.argmax(wrong))].as_py()!r}, no time like {form!r}"
+                )
         for part, take in zip(TIME_PARTS, (pc.hour, pc.day_of_week), strict=True):
             columns[f"{name}_{part}"] = take(values)
     return replace(rows, columns=columns)
@@ -205,19 +217,27 @@ def checked_ids(rows: Rows, name: str, values: pa.Array, kind: str, owners: Sequ
         try:
             text = values.cast(pa.large_string())
         except pa.ArrowException:
-            raise DataError(f"{rows.file.path}: column {name!r} is {values.type}, ids are whole numbers or texts; cast it") from None
+            raise DataError(
+                f"{rows.file.path}: column {name!r} is {values.type}, ids are whole numbers or texts; cast it"
+            ) from None
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
     if pa.types.is_floating(values.type):
         numbers = values.to_numpy(zero_copy_only=False)
         wrong = (numbers != np.floor(numbers)) & ~np.isnan(numbers)
         if wrong.any():
-            raise DataError(f"{place(wrong)}: column {name!r} is {numbers[wrong][0]:g}, ids are whole numbers; name it in 'dense'")
-        return pc.if_else(pa.array(np.isnan(numbers)), pa.scalar(None, pa.int64()), pa.array(np.nan_to_num(numbers).astype(np.int64)))
+            raise DataError(
+                f"{place(wrong)}: column {name!r} is {numbers[wrong][0]:g}, ids are whole numbers; name it in 'dense'"
+            )
+        return pc.if_else(
+            pa.array(np.isnan(numbers)), pa.scalar(None, pa.int64()), pa.array(np.nan_to_num(numbers).astype(np.int64))
+        )
     if not _is_text(values.type):
         try:
             return values.cast(pa.int64())
         except pa.ArrowException as error:
-            raise DataError(f"{rows.file.path}: column {name!r}: {str(error).splitlines()[0]}; ids fit int64, or are texts") from None
+            raise DataError(
+                f"{rows.file.path}: column {name!r}: {str(error).splitlines()[0]}; ids fit int64, or are texts"
+            ) from None
     text = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
     wrong = pc.invert(pc.match_substring_regex(text, PLAIN_INTEGER)).fill_null(False).to_numpy(zero_copy_only=False)
     if not wrong.any():
@@ -228,7 +248,7 @@ def checked_ids(rows: Rows, name: str, values: pa.Array, kind: str, owners: Sequ
     value = text[int(np.argmax(wrong))].as_py()
     raise DataError(
         f"{place(wrong)}: column {name!r} is {value!r}, the first ids are whole numbers of int64; "
-        f"write all of them alike, or set kind = \"string\" in [columns.{name}] of the schema"
+        f'write all of them alike, or set kind = "string" in [columns.{name}] of the schema'
     )
 
 
@@ -241,7 +261,9 @@ def _numbers(rows: Rows, name: str, values: pa.Array) -> NDArray[np.float64]:
     text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
     wrong = pc.invert(pc.match_substring_regex(text, NUMBER)).fill_null(False).to_numpy(zero_copy_only=False)
     if wrong.any():
-        raise DataError(f"{rows.where(wrong)}: column {name!r} is {text[int(np.argmax(wrong))].as_py()!r}, and no number; fix or empty it")
+        raise DataError(
+            f"{rows.where(wrong)}: column {name!r} is {text[int(np.argmax(wrong))].as_py()!r}, and no number; fix or empty it"
+        )
     return text.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
 
 

@@ -36,7 +36,9 @@ class IdCounts:
             return pa.array([], pa.int64() if self.kind == "int64" else pa.large_string()), np.zeros(0, np.int64)
         table = self._parts[0].sort_by("id")
         ids, n = (table[name].combine_chunks() for name in ("id", "n"))
-        return (pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids), n.to_numpy(zero_copy_only=False)
+        return (pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids), n.to_numpy(
+            zero_copy_only=False
+        )
 
     def _merge(self) -> None:
         if self._parts:

@@ -71,7 +71,9 @@ class Part:
 
     def tensors(self, rows: slice = slice(None)) -> list[torch.Tensor]:
         """Copies of some rows as tensors: labels, categorical, dense, bags, in their own types."""
-        return [torch.from_numpy(np.array(array[rows])) for array in (self.labels, self.categorical, self.dense, *self.bags)]
+        return [
+            torch.from_numpy(np.array(array[rows])) for array in (self.labels, self.categorical, self.dense, *self.bags)
+        ]
 
 
 def batch_of(tensors: Sequence[torch.Tensor], n_bags: int) -> FeatureBatch:
@@ -118,7 +120,9 @@ class Features:
                 tree["content_hash"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not a readable schema ({error}); run 'graphhash ingest --task ctr' again") from error
+            raise DataError(
+                f"{path}: not a readable schema ({error}); run 'graphhash ingest --task ctr' again"
+            ) from error
 
     @property
     def all_columns(self) -> tuple[Column, ...]:

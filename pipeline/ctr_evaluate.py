@@ -41,7 +41,9 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
     try:
         store_rounded(model, precisions)
     except ValueError as error:
-        raise DataError(f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32") from error
+        raise DataError(
+            f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32"
+        ) from error
     metrics: dict[str, Any] = dict.fromkeys(("auc", "log_loss", "calibration", "ece", "group_auc"))
     metrics |= {"n_test_rows": len(test)}
     if len(test):

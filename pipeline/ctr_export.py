@@ -115,7 +115,9 @@ def export_ctr(
     return manifest
 
 
-def export_ctr_run(config: RunConfig, run: Path, method_dir: Path, out: Path, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+def export_ctr_run(
+    config: RunConfig, run: Path, method_dir: Path, out: Path, metrics: dict[str, Any], provenance: dict[str, Any]
+) -> dict[str, Any]:
     """The bundle of a trained method of a run folder; arguments as for ``pipeline.run.export_bundle``. Returns the manifest."""
     trained = load_ctr(method_dir, run / "ingest")
     parts = (trained.features.part(name) for name in ("test", "validation", "train"))
@@ -203,14 +205,18 @@ def _unknown(column: Column, vocabulary: Any) -> int | str:
 
 def _checked(column: Column, entries: NDArray) -> NDArray:
     if len(entries) and not 0 <= int(entries.min()) <= int(entries.max()) <= column.n_ids:
-        raise DataError(f"column {column.name!r} has entries {entries.min()}..{entries.max()}, of 0..{column.n_ids}; run 'graphhash ingest' again")
+        raise DataError(
+            f"column {column.name!r} has entries {entries.min()}..{entries.max()}, of 0..{column.n_ids}; run 'graphhash ingest' again"
+        )
     return entries
 
 
 def _compare(scorer: Scorer, trained: TrainedCtr, rows: Part, expected: NDArray[np.float32]) -> float:
     """The largest difference of logits; BundleError if it is more than is allowed, or another value is known than should be."""
     if not np.isfinite(expected).all():
-        raise BundleError(f"the trained model gives a logit of {expected[~np.isfinite(expected)][0]}; train it again, with a lower learning rate")
+        raise BundleError(
+            f"the trained model gives a logit of {expected[~np.isfinite(expected)][0]}; train it again, with a lower learning rate"
+        )
     raw = raw_columns(trained, rows)
     got = scorer.details(raw)
     largest = float(np.abs(got.logits - expected).max(initial=0))
@@ -222,14 +228,22 @@ def _compare(scorer: Scorer, trained: TrainedCtr, rows: Part, expected: NDArray[
         )
     probabilities = 1 / (1 + np.exp(-expected.astype(np.float64)))
     if not np.abs(got.probabilities - probabilities).max(initial=0) <= allowed:
-        raise BundleError("probabilities of ONNX Runtime are not those of the model's logits; nothing was published, report this")
+        raise BundleError(
+            "probabilities of ONNX Runtime are not those of the model's logits; nothing was published, report this"
+        )
     for number, column in enumerate(trained.features.columns):
         if not np.array_equal(got.known[column.name], rows.categorical[:, number] < column.n_ids):
-            raise BundleError(f"the exported graph does not tell known values of {column.name!r} from unknown ones; report this with the vocabulary")
+            raise BundleError(
+                f"the exported graph does not tell known values of {column.name!r} from unknown ones; report this with the vocabulary"
+            )
     if trained.features.dense:
         name = trained.features.dense[0].name
         first = {key: values[:1] for key, values in raw.items()}
-        gone, mean = (scorer.details(first | {name: [value]}).logits[0] for value in (None, trained.features.dense[0].mean))
+        gone, mean = (
+            scorer.details(first | {name: [value]}).logits[0] for value in (None, trained.features.dense[0].mean)
+        )
         if gone != mean:
-            raise BundleError(f"a missing number of {name!r} does not read as its mean; nothing was published, report this")
+            raise BundleError(
+                f"a missing number of {name!r} does not read as its mean; nothing was published, report this"
+            )
     return largest

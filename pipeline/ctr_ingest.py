@@ -70,7 +70,9 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "log": log.schema.as_dict(),
         "columns": [encoder.describe() for encoder in encoders.columns],
-        "bags": [encoder.describe() | {"width": width} for encoder, width in zip(encoders.bags, encoders.widths, strict=True)],
+        "bags": [
+            encoder.describe() | {"width": width} for encoder, width in zip(encoders.bags, encoders.widths, strict=True)
+        ],
         "dense": [{"name": name, "mean": d.mean, "std": d.std} for name, d in encoders.dense.items()],
         "dropped": dropped,
     }
@@ -112,10 +114,14 @@ class Counts:
             n, clicks = self.n_rows[number], self.n_clicks[number]
             share = {"validation": data.validation, "test": data.test}.get(part, 1.0)
             if not n and (part == "train" or share):
-                raise DataError(f"{data.path}: {part} has no rows of {sum(self.n_rows)}; give more data, or other shares")
+                raise DataError(
+                    f"{data.path}: {part} has no rows of {sum(self.n_rows)}; give more data, or other shares"
+                )
             if n and clicks in (0, n):
                 what = "no clicks" if not clicks else "clicks alone"
-                raise DataError(f"{data.path}: {part} has {what} in {n} rows, and needs labels 0 and 1; give more data, shares or another seed")
+                raise DataError(
+                    f"{data.path}: {part} has {what} in {n} rows, and needs labels 0 and 1; give more data, shares or another seed"
+                )
 
 
 def _count(log: ClickLog, data: DataConfig) -> Counts:
@@ -229,7 +235,9 @@ def _encoders(log: ClickLog, counts: Counts, out: Path) -> tuple[Encoders, dict[
     for column in (*log.schema.categories, *log.schema.bags):
         encoder = _encoder(column, number, found[column.name])
         if not encoder.n_ids:
-            dropped[column.name] = "no id of train is frequent enough" if column.min_count else "it has no value in train"
+            dropped[column.name] = (
+                "no id of train is frequent enough" if column.min_count else "it has no value in train"
+            )
             continue
         if np.count_nonzero(encoder.counts) == 1 and isinstance(column, Category):
             dropped[column.name] = "it has one value in all of train"
@@ -248,7 +256,9 @@ def _encoders(log: ClickLog, counts: Counts, out: Path) -> tuple[Encoders, dict[
     widths = [counts.widths[encoder.name] for encoder in encoders[Bag]]
     for encoder, width in zip(encoders[Bag], widths, strict=True):
         if width > MAX_WIDTH:
-            raise DataError(f"column {encoder.name!r} has a row of {width} values, of at most {MAX_WIDTH}; shorten the lists")
+            raise DataError(
+                f"column {encoder.name!r} has a row of {width} values, of at most {MAX_WIDTH}; shorten the lists"
+            )
     dense = {name: moments for name, moments in counts.dense.items() if name not in dropped}
     groups = Vocabulary(counts.groups.counted()[0])
     return Encoders(encoders[Category], encoders[Bag], widths, dense, groups), dropped
@@ -265,7 +275,9 @@ def _encoder(column: Category | Bag, number: int, found: IdCounts) -> Encoder:
 
 
 def _encode(log: ClickLog, data: DataConfig, counts: Counts, encoders: Encoders, out: Path) -> dict[str, Any]:
-    writers = {number: _Writer(out / part, counts.n_rows[number], encoders, log.schema.group) for part, number in PARTS.items()}
+    writers = {
+        number: _Writer(out / part, counts.n_rows[number], encoders, log.schema.group) for part, number in PARTS.items()
+    }
     n_cut, n_unknown = 0, np.zeros(len(encoders.columns), np.int64)
     for rows, parts in _with_parts(log, data):
         labels = labels_of(rows, log.schema)
@@ -284,14 +296,18 @@ def _encode(log: ClickLog, data: DataConfig, counts: Counts, encoders: Encoders,
             n_cut += cut
         for number, writer in writers.items():
             chosen = parts == number
-            arrays = {"labels": labels, "categorical": categorical, "dense": dense} | {f"bag_{i}": b for i, b in enumerate(bags)}
+            arrays = {"labels": labels, "categorical": categorical, "dense": dense} | {
+                f"bag_{i}": b for i, b in enumerate(bags)
+            }
             if number != TRAIN and log.schema.group is not None:
                 arrays["groups"] = _group_numbers(_group(rows, log.schema.group), encoders.groups)
             writer.add({name: array[chosen] for name, array in arrays.items()}, int(chosen.sum()))
     for writer in writers.values():
         writer.close()
     n_test = max(1, counts.n_rows[TEST])
-    shares = {encoder.name: round(n / n_test, 6) for encoder, n in zip(encoders.columns, n_unknown.tolist(), strict=True)}
+    shares = {
+        encoder.name: round(n / n_test, 6) for encoder, n in zip(encoders.columns, n_unknown.tolist(), strict=True)
+    }
     return {"unknown": shares, "n_cut": n_cut}
 
 
@@ -299,7 +315,9 @@ def _standardised(rows: Rows, name: str, moments: Moments) -> NDArray[np.float32
     with np.errstate(over="ignore"):
         scaled = ((dense_of(rows, name) - moments.mean) / moments.std).astype(np.float32)
     if np.isinf(scaled).any():
-        raise DataError(f"{rows.where(np.isinf(scaled))}: column {name!r} is too far from the rest for float32; fix or empty it")
+        raise DataError(
+            f"{rows.where(np.isinf(scaled))}: column {name!r} is too far from the rest for float32; fix or empty it"
+        )
     return np.nan_to_num(scaled, nan=0.0)
 
 

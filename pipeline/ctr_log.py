@@ -71,10 +71,14 @@ def open_log(data: DataConfig) -> ClickLog:
     if schema is None:
         for column, default in zip((data.user_column, data.item_column), DEFAULT_COLUMNS, strict=True):
             if column != default and column not in head.columns:
-                raise DataError(f"{first.path}: no column {column!r}; the columns are {', '.join(list(head.columns)[:30])}")
+                raise DataError(
+                    f"{first.path}: no column {column!r}; the columns are {', '.join(list(head.columns)[:30])}"
+                )
         schema, left_out = guess_schema(head, data.label_column, data.user_column, data.item_column)
     elif data.label_column not in (None, schema.label):
-        raise DataError(f"data.label_column={data.label_column} contradicts the schema, whose label is {schema.label!r}; leave it out")
+        raise DataError(
+            f"data.label_column={data.label_column} contradicts the schema, whose label is {schema.label!r}; leave it out"
+        )
     if data.min_count > 1:
         schema = replace(
             schema,

@@ -80,7 +80,9 @@ def pair_graph(features: Features, part: Part, pair: Pair) -> csr_array:
     graph = _clicked(features, part, pair, np.flatnonzero(part.labels))
     if not graph.nnz:
         names = " and ".join(map(repr, pair.names(features)))
-        raise DataError(f"no click of train has known ids in {names}: there is no graph; lower data.min_count, or keep both full")
+        raise DataError(
+            f"no click of train has known ids in {names}: there is no graph; lower data.min_count, or keep both full"
+        )
     return graph
 
 
@@ -92,7 +94,9 @@ def draw_folds(n_rows: int, seed: int) -> NDArray[np.uint8]:
 def fold_graphs(features: Features, part: Part, pair: Pair, fold: NDArray[np.uint8]) -> list[csr_array]:
     """:func:`pair_graph` for the rows of each fold: without their own clicks, but with those of the same pair in other rows."""
     labels = np.asarray(part.labels)
-    return [_clicked(features, part, pair, np.flatnonzero((labels > 0) & (fold != number))) for number in range(N_FOLDS)]
+    return [
+        _clicked(features, part, pair, np.flatnonzero((labels > 0) & (fold != number))) for number in range(N_FOLDS)
+    ]
 
 
 def _clicked(features: Features, part: Part, pair: Pair, clicked: NDArray[np.int64]) -> csr_array:
@@ -140,10 +144,17 @@ def make_maps(
             seed + SEEDS_PER_PAIR * number,
             frequencies=(first, second),
         )
-        ways = [_way(features, column, method) if used else None for column, used in zip(pair.columns, pair.compressed, strict=True)]
+        ways = [
+            _way(features, column, method) if used else None
+            for column, used in zip(pair.columns, pair.compressed, strict=True)
+        ]
         for way in dict.fromkeys(filter(None, ways)):
             try:
-                made = _soft(way, inputs, folds[number] if folds else ()) if way in MAP_SETTINGS else METHODS[way].make(inputs)
+                made = (
+                    _soft(way, inputs, folds[number] if folds else ())
+                    if way in MAP_SETTINGS
+                    else METHODS[way].make(inputs)
+                )
             except ValueError as error:
                 names = " and ".join(map(repr, pair.names(features)))
                 raise DataError(f"method {way!r} of columns {names}: {error}") from error
@@ -154,7 +165,9 @@ def make_maps(
     for number, column in enumerate(features.columns):
         category = features.schema.category(column.name)
         if number not in maps and category.rows is not None and method != "full":
-            maps[number] = _hashed(category.compress, column.n_ids, category.rows, features.counts(column)[:-1], seed + number)
+            maps[number] = _hashed(
+                category.compress, column.n_ids, category.rows, features.counts(column)[:-1], seed + number
+            )
     return [maps.get(number) or full_map(column.n_ids) for number, column in enumerate(features.all_columns)]
 
 
@@ -173,7 +186,13 @@ def alone(bucket_map: BucketMap) -> BucketMap:
 
 
 def cross_fitted_maps(
-    features: Features, part: Part, graphs: Sequence[csr_array], labels: Sequence[Labels], method: str, fold: NDArray[np.uint8], **how
+    features: Features,
+    part: Part,
+    graphs: Sequence[csr_array],
+    labels: Sequence[Labels],
+    method: str,
+    fold: NDArray[np.uint8],
+    **how,
 ) -> dict[int, BucketMap]:
     """For training: the maps of the columns that are read by folds, by number (:meth:`graphhash.ctr.CtrModel.use_folds`).
 
@@ -189,7 +208,9 @@ def cross_fitted_maps(
         return {}
     folds = [fold_graphs(features, part, pair, fold) for pair in find_pairs(features)]
     maps = make_maps(features, graphs, labels, method, folds=folds, **how)
-    return {number: maps[number] for number, column in enumerate(features.columns) if maps[number].n_ids != column.n_ids}
+    return {
+        number: maps[number] for number, column in enumerate(features.columns) if maps[number].n_ids != column.n_ids
+    }
 
 
 def _soft(method: str, inputs: Inputs, folds: Sequence[csr_array]) -> tuple[BucketMap, BucketMap]:

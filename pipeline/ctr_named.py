@@ -1,9 +1,9 @@
 """Named data sets of clicks, which bring their schema along, and what is peculiar about reading each.
 
-    frappe          a folder with frappe.csv, or that file: app use in context. For every row two apps that the user has not used are
-                    drawn, with the same context and label 0; shares 70/20/10.
-    movielens-1m    a folder with ratings.dat, users.dat and movies.dat: four stars and more are a click.
-    avazu           a folder with `train`, csv with the published header, and perhaps `test`, which may lack it.
+frappe          a folder with frappe.csv, or that file: app use in context. For every row two apps that the user has not used are
+                drawn, with the same context and label 0; shares 70/20/10.
+movielens-1m    a folder with ratings.dat, users.dat and movies.dat: four stars and more are a click.
+avazu           a folder with `train`, csv with the published header, and perhaps `test`, which may lack it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ _AVAZU_PLAIN = (
 ).split()
 NAMED = {
     "frappe": Named(
-        CtrSchema("label", (*_pair("user", "item"), *map(Category, _FRAPPE_CONTEXT)), group="user"), "frappe.csv", 0.2, 0.1
+        CtrSchema("label", (*_pair("user", "item"), *map(Category, _FRAPPE_CONTEXT)), group="user"),
+        "frappe.csv",
+        0.2,
+        0.1,
     ),
     "movielens-1m": Named(
         CtrSchema(
@@ -155,7 +158,9 @@ def _read_frappe(file: LogFile, seed: int) -> Iterator[Rows]:
     yield Rows(columns, 1, file)
 
 
-def unobserved(users: NDArray[np.int64], items: NDArray[np.int64], n_items: int, n: int, seed: int) -> NDArray[np.int64]:
+def unobserved(
+    users: NDArray[np.int64], items: NDArray[np.int64], n_items: int, n: int, seed: int
+) -> NDArray[np.int64]:
     """``n`` different items for every row that its user has in no row, uniform, shape (n_rows, n).
 
     Args:
@@ -209,7 +214,11 @@ def _read_dat(path: str, names: list[str]) -> pa.Table:
             pa.BufferReader(data),
             read_options=pa_csv.ReadOptions(column_names=names, block_size=len(data) + 1),
             parse_options=pa_csv.ParseOptions(delimiter="\t", quote_char=False),
-            convert_options=pa_csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=True),
+            convert_options=pa_csv.ConvertOptions(
+                column_types={name: pa.string() for name in names}, strings_can_be_null=True
+            ),
         )
     except pa.ArrowException as error:
-        raise DataError(f"{path}: {str(error).splitlines()[0]}; {len(names)} fields between '::' are expected") from None
+        raise DataError(
+            f"{path}: {str(error).splitlines()[0]}; {len(names)} fields between '::' are expected"
+        ) from None

@@ -55,14 +55,24 @@ def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto
     inputs, entries, bags = [], {}, {}
     for number, (column, vocabulary) in enumerate(zip(features.all_columns, trained.vocabularies, strict=True)):
         raw = names[column.name]
-        axes, about = ["batch"], f"raw ids; {missing_id(column, vocabulary)!r} is a missing one, unknown ones read the unknown ids' row"
+        axes, about = (
+            ["batch"],
+            f"raw ids; {missing_id(column, vocabulary)!r} is a missing one, unknown ones read the unknown ids' row",
+        )
         entries[number] = _entries(graph, number, column, vocabulary, raw)
         if column.width is not None:
-            axes, about = ["batch", f"n_{number}"], f"raw ids of every row; {missing_id(column, vocabulary)!r} is none, and fills rows up"
+            axes, about = (
+                ["batch", f"n_{number}"],
+                f"raw ids of every row; {missing_id(column, vocabulary)!r} is none, and fills rows up",
+            )
             bags[number] = _bag_weights(graph, number, column, vocabulary, raw)
         inputs.append(helper.make_tensor_value_info(raw, ONNX_TYPES[column.kind], axes, about))
     for dense in features.dense:
-        inputs.append(helper.make_tensor_value_info(names[dense.name], TensorProto.DOUBLE, ["batch"], "a number; NaN is a missing one"))
+        inputs.append(
+            helper.make_tensor_value_info(
+                names[dense.name], TensorProto.DOUBLE, ["batch"], "a number; NaN is a missing one"
+            )
+        )
     numbers = _dense(graph, trained, names)
 
     parts = _Parts(graph, trained, precisions, entries, bags)
@@ -82,8 +92,19 @@ def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto
     ]
     if features.columns:
         last = graph.constant("/n_ids", np.array([column.n_ids for column in features.columns], np.int64))
-        graph.node("Less", [_side_by_side(graph, [entries[n] for n in range(len(features.columns))], "/entries"), last], "known")
-        outputs.append(value("known", TensorProto.BOOL, ["batch", "n_categorical"], "whether training has shown each categorical value"))
+        graph.node(
+            "Less",
+            [_side_by_side(graph, [entries[n] for n in range(len(features.columns))], "/entries"), last],
+            "known",
+        )
+        outputs.append(
+            value(
+                "known",
+                TensorProto.BOOL,
+                ["batch", "n_categorical"],
+                "whether training has shown each categorical value",
+            )
+        )
     return graph.model("ctr", inputs, outputs)
 
 
@@ -93,7 +114,12 @@ def input_names(trained: TrainedCtr) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         given = name
-        while given in OUTPUTS or given.startswith(_INSIDE) or not given or (given != name and given in (*names, *found.values())):
+        while (
+            given in OUTPUTS
+            or given.startswith(_INSIDE)
+            or not given
+            or (given != name and given in (*names, *found.values()))
+        ):
             given = f"column_{given}"
         found[name] = given
     return found
@@ -104,14 +130,22 @@ def missing_id(column: Column, vocabulary: Vocabulary) -> int | str:
     if column.kind == "string":
         return ""
     first = -(2**63)
-    near = set(vocabulary.ids.to_numpy()[vocabulary.ids.to_numpy() < first + len(vocabulary) + 1].tolist()) if len(vocabulary) else set()
+    near = (
+        set(vocabulary.ids.to_numpy()[vocabulary.ids.to_numpy() < first + len(vocabulary) + 1].tolist())
+        if len(vocabulary)
+        else set()
+    )
     return next(number for number in range(first, first + len(near) + 1) if number not in near)
 
 
 def describe_columns(trained: TrainedCtr, precisions: Sequence[str]) -> list[dict[str, Any]]:
     """Every column for the manifest, in the order of the graph's inputs; see ``serving.bundle``."""
     features, names = trained.features, input_names(trained)
-    made = {f"{name}_{part}": {"column": name, "format": form, "part": part} for name, form in features.schema.times for part in TIME_PARTS}
+    made = {
+        f"{name}_{part}": {"column": name, "format": form, "part": part}
+        for name, form in features.schema.times
+        for part in TIME_PARTS
+    }
     separators = {bag.name: bag.separator for bag in features.schema.bags}
     columns = []
     for column, vocabulary, bucket_map, precision in zip(
@@ -159,7 +193,9 @@ def _entries(graph: Graph, number: int, column: Column, vocabulary: Vocabulary, 
         return graph.node("Where", [is_missing, first, second], name)
     # An id that is not known is missing, or else in the entry behind it.
     rows = encode_ids(graph, name, vocabulary, raw)
-    is_new = graph.node("GreaterOrEqual", [rows, graph.constant(f"{name}_n_known", np.int64(n_known))], f"{name}_is_new")
+    is_new = graph.node(
+        "GreaterOrEqual", [rows, graph.constant(f"{name}_n_known", np.int64(n_known))], f"{name}_is_new"
+    )
     is_unknown = graph.node("And", [is_new, graph.node("Not", [is_missing], f"{name}_is_there")], f"{name}_is_unknown")
     return graph.node("Add", [rows, graph.cast(is_unknown, f"{name}_step", TensorProto.INT64)], f"{name}_entry")
 
@@ -168,7 +204,9 @@ def _bag_weights(graph: Graph, number: int, column: Column, vocabulary: Vocabula
     """Weights of a bag's values, float32, shape (batch, 1, n): a mean over the first ones that are there."""
     name, missing = f"/{number}", _missing(graph, number, column, vocabulary)
     there = graph.node("Not", [graph.node("Equal", [raw, missing], f"{name}_is_padding")], f"{name}_there")
-    place = graph.node("CumSum", [graph.cast(there, f"{name}_counted", TensorProto.INT64), graph.axis(1)], f"{name}_place")
+    place = graph.node(
+        "CumSum", [graph.cast(there, f"{name}_counted", TensorProto.INT64), graph.axis(1)], f"{name}_place"
+    )
     early = graph.node("LessOrEqual", [place, graph.constant(f"{name}_width", np.int64(column.width))], f"{name}_early")
     kept = graph.cast(graph.node("And", [there, early], f"{name}_kept"), f"{name}_share", TensorProto.FLOAT)
     total = graph.node("ReduceSum", [kept, graph.axis(1)], f"{name}_total", keepdims=1)
@@ -184,14 +222,21 @@ def _dense(graph: Graph, trained: TrainedCtr, names: dict[str, str]) -> str | No
     numbers = _side_by_side(graph, [names[column.name] for column in columns], "/numbers")
     means, stds = (np.array([getattr(column, key) for column in columns], np.float64) for key in ("mean", "std"))
     centred = graph.node("Sub", [numbers, graph.constant("/means", means)], "/centred")
-    scaled = graph.cast(graph.node("Div", [centred, graph.constant("/stds", stds)], "/standardised"), "/dense_given", TensorProto.FLOAT)
+    scaled = graph.cast(
+        graph.node("Div", [centred, graph.constant("/stds", stds)], "/standardised"), "/dense_given", TensorProto.FLOAT
+    )
     gone = graph.node("IsNaN", [scaled], "/dense_missing")
     return graph.node("Where", [gone, graph.constant("/zero_number", np.float32(0)), scaled], "/dense")
 
 
 def _side_by_side(graph: Graph, columns: Sequence[str], name: str) -> str:
     """Tensors of shape (batch,) as columns of one, (batch, n)."""
-    return graph.node("Concat", [graph.node("Unsqueeze", [c, graph.axis(1)], f"{name}_of_{i}") for i, c in enumerate(columns)], name, axis=1)
+    return graph.node(
+        "Concat",
+        [graph.node("Unsqueeze", [c, graph.axis(1)], f"{name}_of_{i}") for i, c in enumerate(columns)],
+        name,
+        axis=1,
+    )
 
 
 @dataclass
@@ -218,7 +263,9 @@ class _Parts:
         for c in fields.own_columns:
             name, first = f"/{prefix}{c}", self.first_of.get(c, c)
             if first not in tables:
-                tables[first] = self._table(f"/{prefix}{first}", fields.columns[first].table, self._stored_as(fields, first))
+                tables[first] = self._table(
+                    f"/{prefix}{first}", fields.columns[first].table, self._stored_as(fields, first)
+                )
             if c not in self.bags:
                 read = self._read(f"{name}_field", tables[first], c, self.entries[c])
                 parts.append(graph.node("Unsqueeze", [read, graph.axis(1)], f"{name}_one_field"))
@@ -247,7 +294,9 @@ class _Parts:
         terms = []
         for embedding, c in zip(bias.columns, self.trained.model.bias_columns.tolist(), strict=True):
             table = self._table(f"/bias_{c}", embedding.table, bias_dtype(self.precisions[c]))
-            terms.append(_scalar(graph, read_vectors(graph, f"/bias_{c}", table, _PLAIN, self.entries[c]), f"/bias_of_{c}"))
+            terms.append(
+                _scalar(graph, read_vectors(graph, f"/bias_{c}", table, _PLAIN, self.entries[c]), f"/bias_of_{c}")
+            )
         return terms
 
     def _joint(self, name: str, fields: FieldEmbeddings) -> list[str]:
@@ -256,7 +305,9 @@ class _Parts:
         columns = fields.joint_columns.tolist()
         kinds = {self._stored_as(fields, c) for c in (*columns, *(c for c, _ in fields.joint_bags))}
         if len(kinds) > 1:
-            raise ValueError(f"full columns are stored in {' and '.join(sorted(kinds))}, and have one table; give them one precision")
+            raise ValueError(
+                f"full columns are stored in {' and '.join(sorted(kinds))}, and have one table; give them one precision"
+            )
         table = self._table(name, fields.joint.table, kinds.pop())
         parts = []
         if columns:
@@ -265,8 +316,14 @@ class _Parts:
             rows = graph.node("Add", [entries, starts], f"{name}_rows_read")
             parts.append(read_vectors(graph, f"{name}_read", table, _PLAIN, rows))
         for c, start in fields.joint_bags:
-            rows = graph.node("Add", [self.entries[c], graph.constant(f"/{c}_start", np.int64(start))], f"{name}_{c}_rows_read")
-            parts.append(graph.node("MatMul", [self.bags[c], read_vectors(graph, f"{name}_{c}", table, _PLAIN, rows)], f"{name}_{c}_bag"))
+            rows = graph.node(
+                "Add", [self.entries[c], graph.constant(f"/{c}_start", np.int64(start))], f"{name}_{c}_rows_read"
+            )
+            parts.append(
+                graph.node(
+                    "MatMul", [self.bags[c], read_vectors(graph, f"{name}_{c}", table, _PLAIN, rows)], f"{name}_{c}_bag"
+                )
+            )
         return parts
 
     def _stored_as(self, fields: FieldEmbeddings, column: int) -> str:
@@ -287,30 +344,45 @@ def _head(graph: Graph, head: nn.Module, vectors: str, numbers: str | None) -> s
         if isinstance(head, DcnV2Head):
             crossed = first
             for n, layer in enumerate(head.cross.layers):
-                product = graph.node("Mul", [first, _linear(graph, f"/cross_{n}", layer, crossed)], f"/cross_{n}_product")
+                product = graph.node(
+                    "Mul", [first, _linear(graph, f"/cross_{n}", layer, crossed)], f"/cross_{n}_product"
+                )
                 crossed = graph.node("Add", [product, crossed], f"/cross_{n}_out")
             if head.stacked:
                 units = _perceptron(graph, "/deep", head.network, crossed)
             else:
-                units = graph.node("Concat", [crossed, _perceptron(graph, "/deep", head.network, first)], "/parallel", axis=1)
+                units = graph.node(
+                    "Concat", [crossed, _perceptron(graph, "/deep", head.network, first)], "/parallel", axis=1
+                )
         else:
             units = _perceptron(graph, "/deep", head.network, first)
     logit = _scalar(graph, _linear(graph, "/out", head.out, units), "/head")
     if not isinstance(head, DeepFmHead):
         return logit
     total = graph.node("ReduceSum", [vectors, graph.axis(1)], "/fm_sum", keepdims=0)
-    square = graph.node("ReduceSum", [graph.node("Mul", [total, total], "/fm_squared_sum"), graph.axis(1)], "/fm_square", keepdims=0)
+    square = graph.node(
+        "ReduceSum", [graph.node("Mul", [total, total], "/fm_squared_sum"), graph.axis(1)], "/fm_square", keepdims=0
+    )
     axes = graph.constant("/axes_1_2", np.array([1, 2], np.int64))
-    squares = graph.node("ReduceSum", [graph.node("Mul", [vectors, vectors], "/fm_squared"), axes], "/fm_squares", keepdims=0)
+    squares = graph.node(
+        "ReduceSum", [graph.node("Mul", [vectors, vectors], "/fm_squared"), axes], "/fm_squares", keepdims=0
+    )
     twice = graph.node("Sub", [square, squares], "/fm_twice")
-    return graph.node("Add", [logit, graph.node("Mul", [twice, graph.constant("/half", np.float32(0.5))], "/fm")], "/head_and_fm")
+    return graph.node(
+        "Add", [logit, graph.node("Mul", [twice, graph.constant("/half", np.float32(0.5))], "/fm")], "/head_and_fm"
+    )
 
 
 def _dlrm(graph: Graph, head: DlrmHead, vectors: str, numbers: str | None) -> str:
     of_dense = None
     if head.dense is not None:
         of_dense = _perceptron(graph, "/dense_network", head.dense, numbers)
-        vectors = graph.node("Concat", [graph.node("Unsqueeze", [of_dense, graph.axis(1)], "/dense_field"), vectors], "/all_fields", axis=1)
+        vectors = graph.node(
+            "Concat",
+            [graph.node("Unsqueeze", [of_dense, graph.axis(1)], "/dense_field"), vectors],
+            "/all_fields",
+            axis=1,
+        )
     turned = graph.node("Transpose", [vectors], "/fields_turned", perm=[0, 2, 1])
     products = graph.node("Flatten", [graph.node("MatMul", [vectors, turned], "/products")], "/products_flat", axis=1)
     units = graph.node("Gather", [products, graph.constant("/pairs", head.dots.pairs.numpy())], "/dots", axis=1)

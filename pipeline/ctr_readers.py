@@ -206,9 +206,14 @@ def _libfm_sources(path: str, split: str) -> list[Source]:
             raise DataError(f"{path}: no libfm file ({', '.join(LIBFM)}) in the folder; name the file itself")
         if split == "random":
             return [Source(str(p), "libfm") for p in found]
-        parts = {word: [p for p in found if p.stem.split(".")[0].split("-")[0].split("_")[0] == word] for word in ("train", "test")}
+        parts = {
+            word: [p for p in found if p.stem.split(".")[0].split("-")[0].split("_")[0] == word]
+            for word in ("train", "test")
+        }
         if not parts["train"] or not parts["test"]:
-            raise DataError(f"{path}: split='given' needs a train and a test file (train.libfm, test.libfm); or use split='random'")
+            raise DataError(
+                f"{path}: split='given' needs a train and a test file (train.libfm, test.libfm); or use split='random'"
+            )
         return [Source(str(p), "libfm", word == "test") for word, files in parts.items() for p in files]
     if split == "given":
         raise DataError(f"{path}: split='given' needs a folder with a train and a test file; or use split='random'")
@@ -245,7 +250,9 @@ def _read_libfm(file: LogFile, names: Sequence[str] | None) -> Iterator[dict[str
                     _check_ones(file, first, value_table[:, j] != 1)
                 columns[f"f{j}"] = pa.array(index_table[:, j] if kind == "index" else value_table[:, j])
         else:
-            _check_ones(file, first, np.bincount(np.repeat(np.arange(len(counts)), counts), values != 1, len(counts)) > 0)
+            _check_ones(
+                file, first, np.bincount(np.repeat(np.arange(len(counts)), counts), values != 1, len(counts)) > 0
+            )
             offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
             columns["features"] = pa.ListArray.from_arrays(offsets, pa.array(indices))
         yield {name: columns[name] for name in names or there}
@@ -254,7 +261,9 @@ def _read_libfm(file: LogFile, names: Sequence[str] | None) -> Iterator[dict[str
 def _check_ones(file: LogFile, first: int, wrong: NDArray[np.bool_]) -> None:
     if wrong.any():
         row = first + int(np.argmax(wrong))
-        raise DataError(f"{file.path}: row {row} has a value that is not 1 where the first rows have 1; write numbers as csv or parquet")
+        raise DataError(
+            f"{file.path}: row {row} has a value that is not 1 where the first rows have 1; write numbers as csv or parquet"
+        )
 
 
 def _parse_libfm(file: LogFile, block: bytes, first: int) -> tuple[pa.Array, NDArray, NDArray, NDArray]:

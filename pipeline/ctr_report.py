@@ -49,7 +49,9 @@ def write_ctr_report(run_dir: Path) -> list[Path]:
         "bytes_columns.png": _draw_columns,
         "bytes_loss.png": _draw_loss if facts.tested else None,
         "calibration.png": _draw_calibration if facts.tested else None,
-        "training.png": (lambda of: draw_training(of, "AUC on validation", from_zero=False)) if facts.validated else None,
+        "training.png": (lambda of: draw_training(of, "AUC on validation", from_zero=False))
+        if facts.validated
+        else None,
     }
     return write_files(facts, pictures, _page)
 
@@ -106,7 +108,10 @@ def _draw_columns(facts: RunFacts) -> Figure:
         parts.append((f"{len(others)} other columns", [sum(columns[name] for name in others) for columns in of_method]))
     parts.append(("layers", [entry["bytes_of"]["layers"] for entry in facts.metrics]))
     palette = [*COLOURS[:MOST_COLUMNS], "#b8c0c8", "#3c4650"]
-    colours = [palette[i] if name in shown else palette[-2] if name != "layers" else palette[-1] for i, (name, _) in enumerate(parts)]
+    colours = [
+        palette[i] if name in shown else palette[-2] if name != "layers" else palette[-1]
+        for i, (name, _) in enumerate(parts)
+    ]
     places = list(range(len(facts.metrics)))[::-1]
     for (name, values), colour in zip(parts, colours, strict=True):
         widths = [value / MIB for value in values]
@@ -157,15 +162,24 @@ def _summary(facts: RunFacts) -> str:
 
 def _data_section(facts: RunFacts) -> str:
     ingest = facts.ingest
-    rows = [(f"<td>{escape(part)}</td>", f"{ingest[f'n_{part}']:,}", "-" if rate is None else percent(rate)) for part, rate in ingest["click_rate"].items()]
+    rows = [
+        (f"<td>{escape(part)}</td>", f"{ingest[f'n_{part}']:,}", "-" if rate is None else percent(rate))
+        for part, rate in ingest["click_rate"].items()
+    ]
     left = {**ingest["dropped"], **ingest["left_out"]}
     notes = [f"{len(ingest['columns'])} columns of ids and {len(ingest['dense'])} of numbers go into the model."]
     if left:
-        notes.append("Without: " + "; ".join(f"<code>{escape(name)}</code> ({escape(why)})" for name, why in left.items()) + ".")
+        notes.append(
+            "Without: " + "; ".join(f"<code>{escape(name)}</code> ({escape(why)})" for name, why in left.items()) + "."
+        )
     unknown = {name: share for name, share in ingest["unknown"].items() if share}
     if unknown:
         worst = sorted(unknown, key=lambda name: -unknown[name])[:5]
-        notes.append("Unknown in the test rows: " + ", ".join(f"<code>{escape(n)}</code> {percent(unknown[n])}" for n in worst) + ".")
+        notes.append(
+            "Unknown in the test rows: "
+            + ", ".join(f"<code>{escape(n)}</code> {percent(unknown[n])}" for n in worst)
+            + "."
+        )
     if ingest["n_cut"]:
         notes.append(f"{ingest['n_cut']:,} values of rows longer than any of train were cut.")
     return (
@@ -197,7 +211,8 @@ def _results_section(facts: RunFacts) -> str:
     if not facts.tested:
         return text
     return (
-        text + '\n<p class="note">Log loss: of the predicted probabilities, in nats; lower is better. AUC: the share of pairs of a click and no '
+        text
+        + '\n<p class="note">Log loss: of the predicted probabilities, in nats; lower is better. AUC: the share of pairs of a click and no '
         "click that are in order; group AUC: within the rows of a group. Calibration: mean prediction over mean label, best at 1. ECE: mean "
         "distance of the curve below from the diagonal.</p>\n"
         + picture(facts.path / "bytes_loss.png", "Bytes against log loss, one point per method")
@@ -248,7 +263,8 @@ def _pairs_section(facts: RunFacts) -> str:
     ]
     return (
         "<h2>What the clusters look like</h2>\n<p>Two columns make a graph, whose edges are the pairs that were clicked in the training rows. Ids without a click "
-        "share one row.</p>\n" + html_table(("columns", "pairs clicked", "resolution", "modularity", "rows", "ids without a click"), rows)
+        "share one row.</p>\n"
+        + html_table(("columns", "pairs clicked", "resolution", "modularity", "rows", "ids without a click"), rows)
     )
 
 

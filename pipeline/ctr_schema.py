@@ -92,10 +92,14 @@ class CtrSchema:
         known = {c.name for c in self.categories}
         for c in self.categories:
             if c.partner is not None and (c.partner not in known or c.partner == c.name):
-                raise DataError(f"schema: the partner of {c.name!r} is {c.partner!r}, which is no other categorical column")
+                raise DataError(
+                    f"schema: the partner of {c.name!r} is {c.partner!r}, which is no other categorical column"
+                )
             _check_choice(c.name, "compress", c.compress, COMPRESS)
             if c.compress == "method" and c.partner is None:
-                raise DataError(f"schema: column {c.name!r} is compressed by the run's method and has no partner; name one")
+                raise DataError(
+                    f"schema: column {c.name!r} is compressed by the run's method and has no partner; name one"
+                )
             if c.compress in HASHES and c.partner is None and c.rows is None:
                 raise DataError(f"schema: column {c.name!r} is hashed into no number of rows; give rows, or a partner")
             if c.rows is not None and (c.compress not in HASHES or c.rows < 4):
@@ -123,7 +127,9 @@ class CtrSchema:
     def with_pair(self, column: str, partner: str) -> CtrSchema:
         """The same with these two columns as each other's partners."""
         other = {column: partner, partner: column}
-        return replace(self, categories=tuple(replace(c, partner=other.get(c.name, c.partner)) for c in self.categories))
+        return replace(
+            self, categories=tuple(replace(c, partner=other.get(c.name, c.partner)) for c in self.categories)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, for `from_dict`."""
@@ -166,7 +172,7 @@ def _parse(tree: Mapping[str, Any]) -> CtrSchema:
              "columns": dict, "bags": dict, "times": dict}  # fmt: skip
     _check_keys(tree, kinds, "schema")
     if "label" not in tree:
-        raise DataError("schema: it names no label; write label = \"click\"")
+        raise DataError('schema: it names no label; write label = "click"')
     names = list(tree.get("categorical", []))
     made = [f"{name}_{part}" for name in tree.get("times", {}) for part in TIME_PARTS]
     columns = tree.get("columns", {})
@@ -202,7 +208,9 @@ def _check_keys(values: Any, kinds: Mapping[str, Any], where: str) -> None:
 
 def _check_choice(column: str, key: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
-        raise DataError(f"schema: column {column!r} has {key}={value!r}; {nearest(value, choices)}choices are {', '.join(choices)}")
+        raise DataError(
+            f"schema: column {column!r} has {key}={value!r}; {nearest(value, choices)}choices are {', '.join(choices)}"
+        )
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -33,7 +33,11 @@ def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
     """
     train, recipe = config.train, CTR_RECIPES[config.train.model]
     decay = recipe.decay if train.decay is None else train.decay
-    batch_size = min(recipe.batch_size, max(SMALLEST_BATCH, n_rows // LEAST_STEPS)) if train.batch_size is None else train.batch_size
+    batch_size = (
+        min(recipe.batch_size, max(SMALLEST_BATCH, n_rows // LEAST_STEPS))
+        if train.batch_size is None
+        else train.batch_size
+    )
     return FitSettings(
         lr=recipe.lr if train.lr is None else train.lr,
         weight_decay=decay / n_rows if train.weight_decay is None else train.weight_decay,

@@ -52,7 +52,11 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     unrounded = f"recall@{K}_float32"
     metrics: dict[str, Any] = {f"recall@{K}": None, f"ndcg@{K}": None, unrounded: None, "n_test_users": len(recall)}
     if len(recall):
-        metrics |= {f"recall@{K}": float(recall.mean()), f"ndcg@{K}": float(ndcg.mean()), unrounded: float(as_trained.mean())}
+        metrics |= {
+            f"recall@{K}": float(recall.mean()),
+            f"ndcg@{K}": float(ndcg.mean()),
+            unrounded: float(as_trained.mean()),
+        }
     total, full = sum(parts.values()), full_bytes(users.n_ids, items.n_ids, config.train.dim)
     return metrics | {
         "rows": table_rows(users, items),
@@ -78,7 +82,9 @@ def rank_share(
     try:
         shipped = as_shipped(model, precision)
     except ValueError as error:
-        raise DataError(f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32") from error
+        raise DataError(
+            f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32"
+        ) from error
     test = ShardedCsr.open(ingest_dir / "test").load()
     users = np.array_split(np.flatnonzero(np.diff(test.indptr)), n_shares)[number]
     if not len(users):
@@ -112,7 +118,9 @@ class ShippedVectors:
     def __init__(self, model: LightGCN, precision: str) -> None:
         self.item_embedding, self.item_bias = model.item_embedding, model.item_bias
         device = model.item_embedding.table.device
-        self.vectors = [torch.from_numpy(rounded(v.cpu().numpy(), precision)).to(device) for v in model.vectors_and_unknown()]
+        self.vectors = [
+            torch.from_numpy(rounded(v.cpu().numpy(), precision)).to(device) for v in model.vectors_and_unknown()
+        ]
         if model.item_bias is not None:
             bias = rounded(model.item_bias.detach().cpu().numpy(), bias_dtype(precision))
             self.item_bias = torch.from_numpy(bias).to(device)

@@ -145,7 +145,9 @@ def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
     return {f"recall@{K}": stored, f"recall@{K}_float32": exact, "relative": lost}
 
 
-def _runtime(model: RetrievalModel, mode: str, graph: onnx.ModelProto, kept_bytes: int, load_bytes: int) -> dict[str, Any]:
+def _runtime(
+    model: RetrievalModel, mode: str, graph: onnx.ModelProto, kept_bytes: int, load_bytes: int
+) -> dict[str, Any]:
     """The manifest's account of what a choice costs."""
     stored = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     costs = {
@@ -173,18 +175,12 @@ def _check_fit(side: str, embedding: BucketEmbedding, bucket_map: BucketMap, voc
             "pass the vocabulary of the same run"
         )
     # As large as the map, and cheap beside what a mix-up of two runs would cost.
-    same = embedding.n_buckets == bucket_map.n_buckets and np.array_equal(
-        embedding.rows.cpu().numpy(), bucket_map.rows
-    )
+    same = embedding.n_buckets == bucket_map.n_buckets and np.array_equal(embedding.rows.cpu().numpy(), bucket_map.rows)
     if not same or not np.array_equal(embedding.weights.cpu().numpy(), bucket_map.weights):
-        raise ValueError(
-            f"the {side} map is not the one the model was made with; pass the map of the same run"
-        )
+        raise ValueError(f"the {side} map is not the one the model was made with; pass the map of the same run")
 
 
-def _save(
-    graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabulary, external_data_mib: float
-) -> None:
+def _save(graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabulary, external_data_mib: float) -> None:
     save_graph(graph, folder, inside_bytes(users, decoded=False) + inside_bytes(items, decoded=True), external_data_mib)
 
 
@@ -221,8 +217,7 @@ def _compare(
             got = retriever.recommend(asked, k, excluded)
             if not np.array_equal(got.known, chunk[: len(asked)] < len(users)):
                 raise BundleError(
-                    "the exported graph does not tell known users from unknown ones; "
-                    "report this with the vocabulary"
+                    "the exported graph does not tell known users from unknown ones; report this with the vocabulary"
                 )
             for user, item_ids, scores, row in zip(asked, got.item_ids, got.scores, truth, strict=True):
                 _compare_user(user, items.rows(item_ids), scores, row, k)
@@ -246,7 +241,9 @@ def _compare_candidates(
             "nothing was published, report this"
         )
     if not got.known_items[:, :-1].all() or got.known_items[:, -1].any():
-        raise BundleError("the exported graph does not tell known candidates from unknown ones; report this with the vocabulary")
+        raise BundleError(
+            "the exported graph does not tell known candidates from unknown ones; report this with the vocabulary"
+        )
 
 
 def _compare_user(user: Any, got: NDArray, scores: NDArray, expected: NDArray, k: int) -> None:
@@ -274,6 +271,5 @@ def _compare_user(user: Any, got: NDArray, scores: NDArray, expected: NDArray, k
     out_of_order = (scores[1:] == scores[:-1]) & (got[1:] < got[:-1])
     if (np.abs(expected[got] - best) > 2 * allowed).any() or out_of_order.any():
         raise BundleError(
-            f"user {user!r}: ONNX Runtime and the model recommend different items; "
-            "nothing was published, report this"
+            f"user {user!r}: ONNX Runtime and the model recommend different items; nothing was published, report this"
         )

@@ -82,9 +82,7 @@ def read_features(file: Path, column: str, vocabulary: Vocabulary) -> NDArray[np
     table, first_row = _read_table(file)
     names = [name for name in table.column_names if name != column]
     if column not in table.column_names:
-        raise DataError(
-            f"{file}: no column {column!r} for the ids, columns are {', '.join(names)}; rename one"
-        )
+        raise DataError(f"{file}: no column {column!r} for the ids, columns are {', '.join(names)}; rename one")
     if not names:
         raise DataError(f"{file}: no column of features beside {column!r}; add one of numbers")
     if table.num_rows == 0:
@@ -177,9 +175,7 @@ def _numbers(column: pa.ChunkedArray, file: Path, name: str, first_row: int) -> 
     return values.to_numpy()
 
 
-def _refuse(
-    bad: pa.ChunkedArray, column: pa.ChunkedArray, file: Path, name: str, first_row: int, remedy: str
-) -> None:
+def _refuse(bad: pa.ChunkedArray, column: pa.ChunkedArray, file: Path, name: str, first_row: int, remedy: str) -> None:
     places = np.flatnonzero(bad.to_numpy())
     if len(places):
         value = column[int(places[0])].as_py()

@@ -114,7 +114,9 @@ def fit(
     steps = workers.steps(n_examples, settings.batch_size)
     assert len(examples[0]) == sum(own for own, _ in steps), "examples are not this worker's share"
     if settings.sparse_gradients and not seldom:
-        note("train.sparse_gradients=true is for CPUs and batches that read few rows of a table, which is not so here: they are dense")
+        note(
+            "train.sparse_gradients=true is for CPUs and batches that read few rows of a table, which is not so here: they are dense"
+        )
     waiting = list(seldom) if workers.size == 1 or settings.sparse_gradients else []
     workers.copy_from_first(model.state_dict().values())
     optimizer = RowAdam(model.parameters(), waiting, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -132,7 +134,9 @@ def fit(
             generator.set_state(draws["generator"].cpu())
         else:
             # The epoch is begun anew: its order was that of other shares.
-            note(f"this training was begun by {len(state['workers'])} and goes on with {workers.size} workers: other draws from here on")
+            note(
+                f"this training was begun by {len(state['workers'])} and goes on with {workers.size} workers: other draws from here on"
+            )
             generator.manual_seed(workers.seed(settings.seed, state["epoch"] + 1))
         state = state | {"resumed": [*state["resumed"], state["epoch"]]}
     started = time.perf_counter() - state["seconds"]
@@ -194,7 +198,9 @@ def fit(
             done, loss_sum = 0, 0.0
             lap("step")
             if not math.isfinite(mean):
-                raise DataError(f"the loss is {mean} in epoch {epoch}: training diverged; lower train.lr ({settings.lr:g})")
+                raise DataError(
+                    f"the loss is {mean} in epoch {epoch}: training diverged; lower train.lr ({settings.lr:g})"
+                )
             on_epoch(epoch, mean)
             state |= {"epoch": epoch, "step": 0}
             if epoch % settings.eval_every and epoch < settings.epochs:

@@ -115,9 +115,7 @@ def _ingest(config: DataConfig, out: Path, work: Path) -> dict[str, Any]:
 
     given = config.split == "given"
     shares = (config.validation, 0.0 if given else config.test)
-    run_tasks(
-        partitions.split_partition, [(work, p, config.seed, *shares, given) for p in range(n)], label="split"
-    )
+    run_tasks(partitions.split_partition, [(work, p, config.seed, *shares, given) for p in range(n)], label="split")
     graphs = _build(out, work, n_users, n_items, n, config.shards)
     for side in ("user", "item"):
         (work / f"{side}s.parquet").rename(out / f"{side}s.parquet")
@@ -149,16 +147,12 @@ def _build(
         sizes[name] = n_cols
     facts = run_tasks(partitions.build_shard, tasks, label="build")
     return {
-        name: finish(
-            out / name, [f for task, f in zip(tasks, facts, strict=True) if task[2] == name], n_cols=n_cols
-        )
+        name: finish(out / name, [f for task, f in zip(tasks, facts, strict=True) if task[2] == name], n_cols=n_cols)
         for name, n_cols in sizes.items()
     }
 
 
-def _write_rejected(
-    work: Path, file: Path, sources: list[Source], chunks: list[Chunk], n_partitions: int
-) -> None:
+def _write_rejected(work: Path, file: Path, sources: list[Source], chunks: list[Chunk], n_partitions: int) -> None:
     """Rejected rows in reading order; test rows that do not fit train come last, in the same order."""
     schema = REJECTED_SCHEMA.remove(0).insert(0, pa.field("file", pa.string()))
     names = pa.array([source.file for source in sources])

@@ -41,7 +41,5 @@ def write_levels(hierarchy: Hierarchy, ingest_dir: Path, out_dir: Path) -> dict[
             "user_rows": len(np.unique(hierarchy.users[:, i])),
             "item_rows": len(np.unique(hierarchy.items[:, i])),
         }
-        for i, (resolution, modularity) in enumerate(
-            zip(hierarchy.resolutions, hierarchy.modularity, strict=True)
-        )
+        for i, (resolution, modularity) in enumerate(zip(hierarchy.resolutions, hierarchy.modularity, strict=True))
     }

@@ -141,7 +141,9 @@ def _by_frequency(make: Callable[..., BucketMap]) -> Callable[[Inputs], Maps]:
     def maps(inputs: Inputs) -> Maps:
         users, items = (
             make(frequencies, rows, seed=inputs.seed + side)
-            for side, (frequencies, rows) in enumerate(zip(inputs.frequencies or inputs.degrees, inputs.rows, strict=True))
+            for side, (frequencies, rows) in enumerate(
+                zip(inputs.frequencies or inputs.degrees, inputs.rows, strict=True)
+            )
         )
         return users, items
 

@@ -24,7 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.outbox import FOLDER as MLFLOW
 from pipeline.stages import PARTIAL, RunFolder, RunFolderError, holder_of_this_process, in_words
-from pipeline.storage import N_COPIES, download, first_line, is_uri, open_uri, readable, state_here, state_there, upload, work_folder
+from pipeline.storage import (
+    N_COPIES,
+    download,
+    first_line,
+    is_uri,
+    open_uri,
+    readable,
+    state_here,
+    state_there,
+    upload,
+    work_folder,
+)
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -85,7 +96,12 @@ class Mirror:
     """
 
     def __init__(
-        self, uri: str, folder: Path, *, say: Callable[[str], None] = print, opened: tuple[FileSystem, str] | None = None
+        self,
+        uri: str,
+        folder: Path,
+        *,
+        say: Callable[[str], None] = print,
+        opened: tuple[FileSystem, str] | None = None,
     ) -> None:
         self.uri, self.folder, self.say = uri, folder, say
         self._filesystem, self._path = opened or open_uri(uri)
@@ -231,12 +247,16 @@ class Mirror:
                 silent_s = self._now() - written
                 if silent_s < LOCK_DEAD_S:
                     raise self._in_use(holder)
-                self.say(f"{self.uri}: taken over from {in_words(holder)}, which has not been heard of for {silent_s:.0f} s")
+                self.say(
+                    f"{self.uri}: taken over from {in_words(holder)}, which has not been heard of for {silent_s:.0f} s"
+                )
             self._write_lock()
             time.sleep(LOCK_SETTLE_S)
             holder, _ = self._read_lock()
         except OSError as error:
-            raise RunFolderError(f"{self.uri}: cannot be written ({first_line(error)}); check the path and the credentials") from error
+            raise RunFolderError(
+                f"{self.uri}: cannot be written ({first_line(error)}); check the path and the credentials"
+            ) from error
         if holder is None or holder.get("token") != self._token:
             raise self._in_use(holder or {})
 

@@ -47,9 +47,7 @@ def one_line_errors(function: Callable[P, T]) -> Callable[P, T]:
             if "Max retries exceeded" in reason:
                 reason = f"the server at {os.environ.get('MLFLOW_TRACKING_URI')} does not answer"
             reason = reason.split(". ")[0][:300]
-            raise TrackingError(
-                f"MLflow: {reason}; set MLFLOW_TRACKING_URI, or go without: --no-mlflow"
-            ) from error
+            raise TrackingError(f"MLflow: {reason}; set MLFLOW_TRACKING_URI, or go without: --no-mlflow") from error
 
     return checked
 

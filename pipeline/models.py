@@ -100,7 +100,11 @@ def objective(
     def ials(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
         # The sum over all pairs weighs a batch's interactions as it weighs all of them.
         return ials_loss(
-            *model.vectors(), model(users, items), unobserved_weight=unobserved_weight, item_bias=model.item_bias, workers=workers
+            *model.vectors(),
+            model(users, items),
+            unobserved_weight=unobserved_weight,
+            item_bias=model.item_bias,
+            workers=workers,
         )
 
     return {"bpr": bpr, "directau": directau, "ials": ials}[loss]

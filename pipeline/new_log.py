@@ -75,7 +75,11 @@ def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> N
     for side in SIDES:
         vocabularies[side], rows[side] = _number(as_ids(pa.chunked_array(ids[side])), known[side])
     graph = biadjacency(
-        rows["users"], rows["items"], np.concatenate(weights), n_users=len(vocabularies["users"]), n_items=len(vocabularies["items"])
+        rows["users"],
+        rows["items"],
+        np.concatenate(weights),
+        n_users=len(vocabularies["users"]),
+        n_items=len(vocabularies["items"]),
     )
     return NewLog(vocabularies, {side: len(known[side]) for side in SIDES}, graph, n_rejected, _sha256(sources))
 

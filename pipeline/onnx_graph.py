@@ -70,8 +70,18 @@ def retrieval_graph(
     value, item_type = helper.make_tensor_value_info, ONNX_TYPES[items.kind]
     inputs = [
         value("user_id", ONNX_TYPES[users.kind], ["batch"], "raw user ids; unknown ones read the fallback vector"),
-        value("k", TensorProto.INT64, [], "items per user; more than n_items gives n_items, and 0 leaves the catalogue out"),
-        value("exclude_item_id", item_type, ["batch", "n_exclude"], "raw item ids not to recommend; unknown ids are ignored"),
+        value(
+            "k",
+            TensorProto.INT64,
+            [],
+            "items per user; more than n_items gives n_items, and 0 leaves the catalogue out",
+        ),
+        value(
+            "exclude_item_id",
+            item_type,
+            ["batch", "n_exclude"],
+            "raw item ids not to recommend; unknown ids are ignored",
+        ),
         value(
             "candidate_item_id",
             item_type,
@@ -83,11 +93,16 @@ def retrieval_graph(
     outputs = [
         value("item_id", item_type, ["batch", "k_or_all"], "raw item ids, best first"),
         value(
-            "score", TensorProto.FLOAT, ["batch", "k_or_all"], "score of each item; -inf marks an excluded item in a slot left over"
+            "score",
+            TensorProto.FLOAT,
+            ["batch", "k_or_all"],
+            "score of each item; -inf marks an excluded item in a slot left over",
         ),
         value("known", TensorProto.BOOL, ["batch"], "whether the user is in the model"),
         value("candidate_score", TensorProto.FLOAT, ["batch", "n_candidates"], "score of each candidate"),
-        value("candidate_known", TensorProto.BOOL, ["batch_or_1", "n_candidates"], "whether the candidate is in the model"),
+        value(
+            "candidate_known", TensorProto.BOOL, ["batch_or_1", "n_candidates"], "whether the candidate is in the model"
+        ),
     ]
     return graph.model("retrieval", inputs, outputs)
 
@@ -103,7 +118,8 @@ def _item_rows(graph: Graph, items: Vocabulary) -> tuple[str, str]:
     shapes = [graph.node("Shape", [name], f"{name}_shape") for name in inputs]
     # Without allowzero a 0 would mean "as before".
     excluded, candidates = (
-        graph.node("Reshape", [part, shape], f"{part}_shaped", allowzero=1) for part, shape in zip(parts, shapes, strict=True)
+        graph.node("Reshape", [part, shape], f"{part}_shaped", allowzero=1)
+        for part, shape in zip(parts, shapes, strict=True)
     )
     return excluded, candidates
 
@@ -116,7 +132,10 @@ def _best_items(graph: Graph, scores: Scores, first: BucketsFirst | None, items:
     k = some.node("Reshape", [some.node("Min", ["k", "n_items"], "k_or_all"), graph.axis(1)], "k_vector")
     best = best_of(some, scores, first, len(items), excluded, batch, k)
     empty = none.node("Concat", [batch, graph.axis(0)], "empty_shape", axis=0)
-    nothing = none.node("Expand", ["minus_infinity", empty], "no_scores"), none.node("Expand", ["n_items", empty], "no_items")
+    nothing = (
+        none.node("Expand", ["minus_infinity", empty], "no_scores"),
+        none.node("Expand", ["n_items", empty], "no_items"),
+    )
     asked = graph.node("Greater", ["k", graph.constant("zero", np.int64(0))], "catalogue_asked")
     graph.node(
         "If",
@@ -136,14 +155,20 @@ def _candidates(graph: Graph, scores: Scores, rows: str) -> None:
     columns = none.node("Shape", [rows], "n_candidates", start=1)
     shape = none.node("Concat", ["batch", columns], "no_candidates_shape", axis=0)
     nothing = none.node("Expand", ["minus_infinity", shape], "no_candidates")
-    asked = graph.node("Greater", [graph.node("Shape", [rows], "n_candidate_columns", start=1), "zero"], "candidates_given")
+    asked = graph.node(
+        "Greater", [graph.node("Shape", [rows], "n_candidate_columns", start=1), "zero"], "candidates_given"
+    )
     asked = graph.node("Squeeze", [asked], "candidates_asked")
     graph.node(
         "If",
         [asked],
         "candidate_score",
-        then_branch=some.body("candidates", [], [helper.make_tensor_value_info(found, TensorProto.FLOAT, [None, None])]),
-        else_branch=none.body("without_candidates", [], [helper.make_tensor_value_info(nothing, TensorProto.FLOAT, [None, None])]),
+        then_branch=some.body(
+            "candidates", [], [helper.make_tensor_value_info(found, TensorProto.FLOAT, [None, None])]
+        ),
+        else_branch=none.body(
+            "without_candidates", [], [helper.make_tensor_value_info(nothing, TensorProto.FLOAT, [None, None])]
+        ),
     )
     graph.node("Less", [rows, "n_items"], "candidate_known")
 

@@ -28,8 +28,12 @@ class NeuMFScores(Scores):
         halves = graph.constant("halves", np.array([self.half, self.half], np.int64))
         products, network = f"{self.users}_products", f"{self.users}_network"
         graph.node("Split", [self.users, halves], [products, network], axis=1)
-        self.products = graph.node("Mul", [products, graph.constant("of_product", as_array(of_product))], "user_products")
-        self.part = graph.node("MatMul", [network, graph.constant("of_user", as_array(model.of_user.weight.T).copy())], "user_part")
+        self.products = graph.node(
+            "Mul", [products, graph.constant("of_product", as_array(of_product))], "user_products"
+        )
+        self.part = graph.node(
+            "MatMul", [network, graph.constant("of_user", as_array(model.of_user.weight.T).copy())], "user_part"
+        )
 
     def _item_halves(self, graph: Graph, name: str, vectors: str, axis: int) -> tuple[str, str]:
         """The half for the product, and the item's part of the first layer."""
@@ -47,7 +51,9 @@ class NeuMFScores(Scores):
 
     def _of_vectors(self, graph: Graph, name: str, vectors: str, bias: str | None) -> str:
         products, part = self._item_halves(graph, name, vectors, 1)
-        linear = graph.node("Gemm", [self.products, products] + ([] if bias is None else [bias]), f"{name}_linear", transB=1)
+        linear = graph.node(
+            "Gemm", [self.products, products] + ([] if bias is None else [bias]), f"{name}_linear", transB=1
+        )
         # One user at a time: hidden units of (batch, n_items) pairs would be `half` times as large as the scores.
         body = Graph(graph)
         share = self._network(body, f"{name}_deep", body.node("Add", [part, f"{name}_one_user"], f"{name}_both"))
@@ -61,13 +67,17 @@ class NeuMFScores(Scores):
         column = graph.node("Unsqueeze", [self.products, graph.axis(2)], "user_products_column")
         linear = graph.node("MatMul", [products, column], "candidate_linear_column")
         linear = graph.node("Squeeze", [linear, graph.axis(2)], "candidate_linear")
-        first = graph.node("Add", [part, graph.node("Unsqueeze", [self.part, graph.axis(1)], "user_part_row")], "candidate_both")
+        first = graph.node(
+            "Add", [part, graph.node("Unsqueeze", [self.part, graph.axis(1)], "user_part_row")], "candidate_both"
+        )
         return graph.node("Add", [linear, self._network(graph, "candidate_deep", first)], "candidate_pair_scores")
 
     def _of_folded(self, graph: Graph) -> str:
         biases = len(self.blocks) * [None] if self.bias is None else self._bias_of_blocks(graph)
         of_blocks = enumerate(zip(self.blocks, biases, strict=True))
-        return self._joined(graph, [self._of_vectors(graph, f"catalogue_{i}", block, bias) for i, (block, bias) in of_blocks])
+        return self._joined(
+            graph, [self._of_vectors(graph, f"catalogue_{i}", block, bias) for i, (block, bias) in of_blocks]
+        )
 
     def _of_chunks(self, graph: Graph) -> str:
         # The network is no sum over buckets, so there is no short way for few users.

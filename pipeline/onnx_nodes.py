@@ -1,9 +1,9 @@
 """Pieces of ONNX graphs, built node by node (opset 20, ai.onnx.ml 4), so that every dtype is chosen and nothing is folded in the file.
 
-    graph = Graph()
-    row = encode_ids(graph, "user", users, "user_id")       # raw ids -> rows, unknown ones to len(users)
-    table = Table.add(graph, "user", array, "int8")         # stored once, in its small type
-    vectors = read_vectors(graph, "user", table, add_map(graph, "user", bucket_map), row)
+graph = Graph()
+row = encode_ids(graph, "user", users, "user_id")       # raw ids -> rows, unknown ones to len(users)
+table = Table.add(graph, "user", array, "int8")         # stored once, in its small type
+vectors = read_vectors(graph, "user", table, add_map(graph, "user", bucket_map), row)
 """
 
 from __future__ import annotations
@@ -181,13 +181,22 @@ class Table:
             BundleError: a value is not finite in `precision`.
         """
         if precision not in STEPS:
-            return cls(graph.constant(f"{name}_table", as_stored(table, f"{name} table", precision)), None, precision, table.shape)
+            return cls(
+                graph.constant(f"{name}_table", as_stored(table, f"{name} table", precision)),
+                None,
+                precision,
+                table.shape,
+            )
         try:
             codes, scales = quantize_rows(table, precision)
         except ValueError as error:
-            raise BundleError(f"{name} table holds {error}; train with a lower learning rate, or use float32") from error
+            raise BundleError(
+                f"{name} table holds {error}; train with a lower learning rate, or use float32"
+            ) from error
         codes = pack_nibbles(codes) if precision == "int4" else codes
-        return cls(graph.constant(f"{name}_table", codes), graph.constant(f"{name}_scales", scales), precision, table.shape)
+        return cls(
+            graph.constant(f"{name}_table", codes), graph.constant(f"{name}_scales", scales), precision, table.shape
+        )
 
     def read(self, graph: Graph, name: str, part_of: Callable[[str], str]) -> tuple[str, str | None]:
         """Values as float32, shape (..., dim), and scales, shape (..., 1), of the rows that `part_of` takes out of both."""
@@ -208,7 +217,8 @@ class Table:
     def _codes(self, graph: Graph, name: str, packed: str) -> str:
         """Codes of packed rows, shape (..., dim): in float32, because not every provider has bit operations."""
         sixteenth, sixteen, zero = (
-            graph.constant(f"{name}_{what}", np.float32(value)) for what, value in (("16th", 1 / 16), ("16", 16), ("code_0", 8))
+            graph.constant(f"{name}_{what}", np.float32(value))
+            for what, value in (("16th", 1 / 16), ("16", 16), ("code_0", 8))
         )
         high = graph.node("Floor", [graph.node("Mul", [packed, sixteenth], f"{name}_high_part")], f"{name}_high")
         low = graph.node("Sub", [packed, graph.node("Mul", [high, sixteen], f"{name}_high_16")], f"{name}_low")
@@ -264,13 +274,19 @@ def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry
     def of_entry(part: str) -> str:
         if entry is None:
             return part
-        return entry(graph, part) if callable(entry) else graph.node("Gather", [part, entry], f"{name}_{part}_of_entry", axis=0)
+        return (
+            entry(graph, part)
+            if callable(entry)
+            else graph.node("Gather", [part, entry], f"{name}_{part}_of_entry", axis=0)
+        )
 
     if stored.rows is None:
         return _scaled(graph, name, *table.read(graph, name, of_entry))
     # Gather takes int32 or int64 indices.
     rows = graph.cast(of_entry(stored.rows), f"{name}_buckets", TensorProto.INT32)
-    values, scales = table.read(graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0))
+    values, scales = table.read(
+        graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0)
+    )
     if stored.profiles is None:
         return _scaled(graph, name, values, scales)
     profile = graph.cast(of_entry(stored.profile_of), f"{name}_profile", TensorProto.INT32)

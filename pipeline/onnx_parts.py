@@ -14,7 +14,10 @@ from onnx import helper, numpy_helper
 
 
 def keep_part(
-    graph: onnx.GraphProto, inputs: Sequence[str], outputs: Sequence[str], constants: Mapping[str, NDArray] | None = None
+    graph: onnx.GraphProto,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    constants: Mapping[str, NDArray] | None = None,
 ) -> None:
     """Reduce `graph` to these outputs, as functions of these inputs, in place.
 

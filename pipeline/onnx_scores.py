@@ -70,7 +70,9 @@ def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap
     """The tables and maps that a graph stores of a model: LightGCN's vectors are tables of their own, with a row for every id."""
     bias = None if model.item_bias is None else as_array(model.item_bias)
     if not isinstance(model, LightGCN):
-        return Parts(as_array(model.user_embedding.table), as_array(model.item_embedding.table), user_map, item_map, bias)
+        return Parts(
+            as_array(model.user_embedding.table), as_array(model.item_embedding.table), user_map, item_map, bias
+        )
     vectors = (as_array(of_side) for of_side in model.vectors_and_unknown())
     return Parts(*vectors, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
 
@@ -105,7 +107,9 @@ class Scores:
         n_columns: scores of `all_scores` per user: n_items, the unknown ids' entry, and what fills the last chunk up.
     """
 
-    def __init__(self, graph: Graph, model: RetrievalModel, parts: Parts, precision: str, user: str, *, compressed: bool) -> None:
+    def __init__(
+        self, graph: Graph, model: RetrievalModel, parts: Parts, precision: str, user: str, *, compressed: bool
+    ) -> None:
         self.shared, self.dim, self.compressed = graph, parts.dim, compressed
         n_entries, n_lookups = parts.item_map.n_ids + 1, parts.item_map.n_lookups
         self.n_sums = -(-n_entries * n_lookups // (_CHUNK_LOOKUPS * _PER_SUM))
@@ -181,7 +185,12 @@ class Scores:
             return
         # The bias as one more dimension, where users have a 1: added to (batch, n_items) products it would take another pass over them.
         self.blocks = [
-            graph.node("Concat", [block, graph.node("Unsqueeze", [bias, graph.axis(1)], f"bias_column_{i}")], f"items_and_bias_{i}", axis=1)
+            graph.node(
+                "Concat",
+                [block, graph.node("Unsqueeze", [bias, graph.axis(1)], f"bias_column_{i}")],
+                f"items_and_bias_{i}",
+                axis=1,
+            )
             for i, (block, bias) in enumerate(zip(self.blocks, self._bias_of_blocks(graph), strict=True))
         ]
 
@@ -198,7 +207,9 @@ class Scores:
         scores = self._of_pairs(graph, graph.node("Reshape", [vectors, shape], "candidate_of_user", allowzero=1))
         if self.bias is None:
             return scores
-        return graph.node("Add", [scores, graph.node("Gather", [self.bias, rows], "candidate_bias", axis=0)], "candidate_sum")
+        return graph.node(
+            "Add", [scores, graph.node("Gather", [self.bias, rows], "candidate_bias", axis=0)], "candidate_sum"
+        )
 
     def _of_folded(self, graph: Graph) -> str:
         users = self.users
@@ -208,7 +219,9 @@ class Scores:
             shape = graph.node("Concat", [batch, graph.axis(1)], "ones_shape", axis=0)
             ones = graph.node("Expand", [graph.constant("one", np.float32(1)), shape], "ones")
             users = graph.node("Concat", [users, ones], "users_and_one", axis=1)
-        scores = [graph.node("Gemm", [users, block], f"catalogue_scores_{i}", transB=1) for i, block in enumerate(self.blocks)]
+        scores = [
+            graph.node("Gemm", [users, block], f"catalogue_scores_{i}", transB=1) for i, block in enumerate(self.blocks)
+        ]
         return self._joined(graph, scores)
 
     def _joined(self, graph: Graph, scores: list[str]) -> str:
@@ -236,7 +249,9 @@ class Scores:
         few, many = Graph(graph), Graph(graph)
         outputs = [self._scan_sums(few), self._scan_vectors(many)]
         batch = graph.node("Shape", [self.users], "n_scored", end=1)
-        is_few = graph.node("LessOrEqual", [batch, graph.constant("few_users", np.array([FEW_USERS], np.int64))], "few_asked")
+        is_few = graph.node(
+            "LessOrEqual", [batch, graph.constant("few_users", np.array([FEW_USERS], np.int64))], "few_asked"
+        )
         branches = [
             part.body(name, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, [None, None])])
             for part, name, output in zip((few, many), ("sums", "vectors"), outputs, strict=True)
@@ -268,7 +283,9 @@ class Scores:
             scores = body.node("Gemm", [self.users, values], "bucket_products", transB=1)
             if scales is None:
                 return scores
-            return body.node("Mul", [scores, body.node("Reshape", [scales, body.axis(-1)], "bucket_scales_row")], "bucket_scaled")
+            return body.node(
+                "Mul", [scores, body.node("Reshape", [scales, body.axis(-1)], "bucket_scales_row")], "bucket_scaled"
+            )
 
         n_rows = self.item_table.shape[0]
         return _scan(graph, "buckets", n_rows, n_rows // self.n_tables, of_buckets)
@@ -280,7 +297,9 @@ class Scores:
 
         def of_items(body: Graph, part: Chunk) -> str:
             # GatherElements copies numbers, where Gather calls memcpy for each.
-            rows = body.node("Reshape", [body.cast(part(body, self.map.rows), "sum_rows", TensorProto.INT32), "one_row"], "sum_flat")
+            rows = body.node(
+                "Reshape", [body.cast(part(body, self.map.rows), "sum_rows", TensorProto.INT32), "one_row"], "sum_flat"
+            )
             shape = body.node("Concat", [batch, body.axis(1)], "sum_shape", axis=0)
             rows = body.node("Expand", [rows, shape], "sum_rows_of_user")
             sums = body.node("GatherElements", [buckets, rows], "sum_terms", axis=1)
@@ -312,7 +331,9 @@ def _scan(graph: Graph, name: str, n: int, chunk: int, scores) -> str:
     assert n % chunk == 0, (n, chunk)
     starts = graph.constant(f"{name}_starts", np.arange(0, n, chunk, dtype=np.int64)[:, None])
     body = Graph(graph)
-    stop = body.node("Add", [f"{name}_start", body.constant(f"{name}_chunk", np.array([chunk], np.int64))], f"{name}_stop")
+    stop = body.node(
+        "Add", [f"{name}_start", body.constant(f"{name}_chunk", np.array([chunk], np.int64))], f"{name}_stop"
+    )
     output = scores(body, Chunk(name, f"{name}_start", stop))
     scan = body.body(
         f"{name}_chunks",

@@ -77,9 +77,13 @@ def scan(graph: Graph, scores: Scores, n_items: int, excluded: str, batch: str, 
     # Column n_items is the unknown ids' entry: it takes the excluded ids that are no items, and is always
     # excluded itself, as is what fills the last chunk up.
     surplus = graph.constant("surplus_columns", np.arange(n_items, scores.n_columns)[None])
-    padding = graph.node("Expand", [surplus, graph.node("Concat", [batch, graph.axis(1)], "column_shape", axis=0)], "surplus")
+    padding = graph.node(
+        "Expand", [surplus, graph.node("Concat", [batch, graph.axis(1)], "column_shape", axis=0)], "surplus"
+    )
     columns = graph.node("Concat", [excluded, padding], "excluded_columns", axis=1)
-    updates = graph.node("Expand", ["minus_infinity", graph.node("Shape", [columns], "excluded_shape")], "excluded_scores")
+    updates = graph.node(
+        "Expand", ["minus_infinity", graph.node("Shape", [columns], "excluded_shape")], "excluded_scores"
+    )
     masked = graph.node("ScatterElements", [scores.all_scores(graph), columns, updates], "masked_scores", axis=1)
     graph.node("TopK", [masked, k], ["scan_scores", "scan_items"], axis=1, largest=1, sorted=1)
     return "scan_scores", "scan_items"
@@ -109,11 +113,16 @@ class BucketsFirst:
         """Whether few enough items are compared: bool, scalar."""
         self.n_excluded = graph.node("Shape", [excluded], "n_excluded", start=1)
         self.wanted = graph.node("Add", [k, self.n_excluded], "wanted")
-        limits = (graph.constant(f"most_{name}", np.array([n], np.int64)) for name, n in (("buckets", self.n_buckets), ("members", self.largest)))
+        limits = (
+            graph.constant(f"most_{name}", np.array([n], np.int64))
+            for name, n in (("buckets", self.n_buckets), ("members", self.largest))
+        )
         self.n_best, self.n_each = (graph.node("Min", [self.wanted, limit], f"{limit}_taken") for limit in limits)
         compared = graph.node("Mul", [self.n_best, self.n_each], "n_slots")
         # Every slot is compared with every excluded item.
-        looks = graph.node("Add", [self.n_excluded, graph.constant("looks_per_slot", np.array([_LOOKS_PER_SLOT], np.int64))], "n_looks")
+        looks = graph.node(
+            "Add", [self.n_excluded, graph.constant("looks_per_slot", np.array([_LOOKS_PER_SLOT], np.int64))], "n_looks"
+        )
         compared = graph.node("Mul", [compared, looks], "n_compared")
         most = graph.constant("most_compared", np.array([_most_compared(self.n_items, self.n_buckets)], np.int64))
         return graph.node("Squeeze", [graph.node("LessOrEqual", [compared, most], "few_compared")], "buckets_first")
@@ -138,13 +147,17 @@ class BucketsFirst:
         slots = graph.node("Add", [ends[0], steps], "slots")
         is_filled = graph.node("Less", [slots, ends[1]], "slot_is_filled")
         slots = graph.node("Where", [is_filled, slots, "n_items"], "slots_or_none")
-        rows = graph.cast(graph.node("Gather", ["bucket_members", slots], "slot_stored", axis=0), "slot_rows", TensorProto.INT64)
+        rows = graph.cast(
+            graph.node("Gather", ["bucket_members", slots], "slot_stored", axis=0), "slot_rows", TensorProto.INT64
+        )
         chosen = graph.node("GatherElements", [of_bucket, "best_buckets"], "chosen_scores", axis=1)
         found = column("chosen", chosen)
         # Slots of shape (batch, buckets, items of each) from here on side by side.
         flat = graph.node("Concat", [batch, graph.axis(-1)], "flat_shape", axis=0)
         if scores.bias is not None:
-            found = graph.node("Add", [found, graph.node("Gather", [scores.bias, rows], "slot_bias", axis=0)], "slot_scores")
+            found = graph.node(
+                "Add", [found, graph.node("Gather", [scores.bias, rows], "slot_bias", axis=0)], "slot_scores"
+            )
         found = graph.node("Where", [is_filled, found, "minus_infinity"], "filled_scores")
         found, rows = (graph.node("Reshape", [part, flat], f"{part}_flat") for part in (found, rows))
         # The first of equals is to be the lower row.
@@ -158,10 +171,14 @@ class BucketsFirst:
         found = graph.node("Where", [is_out, "minus_infinity", found], "open_scores")
         graph.node("TopK", [found, k], ["bucket_best_scores", "bucket_places"], axis=1, largest=1, sorted=1)
         items = graph.node("GatherElements", ["sorted_rows", "bucket_places"], "bucket_rows_found", axis=1)
-        return "bucket_best_scores", graph.node("Min", [items, graph.constant("last_item", np.int64(self.n_items - 1))], "bucket_best_items")
+        return "bucket_best_scores", graph.node(
+            "Min", [items, graph.constant("last_item", np.int64(self.n_items - 1))], "bucket_best_items"
+        )
 
 
-def best_of(graph: Graph, scores: Scores, first: BucketsFirst | None, n_items: int, excluded: str, batch: str, k: str) -> tuple[str, str]:
+def best_of(
+    graph: Graph, scores: Scores, first: BucketsFirst | None, n_items: int, excluded: str, batch: str, k: str
+) -> tuple[str, str]:
     """Scores, float32, and rows, int64, of the k best items, best first: shape (batch, k) each; arguments as in `scan`."""
     if first is None:
         return scan(graph, scores, n_items, excluded, batch, k)

@@ -53,7 +53,9 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._entries())
 
-    def deliver(self, send: Callable[[str, str, dict[str, Any]], str | None], is_away: Callable[[Exception], bool]) -> int:
+    def deliver(
+        self, send: Callable[[str, str, dict[str, Any]], str | None], is_away: Callable[[Exception], bool]
+    ) -> int:
         """Send every entry, oldest first, and take it away when it has arrived.
 
         Args:
@@ -117,7 +119,9 @@ class Outbox:
     def _refuse(self, path: Path, reason: str) -> None:
         (self.folder / "refused").mkdir(exist_ok=True)
         with contextlib.suppress(OSError, ValueError):
-            write_json_atomic(self.folder / "refused" / path.name, json.loads(path.read_text()) | {"reason": reason[:1000]})
+            write_json_atomic(
+                self.folder / "refused" / path.name, json.loads(path.read_text()) | {"reason": reason[:1000]}
+            )
             path.unlink(missing_ok=True)
             return
         with contextlib.suppress(OSError):

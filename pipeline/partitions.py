@@ -217,9 +217,7 @@ def user_partition(users: pa.Array, n_partitions: int) -> NDArray[np.int32]:
         first, last = int(offsets[0]), int(offsets[-1])
         # sum of byte * base^place over the string, from running sums: all modulo 2^64.
         powers = np.cumprod(np.full(last - first, _STRING_BASE))
-        sums = np.concatenate(
-            [[np.uint64(0)], np.cumsum((text[first:last].astype(np.uint64) + np.uint64(1)) * powers)]
-        )
+        sums = np.concatenate([[np.uint64(0)], np.cumsum((text[first:last].astype(np.uint64) + np.uint64(1)) * powers)])
         starts, stops = offsets[:-1] - first, offsets[1:] - first
         inverse = np.uint64(pow(int(_STRING_BASE), -1, 2**64))
         back = np.concatenate([[np.uint64(1)], np.cumprod(np.full(last - first, inverse))])
@@ -245,8 +243,7 @@ def _encode_test(
         if table is None:
             continue
         users, items = (
-            vocabularies[side].rows(table[side], missing="fallback").astype(np.int64)
-            for side in ("user", "item")
+            vocabularies[side].rows(table[side], missing="fallback").astype(np.int64) for side in ("user", "item")
         )
         n_users, n_items = len(vocabularies["user"]), len(vocabularies["item"])
         # The first reason that holds is given.
@@ -277,9 +274,7 @@ def _encode_test(
             arrays = [source, as_ids(wrong["row"]), bad_reasons, raw]
             rejected.append(pa.table(arrays, schema=REJECTED_SCHEMA))
             first = rejected[-1].sort_by("row").slice(0, 1).to_pylist()[0]
-            message = (
-                f"{chunk.source.file}: row {first['row']}: {first['reason']} ({first['raw']}); {SKIP_REMEDY}"
-            )
+            message = f"{chunk.source.file}: row {first['row']}: {first['reason']} ({first['raw']}); {SKIP_REMEDY}"
             problems.append((chunk.number, first["row"], message))
         weights = table["weight"].to_numpy() if "weight" in table.column_names else np.ones(len(users))
         for column, values in zip(kept, (users, items, weights), strict=True):
@@ -325,9 +320,7 @@ def _save_edges(work: Path, name: str, partition: int, *arrays: NDArray) -> None
 
 
 def _save_counts(work: Path, name: str, partition: int, rows: NDArray[np.integer]) -> int:
-    np.save(
-        work / f"{name}-{partition:06d}.counts.npy", np.array(np.unique(rows, return_counts=True), np.int64)
-    )
+    np.save(work / f"{name}-{partition:06d}.counts.npy", np.array(np.unique(rows, return_counts=True), np.int64))
     return len(rows)
 
 

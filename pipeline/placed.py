@@ -107,7 +107,9 @@ class Placed:
         """What a bundle depends on; None while nothing is placed."""
         if not any(self.n_placed.values()):
             return None
-        return "-".join(m.content_hash[:16] + self.vocabularies[side].content_hash[:16] for side, m in self.maps.items())
+        return "-".join(
+            m.content_hash[:16] + self.vocabularies[side].content_hash[:16] for side, m in self.maps.items()
+        )
 
 
 def placed_dir(run: Path, method: str) -> Path:

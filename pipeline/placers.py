@@ -85,7 +85,10 @@ class Placer:
 def _nowhere(placing: Placing) -> Places:
     """A table with a row for every id has none for a new one, and a hash of features knows none of it."""
     has_place = {side: np.zeros(placing.n_new[side], np.bool_) for side in SIDES}
-    maps = {side: with_new_ids(known, np.zeros((placing.n_new[side], 1)), None, has_place[side]) for side, known in placing.maps.items()}
+    maps = {
+        side: with_new_ids(known, np.zeros((placing.n_new[side], 1)), None, has_place[side])
+        for side, known in placing.maps.items()
+    }
     return Places(maps, has_place, _untrained(placing))
 
 
@@ -160,17 +163,23 @@ def _balanced(placing: Placing) -> Places:
     holds_users = np.bincount(labels.users, minlength=n_labels) > 0
     n_trained = len(labels.users)
     own = placing.edges[n_trained:]
-    best = best_communities(own, found["items"], totals, placing.degrees["users"].sum(), labels.resolution, holds_users, 2)
+    best = best_communities(
+        own, found["items"], totals, placing.degrees["users"].sum(), labels.resolution, holds_users, 2
+    )
     # The first is the community that the id is in, which was found with fewer of its neighbours where it was placed earlier.
     first = found["users"][n_trained:]
     second = np.where(best[:, 0] == first, best[:, 1], best[:, 0])
     rows = np.repeat(users.rows, 2, axis=1)
-    rows[n_trained:-1, 1] = np.where(second >= 0, np.searchsorted(np.unique(labels.users), second), rows[n_trained:-1, 0])
+    rows[n_trained:-1, 1] = np.where(
+        second >= 0, np.searchsorted(np.unique(labels.users), second), rows[n_trained:-1, 0]
+    )
     profile_of = np.ones(len(rows), np.uint8)
     profile_of[n_trained:-1] = second < 0
     # The trained users' second rows are in their own map.
     n_stored = placing.maps["users"].n_ids
-    rows[:n_stored], profile_of[:n_stored] = (a[:n_stored] for a in (placing.maps["users"].rows, placing.maps["users"].profile_of))
+    rows[:n_stored], profile_of[:n_stored] = (
+        a[:n_stored] for a in (placing.maps["users"].rows, placing.maps["users"].profile_of)
+    )
     maps = {"users": replace(placing.maps["users"], rows=rows, profile_of=profile_of), "items": items}
     return _places(placing, maps, None, found)
 
@@ -182,7 +191,8 @@ def _soft(placing: Placing) -> Places:
 def _double_soft(placing: Placing) -> Places:
     """The soft map's lookups, and the hashed one behind them."""
     inner = {
-        side: replace(m, rows=m.rows[:, :-1], profiles=np.ascontiguousarray(m.profiles[:, :-1])) for side, m in placing.maps.items()
+        side: replace(m, rows=m.rows[:, :-1], profiles=np.ascontiguousarray(m.profiles[:, :-1]))
+        for side, m in placing.maps.items()
     }
     places, maps = _soft_places(placing, inner), {}
     for number, side in enumerate(SIDES):
@@ -202,7 +212,10 @@ def _soft_places(placing: Placing, maps: Mapping[str, BucketMap]) -> Places:
 
 
 def _places(
-    placing: Placing, maps: Mapping[str, BucketMap], has_place: dict[str, NDArray[np.bool_]] | None, *found: Mapping[str, NDArray]
+    placing: Placing,
+    maps: Mapping[str, BucketMap],
+    has_place: dict[str, NDArray[np.bool_]] | None,
+    *found: Mapping[str, NDArray],
 ) -> Places:
     """Places from maps of all ids, which must begin with the known ones.
 
@@ -247,9 +260,13 @@ PLACERS: dict[str, Placer] = {
     "lsh": Placer(_nowhere, "nowhere: a log brings no features of them"),
     "lsh_structure": Placer(_lsh_structure, "by the same random projections of their trained neighbours"),
     "graph": Placer(_communities(lambda labels, seed: graph_maps(labels)), _BY_GAIN, 1),
-    "double_graph": Placer(_communities(lambda labels, seed: double_graph_maps(labels, seed=seed)), _BY_GAIN + ", and " + _BY_NUMBER, 1),
+    "double_graph": Placer(
+        _communities(lambda labels, seed: double_graph_maps(labels, seed=seed)), _BY_GAIN + ", and " + _BY_NUMBER, 1
+    ),
     "multilevel": Placer(_multilevel, _BY_GAIN + ", at each level", 2),
     "balanced": Placer(_balanced, _BY_GAIN + ", users in the second best as well", 1),
     "soft": Placer(_soft, "by the affinities that a trained id with their interactions has", 1),
-    "double_soft": Placer(_double_soft, "by the affinities that a trained id with their interactions has, and " + _BY_NUMBER, 1),
+    "double_soft": Placer(
+        _double_soft, "by the affinities that a trained id with their interactions has, and " + _BY_NUMBER, 1
+    ),
 }

@@ -42,7 +42,9 @@ def check_methods(methods: Sequence[str], task: str = "retrieval") -> None:
             hint = f"did you mean {close[0]}? " if close else ""
             raise ConfigError(f"unknown method {method!r}; {hint}methods are {', '.join(METHODS)}")
         if method == "lsh" and task == "ctr":
-            raise ConfigError("method 'lsh' needs features of users and items, which run.task=ctr has none of; use lsh_structure")
+            raise ConfigError(
+                "method 'lsh' needs features of users and items, which run.task=ctr has none of; use lsh_structure"
+            )
 
 
 def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Step]:
@@ -58,8 +60,7 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
     from pipeline.features import feature_files
 
     settings = {
-        section: dataclasses.asdict(getattr(config, section))
-        for section in ("data", "cluster", "map", "train")
+        section: dataclasses.asdict(getattr(config, section)) for section in ("data", "cluster", "map", "train")
     }
     # Where the data lies, and with how many threads it is clustered, changes no output. Features are read by one method alone.
     for key in ("path", "user_features", "item_features"):

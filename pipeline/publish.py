@@ -35,7 +35,9 @@ def save_graph(graph: onnx.ModelProto, folder: Path, inside: int, external_data_
         BundleError: the ids are larger than an ONNX file can be.
     """
     if inside > _PROTOBUF_LIMIT:
-        raise BundleError(f"the ids take {inside / 2**30:.1f} GiB in the graph, an ONNX file ends at 2 GiB; use int64 ids")
+        raise BundleError(
+            f"the ids take {inside / 2**30:.1f} GiB in the graph, an ONNX file ends at 2 GiB; use int64 ids"
+        )
     tensors = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     external = tensors > min(external_data_mib * 2**20, _PROTOBUF_LIMIT - inside)
     onnx.save_model(
@@ -64,9 +66,7 @@ def unknown_id(vocabulary: Vocabulary) -> int | str:
     """An id that is not in the vocabulary."""
     for start in itertools.count(step=1000):
         numbers = range(start, start + 1000)
-        candidates = (
-            [-1 - i for i in numbers] if vocabulary.kind == "int64" else [f"unknown-{i}" for i in numbers]
-        )
+        candidates = [-1 - i for i in numbers] if vocabulary.kind == "int64" else [f"unknown-{i}" for i in numbers]
         unknown = np.flatnonzero(vocabulary.rows(candidates, missing="fallback") == len(vocabulary))
         if len(unknown):
             return candidates[unknown[0]]

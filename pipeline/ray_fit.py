@@ -57,7 +57,9 @@ def run_on_ray(task: Task, job: dict[str, Any], tracker: Tracker, say: Callable[
     from ray.train.torch import TorchTrainer
 
     folder, states = Path(job["folder"]), job["states"]
-    n_workers, resources = share_out_workers(job["workers"], int(ray.cluster_resources().get("GPU", 0)), cpus_of_machines())
+    n_workers, resources = share_out_workers(
+        job["workers"], int(ray.cluster_resources().get("GPU", 0)), cpus_of_machines()
+    )
     for left in (states.stop_file, folder / FAILURE, folder / NOTES):
         left.unlink(missing_ok=True)
     start = states.newest(say)
@@ -69,7 +71,9 @@ def run_on_ray(task: Task, job: dict[str, Any], tracker: Tracker, say: Callable[
         _worker,
         train_loop_config=job | {"task": task},
         scaling_config=train.ScalingConfig(
-            num_workers=n_workers, use_gpu="GPU" in resources, resources_per_worker=None if "GPU" in resources else resources
+            num_workers=n_workers,
+            use_gpu="GPU" in resources,
+            resources_per_worker=None if "GPU" in resources else resources,
         ),
         run_config=train.RunConfig(
             name="fit",
@@ -103,7 +107,9 @@ def run_on_ray(task: Task, job: dict[str, Any], tracker: Tracker, say: Callable[
             say(f"stopped at {newest}; the same command goes on from there, or starts over with --no-resume")
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
     if newest is None:
-        raise DataError(f"training ended without a checkpoint in {states.folder}; all machines have to share the run folder")
+        raise DataError(
+            f"training ended without a checkpoint in {states.folder}; all machines have to share the run folder"
+        )
     shutil.rmtree(storage, ignore_errors=True)
     return states.load(newest)
 
@@ -259,7 +265,9 @@ def share_out_workers(asked: int | None, n_gpus: int, cpus: Sequence[int]) -> tu
     n = asked or n_gpus or 1
     if n_gpus:
         if n > n_gpus:
-            raise ConfigError(f"train.workers={n} is more than the {n_gpus} GPUs of the cluster; leave it out for one worker per GPU")
+            raise ConfigError(
+                f"train.workers={n} is more than the {n_gpus} GPUs of the cluster; leave it out for one worker per GPU"
+            )
         return n, {"GPU": 1}
     # Each on one machine, with as many CPUs as all of them can have alike.
     for each in range(max([1, *cpus]), 0, -1):
@@ -267,7 +275,9 @@ def share_out_workers(asked: int | None, n_gpus: int, cpus: Sequence[int]) -> tu
             return n, {"CPU": each}
     if n == 1:
         return 1, {"CPU": 1}
-    raise ConfigError(f"train.workers={n} is more than the {sum(cpus)} CPUs of the cluster; give at most {max(1, sum(cpus))}")
+    raise ConfigError(
+        f"train.workers={n} is more than the {sum(cpus)} CPUs of the cluster; give at most {max(1, sum(cpus))}"
+    )
 
 
 def _in_thread(

@@ -102,17 +102,13 @@ class RayGraph:
 
     def joined(self, user_labels, item_labels):
         parts = _run(_joined, self._sides["users"], self._within, _put((user_labels, item_labels)))
-        return np.concatenate([parents for parents, _ in parts]), np.concatenate(
-            [anchors for _, anchors in parts]
-        )
+        return np.concatenate([parents for parents, _ in parts]), np.concatenate([anchors for _, anchors in parts])
 
     def row_weights(self, side):
         return np.concatenate(_run(_row_weights, self._sides[side], self._within))
 
     def bucket_weights(self, side, labels, other_labels, n_labels, wanted):
-        parts = _run(
-            _bucket_weights, self._sides[side], self._within, _put((labels, other_labels, n_labels, wanted))
-        )
+        parts = _run(_bucket_weights, self._sides[side], self._within, _put((labels, other_labels, n_labels, wanted)))
         return sum_pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -151,9 +147,7 @@ class RayCommunities:
         return _shuffle(_contract_communities, self._places, common, work, *self._settings)
 
 
-def _shuffle(
-    task: Callable, places: list, common: tuple, work: NDArray, n_shards: int, parent: Path, n_kept: int
-):
+def _shuffle(task: Callable, places: list, common: tuple, work: NDArray, n_shards: int, parent: Path, n_kept: int):
     """Contract: ``task`` writes what each place's rows contribute, then each range of groups is summed.
 
     Args:
@@ -237,9 +231,7 @@ def _stored_rows(source: _Source, start: int, stop: int) -> Rows:
     """Rows of a graph; a worker that gets the same range again need not open it again. The edges are a memory map."""
     stored = ShardedCsr.open(source.path)
     indptr, indices, weights = stored.read(start, stop)
-    return Rows(
-        indptr, indices, weights if stored.unit_weights else exact_weights(weights, source.total_weight)
-    )
+    return Rows(indptr, indices, weights if stored.unit_weights else exact_weights(weights, source.total_weight))
 
 
 def _rows(side: str, source: _Source, start: int, stop: int, within: dict[str, NDArray] | None) -> Rows:
@@ -279,9 +271,7 @@ def _bucket_weights(side, source, start, stop, within, shared):
 def _move(side, source, start, stop, within, shared, scale, fresh):
     labels, active, other_labels, totals = shared
     rows = _rows(side, source, start, stop, within)
-    moved, awake = rows.move(
-        labels[start:stop], other_labels, totals, scale, fresh + start, active[start:stop]
-    )
+    moved, awake = rows.move(labels[start:stop], other_labels, totals, scale, fresh + start, active[start:stop])
     # What did not change need not travel.
     changed = np.flatnonzero(moved != labels[start:stop])
     return changed, moved[changed], np.packbits(awake)
@@ -294,9 +284,7 @@ def _contract_rows(number, side, source, start, stop, folder, within, labels, n_
 
 
 def _contract_communities(number, part, first, folder, source, n_nodes, labels, n_groups):
-    _write_csr(
-        folder, number, _communities(part, first, source, n_nodes).contract(labels, n_groups).compact()
-    )
+    _write_csr(folder, number, _communities(part, first, source, n_nodes).contract(labels, n_groups).compact())
 
 
 def _sum_range(

@@ -54,9 +54,7 @@ class StoredGraph(NamedTuple):
     n_shards: int
 
 
-def soft_maps(
-    stored: StoredGraph, labels: Labels, *, n_lookups: int, hops: str
-) -> tuple[BucketMap, BucketMap]:
+def soft_maps(stored: StoredGraph, labels: Labels, *, n_lookups: int, hops: str) -> tuple[BucketMap, BucketMap]:
     """:func:`graphhash.soft_maps` by Ray tasks; Ray must be running.
 
     Raises:
@@ -110,9 +108,7 @@ def _row_facts(path: Path, start: int, stop: int) -> tuple[NDArray[np.int64], ND
     return np.diff(rows.indptr).astype(np.int64), row_degrees(rows)
 
 
-def _write_sources(
-    folder: Path, side: str, number: int, path: Path, start: int, stop: int, plan: SoftPlan
-) -> None:
+def _write_sources(folder: Path, side: str, number: int, path: Path, start: int, stop: int, plan: SoftPlan) -> None:
     numba.set_num_threads(1)
     sources = plan.sources(side, _rows(path, start, stop), start)
     for name, array in zip(CSR_ARRAYS, (sources.indptr, sources.indices, sources.data), strict=True):

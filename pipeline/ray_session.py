@@ -55,9 +55,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None, **in
             yield
     else:
         if num_cpus is not None:
-            raise ValueError(
-                f"num_cpus={num_cpus} sizes a private Ray; leave it out with address={address!r}"
-            )
+            raise ValueError(f"num_cpus={num_cpus} sizes a private Ray; leave it out with address={address!r}")
         options = {"logging_level": logging.ERROR, "log_to_driver": False} | init
         try:
             ray.init(address=address, **options)
@@ -86,7 +84,12 @@ def check_shared(folder: Path) -> None:
     sees = ray.remote(num_cpus=0, max_retries=2)(_sees)
     try:
         refs = [
-            (node, sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(marker)))
+            (
+                node,
+                sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                    str(marker)
+                ),
+            )
             for node in nodes
         ]
         # A machine that leaves in the meantime has nothing to say.

@@ -51,9 +51,7 @@ def find_kinds(sources: list[Source], columns: Columns) -> tuple[str, str]:
     return first
 
 
-def read_chunk(
-    chunk: Chunk, columns: Columns, *, bad_rows: str, number_rows: bool = False
-) -> Iterator[Batch]:
+def read_chunk(chunk: Chunk, columns: Columns, *, bad_rows: str, number_rows: bool = False) -> Iterator[Batch]:
     """The rows of a chunk in batches of bounded size.
 
     Args:
@@ -61,9 +59,7 @@ def read_chunk(
             its own start, which saves reading what lies before. Rejected rows are always counted from the
             start of the file.
     """
-    before: int | None = (
-        first_line(chunk) if number_rows and chunk.start and _by_bytes(chunk.source) else None
-    )
+    before: int | None = first_line(chunk) if number_rows and chunk.start and _by_bytes(chunk.source) else None
     for raw in READERS[chunk.source.format](chunk, columns):
         batch = check_columns(raw, columns, chunk.number)
         if batch.rejected.num_rows and before is None:
@@ -86,9 +82,7 @@ def _check_weight_column(source: Source, columns: Columns) -> None:
     if columns.weight is None:
         return
     if source.format == "lightgcn":
-        raise DataError(
-            f"{source.file}: LightGCN files have no weights; leave weight_column={columns.weight!r} out"
-        )
+        raise DataError(f"{source.file}: LightGCN files have no weights; leave weight_column={columns.weight!r} out")
     if source.format.startswith("movielens") and columns.weight != "rating":
         raise DataError(
             f"{source.file}: weight_column={columns.weight!r}, MovieLens has 'rating' alone; use that or none"
@@ -123,9 +117,7 @@ def _read_csv(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
 
     def on_malformed(row: pa_csv.InvalidRow) -> str:
         skipped.append(row.number)
-        malformed.append(
-            (row.number, f"{row.actual_columns} fields, the header has {row.expected_columns}", row.text)
-        )
+        malformed.append((row.number, f"{row.actual_columns} fields, the header has {row.expected_columns}", row.text))
         return "skip"
 
     record = 2
@@ -137,15 +129,11 @@ def _read_csv(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
                 rows = span[~np.isin(span, skipped)][: len(batch)]
                 record = int(rows[-1]) + 1 if len(rows) else record
                 ids = [batch.column(name) for name in (columns.user, columns.item)]
-                yield RawColumns(
-                    *ids, batch.column(columns.weight) if columns.weight else None, rows, malformed
-                )
+                yield RawColumns(*ids, batch.column(columns.weight) if columns.weight else None, rows, malformed)
                 malformed = []
                 skipped[:] = [number for number in skipped if number >= record]
     except pa.ArrowException as error:
-        raise DataError(
-            f"{chunk.source.file}: near row {record}: {_one_line(error)}; write it as UTF-8 csv"
-        ) from None
+        raise DataError(f"{chunk.source.file}: near row {record}: {_one_line(error)}; write it as UTF-8 csv") from None
     if malformed:
         empty = pa.array([], pa.string())
         yield RawColumns(empty, empty, empty if columns.weight else None, np.empty(0, np.int64), malformed)
@@ -191,9 +179,7 @@ def _read_movielens(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
             convert_options=_as_text(names),
         ).combine_chunks()
     except pa.ArrowException as error:
-        raise DataError(
-            f"{chunk.source.file}: {_one_line(error)}; check that it is {chunk.source.format}"
-        ) from None
+        raise DataError(f"{chunk.source.file}: {_one_line(error)}; check that it is {chunk.source.format}") from None
     rows = np.arange(1, len(table) + len(malformed) + 1)
     rows = rows[~np.isin(rows, [number for number, _, _ in malformed])]
     # A blank line comes out as a row of nulls.
@@ -252,9 +238,7 @@ def _delimiter(source: Source) -> str:
 
 def _csv_header(source: Source, delimiter: str) -> list[str]:
     """Column names. Raises DataError for a file with a header alone."""
-    options = pa_csv.ParseOptions(
-        delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
-    )
+    options = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip")
     try:
         with pa_csv.open_csv(
             source.file,
@@ -274,12 +258,8 @@ def _movielens_fields(source: Source) -> int:
     separator = b"::" if source.format == "movielens-1m" else b"\t"
     n_fields = line.count(separator) + 1
     if n_fields not in (3, 4):
-        shape = "user, item, rating and perhaps timestamp between " + (
-            "'::'" if separator == b"::" else "tabs"
-        )
-        raise DataError(
-            f"{source.file}: row 1 has {n_fields} fields, {source.format} has {shape}; check the format"
-        )
+        shape = "user, item, rating and perhaps timestamp between " + ("'::'" if separator == b"::" else "tabs")
+        raise DataError(f"{source.file}: row 1 has {n_fields} fields, {source.format} has {shape}; check the format")
     return n_fields
 
 
@@ -344,9 +324,7 @@ def _parquet_kind(source: Source, name: str, schema: pa.Schema) -> str:
         return "int64"
     if pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
         return "string"
-    raise DataError(
-        f"{source.file}: column {name!r} is {dtype}, ids are integers or strings; cast the column"
-    )
+    raise DataError(f"{source.file}: column {name!r} is {dtype}, ids are integers or strings; cast the column")
 
 
 def _require_column(source: Source, name: str, names: list[str]) -> None:

@@ -58,9 +58,7 @@ def recommend(
                 for item_id, score in zip(item_ids.tolist(), scores.tolist(), strict=True)
             ],
         }
-        for user, known, item_ids, scores in zip(
-            users, answer.known, answer.item_ids, answer.scores, strict=True
-        )
+        for user, known, item_ids, scores in zip(users, answer.known, answer.item_ids, answer.scores, strict=True)
     ]
 
 
@@ -72,9 +70,7 @@ def _as_type(ids: Sequence[str], kind: str, what: str) -> list[Any]:
         try:
             numbers.append(int(text))
         except ValueError:
-            raise DataError(
-                f"{what} {text!r} is not a whole number, and this bundle's ids are int64"
-            ) from None
+            raise DataError(f"{what} {text!r} is not a whole number, and this bundle's ids are int64") from None
         if not -(2**63) <= numbers[-1] < 2**63:
             raise DataError(f"{what} {text} does not fit int64, the type of this bundle's ids")
     return numbers

@@ -61,17 +61,24 @@ def compare_with_refit(
         np.zeros(new.n_new["users"], np.bool_),
     )  # fmt: skip
     # An item without a place cannot be recommended.
-    masked = interactions + _all_of(tested, new.n_known["items"] + np.flatnonzero(~places.has_place["items"]), interactions.shape)
+    masked = interactions + _all_of(
+        tested, new.n_known["items"] + np.flatnonzero(~places.has_place["items"]), interactions.shape
+    )
     precision = trained.config.precision_of(trained.method)
     result: dict[str, Any] = {"n_users": len(tested), "n_held_out": held_out.nnz}
-    for name, users, rows in (("placed", places.maps["users"], user_rows(known, places)), ("fallback", unknown, known.user_rows)):
+    for name, users, rows in (
+        ("placed", places.maps["users"], user_rows(known, places)),
+        ("fallback", unknown, known.user_rows),
+    ):
         model = with_more_ids(trained.model, {"users": users, "items": places.maps["items"]}, bias, rows)
         result[name] = _measure(model, precision, tested, masked, held_out)
     say(f"refit: {interactions.nnz:,} interactions ...")
     started = time.perf_counter()
     result["refit"] = _measure(_refit(trained, interactions, held_out), precision, tested, interactions, held_out)
     seconds["refit"] = round(time.perf_counter() - started, 2)
-    result["share_of_refit"] = {key: result["placed"][key] / value if value else None for key, value in result["refit"].items()}
+    result["share_of_refit"] = {
+        key: result["placed"][key] / value if value else None for key, value in result["refit"].items()
+    }
     return result | {"seconds": seconds}
 
 

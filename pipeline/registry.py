@@ -67,7 +67,9 @@ def register(
     metrics = {key: value for key, value in manifest["metrics"].items() if isinstance(value, (int, float))}
     metric = metric or METRICS.get(manifest["task"], next(iter(METRICS.values())))
     if metric not in metrics:
-        raise RegistryError(f"{bundle}: the manifest has no number for {metric!r}, but for {', '.join(metrics) or 'none'}; choose --metric")
+        raise RegistryError(
+            f"{bundle}: the manifest has no number for {metric!r}, but for {', '.join(metrics) or 'none'}; choose --metric"
+        )
     tags = {
         BUNDLE_TAG: manifest["manifest_sha256"],
         DATA_TAG: measured_on(manifest),
@@ -77,14 +79,22 @@ def register(
     with quiet(), no_empty_folder(Path("mlruns")), one_at_a_time(store.uri):
         client = client_of(store.uri)
         before = _holder(client, name, alias)
-        result = {"name": name, "alias": alias, "uri": f"models:/{name}@{alias}", "metric": metric, "value": metrics[metric]}
+        result = {
+            "name": name,
+            "alias": alias,
+            "uri": f"models:/{name}@{alias}",
+            "metric": metric,
+            "value": metrics[metric],
+        }
         if before is not None:
             result["before"] = {"version": str(before.version), "value": _metrics_of(before).get(metric)}
             if before.tags.get(BUNDLE_TAG) == tags[BUNDLE_TAG]:
                 return result | {"version": str(before.version)}
             if not force:
                 _compare(result, before, tags[DATA_TAG])
-        model = _stored(client, store, tags[BUNDLE_TAG]) or _store(client, store, bundle, manifest, name, tags[BUNDLE_TAG])
+        model = _stored(client, store, tags[BUNDLE_TAG]) or _store(
+            client, store, bundle, manifest, name, tags[BUNDLE_TAG]
+        )
         try:
             client.create_registered_model(name)
         except MlflowException as error:
@@ -129,7 +139,9 @@ def click_example(manifest: Mapping[str, Any], ids: Mapping[str, Any] | None = N
 
     example = {}
     for column in manifest["columns"]:
-        values = np.array([column["mean"] if column["role"] == "dense" else (ids or {}).get(column["name"], column["missing"])])
+        values = np.array(
+            [column["mean"] if column["role"] == "dense" else (ids or {}).get(column["name"], column["missing"])]
+        )
         example[column["input"]] = values[:, None] if column["role"] == "bag" else values
     return example
 
@@ -258,7 +270,9 @@ def _compare(result: Mapping[str, Any], before: Any, data: str) -> None:
 def _stored(client: Any, store: Store, bundle_hash: str) -> Any | None:
     """The logged model of a bundle, if a run has stored it."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = client.search_logged_models(experiments, filter_string=f"tags.`{BUNDLE_TAG}` = '{bundle_hash}'", max_results=10)
+    found = client.search_logged_models(
+        experiments, filter_string=f"tags.`{BUNDLE_TAG}` = '{bundle_hash}'", max_results=10
+    )
     return next((model for model in found if str(model.status) == "READY"), None)
 
 
@@ -303,9 +317,7 @@ def _signature(model: Any) -> Any:
         return Schema(specs)
 
     stored = {tensor.name for tensor in model.graph.initializer}
-    return ModelSignature(
-        schema(v for v in model.graph.input if v.name not in stored), schema(model.graph.output)
-    )
+    return ModelSignature(schema(v for v in model.graph.input if v.name not in stored), schema(model.graph.output))
 
 
 def _requirements() -> list[str]:

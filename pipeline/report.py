@@ -47,7 +47,9 @@ def write_report(run_dir: Path) -> list[Path]:
     pictures = {
         "bytes_recall.png": _draw_bytes_recall if facts.tested else None,
         "cluster_sizes.png": _draw_cluster_sizes,
-        "training.png": (lambda of: draw_training(of, "recall@20 on validation", from_zero=True)) if facts.validated else None,
+        "training.png": (lambda of: draw_training(of, "recall@20 on validation", from_zero=True))
+        if facts.validated
+        else None,
     }
     return write_files(facts, pictures, _page)
 
@@ -149,7 +151,9 @@ def _summary(facts: RunFacts) -> str:
     )
     if first["recall@20"] is None:
         return text + ". There were no test interactions to measure it with."
-    text += f" and finds {percent(first['recall@20'])} of what the test users went on to choose, within 20 recommendations"
+    text += (
+        f" and finds {percent(first['recall@20'])} of what the test users went on to choose, within 20 recommendations"
+    )
     full = next((m for m in facts.metrics if m["method"] == "full"), None)
     if full is None or full is first:
         return text + "."

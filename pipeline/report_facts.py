@@ -44,7 +44,9 @@ class RunFacts:
         histories = {m["method"]: read_json(path / "methods" / m["method"] / "history.json") for m in metrics}
         config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
         ingest = read_json(path / "stages" / "ingest.json")["result"]
-        return cls(path, measure, watched, config, ingest, read_json(path / "cluster" / "cluster.json"), metrics, histories)
+        return cls(
+            path, measure, watched, config, ingest, read_json(path / "cluster" / "cluster.json"), metrics, histories
+        )
 
     @property
     def title(self) -> str:
@@ -106,7 +108,9 @@ def draw_training(facts: RunFacts, label: str, *, from_zero: bool) -> Figure:
         # With room for a dot at the highest value.
         axes.set_ylim(0, 1.05 * max(axes.get_ylim()[1], 1e-9))
     low, high = axes.get_ylim()
-    for (x_end, y_end, method), label_y in zip(ends, spread([y for _, y, _ in ends], (high - low) * 0.065), strict=True):
+    for (x_end, y_end, method), label_y in zip(
+        ends, spread([y for _, y, _ in ends], (high - low) * 0.065), strict=True
+    ):
         place = {"xytext": (8, label_y), "textcoords": ("offset points", "data"), "va": "center", "fontsize": 9.5}
         axes.annotate(method, (x_end, y_end), color=facts.colour(method), annotation_clip=False, **place)
     axes.xaxis.get_major_locator().set_params(integer=True)

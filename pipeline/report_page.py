@@ -67,9 +67,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{path}: cannot be read ({error}); run the stages first: graphhash run"
-        ) from error
+        raise RunFolderError(f"{path}: cannot be read ({error}); run the stages first: graphhash run") from error
 
 
 def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
@@ -118,9 +116,7 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows whose first cell is a finished `<td>`; the others are texts."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "\n".join(
-        f"<tr>{row[0]}{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
-    )
+    body = "\n".join(f"<tr>{row[0]}{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows)
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
@@ -151,22 +147,14 @@ def duration(seconds: float | None) -> str:
     """Seconds, or minutes where there are many."""
     if seconds is None:
         return "-"
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 10
-        else f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-    )
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def settings_section(run: Path, metrics: Sequence[Mapping[str, Any]]) -> str:
     """Times of the stages, settings and MLflow runs of a run folder."""
     text = (run / "config.toml").read_text(encoding="utf-8")
     runs = [
-        f"{escape(m['method'])} <code>{escape(m['mlflow_run_id'])}</code>"
-        for m in metrics
-        if m.get("mlflow_run_id")
+        f"{escape(m['method'])} <code>{escape(m['mlflow_run_id'])}</code>" for m in metrics if m.get("mlflow_run_id")
     ]
     tracked = f'<p class="note">MLflow runs: {", ".join(runs)}</p>' if runs else ""
     seconds: dict[str, float] = {}

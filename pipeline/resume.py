@@ -125,7 +125,9 @@ class SavedStates:
                 with open(file, "rb") as opened:
                     digest = hashlib.file_digest(opened, "sha256").hexdigest()
                 if digest != manifest["sha256"]:
-                    raise ValueError(f"the checksum of {STATE} is {digest[:12]}..., it was {manifest['sha256'][:12]}...")
+                    raise ValueError(
+                        f"the checksum of {STATE} is {digest[:12]}..., it was {manifest['sha256'][:12]}..."
+                    )
             except (OSError, ValueError, KeyError, TypeError) as error:
                 note(f"{folder}: this checkpoint is damaged and not used ({error}); the one before it is tried")
                 continue

@@ -72,4 +72,6 @@ def fit_retrieval(
 
     seldom = seldom_read(model, settings.loss, settings.batch_size)
     examples = users, items
-    return fit(model, examples, settings, loss_of, validate, score=SCORE, seldom=seldom, lap=lap, workers=workers, **how)
+    return fit(
+        model, examples, settings, loss_of, validate, score=SCORE, seldom=seldom, lap=lap, workers=workers, **how
+    )

@@ -175,9 +175,7 @@ def _method(
             result = task_of(config).train(config, method, *parts, out, tracker, fit_job, states, folder.say)
             return {**result, "mlflow_run_id": tracker.run_id}
 
-        trained = folder.stage(
-            train_step.name, train_step.settings, train_step.inputs, f"methods/{method}", train
-        )
+        trained = folder.stage(train_step.name, train_step.settings, train_step.inputs, f"methods/{method}", train)
         # What it was for is in the method's folder now.
         _states(folder, method, train_step).clear()
         seconds = {"ingest": ingest.seconds, "cluster": cluster.seconds, "train": trained.seconds}
@@ -189,9 +187,7 @@ def _method(
                     ray.start()
                 return task_of(config).evaluate(config, method, folder.path / "ingest", path)
 
-            evaluated = folder.value(
-                step.name, step.settings, step.inputs, f"methods/{method}/metrics.json", evaluate
-            )
+            evaluated = folder.value(step.name, step.settings, step.inputs, f"methods/{method}/metrics.json", evaluate)
             seconds["evaluate"] = evaluated.seconds
             metrics = {"method": method, **evaluated.result, "mlflow_run_id": trained.result["mlflow_run_id"]}
             if not evaluated.skipped:
@@ -244,14 +240,20 @@ def export_bundle(
     if config.run.task == "ctr":
         from pipeline.ctr_export import data_facts, export_ctr_run
 
-        return export_ctr_run(config, run, method_dir, out, metrics, _provenance(config, metrics, data_facts(run / "ingest")))
+        return export_ctr_run(
+            config, run, method_dir, out, metrics, _provenance(config, metrics, data_facts(run / "ingest"))
+        )
     from graphhash.vocabulary import Vocabulary
     from pipeline.checkpoint import load_method, with_more_ids
     from pipeline.export import export_retrieval
     from pipeline.placed import Placed, placed_dir, placed_id
 
     ingested = json.loads((run / "ingest" / "ingest.json").read_text(encoding="utf-8"))
-    provenance = _provenance(config, metrics, {key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")})
+    provenance = _provenance(
+        config,
+        metrics,
+        {key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")},
+    )
     model, *maps = load_method(method_dir, run / "ingest")
     vocabularies = [Vocabulary.load(run / "ingest" / f"{side}.parquet") for side in ("users", "items")]
     if placed_id(run, metrics["method"], train_key) is not None:
@@ -344,7 +346,5 @@ def _report(folder: RunFolder, config: RunConfig, metrics: list[dict[str, Any]],
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, entry in value.items():
-        flat |= (
-            _flatten(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
-        )
+        flat |= _flatten(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
     return flat

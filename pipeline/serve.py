@@ -119,7 +119,9 @@ def ray_serve(settings: ServeSettings, host: str, port: int) -> Iterator[str]:
     try:
         with ray_session(num_cpus=max(os.cpu_count() or 1, settings.replicas)):
             serve = _import_ray_serve()
-            serve.start(http_options={"host": host, "port": port, "request_timeout_s": settings.limits.timeout_s + GRACE_S})
+            serve.start(
+                http_options={"host": host, "port": port, "request_timeout_s": settings.limits.timeout_s + GRACE_S}
+            )
             serve.run(_deployment(serve, settings, provider, figures), name=APPLICATION, route_prefix="/")
             try:
                 yield _url(host, port)

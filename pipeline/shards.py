@@ -84,14 +84,10 @@ class ShardedCsr:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: no readable graph (meta.json: {error}); {_REMEDY}") from None
         if version != FORMAT_VERSION:
-            raise DataError(
-                f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {_REMEDY}"
-            )
+            raise DataError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {_REMEDY}")
         starts = np.array(graph.starts)
         if len(starts) < 2 or starts[0] != 0 or starts[-1] != graph.n_rows or np.any(np.diff(starts) < 0):
-            raise DataError(
-                f"{path}/meta.json: starts {graph.starts} do not cut {graph.n_rows} rows; {_REMEDY}"
-            )
+            raise DataError(f"{path}/meta.json: starts {graph.starts} do not cut {graph.n_rows} rows; {_REMEDY}")
         n_edges = sum(len(graph._array(shard, "indices")) for shard in range(graph.n_shards))
         if n_edges != graph.n_edges:
             raise DataError(f"{path}: shards hold {n_edges} edges, meta.json says {graph.n_edges}; {_REMEDY}")
@@ -125,9 +121,7 @@ class ShardedCsr:
         """The row range [start, stop) of each shard."""
         return list(zip(self.starts[:-1], self.starts[1:], strict=True))
 
-    def read(
-        self, start: int, stop: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.integer], NDArray[np.float32]]:
+    def read(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.integer], NDArray[np.float32]]:
         """Rows [start, stop), 0 <= start <= stop <= n_rows, as CSR arrays; read-only memory maps when one
         shard holds them all.
 
@@ -170,9 +164,7 @@ class ShardedCsr:
         for name, expected in self.files.items():
             found = _sha256(self.path / name)
             if found != expected:
-                raise DataError(
-                    f"{self.path / name}: sha256 {found[:12]}, meta.json says {expected[:12]}; {_REMEDY}"
-                )
+                raise DataError(f"{self.path / name}: sha256 {found[:12]}, meta.json says {expected[:12]}; {_REMEDY}")
 
     def _array(self, shard: int, name: str) -> NDArray:
         file = self.path / _file_name(shard, name)
@@ -197,9 +189,7 @@ class ShardedCsr:
                 f"not the {last - first} rows of meta.json or the edges of its own indptr; {_REMEDY}"
             )
         if not self.unit_weights and len(weights) != len(indices):
-            raise DataError(
-                f"{self.path}: shard {shard}: {len(weights)} weights, {len(indices)} edges; {_REMEDY}"
-            )
+            raise DataError(f"{self.path}: shard {shard}: {len(weights)} weights, {len(indices)} edges; {_REMEDY}")
         return indptr, indices, weights
 
 
@@ -234,9 +224,7 @@ def write_shard(
     weights = np.asarray(weights, np.float32)
     row_start = np.zeros(len(indices), bool)
     row_start[indptr[:-1][np.diff(indptr) > 0]] = True
-    if len(indices) and (
-        np.any(np.diff(indices)[~row_start[1:]] <= 0) or indices.min() < 0 or indices.max() >= n_cols
-    ):
+    if len(indices) and (np.any(np.diff(indices)[~row_start[1:]] <= 0) or indices.min() < 0 or indices.max() >= n_cols):
         raise ValueError(f"shard {shard}: indices must ascend within each row and lie in 0..{n_cols - 1}")
     if not (np.all(weights > 0) and np.all(np.isfinite(weights))) or len(weights) != len(indices):
         raise ValueError(
@@ -298,9 +286,7 @@ def _exact_sum(weights: NDArray[np.float32]) -> Fraction:
     sums = np.zeros(512)
     for part in range(0, len(weights), 2**28):
         span = slice(part, part + 2**28)
-        partial = np.bincount(
-            exponents[span] + 256, weights=mantissas[span].astype(np.float64) * 2**24, minlength=512
-        )
+        partial = np.bincount(exponents[span] + 256, weights=mantissas[span].astype(np.float64) * 2**24, minlength=512)
         sums = sums + partial
     return sum(
         (Fraction(int(value)) * Fraction(2) ** (int(e) - 256 - 24) for e, value in enumerate(sums) if value),

@@ -85,9 +85,7 @@ def find_sources(path: str, format: str = "auto", split: str = "random") -> list
         files = sorted(p for p in map(Path, glob.glob(path, recursive=True)) if p.is_file())
         if files:
             return _name_parts(files, _one_format(files, format), split, path)
-        raise DataError(
-            f"{path}: no file matches; check the pattern, and quote it so that the shell leaves it alone"
-        )
+        raise DataError(f"{path}: no file matches; check the pattern, and quote it so that the shell leaves it alone")
     raise DataError(f"{path}: no such file or folder; check the path")
 
 
@@ -147,9 +145,7 @@ def open_parquet(file: str) -> pq.ParquetFile:
         return pq.ParquetFile(file)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{file}: truncated, or not a parquet file ({reason}); write or copy it again"
-        ) from None
+        raise DataError(f"{file}: truncated, or not a parquet file ({reason}); write or copy it again") from None
 
 
 def _in_folder(root: Path, format: str, split: str) -> list[Source]:
@@ -164,22 +160,17 @@ def _in_folder(root: Path, format: str, split: str) -> list[Source]:
         if not found and not tables:
             there = ", ".join(p.name for p in files[:8]) or "no files"
             raise DataError(
-                f"{root}: no interaction log; looked for {LOOKED_FOR}; found {there}; "
-                "check the path or name a format"
+                f"{root}: no interaction log; looked for {LOOKED_FOR}; found {there}; check the path or name a format"
             )
         format = (found + tables)[0]
     if format in TABLES:
         chosen = [p for p in files if EXTENSIONS.get(p.suffix) == format]
         if not chosen:
-            raise DataError(
-                f"{root}: no {format} file in the folder; name the file itself, or another format"
-            )
+            raise DataError(f"{root}: no {format} file in the folder; name the file itself, or another format")
         return _name_parts(chosen, format, split, str(root))
     landmark = root / LANDMARKS[format]
     if not landmark.is_file():
-        raise DataError(
-            f"{root}: no {landmark.name} in the folder, which {format} needs; check the path or the format"
-        )
+        raise DataError(f"{root}: no {landmark.name} in the folder, which {format} needs; check the path or the format")
     if format == "lightgcn":
         chosen = [p for p in (landmark, root / "test.txt") if p.is_file()]
         return _name_parts(chosen, format, split, str(root))
@@ -192,11 +183,7 @@ def _one_format(files: list[Path], format: str) -> str:
     by_name = {landmark: name for name, landmark in LANDMARKS.items()}
     formats: dict[str, Path] = {}
     for file in files:
-        name = (
-            by_name.get(file.name)
-            or EXTENSIONS.get(file.suffix)
-            or ("lightgcn" if file.suffix == ".txt" else None)
-        )
+        name = by_name.get(file.name) or EXTENSIONS.get(file.suffix) or ("lightgcn" if file.suffix == ".txt" else None)
         if name is None:
             raise DataError(f"{file}: unknown format; looked for {LOOKED_FOR}; name one with format")
         formats.setdefault(name, file)
@@ -209,21 +196,15 @@ def _one_format(files: list[Path], format: str) -> str:
 def _name_parts(files: list[Path], format: str, split: str, path: str) -> list[Source]:
     if split == "random":
         return [Source(str(file), format) for file in files]
-    train = [
-        file for file in files if file.stem == "train" or file.name.startswith(("train.", "train-", "train_"))
-    ]
-    test = [
-        file for file in files if file.stem == "test" or file.name.startswith(("test.", "test-", "test_"))
-    ]
+    train = [file for file in files if file.stem == "train" or file.name.startswith(("train.", "train-", "train_"))]
+    test = [file for file in files if file.stem == "test" or file.name.startswith(("test.", "test-", "test_"))]
     if not train or not test:
         there = ", ".join(file.name for file in files[:8])
         raise DataError(
             f"{path}: split='given' needs a train and a test file (train.txt and test.txt, or train.* and "
             f"test.* of one table format), found {there}; name their folder, or use split='random'"
         )
-    return [Source(str(file), format) for file in train] + [
-        Source(str(file), format, is_test=True) for file in test
-    ]
+    return [Source(str(file), format) for file in train] + [Source(str(file), format, is_test=True) for file in test]
 
 
 def _row_groups(source: Source, number: int, chunk_rows: int) -> list[Chunk]:

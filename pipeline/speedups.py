@@ -29,7 +29,9 @@ def reduced_precision(
     found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if found is None or found < CAPABILITY:
         where = "a CPU" if found is None else f"one of {found[0]}.{found[1]}"
-        note(f"train.amp={amp} needs a GPU of compute capability 8.0 or newer, and this is {where}: training is in float32")
+        note(
+            f"train.amp={amp} needs a GPU of compute capability 8.0 or newer, and this is {where}: training is in float32"
+        )
         yield nullcontext
     elif amp == "bf16":
         yield lambda: torch.autocast("cuda", torch.bfloat16)
@@ -45,7 +47,9 @@ def reduced_precision(
 def compiled(loss_of: Callable[..., Any], device: torch.device, note: Callable[[str], None]) -> Callable[..., Any]:
     """``loss_of`` compiled by ``torch.compile``; as it is, with a line that says why, off a GPU and where that fails."""
     if device.type != "cuda":
-        note("train.compile=true is for a GPU; the lookups on a CPU are compiled by numba already: training goes on without it")
+        note(
+            "train.compile=true is for a GPU; the lookups on a CPU are compiled by numba already: training goes on without it"
+        )
         return loss_of
     chosen = torch.compile(loss_of)
 

@@ -72,9 +72,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise RunFolderError(
-                f"{self.path}: cannot write there ({error.strerror}); choose another --out"
-            ) from error
+            raise RunFolderError(f"{self.path}: cannot write there ({error.strerror}); choose another --out") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -84,9 +82,7 @@ class RunFolder:
                 raise RunFolderError(
                     f"{self.path}/.lock: cannot be locked ({error.strerror}); take a file system with locks for --out, or a URI"
                 ) from error
-            raise RunFolderError(
-                f"{self.path} is in use by {holder}; wait for it, or choose another --out"
-            ) from None
+            raise RunFolderError(f"{self.path} is in use by {holder}; wait for it, or choose another --out") from None
         self._lock = lock
         try:
             os.ftruncate(lock, 0)
@@ -153,9 +149,7 @@ class RunFolder:
 
         return self._run(name, settings, inputs, publish)
 
-    def borrow(
-        self, lender: Path, name: str, settings: Mapping[str, Any], inputs: Sequence[str], folder: str
-    ) -> bool:
+    def borrow(self, lender: Path, name: str, settings: Mapping[str, Any], inputs: Sequence[str], folder: str) -> bool:
         """Take the output of `stage` with these arguments over from another run folder, if it is up to date there.
 
         The files are hard links where the file system has them: no stage writes into a finished file.
@@ -189,9 +183,7 @@ class RunFolder:
     def would_skip(self, name: str, settings: Mapping[str, Any], inputs: Sequence[str]) -> bool:
         """Whether `stage` or `value` with these arguments would find its output up to date."""
         record = self._record(name)
-        return (
-            record is not None and record["key"] == stage_key(name, settings, inputs) and self._intact(record)
-        )
+        return record is not None and record["key"] == stage_key(name, settings, inputs) and self._intact(record)
 
     def _run(
         self,
@@ -212,9 +204,7 @@ class RunFolder:
         try:
             result, root, files = publish()
             seconds = time.perf_counter() - started
-            outputs = {
-                str((root / file).relative_to(self.path)): _describe_file(root / file) for file in files
-            }
+            outputs = {str((root / file).relative_to(self.path)): _describe_file(root / file) for file in files}
             record = {
                 "stage": name,
                 "key": key,
@@ -259,9 +249,7 @@ class RunFolder:
         """Under the lock, every hidden work folder belongs to a process that died."""
         for pattern in (f".*{PARTIAL}", f"*/.*{PARTIAL}"):
             for partial in self.path.glob(pattern):
-                shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(
-                    missing_ok=True
-                )
+                shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
         for pattern in (f".*{REPLACED}", f"*/.*{REPLACED}"):
             for replaced in self.path.glob(pattern):
                 target = replaced.with_name(replaced.name[1 : -len(REPLACED)])

@@ -76,7 +76,9 @@ def open_uri(uri: str) -> tuple[FileSystem, str]:
         if not path.strip("/"):
             raise ValueError("it names no place")
     except (ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{uri}: cannot be opened ({first_line(error)}); write s3://, gs://, abfs:// or file:///, or a path") from error
+        raise DataError(
+            f"{uri}: cannot be opened ({first_line(error)}); write s3://, gs://, abfs:// or file:///, or a path"
+        ) from error
     return filesystem, path.rstrip("/")
 
 
@@ -136,7 +138,10 @@ def fetch(uri: str, folder: Path, *, opened: tuple[FileSystem, str] | None = Non
             if not files:
                 raise DataError(f"{uri}: no file is there; check the path")
         local.mkdir(parents=True, exist_ok=True)
-        download(filesystem, [(entry, local / entry.base_name) for entry in files if not _same(entry, local / entry.base_name)])
+        download(
+            filesystem,
+            [(entry, local / entry.base_name) for entry in files if not _same(entry, local / entry.base_name)],
+        )
     names = {entry.base_name for entry in files}
     for stale in (file for file in local.iterdir() if file.name not in names and not file.name.endswith(PARTIAL)):
         stale.unlink()

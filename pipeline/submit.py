@@ -56,11 +56,15 @@ def check_command(command: Sequence[str]) -> list[str]:
     from pipeline.storage import is_uri
 
     if not command:
-        raise ConfigError("no command for the job; write it after --, such as: graphhash submit -- run --data s3://... --out s3://...")
+        raise ConfigError(
+            "no command for the job; write it after --, such as: graphhash submit -- run --data s3://... --out s3://..."
+        )
     name, *words = command
     parsed = app.commands.get(name)
     if parsed is None or name == "submit":
-        raise ConfigError(f"{name!r} is no command for a job; commands are {', '.join(n for n in app.commands if n != 'submit')}")
+        raise ConfigError(
+            f"{name!r} is no command for a job; commands are {', '.join(n for n in app.commands if n != 'submit')}"
+        )
     with parsed.make_context(name, list(words)) as context:
         options = dict(context.params)
     for key in ("out", "run", "bundle"):
@@ -124,10 +128,15 @@ def submit(
     client = _client(address)
     resources = {f"entrypoint_{key}": value for key, value in (driver or {}).items() if value}
     try:
-        job = client.submit_job(entrypoint=shlex.join(["python", "-m", "pipeline", *words]), runtime_env=runtime_env, **resources)
+        job = client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "pipeline", *words]), runtime_env=runtime_env, **resources
+        )
     except (RuntimeError, OSError) as error:
         raise JobError(f"{address}: the job was refused: {_last_line(error)}") from error
-    say(f"job {job} on {address}" + ("" if wait else f"; follow it with: ray job logs --address {address} --follow {job}"))
+    say(
+        f"job {job} on {address}"
+        + ("" if wait else f"; follow it with: ray job logs --address {address} --follow {job}")
+    )
     if not wait:
         return 0
     with _stop_signals() as stopped:
@@ -145,7 +154,11 @@ def submit(
 
 
 def _follow(
-    client: JobSubmissionClient, job: str, stopped: threading.Event, write: Callable[[str], Any], say: Callable[[str], None]
+    client: JobSubmissionClient,
+    job: str,
+    stopped: threading.Event,
+    write: Callable[[str], Any],
+    say: Callable[[str], None],
 ) -> Any:
     """Write the job's output as it comes, and return what the cluster knows about the job at its end."""
     tail = threading.Thread(target=_tail, args=(client, job, write), daemon=True)

@@ -118,13 +118,9 @@ def synth(
 
 def _check_sizes(n_users: int, n_items: int, n_interactions: int, n_communities: int, mixing: float) -> None:
     if min(n_users, n_items, n_communities) < 1:
-        raise ValueError(
-            f"users={n_users}, items={n_items} and communities={n_communities} must be 1 or more"
-        )
+        raise ValueError(f"users={n_users}, items={n_items} and communities={n_communities} must be 1 or more")
     if n_communities > n_items:
-        raise ValueError(
-            f"communities={n_communities} are more than items={n_items}; every community needs an item"
-        )
+        raise ValueError(f"communities={n_communities} are more than items={n_items}; every community needs an item")
     most = n_users * max(1, n_items // 2)
     if not n_users <= n_interactions <= most:
         raise ValueError(
@@ -177,9 +173,7 @@ def _write_log(
     """Write the log block by block, a row group each; returns the number of files."""
     schema = pa.schema([("user_id", pa.int64()), ("item_id", pa.int64())])
     cumulative = np.cumsum(degrees)
-    bounds = np.flatnonzero(
-        np.diff((cumulative - 1) // BLOCK_EDGES, prepend=-1, append=np.iinfo(np.int64).max)
-    )
+    bounds = np.flatnonzero(np.diff((cumulative - 1) // BLOCK_EDGES, prepend=-1, append=np.iinfo(np.int64).max))
     n_files, writer, room = 0, None, 0
     bar = tqdm(
         total=int(cumulative[-1]),
@@ -193,9 +187,7 @@ def _write_log(
     try:
         for block, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
             rng = np.random.default_rng([seed, 1, block])
-            users, items = _draw_block(
-                rng, degrees[start:stop], user_community[start:stop], catalogue, mixing
-            )
+            users, items = _draw_block(rng, degrees[start:stop], user_community[start:stop], catalogue, mixing)
             if room <= 0:
                 if writer is not None:
                     writer.close()

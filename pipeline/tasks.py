@@ -60,7 +60,10 @@ class Task:
     log_files: Callable[[RunConfig], list[Path]]
     ingest: Callable[[RunConfig, Path], dict[str, Any]]
     cluster: Callable[[RunConfig, Path, Path], dict[str, Any]]
-    train: Callable[[RunConfig, str, Path, Path, Path, Tracker, FitJob | None, SavedStates | None, Callable[[str], None]], dict[str, Any]]
+    train: Callable[
+        [RunConfig, str, Path, Path, Path, Tracker, FitJob | None, SavedStates | None, Callable[[str], None]],
+        dict[str, Any],
+    ]
     evaluate: Callable[[RunConfig, str, Path, Path], dict[str, Any]]
     report: Callable[[Path], list[Path]]
     defaults: Callable[[RunConfig, str], dict[str, float]]
@@ -83,7 +86,9 @@ def task_of(config: RunConfig) -> Task:
 def check_exportable(config: RunConfig) -> None:
     """Raise ConfigError where a trained model cannot become a bundle as asked."""
     if config.run.task == "ctr" and config.export.runtime == "folded":
-        raise ConfigError("export.runtime=folded has no part in run.task=ctr, whose tables stay as they are stored; leave it out")
+        raise ConfigError(
+            "export.runtime=folded has no part in run.task=ctr, whose tables stay as they are stored; leave it out"
+        )
 
 
 def _retrieval_files(config: RunConfig) -> list[Path]:

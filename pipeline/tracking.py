@@ -108,7 +108,9 @@ def connect(experiment: str, folder: Path | None = None) -> Store:
             n_kept = len(outbox)
             n_sent = outbox.deliver(functools.partial(send, uri, outbox), is_away)
             if n_kept:
-                refused = f"; the others are in {outbox.folder}/refused, each with the reason" if n_sent < n_kept else ""
+                refused = (
+                    f"; the others are in {outbox.folder}/refused, each with the reason" if n_sent < n_kept else ""
+                )
                 _note(f"{n_sent} of {n_kept} entries that were kept for MLflow are delivered{refused}")
             killed = tuple(outbox.open_runs())
             for run_id in killed:
@@ -138,8 +140,7 @@ def _find_experiment(uri: str, experiment: str) -> Store:
                 raise
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"MLflow: experiment {experiment!r} was deleted in {uri}; restore it, or name another: "
-            "run.experiment=NAME"
+            f"MLflow: experiment {experiment!r} was deleted in {uri}; restore it, or name another: run.experiment=NAME"
         )
     return Store(uri, found.experiment_id)
 
@@ -202,7 +203,11 @@ class Tracker:
         self._tell("artifact", {"path": str(Path(path).absolute()), "folder": folder})
 
     def log_onnx_model(
-        self, model_path: Path, example: Mapping[str, np.ndarray], tags: Mapping[str, str] | None = None, outputs: Sequence[str] = ()
+        self,
+        model_path: Path,
+        example: Mapping[str, np.ndarray],
+        tags: Mapping[str, str] | None = None,
+        outputs: Sequence[str] = (),
     ) -> None:
         """Log an ONNX file as an MLflow model of the onnx flavour.
 
@@ -214,7 +219,15 @@ class Tracker:
             outputs: those that the logged model is to give; none: all, and all inputs.
         """
         arrays = {name: [array.dtype.str, array.tolist()] for name, array in example.items()}
-        self._tell("model", {"path": str(Path(model_path).absolute()), "example": arrays, "tags": dict(tags or {}), "outputs": list(outputs)})
+        self._tell(
+            "model",
+            {
+                "path": str(Path(model_path).absolute()),
+                "example": arrays,
+                "tags": dict(tags or {}),
+                "outputs": list(outputs),
+            },
+        )
 
     def end(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
@@ -248,7 +261,9 @@ class Tracker:
                     raise
                 if self.uri not in _noted:
                     _noted.add(self.uri)
-                    _note(f"MLflow does not answer; what it should get is kept in {self.outbox.folder} and delivered later")
+                    _note(
+                        f"MLflow does not answer; what it should get is kept in {self.outbox.folder} and delivered later"
+                    )
                 _ask_again_at[self.uri] = time.monotonic() + ASK_AGAIN_S
         self.outbox.put(self.run_id, kind, content)
 

@@ -71,7 +71,9 @@ def write_triton(
     manifest = check_bundle(bundle)
     if manifest["task"] == "ctr":
         model = onnx.load(bundle / MODEL, load_external_data=False)
-        _batch_first(model.graph, {"n_categorical": sum(column["role"] == "categorical" for column in manifest["columns"])})
+        _batch_first(
+            model.graph, {"n_categorical": sum(column["role"] == "categorical" for column in manifest["columns"])}
+        )
         config = triton_config(model, name, gpu=gpu, max_batch_size=max_batch_size)
         return [_publish(bundle, model, config, out / name)]
     folders = []
@@ -109,7 +111,11 @@ def _tensor(side: str, value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type
     dims = [axis.dim_value or -1 for axis in kind.shape.dim][1:]
     # JSON escapes what a text of protobuf's has to.
-    lines = [f"name: {json.dumps(value.name, ensure_ascii=False)}", f"data_type: {_TYPES[kind.elem_type]}", f"dims: [ {', '.join(map(str, dims or [1]))} ]"]
+    lines = [
+        f"name: {json.dumps(value.name, ensure_ascii=False)}",
+        f"data_type: {_TYPES[kind.elem_type]}",
+        f"dims: [ {', '.join(map(str, dims or [1]))} ]",
+    ]
     if not dims:
         lines.append("reshape: { shape: [ ] }")
     return f"{side} [\n  {{\n" + "".join(f"    {line}\n" for line in lines) + "  }\n]"

@@ -84,7 +84,9 @@ def parse_space(text: str) -> tuple[str, Range | tuple[Any, ...]]:
     key, separator, values = text.partition("=")
     key = key.strip()
     if not separator or not values.strip():
-        raise ConfigError(f"{text!r} is no space; write section.key=a,b,c or section.key=low..high, such as train.lr=0.01..0.1")
+        raise ConfigError(
+            f"{text!r} is no space; write section.key=a,b,c or section.key=low..high, such as train.lr=0.01..0.1"
+        )
     ends = [part.strip() for part in values.split("..")]
     if len(ends) == 1:
         choices = tuple(parse_override(f"{key}={part}")[1] for part in values.split(","))
@@ -206,7 +208,9 @@ def run_trial(
     lenders = [Path(base.run.out) / "log"]
     try:
         fit_job = partial(fit_here, on_entry=on_entry)
-        (metrics,) = run(trial, until="train", say=lambda line: None, store=store, lenders=lenders, fit_job=fit_job).metrics
+        (metrics,) = run(
+            trial, until="train", say=lambda line: None, store=store, lenders=lenders, fit_job=fit_job
+        ).metrics
     except (DataError, ConfigError) as error:
         # Settings that do not train, or do not go together, are a bad trial and no failure of the search.
         return facts | {score: None, "reason": explain(error)}
@@ -278,7 +282,9 @@ def default_point(base: RunConfig, space: Space) -> dict[str, Any]:
     inside = {}
     for key, values in space.items():
         value = known[key]
-        held = value is not None and values.low <= value <= values.high if isinstance(values, Range) else value in values
+        held = (
+            value is not None and values.low <= value <= values.high if isinstance(values, Range) else value in values
+        )
         if held:
             inside[key] = value
     return inside
@@ -314,7 +320,10 @@ def _progress(n_trials: int, key: str, say: Callable[[str], None]) -> Any:
             chosen = " ".join(f"{key}={_in_words((value,))}" for key, value in trial.config.items())
             score = outcome.get(key)
             words = f"failed: {outcome.get('reason')}" if score is None else f"{key.replace('_', ' ', 1)} {score:.4f}"
-            say(f"[{self.n_ended}/{n_trials}] {chosen}: {words}" + (", as before" if outcome.get("finished_before") else ""))
+            say(
+                f"[{self.n_ended}/{n_trials}] {chosen}: {words}"
+                + (", as before" if outcome.get("finished_before") else "")
+            )
 
     return Progress()
 
@@ -326,7 +335,9 @@ def _reason(error: BaseException | None) -> str:
 
 def _check_key(key: str) -> None:
     if key.split(".")[0] not in SECTIONS or key in NO_SETTINGS:
-        raise ConfigError(f"{key} cannot be searched: it changes what is measured, or nothing; sections are {', '.join(SECTIONS)}")
+        raise ConfigError(
+            f"{key} cannot be searched: it changes what is measured, or nothing; sections are {', '.join(SECTIONS)}"
+        )
 
 
 def _in_words(values: Range | Sequence[Any]) -> str:
@@ -351,7 +362,9 @@ def _csv(trials: Sequence[Mapping[str, Any]], space: Space, score: str) -> str:
     return text.getvalue()
 
 
-def table(trials: Sequence[Mapping[str, Any]], space: Space, score: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table(
+    trials: Sequence[Mapping[str, Any]], space: Space, score: str
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and lines to print, in the order of the trials; `score` is what :func:`score_key` says."""
 
     def text(value: Any, spec: str) -> str:

@@ -102,7 +102,9 @@ def update(
     """
     started = time.perf_counter()
     if not (run / CONFIG_FILE).is_file():
-        raise RunFolderError(f"{run}: no run is there ({CONFIG_FILE} is missing); make it with 'graphhash run --out {run}'")
+        raise RunFolderError(
+            f"{run}: no run is there ({CONFIG_FILE} is missing); make it with 'graphhash run --out {run}'"
+        )
     config = RunConfig.load(run / CONFIG_FILE, **{"run.out": str(run)})
     with RunFolder(run, say=say) as folder:
         trained = open_trained(config, method or config.run.methods[0], folder)
@@ -149,12 +151,18 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
         stage = folder.current(name)
         if stage is None or stage.key != steps[name].key:
             why = "is missing or damaged" if stage is None else "was made with other settings than the folder's"
-            raise RunFolderError(f"{folder.path}: the stage {name!r} {why}; run 'graphhash run --out {folder.path}' first")
+            raise RunFolderError(
+                f"{folder.path}: the stage {name!r} {why}; run 'graphhash run --out {folder.path}' first"
+            )
         stages[name] = stage
-    labels = load_labels(folder.path / "cluster", json.loads((folder.path / "cluster" / "cluster.json").read_text(encoding="utf-8")))
+    labels = load_labels(
+        folder.path / "cluster", json.loads((folder.path / "cluster" / "cluster.json").read_text(encoding="utf-8"))
+    )
     graph = ShardedCsr.open(folder.path / "ingest" / "train").load()
     model, *maps = load_method(folder.path / "methods" / method, folder.path / "ingest")
-    inputs = Inputs(graph, labels, maps[0].n_lookups, hops_of(config, labels.rows, *graph.shape, graph.nnz), config.map.seed)
+    inputs = Inputs(
+        graph, labels, maps[0].n_lookups, hops_of(config, labels.rows, *graph.shape, graph.nnz), config.map.seed
+    )
     return Trained(config, method, folder, stages, inputs, model, dict(zip(SIDES, maps, strict=True)))
 
 
@@ -200,7 +208,9 @@ def place(trained: Trained, known: Placed, new: NewLog) -> tuple[Placed, dict[st
 
 def find_places(trained: Trained, known: Placed, interactions: csr_array) -> Places:
     """Where the ids are that ``interactions``, of all ids, have beyond the known ones."""
-    places = PLACERS[trained.method].place(Placing(trained.inputs, untrained(interactions, known), known.maps, known.labels))
+    places = PLACERS[trained.method].place(
+        Placing(trained.inputs, untrained(interactions, known), known.maps, known.labels)
+    )
     return _with_solved_users(trained, known, interactions, places) if has_own_rows(trained) else places
 
 
@@ -225,7 +235,9 @@ def _with_solved_users(trained: Trained, known: Placed, interactions: csr_array,
     model = with_more_ids(trained.model, places.maps, bias, known.user_rows)
     with torch.no_grad():
         items = model.item_embedding.all().numpy()
-        means = mean_scores(trained.inputs.graph, lambda *pair: model(*(torch.from_numpy(ids.astype(np.int64)) for ids in pair)).numpy())
+        means = mean_scores(
+            trained.inputs.graph, lambda *pair: model(*(torch.from_numpy(ids.astype(np.int64)) for ids in pair)).numpy()
+        )
     is_there = np.concatenate([np.ones(n_known["items"], np.bool_), places.has_place["items"]])
     used = csr_array(interactions[n_known["users"] + np.flatnonzero(has_place)][:, is_there])
     biases = None if model.item_bias is None else model.item_bias.detach().numpy()[is_there]

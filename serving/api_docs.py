@@ -22,7 +22,11 @@ _EXAMPLES = {
 
 def docs_page(openapi: dict[str, Any], examples: dict[str, Any] = _EXAMPLES) -> str:
     """HTML of an OpenAPI description, as FastAPI makes it."""
-    parts = [_operation(path, method, operation, examples) for path, methods in openapi["paths"].items() for method, operation in methods.items()]
+    parts = [
+        _operation(path, method, operation, examples)
+        for path, methods in openapi["paths"].items()
+        for method, operation in methods.items()
+    ]
     title = escape(openapi["info"]["title"])
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: HTTP interface</title>'
@@ -37,7 +41,9 @@ def _operation(path: str, method: str, operation: dict[str, Any], examples: dict
     text += f"<p>{escape(operation.get('description', ''))}</p>"
     schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     if schema is not None:
-        rows = "".join(_row(name, field, name in schema.get("required", ())) for name, field in schema["properties"].items())
+        rows = "".join(
+            _row(name, field, name in schema.get("required", ())) for name, field in schema["properties"].items()
+        )
         text += f"<table><tr><th>Field<th>Needed<th>Meaning</tr>{rows}</table>"
         if path in examples:
             example = json.dumps(examples[path])

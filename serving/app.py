@@ -53,9 +53,7 @@ ROUTES = frozenset(
 )
 
 
-def create_app(
-    live: LiveBundle, limits: Limits = Limits(), *, watch_s: float = 2.0, n_workers: int = 1
-) -> FastAPI:
+def create_app(live: LiveBundle, limits: Limits = Limits(), *, watch_s: float = 2.0, n_workers: int = 1) -> FastAPI:
     """The app over a loaded bundle.
 
     Args:
@@ -187,7 +185,9 @@ def add_common(app: FastAPI, metrics: ServingMetrics, routes: frozenset[str], li
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     add_errors(app)
-    app.add_middleware(HttpGate, metrics=metrics, routes=routes, max_body_bytes=limits.max_body_bytes, timeout_s=limits.timeout_s)
+    app.add_middleware(
+        HttpGate, metrics=metrics, routes=routes, max_body_bytes=limits.max_body_bytes, timeout_s=limits.timeout_s
+    )
 
 
 def add_errors(app: FastAPI) -> None:
@@ -200,7 +200,10 @@ def add_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, handle)
 
     async def http_error(request: Request, error: HTTPException) -> Response:
-        text = {404: f"no route {request.url.path!r:.80}; see /docs", 405: f"{request.method} is not taken here; see /docs"}
+        text = {
+            404: f"no route {request.url.path!r:.80}; see /docs",
+            405: f"{request.method} is not taken here; see /docs",
+        }
         message = text.get(error.status_code, str(error.detail))
         return Response(error_body(message), error.status_code, error.headers, "application/json")
 

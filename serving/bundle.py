@@ -131,10 +131,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
         **content,
         "format_version": FORMATS.get(content.get("task", ""), FORMAT_VERSION),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-            for name in names
-        },
+        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names},
     }
     try:
         manifest["manifest_sha256"] = _self_hash(manifest)
@@ -167,13 +164,10 @@ def check_bundle(path: Path | str) -> dict[str, Any]:
     try:
         outside = sorted(external_locations(folder / MODEL) - (manifest["files"].keys() - {MODEL}))
     except ValueError as error:
-        raise BundleError(
-            f"{folder / MODEL}: no well-formed ONNX file ({error}); export the bundle again"
-        ) from error
+        raise BundleError(f"{folder / MODEL}: no well-formed ONNX file ({error}); export the bundle again") from error
     if outside:
         raise BundleError(
-            f"{folder / MODEL}: reads {outside[0]!r}, which is not a file of the bundle; "
-            "do not use it, export again"
+            f"{folder / MODEL}: reads {outside[0]!r}, which is not a file of the bundle; do not use it, export again"
         )
     return manifest
 
@@ -195,35 +189,24 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: no bundle there ({MANIFEST} is missing); make one with 'graphhash export'"
         ) from None
     except OSError as error:
-        raise BundleError(
-            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     if len(text) > MAX_MANIFEST_BYTES:
-        raise BundleError(
-            f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is; export again"
-        )
+        raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is; export again")
     try:
         manifest = json.loads(text.decode("ascii"), parse_constant=_refuse_constant)
         spelling = _spell(manifest) if isinstance(manifest, dict) else None
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise BundleError(
-            f"{path}: not valid JSON ({reason}); copy the bundle again or export it again"
-        ) from error
+        raise BundleError(f"{path}: not valid JSON ({reason}); copy the bundle again or export it again") from error
     if spelling is None:
-        raise BundleError(
-            f"{path}: holds a {type(manifest).__name__} instead of an object; export the bundle again"
-        )
+        raise BundleError(f"{path}: holds a {type(manifest).__name__} instead of an object; export the bundle again")
     version = manifest.get("format_version")
     # The version comes first: everything after it may be different in a newer format.
     if type(version) is not int or version < 1:
-        raise BundleError(
-            f"{path}: format_version is {version!r}, not a number from 1; export the bundle again"
-        )
+        raise BundleError(f"{path}: format_version is {version!r}, not a number from 1; export the bundle again")
     if version > FORMAT_VERSION:
         raise BundleError(
-            f"{path}: bundle format {version} is newer than {FORMAT_VERSION}, the newest known here; "
-            "update graphhash"
+            f"{path}: bundle format {version} is newer than {FORMAT_VERSION}, the newest known here; update graphhash"
         )
     if spelling != text or manifest.get("manifest_sha256") != _self_hash(manifest):
         raise BundleError(f"{path}: changed since it was written; copy the bundle again or export it again")
@@ -234,7 +217,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
     version = manifest["format_version"]
     is_ctr = version > 2 and manifest.get("task") == "ctr"
-    fields = ctr_manifest.FIELDS if is_ctr else {name: types for name, types in _FIELDS.items() if _SINCE.get(name, 1) <= version}
+    fields = (
+        ctr_manifest.FIELDS
+        if is_ctr
+        else {name: types for name, types in _FIELDS.items() if _SINCE.get(name, 1) <= version}
+    )
     for name, types in fields.items():
         value = manifest.get(name)
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
@@ -248,8 +235,7 @@ def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
     for name in ("method", "n_buckets", "n_lookups", "bucket_map_hashes", "vocabulary_hashes"):
         if manifest[name].keys() != _SIDES:
             raise BundleError(
-                f"{folder / MANIFEST}: {name} has keys {sorted(manifest[name])}, not items and users; "
-                "export again"
+                f"{folder / MANIFEST}: {name} has keys {sorted(manifest[name])}, not items and users; export again"
             )
     counts = {name: manifest[name] for name in ("n_users", "n_items", "dim")}
     counts |= {f"{name}.{side}": manifest[name][side] for name in ("n_buckets", "n_lookups") for side in sorted(_SIDES)}
@@ -259,20 +245,15 @@ def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
                 f"{folder / MANIFEST}: {name} is {count!r:.80}, must be a number from 1; export the bundle again"
             )
     types, padding = manifest["id_types"], manifest["padding_item_id"]
-    if types.keys() != {"user_id", "item_id"} or any(
-        kind not in ("int64", "string") for kind in types.values()
-    ):
+    if types.keys() != {"user_id", "item_id"} or any(kind not in ("int64", "string") for kind in types.values()):
         raise BundleError(f"{folder / MANIFEST}: id_types is {types!r:.80}; export the bundle again")
     fits = isinstance(padding, int) and -(2**63) <= padding < 2**63
     if fits != (types["item_id"] == "int64"):
         raise BundleError(
-            f"{folder / MANIFEST}: padding_item_id {padding!r:.80} is no {types['item_id']}; "
-            "export the bundle again"
+            f"{folder / MANIFEST}: padding_item_id {padding!r:.80} is no {types['item_id']}; export the bundle again"
         )
     for side in fields.keys() & {"inputs", "optional_inputs", "outputs"}:
-        if not all(
-            isinstance(spec, dict) and isinstance(spec.get("dtype"), str) for spec in manifest[side].values()
-        ):
+        if not all(isinstance(spec, dict) and isinstance(spec.get("dtype"), str) for spec in manifest[side].values()):
             raise BundleError(f"{folder / MANIFEST}: {side} lacks a dtype; export the bundle again")
 
 
@@ -283,8 +264,7 @@ def _check_files(folder: Path, files: object) -> None:
     for name, entry in files.items():
         if name in ("", ".", "..", MANIFEST) or any(c in "/\\:\0" for c in name):
             raise BundleError(
-                f"{folder / MANIFEST}: {name!r} is not a plain file name; "
-                "do not use this bundle, export again"
+                f"{folder / MANIFEST}: {name!r} is not a plain file name; do not use this bundle, export again"
             )
         if not isinstance(entry, dict) or entry.keys() != {"bytes", "sha256"}:
             raise BundleError(
@@ -300,16 +280,13 @@ def _check_files(folder: Path, files: object) -> None:
             raise BundleError(f"{folder / name}: not a plain file; copy the bundle again, links resolved")
         if present[name].st_size != entry["bytes"]:
             raise BundleError(
-                f"{folder / name}: {present[name].st_size} bytes, should be {entry['bytes']}; "
-                "copy the bundle again"
+                f"{folder / name}: {present[name].st_size} bytes, should be {entry['bytes']}; copy the bundle again"
             )
     for name, entry in files.items():
         try:
             digest = _sha256(folder / name)
         except OSError as error:
-            raise BundleError(
-                f"{folder / name}: cannot be read ({error.strerror}); check its permissions"
-            ) from error
+            raise BundleError(f"{folder / name}: cannot be read ({error.strerror}); check its permissions") from error
         if digest != entry["sha256"]:
             raise BundleError(
                 f"{folder / name}: changed (sha256 {digest[:12]}..., should be "

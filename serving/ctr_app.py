@@ -36,8 +36,12 @@ ROUTES = frozenset(("/", "/v1/predict", "/healthz", "/readyz", "/metrics", "/doc
 class PredictRequest(ApiRequest):
     """Rows to predict, as objects or as columns; null is a missing value. Columns that the model does not read are ignored."""
 
-    rows: Annotated[list[dict[str, Any]] | None, Field(description="One object per row: column name -> raw value.")] = None
-    columns: Annotated[dict[str, list[Any]] | None, Field(description="Column name -> raw values of all rows; instead of rows.")] = None
+    rows: Annotated[list[dict[str, Any]] | None, Field(description="One object per row: column name -> raw value.")] = (
+        None
+    )
+    columns: Annotated[
+        dict[str, list[Any]] | None, Field(description="Column name -> raw values of all rows; instead of rows.")
+    ] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +96,10 @@ def run_jobs(jobs: Sequence[PredictJob], loaded: LoadedScorer, metrics: ServingM
 
 def _run_together(jobs: Sequence[PredictJob], loaded: LoadedScorer, metrics: ServingMetrics) -> list[bytes | Exception]:
     scorer = loaded.scorer
-    feed = {column["input"]: _joined([job.feed[column["input"]] for job in jobs], column.get("missing")) for column in scorer.manifest["columns"]}
+    feed = {
+        column["input"]: _joined([job.feed[column["input"]] for job in jobs], column.get("missing"))
+        for column in scorer.manifest["columns"]
+    }
     answer = scorer.answer(feed)
     metrics.run_rows.observe(len(answer.probabilities))
     metrics.rows.inc(len(answer.probabilities))
@@ -100,7 +107,9 @@ def _run_together(jobs: Sequence[PredictJob], loaded: LoadedScorer, metrics: Ser
         if n_unknown := int((~known).sum()):
             metrics.unknown_values.labels(name).inc(n_unknown)
     names = list(answer.known)
-    unknown = ~np.column_stack(list(answer.known.values())) if names else np.zeros((len(answer.probabilities), 0), np.bool_)
+    unknown = (
+        ~np.column_stack(list(answer.known.values())) if names else np.zeros((len(answer.probabilities), 0), np.bool_)
+    )
     bodies: list[bytes | Exception] = []
     start = 0
     for job in jobs:
@@ -120,7 +129,9 @@ def _joined(parts: Sequence[NDArray], missing: Any) -> NDArray:
     width = max((part.shape[1] for part in parts if part.ndim == 2), default=None)
     if width is None:
         return np.concatenate(parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=missing) for part in parts])
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=missing) for part in parts]
+    )
 
 
 def create_ctr_app(live: LiveScorer, limits: Limits = Limits(), *, watch_s: float = 2.0, n_workers: int = 1) -> FastAPI:

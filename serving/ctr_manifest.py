@@ -72,7 +72,11 @@ FIELDS = {
 IDENTITY = ("task", "model", "layers", "dim", "columns", "precision", "bucket_map_hashes", "vocabulary_hashes")
 
 _DTYPES = {"categorical": ("int64", "string"), "bag": ("int64", "string"), "dense": ("float64",)}
-_COUNTS = {"categorical": ("n_ids", "n_buckets", "n_lookups"), "bag": ("n_ids", "n_buckets", "n_lookups", "width"), "dense": ()}
+_COUNTS = {
+    "categorical": ("n_ids", "n_buckets", "n_lookups"),
+    "bag": ("n_ids", "n_buckets", "n_lookups", "width"),
+    "dense": (),
+}
 
 
 def check_ctr(manifest: dict[str, Any]) -> None:
@@ -103,18 +107,27 @@ def check_ctr(manifest: dict[str, Any]) -> None:
 
 def _check_column(column: dict[str, Any]) -> None:
     name, role = column.get("name"), column.get("role")
-    if not all(isinstance(column.get(key), str) for key in ("name", "input", "role", "dtype")) or column["dtype"] not in _DTYPES.get(role, ()):
+    if not all(isinstance(column.get(key), str) for key in ("name", "input", "role", "dtype")) or column[
+        "dtype"
+    ] not in _DTYPES.get(role, ()):
         raise ValueError(f"column {column!r:.120} has no name, input, role and type that go together")
     for key in _COUNTS[role]:
         if not _is_count(column.get(key)):
             raise ValueError(f"{key} of column {name!r:.80} is {column.get(key)!r:.80}, must be a number from 1")
     if role == "dense":
         mean, std = column.get("mean"), column.get("std")
-        if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in (mean, std)) or std <= 0:
+        if (
+            not all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in (mean, std))
+            or std <= 0
+        ):
             raise ValueError(f"mean and std of column {name!r:.80} are {mean!r:.40} and {std!r:.40}")
         return
     missing = column.get("missing")
-    is_id = isinstance(missing, str) if column["dtype"] == "string" else type(missing) is int and -(2**63) <= missing < 2**63
+    is_id = (
+        isinstance(missing, str)
+        if column["dtype"] == "string"
+        else type(missing) is int and -(2**63) <= missing < 2**63
+    )
     if not is_id:
         raise ValueError(f"the missing value of column {name!r:.80} is {missing!r:.80}, which is no {column['dtype']}")
     if role == "bag" and not (isinstance(column.get("separator"), str) and column["separator"]):

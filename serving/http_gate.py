@@ -45,7 +45,9 @@ class ServingMetrics:
         self.unknown_items = make(Counter, "unknown_items", "Candidate items that the model does not know.")
         self.run_rows = make(Histogram, "run_rows", "Rows of clicks in one run of the model.", buckets=_SIZES)
         self.rows = make(Counter, "rows", "Rows of clicks that were predicted.")
-        self.unknown_values = make(Counter, "unknown_values", "Values that the model does not know, by column.", ("column",))
+        self.unknown_values = make(
+            Counter, "unknown_values", "Values that the model does not know, by column.", ("column",)
+        )
         self.reloads = make(Counter, "reloads", "New bundles loaded, or refused.", ("result",))
         self.bundle = make(
             Gauge,

@@ -138,7 +138,10 @@ class LiveScorer(_Live[LoadedScorer]):
     def _check_types(self, loaded: LoadedScorer) -> None:
         # Requests that wait were checked with the one in use.
         before, after = (
-            {(column["name"], column["dtype"], column["role"], column.get("missing")) for column in one.scorer.manifest["columns"]}
+            {
+                (column["name"], column["dtype"], column["role"], column.get("missing"))
+                for column in one.scorer.manifest["columns"]
+            }
             for one in (self.current, loaded)
         )
         for name, dtype, role, _ in sorted(after - before, key=str):

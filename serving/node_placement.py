@@ -33,5 +33,7 @@ def nodes_by_provider(bundle: Path | str, provider: Literal["auto", "cpu", "cuda
             user = 0 if loaded.manifest["id_types"]["user_id"] == "int64" else ""
             loaded.recommend([user], 1)
         events = json.loads(Path(loaded.end_profiling()).read_text(encoding="utf-8"))
-    kernels = [event["args"] for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    kernels = [
+        event["args"] for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+    ]
     return dict(Counter(kernel["provider"] for kernel in kernels))

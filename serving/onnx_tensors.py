@@ -24,7 +24,19 @@ _NODE_INPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_TENSOR = 1, 5
 _DIMS, _DATA_TYPE, _STRINGS, _NAME, _RAW, _EXTERNAL = 1, 2, 6, 8, 9, 13
 _STRING = 8
-_DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8"}
+_DTYPES = {
+    1: "<f4",
+    2: "u1",
+    3: "i1",
+    4: "<u2",
+    5: "<i2",
+    6: "<i4",
+    7: "<i8",
+    10: "<f2",
+    11: "<f8",
+    12: "<u4",
+    13: "<u8",
+}
 
 Span = tuple[int, int]
 

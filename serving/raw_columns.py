@@ -31,7 +31,9 @@ def as_ids(values: Any, kind: str, missing: int | str, name: str) -> NDArray:
     if isinstance(missing, int):
         given = np.flatnonzero((ids == missing) & ~_is_missing(array))
         if len(given):
-            raise ValueError(f"{name}[{given[0]}] is {missing}, which stands for a missing value here; pass None for one")
+            raise ValueError(
+                f"{name}[{given[0]}] is {missing}, which stands for a missing value here; pass None for one"
+            )
     return ids
 
 
@@ -48,7 +50,9 @@ def as_numbers(values: Any, mean: float, std: float, name: str) -> NDArray[np.fl
     if array.dtype.kind == "O":
         gone = _is_missing(array)
         for i in np.flatnonzero(~gone):
-            if isinstance(array[i], (bool, np.bool_)) or not isinstance(array[i], (int, float, np.integer, np.floating)):
+            if isinstance(array[i], (bool, np.bool_)) or not isinstance(
+                array[i], (int, float, np.integer, np.floating)
+            ):
                 raise ValueError(f"{name}[{i}] is {array[i]!r:.60}; this column takes numbers")
         array = np.where(gone, np.nan, array)
     elif array.dtype.kind not in "iuf":
@@ -58,11 +62,15 @@ def as_numbers(values: Any, mean: float, std: float, name: str) -> NDArray[np.fl
     except OverflowError:
         raise ValueError(f"{name} holds a number that is too large for float64; pass None, or a smaller one") from None
     if np.isinf(numbers).any():
-        raise ValueError(f"{name}[{np.argmax(np.isinf(numbers))}] is infinite; this column takes finite numbers, or None")
+        raise ValueError(
+            f"{name}[{np.argmax(np.isinf(numbers))}] is infinite; this column takes finite numbers, or None"
+        )
     with np.errstate(over="ignore"):
         far = np.abs((numbers - mean) / std) > np.finfo(np.float32).max
     if far.any():
-        raise ValueError(f"{name}[{np.argmax(far)}] is {numbers[np.argmax(far)]:g}, too far from training's for float32; fix it, or pass None")
+        raise ValueError(
+            f"{name}[{np.argmax(far)}] is {numbers[np.argmax(far)]:g}, too far from training's for float32; fix it, or pass None"
+        )
     return numbers
 
 
@@ -146,7 +154,11 @@ def _one_axis(values: Any, name: str) -> NDArray:
     if hasattr(values, "__array__"):
         # Of pandas's own types, numpy would make floats where a value is missing.
         array = np.asarray(values, None if isinstance(getattr(values, "dtype", None), np.dtype) else object)
-    if isinstance(values, (str, bytes, dict)) or not (hasattr(values, "__len__") or array is not None) or (array is not None and array.ndim != 1):
+    if (
+        isinstance(values, (str, bytes, dict))
+        or not (hasattr(values, "__len__") or array is not None)
+        or (array is not None and array.ndim != 1)
+    ):
         raise ValueError(f"{name} is {values!r:.60}; pass a list of values, one a row")
     return np.fromiter(values, object, len(values)) if array is None else array
 
@@ -179,7 +191,9 @@ def _int64(array: NDArray, missing: int | str, name: str) -> NDArray[np.int64]:
     elif kind == "f":
         wrong = ~gone & ((array != np.floor(array)) | (np.abs(array) > _EXACT))
         if wrong.any():
-            raise ValueError(f"{name}[{np.argmax(wrong)}] is {array[np.argmax(wrong)].item()!r}; this column takes int64 ids")
+            raise ValueError(
+                f"{name}[{np.argmax(wrong)}] is {array[np.argmax(wrong)].item()!r}; this column takes int64 ids"
+            )
     elif kind not in "iu":
         raise ValueError(f"{name}[0] is {array[0].item()!r:.60}; this column takes int64 ids")
     given = array[~gone]
@@ -199,7 +213,9 @@ def _strings(array: NDArray, name: str) -> NDArray[np.object_]:
     if array.dtype.kind != "O":
         if gone.all():
             return np.full(len(array), "", object)  # A column of nothing is one of NaN.
-        raise ValueError(f"{name}[{np.argmin(gone)}] is {array[np.argmin(gone)].item()!r:.60}; this column takes string ids, pass str values")
+        raise ValueError(
+            f"{name}[{np.argmin(gone)}] is {array[np.argmin(gone)].item()!r:.60}; this column takes string ids, pass str values"
+        )
     for i in np.flatnonzero(~gone):
         if not isinstance(array[i], str):
             raise ValueError(f"{name}[{i}] is {array[i]!r:.60}; this column takes string ids, pass str values")
@@ -221,4 +237,8 @@ def _is_missing(array: NDArray) -> NDArray[np.bool_]:
 
 def _none(value: Any) -> bool:
     # pandas's NA and NaT, without pandas.
-    return value is None or (isinstance(value, (float, np.floating)) and bool(value != value)) or type(value).__name__ in ("NAType", "NaTType")
+    return (
+        value is None
+        or (isinstance(value, (float, np.floating)) and bool(value != value))
+        or type(value).__name__ in ("NAType", "NaTType")
+    )

@@ -89,8 +89,7 @@ class Retriever:
         self.manifest = check_bundle(self.path)
         if self.manifest["task"] != "retrieval":
             raise BundleError(
-                f"{self.path}: made for the task {self.manifest['task']!r}, not 'retrieval'; "
-                "pass a retrieval bundle"
+                f"{self.path}: made for the task {self.manifest['task']!r}, not 'retrieval'; pass a retrieval bundle"
             )
         self._session = open_session(self.path / MODEL, provider, threads, profile)
         self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
@@ -99,9 +98,7 @@ class Retriever:
         self.n_users: int = self.manifest["n_users"]
         self.n_items: int = self.manifest["n_items"]
 
-    def recommend(
-        self, user_ids: Sequence, k: int = 20, exclude: Sequence[Sequence] | None = None
-    ) -> Recommendations:
+    def recommend(self, user_ids: Sequence, k: int = 20, exclude: Sequence[Sequence] | None = None) -> Recommendations:
         """The k best items of each user; equal scores go to the lower item row.
 
         Users are scored in chunks, so memory beyond the answers does not grow with their number.
@@ -123,8 +120,7 @@ class Retriever:
                 raise ValueError(f"exclude is {exclude!r:.60}; pass one list of item ids per user")
             if len(exclude) != len(users):
                 raise ValueError(
-                    f"exclude has {len(exclude)} lists for {len(users)} users; "
-                    "pass one list of item ids per user"
+                    f"exclude has {len(exclude)} lists for {len(users)} users; pass one list of item ids per user"
                 )
         item_ids: list[NDArray] = []
         scores: list[NDArray[np.float32]] = []
@@ -206,7 +202,11 @@ class Retriever:
 
     def _run_options(self, n_users: int) -> onnxruntime.RunOptions | None:
         """A compressed bundle is there to save memory: what a request of many users worked with goes back to the system."""
-        if n_users <= _FEW_USERS or self.manifest.get("runtime", {}).get("mode") != "compressed" or self.provider == "cuda":
+        if (
+            n_users <= _FEW_USERS
+            or self.manifest.get("runtime", {}).get("mode") != "compressed"
+            or self.provider == "cuda"
+        ):
             return None
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -238,8 +238,7 @@ class Retriever:
             actual = {node.name: node.type for node in nodes}
             if stated != actual:
                 raise BundleError(
-                    f"{self.path}: the manifest states {side} {stated}, the model has {actual}; "
-                    "export the bundle again"
+                    f"{self.path}: the manifest states {side} {stated}, the model has {actual}; export the bundle again"
                 )
 
 
@@ -274,7 +273,11 @@ def _as_ids(ids: Any, kind: str, name: str) -> NDArray:
 def _as_matrix(lists: Any, kind: str, n_users: int) -> NDArray:
     """Candidates as int64 or as an object array of str, shape (n_users, n)."""
     array = np.asarray(lists) if hasattr(lists, "__array__") else None
-    if isinstance(lists, str | bytes) or not (hasattr(lists, "__len__") or array is not None) or (array is not None and array.ndim == 0):
+    if (
+        isinstance(lists, str | bytes)
+        or not (hasattr(lists, "__len__") or array is not None)
+        or (array is not None and array.ndim == 0)
+    ):
         raise ValueError(f"item_ids is {lists!r:.60}; pass one list of item ids per user")
     rows = lists if array is None else array
     if len(rows) != n_users:
@@ -312,9 +315,7 @@ def _as_strings(array: NDArray, name: str) -> NDArray[np.object_]:
     try:
         "".join(array).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name}: {error.object[error.start]!a} cannot be written as UTF-8; pass valid text"
-        ) from None
+        raise ValueError(f"{name}: {error.object[error.start]!a} cannot be written as UTF-8; pass valid text") from None
     return array
 
 

@@ -72,7 +72,9 @@ class Scorer:
         self.path = Path(path)
         self.manifest = check_bundle(self.path)
         if self.manifest["task"] != "ctr" or self.manifest["format_version"] < 3:
-            raise BundleError(f"{self.path}: made for the task {self.manifest['task']!r}, not 'ctr'; pass the bundle of a click-through model")
+            raise BundleError(
+                f"{self.path}: made for the task {self.manifest['task']!r}, not 'ctr'; pass the bundle of a click-through model"
+            )
         self._columns: list[dict[str, Any]] = self.manifest["columns"]
         self._session = open_session(self.path / MODEL, provider, threads, profile)
         self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
@@ -128,7 +130,9 @@ class Scorer:
             known[part] = results[2] if categorical else known[part]
         if not np.isfinite(logits).all():
             row = int(np.argmin(np.isfinite(logits)))
-            raise ValueError(f"row {row} gives no finite number; its dense columns are too far from those of training, fix them or pass None")
+            raise ValueError(
+                f"row {row} gives no finite number; its dense columns are too far from those of training, fix them or pass None"
+            )
         return Predictions(probabilities, logits, {name: known[:, i] for i, name in enumerate(categorical)})
 
     def end_profiling(self) -> str:
@@ -139,14 +143,18 @@ class Scorer:
         name = column["name"]
         time = column.get("time")
         if name not in columns and time is not None and time["column"] in columns:
-            return part_of_times(columns[time["column"]], time["format"], time["part"], column["missing"], time["column"])
+            return part_of_times(
+                columns[time["column"]], time["format"], time["part"], column["missing"], time["column"]
+            )
         if name not in columns:
             made = f" (it is the {time['part']} of {time['column']!r}, which will do)" if time else ""
             raise ValueError(f"no column {name!r}{made}; this model reads {', '.join(map(repr, self.columns))}")
         if column["role"] == "dense":
             return as_numbers(columns[name], column["mean"], column["std"], name)
         if column["role"] == "bag":
-            return as_bags(columns[name], column["dtype"], column["missing"], column["width"], column["separator"], name)
+            return as_bags(
+                columns[name], column["dtype"], column["missing"], column["width"], column["separator"], name
+            )
         return as_ids(columns[name], column["dtype"], column["missing"], name)
 
     def _run(self, feed: dict[str, NDArray]) -> list[NDArray]:
@@ -155,7 +163,9 @@ class Scorer:
                 return bound_run(self._session, self._outputs, feed, "cuda")
             return self._session.run(self._outputs, feed)
         except Exception as error:  # onnxruntime's own classes have no common base but Exception.
-            raise BundleError(f"{self.path}: ONNX Runtime failed ({first_line(error)}); ask for fewer rows at a time") from error
+            raise BundleError(
+                f"{self.path}: ONNX Runtime failed ({first_line(error)}); ask for fewer rows at a time"
+            ) from error
 
     def _check_signature(self) -> None:
         """The manifest speaks for the graph, so they must agree on every name and type, and on whose they are."""
@@ -163,6 +173,8 @@ class Scorer:
             stated = {name: ORT_TYPES.get(spec["dtype"]) for name, spec in self.manifest[side].items()}
             actual = {node.name: node.type for node in nodes}
             if stated != actual:
-                raise BundleError(f"{self.path}: the manifest states {side} {stated}, the model has {actual}; export the bundle again")
+                raise BundleError(
+                    f"{self.path}: the manifest states {side} {stated}, the model has {actual}; export the bundle again"
+                )
         if self._session.get_modelmeta().custom_metadata_map.get(METADATA) != identity(self.manifest):
             raise BundleError(f"{self.path}: manifest and model are of different bundles; export the bundle again")

@@ -39,11 +39,7 @@ def open_session(
         options.intra_op_num_threads = threads
     # Asking for CUDA without a device would only print the loader's complaints.
     wanted = ["CPUExecutionProvider"]
-    if (
-        provider != "cpu"
-        and n_cuda_devices() > 0
-        and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    ):
+    if provider != "cpu" and n_cuda_devices() > 0 and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # Finds CUDA and cuDNN where pip has put them.
         wanted.insert(0, "CUDAExecutionProvider")

@@ -45,9 +45,7 @@ class AsgiClient:
     def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
         return self.run(self.request(method, path, body, **headers))
 
-    async def request(
-        self, method: str, path: str, body: bytes | AsyncIterator[bytes] = b"", **headers: str
-    ) -> Answer:
+    async def request(self, method: str, path: str, body: bytes | AsyncIterator[bytes] = b"", **headers: str) -> Answer:
         """`headers` as keywords: content_type="text/plain"; JSON is the default. A stream is sent without a length."""
         given = {"content_type": "application/json"} | headers
         if isinstance(body, bytes):

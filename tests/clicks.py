@@ -40,7 +40,9 @@ def columns(n_rows: int = 3000, n_users: int = 60, n_items: int = 40, seed: int 
         "item": (1000 + items).tolist(),
         "device": [None if g else f"d{d}" for g, d in zip(gone[0], rng.integers(5, size=n_rows), strict=True)],
         "price": [None if g else round(p, 3) for g, p in zip(gone[1], price, strict=True)],
-        "genres": [None if g or not genres[i % 4] else "|".join(genres[i % 4]) for g, i in zip(gone[2], items, strict=True)],
+        "genres": [
+            None if g or not genres[i % 4] else "|".join(genres[i % 4]) for g, i in zip(gone[2], items, strict=True)
+        ],
     }
 
 

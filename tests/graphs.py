@@ -49,7 +49,9 @@ def southern_women() -> csr_array:
     return from_pairs([(women.index(w), events.index(e)) for w, e in graph.edges(women)])
 
 
-def random_graph(seed: int, n_users: int = 60, n_items: int = 40, n_edges: int = 300, weighted: bool = False) -> csr_array:
+def random_graph(
+    seed: int, n_users: int = 60, n_items: int = 40, n_edges: int = 300, weighted: bool = False
+) -> csr_array:
     rng = np.random.default_rng(seed)
     users, items = rng.integers(0, n_users, n_edges), rng.integers(0, n_items, n_edges)
     weights = rng.uniform(0.1, 3, n_edges) if weighted else None

@@ -82,7 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _error(self, status: int, code: str) -> None:
-        self._answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode(), Content_Type="application/xml")
+        self._answer(
+            status,
+            f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode(),
+            Content_Type="application/xml",
+        )
 
     def _put(self, key: str, content: bytes) -> str:
         self.bucket[key] = (content, float(int(time.time())))
@@ -98,10 +102,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "NoSuchKey")
         else:
             content, written = self.bucket[key]
-            about = {"Last_Modified": formatdate(written, usegmt=True), "ETag": '"x"', "Content_Type": "application/octet-stream"}
+            about = {
+                "Last_Modified": formatdate(written, usegmt=True),
+                "ETag": '"x"',
+                "Content_Type": "application/octet-stream",
+            }
             if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
                 start, stop = int(found[1]), min(int(found[2] or len(content)) + 1, len(content))
-                self._answer(206, content[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{len(content)}", **about)
+                self._answer(
+                    206, content[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{len(content)}", **about
+                )
             else:
                 self._answer(200, content, length=str(len(content)), **about)
 

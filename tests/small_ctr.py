@@ -35,7 +35,9 @@ def pair_maps(kind: str) -> tuple[BucketMap, BucketMap]:
     }[kind]()
 
 
-def small_ctr(model: str = "dlrm", kind: str = "double_soft", *, dense: bool = True, bags: bool = True, **sizes: Any) -> TrainedCtr:
+def small_ctr(
+    model: str = "dlrm", kind: str = "double_soft", *, dense: bool = True, bags: bool = True, **sizes: Any
+) -> TrainedCtr:
     """A model over users and items, two small columns, an hour, two bags and two numbers, with random weights.
 
     Missing values are known in `user` and `device` and unknown in the others.
@@ -54,7 +56,9 @@ def small_ctr(model: str = "dlrm", kind: str = "double_soft", *, dense: bool = T
     if not bags:
         del vocabularies["genres"], vocabularies["tags"]
     columns = [
-        Column(name, v.kind, len(v) + (name in has_missing), name in has_missing, "", "", v.content_hash, widths.get(name))
+        Column(
+            name, v.kind, len(v) + (name in has_missing), name in has_missing, "", "", v.content_hash, widths.get(name)
+        )
         for name, v in vocabularies.items()
     ]
     users, items = pair_maps(kind)
@@ -69,9 +73,22 @@ def small_ctr(model: str = "dlrm", kind: str = "double_soft", *, dense: bool = T
         (("hour", "%y%m%d%H"),),
     )
     features = Features(
-        Path(), schema, tuple(categorical), tuple(c for c in columns if c.width is not None), DENSE if dense else (), "hash"
+        Path(),
+        schema,
+        tuple(categorical),
+        tuple(c for c in columns if c.width is not None),
+        DENSE if dense else (),
+        "hash",
     )
-    options = {"dim": 4, "hidden": (8, 4), "dense_hidden": (6,), "id_bias": True, "seed": 0, **MODELS.get(model, {}), **sizes}
+    options = {
+        "dim": 4,
+        "hidden": (8, 4),
+        "dense_hidden": (6,),
+        "id_bias": True,
+        "seed": 0,
+        **MODELS.get(model, {}),
+        **sizes,
+    }
     built = CtrSpec(model.split()[0], **options).build(maps, len(features.dense), len(features.bags))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -93,7 +110,17 @@ def raw_log(n: int, seed: int = 0) -> dict[str, list]:
         "item": pick([10, 12, 14, 16, 11, 9, -1, 2**62, None, 8 + 2 * N_ITEMS]),
         "hour_hour": pick([0, 13, 23, 24, None]),
         "only missing": pick([None, 3]),
-        "genres": pick([["war"], [], None, ["war", "drama", "comedy"], ["comedy", "comedy"], ["new", "war"], ["", "war", None, "drama"]]),
+        "genres": pick(
+            [
+                ["war"],
+                [],
+                None,
+                ["war", "drama", "comedy"],
+                ["comedy", "comedy"],
+                ["new", "war"],
+                ["", "war", None, "drama"],
+            ]
+        ),
         "tags": pick([[5, 6], [2**40], [], None, [1, 5, 6, 9], [9, 9, 9, 9, 9]]),
         "price": pick([10.0, 1, 13.25, None, float("nan")]),
         "seen at": pick([1_600_000_033, 1_599_999_900.5, None]),
@@ -131,15 +158,28 @@ def entries_of(trained: TrainedCtr, log: dict[str, list]) -> FeatureBatch:
 def as_part(batch: FeatureBatch) -> Part:
     """The batch as rows of a log."""
     arrays = batch.categorical.numpy().astype(np.int32), batch.dense.numpy()
-    return Part(np.zeros(len(batch), np.uint8), *arrays, tuple(bag.numpy().astype(np.int32) for bag in batch.bags), None)
+    return Part(
+        np.zeros(len(batch), np.uint8), *arrays, tuple(bag.numpy().astype(np.int32) for bag in batch.bags), None
+    )
 
 
 def precisions_for(trained: TrainedCtr, precision: str) -> list[str]:
     """As the run's "auto" has them: full columns are float32."""
-    return ["float32" if m.identity else precision for m in trained.maps] if precision == "int8" else [precision] * len(trained.maps)
+    return (
+        ["float32" if m.identity else precision for m in trained.maps]
+        if precision == "int8"
+        else [precision] * len(trained.maps)
+    )
 
 
 def export_small(trained: TrainedCtr, out: Path, precision: str = "int8", **options: Any) -> dict:
     part = as_part(entries_of(trained, raw_log(50)))
-    given = {"part": part, "method": "m", "precision": precision, "metrics": {"log_loss": 0.3}, "provenance": {"run": "test"}, **options}
+    given = {
+        "part": part,
+        "method": "m",
+        "precision": precision,
+        "metrics": {"log_loss": 0.3},
+        "provenance": {"run": "test"},
+        **options,
+    }
     return export_ctr(trained, precisions_for(trained, precision), out, **given)

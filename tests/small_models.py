@@ -77,9 +77,7 @@ def small_model(
     return SmallModel(model, user_map, item_map, vocabulary(users, n_users), vocabulary(items, n_items))
 
 
-def naive_answer(
-    small: SmallModel, user_id: int | str, k: int, exclude: list
-) -> tuple[list, list[float], bool]:
+def naive_answer(small: SmallModel, user_id: int | str, k: int, exclude: list) -> tuple[list, list[float], bool]:
     """Item ids, scores, and whether the user is known: one user, one item, one lookup at a time."""
 
     def vector(bucket_map: BucketMap, table: torch.Tensor, entry: int) -> np.ndarray:
@@ -90,9 +88,7 @@ def naive_answer(
 
     user_ids, item_ids = small.users.ids.to_pylist(), small.items.ids.to_pylist()
     known = user_id in user_ids
-    user = vector(
-        small.user_map, small.model.user_embedding.table, user_ids.index(user_id) if known else len(user_ids)
-    )
+    user = vector(small.user_map, small.model.user_embedding.table, user_ids.index(user_id) if known else len(user_ids))
     ranked = []
     for item, item_id in enumerate(item_ids):
         if item_id not in exclude:

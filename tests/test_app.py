@@ -68,7 +68,9 @@ def test_scores_the_items_asked_for(kind, ids, bundles, clients):
     small = bundles[kind][0]
     unknown = {"int64": 98, "string": "nothing"}[kind]
     for user in (ids[2], unknown):
-        answer = clients[kind].post("/v1/score", {"user_id": user, "item_ids": [ids[3], unknown, ids[0], ids[3]]}).json()
+        answer = (
+            clients[kind].post("/v1/score", {"user_id": user, "item_ids": [ids[3], unknown, ids[0], ids[3]]}).json()
+        )
         every = {item["item_id"]: item["score"] for item in expected(small, user, 23, [])["items"]}
         assert [answer["scores"][i] for i in (0, 2, 3)] == [every[ids[3]], every[ids[0]], every[ids[3]]]
         assert answer["known_items"] == [True, False, True, True]
@@ -219,9 +221,10 @@ def test_what_waits_too_long_or_in_too_long_a_line_is_told_to_come_again(bundles
     answers = client.run(many())
     assert [answer.status for answer in answers] == [503] * 5
     assert all(answer.headers["retry-after"] == "1" for answer in answers)
-    assert sorted(answer.error for answer in answers[1:]) == ["2 requests wait already"] * 2 + [
-        "no answer in time; ask for fewer users, or again later"
-    ] * 2
+    assert (
+        sorted(answer.error for answer in answers[1:])
+        == ["2 requests wait already"] * 2 + ["no answer in time; ask for fewer users, or again later"] * 2
+    )
     block.set()
     assert client.post("/v1/recommend", {"user_ids": [3], "k": 2}).status == 200
 
@@ -261,7 +264,9 @@ def test_a_replaced_bundle_answers_from_the_next_look_on(tmp_path):
     assert second["results"] == [expected(new, 3, 5, [])] != first["results"]
     assert second["bundle"] == client.get("/readyz").json()["bundle"] != first["bundle"]
     # A request that began before goes on with what it began with.
-    assert before.retriever.recommend([3], 5).item_ids[0].tolist() == [i["item_id"] for i in first["results"][0]["items"]]
+    assert before.retriever.recommend([3], 5).item_ids[0].tolist() == [
+        i["item_id"] for i in first["results"][0]["items"]
+    ]
 
 
 def test_a_link_in_the_bundles_place_may_be_turned(tmp_path):

@@ -51,9 +51,7 @@ def naive_passes(graph, rows, resolution):
                 there = (labels == label) & (is_user != is_user[node])
                 return edges[node, there].sum() - resolution * volumes[node] * volumes[there].sum()
 
-            candidates = sorted(
-                {int(labels[other]) for other in np.flatnonzero(edges[node])} - {int(labels[node])}
-            )
+            candidates = sorted({int(labels[other]) for other in np.flatnonzero(edges[node])} - {int(labels[node])})
             best = max(candidates, key=lambda label: (round(gain(label), 9), -label), default=None)
             if best is not None and gain(best) > gain(labels[node]) + 1e-9:
                 labels[node] = best

@@ -32,9 +32,7 @@ def test_every_task_is_timed_by_phase(graph, model):
     settings = TrainConfig(model=model, dim=8, batch_size=100)
     results = bench_train.measure(graph, graph, methods=["soft", "full"], settings=settings, **SIZES)
     assert [(e["method"], e["task"]) for e in results] == [
-        (method, task)
-        for method in ("soft", "full")
-        for task in ("full-batch epoch", "batches of 100", "evaluation")
+        (method, task) for method in ("soft", "full") for task in ("full-batch epoch", "batches of 100", "evaluation")
     ]
     for entry in results:
         ranked = entry["task"] == "evaluation"
@@ -63,7 +61,9 @@ def test_laps_share_out_the_time_of_a_round(monkeypatch):
 
 def test_a_log_without_a_test_set_is_refused(graph):
     with pytest.raises(graphhash.DataError, match="no test interactions to rank; give --split random"):
-        bench_train.measure(graph, csr_array(graph.shape), methods=["full"], settings=TrainConfig(batch_size=9), **SIZES)
+        bench_train.measure(
+            graph, csr_array(graph.shape), methods=["full"], settings=TrainConfig(batch_size=9), **SIZES
+        )
 
 
 def test_command_prints_and_writes_what_it_measured(ray_local, tmp_path):
@@ -81,6 +81,7 @@ def test_command_prints_and_writes_what_it_measured(ray_local, tmp_path):
 
 def test_workers_are_timed_next_to_this_process(graph, tmp_path, monkeypatch):
     """Ray Train's workers are replaced by what they call, so that it is quick."""
+
     def run_on_ray(task, job, tracker, say):
         return fit_and_save(task, job, torch.device("cpu"), lambda entry: None, say)
 
@@ -89,9 +90,7 @@ def test_workers_are_timed_next_to_this_process(graph, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.ray_session.ray_session", nullcontext)
     monkeypatch.setattr(bench_workers, "COPIED_BYTES", 2**20)
     settings = TrainConfig(dim=8, batch_size=100)
-    results = bench_workers.bench_workers(
-        DataConfig("log"), method="soft", settings=settings, workers=(1,), **SIZES
-    )
+    results = bench_workers.bench_workers(DataConfig("log"), method="soft", settings=settings, workers=(1,), **SIZES)
     assert [(e["task"], e["where"]) for e in results] == [
         (task, where) for task in ("full-batch epoch", "batches of 100") for where in ("this process", "Ray Train")
     ]

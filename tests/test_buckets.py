@@ -129,7 +129,10 @@ def test_soft_is_one_step_of_normalised_propagation(weighted, n_lookups):
     normalised = dense / np.sqrt(k)[:, None] / np.sqrt(d)
     damped = dense / np.sqrt(k)[:, None] / np.sqrt(d + ITEM_DAMPING * dense.sum(0).mean())
     maps = graphhash.soft_maps(graph, labels, n_lookups=n_lookups, hops="1")
-    for bucket_map, matrix, neighbour_labels in ((maps[0], damped, labels.items), (maps[1], normalised.T, labels.users)):
+    for bucket_map, matrix, neighbour_labels in (
+        (maps[0], damped, labels.items),
+        (maps[1], normalised.T, labels.users),
+    ):
         buckets = np.unique(neighbour_labels, return_inverse=True)[1]
         one_hot = np.eye(buckets.max() + 1)[buckets]
         affinities = matrix @ one_hot
@@ -186,11 +189,17 @@ def test_large_tables_store_rows_in_four_bytes():
         ({"profiles": np.ones((1, 2), np.float32), "profile_of": np.zeros(3, np.uint8)}, r"of shape \(n_profiles, 1\)"),
         ({"profiles": np.ones((1, 1)), "profile_of": np.zeros(3, np.uint8)}, "must be float32"),
         ({"profiles": np.ones((1, 1), np.float32), "profile_of": np.zeros(2, np.uint8)}, r"uint8 of shape \(3,\)"),
-        ({"profiles": np.ones((1, 1), np.float32), "profile_of": np.ones(3, np.uint8)}, "profiles up to 1, there are 1"),
+        (
+            {"profiles": np.ones((1, 1), np.float32), "profile_of": np.ones(3, np.uint8)},
+            "profiles up to 1, there are 1",
+        ),
         ({"profiles": np.full((1, 1), np.nan, np.float32), "profile_of": np.zeros(3, np.uint8)}, "finite"),
         ({"profiles": np.full((1, 1), 2, np.float32), "profile_of": np.zeros(3, np.uint8)}, "with weight 1"),
         ({"rows": np.array([[0, 1], [1, 1], [3, 3]], np.int32)}, "2 lookups needs profiles"),
-        ({"rows": np.array([[0], [1], [1]], np.int32), "shared": True}, "or the one before it, as the table is shared; it reads 1"),
+        (
+            {"rows": np.array([[0], [1], [1]], np.int32), "shared": True},
+            "or the one before it, as the table is shared; it reads 1",
+        ),
         ({"identity": True}, "identity map must have rows"),
     ],
 )
@@ -237,7 +246,9 @@ def test_few_different_weights_are_their_own_profiles():
 @pytest.mark.parametrize("n_lookups", [1, 2, 12])
 def test_many_different_weights_are_near_their_profiles(n_lookups):
     rng = np.random.default_rng(0)
-    weights = np.sort(rng.random((3000, n_lookups)).astype(np.float32) ** rng.integers(1, 5, (3000, 1)), axis=1)[:, ::-1]
+    weights = np.sort(rng.random((3000, n_lookups)).astype(np.float32) ** rng.integers(1, 5, (3000, 1)), axis=1)[
+        :, ::-1
+    ]
     weights = weights / np.linalg.norm(weights, axis=1, keepdims=True)
     weights[-1] = np.eye(1, n_lookups)
     profiles, profile_of = weight_profiles(weights)

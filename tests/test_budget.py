@@ -59,7 +59,10 @@ def test_a_ratio_that_the_maps_alone_exceed_is_refused():
 
 def test_compressed_tables_are_stored_in_few_bits_and_full_ones_are_not_unless_told():
     methods = ("soft", "double_soft", "graph", "modulo", "full")
-    auto = [RunConfig.load(None, settings) for settings in ([], ["train.model=lightgcn"], ["run.task=ctr", "train.model=dlrm"])]
+    auto = [
+        RunConfig.load(None, settings)
+        for settings in ([], ["train.model=lightgcn"], ["run.task=ctr", "train.model=dlrm"])
+    ]
     assert [auto[0].precision_of(method) for method in methods] == ["int4", "int4", "int8", "int8", "float32"]
     for config_ in auto[1:]:
         assert [config_.precision_of(method) for method in methods] == ["int8"] * 4 + ["float32"]
@@ -92,7 +95,10 @@ def test_in_4_bits_three_or_four_rows_for_ten_ids_and_the_rest_for_lookups(ratio
     assert 0.25 < rows < 0.45 or ratio == 0.05
 
 
-@pytest.mark.parametrize(("degree", "ratio", "lookups", "hops"), [(60, 0.25, 8, "2"), (60, 0.19, 4, "2"), (60, 0.125, None, "1+2"), (40, 0.25, None, "1+2")])
+@pytest.mark.parametrize(
+    ("degree", "ratio", "lookups", "hops"),
+    [(60, 0.25, 8, "2"), (60, 0.19, 4, "2"), (60, 0.125, None, "1+2"), (40, 0.25, None, "1+2")],
+)
 def test_dense_graphs_get_a_row_for_nearly_every_id_where_bytes_allow(degree, ratio, lookups, hops):
     config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
     graph = USERS, ITEMS, degree * (USERS + ITEMS) // 2

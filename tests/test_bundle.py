@@ -45,9 +45,7 @@ def test_an_exported_bundle_is_accepted_and_its_manifest_is_as_written(exported)
     assert check_bundle(str(exported)) == manifest
 
 
-@pytest.mark.parametrize(
-    ("name", "n_positions"), [("manifest.json", 400), ("model.onnx", 60), ("model.onnx.data", 60)]
-)
+@pytest.mark.parametrize(("name", "n_positions"), [("manifest.json", 400), ("model.onnx", 60), ("model.onnx.data", 60)])
 def test_one_changed_byte_is_refused_wherever_it_is(name, n_positions, copied):
     original = (copied / name).read_bytes()
     rng = np.random.default_rng(0)
@@ -108,9 +106,7 @@ def test_names_that_leave_the_folder_are_refused(name, copied):
     assert "not a plain file name" in refusal(copied)
 
 
-@pytest.mark.parametrize(
-    "location", ["../secret", "/etc/passwd", "manifest.json", "model.onnx", "other.data"]
-)
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "manifest.json", "model.onnx", "other.data"])
 def test_external_data_outside_of_the_listed_files_is_refused(location, copied):
     model = onnx.load(copied / "model.onnx", load_external_data=False)
     next(t for t in model.graph.initializer if t.external_data).external_data[0].value = location

@@ -32,7 +32,12 @@ def exported(tmp_path_factory) -> Path:
 def answer(folder: Path) -> tuple:
     loaded = Retriever(folder, provider="cpu", threads=1)
     got, scored = loaded.recommend(USERS, 5), loaded.score(USERS, [[3, 55]] * 4)
-    return [ids.tolist() for ids in got.item_ids], [s.tolist() for s in got.scores], got.known.tolist(), scored.scores.tolist()
+    return (
+        [ids.tolist() for ids in got.item_ids],
+        [s.tolist() for s in got.scores],
+        got.known.tolist(),
+        scored.scores.tolist(),
+    )
 
 
 def mutate(folder: Path, rng: np.random.Generator) -> None:
@@ -125,7 +130,15 @@ def test_the_graph_numbers_ids_as_the_vocabulary_does(ids):
     onnx.checker.check_model(model, full_check=True)
     assert stored_ids(model, "user").tolist() == list(ids)
     if vocabulary.kind == "int64":
-        others = [-(2**63), 2**63 - 1, 0, -1, 1, *(np.array(list(ids)) - 1).tolist(), *(np.array(list(ids)) + 1).tolist()]
+        others = [
+            -(2**63),
+            2**63 - 1,
+            0,
+            -1,
+            1,
+            *(np.array(list(ids)) - 1).tolist(),
+            *(np.array(list(ids)) + 1).tolist(),
+        ]
     else:
         others = ["", " a", "a\0", "日", "z" * 400, "é"]
     asked = [*ids, *others]
@@ -173,7 +186,16 @@ def test_check_names_what_is_wrong_inside(tensor, value, message, tmp_path):
 
 def test_the_benchmark_measures_time_memory_and_placement(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "b")
-    results = bench(exported, tmp_path / "b", provider="cpu", threads=1, k=3, n_requests=5, batch_sizes=(1, 4), say=lambda line: None)
+    results = bench(
+        exported,
+        tmp_path / "b",
+        provider="cpu",
+        threads=1,
+        k=3,
+        n_requests=5,
+        batch_sizes=(1, 4),
+        say=lambda line: None,
+    )
     assert [size["batch"] for size in results[0]["sizes"]] == [1, 4] and len(results) == 2
     for entry in results:
         assert entry["disk_bytes"] == sum(path.stat().st_size for path in exported.iterdir())

@@ -277,9 +277,7 @@ def test_synth_passes_its_sizes_on(graphhash, monkeypatch, tmp_path):
     module = ModuleType("pipeline.synth")
     module.synth = lambda out, **sizes: {"out": str(out), **sizes}
     monkeypatch.setitem(sys.modules, "pipeline.synth", module)
-    code, out, _ = graphhash(
-        "synth", tmp_path / "log", "--users", 10, "--mixing", 0.5, "--json", tmp_path / "f.json"
-    )
+    code, out, _ = graphhash("synth", tmp_path / "log", "--users", 10, "--mixing", 0.5, "--json", tmp_path / "f.json")
     assert code == 0 and "n_users" in out
     written = json.loads((tmp_path / "f.json").read_text())
     assert written == {
@@ -353,9 +351,7 @@ def test_demo_goes_the_whole_way_and_asks_for_a_user_of_its_log(graphhash, runs,
     monkeypatch.setattr(
         pipeline.recommend, "recommend", lambda bundle, users, k, **_: asked.append((bundle, users)) or []
     )
-    monkeypatch.setitem(
-        cli.__dict__, "DEMO_LOG", "--users 20 --items 10 --interactions 50 --communities 2".split()
-    )
+    monkeypatch.setitem(cli.__dict__, "DEMO_LOG", "--users 20 --items 10 --interactions 50 --communities 2".split())
     code, out, _ = graphhash("demo", folder)
     assert code == 0
     assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == [

@@ -24,9 +24,7 @@ def test_modularity_equals_its_double_sum(name, resolution):
     rng = np.random.default_rng(3)
     users, items = rng.integers(0, 3, graph.shape[0]), rng.integers(0, 3, graph.shape[1])
     expected = graphs.naive_modularity(graph, users, items, resolution)
-    assert graphhash.modularity(graph, users, items, resolution=resolution) == pytest.approx(
-        expected, abs=1e-12
-    )
+    assert graphhash.modularity(graph, users, items, resolution=resolution) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -114,16 +112,11 @@ def test_contracted_graph_holds_the_weight_between_communities(name):
             edges = slice(matrix.indptr[start], matrix.indptr[stop])
             indptr = (matrix.indptr[start : stop + 1] - matrix.indptr[start]).astype(np.int64)
             parts.append(
-                Rows(indptr, matrix.indices[edges], weights[edges])
-                .contract(labels[start:stop], other, 4)
-                .compact()
+                Rows(indptr, matrix.indices[edges], weights[edges]).contract(labels[start:stop], other, 4).compact()
             )
     summed = np.zeros((4, 4))
     for start, stop in ((0, 1), (1, 4)):
-        cut = [
-            (p[start : stop + 1] - p[start], c[p[start] : p[stop]], v[p[start] : p[stop]])
-            for p, c, v in parts
-        ]
+        cut = [(p[start : stop + 1] - p[start], c[p[start] : p[stop]], v[p[start] : p[stop]]) for p, c, v in parts]
         summed[start:stop] = dense_graph(sum_parts(cut, start, 4))
     assert_array_equal(summed, contracted)
 
@@ -144,9 +137,7 @@ def test_reported_modularity_is_the_labels_own_and_no_less_than_doing_nothing(na
     assert labels.modularity == pytest.approx(expected, abs=1e-9)
     everything_together = 1 - resolution
     assert labels.modularity >= max(0, everything_together) - 1e-12
-    assert all(
-        after >= before - 1e-12 for before, after in zip(labels.history, labels.history[1:], strict=False)
-    )
+    assert all(after >= before - 1e-12 for before, after in zip(labels.history, labels.history[1:], strict=False))
 
 
 def test_two_blocks_are_found_exactly():
@@ -267,9 +258,7 @@ def test_labels_check_themselves():
 
 def test_progress_is_told_after_every_cycle():
     told = []
-    labels = cluster_graph(
-        LocalGraph(graphs.random_graph(0)), 2.0, on_cycle=lambda *facts: told.append(facts)
-    )
+    labels = cluster_graph(LocalGraph(graphs.random_graph(0)), 2.0, on_cycle=lambda *facts: told.append(facts))
     assert [n for n, _, _ in told] == list(range(1, len(labels.history)))
     assert told[-1][1] == labels.modularity
 

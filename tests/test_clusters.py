@@ -74,9 +74,7 @@ def test_levels_kept_in_files_are_those_in_memory_and_leave_nothing_behind(tmp_p
 
 def test_a_full_disk_is_told_with_the_folder(tmp_path, ray_local):
     stored = ingested(graphs.random_graph(11, 300, 200, 3000), tmp_path)
-    with pytest.raises(
-        graphhash.DataError, match=r"gone: cannot keep a level of the clustering .* free some space"
-    ):
+    with pytest.raises(graphhash.DataError, match=r"gone: cannot keep a level of the clustering .* free some space"):
         graphhash.clustering.cluster_graph(RayGraph(*stored, 2, tmp_path / "gone"), 4)
 
 
@@ -99,9 +97,7 @@ def test_the_stage_writes_labels_and_facts_that_agree(tmp_path):
     facts = cluster_run(config_of(cluster__resolution=2.0), tmp_path, out)
     assert json.loads((out / "cluster.json").read_text()) == facts
     labels = load_labels(out, facts)
-    assert facts["modularity"] == pytest.approx(
-        graphhash.modularity(graph, labels.users, labels.items, resolution=2.0)
-    )
+    assert facts["modularity"] == pytest.approx(graphhash.modularity(graph, labels.users, labels.items, resolution=2.0))
     assert facts["rows"] == labels.rows == len(set(labels.users)) + len(set(labels.items))
     users, items = graph.nonzero()
     assert facts["share_inside"] == pytest.approx((labels.users[users] == labels.items[items]).mean())
@@ -140,9 +136,7 @@ def test_a_row_budget_per_side_is_hit_exactly(tmp_path):
     ingested(graph, tmp_path)
     out = tmp_path / "cluster"
     out.mkdir()
-    facts = cluster_run(
-        config_of(cluster__user_rows=90, cluster__item_rows=40, cluster__max_size=30), tmp_path, out
-    )
+    facts = cluster_run(config_of(cluster__user_rows=90, cluster__item_rows=40, cluster__max_size=30), tmp_path, out)
     assert (facts["user_rows"] + 1, facts["item_rows"] + 1) == (90, 40)
     assert max(facts["sizes"][side]["largest"] for side in ("users", "items")) <= 30
     assert facts["n_disconnected"] >= 0

@@ -45,7 +45,17 @@ class Comparison:
     def run(self) -> int:
         """The command's exit code."""
         before = signal.getsignal(signal.SIGTERM)
-        words = ["compare", "--data", self.folder / "log", "--out", self.out, "--methods", ",".join(METHODS), "--jobs", 2]
+        words = [
+            "compare",
+            "--data",
+            self.folder / "log",
+            "--out",
+            self.out,
+            "--methods",
+            ",".join(METHODS),
+            "--jobs",
+            2,
+        ]
         words += ["--seeds", 0, 1, "--ratios", *RATIOS, "--precision", "float32", "train.epochs=4", "train.dim=8"]
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder}/mlflow.db")
@@ -192,10 +202,13 @@ def test_what_cannot_be_compared_is_refused(change, message):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
-    "budget", [Budget("ratio", 0.25), Budget("rows", 50), Budget("resolution", 2.0), Budget("side_rows", (30, 20)), None]
+    "budget",
+    [Budget("ratio", 0.25), Budget("rows", 50), Budget("resolution", 2.0), Budget("side_rows", (30, 20)), None],
 )
 def test_a_cell_is_an_ordinary_run_of_one_method(budget, model):
-    base = RunConfig.from_flat({"data.path": "log", "run.out": "cmp", "cluster.ratio": 0.9, "train.dim": 8, "data.shards": 3})
+    base = RunConfig.from_flat(
+        {"data.path": "log", "run.out": "cmp", "cluster.ratio": 0.9, "train.dim": 8, "data.shards": 3}
+    )
     cell = Cell("soft" if budget else "full", model, 5, budget)
     config = cell_config(base, cell)
     assert config.cluster.budget == ((budget.kind, budget.value) if budget else ("resolution", 1.0))
@@ -209,7 +222,9 @@ def test_a_cell_is_an_ordinary_run_of_one_method(budget, model):
 def test_full_depends_on_no_setting_of_the_clusters():
     settings = {"data.path": "log", "run.out": "cmp", "cluster.method": "balanced", "cluster.rows": 60}
     config = cell_config(RunConfig.from_flat(settings), Cell("full", "mf", 0, None))
-    assert config == cell_config(RunConfig.from_flat({"data.path": "log", "run.out": "cmp"}), Cell("full", "mf", 0, None))
+    assert config == cell_config(
+        RunConfig.from_flat({"data.path": "log", "run.out": "cmp"}), Cell("full", "mf", 0, None)
+    )
 
 
 def test_a_setting_of_one_method_changes_its_cells_alone():
@@ -268,12 +283,22 @@ def test_a_list_of_what_it_does_not_take_is_refused(words):
         command.parse_args(click.Context(command), ["--data", "x", "--out", "o", *words.split()])
 
 
-@pytest.mark.parametrize(("command", "setting", "option"), [("compare", "train.loss=directau", "--models"), ("compare", "train.seed=3", "--seeds"), ("tune", "train.model=neumf", "--model")])
+@pytest.mark.parametrize(
+    ("command", "setting", "option"),
+    [
+        ("compare", "train.loss=directau", "--models"),
+        ("compare", "train.seed=3", "--seeds"),
+        ("tune", "train.model=neumf", "--model"),
+    ],
+)
 def test_settings_that_an_option_stands_for_are_refused(command, setting, option, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([command, "--data", "x", "--out", str(tmp_path), setting])
     assert exit_.value.code == 2
-    assert f"{setting}: graphhash {command} takes {setting.split('=')[0]} from {option}; give it there" in capsys.readouterr().err
+    assert (
+        f"{setting}: graphhash {command} takes {setting.split('=')[0]} from {option}; give it there"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", ["compare", "tune"])
@@ -305,7 +330,14 @@ def test_as_many_at_once_as_the_cluster_has_room_for(monkeypatch, gpus, machines
 
 
 def entry(method: str, model: str, seed: int, budget: str, recall: float | None, ratio: float = 0.2):
-    metrics = {"rows": 9, "bytes": 90, "bytes_ratio": ratio, "recall@20": recall, "ndcg@20": recall, "seconds": {"train": 1.0}}
+    metrics = {
+        "rows": 9,
+        "bytes": 90,
+        "bytes_ratio": ratio,
+        "recall@20": recall,
+        "ndcg@20": recall,
+        "seconds": {"train": 1.0},
+    }
     return {"method": method, "model": model, "seed": seed, "budget": budget, "run": "r"}, Outcome(metrics=metrics)
 
 

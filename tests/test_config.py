@@ -31,9 +31,7 @@ def toml(tmp_path):
 
 def test_stronger_layers_win(toml):
     path = toml("[train]\ndim = 8\nlr = 0.1\nepochs = 3\n")
-    config = RunConfig.load(
-        path, ["train.epochs=5"], **{"train.epochs": 4, "train.lr": 0.2, "train.seed": None}
-    )
+    config = RunConfig.load(path, ["train.epochs=5"], **{"train.epochs": 4, "train.lr": 0.2, "train.seed": None})
     assert (config.train.dim, config.train.lr, config.train.epochs, config.train.seed) == (8, 0.2, 5, 0)
 
 

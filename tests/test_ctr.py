@@ -16,7 +16,15 @@ from graphhash import ctr_layers
 from graphhash.buckets import BucketMap, full_map
 from graphhash.ctr import HEADS, CtrSpec, FeatureBatch
 from graphhash.ctr_bytes import column_bytes, layer_bytes, store_rounded
-from graphhash.ctr_layers import CrossNetwork, DotInteraction, Dropout, FieldEmbeddings, bag_mean, binary_loss, fm_interaction
+from graphhash.ctr_layers import (
+    CrossNetwork,
+    DotInteraction,
+    Dropout,
+    FieldEmbeddings,
+    bag_mean,
+    binary_loss,
+    fm_interaction,
+)
 from graphhash.hashes import double_map, modulo_map
 from graphhash.quantization import rounded
 from graphhash.row_adam import RowAdam
@@ -204,7 +212,9 @@ def test_cross_layers_follow_the_recurrence():
         crossed = x
         for layer in network.layers:
             w, b = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-            crossed = np.array([x[i] * (sum(w[i, j] * crossed[j] for j in range(3)) + b[i]) + crossed[i] for i in range(3)])
+            crossed = np.array(
+                [x[i] * (sum(w[i, j] * crossed[j] for j in range(3)) + b[i]) + crossed[i] for i in range(3)]
+            )
         np.testing.assert_allclose(network(first)[row].detach().numpy(), crossed, rtol=1e-4)
 
 
@@ -226,7 +236,11 @@ def test_logits_are_those_of_the_formulas(kind, structure, n_dense):
     first = np.concatenate([vectors.reshape(6, -1), dense], 1)
     if kind == "dcnv2":
         crossed = head.cross(torch.from_numpy(first).float()).detach().numpy()
-        units = naive_perceptron(head.network, crossed) if structure == "stacked" else np.concatenate([crossed, naive_perceptron(head.network, first)], 1)
+        units = (
+            naive_perceptron(head.network, crossed)
+            if structure == "stacked"
+            else np.concatenate([crossed, naive_perceptron(head.network, first)], 1)
+        )
     elif kind == "dlrm":
         of_dense = naive_perceptron(head.dense, dense) if n_dense else np.zeros((6, 0))
         stack = np.concatenate([of_dense[:, None], vectors], 1) if n_dense else vectors
@@ -341,7 +355,9 @@ def test_rows_of_a_fold_are_read_through_its_maps(kind):
     weights = {n: v for n, v in model.state_dict().items() if not n.endswith((".rows", ".weights"))}
     for number, graph in enumerate(folds):
         alone = list(maps)
-        alone[0], alone[2] = make(graph, labels, n_lookups=maps[0].n_lookups) if kind == "soft" else one_fold(make, graph, labels, maps)
+        alone[0], alone[2] = (
+            make(graph, labels, n_lookups=maps[0].n_lookups) if kind == "soft" else one_fold(make, graph, labels, maps)
+        )
         other = CtrSpec("deepfm", dim=4, hidden=(8,), id_bias=True).build(alone, 2, 1)
         other.load_state_dict(weights, strict=False)
         rows = torch.nonzero(fold == number).ravel()
@@ -446,7 +462,9 @@ def test_rounding_touches_each_column_once_and_in_its_precision(kind):
     store_rounded(model, precisions)
     for column, table, precision in zip(model.embeddings, before, precisions, strict=True):
         np.testing.assert_array_equal(column.table.detach().numpy(), rounded(table.numpy(), precision))
-    for column, table, precision in zip(model.wide.columns, wide, ["float16", "float32", "float16", "float16", "float32"], strict=True):
+    for column, table, precision in zip(
+        model.wide.columns, wide, ["float16", "float32", "float16", "float16", "float32"], strict=True
+    ):
         expected = table.numpy() if precision == "float32" else rounded(table.numpy(), "float16")
         np.testing.assert_array_equal(column.table.detach().numpy(), expected)
     for column, table in zip(model.bias.columns, bias, strict=True):

@@ -85,9 +85,15 @@ def with_value(name, value):
         ({"rows": {}}, "rows: Input should be a valid array"),
         ({"rows": [1]}, "rows[0]: Input should be an object, not 1"),
         ({"columns": {"user": "u1"}}, "columns.user: Input should be a valid array"),
-        ({"columns": {"user": ["u1"]} | {k: [None] * 2 for k in raw_log(1) if k != "user"}}, "column 'device' has 2 rows, 'user' has 1"),
+        (
+            {"columns": {"user": ["u1"]} | {k: [None] * 2 for k in raw_log(1) if k != "user"}},
+            "column 'device' has 2 rows, 'user' has 1",
+        ),
         ({"rows": [{}], "k": 3}, "k: no such field; there are rows, columns"),
-        ({"rows": with_value("user", "u1")["rows"][:1] + [{"user": "u1"}]}, "rows[1] has no 'device'; give null for a missing value"),
+        (
+            {"rows": with_value("user", "u1")["rows"][:1] + [{"user": "u1"}]},
+            "rows[1] has no 'device'; give null for a missing value",
+        ),
         (with_value("user", 3), "user[1] is 3; this column takes string ids"),
         (with_value("item", 10.5), "item[1] is 10.5; this column takes int64 ids"),
         (with_value("item", 2**70), "leaves int64"),
@@ -126,11 +132,15 @@ def test_requests_that_run_together_get_their_own_answers(bundle, monkeypatch):
     logs.insert(2, with_value("price", 1e30)["rows"])
     runs = []
     answer = live.current.scorer.answer
-    monkeypatch.setattr(live.current.scorer, "answer", lambda feed: runs.append(len(next(iter(feed.values())))) or answer(feed))
+    monkeypatch.setattr(
+        live.current.scorer, "answer", lambda feed: runs.append(len(next(iter(feed.values())))) or answer(feed)
+    )
 
     async def ask():
         bodies = [{"rows": log} if isinstance(log, list) else {"columns": log} for log in logs]
-        return await asyncio.gather(*(client.request("POST", "/v1/predict", json.dumps(body).encode()) for body in bodies))
+        return await asyncio.gather(
+            *(client.request("POST", "/v1/predict", json.dumps(body).encode()) for body in bodies)
+        )
 
     first, second, bad, *others = client.run(ask())
     for got, expected in zip((first, second, *others), alone, strict=True):

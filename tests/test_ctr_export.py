@@ -73,7 +73,9 @@ def test_the_graph_alone_takes_padding_anywhere_and_any_width(tmp_path):
     trained = small_ctr()
     export_small(trained, tmp_path / "bundle")
     session = onnxruntime.InferenceSession(str(tmp_path / "bundle" / "model.onnx"), providers=["CPUExecutionProvider"])
-    missing = {c.name: missing_id(c, v) for c, v in zip(trained.features.all_columns, trained.vocabularies, strict=True)}
+    missing = {
+        c.name: missing_id(c, v) for c, v in zip(trained.features.all_columns, trained.vocabularies, strict=True)
+    }
     assert missing["device"] == -(2**63) + 1 and missing["item"] == -(2**63) and missing["user"] == ""
     log = raw_log(3)
     log |= {"genres": [["war", "drama"], [], ["comedy"]], "tags": [[5, 6, 9], [], [2**40]]}
@@ -82,7 +84,9 @@ def test_the_graph_alone_takes_padding_anywhere_and_any_width(tmp_path):
         if name in ("price", "seen at"):
             feed[name] = np.array([np.nan if v is None else v for v in values])
         elif name not in ("genres", "tags"):
-            feed[name] = np.array([missing[name] if v is None else v for v in values], object if name == "user" else np.int64)
+            feed[name] = np.array(
+                [missing[name] if v is None else v for v in values], object if name == "user" else np.int64
+            )
     pad = missing["tags"]
     feed["tags"] = np.array([[pad, 5, pad, 6, 9, 2**40], [pad] * 6, [pad, pad, pad, pad, pad, 2**40]])
     feed["genres"] = np.array([["", "war", "", "drama", "comedy"], [""] * 5, ["comedy", "", "", "", ""]], object)
@@ -91,22 +95,41 @@ def test_the_graph_alone_takes_padding_anywhere_and_any_width(tmp_path):
     # No value in any row, and no row at all.
     feed |= {"tags": np.empty((3, 0), np.int64), "genres": np.empty((3, 0), object)}
     (logits,) = session.run(["logit"], feed)
-    np.testing.assert_allclose(logits, expected_logits(trained, "int8", log | {"genres": [[]] * 3, "tags": [[]] * 3}), atol=1e-5)
+    np.testing.assert_allclose(
+        logits, expected_logits(trained, "int8", log | {"genres": [[]] * 3, "tags": [[]] * 3}), atol=1e-5
+    )
     assert session.run(["logit", "known"], {name: values[:0] for name, values in feed.items()})[1].shape == (0, 5)
 
 
 def test_columns_with_the_names_of_outputs_get_other_inputs(tmp_path):
     trained = small_ctr(bags=False)
-    renamed = {"user": "probability", "device": "column_probability", "item": "/0", "hour_hour": "known", "only missing": "axis_1"}
+    renamed = {
+        "user": "probability",
+        "device": "column_probability",
+        "item": "/0",
+        "hour_hour": "known",
+        "only missing": "axis_1",
+    }
     columns = tuple(type(c)(**{**vars(c), "name": renamed[c.name]}) for c in trained.features.columns)
     features = type(trained.features)(**{**vars(trained.features), "columns": columns})
     trained = type(trained)(trained.model, trained.maps, trained.vocabularies, features)
     names = input_names(trained)
     assert names["probability"] == "column_column_probability" and names["column_probability"] == "column_probability"
     part = as_part(entries_of(small_ctr(bags=False), raw_log(50)))
-    export_ctr(trained, precisions_for(trained, "int8"), tmp_path / "b", part=part, method="m", precision="int8", metrics={}, provenance={})
+    export_ctr(
+        trained,
+        precisions_for(trained, "int8"),
+        tmp_path / "b",
+        part=part,
+        method="m",
+        precision="int8",
+        metrics={},
+        provenance={},
+    )
     log = raw_log(20)
-    got = Scorer(tmp_path / "b", provider="cpu").details({renamed.get(name, name): values for name, values in log.items()})
+    got = Scorer(tmp_path / "b", provider="cpu").details(
+        {renamed.get(name, name): values for name, values in log.items()}
+    )
     np.testing.assert_allclose(got.logits, expected_logits(small_ctr(bags=False), "int8", log), atol=1e-5)
 
 
@@ -115,11 +138,18 @@ def test_tables_lie_in_their_small_types_and_outside_of_the_file_where_they_are_
 
     trained = small_ctr("deepfm", "soft", dim=64)
     graph = ctr_graph(trained, precisions_for(trained, "int8")).graph
-    assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}, "none is left over"
-    dtypes = {tensor.name: numpy_helper.to_array(tensor).dtype.name for tensor in graph.initializer if tensor.data_type != 8}
+    assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}, (
+        "none is left over"
+    )
+    dtypes = {
+        tensor.name: numpy_helper.to_array(tensor).dtype.name for tensor in graph.initializer if tensor.data_type != 8
+    }
     assert dtypes["/0_table"] == "int8" and dtypes["/0_rows"] == "uint16" and dtypes["/0_profile_of"] == "uint8"
     assert dtypes["/wide_0_table"] == dtypes["/bias_0_table"] == "float16" and dtypes["/joint_table"] == "float32"
-    one, two = export_small(trained, tmp_path / "one"), export_small(trained, tmp_path / "two", external_data_mib=0.0001)
+    one, two = (
+        export_small(trained, tmp_path / "one"),
+        export_small(trained, tmp_path / "two", external_data_mib=0.0001),
+    )
     assert sorted(one["files"]) == ["model.onnx"] and sorted(two["files"]) == ["model.onnx", "model.onnx.data"]
     log = raw_log(50)
     assert np.array_equal(*(Scorer(tmp_path / name, provider="cpu", threads=1).predict(log) for name in ("one", "two")))
@@ -129,7 +159,10 @@ def test_a_graph_that_disagrees_is_not_published(tmp_path, monkeypatch):
     trained = small_ctr()
     export_small(trained, tmp_path / "bundle")
     before = (tmp_path / "bundle" / "manifest.json").read_bytes()
-    for change in (lambda t: t.model.head.out.bias.data.add_(0.01), lambda t: t.vocabularies.__setitem__(0, Vocabulary(t.vocabularies[0].ids[::-1]))):
+    for change in (
+        lambda t: t.model.head.out.bias.data.add_(0.01),
+        lambda t: t.vocabularies.__setitem__(0, Vocabulary(t.vocabularies[0].ids[::-1])),
+    ):
         other = small_ctr()
         change(other)
         with monkeypatch.context() as patch:
@@ -162,13 +195,22 @@ def test_rows_of_the_log_become_the_raw_values_they_were_made_of():
 
 
 def test_the_manifest_says_what_the_precision_costs_and_how_close_the_graph_is(tmp_path):
-    metrics = {"log_loss": 0.31, "log_loss_float32": 0.3, "auc": 0.9, "calibration": 1.01, "ece": 0.02, "curve": {"counts": [1, 2]}}
+    metrics = {
+        "log_loss": 0.31,
+        "log_loss_float32": 0.3,
+        "auc": 0.9,
+        "calibration": 1.01,
+        "ece": 0.02,
+        "curve": {"counts": [1, 2]},
+    }
     trained = small_ctr()
     manifest = export_small(trained, tmp_path / "bundle", metrics=metrics)
     assert manifest["precision_loss"]["relative"] == pytest.approx(1 / 30) and precision_loss({})["relative"] is None
     assert manifest["calibration"] == {"calibration": 1.01, "ece": 0.02}
     tolerance = manifest["tolerance"]
-    assert 0 <= tolerance["largest"] <= tolerance["absolute"] + tolerance["relative"] * 100 and tolerance["n_rows"] == 60
+    assert (
+        0 <= tolerance["largest"] <= tolerance["absolute"] + tolerance["relative"] * 100 and tolerance["n_rows"] == 60
+    )
     assert manifest["bucket_map_hashes"]["user"] == trained.maps[0].content_hash
     column = {c["name"]: c for c in manifest["columns"]}
     assert column["genres"]["width"] == 2 and column["price"]["std"] == 2.5 and column["user"]["precision"] == "int8"

@@ -55,7 +55,10 @@ def test_entries_dense_labels_and_bags_are_those_of_a_loop_over_rows(tmp_path, m
         known = sorted(v for v, n in counts.items() if v is not None and n >= 3)
         known += [None] if counts[None] >= 3 else []
         assert column.n_ids == len(known) and column.has_missing == (None in known)
-        assert features.counts(column).tolist() == [*(counts[v] for v in known), sum(n for v, n in counts.items() if v not in known)]
+        assert features.counts(column).tolist() == [
+            *(counts[v] for v in known),
+            sum(n for v, n in counts.items() if v not in known),
+        ]
         entries[column.name] = {v: i for i, v in enumerate(known)} | {"unknown": len(known)}
         assert features.vocabulary(column).ids.to_pylist() == [v for v in known if v is not None]
 
@@ -75,7 +78,11 @@ def test_entries_dense_labels_and_bags_are_those_of_a_loop_over_rows(tmp_path, m
         assert facts["click_rate"][name] == pytest.approx(np.mean(part.labels))
         if number != TRAIN:
             users = [log["user"][r] for r in rows]
-            same = {(a == b) == (u == v) for a, u in zip(part.groups, users, strict=True) for b, v in zip(part.groups, users, strict=True)}
+            same = {
+                (a == b) == (u == v)
+                for a, u in zip(part.groups, users, strict=True)
+                for b, v in zip(part.groups, users, strict=True)
+            }
             assert same == {True}
 
 
@@ -110,7 +117,9 @@ def test_nothing_of_validation_and_test_leaks_into_what_is_learned(tmp_path):
         log["user"][row], log["price"][row], log["genres"][row] = "leak", 1e6, "leak"
     ingest(tmp_path, log, "trained")
     leaked = contents(tmp_path / "trained")
-    assert {"schema.json", "vocabularies/00.parquet", "counts/03.npy", "train/dense.npy"} <= {n for n in before if before[n] != leaked.get(n)}
+    assert {"schema.json", "vocabularies/00.parquet", "counts/03.npy", "train/dense.npy"} <= {
+        n for n in before if before[n] != leaked.get(n)
+    }
 
 
 def test_the_graph_holds_the_clicks_of_train_and_no_other_row(tmp_path):
@@ -120,10 +129,16 @@ def test_the_graph_holds_the_clicks_of_train_and_no_other_row(tmp_path):
     (pair,) = find_pairs(features)
     graph = pair_graph(features, features.part("train"), pair)
     users, items = (features.vocabulary(features.columns[n]).ids.to_pylist() for n in pair.columns)
-    expected = {(u, i) for u, i, y, part in zip(log["user"], log["item"], log["click"], parts, strict=True) if y and part == TRAIN}
+    expected = {
+        (u, i)
+        for u, i, y, part in zip(log["user"], log["item"], log["click"], parts, strict=True)
+        if y and part == TRAIN
+    }
     coo = graph.tocoo()
     # However often they were clicked.
-    assert {(users[u], items[i]): w for u, i, w in zip(coo.row, coo.col, coo.data, strict=True)} == dict.fromkeys(expected, 1.0)
+    assert {(users[u], items[i]): w for u, i, w in zip(coo.row, coo.col, coo.data, strict=True)} == dict.fromkeys(
+        expected, 1.0
+    )
 
 
 def test_parts_follow_their_shares_and_depend_on_seed_and_row_alone():
@@ -139,7 +154,9 @@ def test_given_test_rows_come_from_their_file(tmp_path):
     for name, rows in (("train", slice(0, 800)), ("test", slice(800, 1000))):
         write_csv(tmp_path / "log" / f"{name}.csv", {key: values[rows] for key, values in log.items()})
     (tmp_path / "out").mkdir()
-    facts = ingest_ctr(DataConfig(str(tmp_path / "log"), schema=write_schema(tmp_path), split="given"), tmp_path / "out")
+    facts = ingest_ctr(
+        DataConfig(str(tmp_path / "log"), schema=write_schema(tmp_path), split="given"), tmp_path / "out"
+    )
     assert facts["n_test"] == 200 and facts["n_train"] + facts["n_validation"] == 800
     assert Features.open(tmp_path / "out").part("test").labels.tolist() == log["click"][800:]
 
@@ -155,7 +172,9 @@ def test_the_same_log_in_other_batches_and_files_gives_the_same_bytes(tmp_path, 
     before, after = contents(tmp_path / "out"), contents(tmp_path / "again")
     # Sums of numbers round differently in other batches.
     numbers = {"schema.json", "train/dense.npy", "validation/dense.npy", "test/dense.npy"}
-    assert {name: h for name, h in before.items() if name not in numbers} == {n: h for n, h in after.items() if n not in numbers}
+    assert {name: h for name, h in before.items() if name not in numbers} == {
+        n: h for n, h in after.items() if n not in numbers
+    }
     one, two = (np.load(tmp_path / name / "train" / "dense.npy") for name in ("out", "again"))
     assert one == pytest.approx(two, abs=1e-6)
 
@@ -163,7 +182,13 @@ def test_the_same_log_in_other_batches_and_files_gives_the_same_bytes(tmp_path, 
 def test_columns_that_say_nothing_are_dropped_and_named(tmp_path):
     log = columns(800)
     n = len(log["click"])
-    log |= {"constant": [3.5] * n, "empty": [None] * n, "same": ["x"] * n, "nothing": [None] * n, "rare": [f"r{i}" for i in range(n)]}
+    log |= {
+        "constant": [3.5] * n,
+        "empty": [None] * n,
+        "same": ["x"] * n,
+        "nothing": [None] * n,
+        "rare": [f"r{i}" for i in range(n)],
+    }
     schema = SCHEMA.replace('["price"]', '["price", "constant", "empty"]')
     schema = schema.replace('"device"]', '"device", "same", "nothing", "rare"]\n[columns.rare]\nmin_count = 2')
     facts, features = ingest(tmp_path, log, schema=schema)
@@ -171,7 +196,9 @@ def test_columns_that_say_nothing_are_dropped_and_named(tmp_path):
         "same": "it has one value in all of train", "nothing": "it has one value in all of train",
         "rare": "no id of train is frequent enough", "constant": "it is 3.5 in all of train", "empty": "it has no number in train",
     }  # fmt: skip
-    assert [c.name for c in features.columns] == ["user", "item", "device"] and [d.name for d in features.dense] == ["price"]
+    assert [c.name for c in features.columns] == ["user", "item", "device"] and [d.name for d in features.dense] == [
+        "price"
+    ]
     assert features.part("train").dense.shape[1] == 1
 
 

@@ -22,7 +22,17 @@ from pipeline.ctr_clusters import cluster_ctr, load_pair_labels, pair_rows
 from pipeline.ctr_data import Features
 from pipeline.ctr_evaluate import evaluate_ctr
 from pipeline.ctr_ingest import ingest_ctr
-from pipeline.ctr_maps import Pair, alone, check_compressed, cross_fitted_maps, draw_folds, find_pairs, fold_graphs, make_maps, pair_graph
+from pipeline.ctr_maps import (
+    Pair,
+    alone,
+    check_compressed,
+    cross_fitted_maps,
+    draw_folds,
+    find_pairs,
+    fold_graphs,
+    make_maps,
+    pair_graph,
+)
 from pipeline.ctr_models import MAP_SETTINGS
 from pipeline.ctr_spec import spec_of
 from pipeline.methods import METHODS
@@ -68,7 +78,9 @@ def made(tmp_path_factory):
 
 
 def config_of(*methods, **settings):
-    return RunConfig.from_flat({"run.task": "ctr", "run.methods": methods, "cluster.resolution": 3.0, "train.dim": 8, **settings})
+    return RunConfig.from_flat(
+        {"run.task": "ctr", "run.methods": methods, "cluster.resolution": 3.0, "train.dim": 8, **settings}
+    )
 
 
 def maps_of(made, method):
@@ -87,7 +99,9 @@ def test_a_pair_compresses_the_columns_that_ask_for_it(made):
 
 
 # `lsh` needs features, and two methods more rows than these few ids leave.
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("full", "lsh", "quotient_remainder", "multilevel")])
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if name not in ("full", "lsh", "quotient_remainder", "multilevel")]
+)
 def test_all_methods_have_the_rows_of_graph_and_every_model_takes_them(made, method):
     features, labels, maps = maps_of(made, method)
     user_rows, item_rows = labels[0].user_rows + 1, labels[0].item_rows + 1
@@ -117,7 +131,9 @@ def test_no_row_reads_mixtures_that_know_its_label(made, method):
     how = {"n_lookups": None, "hops": "1+2", "seed": 0}
     folded = cross_fitted_maps(features, train, graphs, labels, method, fold, **how)
     assert list(folded) == ([] if method == "graph" else [0, 1, 2])
-    flipped = dataclasses.replace(train, labels=np.where(fold == 3, 1 - np.asarray(train.labels), train.labels).astype(np.uint8))
+    flipped = dataclasses.replace(
+        train, labels=np.where(fold == 3, 1 - np.asarray(train.labels), train.labels).astype(np.uint8)
+    )
     again = cross_fitted_maps(features, flipped, graphs, labels, method, fold, **how)
     changed = []
     for number in folded:
@@ -129,7 +145,12 @@ def test_no_row_reads_mixtures_that_know_its_label(made, method):
     assert any(changed) == (method != "graph")
     model = CtrSpec("dlrm", 8).build(maps, 0)
     model.use_folds(folded)
-    batch = FeatureBatch(torch.from_numpy(np.array(train.categorical)).long(), torch.zeros(len(train), 0), (), torch.from_numpy(fold).long())
+    batch = FeatureBatch(
+        torch.from_numpy(np.array(train.categorical)).long(),
+        torch.zeros(len(train), 0),
+        (),
+        torch.from_numpy(fold).long(),
+    )
     assert torch.equal(model(batch), model(dataclasses.replace(batch, fold=None))) == (method == "graph")
 
 
@@ -141,7 +162,9 @@ def test_a_pair_that_other_rows_clicked_stays_in_a_folds_graph(made):
     for number, graph in enumerate(fold_graphs(features, train, pair, fold)):
         there = {(u, i) for u, i, y, f in zip(first, second, train.labels, fold, strict=True) if y and f != number}
         rows, columns = graph.nonzero()
-        assert set(zip(rows, columns, strict=True)) == {(u, i) for u, i in there if u < graph.shape[0] and i < graph.shape[1]}
+        assert set(zip(rows, columns, strict=True)) == {
+            (u, i) for u, i in there if u < graph.shape[0] and i < graph.shape[1]
+        }
 
 
 def test_a_fold_with_all_the_clicks_leaves_an_empty_graph(made):
@@ -185,7 +208,10 @@ def test_hash_functions_of_two_pairs_differ(made):
 def test_small_columns_stay_full_unless_told_otherwise(tmp_path):
     schema = SCHEMA.replace('compress = "method"\n', "")
     (tmp_path / "out").mkdir()
-    ingest_ctr(DataConfig(str(write_csv(tmp_path / "log.csv", columns())), schema=write_schema(tmp_path, schema)), tmp_path / "out")
+    ingest_ctr(
+        DataConfig(str(write_csv(tmp_path / "log.csv", columns())), schema=write_schema(tmp_path, schema)),
+        tmp_path / "out",
+    )
     features = Features.open(tmp_path / "out")
     assert find_pairs(features) == []
     with pytest.raises(ConfigError, match="no column is compressed"):
@@ -194,7 +220,9 @@ def test_small_columns_stay_full_unless_told_otherwise(tmp_path):
 
 
 def test_rows_are_a_budget_of_all_pairs_together(made, tmp_path):
-    result = cluster_ctr(config_of("graph", **{"cluster.resolution": None, "cluster.rows": 60}), made / "ingest", tmp_path)
+    result = cluster_ctr(
+        config_of("graph", **{"cluster.resolution": None, "cluster.rows": 60}), made / "ingest", tmp_path
+    )
     first, second = result["pairs"]
     # Rows of unknown ids count: two of the first pair, one of the second, whose other side has no table.
     n = [80 + 50, 48]
@@ -204,7 +232,13 @@ def test_rows_are_a_budget_of_all_pairs_together(made, tmp_path):
 
 def test_a_ratio_of_the_bytes_is_kept_by_every_method(made, tmp_path):
     ratio = 0.45
-    settings = {"cluster.resolution": None, "cluster.ratio": ratio, "train.hidden": ("4",), "train.dim": 32, "map.n_lookups": 3}
+    settings = {
+        "cluster.resolution": None,
+        "cluster.ratio": ratio,
+        "train.hidden": ("4",),
+        "train.dim": 32,
+        "map.n_lookups": 3,
+    }
     config = config_of("soft", "double_soft", "graph", **settings)
     cluster_dir = tmp_path / "cluster"
     cluster_dir.mkdir()
@@ -221,7 +255,10 @@ def test_a_ratio_of_the_bytes_is_kept_by_every_method(made, tmp_path):
         metrics = evaluate_ctr(config, method, made / "ingest", tmp_path / method)
         assert metrics["bytes_full"] == full_bytes(spec_of(config, "full"), features)
         columns_of = metrics["bytes_of"]["columns"]
-        assert metrics["bytes"] == sum(sum(parts.values()) for parts in columns_of.values()) + metrics["bytes_of"]["layers"]
+        assert (
+            metrics["bytes"]
+            == sum(sum(parts.values()) for parts in columns_of.values()) + metrics["bytes_of"]["layers"]
+        )
         assert metrics["bytes_ratio"] <= ratio
         used.append(metrics["bytes_ratio"])
     assert max(used) > 0.9 * ratio
@@ -231,7 +268,9 @@ def test_a_small_share_of_the_bytes_affords_fewer_lookups(made):
     features = Features.open(made / "ingest")
     most = MAP_SETTINGS["soft"]["n_lookups"]
     found = [
-        asked_lookups(config_of("soft", **{"cluster.resolution": None, "cluster.ratio": ratio, "train.dim": 64}), features, "soft")
+        asked_lookups(
+            config_of("soft", **{"cluster.resolution": None, "cluster.ratio": ratio, "train.dim": 64}), features, "soft"
+        )
         for ratio in (0.2, 0.5, 0.9)
     ]
     assert 4 <= found[0] < found[1] <= found[2] <= most
@@ -252,7 +291,9 @@ def test_ids_without_a_click_share_a_row(tmp_path):
     log = columns()
     log["click"] = [0 if u < "u020" else y for u, y in zip(log["user"], log["click"], strict=True)]
     (tmp_path / "ingest").mkdir()
-    ingest_ctr(DataConfig(str(write_csv(tmp_path / "log.csv", log)), schema=write_schema(tmp_path)), tmp_path / "ingest")
+    ingest_ctr(
+        DataConfig(str(write_csv(tmp_path / "log.csv", log)), schema=write_schema(tmp_path)), tmp_path / "ingest"
+    )
     (tmp_path / "cluster").mkdir()
     result = cluster_ctr(config_of("graph"), tmp_path / "ingest", tmp_path / "cluster")
     assert result["pairs"][0]["n_without_clicks"] == [20, 0]

@@ -17,7 +17,9 @@ def test_every_model_has_a_recipe_and_all_methods_the_same_but_for_id_biases():
     assert set(CTR_MODELS) == set(HEADS) == set(CTR_RECIPES)
     for model in CTR_MODELS:
         specs = {method: CTR_RECIPES[model].spec(model, method, seed=3, dropout=0.25, dim=8) for method in METHODS}
-        assert {(s.kind, s.seed, s.dropout, s.dim, s.hidden) for s in specs.values()} == {(model, 3, 0.25, 8, CTR_RECIPES[model].hidden)}
+        assert {(s.kind, s.seed, s.dropout, s.dim, s.hidden) for s in specs.values()} == {
+            (model, 3, 0.25, 8, CTR_RECIPES[model].hidden)
+        }
         assert {method for method, s in specs.items() if not s.id_bias} == {"full"}
         assert not CTR_RECIPES[model].spec(model, "soft", seed=0, id_bias=False).id_bias
 

@@ -24,7 +24,10 @@ def rows_of(path, names=None, split="random"):
 
 def as_lists(path, names):
     parts = rows_of(path, names)
-    return {name: [None if v in (None, "") else str(v) for part in parts for v in part.columns[name].to_pylist()] for name in names}
+    return {
+        name: [None if v in (None, "") else str(v) for part in parts for v in part.columns[name].to_pylist()]
+        for name in names
+    }
 
 
 def test_csv_tsv_and_parquet_hold_the_same_rows(tmp_path, monkeypatch):
@@ -32,7 +35,10 @@ def test_csv_tsv_and_parquet_hold_the_same_rows(tmp_path, monkeypatch):
     expected = {name: [None if v is None else str(v) for v in values] for name, values in log.items()}
     write_csv(tmp_path / "a.csv", log)
     pq.write_table(pa.table(log), tmp_path / "a.parquet", row_group_size=70)
-    lines = ["\t".join(log), *("\t".join("" if v is None else str(v) for v in row) for row in zip(*log.values(), strict=True))]
+    lines = [
+        "\t".join(log),
+        *("\t".join("" if v is None else str(v) for v in row) for row in zip(*log.values(), strict=True)),
+    ]
     (tmp_path / "a.tsv").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(ctr_readers, "CSV_BLOCK_BYTES", 4096)
     monkeypatch.setattr(ctr_readers, "BATCH_ROWS", 64)
@@ -156,8 +162,14 @@ def test_numbers_may_be_missing_but_neither_infinite_nor_words(tmp_path):
 def test_ids_are_of_one_kind_and_the_empty_text_is_missing(tmp_path):
     whole = Category("id", kind="int64")
     assert ids_of(one_batch(tmp_path, "id", ["7", None, "-3"]), whole).to_pylist() == [7, None, -3]
-    assert ids_of(one_batch(tmp_path, "id", ["07", "", "a"]), Category("id", kind="string")).to_pylist() == ["07", None, "a"]
-    with pytest.raises(DataError, match=r"row 3: column 'id' is 'x7', the first ids are whole numbers.*kind = \"string\""):
+    assert ids_of(one_batch(tmp_path, "id", ["07", "", "a"]), Category("id", kind="string")).to_pylist() == [
+        "07",
+        None,
+        "a",
+    ]
+    with pytest.raises(
+        DataError, match=r"row 3: column 'id' is 'x7', the first ids are whole numbers.*kind = \"string\""
+    ):
         ids_of(one_batch(tmp_path, "id", ["7", "x7"]), whole)
     with pytest.raises(DataError, match=r"row 3: column 'id' is '99999999999999999999'"):
         ids_of(one_batch(tmp_path, "id", ["7", "99999999999999999999"]), whole)
@@ -212,14 +224,20 @@ def test_negatives_are_unobserved_different_and_repeatable():
     seen = set(zip(users.tolist(), items.tolist(), strict=True))
     assert not any((u, i) in seen for u, pair in zip(users.tolist(), drawn.tolist(), strict=True) for i in pair)
     assert (drawn[:, 0] != drawn[:, 1]).all()
-    assert np.array_equal(drawn, unobserved(users, items, 30, 2, 5)) and not np.array_equal(drawn, unobserved(users, items, 30, 2, 6))
+    assert np.array_equal(drawn, unobserved(users, items, 30, 2, 5)) and not np.array_equal(
+        drawn, unobserved(users, items, 30, 2, 6)
+    )
     with pytest.raises(DataError, match="used 2 of 3 items"):
         unobserved(np.array([0, 0]), np.array([0, 1]), 3, 2, 0)
 
 
 def write_frappe(folder):
     lines = ["user\titem\tcnt\tdaytime\tweekday\tisweekend\thomework\tcost\tweather\tcountry\tcity"]
-    lines += [f"{u}\t{(u * 3 + k) % 11}\t1\tmorning\tsunday\tweekend\thome\tfree\tsunny\tSpain\t{u}" for u in range(6) for k in range(3)]
+    lines += [
+        f"{u}\t{(u * 3 + k) % 11}\t1\tmorning\tsunday\tweekend\thome\tfree\tsunny\tSpain\t{u}"
+        for u in range(6)
+        for k in range(3)
+    ]
     folder.mkdir(exist_ok=True)
     (folder / "frappe.csv").write_text("\n".join(lines) + "\n")
 
@@ -233,7 +251,9 @@ def test_frappe_has_two_negatives_of_the_same_context_behind_each_positive(tmp_p
     assert got["label"] == [1, 0, 0] * 18
     assert got["user"] == [str(u) for u in range(6) for _ in range(9)] and got["city"] == got["user"]
     used = {(u, i) for u, i, label in zip(got["user"], got["item"], got["label"], strict=True) if label}
-    assert not any((u, i) in used for u, i, label in zip(got["user"], got["item"], got["label"], strict=True) if not label)
+    assert not any(
+        (u, i) in used for u, i, label in zip(got["user"], got["item"], got["label"], strict=True) if not label
+    )
 
 
 def test_movielens_joins_users_and_movies(tmp_path):
@@ -243,7 +263,11 @@ def test_movielens_joins_users_and_movies(tmp_path):
     (file,) = named_files("movielens-1m", str(tmp_path), "random")
     (rows,) = read_named(file, 0)
     got = {name: values.to_pylist() for name, values in rows.columns.items()}
-    assert got["gender"] == ["F", "M", "F"] and got["zip_prefix"] == ["480", "700", "480"] and got["year"] == ["2001", None, None]
+    assert (
+        got["gender"] == ["F", "M", "F"]
+        and got["zip_prefix"] == ["480", "700", "480"]
+        and got["year"] == ["2001", None, None]
+    )
     schema = open_log(DataConfig(str(tmp_path))).schema
     assert labels_of(rows, schema).tolist() == [1, 0, 1]
     counts, values = bag_of(rows, "genres", "|", "string")

@@ -74,7 +74,12 @@ def test_a_run_leaves_metrics_a_model_and_a_report(run_dir):
     (metrics,) = json.loads((run_dir / "metrics.json").read_text())
     assert 0.7 < metrics["auc"] <= 1 and 0.7 < metrics["group_auc"] <= 1
     assert metrics["log_loss"] < 0.6 and 0.7 < metrics["calibration"] < 1.4 and 0 <= metrics["ece"] < 0.2
-    assert metrics["compressed"] == ["user", "item"] and set(metrics["bytes_of"]["columns"]) == {"user", "item", "device", "genres"}
+    assert metrics["compressed"] == ["user", "item"] and set(metrics["bytes_of"]["columns"]) == {
+        "user",
+        "item",
+        "device",
+        "genres",
+    }
     page = (run_dir / "report.html").read_text()
     assert page.count("data:image/png") == 4 and "Where the bytes go" in page and "id bias" in page
     # The figures are those of the model that was kept.
@@ -94,12 +99,18 @@ def test_the_bundle_of_a_run_predicts_from_raw_rows_what_the_model_does(run_dir,
     (metrics,) = json.loads((run_dir / "metrics.json").read_text())
     loss = scorer.manifest["precision_loss"]
     assert loss["log_loss"] == metrics["log_loss"] and abs(loss["relative"]) < 0.005
-    assert scorer.manifest["metrics"]["auc"] == metrics["auc"] and scorer.manifest["provenance"]["data"]["n_test"] == metrics["n_test_rows"]
+    assert (
+        scorer.manifest["metrics"]["auc"] == metrics["auc"]
+        and scorer.manifest["provenance"]["data"]["n_test"] == metrics["n_test_rows"]
+    )
     raw, config = columns(4000), RunConfig.load(run_dir / "config.toml")
     trained = load_ctr(run_dir / "methods" / "graph", run_dir / "ingest")
     store_rounded(trained.model, precisions_of(config, "graph", trained.maps))
     for number, part in enumerate(("train", "validation", "test")):
-        chosen = np.flatnonzero(row_parts(0, 4000, seed=config.data.seed, validation=config.data.validation, test=config.data.test) == number)
+        chosen = np.flatnonzero(
+            row_parts(0, 4000, seed=config.data.seed, validation=config.data.validation, test=config.data.test)
+            == number
+        )
         rows = {name: [values[i] for i in chosen] for name, values in raw.items()}
         logits = predict(trained.model, trained.features.part(part))
         np.testing.assert_allclose(scorer.details(rows).logits, logits, atol=1e-5)
@@ -180,7 +191,11 @@ def test_impossible_settings_are_refused_in_one_line(log, capsys):
     ):
         assert command(folder, "run", *data, "--out", folder / "no", *words) == 2
         assert reason in capsys.readouterr().err
-    for words, reason in ((["--format", "libfm"], "add run.task=ctr"), (["--label-column", "x"], "add run.task=ctr"), (["--model", "dlrm"], "not of run.task=retrieval")):
+    for words, reason in (
+        (["--format", "libfm"], "add run.task=ctr"),
+        (["--label-column", "x"], "add run.task=ctr"),
+        (["--model", "dlrm"], "not of run.task=retrieval"),
+    ):
         assert command(folder, "run", "--data", folder / "log.csv", "--out", folder / "no", *words) == 2
         assert reason in capsys.readouterr().err
 
@@ -201,13 +216,22 @@ def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_loc
     )  # fmt: skip
     space = default_space(base)
     lr = ctr_settings(base, 1000).lr
-    assert {key.partition(".")[2] for key in space} == {"lr", "decay"} and default_point(base, space)["train.decay"] == CTR_RECIPES["dlrm"].decay
+    assert {key.partition(".")[2] for key in space} == {"lr", "decay"} and default_point(base, space)[
+        "train.decay"
+    ] == CTR_RECIPES["dlrm"].decay
     assert space["train.lr"] == Range(lr / 4, lr * 4) and default_point(base, space)["train.lr"] == lr
     done = ray.get(ray.remote(run_trial).remote({"train.lr": 0.02, "train.decay": 1.0}, base, None))
     assert score_key(base) == "validation_auc" and 0.4 < done["validation_auc"] < 1
     assert run_trial({"train.lr": 0.02, "train.decay": 1.0}, base, None)["finished_before"]
     trials = [{"train.lr": 0.02, **done}]
-    assert table(trials, {"train.lr": space["train.lr"]}, score_key(base))[0] == ("trial", "lr", "auc", "best epoch", "train s", "")
+    assert table(trials, {"train.lr": space["train.lr"]}, score_key(base))[0] == (
+        "trial",
+        "lr",
+        "auc",
+        "best epoch",
+        "train s",
+        "",
+    )
 
 
 # ---- without Ray
@@ -250,7 +274,16 @@ def test_a_damaged_checkpoint_is_named(run_dir, tmp_path):
 
 def test_training_may_keep_the_epoch_of_least_log_loss(parts):
     features, maps = parts
-    config = RunConfig.from_flat({"run.task": "ctr", "train.dim": 8, "train.hidden": ("64",), "train.epochs": 6, "train.lr": 0.05, "train.patience": 9})
+    config = RunConfig.from_flat(
+        {
+            "run.task": "ctr",
+            "train.dim": 8,
+            "train.hidden": ("64",),
+            "train.epochs": 6,
+            "train.lr": 0.05,
+            "train.patience": 9,
+        }
+    )
     validation = features.part("validation")
     for name, key in SCORES.items():
         model = spec_of(config, "graph").build(maps, len(features.dense), len(features.bags))

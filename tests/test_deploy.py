@@ -19,14 +19,25 @@ DEPLOY = ROOT / "pipeline" / "deploy"
 CLUSTER = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text(encoding="utf-8"))
 JOB = yaml.safe_load((DEPLOY / "rayjob.yaml").read_text(encoding="utf-8"))
 SCHEMA = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
-RAY_VERSION = re.search(r"^ray(?:\[.*\])?==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE).group(1)
+RAY_VERSION = re.search(
+    r"^ray(?:\[.*\])?==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
+).group(1)
 # The fields of the v1 API that a RayJob's spec may have, of which KubeRay ignores unknown ones silently.
 JOB_FIELDS = {
     "entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "runtimeEnvYAML",
     "rayClusterSpec", "activeDeadlineSeconds", "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "metadata",
     "clusterSelector", "submitterPodTemplate", "submitterConfig", "suspend", "managedBy", "deletionStrategy",
 }  # fmt: skip
-GROUP_FIELDS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template", "numOfHosts", "idleTimeoutSeconds"}
+GROUP_FIELDS = {
+    "groupName",
+    "replicas",
+    "minReplicas",
+    "maxReplicas",
+    "rayStartParams",
+    "template",
+    "numOfHosts",
+    "idleTimeoutSeconds",
+}
 
 
 def test_the_cluster_fits_rays_schema():
@@ -34,7 +45,9 @@ def test_the_cluster_fits_rays_schema():
 
 
 @pytest.mark.parametrize(
-    "damage", [{"max_worker": 3}, {"idle_timeout_minutes": "ten"}, {"provider": {"region": "us-west-2"}}], ids=lambda d: next(iter(d))
+    "damage",
+    [{"max_worker": 3}, {"idle_timeout_minutes": "ten"}, {"provider": {"region": "us-west-2"}}],
+    ids=lambda d: next(iter(d)),
 )
 def test_the_schema_refuses_what_it_should(damage):
     with pytest.raises(jsonschema.ValidationError):
@@ -44,7 +57,9 @@ def test_the_schema_refuses_what_it_should(damage):
 def test_the_cluster_has_cpu_and_gpu_machines_and_a_head_without_work():
     kinds = CLUSTER["available_node_types"]
     head = kinds[CLUSTER["head_node_type"]]
-    assert head["resources"] == {"CPU": 0} and any("--num-cpus=0" in line for line in CLUSTER["head_start_ray_commands"])
+    assert head["resources"] == {"CPU": 0} and any(
+        "--num-cpus=0" in line for line in CLUSTER["head_start_ray_commands"]
+    )
     workers = {name: kind for name, kind in kinds.items() if name != CLUSTER["head_node_type"]}
     assert {"GPU" in kind["resources"] for kind in workers.values()} == {True, False}
     for kind in workers.values():
@@ -99,7 +114,10 @@ def test_the_entrypoint_is_a_command_with_paths_that_all_machines_have():
     words = shlex.split(JOB["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "pipeline"]
     assert check_command(words[3:]) == words[3:], "it names the cluster's Ray itself"
-    mount = {m["mountPath"] for m in containers(JOB["spec"]["rayClusterSpec"]["headGroupSpec"]["template"])[0]["volumeMounts"]}
+    mount = {
+        m["mountPath"]
+        for m in containers(JOB["spec"]["rayClusterSpec"]["headGroupSpec"]["template"])[0]["volumeMounts"]
+    }
     assert words[words.index("--work") + 1].startswith(tuple(mount))
 
 

@@ -17,7 +17,10 @@ from graphhash.embedding import BucketEmbedding, read_both
 from graphhash.hashes import double_map
 from graphhash.retrieval import MatrixFactorization, bpr_loss, dot_margins, dot_pairs, margin_loss
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
 MAPS = every_map()
 
 
@@ -49,7 +52,13 @@ def test_vectors_and_gradients_equal_those_of_the_dense_product(bucket_map, devi
 def test_a_fold_is_read_through_its_map(device):
     plain, other = double_map(30, 10, seed=0), double_map(30, 10, seed=1)
     rows = np.concatenate([plain.rows[:-1], other.rows])
-    folded = BucketMap(rows, plain.n_buckets, "double", profiles=plain.profiles, profile_of=np.concatenate([plain.profile_of[:-1], other.profile_of]))
+    folded = BucketMap(
+        rows,
+        plain.n_buckets,
+        "double",
+        profiles=plain.profiles,
+        profile_of=np.concatenate([plain.profile_of[:-1], other.profile_of]),
+    )
     layer, second = BucketEmbedding(plain, 8).to(device), BucketEmbedding(other, 8).to(device)
     second.table = layer.table
     ids = torch.randint(0, 31, (9, 4), device=device)

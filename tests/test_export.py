@@ -63,9 +63,7 @@ def test_graph_alone_needs_no_excluded_items_and_marks_left_over_slots(tmp_path)
 
     small = small_model(items="string")
     small.export(tmp_path / "bundle")
-    session = onnxruntime.InferenceSession(
-        str(tmp_path / "bundle/model.onnx"), providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(tmp_path / "bundle/model.onnx"), providers=["CPUExecutionProvider"])
     user = np.array([3], np.int64)
     none = np.empty((1, 0), object)
     ids, scores, known, *candidates = session.run(
@@ -74,9 +72,7 @@ def test_graph_alone_needs_no_excluded_items_and_marks_left_over_slots(tmp_path)
     assert ids[0].tolist() == naive_answer(small, 3, 2, [])[0] and known.tolist() == [True]
     everything = np.array([small.items.ids.to_pylist()[1:]], object)
     assert [part.shape for part in candidates] == [(1, 0), (1, 0)]
-    ids, scores, *_ = session.run(
-        None, {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": everything}
-    )
+    ids, scores, *_ = session.run(None, {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": everything})
     assert ids[0, 0] == small.items.ids[0].as_py() and np.isfinite(scores[0, 0])
     assert scores[0, 1] == -np.inf
 
@@ -86,8 +82,7 @@ def test_tables_rows_and_weights_are_stored_in_their_small_types_and_nothing_is_
     small.export(tmp_path / "bundle", precision="float16")
     model = onnx.load(tmp_path / "bundle/model.onnx")
     stored = {
-        t.name: (onnx.helper.tensor_dtype_to_np_dtype(t.data_type), tuple(t.dims))
-        for t in model.graph.initializer
+        t.name: (onnx.helper.tensor_dtype_to_np_dtype(t.data_type), tuple(t.dims)) for t in model.graph.initializer
     }
     assert stored["item_table"] == (np.float16, (6, 4))
     assert stored["item_rows"] == (np.uint16, (24, 3))
@@ -245,9 +240,7 @@ def test_values_that_the_file_cannot_hold_are_refused(value, precision, tmp_path
 def test_parts_of_different_runs_are_refused(tmp_path):
     small, other = small_model(), small_model(n_users=15)
     with pytest.raises(ValueError, match="15 user ids, but the user map has 14"):
-        SmallModel(small.model, small.user_map, small.item_map, other.users, small.items).export(
-            tmp_path / "b"
-        )
+        SmallModel(small.model, small.user_map, small.item_map, other.users, small.items).export(tmp_path / "b")
     with pytest.raises(ValueError, match="item map is not the one"):
         SmallModel(small.model, small.user_map, full_map(23), small.users, small.items).export(tmp_path / "b")
     with pytest.raises(ValueError, match="int3"):

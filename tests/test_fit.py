@@ -99,7 +99,13 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(graph,
     pairs = pairs_of(graph)
     whole = fit_retrieval(model_of(graph, labels), *pairs, settings, None)
     saved = {}
-    fit_retrieval(model_of(graph, labels), *pairs, settings, None, on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s)))
+    fit_retrieval(
+        model_of(graph, labels),
+        *pairs,
+        settings,
+        None,
+        on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s)),
+    )
     resumed = fit_retrieval(model_of(graph, labels), *pairs, settings, None, state=saved[10])
     assert resumed["epoch"] == whole["epoch"] == 20
     for name, weight in whole["model"].items():

@@ -45,9 +45,13 @@ def mutated(rng: random.Random, request: tuple[str, str, object]) -> tuple[str, 
         elif kind < 0.75:
             method = rng.choice(("GET", "PUT", "DELETE", "HEAD", "OPTIONS", "POST", "PATCH", "X"))
         elif kind < 0.8:
-            path = rng.choice((path + "/", path + "x", "/" + path, "/v1", "", "*", "/v1/%ff", path.upper(), "/é", path + "?k=-1"))
+            path = rng.choice(
+                (path + "/", path + "x", "/" + path, "/v1", "", "*", "/v1/%ff", path.upper(), "/é", path + "?k=-1")
+            )
         elif kind < 0.85:
-            headers["content_type"] = rng.choice(("", "text/plain", "application/json; charset=utf-16", "APPLICATION/JSON", "é"))
+            headers["content_type"] = rng.choice(
+                ("", "text/plain", "application/json; charset=utf-16", "APPLICATION/JSON", "é")
+            )
         elif kind < 0.9:
             headers["content_length"] = rng.choice(("-1", "0", "x", "9" * 400, "1e9", " 5", "50000000"))
     body = json.dumps(value).encode() if not isinstance(value, bytes) else value
@@ -69,7 +73,11 @@ def _other_value(rng: random.Random, value: object) -> object:
     elif isinstance(value, list):
         value.insert(key, copy.deepcopy(value[key] if action < 0.9 else rng.choice(JUNK)))
     else:
-        value[rng.choice(("user_ids", "k", "exclude", "user_id", "item_ids", "rows", "columns", "hour", "K", "", "__class__"))] = value[key]
+        value[
+            rng.choice(
+                ("user_ids", "k", "exclude", "user_id", "item_ids", "rows", "columns", "hour", "K", "", "__class__")
+            )
+        ] = value[key]
     return value
 
 
@@ -83,7 +91,9 @@ def _other_bytes(rng: random.Random, body: bytes) -> bytes:
         elif action == 1:
             del data[at:]
         elif action == 2:
-            data[at:at] = rng.choice((b"{", b"[" * 300, b"]", b",", b'"', b"\\u0000", b"\xff", b"NaN", b"1e999", b" " * 500, b"\xef\xbb\xbf"))
+            data[at:at] = rng.choice(
+                (b"{", b"[" * 300, b"]", b",", b'"', b"\\u0000", b"\xff", b"NaN", b"1e999", b" " * 500, b"\xef\xbb\xbf")
+            )
         elif action == 3:
             del data[at : at + rng.randint(1, 5)]
         else:
@@ -124,7 +134,9 @@ def check_clicks(scorer: Scorer, method: str, path: str, body: bytes, answer: An
     columns = asked.get("columns")
     if asked.get("rows") is not None:
         names = {*scorer.columns, *(column["name"] for column in scorer.manifest["columns"])}
-        columns = {name: [row[name] for row in asked["rows"]] for name in names if all(name in row for row in asked["rows"])}
+        columns = {
+            name: [row[name] for row in asked["rows"]] for name in names if all(name in row for row in asked["rows"])
+        }
     expected = scorer.details(columns)
     # Rows that run together may differ in the last bit.
     np.testing.assert_allclose(got["probabilities"], expected.probabilities, rtol=1e-5, atol=1e-7)
@@ -145,9 +157,7 @@ def hammer(client: AsgiClient, valid: list, check) -> None:
 
             async def some(requests=requests):
                 return [
-                    await asyncio.gather(
-                        *(client.request(m, p, b, **h) for m, p, b, h in requests[start : start + 8])
-                    )
+                    await asyncio.gather(*(client.request(m, p, b, **h) for m, p, b, h in requests[start : start + 8]))
                     for start in range(0, len(requests), 8)
                 ]
 
@@ -186,5 +196,9 @@ def test_mutated_rows_of_clicks_get_a_right_answer_or_a_reason(tmp_path):
     # JSON has no NaN.
     log = {name: [None if value != value else value for value in values] for name, values in raw_log(3).items()}
     rows = [dict(zip(log, row, strict=True)) for row in zip(*log.values(), strict=True)]
-    valid = [("POST", "/v1/predict", {"rows": rows}), ("POST", "/v1/predict", {"columns": log}), ("POST", "/v1/predict", {"rows": rows[:1]})]
+    valid = [
+        ("POST", "/v1/predict", {"rows": rows}),
+        ("POST", "/v1/predict", {"columns": log}),
+        ("POST", "/v1/predict", {"rows": rows[:1]}),
+    ]
     hammer(client, valid, partial(check_clicks, Scorer(tmp_path / "bundle", provider="cpu", threads=1)))

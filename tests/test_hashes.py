@@ -91,9 +91,7 @@ def test_features_that_are_no_numbers_are_refused():
 
 def test_double_graph_is_the_graph_map_and_a_hash_into_its_rows():
     labels = graphhash.cluster(graphs.random_graph(0), resolution=3)
-    for plain, double in zip(
-        graphhash.graph_maps(labels), graphhash.double_graph_maps(labels, seed=3), strict=True
-    ):
+    for plain, double in zip(graphhash.graph_maps(labels), graphhash.double_graph_maps(labels, seed=3), strict=True):
         assert_array_equal(double.rows[:, 0], plain.rows[:, 0])
         assert double.n_buckets == plain.n_buckets
         assert 0 <= double.rows[:-1, 1].min() and double.rows[:-1, 1].max() < plain.n_buckets - 1
@@ -117,12 +115,11 @@ def test_soft_affinities_are_those_of_dense_algebra(hops):
     labels = graphhash.cluster(graph, resolution=3)
     dense = graph.toarray().astype(np.float64)
     normal = dense / np.sqrt(dense.sum(1, keepdims=True)) / np.sqrt(np.maximum(dense.sum(0), 1e-300))
-    of_users, of_items = (
-        np.eye(max(side) + 1)[side][:, np.unique(side)] for side in (labels.users, labels.items)
-    )
+    of_users, of_items = (np.eye(max(side) + 1)[side][:, np.unique(side)] for side in (labels.users, labels.items))
     damped = dense / np.sqrt(dense.sum(1, keepdims=True)) / np.sqrt(dense.sum(0) + ITEM_DAMPING * dense.sum(0).mean())
     one = damped @ of_items, normal.T @ of_users
     two = damped @ (damped.T @ of_users), normal.T @ (normal @ of_items)
+
     # The shared table has the communities' users before their items.
     def unit(rows):
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
@@ -144,9 +141,7 @@ def test_soft_affinities_are_those_of_dense_algebra(hops):
 
 def test_ranges_of_rows_give_the_rows_of_the_whole():
     graph = graphs.random_graph(6, 60, 40, 400)
-    sources = csr_array(
-        np.random.default_rng(0).random((40, 9)) * (np.random.default_rng(1).random((40, 9)) < 0.3)
-    )
+    sources = csr_array(np.random.default_rng(0).random((40, 9)) * (np.random.default_rng(1).random((40, 9)) < 0.3))
     whole = affinity_rows(graph, sources, 3, split=4)
     parts = [affinity_rows(graph[a:b], sources, 3, split=4) for a, b in ((0, 7), (7, 60))]
     for i in range(2):
@@ -157,9 +152,7 @@ def test_double_soft_adds_a_hashed_row_of_weight_one():
     graph = graphs.random_graph(0)
     labels = graphhash.cluster(graph, resolution=3)
     softs = graphhash.soft_maps(graph, labels, n_lookups=3)
-    for soft, double in zip(
-        softs, graphhash.double_soft_maps(graph, labels, n_lookups=4, seed=0), strict=True
-    ):
+    for soft, double in zip(softs, graphhash.double_soft_maps(graph, labels, n_lookups=4, seed=0), strict=True):
         assert_array_equal(double.rows[:-1, :3], soft.rows[:-1])
         assert_array_equal(double.weights[:, :3], soft.weights)
         assert (double.weights[:-1, 3] == 1).all() and double.weights[-1, 3] == 0
@@ -211,7 +204,10 @@ def test_a_fold_sees_its_own_graph_and_the_communities_all(share):
         folds.append(part)
     merged = labels
     if share:
-        rows = {"user_rows": labels.user_rows - labels.user_rows // 2, "item_rows": labels.item_rows - labels.item_rows // 2}
+        rows = {
+            "user_rows": labels.user_rows - labels.user_rows // 2,
+            "item_rows": labels.item_rows - labels.item_rows // 2,
+        }
         merged = fit_rows(LocalGraph(graph), labels, **rows)
     soft = graphhash.soft_maps(graph, merged, n_lookups=3, folds=folds)
     double = graphhash.double_soft_maps(graph, labels, n_lookups=4, share=share, folds=folds, seed=6)
@@ -221,7 +217,10 @@ def test_a_fold_sees_its_own_graph_and_the_communities_all(share):
         assert soft[side].n_ids == double[side].n_ids == 3 * n_ids
         assert double[side].n_buckets == whole[side].n_buckets and double[side].unknown_row == whole[side].unknown_row
         for number, part in enumerate(folds):
-            alone, ids = graphhash.soft_maps(part, merged, n_lookups=3)[side], slice(number * n_ids, (number + 1) * n_ids)
+            alone, ids = (
+                graphhash.soft_maps(part, merged, n_lookups=3)[side],
+                slice(number * n_ids, (number + 1) * n_ids),
+            )
             assert_array_equal(soft[side].rows[ids], alone.rows[:-1])
             # Profiles are made of all folds together.
             assert_allclose(soft[side].weights[ids], alone.weights[:-1], atol=0.05)

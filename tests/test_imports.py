@@ -68,9 +68,7 @@ def forbidden(path: Path) -> set[str]:
         if module in CLUSTERING_HALF:
             banned.add("torch")
             banned |= {
-                f"graphhash.{p.stem}"
-                for p in (ROOT / "graphhash").glob("*.py")
-                if p.stem not in CLUSTERING_HALF
+                f"graphhash.{p.stem}" for p in (ROOT / "graphhash").glob("*.py") if p.stem not in CLUSTERING_HALF
             }
         return banned
     if package == "pipeline":
@@ -84,18 +82,11 @@ def test_the_packages_are_there():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_module_imports_only_what_it_may(path):
-    broken = {
-        name
-        for name in imported(path)
-        for ban in forbidden(path)
-        if name == ban or name.startswith(f"{ban}.")
-    }
+    broken = {name for name in imported(path) for ban in forbidden(path) if name == ban or name.startswith(f"{ban}.")}
     assert not broken
 
 
-@pytest.mark.parametrize(
-    "line", ["import torch", "from torch.nn import Module", "def f():\n    import torch.nn"]
-)
+@pytest.mark.parametrize("line", ["import torch", "from torch.nn import Module", "def f():\n    import torch.nn"])
 def test_the_rule_sees_an_import_wherever_it_stands(tmp_path, monkeypatch, line):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "graphhash").mkdir()

@@ -111,16 +111,12 @@ def csv_log(folder: Path, name: str, rows) -> Path:
 
 @pytest.mark.parametrize("split", ["random", "given"])
 @pytest.mark.parametrize(("kind", "weighted"), [("int64", True), ("string", True), ("int64", False)])
-def test_ingest_is_the_naive_one_for_any_shards_files_and_chunks(
-    split, kind, weighted, tmp_path, monkeypatch
-):
+def test_ingest_is_the_naive_one_for_any_shards_files_and_chunks(split, kind, weighted, tmp_path, monkeypatch):
     log, given = random_log(kind, weighted=weighted), None
     if split == "given":
         # Test rows: known users and items in pairs that train does not have.
         train_pairs = {row[:2] for row in log}
-        pairs = [
-            (u, i, 2.0) for u in {r[0] for r in log} for i in {r[1] for r in log} if (u, i) not in train_pairs
-        ]
+        pairs = [(u, i, 2.0) for u in {r[0] for r in log} for i in {r[1] for r in log} if (u, i) not in train_pairs]
         given = sorted(pairs, key=str)[::7] * 2
     users, items, parts = naive_ingest(log, seed=5, validation=0.2, test=0.3, given=given)
 
@@ -149,19 +145,13 @@ def test_ingest_is_the_naive_one_for_any_shards_files_and_chunks(
         for name, edges in parts.items():
             assert edges_of(graphs[name]) == single(edges)
             assert result[f"n_{name}"] == graphs[name].n_edges == len(edges)
-        assert edges_of(graphs["train_by_item"]) == {
-            (i, u): w for (u, i), w in single(parts["train"]).items()
-        }
+        assert edges_of(graphs["train_by_item"]) == {(i, u): w for (u, i), w in single(parts["train"]).items()}
         assert all(graph.n_shards == n_shards for graph in graphs.values())
-        assert (
-            result["n_users"] == len(users) and result["n_items"] == len(items) and result["n_rejected"] == 0
-        )
+        assert result["n_users"] == len(users) and result["n_items"] == len(items) and result["n_rejected"] == 0
         assert json.loads((out / "ingest.json").read_text()) == result
         assert {p.name for p in out.iterdir()} == {"users.parquet", "items.parquet", "ingest.json", *GRAPHS}
         bytes_ = [a.tobytes() for name in GRAPHS for a in graphs[name].read(0, graphs[name].n_rows)]
-        contents.add(
-            (*bytes_, result["users_hash"], result["items_hash"], *(g.total_weight for g in graphs.values()))
-        )
+        contents.add((*bytes_, result["users_hash"], result["items_hash"], *(g.total_weight for g in graphs.values())))
     assert len(contents) == 1
     assert not list(tmp_path.glob(".*"))
 
@@ -172,10 +162,7 @@ def test_splits_are_disjoint_complete_and_keep_every_id_in_train(tmp_path):
         DataConfig(path=str(write_log(tmp_path / "log", log)), validation=0.3, test=0.6, shards=3),
         tmp_path / "out",
     )
-    edges = {
-        name: set(edges_of(ShardedCsr.open(tmp_path / "out" / name)))
-        for name in ("train", "validation", "test")
-    }
+    edges = {name: set(edges_of(ShardedCsr.open(tmp_path / "out" / name))) for name in ("train", "validation", "test")}
     assert sum(map(len, edges.values())) == len(set.union(*edges.values())) == len({row[:2] for row in log})
     train = ShardedCsr.open(tmp_path / "out" / "train").load()
     assert np.all(np.diff(train.indptr) > 0) and np.all(train.sum(axis=0) > 0)
@@ -192,14 +179,10 @@ def test_skipped_rows_are_counted_and_kept_in_order(tmp_path):
     folder.mkdir()
     csv_log(folder, "train.csv", [(1, 2, 1), (1, 3, "x"), (2, 2, 1), (2, 3), (3, 3, 1), (2, "", 1)])
     csv_log(folder, "test.csv", [(1, 9, 1), (1, 3, 1), (9, 2, 1), (2, 2, 1), (3, 2, -1), (1, 9, 1)])
-    config = DataConfig(
-        path=str(folder), weight_column="w", split="given", bad_rows="skip", validation=0.0, shards=4
-    )
+    config = DataConfig(path=str(folder), weight_column="w", split="given", bad_rows="skip", validation=0.0, shards=4)
     result = ingest(config, tmp_path / "out")
     assert (result["n_train"], result["n_test"], result["n_rejected"]) == (3, 1, 8)
-    rejected = [
-        tuple(row.values()) for row in pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
-    ]
+    rejected = [tuple(row.values()) for row in pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()]
     train, test = str(folder / "train.csv"), str(folder / "test.csv")
     assert rejected == [
         (train, 3, "column 'w' is not a number", "user_id=1, item_id=3, w=x"),
@@ -238,9 +221,7 @@ def test_a_test_row_that_does_not_fit_train_is_named(rows, words, shards, tmp_pa
     csv_log(folder, "test.csv", rows)
     with pytest.raises(DataError) as error:
         ingest(DataConfig(path=str(folder), split="given", shards=shards), tmp_path / "out")
-    assert (
-        words in str(error.value) and "--bad-rows skip" in str(error.value) and "\n" not in str(error.value)
-    )
+    assert words in str(error.value) and "--bad-rows skip" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_error_crosses_ray_as_one_line_from_the_first_file_and_leaves_the_old_result(tmp_path):
@@ -276,9 +257,7 @@ def test_user_partitions_do_not_depend_on_neighbours_and_are_even():
         array = pa.array(ids) if isinstance(ids, np.ndarray) else pa.array(ids, pa.large_string())
         partition = user_partition(array, 10)
         assert np.array_equal(user_partition(array.slice(17, 500), 10), partition[17:517])
-        assert max(Counter(partition.tolist()).values()) < 1200 and math.isclose(
-            partition.mean(), 4.5, abs_tol=0.1
-        )
+        assert max(Counter(partition.tolist()).values()) < 1200 and math.isclose(partition.mean(), 4.5, abs_tol=0.1)
     assert user_partition(pa.array(["", "a", ""], pa.large_string()), 7).tolist()[::2] == [user_partition(
         pa.array([""], pa.large_string()), 7)[0]] * 2  # fmt: skip
 
@@ -290,9 +269,7 @@ def test_the_earliest_failing_task_decides_the_error():
             raise DataError(f"number {number}")
         return number**2
 
-    assert run_tasks(square, [(n, ()) for n in range(9)], label="x", n_in_flight=2) == [
-        n**2 for n in range(9)
-    ]
+    assert run_tasks(square, [(n, ()) for n in range(9)], label="x", n_in_flight=2) == [n**2 for n in range(9)]
     with pytest.raises(DataError, match="number 1"):
         run_tasks(square, [(n, (1, 3)) for n in range(6)], label="x", n_in_flight=4)
 

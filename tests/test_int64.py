@@ -68,9 +68,7 @@ def test_edges_past_2_to_the_31_are_read_where_they_are(near_and_far):
         strict=True,
     ):
         assert_array_equal(*results)
-    for results in zip(
-        near.contract(users, items, 9).compact(), far.contract(users, items, 9).compact(), strict=True
-    ):
+    for results in zip(near.contract(users, items, 9).compact(), far.contract(users, items, 9).compact(), strict=True):
         assert_array_equal(*results)
     pieces = np.empty((2, 250), np.int64)
     for rows, roots in zip((near, far), pieces, strict=True):
@@ -92,9 +90,7 @@ def test_int64_columns_are_the_int32_ones():
     for indices in (graph.indices, graph.indices.astype(np.int64)):
         rows = Rows(indptr, indices, weights)
         moved.append(
-            rows.move(
-                users, items, np.bincount(items, minlength=9).astype(float), 0.01, 9, np.ones(150, bool)
-            )[0]
+            rows.move(users, items, np.bincount(items, minlength=9).astype(float), 0.01, 9, np.ones(150, bool))[0]
         )
         assert rows.contract(users, items, 9).columns.dtype == np.int64
     assert_array_equal(*moved)

@@ -75,9 +75,7 @@ def test_the_part_of_an_edge_does_not_depend_on_the_order_of_edges(edges, random
 
 def test_shares_are_those_of_the_edges_that_may_leave_train():
     rng = np.random.default_rng(0)
-    users, items, _ = merge_duplicates(
-        rng.integers(0, 2000, 200_000), rng.integers(0, 900, 200_000), np.ones(200_000)
-    )
+    users, items, _ = merge_duplicates(rng.integers(0, 2000, 200_000), rng.integers(0, 900, 200_000), np.ones(200_000))
     hashes = edge_hash(users, items, seed=1)
     user_lowest, item_lowest = lowest_hash(users, hashes, 2000)[users], lowest_hash(items, hashes, 900)[items]
     parts = split_parts(hashes, user_lowest, item_lowest, validation=0.1, test=0.2)

@@ -101,8 +101,21 @@ def head():
     for name in ("RAY_ADDRESS", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "GRAPHHASH_WORK"):
         environment.pop(name, None)
     port, dashboard = free_port(), free_port()
-    command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}/r", "--node-ip-address=127.0.0.1"]
-    command += [f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--object-store-memory=150000000"]
+    command = [
+        "ray",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--temp-dir={folder}/r",
+        "--node-ip-address=127.0.0.1",
+    ]
+    command += [
+        f"--port={port}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        "--object-store-memory=150000000",
+    ]
     command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(
@@ -112,7 +125,9 @@ def head():
     try:
         deadline = time.monotonic() + 180
         while True:
-            request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {token.read_text()}"})
+            request = urllib.request.Request(
+                f"{address}/api/version", headers={"Authorization": f"Bearer {token.read_text()}"}
+            )
             with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=2) as answer:
                 if answer.status == 200:
                     break
@@ -193,10 +208,25 @@ def test_an_mlflow_project_is_a_job_and_one_run_with_its_bundle_at_the_uri(head,
 def test_a_job_that_fails_gives_its_exit_code_and_the_reason(head, tmp_path, program):
     command = ["ingest", "--data", "/home/somebody/log.csv", "--out", str(tmp_path / "run")]
     if program == "ray job submit":
-        words = ["ray", "job", "submit", "--address", head[1], "--working-dir", str(ROOT), "--", "python", "-m", "pipeline", *command]
+        words = [
+            "ray",
+            "job",
+            "submit",
+            "--address",
+            head[1],
+            "--working-dir",
+            str(ROOT),
+            "--",
+            "python",
+            "-m",
+            "pipeline",
+            *command,
+        ]
         done = call(head, tmp_path, *words, "--address", "auto")
     else:
-        done = call(head, tmp_path, sys.executable, "-m", "pipeline", "submit", "--ray-address", head[1], "--", *command)
+        done = call(
+            head, tmp_path, sys.executable, "-m", "pipeline", "submit", "--ray-address", head[1], "--", *command
+        )
         assert "failed with exit code 1" in done.stderr
     assert done.returncode == 1
     assert "/home/somebody/log.csv: no such file or folder on" in done.stdout and "where the job runs" in done.stdout
@@ -209,8 +239,28 @@ def test_ctrl_c_stops_the_job(head, tmp_path):
     environment, address = head
     write_log(tmp_path / "log.csv")
     store, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "cmp"
-    command = [sys.executable, "-m", "pipeline", "submit", "--ray-address", address, "--", "compare", "--data", f"{tmp_path}/log.csv"]
-    command += ["--out", str(out), "--methods", "graph", "--ratios", "0.9", "train.epochs=1000000", "train.eval_every=1000"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "submit",
+        "--ray-address",
+        address,
+        "--",
+        "compare",
+        "--data",
+        f"{tmp_path}/log.csv",
+    ]
+    command += [
+        "--out",
+        str(out),
+        "--methods",
+        "graph",
+        "--ratios",
+        "0.9",
+        "train.epochs=1000000",
+        "train.eval_every=1000",
+    ]
     process = subprocess.Popen(
         command,
         env=environment | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": store},

@@ -12,9 +12,7 @@ from graphhash.losses import directau_loss, ials_loss, uniformity
 
 
 def random(*shape, seed=0):
-    return torch.randn(
-        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, requires_grad=True
-    )
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, requires_grad=True)
 
 
 def test_uniformity_is_the_log_of_the_mean_over_pairs():
@@ -36,9 +34,7 @@ def test_ials_is_the_sum_over_all_pairs(biased):
     scores = users @ items.T + (0 if bias is None else bias)
     positives = scores[rows, columns]
     naive = sum((1 - float(p)) ** 2 for p in positives) + 0.3 * sum(float(s) ** 2 for s in scores.flatten())
-    assert ials_loss(users, items, positives, unobserved_weight=0.3, item_bias=bias).item() == pytest.approx(
-        naive / 4
-    )
+    assert ials_loss(users, items, positives, unobserved_weight=0.3, item_bias=bias).item() == pytest.approx(naive / 4)
 
 
 def test_gradients_against_differences():

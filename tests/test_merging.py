@@ -48,9 +48,7 @@ def test_a_proposal_is_the_move_that_raises_the_objective_most(seed):
     matrix = dense(communities)
     labels = np.random.default_rng(seed).integers(0, 12, 30).astype(np.int32)
     active, moved = np.arange(30) % 5 > 0, np.zeros(30, bool)
-    targets, gains, to_target, to_own = communities.propose(
-        grouping_of(labels, users, items), scale, active, moved
-    )
+    targets, gains, to_target, to_own = communities.propose(grouping_of(labels, users, items), scale, active, moved)
     before = objective(matrix, users, items, scale, labels)
     assert (targets >= 0).any()
     for node in range(30):
@@ -90,9 +88,7 @@ def test_accepted_moves_raise_the_objective_by_at_least_what_they_were_accepted_
     matrix = dense(communities)
     labels = np.random.default_rng(seed).integers(0, 20, 30).astype(np.int32)
     grouping = grouping_of(labels, users, items)
-    targets, gains, to_target, to_own = communities.propose(
-        grouping, scale, np.ones(30, bool), np.zeros(30, bool)
-    )
+    targets, gains, to_target, to_own = communities.propose(grouping, scale, np.ones(30, bool), np.zeros(30, bool))
     order = np.flatnonzero(targets >= 0)
     value, n_moves = objective(matrix, users, items, scale, labels), 0
     # One call for each prefix of the order: what its last move changed is seen.
@@ -118,9 +114,7 @@ def test_merging_ends_where_no_node_gains_by_a_move(monkeypatch):
     labels = np.arange(30, dtype=np.int32)
     n_moves = merging.move_communities(communities, users, items, scale, labels)
     assert n_moves > 2
-    targets = communities.propose(
-        grouping_of(labels, users, items), scale, np.ones(30, bool), np.zeros(30, bool)
-    )[0]
+    targets = communities.propose(grouping_of(labels, users, items), scale, np.ones(30, bool), np.zeros(30, bool))[0]
     assert_array_equal(targets, -1)
 
 

@@ -28,7 +28,9 @@ def run_all(jobs, *, workers=1, **limits):
         return [("done", job) for job in batch]
 
     async def submit():
-        batches = MicroBatches(run, n_workers=workers, **{"max_users": 10, "max_cells": 1000, "max_waiting": 100} | limits)
+        batches = MicroBatches(
+            run, n_workers=workers, **{"max_users": 10, "max_cells": 1000, "max_waiting": 100} | limits
+        )
         first = asyncio.create_task(batches.submit(Job(1)))
         while not runs:
             await asyncio.sleep(0.001)

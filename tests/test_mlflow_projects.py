@@ -56,7 +56,17 @@ def test_a_project_runs_end_to_end_as_one_mlflow_run(tmp_path):
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    command = [sys.executable, "-m", "mlflow", "run", str(ROOT / "mlflow_projects" / "retrieval"), "-e", "run", "--env-manager", "local"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "run",
+        str(ROOT / "mlflow_projects" / "retrieval"),
+        "-e",
+        "run",
+        "--env-manager",
+        "local",
+    ]
     for pair in (f"data={tmp_path}/log.csv", f"out={tmp_path}/run", "method=graph", "ratio=0.9"):
         command += ["-P", pair]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)

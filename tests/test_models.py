@@ -18,7 +18,16 @@ from pipeline.checkpoint import load_method, save_model
 from pipeline.config import TrainConfig
 from pipeline.evaluate import count_bytes, rank_users, tables
 from pipeline.methods import METHODS
-from pipeline.models import GAMMA_THERE, LEAST_GAMMA, MODELS, RECIPES, SPARSE_NEIGHBOURS, ModelSpec, default_gamma, objective
+from pipeline.models import (
+    GAMMA_THERE,
+    LEAST_GAMMA,
+    MODELS,
+    RECIPES,
+    SPARSE_NEIGHBOURS,
+    ModelSpec,
+    default_gamma,
+    objective,
+)
 from pipeline.shards import ShardedCsr
 from pipeline.train import fit_settings
 
@@ -194,13 +203,22 @@ def test_evaluation_ranks_by_the_models_scores(kind):
     for user, value in zip(users, recall, strict=True):
         scores = model(torch.full((GRAPH.shape[1],), user), torch.arange(GRAPH.shape[1])).tolist()
         seen, wanted = set(GRAPH[[user]].indices.tolist()), set(relevant[[user]].indices.tolist())
-        best = sorted((item for item in range(len(scores)) if item not in seen), key=lambda i: (-round(scores[i], 5), i))
+        best = sorted(
+            (item for item in range(len(scores)) if item not in seen), key=lambda i: (-round(scores[i], 5), i)
+        )
         assert value == pytest.approx(len(wanted & set(best[:5])) / min(5, len(wanted)))
 
 
 def test_dense_graphs_get_less_uniformity_but_never_so_little_that_vectors_collapse():
     assert default_gamma(2) == default_gamma(SPARSE_NEIGHBOURS) == GAMMA_THERE
-    assert default_gamma(16 * SPARSE_NEIGHBOURS) == LEAST_GAMMA < default_gamma(4 * SPARSE_NEIGHBOURS) == pytest.approx(GAMMA_THERE / 8**0.5)
+    assert (
+        default_gamma(16 * SPARSE_NEIGHBOURS)
+        == LEAST_GAMMA
+        < default_gamma(4 * SPARSE_NEIGHBOURS)
+        == pytest.approx(GAMMA_THERE / 8**0.5)
+    )
     degree = 2 * GRAPH.nnz / sum(GRAPH.shape)
-    settings = [fit_settings(TrainConfig(loss="directau", gamma=gamma), METHODS["soft"], 50, GRAPH) for gamma in (None, 1.5)]
+    settings = [
+        fit_settings(TrainConfig(loss="directau", gamma=gamma), METHODS["soft"], 50, GRAPH) for gamma in (None, 1.5)
+    ]
     assert [one.gamma for one in settings] == [default_gamma(degree), 1.5]

@@ -112,7 +112,9 @@ def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
     pytest.importorskip("ray.cluster_utils")
     graph, _, _ = graphs.planted(0, 6, 30, 0.3, 0.02)
     users, items = graph.nonzero()
-    (tmp_path / "log.csv").write_text("user_id,item_id\n" + "".join(f"{u},{i}\n" for u, i in zip(users, items, strict=True)))
+    (tmp_path / "log.csv").write_text(
+        "user_id,item_id\n" + "".join(f"{u},{i}\n" for u, i in zip(users, items, strict=True))
+    )
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         capture_output=True,
@@ -122,7 +124,10 @@ def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     # One machine does not see the folder: here because its task says so, as all nodes of this test are on one machine.
-    assert f"{tmp_path}: not seen on" in ended.stdout and "of 4 machines; work in a folder on storage that all" in ended.stdout
+    assert (
+        f"{tmp_path}: not seen on" in ended.stdout
+        and "of 4 machines; work in a folder on storage that all" in ended.stdout
+    )
     assert not list(tmp_path.glob(".seen-*"))
     # Head and the two nodes that were left.
     assert "nodes that clustered 3 alive afterwards 3" in ended.stdout

@@ -37,7 +37,10 @@ def session(model, maps, ids, precision, runtime) -> onnxruntime.InferenceSessio
 def test_buckets_first_are_the_scan(seed, n_items, n_buckets, item_bias, k, n_exclude, precision, runtime):
     """Small whole numbers, so that sums are exact, and buckets and items tie often."""
     rng = np.random.default_rng(seed)
-    maps = plain_map(rng.integers(0, 4, (5, 1)), 5, "graph"), plain_map(rng.integers(0, n_buckets - 1, (n_items, 1)), n_buckets, "graph")
+    maps = (
+        plain_map(rng.integers(0, 4, (5, 1)), 5, "graph"),
+        plain_map(rng.integers(0, n_buckets - 1, (n_items, 1)), n_buckets, "graph"),
+    )
     model = MatrixFactorization(*maps, 3, item_bias=item_bias, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -67,11 +70,18 @@ def test_large_requests_scan_and_small_ones_do_not(tmp_path):
     maps = plain_map(np.zeros((3, 1), int), 2, "graph"), plain_map(rng.integers(0, 50, (2000, 1)), 51, "graph")
     model = MatrixFactorization(*maps, 4, item_bias=True, seed=0)
     graph = retrieval_graph(model, *maps, Vocabulary(np.arange(3)), Vocabulary(np.arange(2000)), "float32", "folded")
-    for k, n_exclude, ran in ((5, 0, "bounds"), (5, 2, "bounds"), (1500, 0, "masked_scores"), (5, 400, "masked_scores")):
+    for k, n_exclude, ran in (
+        (5, 0, "bounds"),
+        (5, 2, "bounds"),
+        (1500, 0, "masked_scores"),
+        (5, 400, "masked_scores"),
+    ):
         options = onnxruntime.SessionOptions()
         options.enable_profiling, options.profile_file_prefix, options.log_severity_level = True, str(tmp_path / "p"), 3
         loaded = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        loaded.run(["item_id"], {"user_id": np.arange(1), "k": np.array(k), "exclude_item_id": np.arange(n_exclude)[None]})
+        loaded.run(
+            ["item_id"], {"user_id": np.arange(1), "k": np.array(k), "exclude_item_id": np.arange(n_exclude)[None]}
+        )
         with open(loaded.end_profiling()) as file:
             profile = file.read()
         assert f'"{ran}_kernel_time"' in profile

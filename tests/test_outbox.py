@@ -122,13 +122,25 @@ def sqlite_store(made_store, monkeypatch):
 @contextlib.contextmanager
 def server(folder: Path, port: int):
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     with open(folder / "server.log", "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
         while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer,
+            ):
                 if answer.status == 200:
                     break
             assert process.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()[-3000:]
@@ -260,7 +272,11 @@ def test_trainings_elsewhere_that_end_with_a_stopped_command_are_killed_as_it_is
         elsewhere = training_run(nested, "graph", {}).__enter__()
         raise KeyboardInterrupt
     client = client_of(store.uri)
-    assert [client.get_run(run.run_id).info.status for run in (parent, done, elsewhere)] == ["KILLED", "FINISHED", "KILLED"]
+    assert [client.get_run(run.run_id).info.status for run in (parent, done, elsewhere)] == [
+        "KILLED",
+        "FINISHED",
+        "KILLED",
+    ]
     assert not store.outbox
 
 
@@ -281,7 +297,9 @@ def test_a_model_delivered_later_is_the_one_that_was_logged(tmp_path):
 
     small_model().export(tmp_path / "bundle")
     with pytest.raises(FileNotFoundError, match="belongs to another bundle by now"):
-        log_onnx_model("http://127.0.0.1:9", "abc", tmp_path / "bundle" / "model.onnx", {}, {BUNDLE_TAG: "of an earlier one"})
+        log_onnx_model(
+            "http://127.0.0.1:9", "abc", tmp_path / "bundle" / "model.onnx", {}, {BUNDLE_TAG: "of an earlier one"}
+        )
 
 
 def test_a_ray_job_names_its_store(tmp_path, monkeypatch):

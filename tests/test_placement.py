@@ -38,8 +38,6 @@ def random_graph(rng, n_users=30, n_items=24, n_edges=150, weighted=True) -> csr
     return graphhash.biadjacency(users, items, weights, n_users=n_users, n_items=n_items)
 
 
-
-
 def degrees_of(graph: csr_array) -> dict[str, np.ndarray]:
     return {side: np.asarray(graph.sum(axis=axis), np.float64).ravel() for side, axis in (("users", 1), ("items", 0))}
 
@@ -232,7 +230,9 @@ def test_known_ids_keep_their_entries_and_unknown_ids_stay_last(method):
             assert (after.rows[before.n_ids : -1][places.has_place[side], 0] != before.unknown_row).all()
         kept = without_places(after, before.n_ids, places.has_place[side])
         assert kept.n_ids == before.n_ids + places.has_place[side].sum()
-    expected = {"full": [0, 0]}.get(method, [6, 4] if PLACERS[method].n_levels == 0 and method != "lsh_structure" else [5, 4])
+    expected = {"full": [0, 0]}.get(
+        method, [6, 4] if PLACERS[method].n_levels == 0 and method != "lsh_structure" else [5, 4]
+    )
     if method != "quotient_remainder":
         assert [int(places.has_place[side].sum()) for side in SIDES] == expected
 
@@ -350,7 +350,9 @@ def test_mean_scores_are_those_of_interactions_and_of_all_pairs():
 
 
 def test_rows_of_their_own_come_before_the_unknown_ids_row():
-    rows = np.array([[0, 1], [1, 2], [2, 0], [3, 3], [0, 2], [3, 3]], np.int32)  # 3 known ids, 2 new ones, of which one has a place.
+    rows = np.array(
+        [[0, 1], [1, 2], [2, 0], [3, 3], [0, 2], [3, 3]], np.int32
+    )  # 3 known ids, 2 new ones, of which one has a place.
     profiles = np.array([[0.8, 0.6], [1, 0]], np.float32)
     placed = BucketMap(rows, 4, "soft", profiles=profiles, profile_of=np.array([0, 0, 0, 1, 0, 1], np.uint8))
     own = with_own_rows(placed, 3, np.array([False, True]))

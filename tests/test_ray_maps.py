@@ -60,9 +60,7 @@ def test_affinities_do_not_depend_on_the_shards_before_they_are_rounded(tmp_path
     graph = skewed(weighted=True)
     labels = graphhash.cluster(graph, resolution=6)
     seen = []
-    monkeypatch.setattr(
-        SoftPlan, "bucket_map", lambda plan, side, *found: seen.append(found) or found, raising=True
-    )
+    monkeypatch.setattr(SoftPlan, "bucket_map", lambda plan, side, *found: seen.append(found) or found, raising=True)
     graphhash.soft_maps(graph, labels, n_lookups=16)
     stored = StoredGraph(ingested(graph, tmp_path, 3), tmp_path, 9)
     ray_maps.soft_maps(stored, labels, n_lookups=16, hops="1+2")

@@ -107,9 +107,7 @@ def test_lightgcn_text_round_trips_whatever_the_chunks(lines, newline, chunk_byt
 def test_movielens_takes_three_and_four_fields_and_ratings_only_when_asked(name, n_fields, tmp_path):
     separator = "\t" if name == "u.data" else "::"
     log = [(1, 1193, 5), (1, 661, 3), (2, 1357, 4)]
-    file(
-        tmp_path, name, "".join(separator.join(map(str, [*row, 978300760][:n_fields])) + "\n" for row in log)
-    )
+    file(tmp_path, name, "".join(separator.join(map(str, [*row, 978300760][:n_fields])) + "\n" for row in log))
     for path in (tmp_path, tmp_path / name):
         assert read(path, chunk_bytes=12)[0] == [(u, i, 1.0, n) for n, (u, i, _) in enumerate(log, 1)]
         assert [row[2] for row in read(path, weight="rating")[0]] == [5, 3, 4]
@@ -142,9 +140,7 @@ def test_text_details(tmp_path):
 
 
 def test_parquet_dictionaries_and_narrow_integers_are_ids(tmp_path):
-    table = pa.table(
-        {"user_id": pa.array(["b", "a"]).dictionary_encode(), "item_id": pa.array([1, 2], pa.uint8())}
-    )
+    table = pa.table({"user_id": pa.array(["b", "a"]).dictionary_encode(), "item_id": pa.array([1, 2], pa.uint8())})
     pq.write_table(table, tmp_path / "a.parquet")
     assert ids(read(tmp_path)[0]) == [("b", 1), ("a", 2)]
 
@@ -245,9 +241,7 @@ def test_a_bad_parquet_row_is_named_or_skipped(change, words, tmp_path):
 @pytest.mark.parametrize("chunk_bytes", [None, 4])
 def test_bad_rows_of_text_formats_are_named_by_line(chunk_bytes, tmp_path):
     path = file(tmp_path, "train.txt", "1 2 3\n4 5 x\n6 7\n")
-    with pytest.raises(
-        DataError, match=r"train.txt: row 2: column 'item_id' holds int64 .*\(user_id=4, item_id=x\)"
-    ):
+    with pytest.raises(DataError, match=r"train.txt: row 2: column 'item_id' holds int64 .*\(user_id=4, item_id=x\)"):
         read(path, chunk_bytes=chunk_bytes)
     rows, rejected = read(path, bad_rows="skip", chunk_bytes=chunk_bytes)
     assert ids(rows) == [(1, 2), (1, 3), (4, 5), (6, 7)] and [row[1] for row in rejected] == [2]
@@ -327,9 +321,7 @@ def test_a_bad_file_is_named(files, words, bad_rows, tmp_path):
 def test_a_parquet_file_damaged_inside_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     rng = np.random.default_rng(0)
-    pq.write_table(
-        pa.table({"user_id": rng.integers(0, 2**60, 5000), "item_id": rng.integers(0, 2**60, 5000)}), path
-    )
+    pq.write_table(pa.table({"user_id": rng.integers(0, 2**60, 5000), "item_id": rng.integers(0, 2**60, 5000)}), path)
     content = bytearray(path.read_bytes())
     content[4:2000] = b"\xff" * 1996
     path.write_bytes(content)

@@ -16,9 +16,7 @@ from graphhash.local_graph import LocalGraph
 from pipeline.ray_graph import RayGraph
 from pipeline.shards import ShardedCsr
 
-RANDOM = [
-    graphs.random_graph(seed, 80, 60, n, weighted=seed % 2 == 1) for seed, n in enumerate([90, 150, 300, 600])
-]
+RANDOM = [graphs.random_graph(seed, 80, 60, n, weighted=seed % 2 == 1) for seed, n in enumerate([90, 150, 300, 600])]
 ALL = [make() for make in graphs.ALL.values()] + RANDOM
 
 
@@ -96,16 +94,12 @@ def test_refinement_frees_a_part_that_louvain_moves_cannot():
 @pytest.mark.parametrize("graph", ALL, ids=lambda g: f"{g.shape[0]}x{g.shape[1]}-{g.nnz}")
 @pytest.mark.parametrize("resolution", [0.5, 1.0, 4.0])
 def test_leiden_communities_are_connected_and_its_modularity_no_lower_than_louvains(graph, resolution):
-    louvain, leiden = (
-        graphhash.cluster(graph, resolution=resolution, method=m) for m in ("louvain", "leiden")
-    )
+    louvain, leiden = (graphhash.cluster(graph, resolution=resolution, method=m) for m in ("louvain", "leiden"))
     assert set(pieces(graph, np.concatenate([leiden.users, leiden.items])).values()) == {1}
     assert leiden.modularity >= louvain.modularity - 1e-12
     expected = graphs.naive_modularity(graph, leiden.users, leiden.items, resolution)
     assert leiden.modularity == pytest.approx(expected, abs=1e-9)
-    assert all(
-        after >= before - 1e-12 for before, after in zip(leiden.history, leiden.history[1:], strict=False)
-    )
+    assert all(after >= before - 1e-12 for before, after in zip(leiden.history, leiden.history[1:], strict=False))
 
 
 def test_label_propagation_ends_where_no_user_or_item_gains():
@@ -114,9 +108,7 @@ def test_label_propagation_ends_where_no_user_or_item_gains():
     moved = graphs.naive_half_sweep(graph, labels.users, labels.items, 3, fresh=1000)
     assert_array_equal(moved, labels.users)
     transposed = csr_array(graph.T)
-    assert_array_equal(
-        graphs.naive_half_sweep(transposed, labels.items, labels.users, 3, fresh=1000), labels.items
-    )
+    assert_array_equal(graphs.naive_half_sweep(transposed, labels.items, labels.users, 3, fresh=1000), labels.items)
     assert labels.modularity <= graphhash.cluster(graph, resolution=3).modularity
     assert len(labels.history) == 1
 
@@ -128,8 +120,7 @@ def test_labels_do_not_depend_on_threads_or_shards(method, tmp_path, ray_local):
     by_item = graph.T.tocsr()
     by_item.sort_indices()
     stored = [
-        ShardedCsr.write(tmp_path / name, side, n_shards=2)
-        for name, side in (("users", graph), ("items", by_item))
+        ShardedCsr.write(tmp_path / name, side, n_shards=2) for name, side in (("users", graph), ("items", by_item))
     ]
     over_ray = graphhash.clustering.cluster_graph(RayGraph(*stored, 3, tmp_path), 5, method=method)
     for labels in (two, over_ray):

@@ -83,7 +83,9 @@ def test_a_registered_bundle_of_clicks_loads_by_its_alias_and_predicts(store, bu
         loaded = mlflow.pyfunc.load_model(result["uri"])
     scorer = Scorer(path, provider="cpu")
     log = raw_log(6)
-    asked = {name: values.astype(str) if values.dtype == object else values for name, values in scorer.tensors(log).items()}
+    asked = {
+        name: values.astype(str) if values.dtype == object else values for name, values in scorer.tensors(log).items()
+    }
     got = loaded.predict(asked)
     assert got.keys() == {"probability", "logit", "known"}
     np.testing.assert_allclose(got["probability"], scorer.predict(log), rtol=1e-6)
@@ -94,7 +96,9 @@ def test_a_registered_bundle_of_clicks_loads_by_its_alias_and_predicts(store, bu
 def test_only_a_better_one_takes_the_alias(store, bundle):
     first, worse, better = (bundle({"recall@20": value}) for value in (0.5, 0.4, 0.6))
     assert add(first, "m")["before"] is None
-    with pytest.raises(RegistryError, match=r"recall@20 is 0.4000, and version 1 of m, the champion, has 0.5000; --force"):
+    with pytest.raises(
+        RegistryError, match=r"recall@20 is 0.4000, and version 1 of m, the champion, has 0.5000; --force"
+    ):
         add(worse, "m")
     assert len(client_of(store).search_model_versions("name = 'm'")) == 1, "what is refused is not registered"
     assert add(better, "m")["before"] == {"version": "1", "value": 0.5}
@@ -123,7 +127,9 @@ def test_lower_log_loss_is_better(store, bundle):
 
 def test_figures_of_other_data_are_not_compared(store, bundle):
     add(bundle({"recall@20": 0.5}), "data")
-    with pytest.raises(RegistryError, match="measured on another log or split .*recall@20 0.5000 there, 0.9000 here.*--force"):
+    with pytest.raises(
+        RegistryError, match="measured on another log or split .*recall@20 0.5000 there, 0.9000 here.*--force"
+    ):
         add(bundle({"recall@20": 0.9}, {**DATA, "n_test": 8}), "data")
     assert add(bundle({"recall@20": 0.9}, {**DATA, "n_test": 8}), "data", force=True)["version"] == "2"
     manifest = {"provenance": {}, "vocabulary_hashes": {"users": "x", "items": "y"}}

@@ -25,9 +25,7 @@ def run_dir(tmp_path) -> Path:
     return make_run(tmp_path / "run")
 
 
-def make_run(
-    out: Path, path: str = "/data/log.parquet", methods: tuple[str, ...] = ("soft", "modulo", "full")
-) -> Path:
+def make_run(out: Path, path: str = "/data/log.parquet", methods: tuple[str, ...] = ("soft", "modulo", "full")) -> Path:
     for folder in ("stages", "cluster", "bundle"):
         (out / folder).mkdir(parents=True)
     config = RunConfig.from_flat({"data.path": path, "run.out": str(out), "run.methods": methods})
@@ -70,9 +68,7 @@ def make_run(
             }
         )
         (out / "methods" / method).mkdir(parents=True)
-        epochs = [
-            {"epoch": e, "loss": 0.5, "recall@20": recall * e / 30, "ndcg@20": 0.1} for e in (10, 20, 30)
-        ]
+        epochs = [{"epoch": e, "loss": 0.5, "recall@20": recall * e / 30, "ndcg@20": 0.1} for e in (10, 20, 30)]
         history = {"epochs": epochs, "best_epoch": 30}
         (out / "methods" / method / "history.json").write_text(json.dumps(history))
     (out / "metrics.json").write_text(json.dumps(metrics))

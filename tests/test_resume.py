@@ -31,13 +31,23 @@ from pipeline.train import _validation
 
 
 def state_of(epoch: int, step: int = 0, n: int = 1000) -> dict:
-    return {"epoch": epoch, "step": step, "model": {"table": torch.full((n,), float(epoch))}, "history": [{"epoch": epoch}]}
+    return {
+        "epoch": epoch,
+        "step": step,
+        "model": {"table": torch.full((n,), float(epoch))},
+        "history": [{"epoch": epoch}],
+    }
 
 
 def job_of(folder, epochs=6, seconds=0.0, **settings) -> dict:
     """What fit_and_save needs, for a small training."""
     settings = dataclasses.replace(SETTINGS, epochs=epochs, **settings)
-    return {"folder": str(folder), "states": SavedStates(folder / "states"), "checkpoint_seconds": seconds, "settings": settings}
+    return {
+        "folder": str(folder),
+        "states": SavedStates(folder / "states"),
+        "checkpoint_seconds": seconds,
+        "settings": settings,
+    }
 
 
 def task(job, device, how):
@@ -50,7 +60,9 @@ def task(job, device, how):
 def train(job, **how):
     """The last state, and what was said."""
     notes = []
-    state = fit_and_save(job.get("task", task), job, torch.device("cpu"), how.pop("report", lambda entry: None), notes.append, **how)
+    state = fit_and_save(
+        job.get("task", task), job, torch.device("cpu"), how.pop("report", lambda entry: None), notes.append, **how
+    )
     return state, notes
 
 
@@ -72,7 +84,10 @@ def test_the_two_newest_states_are_kept_and_read_back(tmp_path):
     (tmp_path / "s" / ".epoch-000008-step-00000000.partial").mkdir(parents=True)
     for epoch, step in ((9, 0), (10, 0), (10, 7)):
         states.save(state_of(epoch, step))
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["epoch-000010-step-00000000", "epoch-000010-step-00000007"]
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [
+        "epoch-000010-step-00000000",
+        "epoch-000010-step-00000007",
+    ]
     assert states.newest() == "epoch-000010-step-00000007"
     loaded = states.load(states.newest())
     assert (loaded["epoch"], loaded["step"], loaded["history"]) == (10, 7, [{"epoch": 10}])
@@ -134,7 +149,9 @@ def test_a_disk_that_fills_up_while_a_state_is_written_leaves_the_one_before(tmp
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system, which takes root")
 def test_a_training_goes_on_while_the_disk_is_full_and_says_so(tmp_path):
     (tmp_path / "small").mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path / "small"], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path / "small"], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("mounting is not permitted here")
     try:
@@ -147,7 +164,9 @@ def test_a_training_goes_on_while_the_disk_is_full_and_says_so(tmp_path):
                     while True:
                         file.write(bytes(2**12))
 
-        with pytest.raises(graphhash.DataError, match="the disk is full, and the last checkpoint cannot be written; epoch-000002-"):
+        with pytest.raises(
+            graphhash.DataError, match="the disk is full, and the last checkpoint cannot be written; epoch-000002-"
+        ):
             train(job, report=fill_after_the_first)
         assert job["states"].newest() == "epoch-000002-step-00000000"
         filler.unlink()
@@ -178,7 +197,9 @@ def test_a_clock_that_jumps_back_changes_no_checkpoint_and_no_duration(tmp_path,
     monkeypatch.setattr(time, "monotonic", lambda: float(next(steady)))
     job, saved = job_of(tmp_path, seconds=20.0), []
     save = SavedStates.save
-    monkeypatch.setattr(SavedStates, "save", lambda self, state: (saved.append((state["epoch"], state["step"])), save(self, state)))
+    monkeypatch.setattr(
+        SavedStates, "save", lambda self, state: (saved.append((state["epoch"], state["step"])), save(self, state))
+    )
     state, _ = train(job)
     between = [step for _, step in saved if step]
     assert len(between) > 2 and saved == sorted(saved) and {(2, 0), (4, 0), (6, 0)} <= set(saved)

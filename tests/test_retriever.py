@@ -59,9 +59,7 @@ def test_ids_may_come_as_any_sequence_of_integers(ids, integers):
 def test_ids_may_come_as_any_sequence_of_strings(ids, strings):
     small, loaded = strings
     got = loaded.recommend(ids, 5)
-    assert [row.tolist() for row in got.item_ids] == [
-        naive_answer(small, user, 5, [])[0] for user in ("a", "nobody")
-    ]
+    assert [row.tolist() for row in got.item_ids] == [naive_answer(small, user, 5, [])[0] for user in ("a", "nobody")]
     assert got.known.tolist() == [True, False]
 
 
@@ -164,9 +162,7 @@ def test_cuda_is_refused_where_it_is_not_in_use(integers):
 def test_auto_says_what_it_got_and_answers_the_same(integers):
     small, loaded = integers
     automatic = Retriever(loaded.path)
-    assert automatic.provider == (
-        "cuda" if "CUDAExecutionProvider" in automatic._session.get_providers() else "cpu"
-    )
+    assert automatic.provider == ("cuda" if "CUDAExecutionProvider" in automatic._session.get_providers() else "cpu")
     assert same(automatic.recommend(INT_IDS, 23), loaded.recommend(INT_IDS, 23))
 
 
@@ -213,9 +209,7 @@ def test_a_graph_of_another_bundle_is_refused(integers, tmp_path):
         Retriever(tmp_path / "bundle")
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"provider": "gpu"}, {"threads": 0}, {"threads": True}, {"threads": 1.5}]
-)
+@pytest.mark.parametrize("arguments", [{"provider": "gpu"}, {"threads": 0}, {"threads": True}, {"threads": 1.5}])
 def test_bad_arguments_are_refused(arguments, integers):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         Retriever(integers[1].path, **arguments)

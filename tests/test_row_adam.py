@@ -58,7 +58,10 @@ def train(model, optimizer, n_steps, seed=0, look=lambda step: None):
 def test_its_weights_and_state_are_adams(name, shared, weight_decay):
     ours, theirs = Pair(MAPS[name], shared), Pair(MAPS[name], shared)
     how = {"lr": 0.05, "weight_decay": weight_decay}
-    rows, adam = RowAdam(ours.parameters(), [ours.left, ours.right], **how), torch.optim.Adam(theirs.parameters(), **how)
+    rows, adam = (
+        RowAdam(ours.parameters(), [ours.left, ours.right], **how),
+        torch.optim.Adam(theirs.parameters(), **how),
+    )
     train(ours, rows, 100)
     train(theirs, adam, 100)
     # A vector is up to date when it is read, though its row may have waited.
@@ -79,7 +82,10 @@ def test_rows_read_by_folds_are_up_to_date():
     half = graphs.random_graph(1, 60, 40, 200)
     (users, _), (folded, _) = (graphhash.soft_maps(graph, labels, n_lookups=2, folds=f) for f in ((), (graph, half)))
     parts = []
-    for make in (lambda e: RowAdam(e.parameters(), [e], lr=0.05, weight_decay=1e-2), lambda e: torch.optim.Adam(e.parameters(), lr=0.05, weight_decay=1e-2)):
+    for make in (
+        lambda e: RowAdam(e.parameters(), [e], lr=0.05, weight_decay=1e-2),
+        lambda e: torch.optim.Adam(e.parameters(), lr=0.05, weight_decay=1e-2),
+    ):
         embedding = BucketEmbedding(users, 16, generator=torch.Generator().manual_seed(0))
         embedding.use_folds(folded)
         optimizer = make(embedding)
@@ -135,7 +141,9 @@ def test_its_state_resumes_to_the_same_bits_and_in_plain_adam():
     for waiting, exact in ((True, True), (False, False)):
         resumed = Pair(MAPS["full"])
         resumed.load_state_dict(half)
-        again = RowAdam(resumed.parameters(), [resumed.left, resumed.right] if waiting else [], lr=1.0, weight_decay=0.0)
+        again = RowAdam(
+            resumed.parameters(), [resumed.left, resumed.right] if waiting else [], lr=1.0, weight_decay=0.0
+        )
         again.load_state_dict(copy.deepcopy(state))
         train(resumed, again, 20, seed=2)
         again.close()

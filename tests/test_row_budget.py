@@ -68,9 +68,7 @@ def test_rows_of_both_sides_are_exact(graph, user_rows, item_rows):
 
 
 def test_a_split_halves_the_largest_bucket_and_keeps_the_half_that_holds_to_it_most():
-    graph = graphs.from_pairs(
-        [(u, i) for u in range(2) for i in range(3)] + [(2, 0), (3, 3)], n_users=4, n_items=4
-    )
+    graph = graphs.from_pairs([(u, i) for u in range(2) for i in range(3)] + [(2, 0), (3, 3)], n_users=4, n_items=4)
     labels = Labels(np.zeros(4, np.int32), np.array([0, 0, 0, 1], np.int32), 1.0, 0.0)
     assert_array_equal(fit_rows(LocalGraph(graph), labels, user_rows=2).users, [0, 0, 1, 1])
 
@@ -157,8 +155,7 @@ def test_shards_over_ray_fit_and_cap_as_one_process_does(tmp_path, ray_local):
     by_item = WEIGHTED.T.tocsr()
     by_item.sort_indices()
     stored = [
-        ShardedCsr.write(tmp_path / name, side, n_shards=2)
-        for name, side in (("users", WEIGHTED), ("items", by_item))
+        ShardedCsr.write(tmp_path / name, side, n_shards=2) for name, side in (("users", WEIGHTED), ("items", by_item))
     ]
     local, over_ray = LocalGraph(WEIGHTED), RayGraph(*stored, 3, tmp_path)
     found = cluster_graph(local, 3)

@@ -139,7 +139,8 @@ def test_a_change_computes_what_depends_on_it(calls, config, override, expected)
 
 
 @pytest.mark.parametrize(
-    "override", ["train.dim=8", "map.n_lookups=2", "export.precision=float16", "run.methods=graph", "train.loss=directau"]
+    "override",
+    ["train.dim=8", "map.n_lookups=2", "export.precision=float16", "run.methods=graph", "train.loss=directau"],
 )
 def test_a_budget_in_bytes_is_clustered_again_when_other_bytes_change(config, override):
     assert plan(config(), "cluster")["cluster"].key != plan(config(override), "cluster")["cluster"].key
@@ -192,7 +193,9 @@ class Recorder:
     def __init__(self, monkeypatch) -> None:
         self.runs: dict[str, dict] = {}
         self.killed: tuple[str, ...] = ()
-        monkeypatch.setattr(tracking, "connect", lambda experiment, folder: tracking.Store("uri", "1", killed=self.killed))
+        monkeypatch.setattr(
+            tracking, "connect", lambda experiment, folder: tracking.Store("uri", "1", killed=self.killed)
+        )
         monkeypatch.setattr(tracking, "_open", self.open)
         monkeypatch.setattr(tracking, "_reopen", lambda store, run_id: tracking.Tracker("uri", run_id))
         for name in ("log_params", "log_metrics", "set_tags", "log_artifact", "end"):
@@ -215,9 +218,7 @@ class Recorder:
 def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config, monkeypatch):
     recorder = Recorder(monkeypatch)
     outcome = run(config("run.methods=soft,full", "run.mlflow=true"), say=quiet)
-    assert (
-        [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
-    )
+    assert [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
     soft, full = recorder.runs.values()
     assert (soft["alone"], soft["log_artifact"], soft["end"]) == (False, ["bundle"], ["FINISHED"])
     assert soft["log_metrics"] == [{"test.recall@20": 0.5, "test.rows": 2}]
@@ -322,7 +323,9 @@ def test_the_same_command_goes_on_from_the_checkpoint_and_in_the_same_mlflow_run
     assert len(found) == 2
 
 
-@pytest.mark.parametrize(("override", "resume"), [("train.lr=0.5", None), ("train.epochs=9", None), ("train.lr=none", False)])
+@pytest.mark.parametrize(
+    ("override", "resume"), [("train.lr=0.5", None), ("train.epochs=9", None), ("train.lr=none", False)]
+)
 def test_a_checkpoint_of_other_settings_or_an_unwanted_one_is_not_used(stopped, config, override, resume):
     run(config("run.mlflow=true", override), until="train", say=quiet, resume=resume)
     assert stopped[1] == [None, None]

@@ -71,7 +71,9 @@ def test_every_sampler_trains_a_model_that_ranks_what_was_used(kind):
     graph = graphs.planted(0, 6, 30, 0.3, 0.02)[0]
     model = MatrixFactorization(full_map(graph.shape[0]), full_map(graph.shape[1]), 16, item_bias=False, seed=0)
     users, items = (torch.from_numpy(side.astype(np.int64)) for side in graph.nonzero())
-    settings = RetrievalSettings(lr=0.05, weight_decay=1e-6, epochs=60, eval_every=60, patience=1, batch_size=None, seed=0)
+    settings = RetrievalSettings(
+        lr=0.05, weight_decay=1e-6, epochs=60, eval_every=60, patience=1, batch_size=None, seed=0
+    )
     everyone, nothing = np.arange(graph.shape[0]), csr_array(graph.shape, dtype=np.float32)
     before = rank_users(model, everyone, nothing, graph, 20)[0].mean()
     fit_retrieval(model, users, items, settings, None, sample=NegativeSampler(graph, kind))

@@ -44,7 +44,16 @@ def numbers(tmp_path_factory):
     log = raw_log(5) | {"user": [0, 1, None, 7, 10**6]}
     trained = type(trained)(trained.model, trained.maps, trained.vocabularies, features)
     part = as_part(entries_of(trained, log))
-    export_ctr(trained, precisions_for(trained, "int8"), folder, part=part, method="m", precision="int8", metrics={}, provenance={})
+    export_ctr(
+        trained,
+        precisions_for(trained, "int8"),
+        folder,
+        part=part,
+        method="m",
+        precision="int8",
+        metrics={},
+        provenance={},
+    )
     return folder, log
 
 
@@ -75,7 +84,9 @@ def test_lists_arrays_and_frames_get_the_same_answer(loaded):
     arrays["genres"] = ["" if v is None else "|".join(t or "" for t in v) for v in log["genres"]]
     expected = loaded.predict(log)
     assert np.array_equal(loaded.predict(arrays), expected)
-    frame = pd.DataFrame({name: pd.Series(values, dtype="Int64") if name == "device" else values for name, values in log.items()})
+    frame = pd.DataFrame(
+        {name: pd.Series(values, dtype="Int64") if name == "device" else values for name, values in log.items()}
+    )
     assert np.array_equal(loaded.predict(frame), expected)
     frame["genres"] = arrays["genres"]
     frame["tags"] = [None if v is None else ",".join(map(str, v)) for v in log["tags"]]
@@ -140,8 +151,20 @@ def test_a_row_without_a_finite_answer_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", ["abc", 5, {"a": 1}, None, np.zeros((3, 2)), np.array(3), [1], np.array([True] * 3), np.array(["a"] * 3), np.array([0.5] * 3),
-               np.array([2.0**60] * 3)]  # fmt: skip
+    "values",
+    [
+        "abc",
+        5,
+        {"a": 1},
+        None,
+        np.zeros((3, 2)),
+        np.array(3),
+        [1],
+        np.array([True] * 3),
+        np.array(["a"] * 3),
+        np.array([0.5] * 3),
+        np.array([2.0**60] * 3),
+    ],  # fmt: skip
 )
 def test_what_is_no_column_of_ids_is_refused(values, loaded):
     with pytest.raises(ValueError, match="item"):
@@ -188,7 +211,9 @@ def test_cuda_answers_like_the_cpu(bundle, loaded, numbers):
         pytest.skip("no CUDA device")
     folder, log = numbers
     for path, rows in ((bundle, raw_log(50)), (folder, log)):
-        np.testing.assert_allclose(Scorer(path, provider="cuda").predict(rows), Scorer(path, provider="cpu").predict(rows), atol=1e-4)
+        np.testing.assert_allclose(
+            Scorer(path, provider="cuda").predict(rows), Scorer(path, provider="cpu").predict(rows), atol=1e-4
+        )
 
 
 def test_bundles_and_options_of_another_kind_are_refused(bundle, tmp_path):
@@ -271,7 +296,9 @@ def test_check_explains_a_bundle(bundle):
     findings = {finding.what: finding.text for finding in check(bundle, "cpu")}
     assert "dlrm, dim 4, method m, compressed user, item, in int8" in findings["model"]
     assert "user reads 3 of" in findings["maps"] and "4 of device" in findings["ids"]
-    assert "alone they get the same" in findings["trial request"] and findings["provider"].startswith("cpu in use: CPUExecutionProvider 100 %")
+    assert "alone they get the same" in findings["trial request"] and findings["provider"].startswith(
+        "cpu in use: CPUExecutionProvider 100 %"
+    )
 
 
 def test_check_finds_a_map_that_leaves_its_table(bundle, tmp_path):
@@ -286,6 +313,9 @@ def test_check_finds_a_map_that_leaves_its_table(bundle, tmp_path):
     tensor.CopyFrom(numpy_helper.from_array(rows, "/0_rows"))
     data = model.SerializeToString()
     (folder / "model.onnx").write_bytes(data)
-    rewrite(folder, lambda m: m["files"].update({"model.onnx": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}))
+    rewrite(
+        folder,
+        lambda m: m["files"].update({"model.onnx": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}),
+    )
     with pytest.raises(BundleError, match="the map of 'user' has .* span 0..60000"):
         list(check(folder, "cpu"))

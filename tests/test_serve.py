@@ -94,7 +94,10 @@ def test_what_keeps_a_server_from_starting_is_one_line(tmp_path):
         serve_alone(settings, "no.such.host.invalid", 0, print)
     with pytest.raises(BundleError, match="no bundle there"):
         serve_alone(ServeSettings(tmp_path / "none", Limits()), "127.0.0.1", 0, print)
-    with pytest.raises(BundleError, match="no bundle there"), ray_serve(ServeSettings(tmp_path, Limits()), "127.0.0.1", 0):
+    with (
+        pytest.raises(BundleError, match="no bundle there"),
+        ray_serve(ServeSettings(tmp_path, Limits()), "127.0.0.1", 0),
+    ):
         pass
     got = CliRunner().invoke(cli.app, ["serve", str(tmp_path / "bundle"), "--no-ray", "--replicas", "2"])
     assert got.exit_code == 2 and "needs Ray Serve" in got.output
@@ -105,12 +108,22 @@ def test_load_with_a_new_bundle_in_the_middle_fails_no_request(tmp_path):
     small_model(item_bias=False).export(tmp_path / "new")
     with served(tmp_path / "old", ["--no-ray", "--watch", "0.1", "--provider", "cpu"]) as (url, pid, replace):
         result = bench_load(
-            url, seconds=4, clients=4, users=2, k=5, at_half=lambda: replace(tmp_path / "new"), pid=pid, say=lambda _: None
+            url,
+            seconds=4,
+            clients=4,
+            users=2,
+            k=5,
+            at_half=lambda: replace(tmp_path / "new"),
+            pid=pid,
+            say=lambda _: None,
         )
         names = set(result["bundles"])
         assert (result["failed"], result["failures"], len(names)) == (0, {}, 2)
         assert result["requests"] == sum(result["bundles"].values()) > 20
-        assert 0 < result["reload_s"] < 4 and 0 < result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"] <= result["max_ms"]
+        assert (
+            0 < result["reload_s"] < 4
+            and 0 < result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"] <= result["max_ms"]
+        )
         assert len(result["resident_mib"]) == 3 and min(result["resident_mib"]) > 10
         # An answer that is refused is a failure, and is told.
         bad = bench_load(url, seconds=0.2, clients=1, users=2000, say=lambda _: None)
@@ -156,7 +169,13 @@ def test_replicas_on_ray_answer_share_their_figures_and_take_a_new_bundle(tmp_pa
         assert page.startswith(b"<!doctype html>")
 
 
-HOSTILE = ['<img src=x onerror="document.title=1">', "</script><script>document.title=2</script>", "&amp; 'x' \"y\"", "a\tb", "‮abc"]
+HOSTILE = [
+    '<img src=x onerror="document.title=1">',
+    "</script><script>document.title=2</script>",
+    "&amp; 'x' \"y\"",
+    "a\tb",
+    "‮abc",
+]
 
 
 def hostile_model(maps: str) -> SmallModel:

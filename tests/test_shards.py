@@ -48,9 +48,7 @@ def test_what_is_read_is_what_was_written(weighted, n_shards, tmp_path):
 
 def test_total_weight_is_the_same_to_the_last_bit_for_every_sharding(tmp_path):
     matrix = graph()
-    matrix.data *= np.float32(10.0) ** np.random.default_rng(1).integers(-20, 20, matrix.nnz).astype(
-        np.float32
-    )
+    matrix.data *= np.float32(10.0) ** np.random.default_rng(1).integers(-20, 20, matrix.nnz).astype(np.float32)
     totals = {ShardedCsr.write(tmp_path / str(n), matrix, n_shards=n).total_weight for n in (1, 2, 7)}
     assert totals == {math.fsum(matrix.data.tolist())}
 

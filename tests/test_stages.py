@@ -54,9 +54,7 @@ def test_second_time_is_skipped(folder, lines):
     assert lines[-1] == "cluster: unchanged, skipped"
 
 
-@pytest.mark.parametrize(
-    ("settings", "inputs"), [({"g": 2.0}, ["in"]), ({"g": 1.0}, ["other"]), ({}, ["in"])]
-)
+@pytest.mark.parametrize(("settings", "inputs"), [({"g": 2.0}, ["in"]), ({"g": 1.0}, ["other"]), ({}, ["in"])])
 def test_other_settings_or_inputs_compute_again(folder, settings, inputs):
     folder.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("old"))
     again = folder.stage("cluster", settings, inputs, "cluster", writer("new"))
@@ -192,9 +190,7 @@ def test_second_process_is_told_who_holds_the_folder(tmp_path):
         [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "locked\n"
-    with pytest.raises(
-        RunFolderError, match=rf"in use by process {holder.pid} on .* since .*choose another --out"
-    ):
+    with pytest.raises(RunFolderError, match=rf"in use by process {holder.pid} on .* since .*choose another --out"):
         RunFolder(run).__enter__()
     holder.communicate("")
     with RunFolder(run):
@@ -214,10 +210,7 @@ def test_killed_process_leaves_a_usable_folder(tmp_path):
             folder.stage("cluster", {{}}, [], "cluster", lambda out: {{}})
             folder.stage("cluster", {{"v": 2}}, [], "cluster", die)
     """)
-    assert (
-        subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False).returncode
-        == -9
-    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False).returncode == -9
     assert (run / ".cluster.partial" / "half").exists()
     with RunFolder(run, say=lambda _: None) as folder:
         assert folder.stage("cluster", {}, [], "cluster", writer("never")).skipped

@@ -152,7 +152,9 @@ def test_a_path_that_the_clusters_machine_lacks_is_named_with_the_remedy(tmp_pat
     config = RunConfig.from_flat({"data.path": "/home/somebody/log.csv", "run.out": str(tmp_path)})
     assert localised(config) == config
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    with pytest.raises(DataError, match=r"/home/somebody/log.csv: no such file or folder on .*, where the job runs; .* s3://"):
+    with pytest.raises(
+        DataError, match=r"/home/somebody/log.csv: no such file or folder on .*, where the job runs; .* s3://"
+    ):
         localised(config)
     with pytest.raises(ConfigError, match="--out out: a Ray job runs in a temporary copy"):
         place("out", None)
@@ -172,7 +174,12 @@ def test_what_is_made_here_is_there_and_comes_back_on_another_machine(opened, tm
         (first / ".mlflow" / "entries").mkdir(parents=True)
         (first / ".mlflow" / "entries" / "1.json").write_text("undelivered")
         one.send()
-        assert listing(opened).keys() == {"bundle/model.onnx", "stages/export.json", ".mlflow/entries/1.json", ".lock.json"}
+        assert listing(opened).keys() == {
+            "bundle/model.onnx",
+            "stages/export.json",
+            ".mlflow/entries/1.json",
+            ".lock.json",
+        }
     assert ".lock.json" not in listing(opened)
     with mirror(opened, second).held():
         assert (second / "bundle" / "model.onnx").read_text() == "weights"
@@ -231,11 +238,17 @@ def test_a_failure_sends_what_there_is_and_stays_the_failure(opened, tmp_path):
 
 def test_a_place_that_is_held_names_the_holder_and_a_dead_ones_is_taken_over(opened, tmp_path, monkeypatch):
     with mirror(opened, tmp_path / "a").held():
-        with pytest.raises(RunFolderError, match=f"is in use by process {os.getpid()} on {os.uname().nodename} since .*; wait for it"):
+        with pytest.raises(
+            RunFolderError, match=f"is in use by process {os.getpid()} on {os.uname().nodename} since .*; wait for it"
+        ):
             with mirror(opened, tmp_path / "b").held():
                 pass
     # A process on another machine that was killed leaves its lock; the storage's clock says how long ago it wrote.
-    put(opened, ".lock.json", json.dumps({"pid": 7, "host": "elsewhere", "started": "then", "command": "x", "token": "y"}))
+    put(
+        opened,
+        ".lock.json",
+        json.dumps({"pid": 7, "host": "elsewhere", "started": "then", "command": "x", "token": "y"}),
+    )
     said = []
     late = mirror(opened, tmp_path / "c")
     late.say = said.append
@@ -248,12 +261,23 @@ def test_a_place_that_is_held_names_the_holder_and_a_dead_ones_is_taken_over(ope
 
 def test_a_holder_that_was_taken_over_sends_nothing_more(opened, tmp_path, monkeypatch):
     monkeypatch.setattr(mirrors, "LOCK_BEAT_S", 0.01)
-    with pytest.raises(RunFolderError, match="in use by process 7 on elsewhere"), (held := mirror(opened, tmp_path / "a")).held():
-        put(opened, ".lock.json", json.dumps({"pid": 7, "host": "elsewhere", "started": "then", "command": "x", "token": "y"}))
+    with (
+        pytest.raises(RunFolderError, match="in use by process 7 on elsewhere"),
+        (held := mirror(opened, tmp_path / "a")).held(),
+    ):
+        put(
+            opened,
+            ".lock.json",
+            json.dumps({"pid": 7, "host": "elsewhere", "started": "then", "command": "x", "token": "y"}),
+        )
         deadline = time.monotonic() + 20
         while held._lost_to is None and time.monotonic() < deadline:
             # A beat may have been under way and have written over it.
-            put(opened, ".lock.json", json.dumps({"pid": 7, "host": "elsewhere", "started": "then", "command": "x", "token": "y"}))
+            put(
+                opened,
+                ".lock.json",
+                json.dumps({"pid": 7, "host": "elsewhere", "started": "then", "command": "x", "token": "y"}),
+            )
             time.sleep(0.05)
         (tmp_path / "a" / "x").write_text("1")
     assert listing(opened).keys() == {".lock.json"}
@@ -271,7 +295,9 @@ def test_ingest_and_clusters_at_a_uri_are_up_to_date_on_a_second_machine(tmp_pat
 
     def on_machine(name: str) -> list[str]:
         out = work_folder(remote, str(tmp_path / name))
-        config = RunConfig.from_flat({"data.path": data, "run.out": str(out), "run.remote": remote, "cluster.resolution": 1.0})
+        config = RunConfig.from_flat(
+            {"data.path": data, "run.out": str(out), "run.remote": remote, "cluster.resolution": 1.0}
+        )
         said: list[str] = []
         run(config, until="cluster", say=said.append)
         return said
@@ -281,7 +307,10 @@ def test_ingest_and_clusters_at_a_uri_are_up_to_date_on_a_second_machine(tmp_pat
     assert on_machine("two") == ["ingest: unchanged, skipped", "cluster: unchanged, skipped"]
     settings = (tmp_path / "bucket" / "run" / "config.toml").read_text()
     assert data in settings, "the next command reads the log where it is"
-    assert not list((tmp_path / "bucket" / "run").rglob("*.partial")) and not (tmp_path / "bucket" / "run" / ".source").exists()
+    assert (
+        not list((tmp_path / "bucket" / "run").rglob("*.partial"))
+        and not (tmp_path / "bucket" / "run" / ".source").exists()
+    )
 
 
 HOLDER = """

@@ -29,9 +29,7 @@ def share_inside(folder):
 def test_the_log_has_the_rows_asked_for_and_no_pair_twice(tmp_path):
     result = synth(tmp_path / "log", **SIZES, seed=0)
     log = log_of(tmp_path / "log")
-    assert (
-        len(log) == len(set(zip(*(log[c].to_pylist() for c in ("user_id", "item_id")), strict=True))) == 5000
-    )
+    assert len(log) == len(set(zip(*(log[c].to_pylist() for c in ("user_id", "item_id")), strict=True))) == 5000
     users, items = (communities_of(tmp_path / "log", side) for side in ("user", "item"))
     assert set(log["user_id"].to_pylist()) == set(users) and len(users) == 300
     assert set(log["item_id"].to_pylist()) <= set(items) and len(items) == 200

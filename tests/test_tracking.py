@@ -187,7 +187,9 @@ def test_logged_bundle_answers_loaded_served_and_by_its_alias(kind, users, store
     exclude = [[small.items.ids[4].as_py()], [padding]]
     example = {"user_id": np.array(users), "k": np.array(4), "exclude_item_id": np.array(exclude)}
     with training_run(store, "soft", {}) as tracker:
-        tracker.log_onnx_model(tmp_path / "bundle" / "model.onnx", example, {"note": kind}, ("item_id", "score", "known"))
+        tracker.log_onnx_model(
+            tmp_path / "bundle" / "model.onnx", example, {"note": kind}, ("item_id", "score", "known")
+        )
     assert capfd.readouterr() == ("", "")
     client = client_of(store.uri)
     (logged,) = client.search_logged_models([store.experiment_id], f"tags.note = '{kind}'")

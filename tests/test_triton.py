@@ -15,8 +15,20 @@ from pipeline import cli
 from pipeline.triton import write_triton
 from serving import BundleError, Retriever, Scorer
 
-NUMPY = {"TYPE_INT64": np.int64, "TYPE_STRING": object, "TYPE_FP32": np.float32, "TYPE_FP64": np.float64, "TYPE_BOOL": np.bool_}
-ONNX = {"TYPE_INT64": "tensor(int64)", "TYPE_STRING": "tensor(string)", "TYPE_FP32": "tensor(float)", "TYPE_FP64": "tensor(double)", "TYPE_BOOL": "tensor(bool)"}
+NUMPY = {
+    "TYPE_INT64": np.int64,
+    "TYPE_STRING": object,
+    "TYPE_FP32": np.float32,
+    "TYPE_FP64": np.float64,
+    "TYPE_BOOL": np.bool_,
+}
+ONNX = {
+    "TYPE_INT64": "tensor(int64)",
+    "TYPE_STRING": "tensor(string)",
+    "TYPE_FP32": "tensor(float)",
+    "TYPE_FP64": "tensor(double)",
+    "TYPE_BOOL": "tensor(bool)",
+}
 
 
 def parse_pbtxt(text: str) -> dict:
@@ -107,7 +119,9 @@ class AsTriton:
 
 
 @pytest.mark.parametrize("gpu", [False, True], ids=["CPU", "GPU"])
-@pytest.mark.parametrize("options", [{}, {"users": "string", "items": "string"}, {"maps": "full", "items": "string"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"users": "string", "items": "string"}, {"maps": "full", "items": "string"}], ids=str
+)
 def test_configuration_agrees_with_the_model(options, gpu, tmp_path):
     small_model(**options).export(tmp_path / "bundle")
     folders = write_triton(tmp_path / "bundle", tmp_path / "models", k=7, gpu=gpu, max_batch_size=64)
@@ -133,12 +147,17 @@ def test_answers_are_the_bundles_own_whoever_shares_the_batch(kind, ids, unknown
     padding = small.export(tmp_path / "bundle", runtime=runtime)["padding_item_id"]
     recommend, score = map(AsTriton, write_triton(tmp_path / "bundle", tmp_path / "models", k=50))
     users = [*ids, unknown]
-    requests = [
-        {"user_id": [[user]], "exclude_item_id": [[ids[n % 9], padding]]} for n, user in enumerate(users)
-    ] + [{"user_id": [[ids[0]], [ids[1]]], "exclude_item_id": [[padding, padding], [ids[2], ids[3]]]}]
+    requests = [{"user_id": [[user]], "exclude_item_id": [[ids[n % 9], padding]]} for n, user in enumerate(users)] + [
+        {"user_id": [[ids[0]], [ids[1]]], "exclude_item_id": [[padding, padding], [ids[2], ids[3]]]}
+    ]
     for request, answer in zip(requests, recommend.infer(*requests), strict=True):
         for (user,), exclude, item_ids, scores, known in zip(
-            request["user_id"], request["exclude_item_id"], answer["item_id"], answer["score"], answer["known"], strict=True
+            request["user_id"],
+            request["exclude_item_id"],
+            answer["item_id"],
+            answer["score"],
+            answer["known"],
+            strict=True,
         ):
             expected = naive_answer(small, user, 23, exclude)
             n_left = len(expected[0])
@@ -165,7 +184,10 @@ def test_a_click_models_columns_are_tensors_whose_rows_are_joined(gpu, tmp_path)
     assert [t["dims"] for t in served.config["output"]] == [[1], [1], [n_categorical]]
     log = raw_log(20)
     tensors = scorer.tensors(log)
-    rows = [{name: values[[i]] if values.ndim == 2 else values[[i], None] for name, values in tensors.items()} for i in range(20)]
+    rows = [
+        {name: values[[i]] if values.ndim == 2 else values[[i], None] for name, values in tensors.items()}
+        for i in range(20)
+    ]
     expected = scorer.details(log)
     for row, answer in enumerate(served.infer(*rows)):
         assert answer["probability"][0] == pytest.approx(expected.probabilities[row], rel=1e-5)

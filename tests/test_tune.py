@@ -35,7 +35,19 @@ class Search:
     def run(self, n_trials: int) -> int:
         """The command's exit code."""
         before = signal.getsignal(signal.SIGTERM)
-        words = ["tune", "--data", self.folder / "log", "--out", self.out, "--trials", n_trials, "--seed", 3, "--jobs", 1]
+        words = [
+            "tune",
+            "--data",
+            self.folder / "log",
+            "--out",
+            self.out,
+            "--trials",
+            n_trials,
+            "--seed",
+            3,
+            "--jobs",
+            1,
+        ]
         words += ["--resolution", 2, "--epochs", 4, "--dim", 8, "--space", "map.n_lookups=1..3"]
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder}/mlflow.db")
@@ -179,9 +191,7 @@ def test_a_space_that_makes_no_sense_is_refused(text, message):
         parse_space(text)
 
 
-@pytest.mark.parametrize(
-    ("method", "hops"), [("soft", True), ("double_soft", True), ("graph", False), ("full", False)]
-)
+@pytest.mark.parametrize(("method", "hops"), [("soft", True), ("double_soft", True), ("graph", False), ("full", False)])
 def test_the_default_space_lies_around_the_methods_own_settings(method, hops):
     base = RunConfig.from_flat({"run.methods": (method,), "cluster.ratio": 0.5})
     space = default_space(base)
@@ -201,5 +211,3 @@ def test_a_search_without_validation_is_refused(tmp_path):
     base = RunConfig.from_flat({"data.path": "x", "run.out": str(tmp_path), "data.validation": 0.0})
     with pytest.raises(ConfigError, match="nothing to compare trials by"):
         tune(base, {}, 1, seed=0)
-
-

@@ -71,7 +71,9 @@ def log(tmp_path_factory, ray_local):
 @pytest.fixture(scope="module", params=["rows shared", "rows of their own"])
 def trained(request, log, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "out"
-    rows = ["cluster.rows=60"] if request.param == "rows shared" else ["cluster.rows=500", "map.hops=2", "map.n_lookups=4"]
+    rows = (
+        ["cluster.rows=60"] if request.param == "rows shared" else ["cluster.rows=500", "map.hops=2", "map.n_lookups=4"]
+    )
     settings = [*rows, "train.epochs=30", "train.dim=16", "run.methods=soft,full", "data.shards=2"]
     fixed = {"data.path": str(log[0] / "old.parquet"), "run.out": str(path), "run.mlflow": False}
     run(RunConfig.load(None, settings, **fixed), until="export", say=quiet, fit_job=fit_at_once)
@@ -138,7 +140,9 @@ def test_a_new_item_is_recommended_and_a_lonely_one_stays_unknown(out, tmp_path)
     assert result["items"] == {"new": 2, "placed": 1, "fallback": 1}
     assert result["users"] == {"new": 1, "placed": 0, "fallback": 1}
     assert (result["n_used"], result["n_unused"]) == (30, 1)
-    got = Retriever(out / "bundle", provider="cpu").recommend([users[0], 999_999], check_bundle(out / "bundle")["n_items"])
+    got = Retriever(out / "bundle", provider="cpu").recommend(
+        [users[0], 999_999], check_bundle(out / "bundle")["n_items"]
+    )
     assert 888_888 in got.item_ids[0] and 777_777 not in got.item_ids[0]
     assert got.known.tolist() == [True, False]
 
@@ -235,7 +239,9 @@ def test_updates_of_two_methods_stay_apart(out, log, tmp_path):
     items = ids_of(out, "items")
     known = write_log(tmp_path / "known.parquet", [ids_of(out, "users")[0]] * len(items), items)
     update(out, known, method="full", say=quiet)
-    assert Placed.load(placed_dir(out, "soft")).n_placed["users"] == 40 and Placed.load(placed_dir(out, "full")).id is None
+    assert (
+        Placed.load(placed_dir(out, "soft")).n_placed["users"] == 40 and Placed.load(placed_dir(out, "full")).id is None
+    )
     assert check_bundle(out / "bundle")["n_users"] == 400
     result = update(out, known, refit=(0.2, 0), say=quiet)
     assert result["refit"] is None and "nothing to compare" in lines(result)[-1]

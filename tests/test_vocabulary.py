@@ -63,9 +63,7 @@ def test_content_hash_ignores_chunks_offsets_and_width_but_not_order_or_type(ids
 
 
 def test_content_hash_tells_types_and_boundaries_apart():
-    hashes = {
-        Vocabulary(ids).content_hash for ids in ([1, 2], ["1", "2"], ["12"], ["12", ""], ["", "12"], [12], [])
-    }
+    hashes = {Vocabulary(ids).content_hash for ids in ([1, 2], ["1", "2"], ["12"], ["12", ""], ["", "12"], [12], [])}
     assert len(hashes) == 7
 
 

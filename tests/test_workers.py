@@ -21,7 +21,14 @@ from pipeline.retrieval_fit import RetrievalSettings, fit_retrieval
 from pipeline.train import _validation, shards_graph
 
 SETTINGS = RetrievalSettings(lr=0.05, weight_decay=1e-6, epochs=6, eval_every=2, patience=100, batch_size=100, seed=0)
-MODELS_AND_LOSSES = [("mf", "bpr"), ("mf", "directau"), ("mf", "ials"), ("neumf", "bpr"), ("lightgcn", "bpr"), ("lightgcn", "ials")]
+MODELS_AND_LOSSES = [
+    ("mf", "bpr"),
+    ("mf", "directau"),
+    ("mf", "ials"),
+    ("neumf", "bpr"),
+    ("lightgcn", "bpr"),
+    ("lightgcn", "ials"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +118,9 @@ def test_the_rule_for_sharding():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-@pytest.mark.parametrize(("n", "batch"), [(100, 10), (101, 10), (103, 10), (7, 7), (8, 7), (9, 100), (50, None), (1000, 333)])
+@pytest.mark.parametrize(
+    ("n", "batch"), [(100, 10), (101, 10), (103, 10), (7, 7), (8, 7), (9, 100), (50, None), (1000, 333)]
+)
 def test_steps_share_out_every_batch_and_none_is_empty(size, n, batch):
     plans = [Workers(rank, size).steps(n, batch) for rank in range(size)]
     assert len({len(plan) for plan in plans}) == 1
@@ -126,7 +135,9 @@ def test_steps_share_out_every_batch_and_none_is_empty(size, n, batch):
 
 
 def test_more_workers_than_examples_are_refused():
-    with pytest.raises(graphhash.DataError, match="3 examples have no part for each of 4 workers; use fewer with --workers"):
+    with pytest.raises(
+        graphhash.DataError, match="3 examples have no part for each of 4 workers; use fewer with --workers"
+    ):
         Workers(0, 4).steps(3, None)
     with pytest.raises(graphhash.DataError, match="batches of 3 have no part"):
         Workers(0, 4).steps(30, 3)
@@ -146,7 +157,9 @@ def trained(method: str, settings: RetrievalSettings):
     model, users, items = made("mf", method)
     graph = graph_of()
     validate = _validation(graph, graph_of(), 50, 0, workers)
-    state = fit_retrieval(model, users, items, settings, validate, sample=NegativeSampler(graph), note=lambda line: None)
+    state = fit_retrieval(
+        model, users, items, settings, validate, sample=NegativeSampler(graph), note=lambda line: None
+    )
     return {key: state[key] for key in ("history", "best_epoch", "epoch")}, dict(state["model"])
 
 
@@ -154,7 +167,9 @@ def trained(method: str, settings: RetrievalSettings):
 def test_workers_keep_the_same_weights_and_learn_as_well_as_one(pair, batch_size):
     settings = dataclasses.replace(SETTINGS, batch_size=batch_size, epochs=20, eval_every=5)
     (first, weights), (second, others) = pair(trained, "soft", settings)
-    assert [{**entry, "seconds": 0} for entry in first["history"]] == [{**entry, "seconds": 0} for entry in second["history"]]
+    assert [{**entry, "seconds": 0} for entry in first["history"]] == [
+        {**entry, "seconds": 0} for entry in second["history"]
+    ]
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     (again, _), _ = pair(trained, "soft", settings)
     assert [entry["loss"] for entry in again["history"]] == [entry["loss"] for entry in first["history"]]
