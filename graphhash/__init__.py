@@ -12,13 +12,18 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from graphhash.balanced import balanced_labels, balanced_maps
-from graphhash.buckets import BucketMap, full_map
-from graphhash.clustering import Labels, cluster
+from graphhash.clustering.api import cluster
+from graphhash.clustering.balanced import balanced_labels
+from graphhash.clustering.hierarchy import Hierarchy, hierarchy
+from graphhash.clustering.labels import Labels
+from graphhash.clustering.modularity import modularity
 from graphhash.errors import DataError
-from graphhash.graph import biadjacency
-from graphhash.graph_maps import double_graph_maps, double_soft_maps, graph_maps, multilevel_maps, soft_maps
-from graphhash.hashes import (
+from graphhash.graph.bipartite import biadjacency
+from graphhash.graph.vocabulary import Vocabulary
+from graphhash.maps.balanced_maps import balanced_maps
+from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.community_maps import double_graph_maps, double_soft_maps, graph_maps, multilevel_maps, soft_maps
+from graphhash.maps.hashes import (
     double_frequency_map,
     double_map,
     frequency_map,
@@ -27,14 +32,11 @@ from graphhash.hashes import (
     modulo_map,
     quotient_remainder_map,
 )
-from graphhash.hierarchy import Hierarchy, hierarchy
-from graphhash.modularity import modularity
-from graphhash.vocabulary import Vocabulary
 
 _TORCH_NAMES = {
-    "BucketEmbedding": "graphhash.embedding",
-    "MatrixFactorization": "graphhash.retrieval",
-    "bpr_loss": "graphhash.retrieval",
+    "BucketEmbedding": "graphhash.nn.embedding",
+    "MatrixFactorization": "graphhash.models.mf",
+    "bpr_loss": "graphhash.models.mf",
 }
 
 __all__ = [

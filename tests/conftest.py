@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gang import Gang, gang
 
-from pipeline.ray_session import ray_session
+from pipeline.distributed.session import ray_session
+from tests.helpers.gang import Gang, gang
 
 
 @pytest.fixture(scope="session")

@@ -106,13 +106,13 @@ def test_the_rule_sees_an_import_wherever_it_stands(tmp_path, monkeypatch, line)
             "import serving.bundle, serving.retriever",
             "torch ray mlflow onnx scipy numba pyarrow pandas fastapi prometheus_client graphhash pipeline",
         ),
-        ("import serving.app", "torch ray mlflow onnx scipy numba pyarrow pandas graphhash pipeline"),
+        ("import serving.http.app", "torch ray mlflow onnx scipy numba pyarrow pandas graphhash pipeline"),
         (
-            "import pipeline.cli, pipeline.config",
+            "import pipeline.cli.main, pipeline.config.run_config",
             "torch ray mlflow numba numpy onnxruntime pyarrow graphhash serving",
         ),
         (
-            "import pipeline.run, pipeline.report, pipeline.tracking",
+            "import pipeline.runs.run, pipeline.retrieval.report, pipeline.tracking.tracker",
             "torch ray mlflow numba onnxruntime matplotlib",
         ),
     ],

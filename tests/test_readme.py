@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline import cli
+from pipeline.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

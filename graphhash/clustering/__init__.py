@@ -1,0 +1,1 @@
+"""Modularity clustering of bipartite graphs."""

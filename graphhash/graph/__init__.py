@@ -1,0 +1,1 @@
+"""Bipartite graphs, vocabularies of raw ids, and their kernels."""

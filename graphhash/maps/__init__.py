@@ -1,0 +1,1 @@
+"""Bucket maps: which rows of a compressed table an id reads."""

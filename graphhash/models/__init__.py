@@ -1,0 +1,1 @@
+"""Retrieval and CTR models, losses and samplers in PyTorch."""

@@ -1,0 +1,288 @@
+"""Click-through models over compressed columns: Wide&Deep, DeepFM, DCN-V2 and DLRM.
+
+All read one :class:`FeatureBatch` and answer with logits. A model is the vectors of its columns and a head, which lets them interact;
+none asks how a column's bucket map was made. Everything that a model holds per id goes through the map: first-order weights are a
+scalar per bucket row. ``id_bias`` is the one exception, a scalar per id of the compressed columns, and has to be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.models.ctr_layers import (
+    CrossNetwork,
+    DotInteraction,
+    Dropout,
+    FieldEmbeddings,
+    Perceptron,
+    TableSlice,
+    fm_interaction,
+)
+from graphhash.nn.embedding import BucketEmbedding
+
+STRUCTURES = ("stacked", "parallel")
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBatch:
+    """Features of some rows of a log.
+
+    Args:
+        categorical: entries of each column's vocabulary, int64, shape (batch, n_categorical); a column's ``n_ids`` is unknown.
+        dense: normalised numbers, float32, shape (batch, n_dense), none of them NaN.
+        bags: entries of each multi-valued column, int64, shape (batch, width), -1 for nothing.
+        fold: in training with cross-fitted maps (:meth:`CtrModel.use_folds`), the fold of each row, int64, shape (batch,).
+
+    Raises:
+        ValueError: a type or shape is not as above.
+    """
+
+    categorical: Tensor
+    dense: Tensor
+    bags: tuple[Tensor, ...] = ()
+    fold: Tensor | None = None
+
+    def __post_init__(self):
+        for name, tensor, dtype in (
+            ("categorical", self.categorical, torch.int64),
+            ("dense", self.dense, torch.float32),
+            *((f"bag {n}", bag, torch.int64) for n, bag in enumerate(self.bags)),
+        ):
+            if tensor.dtype != dtype or tensor.ndim != 2 or len(tensor) != len(self.categorical):
+                raise ValueError(
+                    f"{name} must be {dtype} of shape ({len(self.categorical)}, .), got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.categorical)
+
+    def take(self, rows: Tensor) -> FeatureBatch:
+        """The batch of some rows, int64, shape (n,), on the same device."""
+        return FeatureBatch(
+            self.categorical.index_select(0, rows),
+            self.dense.index_select(0, rows),
+            tuple(bag.index_select(0, rows) for bag in self.bags),
+            None if self.fold is None else self.fold.index_select(0, rows),
+        )
+
+    def to(self, device: torch.device | str) -> FeatureBatch:
+        """The batch on another device."""
+        fold = None if self.fold is None else self.fold.to(device)
+        return FeatureBatch(
+            self.categorical.to(device), self.dense.to(device), tuple(bag.to(device) for bag in self.bags), fold
+        )
+
+
+@dataclass(frozen=True)
+class CtrSpec:
+    """What a model is, before it is made.
+
+    Args:
+        kind: one of HEADS.
+        dim: length of a column's vector.
+        hidden: units of the hidden layers.
+        dense_hidden: units of the layers before the vector that DLRM makes of dense columns.
+        n_cross: cross layers of DCN-V2.
+        structure: of DCN-V2: the network reads the cross layers' output ("stacked"), or the input as they do ("parallel").
+        dropout: rate behind hidden layers.
+        id_bias: train a scalar per id of every compressed categorical column, added to the logit.
+        std: standard deviation of the vectors' initial values.
+        seed: draws the initial values.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    kind: str
+    dim: int = 16
+    hidden: tuple[int, ...] = (256, 128)
+    dense_hidden: tuple[int, ...] = (64,)
+    n_cross: int = 2
+    structure: str = "parallel"
+    dropout: float = 0.0
+    id_bias: bool = False
+    std: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.kind not in HEADS:
+            raise ValueError(f"kind is {self.kind!r}; use one of {', '.join(HEADS)}")
+        if self.structure not in STRUCTURES:
+            raise ValueError(f"structure is {self.structure!r}; use one of {', '.join(STRUCTURES)}")
+        if self.dim < 1 or self.n_cross < 0 or any(units < 1 for units in (*self.hidden, *self.dense_hidden)):
+            raise ValueError(
+                f"sizes must be 1 or more: dim {self.dim}, hidden {self.hidden}, dense_hidden {self.dense_hidden}, n_cross {self.n_cross}"
+            )
+        if not 0 <= self.dropout < 1 or self.std < 0:
+            raise ValueError(f"dropout must be in [0, 1) and std not negative, got {self.dropout} and {self.std}")
+
+    @property
+    def first_order(self) -> bool:
+        """Whether the model has first-order weights."""
+        return self.kind in ("widedeep", "deepfm")
+
+    def build(self, maps: Sequence[BucketMap], n_dense: int, n_bags: int = 0) -> CtrModel:
+        """The model with its initial weights.
+
+        Args:
+            maps: of the categorical columns, then of the bags.
+            n_dense: dense columns.
+            n_bags: how many of the maps are bags'.
+
+        Raises:
+            ValueError: as :class:`graphhash.models.ctr_layers.FieldEmbeddings`.
+        """
+        return CtrModel(self, maps, n_dense, n_bags)
+
+
+class CtrModel(nn.Module):
+    """``logit = head(vectors, dense) + first-order weights + id biases``; see :meth:`CtrSpec.build`.
+
+    Attributes:
+        embeddings: of every column, in the order of the maps: ``table``, ``n_ids``, ``unknown_row``, ``all()``.
+    """
+
+    def __init__(self, spec: CtrSpec, maps: Sequence[BucketMap], n_dense: int, n_bags: int):
+        super().__init__()
+        self.spec, self.n_dense = spec, n_dense
+        generator = torch.Generator().manual_seed(spec.seed)
+        self.fields = FieldEmbeddings(maps, spec.dim, n_bags=n_bags, std=spec.std, generator=generator)
+        self.wide = FieldEmbeddings(maps, 1, n_bags=n_bags, std=0.0) if spec.first_order else None
+        compressed = compressed_columns(maps, n_bags) if spec.id_bias else []
+        self.bias = FieldEmbeddings([full_map(maps[c].n_ids) for c in compressed], 1, std=0.0) if compressed else None
+        self.register_buffer("bias_columns", torch.tensor(compressed, dtype=torch.int64), persistent=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            self.wide_dense = nn.Linear(n_dense, 1, bias=False) if spec.first_order and n_dense else None
+            self.head = HEADS[spec.kind](spec, len(maps), n_dense)
+
+    @property
+    def embeddings(self) -> list[BucketEmbedding | TableSlice]:
+        return self.fields.columns
+
+    def forward(self, batch: FeatureBatch) -> Tensor:
+        """Logits of a click, shape (batch,)."""
+        logits = self.head(self.fields(batch.categorical, batch.bags, batch.fold), batch.dense)
+        if self.wide is not None:
+            logits = logits + self.wide(batch.categorical, batch.bags, batch.fold).sum((1, 2))
+        if self.wide_dense is not None:
+            logits = logits + self.wide_dense(batch.dense).squeeze(1)
+        if self.bias is not None:
+            logits = logits + self.bias(batch.categorical.index_select(1, self.bias_columns), ()).sum((1, 2))
+        return logits
+
+    def use_folds(self, folded: Mapping[int, BucketMap]) -> None:
+        """Let batches with a ``fold`` read the tables of some columns, by number, through cross-fitted maps; others read as before.
+
+        Raises:
+            ValueError: as :meth:`graphhash.models.ctr_layers.FieldEmbeddings.use_folds`.
+        """
+        for part in (self.fields, self.wide):
+            if part is not None:
+                part.use_folds(folded)
+
+    def use_generator(self, generator: torch.Generator) -> None:
+        """Let dropout draw from ``generator``, which is on the model's device."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
+
+    def fill_unknown(self, counts: Sequence[Tensor]) -> None:
+        """Give unknown ids the mean vector, weight and bias of the known ones in the columns where training has shown none.
+
+        Where unknown entries occurred, and where known ids read the unknown ids' row (of soft maps, those without a click), it is trained
+        and stays.
+
+        Args:
+            counts: of every column, how often each entry occurred in training, shape (n_ids + 1,), unknown last.
+        """
+        counts = [torch.as_tensor(c) for c in counts]
+        for part in (self.fields, self.wide):
+            if part is not None:
+                part.fill_unknown(counts)
+        if self.bias is not None:
+            self.bias.fill_unknown([counts[c] for c in self.bias_columns.tolist()])
+
+    def bucket_embeddings(self) -> list[BucketEmbedding]:
+        """All embeddings that hold a table, each once."""
+        return [module for module in self.modules() if isinstance(module, BucketEmbedding)]
+
+
+def compressed_columns(maps: Sequence[BucketMap], n_bags: int) -> list[int]:
+    """Numbers of the categorical columns that are not full."""
+    return [c for c, m in enumerate(maps[: len(maps) - n_bags]) if not m.identity]
+
+
+class DeepHead(nn.Module):
+    """A perceptron over the vectors of all fields and the dense columns: the deep part of Wide&Deep (Cheng et al., DLRS 2016)."""
+
+    def __init__(self, spec: CtrSpec, n_fields: int, n_dense: int):
+        super().__init__()
+        self.network = Perceptron(n_fields * spec.dim + n_dense, spec.hidden, spec.dropout)
+        self.out = nn.Linear(self.network.n_out, 1)
+
+    def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
+        return self.out(self.network(joined(vectors, dense))).squeeze(1)
+
+
+class DeepFmHead(DeepHead):
+    """The same plus a factorisation machine over the same vectors (Guo et al., IJCAI 2017)."""
+
+    def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
+        return super().forward(vectors, dense) + fm_interaction(vectors)
+
+
+class DcnV2Head(nn.Module):
+    """Cross layers before a perceptron, or beside it (Wang et al., WWW 2021, section 3)."""
+
+    def __init__(self, spec: CtrSpec, n_fields: int, n_dense: int):
+        super().__init__()
+        n_in = n_fields * spec.dim + n_dense
+        self.stacked = spec.structure == "stacked"
+        self.cross = CrossNetwork(n_in, spec.n_cross)
+        self.network = Perceptron(n_in, spec.hidden, spec.dropout)
+        self.out = nn.Linear(self.network.n_out + (0 if self.stacked else n_in), 1)
+
+    def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
+        first = joined(vectors, dense)
+        crossed = self.cross(first)
+        units = self.network(crossed) if self.stacked else torch.cat([crossed, self.network(first)], 1)
+        return self.out(units).squeeze(1)
+
+
+class DlrmHead(nn.Module):
+    """Inner products of all pairs of vectors, one of which is made of the dense columns, into a perceptron (Naumov et al., 2019)."""
+
+    def __init__(self, spec: CtrSpec, n_fields: int, n_dense: int):
+        super().__init__()
+        self.dense = Perceptron(n_dense, (*spec.dense_hidden, spec.dim)) if n_dense else None
+        self.dots = DotInteraction(n_fields + (1 if n_dense else 0))
+        self.network = Perceptron(self.dots.n_out + (spec.dim if n_dense else 0), spec.hidden, spec.dropout)
+        self.out = nn.Linear(self.network.n_out, 1)
+
+    def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
+        if self.dense is None:
+            units = self.dots(vectors)
+        else:
+            of_dense = self.dense(dense)
+            units = torch.cat([of_dense, self.dots(torch.cat([of_dense.unsqueeze(1), vectors], 1))], 1)
+        return self.out(self.network(units)).squeeze(1)
+
+
+HEADS: dict[str, Callable[[CtrSpec, int, int], nn.Module]] = {
+    "widedeep": DeepHead,
+    "deepfm": DeepFmHead,
+    "dcnv2": DcnV2Head,
+    "dlrm": DlrmHead,
+}
+
+
+def joined(vectors: Tensor, dense: Tensor) -> Tensor:
+    """Vectors of all fields, shape (batch, n_fields, dim), and dense columns side by side: (batch, n_fields * dim + n_dense)."""
+    flat = vectors.flatten(1)
+    return torch.cat([flat, dense], 1) if dense.shape[1] else flat

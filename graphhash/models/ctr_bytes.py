@@ -1,0 +1,89 @@
+"""Where the bytes of a click-through model go, and what is left of its tables once stored.
+
+Tables of vectors are stored in a column's precision. First-order weights and id biases are one number a row, for which 8 bits with a scale
+would be larger than float16: beside float32 tables they are float32, else float16. Layers are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.quantization import bias_dtype, rounded, row_bytes
+from graphhash.models.ctr import CtrModel, CtrSpec, compressed_columns
+from graphhash.models.ctr_layers import FieldEmbeddings, shared_tables
+from graphhash.nn.embedding import BucketEmbedding
+
+
+@dataclass(frozen=True)
+class ColumnBytes:
+    """Bytes of one column: its ``table`` of vectors, bucket ``map``, first-order weights ``wide`` and id ``bias``."""
+
+    table: int
+    map: int
+    wide: int
+    bias: int
+
+    @property
+    def total(self) -> int:
+        return self.table + self.map + self.wide + self.bias
+
+
+def column_bytes(
+    spec: CtrSpec, maps: Sequence[BucketMap], precisions: Sequence[str], n_bags: int = 0
+) -> list[ColumnBytes]:
+    """Stored bytes of every column; a table that two columns share is the first one's.
+
+    Args:
+        maps: as for :meth:`CtrSpec.build`.
+        precisions: of every column's table: "float32", "float16" or "int8".
+    """
+    second, biased = shared_tables(maps), compressed_columns(maps, n_bags) if spec.id_bias else []
+    columns = []
+    for number, (bucket_map, precision) in enumerate(zip(maps, precisions, strict=True)):
+        n_rows = 0 if number in second else bucket_map.n_buckets
+        scalar = np.dtype(bias_dtype(precision)).itemsize
+        columns.append(
+            ColumnBytes(
+                table=n_rows * row_bytes(spec.dim, precision),
+                map=bucket_map.nbytes,
+                wide=n_rows * scalar if spec.first_order else 0,
+                bias=(bucket_map.n_ids + 1) * scalar if number in biased else 0,
+            )
+        )
+    return columns
+
+
+def layer_bytes(model: CtrModel) -> int:
+    """Bytes of all that is not a column's: perceptrons, cross layers and weights of dense columns, float32."""
+    held = {id(embedding.table) for embedding in model.bucket_embeddings()}
+    return sum(4 * weight.numel() for weight in model.parameters() if id(weight) not in held)
+
+
+@torch.no_grad()
+def store_rounded(model: CtrModel, precisions: Sequence[str]) -> None:
+    """Put into every column of ``model``, on any device, what is left of it once stored in its precision.
+
+    Raises:
+        ValueError: int8 cannot hold a value.
+    """
+    _round(model.fields, precisions)
+    scalars = [bias_dtype(precision) for precision in precisions]
+    if model.wide is not None:
+        _round(model.wide, scalars)
+    if model.bias is not None:
+        _round(model.bias, [scalars[c] for c in model.bias_columns.tolist()])
+
+
+def _round(fields: FieldEmbeddings, precisions: Sequence[str]) -> None:
+    done = set()
+    for column, precision in zip(fields.columns, precisions, strict=True):
+        shared = isinstance(column, BucketEmbedding) and id(column.table) in done
+        if not shared:
+            column.table.copy_(torch.from_numpy(rounded(column.table.cpu().numpy(), precision)))
+        if isinstance(column, BucketEmbedding):
+            done.add(id(column.table))

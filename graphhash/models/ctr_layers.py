@@ -1,0 +1,330 @@
+"""Layers of click-through models: the vectors of all columns, a perceptron, and the ways in which columns interact.
+
+A column is a *field*: a categorical column with one entry a row, or a bag, a multi-valued column with any number of them. All layers
+work on the vectors of all fields at once, float32, shape (batch, n_fields, dim).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.nn.embedding import BucketEmbedding
+
+# Full columns of at most this many rows lie in one table and are read by one lookup.
+JOINT_ROWS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class TableSlice:
+    """A full column's part of the table that full columns have together; answers what a :class:`BucketEmbedding` does.
+
+    Args:
+        joint: the embedding that holds the table.
+        start: the column's first row.
+        n_ids: known ids; row ``start + n_ids`` is the unknown ids' own.
+    """
+
+    joint: BucketEmbedding
+    start: int
+    n_ids: int
+
+    @property
+    def n_buckets(self) -> int:
+        return self.n_ids + 1
+
+    @property
+    def unknown_row(self) -> int:
+        return self.n_ids
+
+    @property
+    def table(self) -> Tensor:
+        """A view of the column's rows, shape (n_ids + 1, dim)."""
+        return self.joint.table[self.start : self.start + self.n_ids + 1]
+
+    def all(self) -> Tensor:
+        """Vectors of all known ids, shape (n_ids, dim)."""
+        return self.table[:-1]
+
+    @torch.no_grad()
+    def fill_unknown(self, frequencies: Tensor) -> None:
+        """As :meth:`BucketEmbedding.fill_unknown`."""
+        self.table[-1] = (frequencies / frequencies.sum()).to(self.table) @ self.all()
+
+
+class FieldEmbeddings(nn.Module):
+    """The vectors of all fields of a batch.
+
+    Full columns of at most JOINT_ROWS rows are read from one table; the others by a :class:`BucketEmbedding` each. Two columns whose maps
+    are ``shared`` read one table: such a map goes with the next one of as many rows that has the other row for unknown ids.
+
+    Args:
+        maps: of the categorical columns, then of the bags.
+        dim: length of a vector.
+        n_bags: how many of the maps belong to bags.
+        std: standard deviation of the normal initial values; unknown ids start at zero.
+        generator: draws them.
+
+    Raises:
+        ValueError: there is no map, ``n_bags`` is out of range, or a shared map has no partner.
+
+    Attributes:
+        columns: a BucketEmbedding or a TableSlice for every map, in the order of ``maps``.
+        order: the number of the map behind every field that comes out.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[BucketMap],
+        dim: int,
+        *,
+        n_bags: int = 0,
+        std: float,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        if not maps or not 0 <= n_bags <= len(maps):
+            raise ValueError(
+                f"a model needs one column or more, and bags among them, got {len(maps)} maps, {n_bags} of bags"
+            )
+        self.n_ids = [m.n_ids for m in maps]
+        self.n_categorical, self.dim = len(maps) - n_bags, dim
+        joint = [c for c, m in enumerate(maps) if m.identity and m.n_buckets <= JOINT_ROWS]
+        starts, n_rows = {}, 0
+        for column in joint:
+            starts[column], n_rows = n_rows, n_rows + maps[column].n_buckets
+        self.joint = BucketEmbedding(full_map(n_rows - 1), dim, std=std, generator=generator) if joint else None
+        self.joint_bags = [(c, starts[c]) for c in joint if c >= self.n_categorical]
+        in_joint = [c for c in joint if c < self.n_categorical]
+        self.register_buffer("joint_columns", torch.tensor(in_joint, dtype=torch.int64), persistent=False)
+        self.register_buffer(
+            "joint_starts", torch.tensor([starts[c] for c in in_joint], dtype=torch.int64), persistent=False
+        )
+        self.register_buffer(
+            "last_entries", torch.tensor(self.n_ids[: self.n_categorical], dtype=torch.int64), persistent=False
+        )
+        tables = shared_tables(maps)
+        own: dict[int, BucketEmbedding] = {}
+        for column, bucket_map in enumerate(maps):
+            if column not in starts:
+                table = own[tables[column]].table if column in tables else None
+                own[column] = BucketEmbedding(bucket_map, dim, std=std, generator=generator, table=table)
+        self.own_columns, self.own = list(own), nn.ModuleList(own.values())
+        self.order = in_joint + [c for c, _ in self.joint_bags] + self.own_columns
+        self.columns = [
+            TableSlice(self.joint, starts[c], m.n_ids) if c in starts else own[c] for c, m in enumerate(maps)
+        ]
+        with torch.no_grad():
+            for column in joint:
+                self.columns[column].table[-1] = 0
+
+    def forward(self, categorical: Tensor, bags: Sequence[Tensor], fold: Tensor | None = None) -> Tensor:
+        """Vectors of every row's fields, shape (batch, n_fields, dim), in the order of ``order``.
+
+        Args:
+            categorical: int64, shape (batch, n_categorical), a column's ``n_ids`` standing for unknown.
+            bags: int64, shape (batch, width) each, -1 for nothing; a bag's vector is the mean of its values', zero if it has none.
+            fold: of every row, int64, shape (batch,), for the maps of :meth:`use_folds`.
+
+        Raises:
+            IndexError: an entry is out of its column's range; looked for on a CPU alone, where it costs no waiting.
+        """
+        if categorical.device.type == "cpu":
+            self._check(categorical, bags)
+        fields = []
+        if self.joint is not None:
+            entries = [categorical.index_select(1, self.joint_columns) + self.joint_starts]
+            entries += [bags[c - self.n_categorical].clamp_min(0) + start for c, start in self.joint_bags]
+            vectors = self.joint(torch.cat(entries, 1) if self.joint_bags else entries[0])
+            first, *others = vectors.split([part.shape[1] for part in entries], 1)
+            fields = [first] + [
+                bag_mean(part, bags[c - self.n_categorical])
+                for (c, _), part in zip(self.joint_bags, others, strict=True)
+            ]
+        of_ids = () if fold is None else (fold.unsqueeze(1),)
+        for column, embedding in zip(self.own_columns, self.own, strict=True):
+            if column < self.n_categorical:
+                fields.append(embedding(categorical[:, column : column + 1], *of_ids))
+            else:
+                values = bags[column - self.n_categorical]
+                fields.append(bag_mean(embedding(values.clamp_min(0)), values))
+        return torch.cat(fields, 1) if len(fields) > 1 else fields[0]
+
+    def use_folds(self, folded: Mapping[int, BucketMap]) -> None:
+        """:meth:`BucketEmbedding.use_folds` of categorical columns, by their numbers.
+
+        Raises:
+            ValueError: as there, or the column lies in the joint table.
+        """
+        for number, bucket_map in folded.items():
+            column = self.columns[number]
+            if not isinstance(column, BucketEmbedding) or number >= self.n_categorical:
+                raise ValueError(f"column {number} has no map of its own, or is a bag: it cannot be read by folds")
+            column.use_folds(bucket_map)
+
+    def readers(self) -> list[tuple[BucketEmbedding, list[int]]]:
+        """Every embedding that is read by a lookup, and the numbers of the columns that it reads for."""
+        joint = [] if self.joint is None else [(self.joint, [c for c in self.order if c not in self.own_columns])]
+        return joint + [(embedding, [column]) for column, embedding in zip(self.own_columns, self.own, strict=True)]
+
+    @torch.no_grad()
+    def fill_unknown(self, counts: Sequence[Tensor]) -> None:
+        """Set the unknown ids' row to the mean vector of the known ids, in every column where nothing read it in training.
+
+        Args:
+            counts: of every column, how often each entry occurred in training, shape (n_ids + 1,), unknown last.
+        """
+        for column, seen in zip(self.columns, counts, strict=True):
+            if seen[:-1].sum() > 0 and not _reads_unknown(column, seen > 0):
+                column.fill_unknown(seen[:-1])
+
+    def _check(self, categorical: Tensor, bags: Sequence[Tensor]) -> None:
+        if categorical.shape[1] != self.n_categorical or len(bags) != len(self.n_ids) - self.n_categorical:
+            raise ValueError(
+                f"the model has {self.n_categorical} categorical columns and {len(self.n_ids) - self.n_categorical} bags, "
+                f"the batch {categorical.shape[1]} and {len(bags)}"
+            )
+        if categorical.numel() and ((categorical < 0) | (categorical > self.last_entries)).any():
+            wrong = ((categorical < 0) | (categorical > self.last_entries)).nonzero()[0].tolist()
+            raise IndexError(
+                f"column {wrong[1]} has entries 0..{self.n_ids[wrong[1]]}, the last for unknown ids; "
+                f"row {wrong[0]} has {int(categorical[*wrong])}"
+            )
+        for number, values in enumerate(bags):
+            last = self.n_ids[self.n_categorical + number]
+            if values.numel() and not -1 <= int(values.min()) <= int(values.max()) <= last:
+                raise IndexError(
+                    f"bag {number} has entries 0..{last} and -1 for nothing; it spans {values.min()}..{values.max()}"
+                )
+
+
+def shared_tables(maps: Sequence[BucketMap]) -> dict[int, int]:
+    """For every second map of a pair that shares a table, the number of the first; see :class:`FieldEmbeddings`.
+
+    Raises:
+        ValueError: a shared map has no partner.
+    """
+    first_of: dict[int, int] = {}
+    waiting: list[int] = []
+    for number, bucket_map in enumerate(maps):
+        if not bucket_map.shared:
+            continue
+        size, row = bucket_map.n_buckets, bucket_map.unknown_row
+        partners = [n for n in waiting if maps[n].n_buckets == size and maps[n].unknown_row != row]
+        if partners:
+            first_of[number] = partners[0]
+            waiting.remove(partners[0])
+        else:
+            waiting.append(number)
+    if waiting:
+        raise ValueError(
+            f"column {waiting[0]} shares its table with another one, which is not here: pass both maps of one call"
+        )
+    return first_of
+
+
+def bag_mean(vectors: Tensor, values: Tensor) -> Tensor:
+    """Mean of the vectors, shape (batch, width, dim), whose value, shape (batch, width), is not -1; zero for none: (batch, 1, dim)."""
+    there = (values >= 0).to(vectors.dtype)
+    weights = there / there.sum(1, keepdim=True).clamp_min(1)
+    return weights.unsqueeze(1) @ vectors
+
+
+class Dropout(nn.Module):
+    """Dropout that draws from ``generator`` (None: torch's global one), so that a training that is resumed draws what it would have.
+
+    Args:
+        rate: share of the units set to zero in training, in [0, 1); the others grow by ``1 / (1 - rate)``.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate, self.generator = rate, None
+
+    def forward(self, units: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return units
+        kept = torch.empty_like(units).bernoulli_(1 - self.rate, generator=self.generator)
+        return units * kept / (1 - self.rate)
+
+
+class Perceptron(nn.Sequential):
+    """Hidden layers of ReLU units with dropout behind each; no layer at all hands its input on.
+
+    Args:
+        n_in: length of the input.
+        hidden: units of every layer.
+        dropout: rate of :class:`Dropout`.
+    """
+
+    def __init__(self, n_in: int, hidden: Sequence[int], dropout: float = 0.0):
+        layers: list[nn.Module] = []
+        for before, units in zip((n_in, *hidden), hidden, strict=False):
+            layers += [nn.Linear(before, units), nn.ReLU()]
+            if dropout:
+                layers.append(Dropout(dropout))
+        super().__init__(*layers)
+        self.n_out = hidden[-1] if hidden else n_in
+
+
+class CrossNetwork(nn.Module):
+    """Cross layers of DCN-V2: ``x_{l+1} = x_0 * (W_l x_l + b_l) + x_l`` (Wang et al., WWW 2021, eq. 1).
+
+    Args:
+        n_in: length of x_0.
+        n_layers: how many.
+    """
+
+    def __init__(self, n_in: int, n_layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_in) for _ in range(n_layers))
+
+    def forward(self, first: Tensor) -> Tensor:
+        """x_0 in, x_n out, both of shape (batch, n_in)."""
+        crossed = first
+        for layer in self.layers:
+            crossed = torch.addcmul(crossed, first, layer(crossed))
+        return crossed
+
+
+def fm_interaction(vectors: Tensor) -> Tensor:
+    """Sum over pairs of fields of their inner product, (batch, n_fields, dim) -> (batch,).
+
+    ``((sum v)^2 - sum v^2) / 2`` (Rendle, ICDM 2010, lemma 3.1), linear in the number of fields.
+    """
+    return (vectors.sum(1).square().sum(1) - vectors.square().sum((1, 2))) / 2
+
+
+class DotInteraction(nn.Module):
+    """Inner product of every pair of fields (Naumov et al., 2019, section 2.1.3): (batch, n_fields, dim) -> (batch, n_pairs).
+
+    Pairs (i, j), i > j, come as (1, 0), (2, 0), (2, 1), (3, 0), ...
+    """
+
+    def __init__(self, n_fields: int):
+        super().__init__()
+        below = torch.tril_indices(n_fields, n_fields, -1)
+        self.n_out = below.shape[1]
+        self.register_buffer("pairs", below[0] * n_fields + below[1], persistent=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        products = vectors @ vectors.transpose(1, 2)
+        return products.flatten(1).index_select(1, self.pairs)
+
+
+def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy of logits and labels 0 or 1, shape (batch,) each."""
+    return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+def _reads_unknown(column: BucketEmbedding | TableSlice, seen: Tensor) -> bool:
+    """Whether one of the entries that were seen reads the unknown ids' row."""
+    if isinstance(column, TableSlice):
+        return bool(seen[-1])
+    seen = seen.to(column.rows.device)
+    return bool(((column.rows[seen] == column.unknown_row) & (column.weights[seen] != 0)).any())

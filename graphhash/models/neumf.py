@@ -1,0 +1,96 @@
+"""NeuMF over bucket embeddings: a product and a small network, side by side (He et al., WWW 2017, section 3.4).
+
+One vector per id serves both halves, so that a table of ``dim`` numbers a row has the bytes of any other model's: the first half is
+for generalised matrix factorisation, the second for the network. The paper keeps two tables instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from graphhash.maps.bucket_map import BucketMap
+from graphhash.models.mf import CatalogueScores, PairScores, embeddings
+
+# Pairs whose hidden units are held at once while a catalogue is scored: 128 MiB at 32 units.
+CATALOGUE_PAIRS = 2**20
+
+
+def layer_numbers(dim: int) -> int:
+    """Numbers that the network's layers hold, beside tables and biases."""
+    half = dim // 2
+    return half * half + (half + 1) * half + (half + 1) * (half // 2) + half + half // 2
+
+
+class NeuMF(nn.Module):
+    """``score = h^T [p_u * q_i ; network(p'_u, q'_i)] + b_i`` (eq. 12, as a logit).
+
+    The network has two hidden layers, of ``dim / 2`` and ``dim / 4`` units.
+
+    Args:
+        users, items: bucket maps.
+        dim: numbers of a table row, both halves together; a multiple of 4.
+        item_bias: train a scalar per item.
+        seed: draws the initial values.
+
+    Raises:
+        ValueError: ``dim`` is no multiple of 4.
+    """
+
+    def __init__(self, users: BucketMap, items: BucketMap, dim: int, *, item_bias: bool, seed: int):
+        super().__init__()
+        if dim % 4:
+            raise ValueError(f"NeuMF needs a dim that is a multiple of 4, got {dim}")
+        self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed)
+        self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
+        self.half = dim // 2
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # The first layer is a sum of a part for the user and one for the item, which a catalogue's scores share.
+            self.of_user = nn.Linear(self.half, self.half, bias=False)
+            self.of_item = nn.Linear(self.half, self.half)
+            self.hidden = nn.Linear(self.half, self.half // 2)
+            self.out = nn.Linear(self.half + self.half // 2, 1, bias=False)
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of user-item pairs: rows of shape (n,) each in, shape (n,) out."""
+        return self._score(self.user_embedding(users), self.item_embedding(items), items)
+
+    def margins(self, users: Tensor, better: Tensor, worse: Tensor, *, whole: bool = False) -> Tensor:
+        """``model(users, better) - model(users, worse)``; with ``whole`` every id's vector is read from the table once."""
+        score = self.all_pairs() if whole else self
+        return score(users, better) - score(users, worse)
+
+    def all_pairs(self) -> PairScores:
+        """Scores of many pairs, every id's vector read from the table once."""
+        user_vectors, item_vectors = self.user_embedding.all(), self.item_embedding.all()
+        return lambda users, items: self._score(user_vectors[users], item_vectors[items], items)
+
+    def catalogue(self) -> CatalogueScores:
+        """Scores of every item for each user: rows (batch,) in, shape (batch, n_items) out."""
+        products, network = self.item_embedding.all().split(self.half, dim=1)
+        item_part = self.of_item(network)
+        of_product, of_network = self.out.weight.squeeze(0).split([self.half, self.half // 2])
+
+        def scores(users: Tensor) -> Tensor:
+            user_products, user_network = self.user_embedding(users).split(self.half, dim=1)
+            result = (user_products * of_product) @ products.T
+            if self.item_bias is not None:
+                result = result + self.item_bias
+            user_part = self.of_user(user_network)
+            step = max(1, CATALOGUE_PAIRS // len(item_part))
+            deep = [
+                functional.relu(self.hidden(functional.relu(part[:, None] + item_part))) @ of_network
+                for part in user_part.split(step)
+            ]
+            return result + torch.cat(deep) if deep else result
+
+        return scores
+
+    def _score(self, users: Tensor, items: Tensor, rows: Tensor) -> Tensor:
+        products = users[:, : self.half] * items[:, : self.half]
+        network = functional.relu(self.of_user(users[:, self.half :]) + self.of_item(items[:, self.half :]))
+        network = functional.relu(self.hidden(network))
+        scores = self.out(torch.cat([products, network], dim=1)).squeeze(1)
+        return scores if self.item_bias is None else scores + self.item_bias[rows]

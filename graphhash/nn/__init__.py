@@ -1,0 +1,1 @@
+"""PyTorch layers and optimizers for compressed tables."""

@@ -1,0 +1,247 @@
+"""BucketEmbedding: an embedding layer whose small table is read through a bucket map.
+
+A drop-in for ``torch.nn.Embedding``: ids in, vectors out, trained by any optimiser. The map is a buffer, so it moves with
+``.to()`` and is saved with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numba
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from graphhash.maps.bucket_map import BucketMap
+from graphhash.nn import _kernels as _embedding_kernels
+
+# Below this many multiplications, waking other threads takes longer than the work.
+SMALL_WORK = 1_000_000
+
+
+@contextmanager
+def threads_for(work: int) -> Iterator[None]:
+    """Kernels in the block take torch's number of threads, or one where ``work``, in multiplications, is small."""
+    before = numba.get_num_threads()
+    n_threads = 1 if work < SMALL_WORK else torch.get_num_threads()
+    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def gradient_slices(dim: int) -> int:
+    """Pieces of parallel work on vectors of ``dim`` floats; 16 floats are a cache line, which threads must not share."""
+    return max(1, min(dim // 16, torch.get_num_threads()))
+
+
+class _CpuLookup(torch.autograd.Function):
+    """The lookup on a CPU: torch's own gather and scatter of several weighted rows an id are many times slower."""
+
+    @staticmethod
+    def forward(ctx, table, rows, weights, weighted, sparse, ids):
+        _check_entries(ids, rows)
+        ctx.save_for_backward(rows, weights, ids)
+        ctx.weighted, ctx.sparse, ctx.shape = weighted, sparse, table.shape
+        vectors = torch.empty(len(ids), table.shape[1])
+        with threads_for(vectors.numel() * rows.shape[1]):
+            _embedding_kernels.read_rows(
+                rows.numpy(), weights.numpy(), weighted, ids.numpy(), table.detach().numpy(), vectors.numpy()
+            )
+        return vectors
+
+    @staticmethod
+    def backward(ctx, gradients):
+        rows, weights, ids = ctx.saved_tensors
+        if ctx.sparse:
+            return _sparse_gradient(ctx, gradients), None, None, None, None, None
+        table_gradient = torch.zeros(ctx.shape)
+        with threads_for(gradients.numel() * rows.shape[1]):
+            _embedding_kernels.add_to_rows(
+                rows.numpy(), weights.numpy(), ctx.weighted, ids.numpy(), gradients.contiguous().numpy(),
+                gradient_slices(ctx.shape[1]), table_gradient.numpy(),
+            )  # fmt: skip
+        return table_gradient, None, None, None, None, None
+
+
+class _CpuLookupTwice(torch.autograd.Function):
+    """Two lookups in one table: one round of threads and one gradient of the table, where two of them would be added up."""
+
+    @staticmethod
+    def forward(ctx, table, weighted, rows, weights, ids, rows_2, weights_2, ids_2):
+        _check_entries(ids, rows)
+        _check_entries(ids_2, rows_2)
+        maps = rows, weights, ids, rows_2, weights_2, ids_2
+        ctx.save_for_backward(*maps)
+        ctx.weighted, ctx.shape = weighted, table.shape
+        vectors, vectors_2 = (torch.empty(len(i), table.shape[1]) for i in (ids, ids_2))
+        first, second = (m.numpy() for m in maps[:3]), (m.numpy() for m in maps[3:])
+        with threads_for((len(ids) + len(ids_2)) * rows.shape[1] * table.shape[1]):
+            _embedding_kernels.read_rows_twice(
+                *first, vectors.numpy(), *second, vectors_2.numpy(), weighted, table.detach().numpy()
+            )
+        return vectors, vectors_2
+
+    @staticmethod
+    def backward(ctx, gradients, gradients_2):
+        maps = ctx.saved_tensors
+        table_gradient = torch.zeros(ctx.shape)
+        first, second = (m.numpy() for m in maps[:3]), (m.numpy() for m in maps[3:])
+        with threads_for((len(gradients) + len(gradients_2)) * maps[0].shape[1] * ctx.shape[1]):
+            _embedding_kernels.add_to_rows_twice(
+                *first, gradients.contiguous().numpy(), *second, gradients_2.contiguous().numpy(), ctx.weighted,
+                gradient_slices(ctx.shape[1]), table_gradient.numpy(),
+            )  # fmt: skip
+        return table_gradient, *7 * (None,)
+
+
+def _check_entries(ids: Tensor, rows: Tensor) -> None:
+    if ids.numel() and (ids.min() < 0 or ids.max() >= len(rows)):
+        raise IndexError(f"ids span {ids.min()}..{ids.max()}, the bucket map has entries 0..{len(rows) - 1}")
+
+
+def _sparse_gradient(ctx, gradients: Tensor) -> Tensor:
+    """The gradient of the table as a sparse tensor with an entry per lookup, rows not summed."""
+    rows, weights, ids = ctx.saved_tensors
+    if ctx.weighted:
+        values = gradients.unsqueeze(1) * weights.index_select(0, ids).unsqueeze(2)
+    else:
+        values = gradients.unsqueeze(1).expand(-1, rows.shape[1], -1)
+    read = rows.index_select(0, ids).reshape(1, -1).long()
+    return torch.sparse_coo_tensor(read, values.reshape(-1, ctx.shape[1]), ctx.shape, check_invariants=False)
+
+
+class BucketEmbedding(nn.Module):
+    """``embedding(id) = sum_j weights[id, j] * table[rows[id, j]]``.
+
+    Args:
+        bucket_map: rows and weights of ``n_ids`` ids and the entry for unknown ids.
+        dim: length of a vector.
+        std: standard deviation of the normal initial values; the unknown ids' row starts at zero.
+        generator: draws the initial values; torch's global generator when None.
+        table: of another embedding, to read the same one; None: a new one. Maps with ``shared`` are made for this:
+            ``items = BucketEmbedding(item_map, dim, table=users.table)``.
+
+    Raises:
+        ValueError: ``dim`` is below 1, or ``table`` has another shape.
+
+    Attributes:
+        table: trained parameter, float32, shape (n_buckets, dim).
+        rows: buffer, int32, shape (n_ids + 1, n_lookups).
+        weights: buffer, float32, same shape.
+        sparse_gradient: as in ``torch.nn.Embedding(sparse=True)``, on a CPU; ``graphhash.nn.row_adam`` can use it.
+        n_folds: maps of :meth:`use_folds`; 0 for none. They are not saved.
+    """
+
+    def __init__(
+        self,
+        bucket_map: BucketMap,
+        dim: int,
+        *,
+        std: float = 0.1,
+        generator: torch.Generator | None = None,
+        table: nn.Parameter | None = None,
+    ):
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        self.n_ids = bucket_map.n_ids
+        self.n_buckets = bucket_map.n_buckets
+        self.dim = dim
+        self.identity = bucket_map.identity
+        self.weighted = bucket_map.profiles is not None
+        self.sparse_gradient = False
+        self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()))
+        self.register_buffer("weights", torch.from_numpy(bucket_map.weights))
+        self.register_buffer("fold_rows", None, persistent=False)
+        self.register_buffer("fold_weights", None, persistent=False)
+        self.unknown_row = bucket_map.unknown_row
+        if table is not None and table.shape != (self.n_buckets, dim):
+            raise ValueError(f"the table is {tuple(table.shape)}, the map and dim need ({self.n_buckets}, {dim})")
+        self.table = nn.Parameter(torch.empty(self.n_buckets, dim)) if table is None else table
+        with torch.no_grad():
+            if table is None:
+                self.table.normal_(std=std, generator=generator)
+            self.table[self.unknown_row] = 0
+
+    @property
+    def n_folds(self) -> int:
+        return 0 if self.fold_rows is None else (len(self.fold_rows) - 1) // self.n_ids
+
+    def use_folds(self, folded: BucketMap) -> None:
+        """Let ids that come with a fold be read through another map of the same table, made for training (:func:`graphhash.soft_maps`).
+
+        Args:
+            folded: of ``n_folds * n_ids`` ids; number ``fold * n_ids + id`` is ``id`` in that fold.
+
+        Raises:
+            ValueError: the map has another number of ids, rows or lookups, or another row for unknown ids.
+        """
+        old = self.n_buckets, self.rows.shape[1], self.unknown_row
+        new = folded.n_buckets, folded.n_lookups, folded.unknown_row
+        if old != new or folded.n_ids % self.n_ids:
+            raise ValueError(
+                f"a map of {folded.n_ids} ids, and {new} rows, lookups and unknown ids' row, is none of folds of {self.n_ids} ids and {old}"
+            )
+        self.fold_rows = torch.from_numpy(folded.rows.copy()).to(self.rows.device)
+        self.fold_weights = torch.from_numpy(folded.weights).to(self.rows.device)
+
+    def entries(self, ids: Tensor, fold: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and weights of the map that is read, and its entries, flat, of ``ids``; arguments as in :meth:`forward`."""
+        if fold is None or self.fold_rows is None:
+            return self.rows, self.weights, ids.reshape(-1)
+        entries = torch.where(ids < self.n_ids, ids + fold * self.n_ids, len(self.fold_rows) - 1)
+        return self.fold_rows, self.fold_weights, entries.reshape(-1)
+
+    def forward(self, ids: Tensor, fold: Tensor | None = None) -> Tensor:
+        """Vectors of ids, shape (*ids.shape, dim).
+
+        Args:
+            ids: any integer shape, values 0..n_ids; n_ids stands for an unknown id.
+            fold: of each id, int64, a shape that spreads to that of ``ids``; without :meth:`use_folds` it changes nothing.
+        """
+        rows, weights, flat = self.entries(ids, fold)
+        if self.table.device.type == "cpu" and self.table.dtype == torch.float32:
+            vectors = _CpuLookup.apply(self.table, rows, weights, self.weighted, self.sparse_gradient, flat)
+        else:
+            vectors = functional.embedding(rows.index_select(0, flat), self.table)
+            vectors = (vectors * weights.index_select(0, flat).unsqueeze(-1)).sum(1)
+        return vectors.reshape(*ids.shape, self.dim)
+
+    def all(self) -> Tensor:
+        """Vectors of all known ids, shape (n_ids, dim)."""
+        return self(torch.arange(self.n_ids, device=self.table.device))
+
+    @torch.no_grad()
+    def fill_unknown(self, frequencies: Tensor) -> None:
+        """Set the unknown ids' row to the mean vector of the known ids.
+
+        Args:
+            frequencies: weight of every known id in the mean, shape (n_ids,), not negative, not all zero.
+        """
+        shares = (frequencies / frequencies.sum()).to(self.table)
+        self.table[self.unknown_row] = shares @ self.all()
+
+    def extra_repr(self) -> str:
+        return f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, n_lookups={self.rows.shape[1]}, dim={self.dim}"
+
+
+def read_both(
+    left: BucketEmbedding, left_ids: Tensor, right: BucketEmbedding, right_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``left(left_ids), right(right_ids)``, at once where both read one table on a CPU; ids of shapes (n,) and (m,)."""
+    table = left.table
+    plain = (
+        table.device.type == "cpu"
+        and table.dtype == torch.float32
+        and not (left.sparse_gradient or right.sparse_gradient)
+    )
+    alike = right.table is table and left.weighted == right.weighted and left_ids.ndim == right_ids.ndim == 1
+    if not (plain and alike):
+        return left(left_ids), right(right_ids)
+    return _CpuLookupTwice.apply(
+        table, left.weighted, left.rows, left.weights, left_ids, right.rows, right.weights, right_ids
+    )

@@ -1,0 +1,1 @@
+"""Benchmarks of clustering, training and serving on this machine."""

@@ -1,0 +1,115 @@
+"""Answers of an exported bundle for raw user ids that come as text, as the command line has them.
+
+recommend(Path("out/bundle"), ["42", "43"], 20, exclude_seen=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from graphhash.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from graphhash.graph.vocabulary import Vocabulary
+
+
+def recommend(
+    bundle: Path,
+    user_ids: Sequence[str],
+    k: int,
+    *,
+    exclude: Sequence[str] = (),
+    exclude_seen: bool = False,
+    provider: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
+) -> list[dict[str, Any]]:
+    """The k best items of each user, in the order asked for.
+
+    Args:
+        bundle: folder written by the export stage.
+        user_ids: raw ids as text; read as whole numbers when the bundle's users are int64.
+        exclude: raw item ids, as text, that nobody is to get.
+        exclude_seen: leave out the training interactions of the run folder around the bundle.
+
+    Returns: `{"user_id", "known", "items": [{"item_id", "score"}, ...]}` per user, JSON-able.
+
+    Raises:
+        BundleError: the bundle is damaged or cannot be loaded.
+        DataError: an id is of the wrong type, or the run folder is not there.
+    """
+    from serving.retriever import Retriever
+
+    retriever = Retriever(bundle, provider=provider, threads=threads)
+    types = retriever.manifest["id_types"]
+    users = _as_type(user_ids, types["user_id"], "user id")
+    always = _as_type(exclude, types["item_id"], "item id")
+    left_out = _seen(bundle, users, retriever.manifest) if exclude_seen else [[] for _ in users]
+    answer = retriever.recommend(users, k, exclude=[[*always, *seen] for seen in left_out])
+    return [
+        {
+            "user_id": user,
+            "known": bool(known),
+            "items": [
+                {"item_id": item_id, "score": score}
+                for item_id, score in zip(item_ids.tolist(), scores.tolist(), strict=True)
+            ],
+        }
+        for user, known, item_ids, scores in zip(users, answer.known, answer.item_ids, answer.scores, strict=True)
+    ]
+
+
+def _as_type(ids: Sequence[str], kind: str, what: str) -> list[Any]:
+    if kind == "string":
+        return list(ids)
+    numbers = []
+    for text in ids:
+        try:
+            numbers.append(int(text))
+        except ValueError:
+            raise DataError(f"{what} {text!r} is not a whole number, and this bundle's ids are int64") from None
+        if not -(2**63) <= numbers[-1] < 2**63:
+            raise DataError(f"{what} {text} does not fit int64, the type of this bundle's ids")
+    return numbers
+
+
+def _seen(bundle: Path, users: Sequence[Any], manifest: dict[str, Any]) -> list[np.ndarray]:
+    """Raw ids of the items that each user has in the run's training interactions and updates; none for an unknown user."""
+    from graphhash.graph.vocabulary import Vocabulary
+    from pipeline.distributed.shards import ShardedCsr
+    from pipeline.retrieval.placed import SEEN, placed_dir
+
+    run = bundle.resolve().parent
+    if not (run / "ingest").is_dir():
+        raise DataError(
+            f"{run / 'ingest'}: not there, so what users have seen is not known; use a bundle inside its run folder, or --exclude"
+        )
+    # An update knows what training knew, and more.
+    placed = placed_dir(run, str(manifest["provenance"].get("method")))
+    for folder, graph in ((placed, SEEN), (run / "ingest", "train")):
+        if not folder.is_dir():
+            continue
+        vocabularies = {side: Vocabulary.load(folder / f"{side}.parquet") for side in ("users", "items")}
+        other = [side for side, ids in vocabularies.items() if not _begins_with(ids, manifest, side)]
+        if not other:
+            break
+    else:
+        raise DataError(
+            f"{run}/ingest/{other[0]}.parquet: not the ids that {bundle} was made with; export the bundle again"
+        )
+    train = ShardedCsr.open(folder / graph)
+    seen = []
+    for row in vocabularies["users"].rows(list(users), missing="fallback").tolist():
+        items = train.read(row, row + 1)[1] if row < train.n_rows else []
+        seen.append(vocabularies["items"].take(items))
+    return seen
+
+
+def _begins_with(vocabulary: Vocabulary, manifest: dict[str, Any], side: str) -> bool:
+    """Whether the first ids are the bundle's: an update may be ahead of the bundle, as ids are only ever appended."""
+    n_ids = manifest[f"n_{side}"]
+    first = vocabulary if len(vocabulary) == n_ids else type(vocabulary)(vocabulary.ids[:n_ids])
+    return first.content_hash == manifest["vocabulary_hashes"][side]

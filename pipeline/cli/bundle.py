@@ -1,0 +1,167 @@
+"""``graphhash recommend``, ``check`` and ``bench serve``: what a bundle answers, what it is, and how fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import Epilog, print_table, say, write_json
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash recommend out/bundle --user-id 42 -k 10
+graphhash recommend out/bundle --user-id anna --user-id ben --exclude-seen
+graphhash recommend out/bundle --users-file users.txt --exclude 17,99 --json answers.json
+""",
+)
+@click.argument("bundle", metavar="BUNDLE")
+@click.option("--user-id", "user_ids", multiple=True, metavar="ID", help="A raw user id; may be given many times.")
+@click.option("--users-file", metavar="FILE", help="Raw user ids, one a line.")
+@click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user.")
+@click.option("--exclude", metavar="ID,ID...", help="Raw item ids never to recommend.")
+@click.option("--exclude-seen", is_flag=True, help="Leave out what a user had in training (needs the run folder).")
+@click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
+@click.option("--threads", type=int, help="Threads of ONNX Runtime.  [one per core]")
+@click.option("--json", "json_file", metavar="FILE", help="Write the answers to FILE as well.")
+def recommend(
+    bundle: str,
+    user_ids: tuple[str, ...],
+    users_file: str | None,
+    k: int,
+    exclude: str | None,
+    exclude_seen: bool,
+    provider: str,
+    threads: int | None,
+    json_file: str | None,
+) -> None:
+    """Ask an exported bundle for items, by raw user id. Users it does not know get its fallback, and are marked."""
+    from pipeline.bundles.recommend import recommend as answer_users
+    from pipeline.storage.uris import bundle_folder
+
+    if users_file is not None:
+        user_ids += tuple(_read_lines(Path(users_file)))
+    if not user_ids:
+        raise click.UsageError("give --user-id ID or --users-file FILE")
+    excluded = [part.strip() for part in (exclude or "").split(",") if part.strip()]
+    answers = answer_users(
+        bundle_folder(bundle),
+        user_ids,
+        k,
+        exclude=excluded,
+        exclude_seen=exclude_seen,
+        provider=provider,
+        threads=threads,
+    )
+    for answer in answers:
+        print(f"user {answer['user_id']}" + ("" if answer["known"] else " (unknown: the fallback answers)"))
+        rows = [(str(i + 1), str(item["item_id"]), f"{item['score']:.4f}") for i, item in enumerate(answer["items"])]
+        print_table(("rank", "item", "score"), rows)
+    write_json(json_file, answers)
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash check out/bundle
+graphhash check out/bundle --provider cuda --json findings.json
+""",
+)
+@click.argument("bundle", metavar="BUNDLE")
+@click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
+@click.option("--json", "json_file", metavar="FILE", help="Write the findings to FILE as well.")
+def check(bundle: str, provider: str, json_file: str | None) -> None:
+    """Verify everything about a bundle, and explain it: files, hashes, inputs, types, ranges of maps, a trial request, providers.
+
+    Ends with code 1 and one line at the first thing that is wrong.
+    """
+    from pipeline.bundles.check import check as findings_of
+
+    findings = []
+    for finding in findings_of(Path(bundle), provider):
+        print(f"ok  {finding.what:<16} {finding.text}", flush=True)
+        findings.append({"what": finding.what, "text": finding.text})
+    write_json(json_file, findings)
+
+
+@click.command(
+    "serve",
+    cls=Epilog,
+    epilog="""
+graphhash bench serve out/bundle
+graphhash bench serve out/bundle --against full/bundle --threads 2 --plot latency.png --json figures.json
+""",
+)
+@click.argument("bundle", metavar="BUNDLE")
+@click.option(
+    "--against",
+    metavar="BUNDLE",
+    help="Another bundle, such as one of method full: the table as it would be without us.",
+)
+@click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a request.  [one per core]")
+@click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user; ctr: no matter.")
+@click.option(
+    "--requests",
+    default=200,
+    show_default=True,
+    type=click.IntRange(min=5),
+    help="Timed requests of one user each; larger ones fewer.",
+)
+@click.option("--seed", default=0, show_default=True, help="Draws the users, or values of rows.")
+@click.option(
+    "--plot", metavar="FILE", default="bench_serve.png", show_default=True, help="Draw latency and throughput."
+)
+@click.option("--markdown", metavar="FILE", help="Write the table to FILE as markdown.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed.")
+def bench_serve(
+    bundle: str,
+    against: str | None,
+    provider: str,
+    threads: int | None,
+    k: int,
+    requests: int,
+    seed: int,
+    plot: str,
+    markdown: str | None,
+    json_file: str | None,
+) -> None:
+    """Time a bundle's answers, from raw ids to raw ids, for 1 to 256 users a request; of a click-through model, rows and probabilities.
+
+    Next to it run the bundle of --against and, where the bundle lies in its run folder, the trained model in PyTorch eager, by turns, so that
+    a slow minute of the machine hits all of them. Resident memory is measured in a fresh process per bundle: what loading it adds, and what
+    requests of 1 and of 256 users leave behind (proportional set size).
+    """
+    from pipeline.bench.serving import bench, draw, markdown_table, size_table
+
+    results = bench(
+        Path(bundle),
+        against and Path(against),
+        provider=provider,
+        threads=threads,
+        k=k,
+        n_requests=requests,
+        seed=seed,
+        say=say,
+    )
+    header, *rows = size_table(results)
+    print_table(header, rows)
+    print()
+    header, *rows = markdown_table(results)
+    print_table(header, rows)
+    draw(results, Path(plot))
+    print(f"\nplot: {plot}")
+    if markdown is not None:
+        from pipeline.bench.serving import as_markdown
+
+        Path(markdown).write_text(as_markdown(results), encoding="utf-8")
+    write_json(json_file, results)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path}: cannot be read as a text file: {error}") from error

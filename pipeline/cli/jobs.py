@@ -1,0 +1,126 @@
+"""`graphhash submit`, a command as a job of a Ray cluster, and `graphhash register`, a bundle into MLflow's model registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import Epilog, say, write_json
+from pipeline.config.run_config import ConfigError
+
+
+@click.command(
+    cls=Epilog,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="""
+graphhash submit -- run --data s3://bucket/log.parquet --out s3://bucket/run
+graphhash submit --ray-address http://head:8265 -- compare --data /shared/log --methods soft,full --out /shared/cmp
+graphhash submit --env MLFLOW_TRACKING_TOKEN --driver-memory-gib 16 -- run --data gs://b/log --out gs://b/run --shards 32
+""",
+)
+@click.option(
+    "--ray-address", metavar="URL", help="The cluster's dashboard.  [RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265]"
+)
+@click.option(
+    "--working-dir", metavar="DIR", help="Sent with the job.  [this checkout; nothing where GraphHash is installed]"
+)
+@click.option(
+    "--env",
+    "variables",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="A variable of the job, seen on the dashboard; without value, as it is here.",
+)
+@click.option(
+    "--driver-cpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Reserved for the driver."
+)
+@click.option(
+    "--driver-gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="The driver runs where one is."
+)
+@click.option(
+    "--driver-memory-gib", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Reserved for the driver."
+)
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the job; Ctrl-C stops it.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
+def submit(
+    ray_address: str | None,
+    working_dir: str | None,
+    variables: tuple[str, ...],
+    driver_cpus: float,
+    driver_gpus: float,
+    driver_memory_gib: float,
+    wait: bool,
+    command: tuple[str, ...],
+) -> int:
+    """Run a command as a job of a Ray cluster: follow its output, and end with its exit code.
+
+    It does what `ray job submit --working-dir . -- python -m pipeline COMMAND --address auto` does, and checks the command before it is
+    sent. The job goes on with the MLflow run and store of this command's environment (MLFLOW_RUN_ID, MLFLOW_TRACKING_URI).
+    Data and run folder are on storage that the cluster's machines share, or at URIs: s3://, gs://, file://.
+    """
+    from pipeline.runs.jobs import submit as send
+
+    driver = {"num_cpus": driver_cpus, "num_gpus": driver_gpus, "memory": int(driver_memory_gib * 2**30)}
+    return send(
+        command,
+        address=ray_address,
+        working_dir=Path(working_dir) if working_dir else None,
+        variables=dict(_variable(text) for text in variables),
+        driver=driver,
+        wait=wait,
+        say=say,
+    )
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash register out --name gowalla
+graphhash register out/bundle --name gowalla --alias challenger --metric ndcg@20
+graphhash register s3://bucket/run/bundle --name gowalla --force
+""",
+)
+@click.argument("bundle", metavar="RUN|BUNDLE")
+@click.option("--name", required=True, metavar="NAME", help="The registered model; made when missing.")
+@click.option("--alias", default="champion", show_default=True, metavar="ALIAS", help="What the new version is called.")
+@click.option("--metric", metavar="NAME", help="What must not be worse.  [recall@20; log_loss for click-through rates]")
+@click.option(
+    "--experiment", default="graphhash", show_default=True, metavar="NAME", help="For a bundle that no run has stored."
+)
+@click.option("--force", is_flag=True, help="Do not compare with the version that has the alias.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well.")
+def register(
+    bundle: str, name: str, alias: str, metric: str | None, experiment: str, force: bool, json_file: str | None
+) -> None:
+    """Register a bundle with MLflow and give it an alias, unless the version that has it is better.
+
+    The bundle is checked first, every byte of it, and a damaged one is refused, forced or not. Then its metric must not be worse
+    than that of the version that has the alias, measured on the same log, split in the same way. Afterwards `models:/NAME@ALIAS`
+    loads it. The store is MLFLOW_TRACKING_URI, or ./mlflow.db.
+    """
+    from pipeline.storage.uris import bundle_folder, is_uri
+    from pipeline.tracking.registry import register as add
+    from serving.bundle import MANIFEST
+
+    folder = bundle_folder(bundle)
+    if not is_uri(bundle) and not (folder / MANIFEST).exists() and (folder / "bundle").is_dir():
+        folder = folder / "bundle"
+    result = add(folder, name, alias=alias, experiment=experiment, metric=metric, force=force)
+    before = result["before"]
+    was = (
+        f", before: version {before['version']}" + ("" if before["value"] is None else f" with {before['value']:.4f}")
+        if before
+        else ""
+    )
+    print(f"{result['uri']}: version {result['version']}, {result['metric']} {result['value']:.4f}{was}")
+    write_json(json_file, result)
+
+
+def _variable(text: str) -> tuple[str, str]:
+    import os
+
+    name, separator, value = text.partition("=")
+    if not separator and name not in os.environ:
+        raise ConfigError(f"--env {name}: not set here; set it, or write --env {name}=VALUE")
+    return name, value if separator else os.environ[name]

@@ -1,0 +1,102 @@
+"""``graphhash update`` on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.cli.options import Epilog, say, write_json
+from pipeline.config.run_config import FORMATS
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash update out today.parquet
+graphhash update out 'logs/2024-06-*.csv' --user-column uid --item-column sku
+graphhash update out today.parquet --refit --json figures.json
+""",
+)
+@click.argument("run", metavar="RUN")
+@click.argument("log", metavar="NEW_LOG")
+@click.option("--method", metavar="NAME", help="The method whose bundle is written.  [the run's first]")
+@click.option("--format", type=click.Choice(FORMATS), help="Format of the new log.  [the run's]")
+@click.option("--user-column", metavar="NAME", help="Column of user ids.  [the run's]")
+@click.option("--item-column", metavar="NAME", help="Column of item ids.  [the run's]")
+@click.option("--weight-column", metavar="NAME", help="Column of weights.  [the run's]")
+@click.option(
+    "--bad-rows", type=click.Choice(("error", "skip")), help="skip: leave bad rows out, counted.  [the run's]"
+)
+@click.option("--refit", is_flag=True, help="Train a full refit as well, and compare the new users under both.")
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="With --refit: share of a new user's interactions to test on, at least one.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="With --refit: draws them.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE as well.")
+def update(
+    run: str,
+    log: str,
+    method: str | None,
+    refit: bool,
+    held_out: float,
+    seed: int,
+    json_file: str | None,
+    **data: str | None,
+) -> None:
+    """Place the users and items that are first seen in NEW_LOG, and write the bundle of RUN anew, without training.
+
+    A new id gets the rows that a trained one with its interactions would have, and a new item the bias of items of its degree. Where
+    nearly every trained user has a row of its own (soft maps of dense logs), a new user gets one, solved from what it used. Trained ids
+    answer as before. A new id that met nobody with a place stays unknown: the fallback answers, and the next update looks again.
+    Interactions between known ids change no answer; `graphhash recommend --exclude-seen` leaves them out. A further update goes on from
+    this one, and later exports of the same training keep the placed ids; a new training starts without them.
+
+    Models: mf, with any loss. --refit trains once more on the old interactions and the new users' remaining ones, and prints Recall@20 and
+    NDCG@20 of the new users: placed, under the refit, and with the fallback.
+    """
+    from pipeline.runs.remote import held_folder
+    from pipeline.storage.uris import fetch, is_uri
+    from pipeline.updates.update import update as place
+
+    given = {key: value for key, value in data.items() if value is not None}
+    with held_folder(run, say) as folder:
+        log = str(fetch(log, folder / ".source")) if is_uri(log) else log
+        result = place(folder, log, method=method, data=given, refit=(held_out, seed) if refit else None, say=say)
+    for line in lines(result):
+        print(line)
+    write_json(json_file, result)
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """What the command prints."""
+    text = [f"method {result['method']}: new ids are placed {result['how']}"]
+    for side in ("users", "items"):
+        counts = result[side]
+        text.append(
+            f"{side}: {counts['new']:,} new, {counts['placed']:,} placed, {counts['fallback']:,} left to the fallback"
+        )
+    text.append(
+        f"interactions: {result['n_interactions']:,}, {result['n_used']:,} of new ids used, {result['n_unused']:,} of new ids without use, "
+        f"{result['n_known']:,} of known ids (they change no answer)"
+    )
+    if result["n_rejected"]:
+        text.append(f"rejected rows: {result['n_rejected']:,}")
+    if not result["users"]["new"] and not result["items"]["new"]:
+        text.append("the log holds no new user and no new item")
+    text.append(f"bundle: {result['bundle']}")
+    if "refit" in result and result["refit"] is None:
+        text.append("no new user has two interactions: there is nothing to compare with a refit")
+    if (refit := result.get("refit")) is not None:
+        text.append(f"\n{refit['n_users']:,} new users, {refit['n_held_out']:,} interactions held out")
+        for name in ("placed", "refit", "fallback"):
+            text.append(f"{name:10}recall@20 {refit[name]['recall@20']:.4f}  NDCG@20 {refit[name]['ndcg@20']:.4f}")
+        shares = " and ".join(
+            "-" if share is None else f"{100 * share:.1f} %" for share in refit["share_of_refit"].values()
+        )
+        text.append(f"placed users have {shares} of the refit's")
+    return text

@@ -1,0 +1,1 @@
+"""The click-through-rate (CTR) task, one file per stage."""

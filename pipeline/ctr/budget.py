@@ -1,0 +1,127 @@
+"""Bytes of a click-through model, column by column, and how many rows of compressed columns a share of them allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graphhash.errors import DataError
+from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.quantization import bias_dtype, row_bytes
+from graphhash.models.ctr import CtrSpec
+from graphhash.models.ctr_bytes import column_bytes, layer_bytes
+from pipeline.config.run_config import RunConfig
+from pipeline.ctr.data import Features
+from pipeline.ctr.maps import find_pairs, lookups_of
+from pipeline.ctr.settings import spec_of
+from pipeline.maps.methods import METHODS
+
+# Under a byte budget maps of soft methods take at most this share of what is left to compressed columns, by fewer lookups.
+MAP_SHARE = 0.6
+LEAST_LOOKUPS = 4
+
+
+def precisions_of(config: RunConfig, method: str, maps: Sequence[BucketMap]) -> list[str]:
+    """Type of every column's stored table: with "auto" int8 for a compressed column, float32 for a full one."""
+    if config.export.precision != "auto":
+        return [config.export.precision] * len(maps)
+    return ["float32" if bucket_map.identity else config.precision_of(method) for bucket_map in maps]
+
+
+def full_bytes(spec: CtrSpec, features: Features) -> int:
+    """Bytes of the model with full float32 tables: columns and layers."""
+    maps = [full_map(column.n_ids) for column in features.all_columns]
+    columns = column_bytes(spec, maps, ["float32"] * len(maps), len(features.bags))
+    return sum(column.total for column in columns) + _layers(spec, features)
+
+
+def asked_lookups(config: RunConfig, features: Features, name: str) -> int | None:
+    """Lookups per id to ask of a method: ``map.n_lookups`` where it is set; the number of `pipeline.ctr.models` for soft methods, under a
+    byte budget fewer where the maps would take more than a share of it; else None, the method's own number.
+    """
+    if config.map.n_lookups is not None or not METHODS[name].free_lookups:
+        return config.map.n_lookups
+    most = lookups_of(name, None)
+    kind, ratio = config.cluster.budget
+    if kind != "ratio":
+        return most
+    space = _Space.of(config, features)
+    fitting = [
+        n
+        for n in range(LEAST_LOOKUPS, most)
+        if _maps(config, name, n, features, space.compressed) <= MAP_SHARE * space.free(ratio)
+    ]
+    return max(fitting, default=LEAST_LOOKUPS)
+
+
+def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any) -> int:
+    """Table rows that all compressed columns have together, those of unknown ids among them.
+
+    Args:
+        kind, value: "rows", or "ratio" of the bytes of the whole model with full float32 tables. All methods of a run get the same rows,
+            so the one with the largest maps decides.
+
+    Raises:
+        DataError: what is not compressed takes more than the ratio already.
+    """
+    if kind == "rows":
+        return int(value)
+    names = [name for name in config.run.methods if name != "full"] or ["soft"]
+    space = _Space.of(config, features)
+    if not space.compressed:
+        return 0
+    plain = spec_of(config, "full")
+    most = max(_maps(config, name, asked_lookups(config, features, name), features, space.compressed) for name in names)
+    table_precision = config.precision_of(names[0])
+    wide = np.dtype(bias_dtype(table_precision)).itemsize if plain.first_order else 0
+    rows = int((space.free(value) - most) // (row_bytes(plain.dim, table_precision) + wide))
+    if rows < 4:
+        raise DataError(
+            f"a ratio of {value:g} leaves no rows: layers and full columns take {space.fixed / space.whole:.1%} of the full model's bytes, and maps "
+            f"{most / space.whole:.1%}; raise the ratio, or give --rows or --resolution"
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Bytes of the full model, those that are not compressed, and which columns are."""
+
+    whole: int
+    fixed: int
+    compressed: frozenset[int]
+
+    @classmethod
+    def of(cls, config: RunConfig, features: Features) -> _Space:
+        pairs, plain, n_bags = find_pairs(features), spec_of(config, "full"), len(features.bags)
+        compressed = frozenset(c for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on)
+        kept = [full_map(column.n_ids) for c, column in enumerate(features.all_columns) if c not in compressed]
+        precision = "float32" if config.export.precision == "auto" else config.export.precision
+        columns = column_bytes(plain, kept, [precision] * len(kept), n_bags) if kept else []
+        return cls(
+            full_bytes(plain, features), _layers(plain, features) + sum(column.total for column in columns), compressed
+        )
+
+    def free(self, ratio: float) -> float:
+        """What a share of the full bytes leaves to compressed columns."""
+        return ratio * self.whole - self.fixed
+
+
+def _layers(spec: CtrSpec, features: Features) -> int:
+    maps = [full_map(1) for _ in features.all_columns]
+    return layer_bytes(spec.build(maps, len(features.dense), len(features.bags)))
+
+
+def _maps(config: RunConfig, name: str, n_lookups: int | None, features: Features, compressed: Iterable[int]) -> int:
+    """Most bytes of a method's maps and id biases."""
+    total = 0
+    for column in sorted(compressed):
+        n_ids = features.columns[column].n_ids
+        # Both sides of a map of users and items are counted alike; half of it is a column's.
+        total += METHODS[name].map_bytes(lookups_of(name, n_lookups), 2, n_ids, n_ids) // 2
+        if spec_of(config, name).id_bias:
+            total += np.dtype(bias_dtype(config.precision_of(name))).itemsize * (n_ids + 1)
+    return total

@@ -1,0 +1,224 @@
+"""Named data sets of clicks, which bring their schema along, and what is peculiar about reading each.
+
+frappe          a folder with frappe.csv, or that file: app use in context. For every row two apps that the user has not used are
+                drawn, with the same context and label 0; shares 70/20/10.
+movielens-1m    a folder with ratings.dat, users.dat and movies.dat: four stars and more are a click.
+avazu           a folder with `train`, csv with the published header, and perhaps `test`, which may lack it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+from numpy.typing import NDArray
+
+from graphhash.errors import DataError
+from pipeline.ctr.schema import Bag, Category, CtrSchema
+from pipeline.logs.columns import Columns
+from pipeline.logs.readers import READERS
+from pipeline.logs.sources import Source, cut_chunks
+from pipeline.logs.tables import LogFile, Rows, csv_header, read_rows
+
+FRAPPE_NEGATIVES = 2
+ZIP_PREFIX = 3
+
+
+@dataclass(frozen=True)
+class Named:
+    """A data set that is known by name.
+
+    Args:
+        schema: of its columns.
+        landmark: the file that gives a folder away.
+        validation, test: shares of its protocol; None: those of any log.
+    """
+
+    schema: CtrSchema
+    landmark: str
+    validation: float | None = None
+    test: float | None = None
+
+
+def _pair(first: str, second: str) -> tuple[Category, Category]:
+    """Two columns that are each other's partners, compressed whatever their size."""
+    return Category(first, "method", second), Category(second, "method", first)
+
+
+_FRAPPE_CONTEXT = ("daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")
+_AVAZU_PLAIN = (
+    "C1 banner_pos site_domain site_category app_domain app_category device_model device_type device_conn_type "
+    "C14 C15 C16 C17 C18 C19 C20 C21 hour_hour hour_weekday"
+).split()
+NAMED = {
+    "frappe": Named(
+        CtrSchema("label", (*_pair("user", "item"), *map(Category, _FRAPPE_CONTEXT)), group="user"),
+        "frappe.csv",
+        0.2,
+        0.1,
+    ),
+    "movielens-1m": Named(
+        CtrSchema(
+            "rating",
+            (
+                *_pair("user_id", "item_id"),
+                *map(Category, ("gender", "age", "occupation", "year")),
+                Category("zip_prefix", kind="string"),
+            ),
+            bags=(Bag("genres"),),
+            group="user_id",
+            label_from=4,
+        ),
+        "ratings.dat",
+    ),
+    "avazu": Named(
+        CtrSchema(
+            "click",
+            (*_pair("device_ip", "site_id"), *_pair("device_id", "app_id"), *map(Category, _AVAZU_PLAIN)),
+            times=(("hour", "%y%m%d%H"),),
+            group="device_ip",
+        ),
+        "train",
+    ),
+}
+
+
+def find_name(path: str, format: str) -> str | None:
+    """Name of the data set that lies at a path, if it is one of NAMED."""
+    if format in NAMED:
+        return format
+    if format != "auto":
+        return None
+    root = Path(path)
+    for name, known in NAMED.items():
+        file = root / known.landmark if root.is_dir() else root
+        if file.name == known.landmark and file.is_file() and (name != "avazu" or _is_avazu(file)):
+            return name
+    return None
+
+
+def named_files(name: str, path: str, split: str) -> list[LogFile]:
+    """The files of a named data set.
+
+    Raises:
+        DataError: a file that it needs is missing.
+    """
+    root = Path(path)
+    folder = root if root.is_dir() else root.parent
+    main = folder / NAMED[name].landmark
+    beside = [folder / file for file in ("users.dat", "movies.dat")] if name == "movielens-1m" else []
+    for file in (main, *beside):
+        if not file.is_file():
+            raise DataError(f"{folder}: no {file.name}, which {name} needs; check the path")
+    if name == "avazu":
+        train, test = main, folder / "test"
+        header = tuple(csv_header(LogFile(str(train), "csv")))
+        files = [LogFile(str(train), "csv")]
+        if test.is_file() and (root.is_dir() or split == "given"):
+            files.append(LogFile(str(test), "csv", split == "given", () if _is_avazu(test) else header))
+        if split == "given" and len(files) == 1:
+            raise DataError(f"{folder}: split='given' needs a file 'test'; use split='random'")
+        return files
+    if split == "given":
+        raise DataError(f"{path}: {name} has no test file of its own; use split='random'")
+    return [LogFile(str(main), name, beside=tuple(map(str, beside)))]
+
+
+def read_named(file: LogFile, seed: int) -> Iterator[Rows]:
+    """The rows of a file of format frappe or movielens-1m; `seed` draws Frappe's negatives."""
+    yield from _read_frappe(file, seed) if file.format == "frappe" else _read_movielens(file)
+
+
+def _is_avazu(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        return stream.readline(2**16).startswith(b"id,click,hour,")
+
+
+def _read_frappe(file: LogFile, seed: int) -> Iterator[Rows]:
+    names = ["user", "item", *_FRAPPE_CONTEXT]
+    parts = [rows.columns for rows in read_rows(LogFile(file.path, "csv"), names)]
+    table = pa.table({name: pa.chunked_array([part[name] for part in parts]) for name in names})
+    users, items = (table[name].combine_chunks().dictionary_encode() for name in ("user", "item"))
+    if users.null_count or items.null_count:
+        raise DataError(f"{file.path}: a user or an item is null; this is not the published frappe.csv")
+    user_rows, item_rows = (ids.indices.to_numpy().astype(np.int64) for ids in (users, items))
+    drawn = unobserved(user_rows, item_rows, len(items.dictionary), FRAPPE_NEGATIVES, seed)
+    each = 1 + FRAPPE_NEGATIVES
+    shown = np.column_stack([item_rows, drawn]).ravel()
+    repeated = table.take(pa.array(np.repeat(np.arange(len(table)), each)))
+    columns = {name: repeated[name].combine_chunks() for name in names}
+    columns = {name: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for name, c in columns.items()}
+    columns["item"] = items.dictionary.take(pa.array(shown))
+    columns["label"] = pa.array((np.arange(len(shown)) % each == 0).astype(np.int64))
+    yield Rows(columns, 1, file)
+
+
+def unobserved(
+    users: NDArray[np.int64], items: NDArray[np.int64], n_items: int, n: int, seed: int
+) -> NDArray[np.int64]:
+    """``n`` different items for every row that its user has in no row, uniform, shape (n_rows, n).
+
+    Args:
+        users, items: rows of a log, shape (n_rows,); items in 0..n_items-1.
+
+    Raises:
+        DataError: a user has fewer than ``n`` such items.
+    """
+    seen = np.unique(users * n_items + items)
+    busiest = int(np.bincount(seen // n_items).max())
+    if n_items - busiest < n:
+        raise DataError(f"a user has used {busiest} of {n_items} items: there are no {n} others to draw")
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(n_items, size=(len(users), n))
+    while True:
+        taken = np.isin(users[:, None] * n_items + drawn, seen)
+        for column in range(1, n):
+            taken[:, column] |= (drawn[:, :column] == drawn[:, column : column + 1]).any(1)
+        if not taken.any():
+            return drawn
+        drawn[taken] = rng.integers(n_items, size=int(taken.sum()))
+
+
+def _read_movielens(file: LogFile) -> Iterator[Rows]:
+    users_file, movies_file = file.beside
+    users = _read_dat(users_file, ["user_id", "gender", "age", "occupation", "zip"])
+    movies = _read_dat(movies_file, ["item_id", "title", "genres"])
+    titles = pc.extract_regex(movies["title"].combine_chunks(), r"\((?P<year>[0-9]{4})\)\s*$")
+    of_user = {name: users[name].combine_chunks() for name in ("gender", "age", "occupation")}
+    of_user["zip_prefix"] = pc.utf8_slice_codeunits(users["zip"].combine_chunks(), 0, ZIP_PREFIX)
+    of_item = {"year": pc.struct_field(titles, "year"), "genres": movies["genres"].combine_chunks()}
+    first = 1
+    for chunk in cut_chunks([Source(file.path, "movielens-1m")]):
+        for raw in READERS["movielens-1m"](chunk, Columns("user_id", "item_id", "rating")):
+            if raw.malformed:
+                row, reason, _text = raw.malformed[0]
+                raise DataError(f"{file.path}: near row {first + row - 1}: {reason}; copy the file again")
+            columns = {"rating": raw.weights, "user_id": raw.users, "item_id": raw.items}
+            for key, beside, values in (("user_id", users, of_user), ("item_id", movies, of_item)):
+                places = pc.index_in(columns[key], value_set=beside[key].combine_chunks())
+                columns |= {name: column.take(places) for name, column in values.items()}
+            yield Rows(columns, first, file)
+            first += len(raw.rows)
+
+
+def _read_dat(path: str, names: list[str]) -> pa.Table:
+    """A file of fields between `::`, in Latin-1, as texts."""
+    data = Path(path).read_bytes().decode("latin-1").replace("::", "\t").encode()
+    try:
+        return pa_csv.read_csv(
+            pa.BufferReader(data),
+            read_options=pa_csv.ReadOptions(column_names=names, block_size=len(data) + 1),
+            parse_options=pa_csv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pa_csv.ConvertOptions(
+                column_types={name: pa.string() for name in names}, strings_can_be_null=True
+            ),
+        )
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{path}: {str(error).splitlines()[0]}; {len(names)} fields between '::' are expected"
+        ) from None

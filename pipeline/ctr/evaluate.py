@@ -1,0 +1,123 @@
+"""The evaluate stage of clicks: AUC, log loss and calibration on the test rows, and every byte of the model counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graphhash.errors import DataError
+from graphhash.metrics.ctr import CtrTotals, auc, group_auc
+from graphhash.models.ctr import CtrModel
+from graphhash.models.ctr_bytes import column_bytes, layer_bytes, store_rounded
+from pipeline.config.run_config import RunConfig
+from pipeline.ctr.budget import full_bytes, precisions_of
+from pipeline.ctr.data import Part, batch_of
+from pipeline.ctr.weights import load_ctr
+
+# Rows whose logits are computed at a time.
+BLOCK = 1 << 14
+
+
+def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:
+    """Test a trained method.
+
+    Tables are rounded to the precision of the export first, so that the figures belong to what is shipped.
+
+    Returns: the measures of :func:`measure` (None where there is no test), ``log_loss_float32`` (of the tables
+        as they were trained), ``n_test_rows``, ``curve``, ``rows`` of all tables,
+        ``bytes``, ``bytes_full``, ``bytes_ratio``, ``bytes_of`` (``columns``, by name what each part of it takes, and ``layers``),
+        ``compressed`` (names), ``precision``, ``item_bias``.
+    """
+    trained = load_ctr(method_dir, ingest_dir)
+    model, maps, features = trained.model, trained.maps, trained.features
+    precisions = precisions_of(config, method, maps)
+    test = features.part("test")
+    exact = predict(model, test) if len(test) and set(precisions) != {"float32"} else None
+    try:
+        store_rounded(model, precisions)
+    except ValueError as error:
+        raise DataError(
+            f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32"
+        ) from error
+    metrics: dict[str, Any] = dict.fromkeys(("auc", "log_loss", "calibration", "ece", "group_auc"))
+    metrics |= {"n_test_rows": len(test)}
+    if len(test):
+        logits = predict(model, test)
+        metrics |= measure(test, logits) | {"curve": curve(test, logits)}
+        metrics["log_loss_float32"] = metrics["log_loss"] if exact is None else measure(test, exact)["log_loss"]
+    columns = column_bytes(model.spec, maps, precisions, len(features.bags))
+    names = [column.name for column in features.all_columns]
+    layers = layer_bytes(model)
+    total, full = sum(column.total for column in columns) + layers, full_bytes(model.spec, features)
+    compressed = [name for name, bucket_map in zip(names, maps, strict=True) if not bucket_map.identity]
+    return metrics | {
+        "rows": table_rows(model),
+        "bytes": total,
+        "bytes_full": full,
+        "bytes_ratio": total / full,
+        "bytes_of": {
+            "columns": {name: dataclasses.asdict(column) for name, column in zip(names, columns, strict=True)},
+            "layers": layers,
+        },
+        "compressed": compressed,
+        "precision": config.precision_of(method),
+        "item_bias": model.bias is not None,
+    }
+
+
+def table_rows(model: CtrModel) -> int:
+    """Rows of all tables of vectors, each table once."""
+    tables = {id(embedding.table): len(embedding.table) for embedding in model.fields.own}
+    return sum(tables.values()) + (len(model.fields.joint.table) if model.fields.joint is not None else 0)
+
+
+@torch.no_grad()
+def predict(model: CtrModel, part: Part) -> NDArray[np.float32]:
+    """Logits of all rows of a part, shape (n,), in blocks; the model is on any device and in evaluation mode."""
+    device = next(model.parameters()).device
+    logits = np.empty(len(part), np.float32)
+    for start in range(0, len(part), BLOCK):
+        tensors = [tensor.to(device) for tensor in part.tensors(slice(start, start + BLOCK))]
+        logits[start : start + BLOCK] = model(batch_of(tensors, len(part.bags))).cpu().numpy()
+    return logits
+
+
+def measure(part: Part, logits: NDArray[np.float32]) -> dict[str, float | None]:
+    """``auc``, ``log_loss`` (nats), ``calibration`` (mean prediction over mean label), ``ece`` (expected calibration error) and
+    ``group_auc``, None where there are no groups, or none of both classes."""
+    labels = np.asarray(part.labels)
+    totals = _totals(labels, logits)
+    of_groups = None
+    if part.groups is not None and _has_both(labels, part.groups):
+        of_groups = group_auc(labels, logits, np.asarray(part.groups))
+    return {
+        "auc": auc(labels, logits),
+        "log_loss": totals.log_loss,
+        "calibration": totals.calibration,
+        "ece": totals.calibration_error,
+        "group_auc": of_groups,
+    }
+
+
+def curve(part: Part, logits: NDArray[np.float32]) -> dict[str, list[float]]:
+    """The reliability curve: ``predicted``, ``clicked`` (means) and ``counts`` of every bin of predictions that has rows."""
+    predicted, clicked, counts = _totals(np.asarray(part.labels), logits).curve()
+    return {"predicted": predicted.tolist(), "clicked": clicked.tolist(), "counts": counts.tolist()}
+
+
+def _totals(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> CtrTotals:
+    totals = CtrTotals()
+    totals.add(labels, logits)
+    return totals
+
+
+def _has_both(labels: NDArray[np.uint8], groups: NDArray[np.int64]) -> bool:
+    """Whether a group has a click and a row without one."""
+    n_groups = int(groups.max()) + 1
+    clicks = np.bincount(groups, labels, n_groups)
+    return bool(((clicks > 0) & (clicks < np.bincount(groups, minlength=n_groups))).any())

@@ -1,0 +1,249 @@
+"""Publish a trained click-through model as a bundle: write the graph, compare it with the model on rows of the test, then put it in place.
+
+A failure of any kind leaves the previous bundle as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from graphhash.errors import DataError
+from graphhash.models.ctr_bytes import store_rounded
+from pipeline.config.run_config import RunConfig
+from pipeline.ctr.budget import precisions_of
+from pipeline.ctr.data import Column, Features, Part
+from pipeline.ctr.evaluate import predict
+from pipeline.ctr.ingest import PARTS
+from pipeline.ctr.onnx_graph import ctr_graph, describe_columns
+from pipeline.ctr.weights import TrainedCtr, load_ctr
+from pipeline.export.nodes import describe, inside_bytes
+from pipeline.export.publish import check_place, publish, save_graph, unknown_id
+from serving.bundle import METADATA, BundleError, identity, write_manifest
+from serving.scorer import Scorer
+
+# Of logits, beside the model with its tables rounded as they are stored; a probability moves by a quarter of it at most.
+ABSOLUTE, RELATIVE = 1e-4, 1e-5
+N_CHECK = 4096
+
+
+def export_ctr(
+    trained: TrainedCtr,
+    precisions: Sequence[str],
+    out: Path,
+    *,
+    part: Part,
+    method: str,
+    precision: str,
+    external_data_mib: float = 1024,
+    metrics: dict[str, Any],
+    provenance: dict[str, Any],
+    n_check: int = N_CHECK,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the bundle `out`, whole or not at all; a bundle that was there is replaced at the end.
+
+    Args:
+        trained: the model, as it was trained, on the CPU, with the maps, vocabularies and statistics of its run.
+        precisions: of every column's table.
+        part: rows to compare on, drawn by `seed`: of the test, or of another part.
+        method, precision: of the run, for the manifest.
+        external_data_mib: tensors of more than this together go to a second file.
+        metrics, provenance: for the manifest; JSON values.
+        n_check: rows compared at most; rows of unknown and missing values are added to them.
+
+    Returns: the manifest.
+
+    Raises:
+        BundleError: ONNX Runtime and the model disagree, a value does not fit its precision, or `out` is something else than a bundle.
+            Nothing is published then.
+    """
+    out = Path(out).absolute()
+    check_place(out)
+    graph = ctr_graph(trained, precisions)
+    features, model = trained.features, trained.model
+    columns = describe_columns(trained, precisions)
+    named = list(zip(features.all_columns, trained.maps, trained.vocabularies, strict=True))
+    layers = {name: getattr(model.spec, name) for name in ("hidden", "dense_hidden", "n_cross", "structure")}
+    content = {
+        "task": "ctr",
+        "inputs": describe(graph.graph.input),
+        "outputs": describe(graph.graph.output),
+        "columns": columns,
+        "model": model.spec.kind,
+        "layers": {name: list(value) if isinstance(value, tuple) else value for name, value in layers.items()},
+        "dim": model.spec.dim,
+        "id_bias": model.bias is not None,
+        "method": method,
+        "precision": precision,
+        "precision_loss": precision_loss(metrics),
+        "calibration": {name: metrics.get(name) for name in ("calibration", "ece")},
+        "runtime": {"stored_bytes": sum(len(tensor.raw_data) for tensor in graph.graph.initializer)},
+        "bucket_map_hashes": {column.name: bucket_map.content_hash for column, bucket_map, _ in named},
+        "vocabulary_hashes": {column.name: vocabulary.content_hash for column, _, vocabulary in named},
+        "metrics": metrics,
+        "provenance": provenance,
+    }
+    rows = _rows(trained, part, n_check, seed)
+    expected = _as_stored(trained, precisions, rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        # The graph's own metadata do not hold the comparison, which is not made yet.
+        onnx.helper.set_model_props(graph, {METADATA: identity(content)})
+        inside = sum(inside_bytes(vocabulary, decoded=False) for vocabulary in trained.vocabularies if len(vocabulary))
+        tolerance = {"absolute": ABSOLUTE, "relative": RELATIVE, "n_rows": len(rows)}
+        trial = work / "trial"
+        trial.mkdir()
+        save_graph(graph, trial, inside, external_data_mib)
+        del graph
+        write_manifest(trial, content | {"tolerance": tolerance | {"largest": 0.0}})
+        largest = _compare(Scorer(trial, provider="cpu"), trained, rows, expected)
+        (trial / "manifest.json").unlink()
+        manifest = write_manifest(trial, content | {"tolerance": tolerance | {"largest": largest}})
+        publish(trial, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def export_ctr_run(
+    config: RunConfig, run: Path, method_dir: Path, out: Path, metrics: dict[str, Any], provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """The bundle of a trained method of a run folder; arguments as for ``pipeline.runs.run.export_bundle``. Returns the manifest."""
+    trained = load_ctr(method_dir, run / "ingest")
+    parts = (trained.features.part(name) for name in ("test", "validation", "train"))
+    return export_ctr(
+        trained,
+        precisions_of(config, metrics["method"], trained.maps),
+        out,
+        part=next(part for part in parts if len(part)),
+        method=metrics["method"],
+        precision=metrics["precision"],
+        external_data_mib=config.export.external_data_mib,
+        metrics={key: value for key, value in metrics.items() if key not in ("method", "mlflow_run_id")},
+        provenance=provenance,
+    )
+
+
+def data_facts(ingest_dir: Path) -> dict[str, Any]:
+    """Rows of every part of the log, ``n_train`` and so on, and ``schema_hash``, of its schema, vocabularies and statistics."""
+    features = Features.open(ingest_dir)
+    return {f"n_{name}": len(features.part(name)) for name in PARTS} | {"schema_hash": features.content_hash}
+
+
+def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Log loss as stored and in float32, as the evaluation measured them, and what is lost by the former; None where it did not."""
+    stored, exact = metrics.get("log_loss"), metrics.get("log_loss_float32")
+    lost = stored / exact - 1 if stored is not None and exact else None
+    return {"log_loss": stored, "log_loss_float32": exact, "relative": lost}
+
+
+def _rows(trained: TrainedCtr, part: Part, n_check: int, seed: int) -> Part:
+    """Rows of a part, and two more per categorical column: the first of them with an unknown value, and with the last known entry."""
+    chosen = np.sort(np.random.default_rng(seed).choice(len(part), min(n_check, len(part)), replace=False))
+    n_ids = [column.n_ids for column in trained.features.columns]
+    arrays = [np.array(array[chosen]) for array in (part.labels, part.categorical, part.dense, *part.bags)]
+    extra = [np.repeat(array[:1], 2 * len(n_ids), axis=0) for array in arrays]
+    for number, n in enumerate(n_ids):
+        extra[1][2 * number, number], extra[1][2 * number + 1, number] = n, n - 1
+    labels, categorical, dense, *bags = (np.concatenate(pair) for pair in zip(arrays, extra, strict=True))
+    return Part(labels, categorical, dense, tuple(bags), None)
+
+
+def _as_stored(trained: TrainedCtr, precisions: Sequence[str], rows: Part) -> NDArray[np.float32]:
+    """Logits of the model with its tables rounded as they are stored, shape (n,)."""
+    model = copy.deepcopy(trained.model)
+    try:
+        store_rounded(model, precisions)
+    except ValueError as error:
+        raise BundleError(f"a table holds {error}; train with a lower learning rate, or use float32") from error
+    return predict(model, rows)
+
+
+def raw_columns(trained: TrainedCtr, rows: Part) -> dict[str, Any]:
+    """Raw values that ingestion would make these rows of, by column; unknown entries as a value that no column has.
+
+    Raises:
+        DataError: an entry is out of its column's range.
+    """
+    features, columns = trained.features, {}
+    for number, column in enumerate(features.columns):
+        columns[column.name] = _raw_ids(trained, number, column)[_checked(column, rows.categorical[:, number])]
+    for number, column in enumerate(features.bags):
+        raw = _raw_ids(trained, len(features.columns) + number, column)
+        entries = rows.bags[number]
+        columns[column.name] = [raw[_checked(column, row[row >= 0])].tolist() for row in entries]
+    for number, dense in enumerate(features.dense):
+        # A missing number is 0 here, and so is the mean.
+        columns[dense.name] = rows.dense[:, number].astype(np.float64) * dense.std + dense.mean
+    return columns
+
+
+def _raw_ids(trained: TrainedCtr, number: int, column: Column) -> NDArray:
+    """Raw value of every entry, None for missing, unknown last; shape (n_ids + 1,)."""
+    vocabulary = trained.vocabularies[number]
+    raw = np.empty(column.n_ids + 1, object)
+    raw[: len(vocabulary)] = vocabulary.ids.to_pylist()
+    raw[column.n_ids] = _unknown(column, vocabulary)
+    return raw
+
+
+def _unknown(column: Column, vocabulary: Any) -> int | str:
+    if len(vocabulary):
+        return unknown_id(vocabulary)
+    return "unknown" if column.kind == "string" else -1
+
+
+def _checked(column: Column, entries: NDArray) -> NDArray:
+    if len(entries) and not 0 <= int(entries.min()) <= int(entries.max()) <= column.n_ids:
+        raise DataError(
+            f"column {column.name!r} has entries {entries.min()}..{entries.max()}, of 0..{column.n_ids}; run 'graphhash ingest' again"
+        )
+    return entries
+
+
+def _compare(scorer: Scorer, trained: TrainedCtr, rows: Part, expected: NDArray[np.float32]) -> float:
+    """The largest difference of logits; BundleError if it is more than is allowed, or another value is known than should be."""
+    if not np.isfinite(expected).all():
+        raise BundleError(
+            f"the trained model gives a logit of {expected[~np.isfinite(expected)][0]}; train it again, with a lower learning rate"
+        )
+    raw = raw_columns(trained, rows)
+    got = scorer.details(raw)
+    largest = float(np.abs(got.logits - expected).max(initial=0))
+    allowed = ABSOLUTE + RELATIVE * float(np.abs(expected).max(initial=0))
+    if not largest <= allowed:
+        raise BundleError(
+            f"logits of ONNX Runtime and the model differ by {largest:.3g}, allowed are {allowed:.3g}; nothing was published, "
+            "use --precision float32 or report this"
+        )
+    probabilities = 1 / (1 + np.exp(-expected.astype(np.float64)))
+    if not np.abs(got.probabilities - probabilities).max(initial=0) <= allowed:
+        raise BundleError(
+            "probabilities of ONNX Runtime are not those of the model's logits; nothing was published, report this"
+        )
+    for number, column in enumerate(trained.features.columns):
+        if not np.array_equal(got.known[column.name], rows.categorical[:, number] < column.n_ids):
+            raise BundleError(
+                f"the exported graph does not tell known values of {column.name!r} from unknown ones; report this with the vocabulary"
+            )
+    if trained.features.dense:
+        name = trained.features.dense[0].name
+        first = {key: values[:1] for key, values in raw.items()}
+        gone, mean = (
+            scorer.details(first | {name: [value]}).logits[0] for value in (None, trained.features.dense[0].mean)
+        )
+        if gone != mean:
+            raise BundleError(
+                f"a missing number of {name!r} does not read as its mean; nothing was published, report this"
+            )
+    return largest

@@ -1,0 +1,372 @@
+"""Ingest of a click log: two passes over its rows -> vocabularies, statistics, and encoded rows on disk.
+
+The first pass counts, the second encodes; both hold a batch of rows, and what is kept per distinct id. Vocabularies, statistics of dense
+columns and all that is left out are of the training rows alone. They run in this process, over whole columns at a time.
+
+    schema.json                 what `pipeline.ctr.data.Features` reads: columns, sizes, statistics, hashes
+    vocabularies/NN.parquet     raw ids of every categorical, then of every multi-valued column, ascending
+    counts/NN.npy               rows of train (for bags: values) of every entry, int64, shape (n_ids + 1,), unknown last
+    train/ validation/ test/    categorical.npy int32 (n, n_categorical), dense.npy float32 (n, n_dense), labels.npy uint8 (n,),
+                                bag_N.npy int32 (n, width), -1 for nothing; groups.npy int64 (n,), not for train
+
+**Entries.** Ids that `min_count` rows of train or more have, ascending, are entries 0..; *missing* is the next entry, where train has it as
+often; the last one, ``n_ids``, is unknown. **Dense** columns are scaled to mean 0 and deviation 1 of train, and a missing number is its mean,
+0. A column that is the same in all of train, or has no entry, is dropped and named in schema.json. **Bags** are as wide as the
+longest row of train; later values of a longer row are cut, and counted.
+
+**Split.** "random": every row, numbered in reading order, draws its part from the seed (`graphhash.graph.interactions.edge_hash`). "given": test
+is the test file, and validation is drawn from train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from graphhash.errors import DataError
+from graphhash.graph.interactions import TEST, TRAIN, VALIDATION, edge_hash
+from graphhash.graph.vocabulary import Vocabulary
+from pipeline.ctr.columns import bag_of, dense_of, ids_of, labels_of
+from pipeline.ctr.counts import IdCounts, Moments
+from pipeline.ctr.log import ClickLog, open_log
+from pipeline.ctr.schema import Bag, Category
+from pipeline.logs.tables import Rows
+from pipeline.runs.folder import write_json_atomic
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import DataConfig
+
+PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+FORMAT_VERSION = 1
+MAX_WIDTH = 256
+
+
+def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
+    """Read, check, split and store a click log in the folder `out`.
+
+    Returns: n_train, n_validation, n_test (rows), click_rate (by part), columns (entries by name), dense (names), dropped and left_out
+        (reason by name), unknown (share of test rows by column), n_cut (values), schema_hash, seconds.
+
+    Raises:
+        DataError: one line with file, row or column, value and remedy.
+    """
+    started = time.perf_counter()
+    log = open_log(data)
+    counts = _count(log, data)
+    counts.check(data)
+    encoders, dropped = _encoders(log, counts, out)
+    facts = _encode(log, data, counts, encoders, out)
+    schema = {
+        "format_version": FORMAT_VERSION,
+        "log": log.schema.as_dict(),
+        "columns": [encoder.describe() for encoder in encoders.columns],
+        "bags": [
+            encoder.describe() | {"width": width} for encoder, width in zip(encoders.bags, encoders.widths, strict=True)
+        ],
+        "dense": [{"name": name, "mean": d.mean, "std": d.std} for name, d in encoders.dense.items()],
+        "dropped": dropped,
+    }
+    digest = hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()
+    write_json_atomic(out / "schema.json", schema | {"content_hash": digest})
+    sizes = {f"n_{part}": counts.n_rows[number] for part, number in PARTS.items()}
+    rates = {part: counts.n_clicks[n] / counts.n_rows[n] if counts.n_rows[n] else None for part, n in PARTS.items()}
+    return {
+        **sizes,
+        "click_rate": rates,
+        "columns": {encoder.name: encoder.n_ids for encoder in (*encoders.columns, *encoders.bags)},
+        "dense": list(encoders.dense),
+        "dropped": dropped,
+        "left_out": log.left_out,
+        **facts,
+        "schema_hash": digest,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+# ---- first pass
+
+
+@dataclass
+class Counts:
+    """What the first pass finds; ids, bags and dense are of the training rows."""
+
+    ids: dict[str, IdCounts]
+    bags: dict[str, IdCounts]
+    dense: dict[str, Moments]
+    groups: IdCounts
+    widths: dict[str, int]
+    n_rows: list[int] = field(default_factory=lambda: [0, 0, 0])
+    n_clicks: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+    def check(self, data: DataConfig) -> None:
+        """Raise DataError for a part that lacks a class, or for no training rows."""
+        for part, number in PARTS.items():
+            n, clicks = self.n_rows[number], self.n_clicks[number]
+            share = {"validation": data.validation, "test": data.test}.get(part, 1.0)
+            if not n and (part == "train" or share):
+                raise DataError(
+                    f"{data.path}: {part} has no rows of {sum(self.n_rows)}; give more data, or other shares"
+                )
+            if n and clicks in (0, n):
+                what = "no clicks" if not clicks else "clicks alone"
+                raise DataError(
+                    f"{data.path}: {part} has {what} in {n} rows, and needs labels 0 and 1; give more data, shares or another seed"
+                )
+
+
+def _count(log: ClickLog, data: DataConfig) -> Counts:
+    schema = log.schema
+    counts = Counts(
+        {c.name: IdCounts(c.kind) for c in schema.categories},
+        {bag.name: IdCounts(bag.kind) for bag in schema.bags},
+        {name: Moments() for name in schema.dense},
+        IdCounts("string"),
+        {bag.name: 0 for bag in schema.bags},
+    )
+    for rows, parts in _with_parts(log, data):
+        labels = labels_of(rows, schema)
+        for number in PARTS.values():
+            counts.n_rows[number] += int((parts == number).sum())
+            counts.n_clicks[number] += int(labels[parts == number].sum())
+        trained, held_out = pa.array(parts == TRAIN), pa.array(parts != TRAIN)
+        for c in schema.categories:
+            counts.ids[c.name].add(ids_of(rows, c).filter(trained))
+        for name in schema.dense:
+            counts.dense[name].add(dense_of(rows, name)[parts == TRAIN])
+        for bag in schema.bags:
+            lengths, values = bag_of(rows, bag.name, bag.separator, bag.kind)
+            counts.bags[bag.name].add(values.filter(pa.array(np.repeat(parts == TRAIN, lengths))))
+            counts.widths[bag.name] = max(counts.widths[bag.name], int(lengths[parts == TRAIN].max(initial=0)))
+        if schema.group is not None:
+            counts.groups.add(_group(rows, schema.group).filter(held_out))
+    return counts
+
+
+def _with_parts(log: ClickLog, data: DataConfig) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
+    """Rows with the part of each, in both passes alike."""
+    n_before = 0
+    test = data.test if data.split == "random" else 0.0
+    for rows in log.rows(data.seed):
+        if rows.file.is_test:
+            yield rows, np.full(len(rows), TEST, np.uint8)
+            continue
+        yield rows, row_parts(n_before, len(rows), seed=data.seed, validation=data.validation, test=test)
+        n_before += len(rows)
+
+
+def row_parts(first: int, n_rows: int, *, seed: int, validation: float, test: float) -> NDArray[np.uint8]:
+    """TRAIN, VALIDATION or TEST of the rows first, first + 1, ... of a log, shape (n_rows,)."""
+    numbers = np.arange(first, first + n_rows)
+    share = edge_hash(numbers, np.zeros_like(numbers), seed=seed).astype(np.float64) / 2.0**64
+    return np.where(share < test, TEST, np.where(share < test + validation, VALIDATION, TRAIN)).astype(np.uint8)
+
+
+def _group(rows: Rows, name: str) -> pa.Array:
+    return rows.columns[name].cast(pa.large_string())
+
+
+# ---- second pass
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Raw ids of one column -> entries."""
+
+    name: str
+    number: int
+    column: Category | Bag
+    vocabulary: Vocabulary
+    has_missing: bool
+    counts: NDArray[np.int64]
+
+    @property
+    def n_ids(self) -> int:
+        return len(self.vocabulary) + self.has_missing
+
+    def entries(self, ids: pa.Array) -> NDArray[np.int32]:
+        """Entries of raw ids, shape (n,)."""
+        missing = ids.is_null().to_numpy(zero_copy_only=False)
+        known = self.vocabulary.rows(ids.drop_null(), missing="fallback")
+        entries = np.full(len(ids), len(self.vocabulary) if self.has_missing else self.n_ids, np.int32)
+        entries[~missing] = np.where(known == len(self.vocabulary), self.n_ids, known)
+        return entries
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "kind": self.column.kind,
+            "n_ids": self.n_ids,
+            "has_missing": self.has_missing,
+            "vocabulary": f"vocabularies/{self.number:02d}.parquet",
+            "counts": f"counts/{self.number:02d}.npy",
+            "hash": self.vocabulary.content_hash,
+        }
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """All columns that are kept."""
+
+    columns: list[Encoder]
+    bags: list[Encoder]
+    widths: list[int]
+    dense: dict[str, Moments]
+    groups: Vocabulary
+
+
+def _encoders(log: ClickLog, counts: Counts, out: Path) -> tuple[Encoders, dict[str, str]]:
+    """Encoders of what is kept, their vocabularies and counts written, and why other columns are dropped."""
+    dropped: dict[str, str] = {}
+    encoders: dict[type, list[Encoder]] = {Category: [], Bag: []}
+    for folder in ("vocabularies", "counts"):
+        (out / folder).mkdir()
+    number = 0
+    found = {**counts.ids, **counts.bags}
+    for column in (*log.schema.categories, *log.schema.bags):
+        encoder = _encoder(column, number, found[column.name])
+        if not encoder.n_ids:
+            dropped[column.name] = (
+                "no id of train is frequent enough" if column.min_count else "it has no value in train"
+            )
+            continue
+        if np.count_nonzero(encoder.counts) == 1 and isinstance(column, Category):
+            dropped[column.name] = "it has one value in all of train"
+            continue
+        encoder.vocabulary.save(out / "vocabularies" / f"{number:02d}.parquet")
+        np.save(out / "counts" / f"{number:02d}.npy", encoder.counts)
+        encoders[type(column)].append(encoder)
+        number += 1
+    for name, moments in counts.dense.items():
+        if not moments.n:
+            dropped[name] = "it has no number in train"
+        elif moments.low == moments.high:
+            dropped[name] = f"it is {moments.low:g} in all of train"
+    if not encoders[Category] and not encoders[Bag]:
+        raise DataError("no column has an entry: every id of train is rarer than min_count; lower data.min_count")
+    widths = [counts.widths[encoder.name] for encoder in encoders[Bag]]
+    for encoder, width in zip(encoders[Bag], widths, strict=True):
+        if width > MAX_WIDTH:
+            raise DataError(
+                f"column {encoder.name!r} has a row of {width} values, of at most {MAX_WIDTH}; shorten the lists"
+            )
+    dense = {name: moments for name, moments in counts.dense.items() if name not in dropped}
+    groups = Vocabulary(counts.groups.counted()[0])
+    return Encoders(encoders[Category], encoders[Bag], widths, dense, groups), dropped
+
+
+def _encoder(column: Category | Bag, number: int, found: IdCounts) -> Encoder:
+    ids, n = found.counted()
+    enough = n >= (column.min_count or 1)
+    has_missing = isinstance(column, Category) and found.n_missing >= (column.min_count or 1)
+    n_unknown = int(n[~enough].sum()) + (0 if has_missing or isinstance(column, Bag) else found.n_missing)
+    vocabulary = Vocabulary(ids.filter(pa.array(enough)))
+    counts = np.concatenate([n[enough], [found.n_missing] if has_missing else [], [n_unknown]]).astype(np.int64)
+    return Encoder(column.name, number, column, vocabulary, has_missing, counts)
+
+
+def _encode(log: ClickLog, data: DataConfig, counts: Counts, encoders: Encoders, out: Path) -> dict[str, Any]:
+    writers = {
+        number: _Writer(out / part, counts.n_rows[number], encoders, log.schema.group) for part, number in PARTS.items()
+    }
+    n_cut, n_unknown = 0, np.zeros(len(encoders.columns), np.int64)
+    for rows, parts in _with_parts(log, data):
+        labels = labels_of(rows, log.schema)
+        # Straight into column order, and every part takes its rows.
+        categorical = np.empty((len(rows), len(encoders.columns)), np.int32)
+        for i, encoder in enumerate(encoders.columns):
+            categorical[:, i] = encoder.entries(ids_of(rows, encoder.column))
+            n_unknown[i] += int((categorical[parts == TEST, i] == encoder.n_ids).sum())
+        dense = np.empty((len(rows), len(encoders.dense)), np.float32)
+        for i, (name, moments) in enumerate(encoders.dense.items()):
+            dense[:, i] = _standardised(rows, name, moments)
+        bags = []
+        for encoder, width in zip(encoders.bags, encoders.widths, strict=True):
+            table, cut = _bag(rows, encoder, width)
+            bags.append(table)
+            n_cut += cut
+        for number, writer in writers.items():
+            chosen = parts == number
+            arrays = {"labels": labels, "categorical": categorical, "dense": dense} | {
+                f"bag_{i}": b for i, b in enumerate(bags)
+            }
+            if number != TRAIN and log.schema.group is not None:
+                arrays["groups"] = _group_numbers(_group(rows, log.schema.group), encoders.groups)
+            writer.add({name: array[chosen] for name, array in arrays.items()}, int(chosen.sum()))
+    for writer in writers.values():
+        writer.close()
+    n_test = max(1, counts.n_rows[TEST])
+    shares = {
+        encoder.name: round(n / n_test, 6) for encoder, n in zip(encoders.columns, n_unknown.tolist(), strict=True)
+    }
+    return {"unknown": shares, "n_cut": n_cut}
+
+
+def _standardised(rows: Rows, name: str, moments: Moments) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        scaled = ((dense_of(rows, name) - moments.mean) / moments.std).astype(np.float32)
+    if np.isinf(scaled).any():
+        raise DataError(
+            f"{rows.where(np.isinf(scaled))}: column {name!r} is too far from the rest for float32; fix or empty it"
+        )
+    return np.nan_to_num(scaled, nan=0.0)
+
+
+def _bag(rows: Rows, encoder: Encoder, width: int) -> tuple[NDArray[np.int32], int]:
+    """Entries of every row's values, -1 behind them, shape (n, width), and how many were cut."""
+    assert isinstance(encoder.column, Bag)
+    lengths, values = bag_of(rows, encoder.name, encoder.column.separator, encoder.column.kind)
+    table = np.full((len(rows), width), -1, np.int32)
+    place = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    owner = np.repeat(np.arange(len(rows)), lengths)
+    fits = place < width
+    table[owner[fits], place[fits]] = encoder.entries(values)[fits]
+    return table, int((~fits).sum())
+
+
+def _group_numbers(values: pa.Array, groups: Vocabulary) -> NDArray[np.int64]:
+    """Number of every row's group; all rows without one are a group."""
+    found = pc.index_in(values, value_set=groups.ids.cast(pa.large_string()))
+    return found.fill_null(len(groups)).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+class _Writer:
+    """The arrays of one part, filled in order."""
+
+    def __init__(self, folder: Path, n_rows: int, encoders: Encoders, group: str | None):
+        folder.mkdir()
+        shapes: dict[str, tuple[tuple[int, ...], type]] = {
+            "labels": ((n_rows,), np.uint8),
+            "categorical": ((n_rows, len(encoders.columns)), np.int32),
+            "dense": ((n_rows, len(encoders.dense)), np.float32),
+        }
+        shapes |= {f"bag_{i}": ((n_rows, width), np.int32) for i, width in enumerate(encoders.widths)}
+        if group is not None and folder.name != "train":
+            shapes["groups"] = ((n_rows,), np.int64)
+        self.n_written = 0
+        self.arrays: dict[str, NDArray] = {}
+        for name, (shape, dtype) in shapes.items():
+            file = folder / f"{name}.npy"
+            if 0 in shape:
+                np.save(file, np.zeros(shape, dtype))  # Nothing to map.
+            else:
+                self.arrays[name] = np.lib.format.open_memmap(file, "w+", dtype, shape)
+
+    def add(self, arrays: dict[str, NDArray], n: int) -> None:
+        for name, array in self.arrays.items():
+            array[self.n_written : self.n_written + n] = arrays[name]
+        self.n_written += n
+
+    def close(self) -> None:
+        for array in self.arrays.values():
+            array.flush()
+        self.arrays = {}

@@ -1,0 +1,97 @@
+"""A click log: its files and its schema, found from the settings, and its rows in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphhash.errors import DataError
+from pipeline.ctr.columns import guess_schema, with_kinds, with_times
+from pipeline.ctr.datasets import NAMED, find_name, named_files, read_named
+from pipeline.ctr.schema import Category, CtrSchema, read_schema
+from pipeline.logs.tables import LogFile, Rows, find_files, read_rows
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import DataConfig
+
+# As in pipeline.config.run_config, where a column of this name need not be there.
+DEFAULT_COLUMNS = ("user_id", "item_id")
+
+
+@dataclass(frozen=True)
+class ClickLog:
+    """Files in reading order, what their columns are, and the columns that the schema was guessed without."""
+
+    files: tuple[LogFile, ...]
+    schema: CtrSchema
+    left_out: dict[str, str]
+
+    def rows(self, seed: int) -> Iterator[Rows]:
+        """All rows, file by file, with the columns of the schema."""
+        for file in self.files:
+            parts = read_named(file, seed) if file.format in NAMED else read_rows(file, self.schema.names)
+            for rows in parts:
+                yield with_times(rows, self.schema)
+
+
+def log_paths(data: DataConfig) -> list[Path]:
+    """Every file that decides what is ingested; DataError where the schema is none."""
+    files = _files(data)
+    if data.schema:
+        read_schema(Path(data.schema))
+    paths = [path for file in files for path in (file.path, *file.beside)]
+    return [*map(Path, paths), *([Path(data.schema)] if data.schema else [])]
+
+
+def named_shares(path: str, format: str) -> dict[str, float]:
+    """The shares that a named data set brings along, by key."""
+    name = find_name(path, format)
+    if name is None or NAMED[name].validation is None:
+        return {}
+    return {"data.validation": NAMED[name].validation, "data.test": NAMED[name].test}
+
+
+def open_log(data: DataConfig) -> ClickLog:
+    """The log that the settings name, its schema read, known by name or guessed.
+
+    Raises:
+        DataError: a file is missing, or the schema does not fit it.
+    """
+    files = tuple(_files(data))
+    name = find_name(data.path, data.format)
+    left_out: dict[str, str] = {}
+    columns = None
+    schema = read_schema(Path(data.schema)) if data.schema else NAMED[name].schema if name else None
+    if schema is not None:
+        columns = schema.names
+    first = files[0]
+    head = next(iter(read_named(first, data.seed) if first.format in NAMED else read_rows(first, columns)))
+    if schema is None:
+        for column, default in zip((data.user_column, data.item_column), DEFAULT_COLUMNS, strict=True):
+            if column != default and column not in head.columns:
+                raise DataError(
+                    f"{first.path}: no column {column!r}; the columns are {', '.join(list(head.columns)[:30])}"
+                )
+        schema, left_out = guess_schema(head, data.label_column, data.user_column, data.item_column)
+    elif data.label_column not in (None, schema.label):
+        raise DataError(
+            f"data.label_column={data.label_column} contradicts the schema, whose label is {schema.label!r}; leave it out"
+        )
+    if data.min_count > 1:
+        schema = replace(
+            schema,
+            categories=tuple(_counted(c, data.min_count) for c in schema.categories),
+            bags=tuple(_counted(bag, data.min_count) for bag in schema.bags),
+        )
+    return ClickLog(files, with_kinds(schema, head), left_out)
+
+
+def _files(data: DataConfig) -> list[LogFile]:
+    name = find_name(data.path, data.format)
+    return named_files(name, data.path, data.split) if name else find_files(data.path, data.format, data.split)
+
+
+def _counted(column: Category, min_count: int) -> Category:
+    return column if column.min_count is not None else replace(column, min_count=min_count)

@@ -1,0 +1,84 @@
+"""The click-through models of a run by name, and how each is trained unless told otherwise.
+
+All defaults were chosen on validation rows, with the rows that ``graph`` has at resolution 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from graphhash.models.ctr import HEADS, CtrModel, CtrSpec
+from graphhash.nn.embedding import BucketEmbedding
+from pipeline.retrieval.models import SELDOM
+
+CTR_MODELS = tuple(HEADS)
+
+# Settings of the maps that have any, as :func:`graphhash.soft_maps` and :func:`graphhash.double_soft_maps` take them; they are cross-fitted
+# (``pipeline.ctr.maps``). Frequencies are those of all training rows, clicked or not. Validation log loss of DLRM with soft on Frappe: 8 lookups
+# .124, 16 .116, 24 .113, 32 .110; on MovieLens-1M 8 .526, 24 .518. A lookup is 2 bytes an id, where a full row of 64 numbers is 256.
+# double_soft with 9 lookups, by share: 0.25 .123, 0.5 .127, 0.75 .179.
+MAP_SETTINGS: dict[str, dict[str, Any]] = {
+    "soft": {"n_lookups": 24, "hops": "1+2"},
+    "double_soft": {"n_lookups": 24, "hops": "1+2", "share": 0.25, "own": 0.5},
+}
+
+
+@dataclass(frozen=True)
+class CtrRecipe:
+    """How a model is trained; with all methods alike, so that they can be compared.
+
+    Args:
+        lr: of Adam, falling to 0 along a half cosine over ``epochs``.
+        decay: weight decay of Adam, on every parameter, times the rows of the training log: beside a mean over more rows, the same prior weighs
+            less.
+        epochs, batch_size: as in ``pipeline.config.run_config.TrainConfig``.
+        hidden, dropout, n_cross, structure, std: as in :class:`graphhash.models.ctr.CtrSpec`.
+    """
+
+    lr: float = 1e-2
+    decay: float = 2.0
+    epochs: int = 5
+    batch_size: int = 1024
+    hidden: tuple[int, ...] = (64, 32)
+    dropout: float = 0.0
+    n_cross: int = 2
+    structure: str = "parallel"
+    std: float = 0.05
+
+    def spec(self, kind: str, method: str, seed: int, **changes: Any) -> CtrSpec:
+        """What the model is: ``kind`` with the recipe's sizes, but for ``changes``, which are fields of CtrSpec.
+
+        Ids of compressed columns get a trained scalar each: those that share rows are told apart by it.
+        """
+        sizes = {name: getattr(self, name) for name in ("hidden", "dropout", "n_cross", "structure", "std")}
+        return CtrSpec(kind, seed=seed, **({"id_bias": method != "full"} | sizes | changes))
+
+
+# Validation log loss of Frappe, MovieLens-1M and the Avazu sample, by learning rate: DLRM with soft 3e-3 .124, .532, .401; 1e-2 .120, .532, .400;
+# 4e-2 .115, .540, .402; with full tables .149, .514, .403; .128, .518, .403; .115, -, .417. DeepFM with soft 1e-2 .119, -, .422; 2e-2 .118, -, .479.
+# Weight decay follows the rows of the log: for DLRM with soft 1e-4 .532 and 1e-5 .526 on MovieLens, where Frappe takes either; DeepFM with soft on
+# Avazu .549 for 1e-6 and initial deviation 0.2, .422 for 2.5e-4 and 0.05.
+CTR_RECIPES = dict.fromkeys(CTR_MODELS, CtrRecipe()) | {"dlrm": CtrRecipe(decay=10.0, epochs=6, batch_size=2048)}
+
+
+def seldom_read(model: CtrModel, batch_size: int, bag_widths: tuple[int, ...] = ()) -> list[BucketEmbedding]:
+    """Embeddings of which a training step reads few rows, so that :class:`graphhash.nn.row_adam.RowAdam` is faster than Adam; none off the CPU.
+
+    Args:
+        batch_size: rows of the log that a step takes.
+        bag_widths: of the batches' bags.
+    """
+    reads: dict[Tensor, int] = {}
+    found = []
+    for part in (model.fields, model.wide, model.bias):
+        if part is None:
+            continue
+        widths = [1] * part.n_categorical + list(bag_widths)[: len(part.columns) - part.n_categorical]
+        for embedding, columns in part.readers():
+            n_reads = sum(widths[c] for c in columns) * batch_size * embedding.rows.shape[1]
+            reads[embedding.table] = reads.get(embedding.table, 0) + n_reads
+            found.append(embedding)
+    return [e for e in found if e.table.device.type == "cpu" and reads[e.table] * SELDOM <= len(e.table)]

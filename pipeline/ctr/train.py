@@ -1,0 +1,149 @@
+"""The train stage of clicks: bucket maps of all columns, then the loop of ``pipeline.training.loop`` where ``pipeline.retrieval.train`` runs it.
+
+The epoch that is kept has the best AUC, or the least log loss, of the validation rows. Files: see ``pipeline.ctr.weights``, and ``history.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphhash.models.ctr import CtrModel
+from graphhash.models.ctr_layers import binary_loss
+from graphhash.nn.embedding import BucketEmbedding
+from pipeline.config.run_config import RunConfig
+from pipeline.ctr.budget import asked_lookups
+from pipeline.ctr.cluster import load_pair_labels
+from pipeline.ctr.data import Features, Part, batch_of
+from pipeline.ctr.evaluate import measure, predict
+from pipeline.ctr.maps import cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
+from pipeline.ctr.models import seldom_read
+from pipeline.ctr.settings import ctr_settings, spec_of
+from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, save_maps
+from pipeline.retrieval.train import FitJob, run_job
+from pipeline.runs.folder import write_json_atomic
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.checkpoints import SavedStates
+from pipeline.training.loop import LossOf, fit
+
+# Folder of the maps by folds, while there are such.
+FOLDS = "folds"
+# What the loop is to raise, by ``train.score``.
+SCORES = {"auc": "auc", "log_loss": "negative_log_loss"}
+
+
+def train_ctr(
+    config: RunConfig,
+    method: str,
+    ingest_dir: Path,
+    cluster_dir: Path,
+    out_dir: Path,
+    tracker: Tracker,
+    fit_job: FitJob | None = None,
+    states: SavedStates | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Make the maps of a method, train, and write the files. Ray must be running.
+
+    Args:
+        fit_job, states, say: see ``pipeline.retrieval.train.train_method``.
+
+    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that
+        were defaults, and the maps' hashes.
+
+    Raises:
+        DataError: training failed; the message says why.
+    """
+    features = Features.open(ingest_dir)
+    facts = json.loads((cluster_dir / "cluster.json").read_text())
+    train = features.part("train")
+    pairs = find_pairs(features) if method != "full" else []
+    graphs = [pair_graph(features, train, pair) for pair in pairs]
+    labels = load_pair_labels(cluster_dir, facts) if pairs else []
+    how = {"n_lookups": asked_lookups(config, features, method), "hops": config.map.hops, "seed": config.map.seed}
+    maps = make_maps(features, graphs, labels, method, **how)
+    save_maps(maps, out_dir)
+    fold = draw_folds(len(train), config.map.seed)
+    if folded := cross_fitted_maps(features, train, graphs, labels, method, fold, **how):
+        (out_dir / FOLDS).mkdir()
+        save_folds(out_dir / FOLDS, folded, fold)
+    settings, spec = ctr_settings(config, len(train)), spec_of(config, method)
+    tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    hashes = {
+        f"bucket_map_hash.{column.name}": bucket_map.content_hash
+        for column, bucket_map in zip(features.all_columns, maps, strict=True)
+        if not bucket_map.identity
+    }
+    tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
+    job = {
+        "task": fit_clicks,
+        "folder": str(out_dir.absolute()),
+        "ingest": str(ingest_dir.absolute()),
+        "spec": spec,
+        "settings": settings,
+        "score": SCORES[config.train.score],
+    }
+    state = run_job(job, config, method, tracker, fit_job, states, say)
+    model = spec.build(maps, len(features.dense), len(features.bags))
+    model.load_state_dict(state["best"])
+    shutil.rmtree(out_dir / FOLDS, ignore_errors=True)
+    model.fill_unknown([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
+    save_ctr(model, out_dir)
+    write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
+    kept = next((entry for entry in state["history"] if entry["epoch"] == state["best_epoch"]), {})
+    return {
+        "epochs": state["epoch"],
+        "best_epoch": state["best_epoch"],
+        "validation_auc": kept.get("auc"),
+        "validation_log_loss": kept.get("log_loss"),
+        "item_bias": model.bias is not None,
+        "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
+        **hashes,
+    }
+
+
+def click_loss(n_bags: int) -> LossOf:
+    """Binary cross-entropy of a batch of `pipeline.ctr.data.Part.tensors`, with or without folds; dropout draws from the generator."""
+
+    def loss_of(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        assert isinstance(model, CtrModel)
+        if model.spec.dropout:
+            model.use_generator(generator)
+        return binary_loss(model(batch_of(batch, n_bags)), batch[0])
+
+    return loss_of
+
+
+def seldom_tables(model: CtrModel, batch_size: int | None, features: Features) -> list[BucketEmbedding]:
+    """Embeddings for ``pipeline.training.loop.fit`` to let wait; none where a step reads all rows."""
+    return [] if batch_size is None else seldom_read(model, batch_size, tuple(bag.width or 0 for bag in features.bags))
+
+
+def validated(model: CtrModel, part: Part) -> dict[str, float]:
+    """The measures of SCORES on the rows of a part."""
+    measured = measure(part, predict(model, part))
+    return {"auc": measured["auc"], "log_loss": measured["log_loss"], "negative_log_loss": -measured["log_loss"]}
+
+
+def fit_clicks(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:
+    """What each worker does: load, and fit (see ``pipeline.training.workers``)."""
+    features, settings = Features.open(Path(job["ingest"])), job["settings"]
+    maps = load_maps(Path(job["folder"]), features)
+    model = job["spec"].build(maps, len(features.dense), len(features.bags)).to(device)
+    examples = features.part("train").tensors()
+    if (folder := Path(job["folder"]) / FOLDS).is_dir():
+        folded, fold = load_folds(folder)
+        model.use_folds(folded)
+        examples.append(torch.from_numpy(fold))
+    validation = features.part("validation")
+    validate = (lambda model: validated(model, validation)) if len(validation) else None
+    seldom = seldom_tables(model, settings.batch_size, features)
+    loss_of = click_loss(len(features.bags))
+    return fit(model, examples, settings, loss_of, validate, score=job["score"], seldom=seldom, **how)

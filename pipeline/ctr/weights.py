@@ -1,0 +1,108 @@
+"""A trained click-through model on disk, beside its bucket maps: plain arrays, no pickle.
+
+Files (``RUN/methods/<method>/``): ``maps/NN.npz`` (bucket map of column NN, in the order of schema.json: categorical, then bags) and
+``checkpoint/model.npz``: ``spec``, the model's description as JSON, and every weight by its name in the module, float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graphhash.errors import DataError
+from graphhash.graph.vocabulary import Vocabulary
+from graphhash.maps.bucket_map import BucketMap
+from graphhash.models.ctr import CtrModel, CtrSpec
+from pipeline.ctr.data import Features
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedCtr:
+    """All that answers a raw row: model, maps, vocabularies and the statistics of dense columns.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        maps: of every column, categorical, then bags.
+        vocabularies: of every column; entries of a missing value and of unknown ids are said in ``features``.
+        features: columns, and mean and deviation of the dense ones.
+    """
+
+    model: CtrModel
+    maps: list[BucketMap]
+    vocabularies: list[Vocabulary]
+    features: Features
+
+
+def save_maps(maps: Sequence[BucketMap], method_dir: Path) -> None:
+    """Write the bucket maps."""
+    (method_dir / "maps").mkdir(exist_ok=True)
+    for number, bucket_map in enumerate(maps):
+        bucket_map.save(method_dir / "maps" / f"{number:02d}.npz")
+
+
+def load_maps(method_dir: Path, features: Features) -> list[BucketMap]:
+    """The bucket maps of a method.
+
+    Raises:
+        DataError: one is missing, damaged, or of another vocabulary.
+    """
+    maps = [BucketMap.load(method_dir / "maps" / f"{number:02d}.npz") for number in range(len(features.all_columns))]
+    for column, bucket_map in zip(features.all_columns, maps, strict=True):
+        if bucket_map.n_ids != column.n_ids:
+            raise DataError(
+                f"{method_dir}: the map of {column.name!r} has {bucket_map.n_ids} ids, the log {column.n_ids}; run 'graphhash train' again"
+            )
+    return maps
+
+
+def save_folds(folder: Path, folded: Mapping[int, BucketMap], fold: NDArray[np.uint8]) -> None:
+    """Write what cross-fitted training reads: maps by folds, by column, and the fold of every training row."""
+    np.save(folder / "fold.npy", fold)
+    for number, bucket_map in folded.items():
+        bucket_map.save(folder / f"{number:02d}.npz")
+
+
+def load_folds(folder: Path) -> tuple[dict[int, BucketMap], NDArray[np.uint8]]:
+    """What :func:`save_folds` wrote."""
+    return {int(path.stem): BucketMap.load(path) for path in sorted(folder.glob("*.npz"))}, np.load(
+        folder / "fold.npy", allow_pickle=False
+    )
+
+
+def save_ctr(model: CtrModel, method_dir: Path) -> None:
+    """Write the trained weights to ``method_dir/checkpoint/model.npz``."""
+    weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
+    (method_dir / "checkpoint").mkdir(exist_ok=True)
+    spec = np.array(json.dumps(dataclasses.asdict(model.spec)))
+    np.savez(method_dir / "checkpoint" / "model.npz", spec=spec, **weights)
+
+
+def load_ctr(method_dir: Path, ingest_dir: Path) -> TrainedCtr:
+    """The trained model of a method with all that belongs to it.
+
+    Raises:
+        DataError: a file is missing, damaged, or does not go with the others.
+    """
+    features = Features.open(ingest_dir)
+    maps = load_maps(method_dir, features)
+    path = method_dir / "checkpoint" / "model.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "spec"}
+            spec = json.loads(str(arrays["spec"]))
+        spec |= {name: tuple(value) for name, value in spec.items() if isinstance(value, list)}
+        model = CtrSpec(**spec).build(maps, len(features.dense), len(features.bags))
+        if set(weights) != {name for name, _ in model.named_parameters()}:
+            raise ValueError(f"it holds {', '.join(sorted(weights))}")
+        # The maps are buffers and come from their own files.
+        model.load_state_dict(weights, strict=False)
+    except Exception as error:
+        raise DataError(f"{path}: not a readable checkpoint ({error}); run 'graphhash train' again") from error
+    return TrainedCtr(model.eval(), maps, [features.vocabulary(column) for column in features.all_columns], features)

@@ -1,0 +1,1 @@
+"""Ray sessions, graphs stored in shards, and clustering and maps over Ray tasks."""

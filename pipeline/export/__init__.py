@@ -1,0 +1,1 @@
+"""Pieces of ONNX graphs, and publishing of finished bundles."""

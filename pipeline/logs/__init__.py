@@ -1,0 +1,1 @@
+"""Reading interaction logs of any format."""

@@ -1,0 +1,192 @@
+"""Features of users and items from files, for the method `lsh`.
+
+One file per side, `data.user_features` and `data.item_features`: csv (with commas), tsv or parquet, with a
+column of ids named as the log's (`data.user_column`, `data.item_column`) and one column or more of finite
+numbers; categories have to be numbers already, such as a column of 0 and 1 for each. Rows are counted as in
+`pipeline.logs.readers`: from 1, a csv header being row 1.
+
+Every column is scaled to mean 0 and deviation 1 over the log's ids, so that the signs of projections do not
+depend on units, and a column of one value says nothing. An id without a row gets zeros, the average of the
+others. Ids that the training part of the log does not have are passed over: a catalogue may be larger than a
+log. An id with two rows, an empty field, NaN and text are errors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from graphhash.errors import DataError
+from graphhash.graph.vocabulary import Vocabulary
+from pipeline.config.run_config import ConfigError
+from pipeline.logs.columns import NUMBER, PLAIN_INTEGER, is_number
+from pipeline.logs.sources import EXTENSIONS
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import DataConfig
+
+SIDES = ("user", "item")
+# Of a column's largest value: less is rounding, not a difference between ids.
+LEAST_DEVIATION = 1e-9
+
+
+def feature_files(data: DataConfig) -> tuple[Path, Path]:
+    """The files of users and of items.
+
+    Raises:
+        ConfigError: one is not named.
+        DataError: one is not there.
+    """
+    for side in SIDES:
+        if not getattr(data, f"{side}_features"):
+            raise ConfigError(
+                f"method lsh needs data.{side}_features; name a csv, tsv or parquet file of ids and numbers "
+                f"(--{side}-features), or use lsh_structure, which needs none"
+            )
+    files = Path(data.user_features), Path(data.item_features)
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}: no such file of features; check the path")
+    return files
+
+
+def load_features(data: DataConfig, ingest_dir: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Features of every user and of every item of an ingested log, each of shape (n_ids, n_features).
+
+    Raises:
+        ConfigError, DataError: as :func:`feature_files` and :func:`read_features`.
+    """
+    users, items = feature_files(data)
+    return (
+        read_features(users, data.user_column, Vocabulary.load(ingest_dir / "users.parquet")),
+        read_features(items, data.item_column, Vocabulary.load(ingest_dir / "items.parquet")),
+    )
+
+
+def read_features(file: Path, column: str, vocabulary: Vocabulary) -> NDArray[np.float32]:
+    """Scaled features in the vocabulary's order, shape (n_ids, n_features); zeros where the file has no row.
+
+    Args:
+        column: the ids.
+
+    Raises:
+        DataError: one line with file, row, column and remedy.
+    """
+    table, first_row = _read_table(file)
+    names = [name for name in table.column_names if name != column]
+    if column not in table.column_names:
+        raise DataError(f"{file}: no column {column!r} for the ids, columns are {', '.join(names)}; rename one")
+    if not names:
+        raise DataError(f"{file}: no column of features beside {column!r}; add one of numbers")
+    if table.num_rows == 0:
+        raise DataError(f"{file}: no rows; write the features of some ids, or use another method")
+    ids = _ids(table[column], file, column, vocabulary.kind, first_row)
+    rows = vocabulary.rows(ids, missing="fallback")
+    known = rows < len(vocabulary)
+    if not known.any():
+        raise DataError(
+            f"{file}: none of its {len(ids)} ids (column {column!r}, first {ids[0].as_py()!r}) is in the "
+            "log; check that both name ids alike"
+        )
+    features = np.zeros((len(vocabulary), len(names)), np.float32)
+    for i, name in enumerate(names):
+        features[rows[known], i] = _scaled(_numbers(table[name], file, name, first_row)[known])
+    return features
+
+
+def _read_table(file: Path) -> tuple[pa.Table, int]:
+    """The file, text where it is csv, and the number of its first row."""
+    format = EXTENSIONS.get(file.suffix)
+    if format is None:
+        raise DataError(f"{file}: features are read from {', '.join(EXTENSIONS)}; write it as one of them")
+    if file.stat().st_size == 0:
+        raise DataError(f"{file}: the file is empty; write a column of ids and columns of numbers")
+    try:
+        table = pq.read_table(file) if format == "parquet" else _read_text(file, format)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{file}: no readable {format} ({reason}); write it again") from None
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise DataError(f"{file}: two columns are named {twice[0]!r}; rename one")
+    return table, 1 if format == "parquet" else 2
+
+
+def _read_text(file: Path, format: str) -> pa.Table:
+    parse = pa_csv.ParseOptions(delimiter="\t" if format == "tsv" else ",", newlines_in_values=True)
+    with pa_csv.open_csv(file, parse_options=parse) as reader:
+        names = reader.schema.names
+    # As text: arrow would take the type of a column from its first rows.
+    convert = pa_csv.ConvertOptions(
+        column_types={name: pa.string() for name in names},
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+    )
+    return pa_csv.read_csv(file, parse_options=parse, convert_options=convert)
+
+
+def _ids(column: pa.ChunkedArray, file: Path, name: str, kind: str, first_row: int) -> pa.Array:
+    """Ids of the vocabulary's kind, each once."""
+    _refuse(pc.is_null(column), column, file, name, first_row, "drop the row, or write its id")
+    if kind == "string" or not pa.types.is_integer(column.type):
+        column = column.cast(pa.large_string())
+    if kind == "int64":
+        if not pa.types.is_integer(column.type):
+            strange = pc.invert(pc.match_substring_regex(column, PLAIN_INTEGER))
+            remedy = "the log's ids are whole numbers; write the same here"
+            _refuse(strange, column, file, name, first_row, remedy)
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"{file}: column {name!r} does not fit int64, as the log's ids do ({reason}); drop the row"
+            ) from None
+    ids = pa.concat_arrays(column.chunks)
+    if pc.count_distinct(ids).as_py() < len(ids):
+        counts = pc.value_counts(ids)
+        repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+        raise DataError(f"{file}: id {repeated!r} has more than one row; keep one")
+    return ids
+
+
+def _numbers(column: pa.ChunkedArray, file: Path, name: str, first_row: int) -> NDArray[np.float64]:
+    remedy = "features are finite numbers; fill or encode it, or drop the column or the row"
+    _refuse(pc.is_null(column), column, file, name, first_row, remedy)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
+        _refuse(pc.invert(pc.match_substring_regex(column, NUMBER)), column, file, name, first_row, remedy)
+        # Arrow reads no leading plus sign.
+        column = pc.utf8_ltrim(column, characters="+")
+    elif not is_number(column.type) and not pa.types.is_boolean(column.type):
+        raise DataError(f"{file}: column {name!r} is {column.type}; {remedy}")
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    values = column.cast(pa.float64(), safe=False)
+    _refuse(pc.invert(pc.is_finite(values)), column, file, name, first_row, remedy)
+    return values.to_numpy()
+
+
+def _refuse(bad: pa.ChunkedArray, column: pa.ChunkedArray, file: Path, name: str, first_row: int, remedy: str) -> None:
+    places = np.flatnonzero(bad.to_numpy())
+    if len(places):
+        value = column[int(places[0])].as_py()
+        what = "empty" if value is None else repr(value)
+        raise DataError(f"{file}: row {first_row + places[0]}: column {name!r} is {what}; {remedy}")
+
+
+def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean 0 and deviation 1; zeros where all values are the same."""
+    # Squares of the largest floats would overflow.
+    values = values / max(np.abs(values).max(), np.finfo(np.float64).tiny)
+    values -= values.mean()
+    deviation = values.std()
+    return values / deviation if deviation > LEAST_DEVIATION else np.zeros_like(values)

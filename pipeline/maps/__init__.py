@@ -1,0 +1,1 @@
+"""Methods by name: communities in, bucket maps out."""

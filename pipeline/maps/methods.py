@@ -1,0 +1,237 @@
+"""The methods of a run by name: how each makes its bucket maps, and the settings it takes by default.
+
+The defaults of learning rate and decay were chosen on the validation recall of Gowalla (MF, BPR, full batch); MovieLens-1M agrees, where the
+best weight decay is seven times as large for a seventh of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from graphhash.clustering.balanced import balanced_labels
+from graphhash.clustering.connected import cluster_connected
+from graphhash.clustering.labels import Labels
+from graphhash.clustering.row_budget import fit_rows
+from graphhash.graph.local import LocalGraph
+from graphhash.maps.balanced_maps import balanced_maps
+from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.community_maps import double_graph_maps, double_soft_maps, graph_maps, multilevel_maps, soft_maps
+from graphhash.maps.hashes import (
+    double_frequency_map,
+    double_map,
+    frequency_map,
+    lsh_map,
+    lsh_structure_map,
+    modulo_map,
+    quotient_remainder_map,
+)
+from pipeline.distributed import maps as ray_maps
+from pipeline.distributed.maps import StoredGraph
+
+# The coarse level of ``multilevel`` has this part of the resolution.
+COARSER = 8
+
+Maps = tuple[BucketMap, BucketMap]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What maps are made from.
+
+    Args:
+        graph: training interactions, users x items.
+        labels: their communities; every compressed method gets as many rows as they have, per side.
+        n_lookups: rows read per id, where the method is free in it.
+        hops: of the soft methods.
+        seed: of the hash functions.
+        features: reads those of users and of items, shape (n_ids, n_features) each, for the method that needs some.
+        stored: the same graph in files, where Ray tasks are to make the maps of soft methods; None: this process makes them.
+        frequencies: how often every user and every item occurs, where that is another number than its ``degrees``.
+    """
+
+    graph: csr_array
+    labels: Labels
+    n_lookups: int
+    hops: str
+    seed: int
+    features: Callable[[], tuple[NDArray, NDArray]] | None = None
+    stored: StoredGraph | None = None
+    frequencies: tuple[NDArray, NDArray] | None = None
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Rows of the user table and of the item table, the unknown ids' rows among them."""
+        return self.labels.user_rows + 1, self.labels.item_rows + 1
+
+    @property
+    def degrees(self) -> tuple[NDArray, NDArray]:
+        """Weight of every user's and of every item's interactions."""
+        return np.asarray(self.graph.sum(axis=1)).ravel(), np.asarray(self.graph.sum(axis=0)).ravel()
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method compresses, and what it trains with unless told otherwise.
+
+    Args:
+        make: maps of users and items.
+        summary: one line for tables and help.
+        n_lookups: rows read per id.
+        free_lookups: whether ``map.n_lookups`` changes that number.
+        least_lookups: fewest that it can do with.
+        n_profiles: most rows of stored weights per side; 0: none is stored.
+        plain_items: whether all of this is said of users alone, and items read one row without a weight.
+        item_bias: whether items get a trained scalar each by default.
+        lr: of Adam.
+        decay: its weight decay times the rows of the tables.
+    """
+
+    make: Callable[[Inputs], Maps]
+    summary: str
+    n_lookups: int = 1
+    free_lookups: bool = False
+    least_lookups: int = 1
+    n_profiles: int = 0
+    plain_items: bool = False
+    item_bias: bool = False
+    lr: float = 1e-2
+    decay: float = 1e-4
+
+    def lookups(self, asked: int | None) -> int:
+        """Lookups per id when the configuration asks for ``asked``."""
+        return asked if asked is not None and self.free_lookups else self.n_lookups
+
+    def map_bytes(self, asked: int | None, row_bytes: int, n_users: int, n_items: int) -> int:
+        """Bytes of both maps, with ``row_bytes`` for a row number; profiles are counted as many as there can be."""
+        n_lookups = self.lookups(asked)
+
+        def side(n_ids: int) -> int:
+            n_profiles = min(self.n_profiles, n_ids + 1)
+            return (n_ids + 1) * (n_lookups * row_bytes + (1 if n_profiles else 0)) + 4 * n_lookups * n_profiles
+
+        return side(n_users) + ((n_items + 1) * row_bytes if self.plain_items else side(n_items))
+
+    def with_bias(self, asked: bool | None, loss: str) -> bool:
+        """Whether the model has an item bias when the configuration asks for ``asked``; DirectAU would not train one."""
+        return self.item_bias and loss != "directau" if asked is None else asked
+
+
+def _full(inputs: Inputs) -> Maps:
+    return full_map(inputs.graph.shape[0]), full_map(inputs.graph.shape[1])
+
+
+def _by_size(make: Callable[..., BucketMap], seeded: bool = True) -> Callable[[Inputs], Maps]:
+    """A hash of an id's number alone."""
+
+    def maps(inputs: Inputs) -> Maps:
+        users, items = (
+            make(n, rows, **({"seed": inputs.seed + side} if seeded else {}))
+            for side, (n, rows) in enumerate(zip(inputs.graph.shape, inputs.rows, strict=True))
+        )
+        return users, items
+
+    return maps
+
+
+def _by_frequency(make: Callable[..., BucketMap]) -> Callable[[Inputs], Maps]:
+    def maps(inputs: Inputs) -> Maps:
+        users, items = (
+            make(frequencies, rows, seed=inputs.seed + side)
+            for side, (frequencies, rows) in enumerate(
+                zip(inputs.frequencies or inputs.degrees, inputs.rows, strict=True)
+            )
+        )
+        return users, items
+
+    return maps
+
+
+def _lsh_structure(inputs: Inputs) -> Maps:
+    (user_degrees, item_degrees), (user_rows, item_rows) = inputs.degrees, inputs.rows
+    users = lsh_structure_map(inputs.graph, item_degrees, user_rows, seed=inputs.seed)
+    return users, lsh_structure_map(inputs.graph.T.tocsr(), user_degrees, item_rows, seed=inputs.seed + 1)
+
+
+def _lsh(inputs: Inputs) -> Maps:
+    if inputs.features is None:
+        raise ValueError("it needs features of users and items; name files of them, or use lsh_structure")
+    (user_rows, item_rows), (users, items) = inputs.rows, inputs.features()
+    return lsh_map(users, user_rows, seed=inputs.seed), lsh_map(items, item_rows, seed=inputs.seed + 1)
+
+
+def multilevel_labels(inputs: Inputs) -> list[Labels]:
+    """The coarse and the fine level of ``multilevel``."""
+    # The fine level gives up as many rows as the coarse one takes.
+    labels = inputs.labels
+    coarse = cluster_connected(inputs.graph, resolution=labels.resolution / COARSER)
+    fine = fit_rows(
+        LocalGraph(inputs.graph),
+        labels,
+        user_rows=max(1, labels.user_rows - coarse.user_rows),
+        item_rows=max(1, labels.item_rows - coarse.item_rows),
+    )
+    return [coarse, fine]
+
+
+def _multilevel(inputs: Inputs) -> Maps:
+    return multilevel_maps(multilevel_labels(inputs))
+
+
+def _soft(inputs: Inputs) -> Maps:
+    settings = {"n_lookups": inputs.n_lookups, "hops": inputs.hops}
+    if inputs.stored is not None:
+        return ray_maps.soft_maps(inputs.stored, inputs.labels, **settings)
+    return soft_maps(inputs.graph, inputs.labels, **settings)
+
+
+def _double_soft(inputs: Inputs) -> Maps:
+    settings = {"n_lookups": inputs.n_lookups, "hops": inputs.hops, "seed": inputs.seed}
+    if inputs.stored is not None:
+        return ray_maps.double_soft_maps(inputs.stored, inputs.labels, **settings)
+    return double_soft_maps(inputs.graph, inputs.labels, **settings)
+
+
+def _balanced(inputs: Inputs) -> Maps:
+    # It has its own communities, of as many rows.
+    return balanced_maps(inputs.graph, balanced_labels(inputs.graph, rows=inputs.labels.rows))
+
+
+METHODS: dict[str, Method] = {
+    "full": Method(_full, "no compression: a row for every id", lr=4e-2, decay=0.02),
+    "modulo": Method(_by_size(modulo_map, seeded=False), "row number modulo table size"),
+    "double": Method(_by_size(double_map), "the sum of two hashed rows", n_lookups=2, n_profiles=2),
+    "quotient_remainder": Method(
+        _by_size(quotient_remainder_map, seeded=False), "the sum of a quotient's and a remainder's row", n_lookups=2, n_profiles=2
+    ),
+    "frequency": Method(_by_frequency(frequency_map), "frequent ids keep a row, the others hash"),
+    "double_frequency": Method(
+        _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", n_lookups=2, n_profiles=3
+    ),
+    "lsh": Method(_lsh, "ids with similar features share a row, by random projections", lr=2e-2, decay=0.011),
+    "lsh_structure": Method(_lsh_structure, "ids with similar neighbours share a row, by random projections", lr=2e-2, decay=0.011),
+    "graph": Method(lambda inputs: graph_maps(inputs.labels), "GraphHash: ids of one community share a row", lr=2e-2, decay=0.011),
+    "double_graph": Method(
+        lambda inputs: double_graph_maps(inputs.labels, seed=inputs.seed), "the community's row plus a hashed one",
+        n_lookups=2, n_profiles=2, lr=2e-2, decay=0.011,
+    ),
+    "multilevel": Method(
+        _multilevel, "a coarse and a fine community's row", n_lookups=2, n_profiles=2, lr=2e-2, decay=0.011
+    ),
+    "balanced": Method(
+        _balanced, "BACO: balanced communities of its own, two rows per user", n_lookups=2, n_profiles=2, plain_items=True,
+        lr=2e-2, decay=0.011,
+    ),
+    "soft": Method(
+        _soft, "every id reads a mixture of its neighbours' communities",
+        n_lookups=20, free_lookups=True, n_profiles=256, item_bias=True, lr=4e-2, decay=0.02,
+    ),
+    "double_soft": Method(
+        _double_soft, "the mixture plus a hashed row",
+        n_lookups=20, least_lookups=2, free_lookups=True, n_profiles=256, item_bias=True, lr=4e-2, decay=0.02,
+    ),
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""What the report pages of both tasks are made of."""

@@ -1,0 +1,215 @@
+"""The evaluate stage: Recall@20 and NDCG@20 on the test interactions, and every byte of the model counted.
+
+Training and validation items are left out of a user's ranking; users with nothing held out are left out of the mean; ties go to
+the lower item row.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from graphhash.errors import DataError
+from graphhash.maps.bucket_map import BucketMap, table_rows
+from graphhash.maps.quantization import bias_dtype, rounded, row_bytes
+from graphhash.metrics.ranking import ndcg_at_k, recall_at_k, top_k
+from graphhash.models.lightgcn import LightGCN
+from graphhash.models.mf import CatalogueScores, RetrievalModel, product_of_catalogue
+from pipeline.config.run_config import RunConfig
+from pipeline.distributed.session import run_tasks
+from pipeline.distributed.shards import ShardedCsr
+from pipeline.retrieval.budget import full_bytes
+from pipeline.retrieval.weights import load_method
+
+K = 20
+# Scores of one block of users and the whole catalogue: float32, 64 MiB.
+BLOCK_SCORES = 2**24
+
+
+def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:
+    """Test a trained method.
+
+    What the export stores is rounded to its precision first, so that the figures belong to what is shipped. With ``train.workers`` above 1
+    as many Ray tasks rank a share of the users each; Ray must be running then.
+
+    Returns: ``recall@20``, ``ndcg@20``, ``recall@20_float32`` (without the rounding; all None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of tables, maps and
+    bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``n_lookups``, ``item_bias``.
+    """
+    model, users, items = load_method(method_dir, ingest_dir)
+    precision = config.precision_of(method)
+    parts = count_bytes(model, users, items, precision)
+    n_shares = config.train.workers or 1
+    shares = [(precision, method, ingest_dir, method_dir, number, n_shares) for number in range(n_shares)]
+    ranked = [rank_share(*shares[0])] if n_shares == 1 else run_tasks(rank_share, shares, label=f"evaluate {method}")
+    recall, ndcg, as_trained = (np.concatenate(part) for part in zip(*ranked, strict=True))
+    unrounded = f"recall@{K}_float32"
+    metrics: dict[str, Any] = {f"recall@{K}": None, f"ndcg@{K}": None, unrounded: None, "n_test_users": len(recall)}
+    if len(recall):
+        metrics |= {
+            f"recall@{K}": float(recall.mean()),
+            f"ndcg@{K}": float(ndcg.mean()),
+            unrounded: float(as_trained.mean()),
+        }
+    total, full = sum(parts.values()), full_bytes(users.n_ids, items.n_ids, config.train.dim)
+    return metrics | {
+        "rows": table_rows(users, items),
+        "bytes": total,
+        "bytes_full": full,
+        "bytes_ratio": total / full,
+        "bytes_of": parts,
+        "precision": precision,
+        "n_lookups": users.n_lookups,
+        "item_bias": model.item_bias is not None,
+    }
+
+
+def rank_share(
+    precision: str, method: str, ingest_dir: Path, method_dir: Path, number: int, n_shares: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Recall and NDCG of a share of the test users, and their recall without the rounding to ``precision``.
+
+    Raises:
+        DataError: ``precision`` cannot hold a value of a table.
+    """
+    model, _, _ = load_method(method_dir, ingest_dir)
+    try:
+        shipped = as_shipped(model, precision)
+    except ValueError as error:
+        raise DataError(
+            f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32"
+        ) from error
+    test = ShardedCsr.open(ingest_dir / "test").load()
+    users = np.array_split(np.flatnonzero(np.diff(test.indptr)), n_shares)[number]
+    if not len(users):
+        return np.empty(0), np.empty(0), np.empty(0)
+    seen = ShardedCsr.open(ingest_dir / "train").load() + ShardedCsr.open(ingest_dir / "validation").load()
+    recall, ndcg = rank_users(shipped, users, seen, test, K)
+    return recall, ndcg, recall if precision == "float32" else rank_users(model, users, seen, test, K)[0]
+
+
+@torch.no_grad()
+def as_shipped(model: RetrievalModel, precision: str) -> RetrievalModel | ShippedVectors:
+    """What answers once the export has stored ``model`` in ``precision``; ``model`` stays as it is.
+
+    Raises:
+        ValueError: int8 cannot hold a value.
+    """
+    if isinstance(model, LightGCN):
+        return ShippedVectors(model, precision)
+    rounded_model = copy.deepcopy(model)
+    store_rounded(rounded_model, precision)
+    return rounded_model
+
+
+class ShippedVectors:
+    """LightGCN as it is exported: vectors propagated in float32 and then rounded, a row for every id and one for unknown users.
+
+    Attributes:
+        vectors: of users, the unknown one last, and of items, float32, on the model's device.
+    """
+
+    def __init__(self, model: LightGCN, precision: str) -> None:
+        self.item_embedding, self.item_bias = model.item_embedding, model.item_bias
+        device = model.item_embedding.table.device
+        self.vectors = [
+            torch.from_numpy(rounded(v.cpu().numpy(), precision)).to(device) for v in model.vectors_and_unknown()
+        ]
+        if model.item_bias is not None:
+            bias = rounded(model.item_bias.detach().cpu().numpy(), bias_dtype(precision))
+            self.item_bias = torch.from_numpy(bias).to(device)
+
+    def catalogue(self) -> CatalogueScores:
+        """Scores of every item for each user, as ``LightGCN.catalogue``."""
+        users, items = self.vectors
+        return lambda rows: product_of_catalogue(users[rows], items[:-1], self.item_bias)
+
+
+@torch.no_grad()
+def store_rounded(model: RetrievalModel, precision: str) -> None:
+    """Put into the tables and the bias of ``model``, on any device, what is left of them once stored in ``precision``.
+
+    Raises:
+        ValueError: int8 cannot hold a value.
+    """
+    for table in tables(model):
+        table.copy_(torch.from_numpy(rounded(table.cpu().numpy(), precision)))
+    if model.item_bias is not None:
+        model.item_bias.copy_(torch.from_numpy(rounded(model.item_bias.cpu().numpy(), bias_dtype(precision))))
+
+
+def tables(model: RetrievalModel) -> list[torch.nn.Parameter]:
+    """The tables of a model: two, or the one that users and items share."""
+    users, items = model.user_embedding.table, model.item_embedding.table
+    return [users] if users is items else [users, items]
+
+
+def count_bytes(model: RetrievalModel, users: BucketMap, items: BucketMap, precision: str) -> dict[str, int]:
+    """Bytes of each stored part: ``tables`` in ``precision``, ``maps`` (rows and weights) and ``bias``.
+
+    NeuMF has its network's ``layers`` as well; LightGCN cannot answer without its ``graph``, counted as one int32 an edge and one
+    int64 a user.
+    """
+    parts = {
+        "tables": sum(len(table) * row_bytes(table.shape[1], precision) for table in tables(model)),
+        "maps": users.nbytes + items.nbytes,
+        "bias": 0 if model.item_bias is None else np.dtype(bias_dtype(precision)).itemsize * model.item_bias.numel(),
+    }
+    apart = {"item_bias", "user_embedding.table", "item_embedding.table"}
+    if layers := sum(4 * weight.numel() for name, weight in model.named_parameters() if name not in apart):
+        parts["layers"] = layers
+    if isinstance(model, LightGCN):
+        parts["graph"] = 4 * len(model.indices_of_users) + 8 * len(model.indptr_of_users)
+    return parts
+
+
+@torch.no_grad()
+def rank_users(
+    model: RetrievalModel,
+    users: NDArray[np.integer],
+    seen: csr_array,
+    relevant: csr_array,
+    k: int,
+    on_block: Callable[[int], None] = lambda n: None,
+    lap: Callable[[str], None] = lambda phase: None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall@k and NDCG@k of users, ranking the whole catalogue in blocks of users.
+
+    Args:
+        model: on any device; the scores come from there, the ranking is done here.
+        users: rows, shape (n,), each with something relevant.
+        seen: items to leave out, shape (n_users, n_items).
+        relevant: held-out items, same shape.
+        k: slots.
+        on_block: told how many users each block held.
+        lap: told the name of every phase when it is over: scores, ranking, metrics.
+
+    Returns: two arrays of shape (n,).
+
+    Raises:
+        DataError: a score is NaN.
+    """
+    device = model.item_embedding.table.device
+    scores_of = model.catalogue()
+    block = max(1, BLOCK_SCORES // model.item_embedding.n_ids)
+    recalls, ndcgs = [np.empty(0)], [np.empty(0)]
+    for start in range(0, len(users), block):
+        part = users[start : start + block]
+        scores = scores_of(torch.from_numpy(np.asarray(part, np.int64)).to(device)).cpu().numpy()
+        lap("scores")
+        try:
+            ranked = top_k(scores, k, seen[part])
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        lap("ranking")
+        recalls.append(recall_at_k(ranked, relevant[part]))
+        ndcgs.append(ndcg_at_k(ranked, relevant[part]))
+        lap("metrics")
+        on_block(len(part))
+    return np.concatenate(recalls), np.concatenate(ndcgs)

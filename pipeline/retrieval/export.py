@@ -1,0 +1,275 @@
+"""Publish a trained retrieval model as a bundle: write the graph, compare it with the model, then put it in
+place.
+
+ONNX Runtime and the trained model must agree on a sample of users before anything is published, and a failure
+of any kind leaves the previous bundle as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from graphhash.graph.vocabulary import Vocabulary
+from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.models.lightgcn import LightGCN
+from graphhash.models.mf import CatalogueScores, RetrievalModel
+from graphhash.nn.embedding import BucketEmbedding
+from pipeline.export.nodes import describe, inside_bytes
+from pipeline.export.publish import check_place, publish, save_graph, unknown_id
+from pipeline.retrieval.evaluate import K, as_shipped
+from pipeline.retrieval.models import name_of
+from pipeline.retrieval.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
+from pipeline.retrieval.onnx_scores import folding_bytes
+from serving.bundle import METADATA, BundleError, identity, write_manifest
+from serving.retriever import Retriever
+
+TIE_RULE = "higher score first, equal scores by lower item row"
+# Absolute, and relative to the largest score in size, beside the model with its tables rounded as they are stored.
+TOLERANCE = 1e-5
+PRECISIONS = ("float32", "float16", "int8", "int4")
+RUNTIMES = ("auto", "folded", "compressed")
+# `auto` folds while ONNX Runtime needs no more for it at load than this.
+_MOST_LOAD_BYTES = 2**32
+
+_CHECK_K = 100
+_CHECK_SCORES = 2**25
+
+
+def export_retrieval(
+    model: RetrievalModel,
+    user_map: BucketMap,
+    item_map: BucketMap,
+    users: Vocabulary,
+    items: Vocabulary,
+    out: Path,
+    *,
+    precision: str = "float32",
+    runtime: str = "auto",
+    external_data_mib: float = 1024,
+    metrics: dict[str, Any],
+    provenance: dict[str, Any],
+    n_check: int = 256,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the bundle `out`, whole or not at all; a bundle that was there is replaced at the end.
+
+    Args:
+        model: trained, the unknown ids' rows filled; on any device.
+        user_map, item_map: the maps the model was made with, which know the weights' profiles.
+        users, items: raw ids of the maps' entries.
+        precision: type of the tables in the file, "float32", "float16", "int8" or "int4"; the item bias is float32 or float16.
+        runtime: "folded", "compressed" (see `pipeline.retrieval.onnx_scores`), or "auto": folded, where loading takes no more than 4 GiB.
+        external_data_mib: tensors of more than this together go to a second file.
+        metrics, provenance: for the manifest; JSON values.
+        n_check: users compared, drawn by `seed`, an unknown one among them.
+
+    Returns: the manifest.
+
+    Raises:
+        ValueError: model, maps and vocabularies do not belong together, or `precision` or `runtime` is unknown.
+        BundleError: scores or ids of ONNX Runtime and the model disagree, a value does not fit `precision`,
+            or `out` is something else than a bundle. Nothing is published then.
+    """
+    out = Path(out).absolute()
+    for name, value, choices in (("precision", precision, PRECISIONS), ("runtime", runtime, RUNTIMES)):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; use one of {', '.join(choices)}")
+    if n_check < 1:
+        raise ValueError(f"n_check is {n_check}; compare at least 1 user")
+    _check_fit("user", model.user_embedding, user_map, users)
+    _check_fit("item", model.item_embedding, item_map, items)
+    check_place(out)
+    padding = unknown_id(items)
+    stored_maps = (full_map(len(users)), full_map(len(items))) if isinstance(model, LightGCN) else (user_map, item_map)
+    n_biases = 0 if model.item_bias is None else len(items)
+    kept_bytes, load_bytes = folding_bytes(*stored_maps, model.user_embedding.dim, n_biases)
+    if runtime == "auto":
+        runtime = "folded" if load_bytes <= _MOST_LOAD_BYTES else "compressed"
+    graph = retrieval_graph(model, user_map, item_map, users, items, precision, runtime)
+    content = {
+        "task": "retrieval",
+        "inputs": describe([value for value in graph.graph.input if value.name not in OPTIONAL_INPUTS]),
+        "optional_inputs": describe([value for value in graph.graph.input if value.name in OPTIONAL_INPUTS]),
+        "outputs": describe(graph.graph.output),
+        "id_types": {"user_id": users.kind, "item_id": items.kind},
+        "padding_item_id": padding,
+        "n_users": len(users),
+        "n_items": len(items),
+        "dim": model.user_embedding.dim,
+        "model": name_of(model),
+        "runtime": _runtime(model, runtime, graph, kept_bytes, load_bytes),
+        "method": {"users": user_map.method, "items": item_map.method},
+        "n_buckets": {"users": user_map.n_buckets, "items": item_map.n_buckets},
+        "n_lookups": {"users": user_map.n_lookups, "items": item_map.n_lookups},
+        "item_bias": model.item_bias is not None,
+        "precision": precision,
+        "precision_loss": precision_loss(metrics),
+        "tie_rule": TIE_RULE,
+        "tolerance": {"absolute": TOLERANCE, "relative": TOLERANCE},
+        "bucket_map_hashes": {"users": user_map.content_hash, "items": item_map.content_hash},
+        "vocabulary_hashes": {"users": users.content_hash, "items": items.content_hash},
+        "metrics": metrics,
+        "provenance": provenance,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        folder = work / "bundle"
+        folder.mkdir()
+        onnx.helper.set_model_props(graph, {METADATA: identity(content)})
+        _save(graph, folder, users, items, external_data_mib)
+        del graph
+        manifest = write_manifest(folder, content)
+        with torch.no_grad():
+            scores_of = as_shipped(copy.deepcopy(model).cpu(), precision).catalogue()
+        _compare(folder, scores_of, users, items, n_check, np.random.default_rng(seed))
+        publish(folder, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Recall as stored and in float32, as the evaluation measured them, and what is lost of the latter; None where it did not."""
+    stored, exact = metrics.get(f"recall@{K}"), metrics.get(f"recall@{K}_float32")
+    lost = 1 - stored / exact if stored is not None and exact else None
+    return {f"recall@{K}": stored, f"recall@{K}_float32": exact, "relative": lost}
+
+
+def _runtime(
+    model: RetrievalModel, mode: str, graph: onnx.ModelProto, kept_bytes: int, load_bytes: int
+) -> dict[str, Any]:
+    """The manifest's account of what a choice costs."""
+    stored = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+    costs = {
+        "folded": "ONNX Runtime makes a float32 vector of every item when it loads the file, and keeps them all, and so it does with users "
+        "and with small tables, each up to 64 MiB",
+        "compressed": "table and map stay in memory as they are stored, and every request reads the items' vectors from them, which takes two to "
+        "five times as long",
+    }
+    cost = costs[mode]
+    if isinstance(model, LightGCN):
+        cost += "; the file holds propagated vectors, one per user and item, which is the full catalogue's size in this precision"
+    return {
+        "mode": mode,
+        "stored_bytes": stored,
+        "resident_bytes": stored + (kept_bytes if mode == "folded" else 0),
+        "load_bytes": stored + (load_bytes if mode == "folded" else 0),
+        "cost": cost,
+    }
+
+
+def _check_fit(side: str, embedding: BucketEmbedding, bucket_map: BucketMap, vocabulary: Vocabulary) -> None:
+    if len(vocabulary) != bucket_map.n_ids:
+        raise ValueError(
+            f"{len(vocabulary)} {side} ids, but the {side} map has {bucket_map.n_ids}; "
+            "pass the vocabulary of the same run"
+        )
+    # As large as the map, and cheap beside what a mix-up of two runs would cost.
+    same = embedding.n_buckets == bucket_map.n_buckets and np.array_equal(embedding.rows.cpu().numpy(), bucket_map.rows)
+    if not same or not np.array_equal(embedding.weights.cpu().numpy(), bucket_map.weights):
+        raise ValueError(f"the {side} map is not the one the model was made with; pass the map of the same run")
+
+
+def _save(graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabulary, external_data_mib: float) -> None:
+    save_graph(graph, folder, inside_bytes(users, decoded=False) + inside_bytes(items, decoded=True), external_data_mib)
+
+
+def _compare(
+    folder: Path,
+    scores_of: CatalogueScores,
+    users: Vocabulary,
+    items: Vocabulary,
+    n_check: int,
+    rng: np.random.Generator,
+) -> None:
+    """Raise BundleError unless ONNX Runtime and the model agree on scores and, ties within the tolerance
+    aside, on items."""
+    retriever = Retriever(folder, provider="cpu")
+    sample = np.sort(rng.choice(len(users), min(n_check - 1, len(users)), replace=False))
+    rows = np.concatenate([[len(users)], sample]).astype(np.int64)
+    step = max(1, _CHECK_SCORES // len(items))
+    for start in range(0, len(rows), step):
+        chunk = rows[start : start + step]
+        raw = [unknown_id(users) if row == len(users) else users.take([row])[0] for row in chunk]
+        with torch.no_grad():
+            expected = scores_of(torch.from_numpy(chunk)).numpy()
+        answers = [(raw, None, min(_CHECK_K, len(items)))]
+        if start == 0:
+            # Two users are asked for every item, so that each item's vector is read, and again without a
+            # third of them.
+            answers += [(raw[:2], exclude, len(items)) for exclude in (None, np.arange(0, len(items), 3))]
+        for asked, exclude, k in answers:
+            truth = expected[: len(asked)].copy()
+            excluded = None
+            if exclude is not None:
+                truth[:, exclude] = -np.inf
+                excluded = [items.take(exclude)] * len(asked)
+            got = retriever.recommend(asked, k, excluded)
+            if not np.array_equal(got.known, chunk[: len(asked)] < len(users)):
+                raise BundleError(
+                    "the exported graph does not tell known users from unknown ones; report this with the vocabulary"
+                )
+            for user, item_ids, scores, row in zip(asked, got.item_ids, got.scores, truth, strict=True):
+                _compare_user(user, items.rows(item_ids), scores, row, k)
+        if start == 0:
+            _compare_candidates(retriever, raw, expected, items, rng)
+
+
+def _compare_candidates(
+    retriever: Retriever, users: list[Any], expected: NDArray, items: Vocabulary, rng: np.random.Generator
+) -> None:
+    """Raise BundleError unless candidates, an unknown one among them, score as in the catalogue."""
+    rows = rng.integers(0, len(items), (len(users), min(_CHECK_K, len(items))))
+    unknown = np.full((len(users), 1), unknown_id(items), np.int64 if items.kind == "int64" else object)
+    got = retriever.score(users, np.concatenate([items.take(rows), unknown], axis=1))
+    wanted = np.take_along_axis(expected, rows, axis=1)
+    worst = np.abs(got.scores[:, :-1] - wanted).max(initial=0)
+    allowed = TOLERANCE * (1 + np.abs(expected).max(initial=0))
+    if not worst <= allowed or not np.isfinite(got.scores).all():
+        raise BundleError(
+            f"scores of candidates and of the catalogue differ by {worst:.3g}, allowed are {allowed:.3g}; "
+            "nothing was published, report this"
+        )
+    if not got.known_items[:, :-1].all() or got.known_items[:, -1].any():
+        raise BundleError(
+            "the exported graph does not tell known candidates from unknown ones; report this with the vocabulary"
+        )
+
+
+def _compare_user(user: Any, got: NDArray, scores: NDArray, expected: NDArray, k: int) -> None:
+    """One user's answer: item rows and scores of ONNX Runtime against the model's scores of all items."""
+    k = min(k, int((expected > -np.inf).sum()))
+    if np.isnan(expected).any() or np.isposinf(expected).any():
+        raise BundleError(
+            f"user {user!r}: the trained model scores {expected[~np.isfinite(expected)][0]}; train it again"
+        )
+    best = -np.sort(np.partition(-expected, k - 1)[:k]) if k else expected[:0]
+    allowed = TOLERANCE * (1 + np.abs(expected[np.isfinite(expected)]).max(initial=0))
+    if len(got) != len(best) or len(np.unique(got)) != k:
+        raise BundleError(
+            f"user {user!r}: ONNX Runtime returns {len(np.unique(got))} items instead of {k}; "
+            "nothing was published, report this"
+        )
+    worst = np.abs(scores - expected[got]).max(initial=0)
+    if not worst <= allowed:
+        raise BundleError(
+            f"user {user!r}: scores of ONNX Runtime and the model differ by {worst:.3g}, allowed are "
+            f"{allowed:.3g}; "
+            "nothing was published, use precision='float32' or report this"
+        )
+    # Scores closer than the error of both may change places; equal scores may not.
+    out_of_order = (scores[1:] == scores[:-1]) & (got[1:] < got[:-1])
+    if (np.abs(expected[got] - best) > 2 * allowed).any() or out_of_order.any():
+        raise BundleError(
+            f"user {user!r}: ONNX Runtime and the model recommend different items; nothing was published, report this"
+        )

@@ -1,0 +1,77 @@
+"""The loop of ``pipeline.training.loop`` for retrieval: interactions as examples, negatives drawn, recall as the score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphhash.models.mf import RetrievalModel
+from graphhash.nn.workers import Workers
+from pipeline.retrieval.evaluate import K
+from pipeline.retrieval.models import Sample, objective, seldom_read
+from pipeline.training.loop import FitSettings, fit
+
+SCORE = f"recall@{K}"
+
+
+@dataclass(frozen=True)
+class RetrievalSettings(FitSettings):
+    """Those of the loop, and of the loss."""
+
+    loss: str = "bpr"
+    gamma: float = 1.0
+    unobserved_weight: float = 0.01
+
+
+def fit_retrieval(
+    model: RetrievalModel,
+    users: Tensor,
+    items: Tensor,
+    settings: RetrievalSettings,
+    validate: Callable[[RetrievalModel], dict[str, float]] | None,
+    *,
+    sample: Sample | None = None,
+    lap: Callable[[str], None] = lambda phase: None,
+    workers: Workers | None = None,
+    **how: Any,
+) -> dict[str, Any]:
+    """Train a retrieval model; BPR draws one negative per interaction.
+
+    Args:
+        users, items: rows of the training interactions of all workers, int64, shape (n_interactions,).
+        validate: metrics, :data:`SCORE` among them, which is the one to raise.
+        sample: draws an item for each of some users, as a :class:`NegativeSampler`; None: uniformly, not rejected.
+        lap, workers, how: as for :func:`pipeline.training.loop.fit`; there is one more phase, negatives.
+
+    Returns, Raises: as :func:`pipeline.training.loop.fit`.
+    """
+    workers = Workers.joined() if workers is None else workers
+    n_items = model.item_embedding.n_ids
+    loss_of_batch = objective(
+        settings.loss,
+        whole=settings.batch_size is None,
+        gamma=settings.gamma,
+        unobserved_weight=settings.unobserved_weight,
+        workers=workers,
+    )
+
+    def loss_of(model: RetrievalModel, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        def negatives(batch_users: Tensor) -> Tensor:
+            if sample is None:
+                drawn = torch.randint(n_items, batch_users.shape, generator=generator, device=batch_users.device)
+            else:
+                drawn = sample(batch_users, generator)
+            lap("negatives")
+            return drawn
+
+        return loss_of_batch(model, *batch, negatives)
+
+    seldom = seldom_read(model, settings.loss, settings.batch_size)
+    examples = users, items
+    return fit(
+        model, examples, settings, loss_of, validate, score=SCORE, seldom=seldom, lap=lap, workers=workers, **how
+    )

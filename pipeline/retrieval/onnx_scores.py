@@ -1,0 +1,360 @@
+"""Scores of the catalogue and of candidates as ONNX nodes, per model and per choice of memory against speed.
+
+`folded`: the items' vectors are an expression of constants, which ONNX Runtime computes when it loads the graph and keeps: a
+float32 vector per item, whatever the file holds. A request is one product. So are the users' vectors where they are few; of
+many users a small table, in float32.
+
+`compressed`: nothing but the small table and the map stay in memory. A request goes through the catalogue in chunks, whose
+vectors it reads from the table. For few users it is cheaper not to make vectors: every bucket's score, then for each item the
+weighted sum of its buckets' scores, which is the same number. Everything in a chunk depends on where it starts, which a
+constant does not, so that ONNX Runtime cannot fold it.
+
+    MF        <p_u, q_i> + b_i
+    LightGCN  the same, of vectors that are propagated before the export: they take the full catalogue's size
+    NeuMF     a product and the network, a user at a time within what a chunk holds
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.quantization import bias_dtype
+from graphhash.models.lightgcn import LightGCN
+from graphhash.models.mf import RetrievalModel
+from pipeline.export.nodes import Graph, StoredMap, Table, as_stored, read_vectors
+
+# Table rows that a chunk's vectors are read from; at dim 64 they are 2 MiB as float32.
+_CHUNK_LOOKUPS = 2**13
+# Chunks of vectors in a chunk of sums of buckets' scores, which are smaller.
+_PER_SUM = 8
+# Numbers of a table that are float32 at a time.
+_CHUNK_VALUES = 2**17
+# ONNX Runtime folds no more than 1 GiB into one constant. A folded catalogue is in blocks of at most so many numbers, 512 MiB; what
+# is read for them, n_lookups times as much, in pieces of 256 MiB, because a node's result is in memory twice while it is folded.
+_BLOCK_VALUES = 2**27
+_PIECE_VALUES = 2**26
+# Numbers of a table, 64 MiB, up to which a folded graph reads it in float32.
+_TABLE_VALUES = 2**24
+# Numbers of users' vectors, 64 MiB, up to which they are folded as well; more users are read from the table on request, which took
+# 3 to 6 % of a request's time on Gowalla.
+_USER_VALUES = 2**24
+# Users up to whom sums of buckets' scores are cheaper than vectors. On Gowalla, 17 lookups, in ms of CPU: 1 user 3 and 29,
+# 8 users 11 and 34, 32 users 55 and 40.
+FEW_USERS = 24
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a model is stored: tables, float32, shape (n_rows, dim), the maps into them, and the bias."""
+
+    user_table: NDArray[np.float32]
+    item_table: NDArray[np.float32]
+    user_map: BucketMap
+    item_map: BucketMap
+    item_bias: NDArray[np.float32] | None
+
+    @property
+    def dim(self) -> int:
+        return self.user_table.shape[1]
+
+
+@torch.no_grad()
+def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap) -> Parts:
+    """The tables and maps that a graph stores of a model: LightGCN's vectors are tables of their own, with a row for every id."""
+    bias = None if model.item_bias is None else as_array(model.item_bias)
+    if not isinstance(model, LightGCN):
+        return Parts(
+            as_array(model.user_embedding.table), as_array(model.item_embedding.table), user_map, item_map, bias
+        )
+    vectors = (as_array(of_side) for of_side in model.vectors_and_unknown())
+    return Parts(*vectors, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
+
+
+def folded_users(user_map: BucketMap, dim: int) -> int:
+    """How many users' vectors a folded graph keeps beside what is stored."""
+    return user_map.n_ids if user_map.profiles is not None and user_map.n_ids * dim <= _USER_VALUES else 0
+
+
+def unpacked_rows(bucket_map: BucketMap, dim: int) -> int:
+    """How many rows of a map's table a folded graph keeps in float32 beside what is stored; a full one stays as it is."""
+    return 0 if bucket_map.identity or bucket_map.n_buckets * dim > _TABLE_VALUES else bucket_map.n_buckets
+
+
+def folding_bytes(user_map: BucketMap, item_map: BucketMap, dim: int, n_biases: int) -> tuple[int, int]:
+    """About what a folded graph keeps in memory beside what is stored, and what it has there while it is folded: all that is read from tables."""
+    n_users, n_rows = folded_users(user_map, dim), unpacked_rows(item_map, dim)
+    n_rows += 0 if user_map.shared else unpacked_rows(user_map, dim)
+    kept = 4 * dim * (item_map.n_ids + 1 + n_users + n_rows) + 4 * n_biases
+    return kept, kept + 4 * dim * (item_map.n_ids * item_map.n_lookups + n_users * user_map.n_lookups)
+
+
+class Scores:
+    """Inner products of user and item vectors, with the items' biases.
+
+    Args:
+        graph: where everything goes that all requests share.
+        user: rows of the request's users.
+        compressed: see the head of this file.
+
+    Attributes:
+        n_columns: scores of `all_scores` per user: n_items, the unknown ids' entry, and what fills the last chunk up.
+    """
+
+    def __init__(
+        self, graph: Graph, model: RetrievalModel, parts: Parts, precision: str, user: str, *, compressed: bool
+    ) -> None:
+        self.shared, self.dim, self.compressed = graph, parts.dim, compressed
+        n_entries, n_lookups = parts.item_map.n_ids + 1, parts.item_map.n_lookups
+        self.n_sums = -(-n_entries * n_lookups // (_CHUNK_LOOKUPS * _PER_SUM))
+        self.n_columns = n_entries
+        if compressed:
+            self.chunk = -(-n_entries // (self.n_sums * _PER_SUM))
+            self.n_columns = self.chunk * self.n_sums * _PER_SUM
+        self._store(graph, parts, precision)
+        user_map = StoredMap.add(graph, "user", parts.user_map)
+        if not compressed:
+            self._unpack_tables(graph, parts)
+            self.blocks = self._folded_vectors(graph, "item", self.item_table, self.map, n_entries)
+        if not compressed and folded_users(parts.user_map, self.dim):
+            vectors = self._folded_vectors(graph, "user", self.user_table, user_map, parts.user_map.n_ids + 1)
+            self.users = graph.node("Gather", [*vectors, user], "user_vectors", axis=0)
+        else:
+            self.users = read_vectors(graph, "user", self.user_table, user_map, user)
+        self._prepare(graph, model)
+
+    def _store(self, graph: Graph, parts: Parts, precision: str) -> None:
+        """Tables, maps and bias, padded to whole chunks of rows and of items where they are read in chunks."""
+        item_table = parts.item_table
+        self.n_tables = 1
+        if self.compressed and parts.item_map.identity:
+            item_table = _padded(item_table, self.n_columns)
+        elif self.compressed:
+            self.n_tables = -(-item_table.size // _CHUNK_VALUES)
+            item_table = _padded(item_table, -(-len(item_table) // self.n_tables) * self.n_tables)
+        if parts.item_map.shared:
+            # A table that both sides share is stored once.
+            self.user_table = self.item_table = Table.add(graph, "shared", item_table, precision)
+        else:
+            self.user_table = Table.add(graph, "user", parts.user_table, precision)
+            self.item_table = Table.add(graph, "item", item_table, precision)
+        self.map = StoredMap.add(graph, "item", parts.item_map, self.n_columns)
+        self.bias: str | None = None
+        if parts.item_bias is not None:
+            # The unknown ids' entry has none.
+            bias = _padded(as_stored(parts.item_bias, "item bias", bias_dtype(precision)), self.n_columns)
+            stored = graph.constant("item_bias", bias)
+            self.bias = stored if bias.dtype == np.float32 else graph.cast(stored, "bias", TensorProto.FLOAT)
+
+    def _unpack_tables(self, graph: Graph, parts: Parts) -> None:
+        """Read small tables as float32: a request then has fewer nodes, and an id's rows are unpacked once."""
+        shared = parts.item_map.shared
+        if unpacked_rows(parts.item_map, self.dim):
+            self.item_table = self.item_table.unpacked(graph, "shared" if shared else "item")
+        if shared:
+            self.user_table = self.item_table
+        elif unpacked_rows(parts.user_map, self.dim):
+            self.user_table = self.user_table.unpacked(graph, "user")
+
+    def _folded_vectors(self, graph: Graph, side: str, table: Table, stored: StoredMap, n_entries: int) -> list[str]:
+        """Vectors of all map entries, in blocks, as expressions of constants."""
+        n_blocks = -(-n_entries * self.dim // _BLOCK_VALUES)
+        if n_blocks == 1 and stored.profiles is None:
+            return [read_vectors(graph, side, table, stored, None)]
+        blocks = []
+        for block, (first, end) in enumerate(itertools.pairwise(_split(n_entries, n_blocks))):
+            n_pieces = -(-(end - first) * stored.n_lookups * self.dim // _PIECE_VALUES)
+            bounds = [graph.constant(f"{side}_bound_{n}", np.array([n])) for n in first + _split(end - first, n_pieces)]
+            names = [f"{side}_{block}_{i}" for i in range(n_pieces)]
+            pieces = [
+                read_vectors(graph, name, table, stored, Chunk(name, *ends))
+                for name, ends in zip(names, itertools.pairwise(bounds), strict=True)
+            ]
+            blocks.append(graph.node("Concat", pieces, f"{side}_block_{block}", axis=0))
+        return blocks
+
+    def _prepare(self, graph: Graph, model: RetrievalModel) -> None:
+        """What of a request's users, or of a folded catalogue, all scores share."""
+        if self.compressed or self.bias is None:
+            return
+        # The bias as one more dimension, where users have a 1: added to (batch, n_items) products it would take another pass over them.
+        self.blocks = [
+            graph.node(
+                "Concat",
+                [block, graph.node("Unsqueeze", [bias, graph.axis(1)], f"bias_column_{i}")],
+                f"items_and_bias_{i}",
+                axis=1,
+            )
+            for i, (block, bias) in enumerate(zip(self.blocks, self._bias_of_blocks(graph), strict=True))
+        ]
+
+    def all_scores(self, graph: Graph) -> str:
+        """Scores of every item, shape (batch, n_columns); the columns from n_items on mean nothing."""
+        return self._of_chunks(graph) if self.compressed else self._of_folded(graph)
+
+    def pair_scores(self, graph: Graph, rows: str) -> str:
+        """Scores of the items in `rows`, int64, shape (batch or 1, n): shape (batch, n)."""
+        flat = graph.node("Reshape", [rows, graph.axis(-1)], "candidate_flat")
+        vectors = read_vectors(graph, "candidate", self.item_table, self.map, flat)
+        shape = [graph.node("Shape", [rows], "candidate_shape"), graph.constant("dim", np.array([self.dim], np.int64))]
+        shape = graph.node("Concat", shape, "candidate_vectors_shape", axis=0)
+        scores = self._of_pairs(graph, graph.node("Reshape", [vectors, shape], "candidate_of_user", allowzero=1))
+        if self.bias is None:
+            return scores
+        return graph.node(
+            "Add", [scores, graph.node("Gather", [self.bias, rows], "candidate_bias", axis=0)], "candidate_sum"
+        )
+
+    def _of_folded(self, graph: Graph) -> str:
+        users = self.users
+        if self.bias is not None:
+            # Not Pad, which not every provider has in this opset.
+            batch = graph.node("Shape", [users], "n_scored", end=1)
+            shape = graph.node("Concat", [batch, graph.axis(1)], "ones_shape", axis=0)
+            ones = graph.node("Expand", [graph.constant("one", np.float32(1)), shape], "ones")
+            users = graph.node("Concat", [users, ones], "users_and_one", axis=1)
+        scores = [
+            graph.node("Gemm", [users, block], f"catalogue_scores_{i}", transB=1) for i, block in enumerate(self.blocks)
+        ]
+        return self._joined(graph, scores)
+
+    def _joined(self, graph: Graph, scores: list[str]) -> str:
+        return scores[0] if len(scores) == 1 else graph.node("Concat", scores, "catalogue_scores", axis=1)
+
+    def _bias_of_blocks(self, graph: Graph) -> list[str]:
+        bounds = [graph.constant(f"block_bound_{n}", np.array([n])) for n in _split(self.n_columns, len(self.blocks))]
+        return [Chunk(f"block_{i}", *ends)(graph, self.bias) for i, ends in enumerate(itertools.pairwise(bounds))]
+
+    def _of_vectors(self, graph: Graph, name: str, vectors: str, bias: str | None) -> str:
+        """Scores of items with these vectors, shape (n, dim), and biases, shape (n,), for every user: shape (batch, n)."""
+        factors = [self.users, vectors] + ([] if bias is None else [bias])
+        return graph.node("Gemm", factors, f"{name}_scores", transB=1)
+
+    def _of_pairs(self, graph: Graph, vectors: str) -> str:
+        """Scores, without biases, of each user's own items, shape (batch or 1, n, dim): shape (batch, n)."""
+        users = graph.node("Unsqueeze", [self.users, graph.axis(2)], "user_column")
+        column = graph.node("MatMul", [vectors, users], "candidate_column")
+        return graph.node("Squeeze", [column, graph.axis(2)], "candidate_products")
+
+    def _of_chunks(self, graph: Graph) -> str:
+        """All scores from vectors made chunk by chunk or, for few users, from the buckets' scores."""
+        if self.map.rows is None:
+            return self._scan_vectors(graph)
+        few, many = Graph(graph), Graph(graph)
+        outputs = [self._scan_sums(few), self._scan_vectors(many)]
+        batch = graph.node("Shape", [self.users], "n_scored", end=1)
+        is_few = graph.node(
+            "LessOrEqual", [batch, graph.constant("few_users", np.array([FEW_USERS], np.int64))], "few_asked"
+        )
+        branches = [
+            part.body(name, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, [None, None])])
+            for part, name, output in zip((few, many), ("sums", "vectors"), outputs, strict=True)
+        ]
+        is_few = graph.node("Squeeze", [is_few], "is_few")
+        return graph.node("If", [is_few], "chunked_scores", then_branch=branches[0], else_branch=branches[1])
+
+    def _scan_vectors(self, graph: Graph) -> str:
+        def scores(body: Graph, part: Chunk) -> str:
+            vectors = read_vectors(body, "chunk", self.item_table, self.map, part)
+            return self._of_vectors(body, "chunk", vectors, None if self.bias is None else part(body, self.bias))
+
+        return _scan(graph, "items", self.n_columns, self.chunk, scores)
+
+    def bucket_scores(self, graph: Graph, n_buckets: int) -> str:
+        """Inner products of every user with the first `n_buckets` rows of the items' table: shape (batch, n_buckets)."""
+        if self.compressed:
+            padded = self._scan_buckets(graph)
+            stop = graph.constant("n_bucket_scores", np.array([n_buckets], np.int64))
+            return graph.node("Slice", [padded, graph.axis(0), stop, graph.axis(1)], "bucket_scores")
+        # Of constants, so that ONNX Runtime folds them where they are not float32 yet.
+        values, scales = self.item_table.read(self.shared, "all_buckets", lambda stored: stored)
+        table = values if scales is None else self.shared.node("Mul", [values, scales], "bucket_table")
+        return graph.node("Gemm", [self.users, table], "bucket_scores", transB=1)
+
+    def _scan_buckets(self, graph: Graph) -> str:
+        def of_buckets(body: Graph, part: Chunk) -> str:
+            values, scales = self.item_table.read(body, "bucket", lambda stored: part(body, stored))
+            scores = body.node("Gemm", [self.users, values], "bucket_products", transB=1)
+            if scales is None:
+                return scores
+            return body.node(
+                "Mul", [scores, body.node("Reshape", [scales, body.axis(-1)], "bucket_scales_row")], "bucket_scaled"
+            )
+
+        n_rows = self.item_table.shape[0]
+        return _scan(graph, "buckets", n_rows, n_rows // self.n_tables, of_buckets)
+
+    def _scan_sums(self, graph: Graph) -> str:
+        """`sum_j weights[item, j] * <user, table[rows[item, j]]>`: buckets first, then items."""
+        buckets = self._scan_buckets(graph)
+        batch = graph.node("Shape", [self.users], "n_few", end=1)
+
+        def of_items(body: Graph, part: Chunk) -> str:
+            # GatherElements copies numbers, where Gather calls memcpy for each.
+            rows = body.node(
+                "Reshape", [body.cast(part(body, self.map.rows), "sum_rows", TensorProto.INT32), "one_row"], "sum_flat"
+            )
+            shape = body.node("Concat", [batch, body.axis(1)], "sum_shape", axis=0)
+            rows = body.node("Expand", [rows, shape], "sum_rows_of_user")
+            sums = body.node("GatherElements", [buckets, rows], "sum_terms", axis=1)
+            if self.map.profiles is not None:
+                profile = body.cast(part(body, self.map.profile_of), "sum_profile", TensorProto.INT32)
+                weights = body.node("Gather", [self.map.profiles, profile], "sum_weights", axis=0)
+                sums = body.node("Reshape", [sums, "per_lookup"], "sum_terms_of_item")
+                sums = body.node("Mul", [sums, weights], "sum_weighted")
+                sums = body.node("ReduceSum", [sums, body.axis(2)], "sum_of_item", keepdims=0)
+            return sums if self.bias is None else body.node("Add", [sums, part(body, self.bias)], "sum_and_bias")
+
+        graph.constant("one_row", np.array([1, -1], np.int64))
+        graph.constant("per_lookup", np.array([0, -1, self.map.n_lookups], np.int64))
+        return _scan(graph, "sums", self.n_columns, self.chunk * _PER_SUM, of_items)
+
+
+class Chunk:
+    """Where a chunk of a `Scan` over stored arrays lies; called, it cuts its part out of one of them."""
+
+    def __init__(self, name: str, start: str, stop: str) -> None:
+        self.name, self.start, self.stop = name, start, stop
+
+    def __call__(self, graph: Graph, stored: str) -> str:
+        return graph.node("Slice", [stored, self.start, self.stop, graph.axis(0)], f"{stored}_{self.name}")
+
+
+def _scan(graph: Graph, name: str, n: int, chunk: int, scores) -> str:
+    """Scores of n entries in chunks of as many: what `scores(body, part)` gives, shape (batch, chunk), as shape (batch, n)."""
+    assert n % chunk == 0, (n, chunk)
+    starts = graph.constant(f"{name}_starts", np.arange(0, n, chunk, dtype=np.int64)[:, None])
+    body = Graph(graph)
+    stop = body.node(
+        "Add", [f"{name}_start", body.constant(f"{name}_chunk", np.array([chunk], np.int64))], f"{name}_stop"
+    )
+    output = scores(body, Chunk(name, f"{name}_start", stop))
+    scan = body.body(
+        f"{name}_chunks",
+        [helper.make_tensor_value_info(f"{name}_start", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [None, None])],
+    )
+    # (batch, n_chunks, chunk)
+    stack = graph.node("Scan", [starts], f"{name}_stack", body=scan, num_scan_inputs=1, scan_output_axes=[1])
+    flat = graph.constant(f"{name}_flat", np.array([0, n], np.int64))
+    return graph.node("Reshape", [stack, flat], f"{name}_scores_of_all")
+
+
+def _split(n: int, n_parts: int) -> NDArray[np.int64]:
+    """Bounds of nearly equal parts of n things."""
+    return np.arange(n_parts + 1) * n // n_parts
+
+
+def _padded(array: NDArray, n: int) -> NDArray:
+    """`array` with zeros behind it, n rows in all."""
+    return np.concatenate([array, np.zeros((n - len(array), *array.shape[1:]), array.dtype)])
+
+
+def as_array(tensor: torch.Tensor) -> NDArray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,273 @@
+"""The train stage: bucket maps, then the loop of ``pipeline.training.loop`` in Ray Train's workers (``pipeline.training.workers``).
+
+Files (``RUN/methods/<method>/``): ``users.npz``, ``items.npz`` (bucket maps), ``checkpoint/model.npz`` (the weights of best
+validation recall, float32: ``user_table``, ``item_table`` and, where trained, ``item_bias``) and ``history.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from tqdm import tqdm
+
+from graphhash.errors import DataError
+from graphhash.maps.bucket_map import BucketMap, table_rows
+from graphhash.models.lightgcn import LightGCN
+from graphhash.models.mf import RetrievalModel
+from graphhash.models.samplers import NegativeSampler
+from graphhash.nn.workers import Workers
+from pipeline.config.run_config import RunConfig, TrainConfig
+from pipeline.distributed.maps import StoredGraph
+from pipeline.distributed.shards import ShardedCsr
+from pipeline.logs.features import load_features
+from pipeline.maps.methods import METHODS, Inputs, Method
+from pipeline.retrieval.budget import asked_lookups, hops_of
+from pipeline.retrieval.cluster import load_labels
+from pipeline.retrieval.evaluate import K, rank_users
+from pipeline.retrieval.models import RECIPES, ModelSpec, default_gamma
+from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
+from pipeline.retrieval.weights import save_model
+from pipeline.runs.folder import write_json_atomic
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.checkpoints import SavedStates
+from pipeline.training.workers import NOTES, PROGRESS, progress_of, run_on_ray
+
+FitJob = Callable[[dict[str, Any], Tracker], dict[str, Any]]
+# LightGCN's workers propagate each for itself below, and share the rows of the graph above: 24 bytes an edge are 400 MB then.
+SHARDED_EDGES = 2**24
+# Of a training that is not stopped early.
+EVALUATIONS = 15
+
+
+def train_method(
+    config: RunConfig,
+    method: str,
+    ingest_dir: Path,
+    cluster_dir: Path,
+    out_dir: Path,
+    tracker: Tracker,
+    fit_job: FitJob | None = None,
+    *,
+    states: SavedStates | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Make the maps of a method, train, and write the files above. Ray must be running.
+
+    Args:
+        fit_job: trains; None: Ray Train's workers. ``pipeline.training.workers.fit_here`` is the other way.
+        states: where the training goes on from, and is saved; None: in ``out_dir``, for the length of this call.
+        say: takes a line of what was asked for and cannot be had, and of checkpoints.
+
+    Returns: epochs trained, best epoch, best validation recall, settings that were defaults, and the maps' hashes.
+
+    Raises:
+        DataError: training failed; the message says why.
+    """
+    spec = METHODS[method]
+    graph = ShardedCsr.open(ingest_dir / "train").load()
+    facts = json.loads((cluster_dir / "cluster.json").read_text())
+    labels = load_labels(cluster_dir, facts)
+    size = *graph.shape, graph.nnz
+    n_lookups, hops = spec.lookups(asked_lookups(config, method, *size)), hops_of(config, labels.rows, *size)
+    # Over Ray where the clustering was; the maps are the same, bit for bit.
+    stored = StoredGraph(ingest_dir, out_dir, config.cluster.shards) if config.cluster.shards else None
+    features = partial(load_features, config.data, ingest_dir)
+    try:
+        maps = spec.make(Inputs(graph, labels, n_lookups, hops, config.map.seed, features, stored))
+    except ValueError as error:
+        raise DataError(f"method {method!r}: {error}") from error
+    for side, bucket_map in zip(("users", "items"), maps, strict=True):
+        bucket_map.save(out_dir / f"{side}.npz")
+    settings = fit_settings(config.train, spec, table_rows(*maps), graph)
+    model_spec = ModelSpec(
+        config.train.model,
+        config.train.dim,
+        spec.with_bias(config.map.item_bias, config.train.loss),
+        config.train.n_layers,
+        settings.seed,
+    )
+    tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(("users", "items"), maps, strict=True)}
+    tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
+    job = {
+        "task": fit_task,
+        "folder": str(out_dir.absolute()),
+        "ingest": str(ingest_dir.absolute()),
+        "model": model_spec,
+        "settings": settings,
+        "eval_users": config.train.eval_users,
+        "sampler": (config.train.sampler, config.train.popularity_power),
+        "propagation": config.train.propagation,
+    }
+    state = run_job(job, config, method, tracker, fit_job, states, say)
+    model = model_spec.build(*maps, graph)
+    model.load_state_dict(state["best"])
+    for side, embedding in (("users", model.user_embedding), ("items", model.item_embedding)):
+        degrees = graph.sum(axis=1 if side == "users" else 0)
+        embedding.fill_unknown(torch.from_numpy(np.asarray(degrees, np.float32).ravel()))
+    save_model(model, model_spec, out_dir)
+    write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"],
+                                                 "resumed": state["resumed"]})  # fmt: skip
+    best = state["best_score"]
+    return {
+        "epochs": state["epoch"],
+        "best_epoch": state["best_epoch"],
+        f"validation_recall@{K}": best if math.isfinite(best) else None,
+        "item_bias": model_spec.item_bias,
+        "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
+        **hashes,
+    }
+
+
+def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_array) -> RetrievalSettings:
+    """The settings of a training, every default decided by the method, by the model with its loss, and by the graph.
+
+    Args:
+        n_rows: of the tables.
+        graph: training interactions, users x items.
+    """
+    recipe = RECIPES[train.model, train.loss]
+    epochs = recipe.epochs if train.epochs is None else train.epochs
+    batch_size = recipe.batch_size if train.batch_size is None else train.batch_size
+    own = default_settings(train, method)
+    decay = own["train.decay"] if train.decay is None else train.decay
+    return RetrievalSettings(
+        lr=own["train.lr"] if train.lr is None else train.lr,
+        weight_decay=decay / n_rows if train.weight_decay is None else train.weight_decay,
+        epochs=epochs,
+        eval_every=max(1, epochs // EVALUATIONS) if train.eval_every is None else train.eval_every,
+        patience=train.patience,
+        batch_size=batch_size or None,
+        seed=train.seed,
+        loss=train.loss,
+        gamma=default_gamma(2 * graph.nnz / sum(graph.shape)) if train.gamma is None else train.gamma,
+        unobserved_weight=train.unobserved_weight,
+        amp=train.amp,
+        compile=train.compile,
+        sparse_gradients=train.sparse_gradients,
+    )
+
+
+def default_settings(train: TrainConfig, method: Method) -> dict[str, float]:
+    """What `train.lr` and `train.decay` are unless told otherwise."""
+    recipe = RECIPES[train.model, train.loss]
+    return {
+        "train.lr": method.lr if recipe.lr is None else recipe.lr,
+        "train.decay": method.decay if recipe.decay is None else recipe.decay,
+    }
+
+
+def run_job(
+    job: dict[str, Any],
+    config: RunConfig,
+    method: str,
+    tracker: Tracker,
+    fit_job: FitJob | None,
+    states: SavedStates | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train, with a progress bar, and return the last state of ``pipeline.training.loop``.
+
+    Args:
+        job: ``task``, a function of a module, which loads and fits (see ``pipeline.training.workers``); ``folder``, absolute, to work in;
+            ``settings``; and what else ``task`` wants.
+        fit_job, states, say: see :func:`train_method`.
+
+    Raises:
+        DataError: training failed; the message says why.
+    """
+    folder = Path(job["folder"])
+    saved = SavedStates(folder / "states") if states is None else states
+    job |= {
+        "states": dataclasses.replace(saved, folder=saved.folder.absolute()),
+        "workers": config.train.workers,
+        "checkpoint_seconds": config.train.checkpoint_seconds,
+    }
+    with _progress_bar(method, job["settings"].epochs, folder / PROGRESS):
+        state = fit_job(job, tracker) if fit_job else run_on_ray(job["task"], job, tracker, say)
+    for file in (PROGRESS, NOTES):
+        (folder / file).unlink(missing_ok=True)
+    if states is None:
+        saved.clear()
+    return state
+
+
+def fit_task(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:
+    """What each worker does: load, and fit (see ``pipeline.training.workers``)."""
+    folder, settings, workers = Path(job["folder"]), job["settings"], how["workers"]
+    graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
+    maps = BucketMap.load(folder / "users.npz"), BucketMap.load(folder / "items.npz")
+    model = job["model"].build(*maps, graph)
+    if isinstance(model, LightGCN) and shards_graph(job["propagation"], graph.nnz, workers.size):
+        model.shard(workers)
+    model = model.to(device)
+    users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)))
+    items = torch.from_numpy(graph.indices.astype(np.int64))
+    validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
+    validate = _validation(graph, validation, job["eval_users"], settings.seed, workers) if validation.nnz else None
+    kind, power = job["sampler"]
+    sample = NegativeSampler(graph, kind, power=power, device=device)
+    return fit_retrieval(model, users, items, settings, validate, sample=sample, **how)
+
+
+def shards_graph(propagation: str, n_edges: int, n_workers: int) -> bool:
+    """Whether workers share LightGCN's graph: as told, and by itself from SHARDED_EDGES on, where there are several."""
+    return n_workers > 1 and (propagation == "sharded" or (propagation == "auto" and n_edges >= SHARDED_EDGES))
+
+
+def _validation(
+    seen: csr_array, relevant: csr_array, n_users: int, seed: int, workers: Workers = Workers()
+) -> Callable[[RetrievalModel], dict[str, float]]:
+    """Mean recall and NDCG over users with held-out items, ``n_users`` of them drawn once where there are more (0: all).
+
+    Every worker ranks a share of the users; the means are over all of them, in their order, so that they are those of one worker.
+    """
+    users = np.flatnonzero(np.diff(relevant.indptr))
+    if 0 < n_users < len(users):
+        users = np.sort(np.random.default_rng(seed).choice(users, n_users, replace=False))
+
+    def validate(model: RetrievalModel) -> dict[str, float]:
+        parts = workers.gather_objects(rank_users(model, users[workers.share(len(users))], seen, relevant, K))
+        figures = np.empty((2, len(users)))
+        for rank, part in enumerate(parts):
+            figures[:, rank :: workers.size] = part
+        return {f"recall@{K}": float(figures[0].mean()), f"ndcg@{K}": float(figures[1].mean())}
+
+    return validate
+
+
+@contextmanager
+def _progress_bar(method: str, epochs: int, file: Path) -> Iterator[None]:
+    """A bar over the epochs that the worker notes in ``file``; only on a terminal."""
+    with tqdm(total=epochs, desc=f"train {method}", unit=" epochs", disable=None, leave=False) as bar:
+        if bar.disable:
+            yield
+            return
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.wait(0.5):
+                if (seen := progress_of(file)) is None:
+                    continue
+                bar.update(seen["epoch"] - bar.n)
+                bar.set_postfix_str(f"loss {seen['loss']:.4f}")
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

@@ -1,0 +1,94 @@
+"""The trained weights of a method on disk: ``checkpoint/model.npz`` beside the bucket maps, plain arrays, no pickle.
+
+``model`` names the model, ``n_layers`` is LightGCN's; ``user_table`` and ``item_table`` are float32, shape (n_buckets, dim), the
+unknown ids' row last, and there is no ``item_table`` where both sides share one; ``item_bias`` is float32, shape (n_items,), and there only where it was trained; every other array is a weight
+of the model's own layers, by its name in the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graphhash.errors import DataError
+from graphhash.maps.bucket_map import BucketMap
+from graphhash.models.mf import MatrixFactorization, RetrievalModel
+from pipeline.distributed.shards import ShardedCsr
+from pipeline.retrieval.models import MODELS, ModelSpec
+
+TABLES = {"user_table": "user_embedding.table", "item_table": "item_embedding.table"}
+
+
+def save_model(model: RetrievalModel, spec: ModelSpec, method_dir: Path) -> None:
+    """Write the trained weights to ``method_dir/checkpoint/model.npz``."""
+    weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
+    arrays = {stored: weights.pop(name) for stored, name in TABLES.items() if name in weights} | weights
+    (method_dir / "checkpoint").mkdir(exist_ok=True)
+    np.savez(
+        method_dir / "checkpoint" / "model.npz", model=np.array(spec.kind), n_layers=np.int64(spec.n_layers), **arrays
+    )
+
+
+def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, BucketMap, BucketMap]:
+    """The trained model of a method and its bucket maps of users and items.
+
+    Args:
+        ingest_dir: holds the training graph, which LightGCN propagates over.
+
+    Raises:
+        DataError: a file is missing, damaged, or of another map.
+    """
+    users, items = BucketMap.load(method_dir / "users.npz"), BucketMap.load(method_dir / "items.npz")
+    path = method_dir / "checkpoint" / "model.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            weights = {name: arrays[name] for name in arrays.files}
+        kind, n_layers = str(weights.pop("model")), int(weights.pop("n_layers"))
+        if kind not in MODELS:
+            raise ValueError(f"model {kind!r} is unknown")
+        state = {TABLES.get(name, name): torch.from_numpy(array) for name, array in weights.items()}
+        dim, item_bias = weights["user_table"].shape[1], "item_bias" in weights
+        graph = ShardedCsr.open(ingest_dir / "train").load() if kind == "lightgcn" else None
+        model = ModelSpec(kind, dim, item_bias, n_layers, seed=0).build(users, items, graph)
+        if set(state) != {name for name, _ in model.named_parameters()}:
+            raise ValueError(f"it holds {', '.join(sorted(weights))}")
+        # The maps are buffers and come from their own files.
+        model.load_state_dict(state, strict=False)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: not a readable checkpoint ({error}); run 'graphhash train' again") from error
+    return model, users, items
+
+
+@torch.no_grad()
+def with_more_ids(
+    trained: MatrixFactorization,
+    maps: Mapping[str, BucketMap],
+    item_bias: NDArray[np.float32],
+    user_rows: NDArray[np.float32],
+) -> MatrixFactorization:
+    """A trained model with ids that were placed later; its tables are the trained ones, and rows of placed users.
+
+    Args:
+        maps: by side, "users" and "items", with the new ids after the trained ones.
+        item_bias: of the new items, shape (n_new,); not used where the model has none.
+        user_rows: of placed users, float32, shape (n_rows, dim); they stand before the unknown ids' row.
+    """
+    has_bias = trained.item_bias is not None
+    model = MatrixFactorization(maps["users"], maps["items"], trained.user_embedding.dim, item_bias=has_bias, seed=0)
+    weights = dict(trained.named_parameters())
+    more = {"item_bias": (len(weights.get("item_bias", ())), item_bias), "user_embedding.table": (-1, user_rows)}
+    for name, parameter in model.named_parameters():
+        place, rows = more.get(name, (0, item_bias[:0]))
+        parts = (
+            [weights[name]]
+            if not len(rows)
+            else [weights[name][:place], torch.from_numpy(rows).to(parameter), weights[name][place:]]
+        )
+        parameter.copy_(torch.cat(parts))
+    return model

@@ -1,0 +1,1 @@
+"""MLflow: runs, the offline queue, the model registry."""

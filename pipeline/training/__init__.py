@@ -1,0 +1,1 @@
+"""The training loop, its Ray Train workers, checkpoints and device speed-ups."""

@@ -1,0 +1,1 @@
+"""Fold-in of new users and items into a finished run, without training."""

@@ -1,0 +1,119 @@
+"""A later log, read for ``graphhash update``: its rows in the numbers of a run's users and items, new ids after the known ones.
+
+It is read in this process, batch by batch, and held in memory: a later log is small beside the one that was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from graphhash.errors import DataError
+from graphhash.graph.bipartite import biadjacency
+from graphhash.graph.vocabulary import Vocabulary, as_ids
+from graphhash.maps.community_maps import SIDES
+from pipeline.config.run_config import DataConfig
+from pipeline.logs.columns import Columns
+from pipeline.logs.readers import find_kinds, read_chunk
+from pipeline.logs.sources import Source, cut_chunks, find_sources
+
+
+@dataclass(frozen=True, eq=False)
+class NewLog:
+    """What a log says, in rows.
+
+    Args:
+        vocabularies: by side: the known ids, and then the new ones, ascending.
+        n_known: how many of them are known, by side.
+        graph: the log's interactions, shape (all users, all items); equal pairs are merged, their weights add up.
+        n_rejected: rows set aside with ``bad_rows="skip"``.
+        sha256: of the files' content, in the order of their names.
+    """
+
+    vocabularies: dict[str, Vocabulary]
+    n_known: dict[str, int]
+    graph: csr_array
+    n_rejected: int
+    sha256: str
+
+    @property
+    def n_new(self) -> dict[str, int]:
+        return {side: len(self.vocabularies[side]) - self.n_known[side] for side in SIDES}
+
+
+def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> NewLog:
+    """Read all files of a log, whatever the run's split.
+
+    Args:
+        data: format, columns and ``bad_rows``.
+        known: the run's ids, by side.
+
+    Raises:
+        DataError: as ``pipeline.retrieval.ingest`` for files and rows; no good rows; or ids of another type than the run's.
+    """
+    sources = find_sources(path, data.format)
+    columns = Columns(data.user_column, data.item_column, data.weight_column)
+    chunks = cut_chunks(sources)
+    kinds = _kinds(sources, columns, known)
+    columns = Columns(columns.user, columns.item, columns.weight, *kinds)
+    ids, weights, n_rejected = {side: [] for side in SIDES}, [], 0
+    for chunk in chunks:
+        for batch in read_chunk(chunk, columns, bad_rows=data.bad_rows):
+            ids["users"].append(batch.users)
+            ids["items"].append(batch.items)
+            weights.append(np.ones(len(batch.rows)) if batch.weights is None else batch.weights)
+            n_rejected += batch.rejected.num_rows
+    if not sum(map(len, weights)):
+        raise DataError(f"{path}: no interactions ({n_rejected} rows were rejected); check the file and the columns")
+    vocabularies, rows = {}, {}
+    for side in SIDES:
+        vocabularies[side], rows[side] = _number(as_ids(pa.chunked_array(ids[side])), known[side])
+    graph = biadjacency(
+        rows["users"],
+        rows["items"],
+        np.concatenate(weights),
+        n_users=len(vocabularies["users"]),
+        n_items=len(vocabularies["items"]),
+    )
+    return NewLog(vocabularies, {side: len(known[side]) for side in SIDES}, graph, n_rejected, _sha256(sources))
+
+
+def _kinds(sources: list[Source], columns: Columns, known: dict[str, Vocabulary]) -> list[str]:
+    """Types of the ids; text that looks like numbers is read as strings where the run has strings."""
+    kinds = []
+    for side, name, kind in zip(SIDES, (columns.user, columns.item), find_kinds(sources, columns), strict=True):
+        expected = known[side].kind
+        is_text = any(source.format != "parquet" for source in sources)
+        if kind != expected and not (expected == "string" and is_text):
+            raise DataError(
+                f"{sources[0].file}: column {name!r} holds {kind} ids, the run's {side} are {expected}; "
+                "write them as the run's log has them"
+            )
+        kinds.append(expected)
+    return kinds
+
+
+def _number(ids: pa.Array, known: Vocabulary) -> tuple[Vocabulary, NDArray[np.integer]]:
+    """The vocabulary with what is new in ``ids`` behind it, and the row of every one of them."""
+    rows = known.rows(ids, missing="fallback").astype(np.int64)
+    is_new = rows == len(known)
+    if not is_new.any():
+        return known, rows
+    new = Vocabulary.from_ids(ids.filter(pa.array(is_new)))
+    rows[is_new] += new.rows(ids.filter(pa.array(is_new)))
+    text = pa.large_string() if known.kind == "string" else pa.int64()
+    return Vocabulary(pa.concat_arrays([known.ids.cast(text), new.ids.cast(text)])), rows
+
+
+def _sha256(sources: list[Source]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        with Path(source.file).open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

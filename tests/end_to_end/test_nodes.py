@@ -1,0 +1,145 @@
+"""A run on several nodes, one of which dies while clustering, and a worker while training: the labels are those of one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from numpy.testing import assert_array_equal
+
+import graphhash
+from pipeline.distributed.shards import ShardedCsr
+from pipeline.retrieval.cluster import load_labels
+from tests.helpers import graphs
+
+# A process of its own, because this one may be in a Ray already.
+SCRIPT = """
+import json, logging, os, sys, threading, time
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from pipeline import ray_graph, ray_session
+from pipeline.config.run_config import RunConfig
+from pipeline.training.workers import PROGRESS, fit_here, progress_of
+from pipeline.runs.run import run
+from pipeline.runs.folder import RunFolderError
+
+folder = sys.argv[1]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 150 * 2**20})
+nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(3)]
+ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+cluster.wait_for_nodes()
+ray_session.check_shared(ray_session.Path(folder))
+sees, blind = ray_session._sees, nodes[1].node_id
+ray_session._sees = lambda path: ray.get_runtime_context().get_node_id() != blind
+try:
+    ray_session.check_shared(ray_session.Path(folder))
+except RunFolderError as error:
+    print(error)
+ray_session._sees = sees
+worked = set()
+move, n_moves = ray_graph.RayGraph.move, 0
+
+def noting(*place):
+    time.sleep(0.3)
+    return ray.get_runtime_context().get_node_id()
+
+def move_and_kill(self, *arguments):
+    global n_moves
+    n_moves += 1
+    if n_moves == 5:
+        worked.update(ray.get([ray.remote(num_cpus=1)(noting).remote() for _ in range(9)]))
+        # While the tasks of this half-sweep are out.
+        threading.Timer(0.01, cluster.remove_node, [nodes[0]], {"allow_graceful": False}).start()
+    return move(self, *arguments)
+
+ray_graph.RayGraph.move = move_and_kill
+settings = {"data.path": f"{folder}/log.csv", "run.out": f"{folder}/out", "run.mlflow": False, "run.methods": ("soft",),
+            "cluster.resolution": 4.0, "cluster.shards": 4, "train.dim": 16, "train.lr": 0.02, "train.epochs": 300, "train.eval_every": 50,
+            "train.patience": 1000, "train.workers": 2, "map.hops": "1+2", "map.n_lookups": 4}
+run(RunConfig.from_flat(settings), until="cluster", say=lambda line: None)
+assert n_moves > 6, n_moves
+
+def alive():
+    return [node for node in ray.nodes() if node["Alive"]]
+
+deadline = time.monotonic() + 60
+while len(alive()) > 3 and time.monotonic() < deadline:
+    time.sleep(0.2)
+print("nodes that clustered", len(worked), "alive afterwards", len(alive()))
+
+raylets = set()
+
+def kill_one():
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        # A stage works in a folder beside its own until it is done.
+        seen = [progress_of(file) for file in ray_session.Path(folder).rglob(PROGRESS)]
+        if not any(entry is not None and entry["epoch"] >= 120 for entry in seen):
+            continue
+        for process in psutil.process_iter():
+            try:
+                # Of this cluster alone: what other Rays of the machine run is none of ours.
+                if "RayTrainWorker" in " ".join(process.cmdline()) and process.parent().ppid() == os.getpid():
+                    raylets.add(process.ppid())
+                    victim = process
+            except psutil.Error:
+                continue
+        victim.kill()
+        return
+
+thread = threading.Thread(target=kill_one)
+thread.start()
+run(RunConfig.from_flat(settings), until="evaluate", say=lambda line: None)
+thread.join()
+print("nodes that trained", len(raylets))
+
+def in_a_task(job, tracker):
+    return ray.get(ray.remote(num_cpus=1)(fit_here).remote(job, tracker))
+
+alone = RunConfig.from_flat(settings | {"run.out": f"{folder}/alone"})
+run(alone, until="evaluate", say=lambda line: None, fit_job=in_a_task, lenders=[ray_session.Path(folder, "out")])
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
+    pytest.importorskip("ray.cluster_utils")
+    graph, _, _ = graphs.planted(0, 6, 30, 0.3, 0.02)
+    users, items = graph.nonzero()
+    (tmp_path / "log.csv").write_text(
+        "user_id,item_id\n" + "".join(f"{u},{i}\n" for u, i in zip(users, items, strict=True))
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    # One machine does not see the folder: here because its task says so, as all nodes of this test are on one machine.
+    assert (
+        f"{tmp_path}: not seen on" in ended.stdout
+        and "of 4 machines; work in a folder on storage that all" in ended.stdout
+    )
+    assert not list(tmp_path.glob(".seen-*"))
+    # Head and the two nodes that were left.
+    assert "nodes that clustered 3 alive afterwards 3" in ended.stdout
+    out = tmp_path / "out"
+    train = ShardedCsr.open(out / "ingest" / "train").load()
+    expected = graphhash.cluster(train, resolution=4)
+    labels = load_labels(out / "cluster", json.loads((out / "cluster" / "cluster.json").read_text()))
+    assert_array_equal(labels.users, expected.users)
+    assert_array_equal(labels.items, expected.items)
+    assert "nodes that trained 2" in ended.stdout
+    history = json.loads((out / "methods" / "soft" / "history.json").read_text())
+    assert [entry["epoch"] for entry in history["epochs"]] == list(range(50, 301, 50))
+    assert len(history["resumed"]) == 1 and history["resumed"][0] >= 100
+    recalls = [json.loads((tmp_path / name / "metrics.json").read_text())[0]["recall@20"] for name in ("out", "alone")]
+    assert recalls[0] == pytest.approx(recalls[1], abs=0.05) and recalls[0] > 0.3

@@ -1,0 +1,349 @@
+"""The order of the stages, with stand-ins for the stages themselves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from types import ModuleType
+
+import pytest
+
+import pipeline.maps.methods  # noqa: F401  Before the stand-ins: what it imports needs the real modules.
+from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.runs import run as run_module
+from pipeline.runs.plan import plan
+from pipeline.runs.run import run
+from pipeline.tracking import tracker as tracking
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replace every stage by one that leaves a file and notes its name here."""
+    made: list[str] = []
+
+    def stand_in(name: str, **functions) -> None:
+        module = ModuleType(name)
+        module.__dict__.update(functions)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    @contextmanager
+    def ray_session(address):
+        made.append("ray up")
+        yield
+        made.append("ray down")
+
+    def ingest(data, out):
+        made.append("ingest")
+        (out / "x").write_text("x")
+        return {"n_users": 3, "hashes": {"users_hash": "ab"}}
+
+    def cluster_run(config, ingest_dir, out):
+        made.append("cluster")
+        (out / "x").write_text("x")
+        return {"rows": 2}
+
+    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job, **_):
+        made.append(f"train {method}")
+        (out / "x").write_text("x")
+        return {"best_epoch": 1}
+
+    def evaluate_method(config, method, ingest_dir, method_dir):
+        made.append(f"evaluate {method}")
+        assert (method_dir / "x").exists()
+        return {"recall@20": 0.5, "rows": 2}
+
+    def export(config, folder, method_dir, out, metrics, train_key):
+        made.append(f"export {method_dir.name}")
+        (out / "model.onnx").write_text("x")
+        return {}
+
+    def write_report(path):
+        made.append("report")
+        assert (path / "metrics.json").exists()
+        return []
+
+    stand_in("pipeline.distributed.session", ray_session=ray_session, check_shared=lambda folder: None)
+    stand_in("pipeline.retrieval.ingest", ingest=ingest)
+    stand_in("pipeline.retrieval.cluster", cluster_run=cluster_run)
+    stand_in("pipeline.retrieval.train", train_method=train_method)
+    stand_in("pipeline.retrieval.evaluate", evaluate_method=evaluate_method)
+    stand_in("pipeline.retrieval.report", write_report=write_report)
+    monkeypatch.setattr(run_module, "export_bundle", export)
+    return made
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "log.csv").write_text("x")
+
+    def make(*overrides: str) -> RunConfig:
+        fixed = {
+            "data.path": str(tmp_path / "log.csv"),
+            "run.out": str(tmp_path / "out"),
+            "run.mlflow": False,
+        }
+        return RunConfig.load(None, overrides, **fixed)
+
+    return make
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def test_stages_run_in_order_and_once(calls, config, tmp_path):
+    outcome = run(config("run.methods=soft,full"), say=quiet)
+    assert calls == [
+        "ray up",
+        "ingest",
+        "cluster",
+        "train soft",
+        "evaluate soft",
+        "export soft",
+        "train full",
+        "evaluate full",
+        "report",
+        "ray down",
+    ]
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written == outcome.metrics
+    assert [entry["method"] for entry in written] == ["soft", "full"]
+    assert list(written[0]["seconds"]) == ["ingest", "cluster", "train", "evaluate", "export"]
+    assert RunConfig.load(tmp_path / "out" / "config.toml") == config("run.methods=soft,full")
+    calls.clear()
+    run(config("run.methods=soft,full"), say=quiet)
+    # Nothing to compute, so Ray stays down too; a report costs less than to know whether it is needed.
+    assert calls == ["report"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("export.precision=float16", ["evaluate", "export"]),
+        ("export.external_data_mib=3", ["export"]),
+        ("train.lr=0.5", ["train", "evaluate", "export"]),
+        ("map.n_lookups=3", ["train", "evaluate", "export"]),
+        ("cluster.resolution=9", ["cluster", "train", "evaluate", "export"]),
+        ("cluster.threads=2", []),
+        ("cluster.shards=2", []),
+        ("run.experiment=other", []),
+        ("data.seed=3", ["ingest", "cluster", "train", "evaluate", "export"]),
+    ],
+)
+def test_a_change_computes_what_depends_on_it(calls, config, override, expected):
+    run(config("cluster.resolution=2"), until="export", say=quiet)
+    calls.clear()
+    run(config("cluster.resolution=2", override), until="export", say=quiet)
+    assert [call.split()[0] for call in calls if not call.startswith("ray")] == expected
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.dim=8", "map.n_lookups=2", "export.precision=float16", "run.methods=graph", "train.loss=directau"],
+)
+def test_a_budget_in_bytes_is_clustered_again_when_other_bytes_change(config, override):
+    assert plan(config(), "cluster")["cluster"].key != plan(config(override), "cluster")["cluster"].key
+    by_rows = [plan(config("cluster.rows=9", *extra), "cluster")["cluster"].key for extra in ([], [override])]
+    assert by_rows[0] == by_rows[1]
+
+
+def test_changed_data_computes_everything_again(calls, config, tmp_path):
+    run(config(), until="cluster", say=quiet)
+    (tmp_path / "log.csv").write_text("longer")
+    calls.clear()
+    run(config(), until="cluster", say=quiet)
+    assert calls == ["ray up", "ingest", "cluster", "ray down"]
+
+
+def test_moved_data_computes_nothing(calls, config, tmp_path):
+    run(config(), until="cluster", say=quiet)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "log.csv").rename(tmp_path / "elsewhere" / "log.csv")
+    calls.clear()
+    run(config(f"data.path={tmp_path}/elsewhere/log.csv"), until="cluster", say=quiet)
+    assert calls == []
+
+
+@pytest.mark.parametrize("until", ["ingest", "cluster", "train", "evaluate", "export"])
+def test_stage_commands_stop_where_they_should(calls, config, until):
+    run(config(), until=until, say=quiet)
+    stages = [call.split()[0] for call in calls if not call.startswith("ray")]
+    assert stages == ["ingest", "cluster", "train", "evaluate", "export"][: len(stages)]
+    assert stages[-1] == until
+
+
+def test_plan_names_every_stage_once(config):
+    steps = plan(config("run.methods=soft,full"), "report")
+    assert list(steps) == [
+        "ingest",
+        "cluster",
+        "train soft",
+        "evaluate soft",
+        "export",
+        "train full",
+        "evaluate full",
+    ]
+    assert len({step.key for step in steps.values()}) == len(steps)
+
+
+class Recorder:
+    """Stands for the MLflow store: notes what would be logged, by run."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.runs: dict[str, dict] = {}
+        self.killed: tuple[str, ...] = ()
+        monkeypatch.setattr(
+            tracking, "connect", lambda experiment, folder: tracking.Store("uri", "1", killed=self.killed)
+        )
+        monkeypatch.setattr(tracking, "_open", self.open)
+        monkeypatch.setattr(tracking, "_reopen", lambda store, run_id: tracking.Tracker("uri", run_id))
+        for name in ("log_params", "log_metrics", "set_tags", "log_artifact", "end"):
+            monkeypatch.setattr(tracking.Tracker, name, self.noting(name))
+        monkeypatch.setattr(run_module, "_log_bundle", lambda tracker, folder: tracker.log_artifact("bundle"))
+
+    def open(self, store, name, *, alone):
+        run_id = f"{name}-{len(self.runs)}"
+        self.runs[run_id] = {"alone": alone}
+        return tracking.Tracker("uri", run_id)
+
+    def noting(self, name):
+        def note(tracker, value, *rest, **more):
+            if tracker.run_id is not None:
+                self.runs[tracker.run_id].setdefault(name, []).append(value)
+
+        return note
+
+
+def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    outcome = run(config("run.methods=soft,full", "run.mlflow=true"), say=quiet)
+    assert [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
+    soft, full = recorder.runs.values()
+    assert (soft["alone"], soft["log_artifact"], soft["end"]) == (False, ["bundle"], ["FINISHED"])
+    assert soft["log_metrics"] == [{"test.recall@20": 0.5, "test.rows": 2}]
+    assert soft["set_tags"] == [{"graphhash.ingest.hashes.users_hash": "ab"}]
+    assert soft["log_params"][0]["train.dim"] == 64
+    assert "log_artifact" not in full
+
+
+def test_a_later_stage_goes_on_with_the_run_of_its_training(calls, config, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    run(config("run.mlflow=true"), until="train", say=quiet)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+    assert list(recorder.runs) == ["soft-0"]
+    assert recorder.runs["soft-0"]["log_artifact"] == ["bundle"]
+    assert recorder.runs["soft-0"]["end"] == ["FINISHED", "FINISHED"]
+
+
+def test_a_training_without_mlflow_gets_no_run_later(calls, config, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    run(config(), until="train", say=quiet)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+    assert recorder.runs == {}
+
+
+def test_a_run_killed_after_its_last_stage_is_finished_by_the_next_command(calls, config, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+    assert recorder.runs["soft-0"]["end"] == ["FINISHED"], "nothing is left, and nobody is told"
+    monkeypatch.setattr(tracking, "has_left", lambda folder: True)
+    recorder.killed = ("soft-0",)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+    assert recorder.runs["soft-0"]["end"] == ["FINISHED", "FINISHED"]
+    assert len(recorder.runs["soft-0"]["log_params"]) == 1
+
+
+def test_mlflow_that_is_still_away_does_not_stop_a_command_that_has_nothing_to_do(calls, config, monkeypatch):
+    Recorder(monkeypatch)
+    run(config("run.mlflow=true"), until="export", say=quiet)
+
+    def away(_experiment, _folder):
+        raise tracking.TrackingError("away")
+
+    monkeypatch.setattr(tracking, "connect", away)
+    monkeypatch.setattr(tracking, "has_left", lambda folder: True)
+    said = []
+    run(config("run.mlflow=true"), until="export", say=said.append)
+    assert "away; what it should get is kept" in said
+
+
+def test_unreachable_mlflow_stops_before_any_work(calls, config, monkeypatch):
+    def away(_experiment, _folder):
+        raise tracking.TrackingError("away")
+
+    monkeypatch.setattr(tracking, "connect", away)
+    with pytest.raises(tracking.TrackingError):
+        run(config("run.mlflow=true"), say=quiet)
+    assert calls == []
+    run(config("run.mlflow=true"), until="cluster", say=quiet)
+
+
+def test_failed_evaluation_fails_the_run(calls, config, monkeypatch):
+    recorder = Recorder(monkeypatch)
+
+    def fail(*_arguments):
+        raise RuntimeError("bang")
+
+    sys.modules["pipeline.retrieval.evaluate"].evaluate_method = fail
+    with pytest.raises(RuntimeError):
+        run(config("run.mlflow=true"), say=quiet)
+    assert recorder.runs["soft-0"]["end"] == ["FAILED"]
+
+
+@pytest.fixture
+def stopped(calls, config, monkeypatch):
+    """A run whose training was stopped after a checkpoint; later ones note what they find to go on from."""
+    recorder, found = Recorder(monkeypatch), []
+
+    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job, *, states, say):
+        found.append(states.newest())
+        if len(found) == 1:
+            states.save({"epoch": 3, "step": 0})
+            raise KeyboardInterrupt
+        (out / "x").write_text("x")
+        return {"best_epoch": 1}
+
+    sys.modules["pipeline.retrieval.train"].train_method = train_method
+    with pytest.raises(KeyboardInterrupt):
+        run(config("run.mlflow=true"), until="train", say=quiet)
+    return recorder, found
+
+
+@pytest.mark.parametrize("resume", [None, True])
+def test_the_same_command_goes_on_from_the_checkpoint_and_in_the_same_mlflow_run(stopped, config, tmp_path, resume):
+    recorder, found = stopped
+    run(config("run.mlflow=true"), until="train", say=quiet, resume=resume)
+    assert found == [None, "epoch-000003-step-00000000"]
+    assert list(recorder.runs) == ["soft-0"] and recorder.runs["soft-0"]["end"] == ["KILLED", "FINISHED"]
+    assert not (tmp_path / "out" / "checkpoints" / "soft").exists()
+    # What is finished needs no checkpoint.
+    run(config("run.mlflow=true"), until="train", say=quiet, resume=True)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "resume"), [("train.lr=0.5", None), ("train.epochs=9", None), ("train.lr=none", False)]
+)
+def test_a_checkpoint_of_other_settings_or_an_unwanted_one_is_not_used(stopped, config, override, resume):
+    run(config("run.mlflow=true", override), until="train", say=quiet, resume=resume)
+    assert stopped[1] == [None, None]
+
+
+@pytest.mark.parametrize("override", ["train.workers=2", "train.checkpoint_seconds=1"])
+def test_other_numbers_of_workers_go_on_with_a_training(stopped, config, override):
+    run(config("run.mlflow=true", override), until="train", say=quiet)
+    assert stopped[1][1] is not None
+
+
+def test_resume_without_a_checkpoint_is_refused(stopped, config):
+    with pytest.raises(ConfigError, match="--resume: .*checkpoints holds none of a training with these settings"):
+        run(config("run.mlflow=true", "train.lr=0.5"), until="train", say=quiet, resume=True)
+    assert len(stopped[1]) == 1
+
+
+def test_unknown_method_is_refused_before_any_work(calls, config):
+    with pytest.raises(ConfigError, match="unknown method 'sfot'; did you mean soft?"):
+        run(config("run.methods=graph,sfot"), say=quiet)
+    assert calls == []

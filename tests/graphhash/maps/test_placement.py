@@ -1,0 +1,375 @@
+"""Where new ids are placed, against the obvious second implementation of each rule."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+
+import graphhash
+from graphhash.clustering.labels import Labels
+from graphhash.maps import placement
+from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.codebook import nearest_profiles
+from graphhash.maps.community_maps import ITEM_DAMPING, SIDES, soft_maps
+from graphhash.maps.placement import (
+    SHRINKAGE,
+    best_communities,
+    place_labels,
+    soft_rows,
+    solved_vectors,
+    typical_bias,
+    with_new_ids,
+    with_own_rows,
+    without_places,
+)
+from pipeline.maps.methods import METHODS, Inputs
+from pipeline.updates.placers import PLACERS, Placing
+
+
+def random_graph(rng, n_users=30, n_items=24, n_edges=150, weighted=True) -> csr_array:
+    weights = rng.integers(1, 4, n_edges).astype(np.float32) if weighted else None
+    # Every id has an interaction.
+    users = np.concatenate([np.arange(n_users), rng.integers(0, n_users, n_edges - n_users)])
+    items = np.concatenate([rng.permutation(n_items), rng.integers(0, n_items, n_edges - n_items)])
+    return graphhash.biadjacency(users, items, weights, n_users=n_users, n_items=n_items)
+
+
+def degrees_of(graph: csr_array) -> dict[str, np.ndarray]:
+    return {side: np.asarray(graph.sum(axis=axis), np.float64).ravel() for side, axis in (("users", 1), ("items", 0))}
+
+
+def grown(graph: csr_array, edges: dict[tuple[int, int], float], n_users: int, n_items: int) -> csr_array:
+    """The edges alone, in the shape of the graph with new ids."""
+    pairs = np.array(list(edges)).reshape(-1, 2)
+    return csr_array((np.array(list(edges.values()), np.float32), pairs.T), shape=(n_users, n_items))
+
+
+def nobody() -> dict[str, np.ndarray]:
+    return {side: np.empty(0, np.int32) for side in SIDES}
+
+
+def modularity_with(graph, degrees, labels, row, row_degree, community) -> float:
+    """Q times m of a new user's pairs alone, with the trained degrees: what its community adds to the sum over pairs."""
+    m, q = graph.sum(), 0.0
+    for item, label in enumerate(labels.items):
+        if label == community:
+            q += row.get(item, 0.0) - labels.resolution * row_degree * degrees["items"][item] / m
+    return q
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_new_user_joins_the_community_of_largest_change_in_modularity(seed):
+    rng = np.random.default_rng(seed)
+    graph = random_graph(rng)
+    labels = graphhash.cluster(graph, resolution=3.0)
+    degrees = degrees_of(graph)
+    rows = [{int(i): float(rng.integers(1, 4)) for i in rng.choice(24, 6, replace=False)} for _ in range(8)]
+    edges = grown(graph, {(30 + n, i): w for n, row in enumerate(rows) for i, w in row.items()}, 38, 24)
+    found = place_labels(graph, labels, nobody(), edges)
+    assert (found["items"] == labels.items).all() and (found["users"][:30] == labels.users).all()
+    for row, community in zip(rows, found["users"][30:], strict=True):
+        reached = sorted({int(labels.items[i]) for i in row} & set(labels.users.tolist()))
+        gains = [modularity_with(graph, degrees, labels, row, sum(row.values()), c) for c in reached]
+        if not gains:
+            continue
+        best = max(gains)
+        # Ties go to the lowest.
+        assert community == next(c for c, gain in zip(reached, gains, strict=True) if gain > best - 1e-9)
+
+
+def test_second_best_communities_and_ties():
+    rows = csr_array(np.array([[1.0, 1, 0, 0], [0, 0, 2, 1], [0, 0, 0, 0]]))
+    labels = np.array([2, 0, 1, -1], np.int32)
+    best = best_communities(rows, labels, np.ones(3), 10.0, 1.0, np.array([True, True, True]), 2)
+    assert best.tolist() == [[0, 2], [1, -1], [-1, -1]]
+    closed = best_communities(rows, labels, np.ones(3), 10.0, 1.0, np.array([False, True, True]), 2)
+    assert closed.tolist() == [[2, -1], [1, -1], [-1, -1]]
+
+
+def test_new_ids_that_met_each_other_are_placed_through_those_with_a_place():
+    """Known user 0 -> new item 3 -> new user 4 -> new item 4 -> new user 5; new user 6 met new item 5 alone."""
+    graph = graphhash.biadjacency([0, 0, 1, 2, 3], [0, 1, 1, 2, 2])
+    labels = Labels(np.array([0, 0, 1, 1], np.int32), np.array([0, 0, 1], np.int32), 1.0, 0.0)
+    edges = grown(graph, {(0, 3): 1, (4, 3): 1, (4, 4): 1, (5, 4): 1, (6, 5): 1}, 7, 6)
+    found = place_labels(graph, labels, nobody(), edges)
+    assert found["items"].tolist() == [0, 0, 1, 0, 0, -1]
+    assert found["users"].tolist() == [0, 0, 1, 1, 0, 0, -1]
+
+
+def test_where_no_community_is_open_it_is_that_of_those_who_share_the_neighbours():
+    graph = graphhash.biadjacency([0, 1, 1, 2], [0, 0, 1, 1], [3, 1, 1, 1])
+    labels = Labels(np.array([0, 1, 2], np.int32), np.array([3, 3], np.int32), 1.0, 0.0)
+    found = place_labels(graph, labels, nobody(), grown(graph, {(3, 0): 1, (4, 1): 1, (5, 2): 1}, 6, 3))
+    # Item 2 has one new user alone, who has no place either.
+    assert found["users"].tolist() == [0, 1, 2, 0, 1, -1] and found["items"].tolist() == [3, 3, -1]
+
+
+def test_a_place_does_not_depend_on_what_else_the_log_holds():
+    rng = np.random.default_rng(3)
+    graph = random_graph(rng)
+    labels = graphhash.cluster(graph, resolution=2.0)
+    rows = {(30 + n, int(i)): 1.0 for n in range(10) for i in rng.choice(24, 4, replace=False)}
+    together = place_labels(graph, labels, nobody(), grown(graph, rows, 40, 24))["users"][30:]
+    for n in range(10):
+        alone = {(30, i): w for (u, i), w in rows.items() if u == 30 + n}
+        assert place_labels(graph, labels, nobody(), grown(graph, alone, 31, 24))["users"][30] == together[n]
+
+
+@pytest.mark.parametrize("hops", ["1", "2", "1+2"])
+@pytest.mark.parametrize("side", SIDES)
+def test_soft_placement_of_a_trained_ids_twin_is_its_trained_row(hops, side):
+    """A twin of a trained id, with the same interactions, reads the same rows with the same profile."""
+    rng = np.random.default_rng(0)
+    graph = random_graph(rng)
+    labels = graphhash.cluster(graph, resolution=4.0)
+    maps = dict(zip(SIDES, soft_maps(graph, labels, n_lookups=4, hops=hops), strict=True))
+    if side == "users":
+        edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()]))
+    else:
+        edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()], axis=1))
+    found = place_labels(graph, labels, nobody(), edges)
+    rows, profile_of, has_place = soft_rows(graph, labels, found, edges, maps, hops)[side]
+    known = maps[side]
+    assert has_place.all()
+    # Communities tie where lookups weigh the same; unit weights of 0 repeat the best row.
+    assert np.array_equal(rows, known.rows[:-1])
+    assert np.array_equal(profile_of, known.profile_of[:-1])
+
+
+def test_soft_placement_against_dense_algebra():
+    """New users and new items that met each other, with every product written out."""
+    rng = np.random.default_rng(1)
+    graph = random_graph(rng)
+    labels = graphhash.cluster(graph, resolution=4.0)
+    hops, n_lookups = "1+2", 5
+    maps = dict(zip(SIDES, soft_maps(graph, labels, n_lookups=n_lookups, hops=hops), strict=True))
+    dense = np.zeros((33, 26))
+    dense[30:, :] = rng.random((3, 26)) < 0.3
+    dense[:30, 24:] = rng.random((30, 2)) < 0.2
+    edges = csr_array(dense.astype(np.float32))
+    found = place_labels(graph, labels, nobody(), edges)
+    read = soft_rows(graph, labels, found, edges, maps, hops)
+
+    user_labels, item_labels = np.unique(labels.users), np.unique(labels.items)
+    n_user, n_buckets = len(user_labels), len(user_labels) + len(item_labels)
+    b = graph.toarray().astype(float)
+    k = np.concatenate([b.sum(1), dense[30:].sum(1)])
+    d = np.concatenate([b.sum(0), dense[:, 24:].sum(0)])
+    of_user = np.array([list(user_labels).index(c) for c in found["users"]])
+    of_item = n_user + np.array([list(item_labels).index(c) for c in found["items"]])
+    # What an item hands on: trained ones the training graph's, new ones that of their own interactions.
+    columns = np.concatenate([np.vstack([b, np.zeros((3, 24))]), dense[:, 24:]], axis=1)
+    # The trained items' mean degree, so that new ones change nothing.
+    d += ITEM_DAMPING * b.sum(0).mean()
+    for user in range(30, 33):
+        affinity = np.zeros(n_buckets)
+        for item in np.flatnonzero(dense[user]):
+            affinity[of_item[item]] += dense[user, item] / np.sqrt(d[item])
+            for other in np.flatnonzero(columns[:, item]):
+                affinity[of_user[other]] += dense[user, item] / d[item] * columns[other, item] / np.sqrt(k[other])
+        for part in (slice(0, n_user), slice(n_user, None)):
+            affinity[part] /= max(np.linalg.norm(affinity[part]), 1e-300)
+        order = np.argsort(-affinity, kind="stable")[:n_lookups]
+        order = order[affinity[order] > 0]
+        assert read["users"][0][user - 30][: len(order)].tolist() == order.tolist()
+        weights = np.zeros(n_lookups)
+        weights[: len(order)] = (affinity[order] / affinity[order[0]]) ** 0.7
+        weights /= np.linalg.norm(weights)
+        distances = np.linalg.norm(maps["users"].profiles[:-1] - weights, axis=1)
+        assert distances[read["users"][1][user - 30]] == pytest.approx(distances.min(), abs=1e-6)
+
+
+def test_nearest_profiles_against_all_distances(rng=np.random.default_rng(2)):
+    weights, profiles = rng.random((50, 3), np.float32), rng.random((9, 3), np.float32)
+    expected = np.linalg.norm(weights[:, None] - profiles[None], axis=2).argmin(1)
+    assert np.array_equal(nearest_profiles(weights, profiles), expected)
+    assert len(nearest_profiles(weights[:0], profiles)) == 0
+
+
+def placing_of(method, graph, n_users, n_items, edges, *, n_lookups=4, seed=5) -> Placing:
+    labels = graphhash.cluster(graph, rows=(13, 11))
+    inputs = Inputs(graph, labels, n_lookups, "1+2", seed)
+    n_levels = PLACERS[method].n_levels
+    earlier = {side: np.empty((n_levels, 0), np.int32) for side in SIDES}
+    return Placing(inputs, edges, dict(zip(SIDES, METHODS[method].make(inputs), strict=True)), earlier)
+
+
+def some_edges(rng, graph) -> csr_array:
+    dense = np.zeros((36, 28), np.float32)
+    dense[30:, :] = rng.random((6, 28)) < 0.4
+    dense[:30, 24:] = rng.random((30, 4)) < 0.3
+    # The last new user met nobody.
+    dense[35] = 0
+    return csr_array(dense)
+
+
+def test_every_method_has_a_way():
+    assert PLACERS.keys() == METHODS.keys()
+
+
+# `lsh` needs features, and places nothing, as `full`.
+@pytest.mark.parametrize("method", sorted(PLACERS.keys() - {"lsh"}))
+def test_known_ids_keep_their_entries_and_unknown_ids_stay_last(method):
+    rng = np.random.default_rng(7)
+    graph = random_graph(rng)
+    placing = placing_of(method, graph, 36, 28, some_edges(rng, graph))
+    places = PLACERS[method].place(placing)
+    for side, n_new in (("users", 6), ("items", 4)):
+        before, after = placing.maps[side], places.maps[side]
+        assert (after.n_ids, after.n_buckets, after.method) == (before.n_ids + n_new, before.n_buckets, before.method)
+        assert np.array_equal(after.rows[: before.n_ids], before.rows[:-1])
+        assert np.array_equal(after.weights[: before.n_ids], before.weights[:-1])
+        assert np.array_equal(after.rows[-1], before.rows[-1]) and np.array_equal(after.weights[-1], before.weights[-1])
+        lost = after.rows[before.n_ids : -1][~places.has_place[side]]
+        assert (lost == before.rows[-1]).all()
+        if places.has_place[side].any():
+            assert (after.rows[before.n_ids : -1][places.has_place[side], 0] != before.unknown_row).all()
+        kept = without_places(after, before.n_ids, places.has_place[side])
+        assert kept.n_ids == before.n_ids + places.has_place[side].sum()
+    expected = {"full": [0, 0]}.get(
+        method, [6, 4] if PLACERS[method].n_levels == 0 and method != "lsh_structure" else [5, 4]
+    )
+    if method != "quotient_remainder":
+        assert [int(places.has_place[side].sum()) for side in SIDES] == expected
+
+
+@pytest.mark.parametrize("method", ["modulo", "double", "frequency", "double_frequency"])
+def test_hashes_extend_as_if_the_new_ids_had_been_there(method):
+    rng = np.random.default_rng(8)
+    graph = random_graph(rng)
+    placing = placing_of(method, graph, 36, 28, some_edges(rng, graph))
+    places = PLACERS[method].place(placing)
+    wide = csr_array((graph.data, graph.tocoo().coords), shape=(36, 28))
+    whole = METHODS[method].make(dataclasses.replace(placing.inputs, graph=wide))
+    for side, expected in zip(SIDES, whole, strict=True):
+        assert np.array_equal(places.maps[side].rows, expected.rows)
+        assert np.array_equal(places.maps[side].weights, expected.weights)
+
+
+def test_quotients_run_out():
+    rng = np.random.default_rng(9)
+    graph = random_graph(rng)
+    edges = csr_array((60, 24), dtype=np.float32)
+    placing = placing_of("quotient_remainder", graph, 60, 24, edges)
+    places = PLACERS["quotient_remainder"].place(placing)
+    known = placing.maps["users"]
+    remainders = int(known.rows[:-1, 1].min())
+    room = (known.n_buckets - 1 - remainders) * remainders
+    assert places.has_place["users"].tolist() == [row < room for row in range(30, 60)]
+    pairs = places.maps["users"].rows[: min(room, 60)]
+    assert len(np.unique(pairs, axis=0)) == len(pairs)
+
+
+def test_lsh_places_a_twin_where_its_trained_self_is():
+    rng = np.random.default_rng(10)
+    graph = random_graph(rng)
+    edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()]))
+    places = PLACERS["lsh_structure"].place(placing_of("lsh_structure", graph, 60, 24, edges))
+    rows = places.maps["users"].rows
+    assert np.array_equal(rows[:30], rows[30:-1])
+
+
+def test_a_balanced_user_reads_its_second_best_community():
+    rng = np.random.default_rng(11)
+    graph = random_graph(rng)
+    edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()]))
+    placing = placing_of("balanced", graph, 60, 24, edges)
+    known = placing.maps["users"]
+    users = PLACERS["balanced"].place(placing).maps["users"]
+    twins = users.rows[30:-1]
+    same = twins[:, 0] == known.rows[:-1, 0]
+    # Propagation stops before everybody is where it gains most; those who are have the second row that training gave them.
+    assert same.sum() > 10
+    assert np.array_equal(twins[same], known.rows[:-1][same])
+    assert np.array_equal(users.weights[30:-1][same], known.weights[:-1][same])
+
+
+def test_double_soft_is_soft_with_the_hashed_row_of_its_number():
+    rng = np.random.default_rng(12)
+    graph = random_graph(rng)
+    edges = some_edges(rng, graph)
+    double = PLACERS["double_soft"].place(placing_of("double_soft", graph, 36, 28, edges, n_lookups=5))
+    soft = PLACERS["soft"].place(placing_of("soft", graph, 36, 28, edges, n_lookups=4))
+    for side in SIDES:
+        has_place = soft.has_place[side]
+        new = slice(soft.maps[side].n_ids - len(has_place), -1)
+        assert np.array_equal(double.maps[side].rows[new, :-1][has_place], soft.maps[side].rows[new][has_place])
+        assert (double.maps[side].weights[new, -1][has_place] == 1).all()
+
+
+def test_ids_placed_earlier_help_to_place_later_ones():
+    rng = np.random.default_rng(13)
+    graph = random_graph(rng)
+    first = csr_array((np.ones(3, np.float32), ([0, 1, 2], [24, 24, 24])), shape=(30, 25))
+    placing = placing_of("soft", graph, 30, 25, first)
+    places = PLACERS["soft"].place(placing)
+    both = csr_array((np.ones(4, np.float32), ([0, 1, 2, 30], [24, 24, 24, 24])), shape=(31, 25))
+    later = PLACERS["soft"].place(Placing(placing.inputs, both, places.maps, places.labels))
+    assert later.has_place["users"].tolist() == [True] and len(later.has_place["items"]) == 0
+    assert np.array_equal(later.maps["items"].rows, places.maps["items"].rows)
+    assert later.labels["users"].shape == (1, 1) and later.labels["users"][0, 0] == later.labels["items"][0, 0]
+
+
+def test_solved_vectors_are_the_minimum_of_their_loss():
+    rng = np.random.default_rng(4)
+    items, bias = rng.normal(size=(20, 5)).astype(np.float32), rng.normal(size=20).astype(np.float32)
+    used = csr_array((rng.random((3, 20)) < [[0.3], [0.0], [0.9]]).astype(np.float32))
+    solved = torch.from_numpy(solved_vectors(used, items, bias, 4.0, 0.5)).double().requires_grad_()
+    vectors, biases = torch.from_numpy(items).double(), torch.from_numpy(bias).double()
+    ridge = SHRINKAGE * (vectors**2).sum(1).mean()
+    weight = ridge * 5 / (vectors**2).sum()
+    scores = solved @ vectors.T + biases
+    of_used = ((scores - 4.0) ** 2)[torch.from_numpy(used.toarray() > 0)].sum()
+    loss = of_used + weight * ((scores - 0.5) ** 2).sum() + ridge * (solved**2).sum()
+    loss.backward()
+    assert solved.grad.abs().max() < 1e-4 * float(loss)
+    plain = solved_vectors(used, items, None, 4.0, 0.5)
+    assert np.array_equal(plain, solved_vectors(used, items, np.zeros(20, np.float32), 4.0, 0.5))
+    assert not solved_vectors(used, np.zeros_like(items), bias, 4.0, 0.5).any()
+
+
+def test_many_users_are_solved_as_one_at_a_time(monkeypatch):
+    rng = np.random.default_rng(5)
+    items, used = rng.normal(size=(30, 4)).astype(np.float32), csr_array((rng.random((9, 30)) < 0.2).astype(np.float32))
+    together = solved_vectors(used, items, None, 3.0, 0.1)
+    monkeypatch.setattr(placement, "_SOLVED", 2)
+    assert np.allclose(solved_vectors(used, items, None, 3.0, 0.1), together, rtol=1e-6)
+
+
+def test_mean_scores_are_those_of_interactions_and_of_all_pairs():
+    rng = np.random.default_rng(6)
+    users, items, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 3), (8, 3), (8,)))
+    graph = csr_array((rng.random((6, 8)) < 0.4).astype(np.float32))
+    scores = users @ items.T + bias
+    expected = scores[graph.toarray() > 0].mean(), scores.mean()
+    assert placement.mean_scores(graph, lambda *pair: scores[pair]) == pytest.approx(expected, abs=0.02)
+
+
+def test_rows_of_their_own_come_before_the_unknown_ids_row():
+    rows = np.array(
+        [[0, 1], [1, 2], [2, 0], [3, 3], [0, 2], [3, 3]], np.int32
+    )  # 3 known ids, 2 new ones, of which one has a place.
+    profiles = np.array([[0.8, 0.6], [1, 0]], np.float32)
+    placed = BucketMap(rows, 4, "soft", profiles=profiles, profile_of=np.array([0, 0, 0, 1, 0, 1], np.uint8))
+    own = with_own_rows(placed, 3, np.array([False, True]))
+    assert own.rows.tolist() == [[0, 1], [1, 2], [2, 0], [4, 4], [3, 3], [4, 4]] and own.n_buckets == 5
+    assert own.profile_of.tolist() == [0, 0, 0, 1, 1, 1] and own.weights[4].tolist() == [1, 0]
+    assert np.array_equal(with_own_rows(placed, 3, np.zeros(2, bool)).rows, rows)
+
+
+def test_bias_is_that_of_items_next_in_degree():
+    degrees, bias = np.arange(1000.0), np.arange(1000, dtype=np.float32)
+    assert typical_bias(degrees, bias, np.array([500.0, 0.0, 5000.0])) == pytest.approx([500, 31.5, 967.5], abs=1)
+    assert typical_bias(np.ones(3), np.array([1, 2, 6], np.float32), np.array([9.0])) == pytest.approx([3])
+
+
+def test_a_full_map_without_new_ids_stays_an_identity():
+    known = full_map(3)
+    assert with_new_ids(known, np.zeros((0, 1)), None, np.zeros(0, np.bool_)).identity
+    longer = with_new_ids(known, np.zeros((2, 1)), None, np.zeros(2, np.bool_))
+    assert longer.rows[:, 0].tolist() == [0, 1, 2, 3, 3, 3] and not longer.identity
+    assert without_places(longer, 3, np.zeros(2, np.bool_)).rows[:, 0].tolist() == [0, 1, 2, 3]

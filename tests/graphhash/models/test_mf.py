@@ -1,0 +1,224 @@
+"""NeuMF and LightGCN against dense algebra and one pair at a time; every model with every kind of map and every loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+from torch import nn
+
+import graphhash
+from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.hashes import modulo_map
+from graphhash.models.lightgcn import LightGCN
+from graphhash.models.neumf import NeuMF
+from pipeline.config.run_config import TrainConfig
+from pipeline.distributed.shards import ShardedCsr
+from pipeline.maps.methods import METHODS
+from pipeline.retrieval.evaluate import count_bytes, rank_users, tables
+from pipeline.retrieval.models import (
+    GAMMA_THERE,
+    LEAST_GAMMA,
+    MODELS,
+    RECIPES,
+    SPARSE_NEIGHBOURS,
+    ModelSpec,
+    default_gamma,
+    objective,
+)
+from pipeline.retrieval.train import fit_settings
+from pipeline.retrieval.weights import load_method, save_model
+from tests.helpers import graphs
+
+GRAPH = graphs.planted(0, 3, 12, 0.4, 0.05)[0]
+# Weights other than one, and a user and an item without any interaction.
+UNEVEN = csr_array(np.array([[2.0, 0, 1, 0], [0, 0.5, 1, 0], [3, 1, 0, 0], [0, 0, 0, 0]], np.float32))
+
+
+def maps_of(graph, kind):
+    if kind == "full":
+        return full_map(graph.shape[0]), full_map(graph.shape[1])
+    if kind == "modulo":
+        return modulo_map(graph.shape[0], 3), modulo_map(graph.shape[1], 3)
+    return graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=1.0), n_lookups=2)
+
+
+def dense(bucket_map: BucketMap, table: torch.Tensor) -> np.ndarray:
+    """Vectors of the known ids, one lookup at a time."""
+    values = table.detach().numpy().astype(np.float64)
+    return np.array(
+        [
+            sum(weight * values[row] for row, weight in zip(rows, weights, strict=True))
+            for rows, weights in zip(bucket_map.rows[:-1], bucket_map.weights[:-1].astype(np.float64), strict=True)
+        ]
+    )
+
+
+def with_random_bias(model):
+    with torch.no_grad():
+        nn.init.normal_(model.item_bias)
+        for table in tables(model):
+            table.mul_(30)
+    return model
+
+
+@pytest.mark.parametrize("n_layers", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["full", "modulo", "soft"])
+@pytest.mark.parametrize("graph", [GRAPH, UNEVEN], ids=["planted", "uneven"])
+def test_lightgcn_is_the_mean_of_dense_propagations(graph, kind, n_layers):
+    maps = maps_of(graph, kind)
+    model = with_random_bias(LightGCN(*maps, 8, graph=graph, n_layers=n_layers, item_bias=True, seed=0))
+    biadjacency = graph.toarray().astype(np.float64)
+    degrees = biadjacency.sum(1), biadjacency.sum(0)
+    normalised = np.zeros_like(biadjacency)
+    for u, i in zip(*biadjacency.nonzero(), strict=True):
+        normalised[u, i] = biadjacency[u, i] / np.sqrt(degrees[0][u] * degrees[1][i])
+    # The whole graph as one symmetric matrix, as the paper writes it.
+    n_users, n_items = graph.shape
+    symmetric = np.block([[np.zeros((n_users, n_users)), normalised], [normalised.T, np.zeros((n_items, n_items))]])
+    layer = np.concatenate([dense(maps[0], model.user_embedding.table), dense(maps[1], model.item_embedding.table)])
+    total = layer
+    for _ in range(n_layers):
+        layer = symmetric @ layer
+        total = total + layer
+    users, items = np.split(total / (n_layers + 1), [n_users])
+    expected = users @ items.T + model.item_bias.detach().numpy()
+    scores = model.catalogue()(torch.arange(n_users)).detach().numpy()
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    rows, columns = np.indices(graph.shape)
+    pairs = torch.from_numpy(rows.ravel()), torch.from_numpy(columns.ravel())
+    np.testing.assert_allclose(model(*pairs).detach().numpy(), expected.ravel(), atol=1e-5)
+
+
+def test_the_gradient_of_propagation_is_that_of_dense_algebra():
+    maps = maps_of(GRAPH, "full")
+    model = LightGCN(*maps, 4, graph=GRAPH, n_layers=2, item_bias=False, seed=0)
+    users, items = model.vectors()
+    ((users**2).sum() + (items**3).sum()).backward()
+    matrix = torch.from_numpy(
+        csr_array((model.values_of_users.numpy(), GRAPH.indices, GRAPH.indptr), shape=GRAPH.shape).toarray()
+    )
+    tables = [e.table.detach()[:-1].clone().requires_grad_() for e in (model.user_embedding, model.item_embedding)]
+    p, q = tables
+    p1, q1 = matrix @ q, matrix.T @ p
+    p2, q2 = matrix @ q1, matrix.T @ p1
+    ((((p + p1 + p2) / 3) ** 2).sum() + (((q + q1 + q2) / 3) ** 3).sum()).backward()
+    for embedding, table in zip((model.user_embedding, model.item_embedding), tables, strict=True):
+        torch.testing.assert_close(embedding.table.grad[:-1], table.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_lightgcn_refuses_a_graph_of_other_ids():
+    with pytest.raises(ValueError, match=r"the graph is 4 x 4, the maps have 36 x 36 ids"):
+        LightGCN(*maps_of(GRAPH, "full"), 4, graph=UNEVEN, item_bias=False, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["full", "modulo", "soft"])
+def test_neumf_is_its_formula_for_one_pair_at_a_time(kind):
+    maps = maps_of(GRAPH, kind)
+    model = with_random_bias(NeuMF(*maps, 8, item_bias=True, seed=0))
+    weights = {name: value.detach().numpy().astype(np.float64) for name, value in model.named_parameters()}
+    users, items = dense(maps[0], model.user_embedding.table), dense(maps[1], model.item_embedding.table)
+    first = np.concatenate([weights["of_user.weight"], weights["of_item.weight"]], axis=1)
+    expected = np.empty(GRAPH.shape)
+    for u, i in np.ndindex(*GRAPH.shape):
+        hidden = np.maximum(0, first @ np.concatenate([users[u, 4:], items[i, 4:]]) + weights["of_item.bias"])
+        hidden = np.maximum(0, weights["hidden.weight"] @ hidden + weights["hidden.bias"])
+        expected[u, i] = weights["out.weight"][0] @ np.concatenate([users[u, :4] * items[i, :4], hidden])
+        expected[u, i] += weights["item_bias"][i]
+    np.testing.assert_allclose(model.catalogue()(torch.arange(GRAPH.shape[0])).detach().numpy(), expected, atol=1e-5)
+    rows, columns = np.indices(GRAPH.shape)
+    pairs = torch.from_numpy(rows.ravel()), torch.from_numpy(columns.ravel())
+    for score in (model, model.all_pairs()):
+        np.testing.assert_allclose(score(*pairs).detach().numpy(), expected.ravel(), atol=1e-5)
+
+
+def test_neumf_refuses_a_dim_that_it_cannot_halve_twice():
+    with pytest.raises(ValueError, match="multiple of 4, got 10"):
+        NeuMF(*maps_of(GRAPH, "full"), 10, item_bias=False, seed=0)
+
+
+def pairs_of(graph):
+    users, items = graph.nonzero()
+    return torch.from_numpy(users.astype(np.int64)), torch.from_numpy(items.astype(np.int64))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("model", MODELS)
+def test_margins_are_differences_of_scores(model, whole):
+    built = with_random_bias(ModelSpec(model, 8, True, 2, seed=0).build(*maps_of(GRAPH, "soft"), GRAPH))
+    users, items = pairs_of(GRAPH)
+    others = items.flip(0)
+    expected = built(users, items) - built(users, others)
+    torch.testing.assert_close(built.margins(users, items, others, whole=whole), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("kind", ["full", "modulo", "soft"])
+@pytest.mark.parametrize(("model", "loss"), RECIPES)
+def test_one_step_lowers_the_loss_of_every_model_loss_and_map(model, loss, kind, whole):
+    built = ModelSpec(model, 8, loss != "directau", 2, seed=0).build(*maps_of(GRAPH, kind), GRAPH)
+    users, items = pairs_of(GRAPH)
+    negatives = torch.randint(GRAPH.shape[1], items.shape, generator=torch.Generator().manual_seed(0))
+    of = objective(loss, whole=whole, gamma=1.0, unobserved_weight=0.01)
+
+    def value():
+        return of(built, users, items, lambda _: negatives)
+
+    before = value()
+    before.backward()
+    size = sum(float(p.grad.square().sum()) for p in built.parameters() if p.grad is not None) ** 0.5
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-2 * parameter.grad / size
+    assert value() < before
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_stored_model_scores_as_before_and_counts_its_bytes(kind, tmp_path):
+    spec = ModelSpec(kind, 8, True, 1, seed=0)
+    maps = maps_of(GRAPH, "soft")
+    model = with_random_bias(spec.build(*maps, GRAPH))
+    for side, bucket_map in zip(("users", "items"), maps, strict=True):
+        bucket_map.save(tmp_path / f"{side}.npz")
+    ShardedCsr.write(tmp_path / "ingest" / "train", GRAPH, n_shards=1)
+    save_model(model, spec, tmp_path)
+    loaded, *_ = load_method(tmp_path, tmp_path / "ingest")
+    everyone = torch.arange(GRAPH.shape[0] + 1)
+    assert torch.equal(loaded.catalogue()(everyone), model.catalogue()(everyone))
+    parts = count_bytes(model, *maps, "float32")
+    assert parts["tables"] + parts["bias"] + parts.get("layers", 0) == sum(4 * p.numel() for p in model.parameters())
+    assert ("graph" in parts) == (kind == "lightgcn")
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_evaluation_ranks_by_the_models_scores(kind):
+    model = with_random_bias(ModelSpec(kind, 8, True, 2, seed=0).build(*maps_of(GRAPH, "soft"), GRAPH))
+    relevant = csr_array(np.random.default_rng(0).random(GRAPH.shape) < 0.1)
+    relevant = csr_array(relevant.astype(np.float32) - relevant.multiply(GRAPH > 0))
+    relevant.eliminate_zeros()
+    users = np.flatnonzero(np.diff(relevant.indptr))
+    recall, _ = rank_users(model, users, GRAPH, relevant, 5)
+    for user, value in zip(users, recall, strict=True):
+        scores = model(torch.full((GRAPH.shape[1],), user), torch.arange(GRAPH.shape[1])).tolist()
+        seen, wanted = set(GRAPH[[user]].indices.tolist()), set(relevant[[user]].indices.tolist())
+        best = sorted(
+            (item for item in range(len(scores)) if item not in seen), key=lambda i: (-round(scores[i], 5), i)
+        )
+        assert value == pytest.approx(len(wanted & set(best[:5])) / min(5, len(wanted)))
+
+
+def test_dense_graphs_get_less_uniformity_but_never_so_little_that_vectors_collapse():
+    assert default_gamma(2) == default_gamma(SPARSE_NEIGHBOURS) == GAMMA_THERE
+    assert (
+        default_gamma(16 * SPARSE_NEIGHBOURS)
+        == LEAST_GAMMA
+        < default_gamma(4 * SPARSE_NEIGHBOURS)
+        == pytest.approx(GAMMA_THERE / 8**0.5)
+    )
+    degree = 2 * GRAPH.nnz / sum(GRAPH.shape)
+    settings = [
+        fit_settings(TrainConfig(loss="directau", gamma=gamma), METHODS["soft"], 50, GRAPH) for gamma in (None, 1.5)
+    ]
+    assert [one.gamma for one in settings] == [default_gamma(degree), 1.5]

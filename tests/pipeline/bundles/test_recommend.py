@@ -1,0 +1,94 @@
+"""Answers for raw ids given as text, and what a user has seen."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from graphhash.errors import DataError
+from graphhash.graph.vocabulary import Vocabulary
+from pipeline.bundles.recommend import recommend
+from pipeline.distributed.shards import ShardedCsr
+from tests.helpers.small_models import naive_answer, small_model
+
+
+def make_run(path, kind):
+    """A run folder with a bundle, vocabularies and a training graph in three shards."""
+    small = small_model(kind, kind)
+    (path / "ingest").mkdir(parents=True)
+    small.export(path / "bundle")
+    small.users.save(path / "ingest" / "users.parquet")
+    small.items.save(path / "ingest" / "items.parquet")
+    seen = np.random.default_rng(1).random((len(small.users), len(small.items))) < 0.3
+    ShardedCsr.write(path / "ingest" / "train", csr_array(seen.astype(np.float32)), n_shards=3)
+    return small, seen
+
+
+@pytest.fixture(scope="module", params=["int64", "string"])
+def case(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param) / "run"
+    return path, *make_run(path, request.param)
+
+
+def as_text(ids) -> list[str]:
+    return [str(value) for value in ids.tolist()]
+
+
+def items_of(answer) -> list:
+    return [item["item_id"] for item in answer["items"]]
+
+
+def test_answers_are_those_of_the_model(case):
+    path, small, _ = case
+    users = small.users.ids.to_pylist()
+    for user, answer in zip(users, recommend(path / "bundle", [str(user) for user in users], 5), strict=True):
+        assert answer["user_id"] == user and answer["known"] is True
+        item_ids, scores, _ = naive_answer(small, user, 5, [])
+        assert items_of(answer) == item_ids
+        assert [item["score"] for item in answer["items"]] == scores
+
+
+def test_seen_and_excluded_items_are_left_out(case):
+    path, small, seen = case
+    excluded = as_text(small.items.take([0, 5]))
+    answers = recommend(
+        path / "bundle",
+        as_text(small.users.take(np.arange(len(small.users)))),
+        100,
+        exclude=excluded,
+        exclude_seen=True,
+    )
+    for row, answer in enumerate(answers):
+        allowed = np.flatnonzero(~seen[row])
+        assert set(items_of(answer)) == set(small.items.take(allowed[~np.isin(allowed, [0, 5])]).tolist())
+
+
+def test_unknown_user_is_marked_and_has_seen_nothing(case):
+    path, small, _ = case
+    unknown = "424242" if small.users.kind == "int64" else "nobody"
+    (answer,) = recommend(path / "bundle", [unknown], 100, exclude_seen=True)
+    assert answer["known"] is False and len(answer["items"]) == len(small.items)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("anna", "'anna' is not a whole number"), (str(2**63), "does not fit int64")]
+)
+def test_id_of_another_type_is_refused(tmp_path, text, message):
+    make_run(tmp_path / "run", "int64")
+    with pytest.raises(DataError, match=message):
+        recommend(tmp_path / "run" / "bundle", [text], 5)
+    with pytest.raises(DataError, match=message):
+        recommend(tmp_path / "run" / "bundle", ["1"], 5, exclude=[text])
+
+
+def test_bundle_outside_its_run_folder_knows_nothing_seen(tmp_path):
+    small, _ = make_run(tmp_path / "run", "int64")
+    shutil.copytree(tmp_path / "run" / "bundle", tmp_path / "alone")
+    with pytest.raises(DataError, match="what users have seen is not known"):
+        recommend(tmp_path / "alone", ["1"], 5, exclude_seen=True)
+    Vocabulary.from_ids(np.arange(9)).save(tmp_path / "run" / "ingest" / "users.parquet")
+    with pytest.raises(DataError, match="not the ids that .* was made with"):
+        recommend(tmp_path / "run" / "bundle", ["1"], 5, exclude_seen=True)

@@ -1,0 +1,250 @@
+"""`graphhash serve` and `graphhash bench load` over real sockets, alone and on Ray Serve; the page in a browser."""
+
+from __future__ import annotations
+
+import html
+import http.client
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from graphhash.graph.vocabulary import Vocabulary
+from pipeline.bench.load import bench_load, served
+from pipeline.bundles.serve import ServeError, ServeSettings, _bound, build_app, ray_serve, serve_alone
+from pipeline.cli import main as cli
+from serving import BundleError
+from serving.http.answers import Limits
+from tests.helpers.small_models import SmallModel, naive_answer, small_model
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@contextmanager
+def on_a_thread(settings: ServeSettings):
+    """A server in this process: (host, port)."""
+    import uvicorn
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(build_app(settings), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield listener.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def post(url: str, value: object) -> dict:
+    request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def one_user(small: SmallModel, bundle: str | None = None) -> list:
+    ids, scores, known = naive_answer(small, 3, 4, [])
+    items = [{"item_id": i, "score": s} for i, s in zip(ids, scores, strict=True)]
+    return [{"user_id": 3, "known": known, "items": items}]
+
+
+def test_a_body_of_50_mb_is_refused_while_it_is_sent(tmp_path):
+    small_model().export(tmp_path / "bundle")
+    with on_a_thread(ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0)) as address:
+        for framing in ("Content-Length: 50000000", "Transfer-Encoding: chunked"):
+            with socket.create_connection(address, timeout=30) as client:
+                client.sendall(
+                    f"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n".encode()
+                )
+                sent = 0
+                try:
+                    for _ in range(50 if "chunked" in framing else 0):
+                        client.sendall(b"F4240\r\n" + b" " * 10**6 + b"\r\n")
+                        sent += 1
+                except OSError:
+                    pass  # The server has closed: it has answered.
+                answer = client.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 413 ") and sent < 50
+        client = http.client.HTTPConnection(*address)
+        client.request("GET", "/healthz")
+        assert client.getresponse().status == 200
+
+
+def test_what_keeps_a_server_from_starting_is_one_line(tmp_path):
+    small_model().export(tmp_path / "bundle")
+    settings = ServeSettings(tmp_path / "bundle", Limits(), "cpu")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServeError, match=f"cannot listen at 127.0.0.1:{port}: Address already in use; choose"):
+            serve_alone(settings, "127.0.0.1", port, print)
+        with pytest.raises(ServeError, match="Address already in use"), ray_serve(settings, "127.0.0.1", port):
+            pass
+    with pytest.raises(ServeError, match="cannot listen at no.such.host.invalid"):
+        serve_alone(settings, "no.such.host.invalid", 0, print)
+    with pytest.raises(BundleError, match="no bundle there"):
+        serve_alone(ServeSettings(tmp_path / "none", Limits()), "127.0.0.1", 0, print)
+    with (
+        pytest.raises(BundleError, match="no bundle there"),
+        ray_serve(ServeSettings(tmp_path, Limits()), "127.0.0.1", 0),
+    ):
+        pass
+    got = CliRunner().invoke(cli.app, ["serve", str(tmp_path / "bundle"), "--no-ray", "--replicas", "2"])
+    assert got.exit_code == 2 and "needs Ray Serve" in got.output
+
+
+def test_load_with_a_new_bundle_in_the_middle_fails_no_request(tmp_path):
+    small_model().export(tmp_path / "old")
+    small_model(item_bias=False).export(tmp_path / "new")
+    with served(tmp_path / "old", ["--no-ray", "--watch", "0.1", "--provider", "cpu"]) as (url, pid, replace):
+        result = bench_load(
+            url,
+            seconds=4,
+            clients=4,
+            users=2,
+            k=5,
+            at_half=lambda: replace(tmp_path / "new"),
+            pid=pid,
+            say=lambda _: None,
+        )
+        names = set(result["bundles"])
+        assert (result["failed"], result["failures"], len(names)) == (0, {}, 2)
+        assert result["requests"] == sum(result["bundles"].values()) > 20
+        assert (
+            0 < result["reload_s"] < 4
+            and 0 < result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"] <= result["max_ms"]
+        )
+        assert len(result["resident_mib"]) == 3 and min(result["resident_mib"]) > 10
+        # An answer that is refused is a failure, and is told.
+        bad = bench_load(url, seconds=0.2, clients=1, users=2000, say=lambda _: None)
+        assert bad["failed"] == bad["requests"] > 0
+        assert list(bad["failures"]) == ["400 user_ids has 2000 ids; at most 1000 a request"]
+
+
+def test_load_says_that_nothing_answers(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["bench", "load", "http://127.0.0.1:9", "--seconds", "1"])
+    error = capsys.readouterr().err
+    assert exit_.value.code == 1 and "no graphhash server answers there" in error and error.count("\n") == 1
+
+
+def test_replicas_on_ray_answer_share_their_figures_and_take_a_new_bundle(tmp_path, ray_local):
+    pytest.importorskip("ray.serve", reason="Ray Serve cannot be imported: install the project's dependencies")
+    old = small_model()
+    old.export(tmp_path / "bundle")
+    settings = ServeSettings(tmp_path / "bundle", Limits(), "cpu", replicas=2, watch_s=0.2)
+    with ray_serve(settings, "127.0.0.1", 0) as url:
+        request = {"user_ids": [3], "k": 4}
+        for _ in range(10):
+            first = post(f"{url}/v1/recommend", request)
+            assert first["results"] == one_user(old)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(f"{url}/v1/recommend", {"user_ids": ["3"]})
+        assert refused.value.code == 400
+        assert json.load(refused.value) == {"error": "user_ids[0] is '3'; this model takes int64 ids"}
+        figures = urllib.request.urlopen(f"{url}/metrics").read().decode()
+        assert "graphhash_users_total 10.0" in figures
+        assert f'graphhash_bundle{{bundle="{first["bundle"]}"}} 2.0' in figures
+        new = small_model(item_bias=False)
+        new.export(tmp_path / "bundle")
+        deadline = time.monotonic() + 60
+        seen: list[str] = []
+        while seen[-10:] != [seen[-1] if seen else ""] * 10 or seen[-1] == first["bundle"]:
+            answer = post(f"{url}/v1/recommend", request)
+            assert answer["results"] == one_user(old if answer["bundle"] == first["bundle"] else new)
+            seen.append(answer["bundle"])
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        page = urllib.request.urlopen(f"{url}/").read()
+        assert page.startswith(b"<!doctype html>")
+
+
+HOSTILE = [
+    '<img src=x onerror="document.title=1">',
+    "</script><script>document.title=2</script>",
+    "&amp; 'x' \"y\"",
+    "a\tb",
+    "‮abc",
+]
+
+
+def hostile_model(maps: str) -> SmallModel:
+    """Ids that want to be markup."""
+    small = small_model(users="string", items="string", maps=maps)
+    ids = Vocabulary([*HOSTILE, *(f"id {i}" for i in range(23))][:23])
+    return SmallModel(small.model, small.user_map, small.item_map, Vocabulary(ids.ids[:14]), ids)
+
+
+def rendered(url: str) -> str:
+    """The page's markup after its script has run."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--dump-dom", url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_the_page_shows_a_users_items_and_buckets_and_nothing_that_ids_say_is_run(tmp_path):
+    small = hostile_model("modulo")
+    small.export(tmp_path / "bundle")
+    with on_a_thread(ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0)) as (host, port):
+        user = HOSTILE[0]
+        page = rendered(f"http://{host}:{port}/?user_id={urllib.parse.quote(user)}")
+        assert "<title>GraphHash: recommendations</title>" in page and page.count("<script>") == 1
+        text = html.unescape(re.sub(r"<script>.*?</script>|<style>.*?</style>|<[^>]*>", "\n", page, flags=re.DOTALL))
+        ids, scores, _ = naive_answer(small, user, 10, [])
+        rows = re.findall(r'<td class="id">(.*?)</td><td class="number">(.*?)</td>', page)
+        assert [html.unescape(item) for item, _ in rows] == ids
+        assert [float(score) for _, score in rows] == scores
+        assert user in text and "is known." in text and "The user's buckets" in text
+        assert "Bundle" in text and "14 users with string ids" in text
+        unknown = rendered(f"http://{host}:{port}/?user_id=nobody")
+        assert "is unknown: the fallback answers." in unknown
+        some = rendered(f"http://{host}:{port}/")
+        assert "is known." in some
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_its_policy_lets_only_its_own_script_run(tmp_path):
+    small_model().export(tmp_path / "bundle")
+    page = (Path(__file__).parents[3] / "serving" / "http" / "page.html").read_text()
+    assert not re.search(r"https?://|innerHTML|outerHTML|insertAdjacentHTML|document\.write|\son\w+=", page)
+    with on_a_thread(ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0)) as (host, port):
+        with urllib.request.urlopen(f"http://{host}:{port}/") as answer:
+            policy = answer.headers["content-security-policy"]
+            assert answer.read().decode() == page
+    assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_connection_does_not_wait_for_acknowledgements_between_head_and_body(host):
+    if ":" in host and not _has_ipv6():
+        pytest.skip("no IPv6 here")
+    with _bound(host, 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_ray_has_the_event_loop_whose_sockets_do_not_wait_either():
+    from ray._private.async_compat import get_new_event_loop
+
+    loop = get_new_event_loop()
+    assert type(loop).__module__.startswith("uvloop")
+    loop.close()

@@ -1,0 +1,401 @@
+"""The command line: what options mean, what is printed, and how it fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import pipeline.bundles.recommend
+from graphhash.errors import DataError
+from graphhash.graph.vocabulary import Vocabulary
+from pipeline.cli import main as cli
+from pipeline.cli import options as cli_options
+from pipeline.config.run_config import RunConfig
+from pipeline.maps.methods import METHODS
+from pipeline.runs import run as run_module
+from pipeline.runs.folder import RunFolderError
+from pipeline.runs.run import Outcome
+
+ROOT = Path(__file__).resolve().parents[3]
+METRICS = {
+    "method": "soft",
+    "rows": 11061,
+    "bytes": 4000000,
+    "bytes_full": 16000000,
+    "bytes_ratio": 0.25,
+    "recall@20": 0.1421,
+    "ndcg@20": 0.1131,
+    "seconds": {"train": 12.4},
+}
+
+
+@pytest.fixture
+def graphhash(capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([str(argument) for argument in arguments])
+        return (exit_.value.code, *capsys.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Replace the run by one that notes (configuration, last stage)."""
+    seen: list[tuple[RunConfig, str]] = []
+
+    def run(config, *, until, say):
+        seen.append((config, until))
+        Path(config.run.out).mkdir(parents=True, exist_ok=True)
+        (Path(config.run.out) / "config.toml").write_text(config.to_toml())
+        say("progress")
+        cluster = {
+            "modularity": 0.1155,
+            "rows": 11061,
+            "sizes": {"users": {"median": 2.0}},
+            "history": [0.1, 0.2],
+        }
+        return Outcome({"n_users": 29858, "hashes": {"users": "ab"}}, cluster, [METRICS])
+
+    monkeypatch.setattr(run_module, "run", run)
+    return seen
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    def fail_with(error: BaseException):
+        def run(config, *, until, say):
+            raise error
+
+        monkeypatch.setattr(run_module, "run", run)
+
+    return fail_with
+
+
+def test_options_become_settings(graphhash, runs, tmp_path):
+    code, _, _ = graphhash(
+        "run",
+        "--data",
+        "log.csv",
+        "--out",
+        tmp_path / "out",
+        "--method",
+        "soft, full",
+        "--rows",
+        500,
+        "--seed",
+        7,
+        "--no-item-bias",
+        "--n-lookups",
+        4,
+        "--dim",
+        16,
+        "--lr",
+        0.01,
+        "--weight-decay",
+        1e-6,
+        "--epochs",
+        9,
+        "--threads",
+        2,
+        "--shards",
+        3,
+        "--bad-rows",
+        "skip",
+        "--user-column",
+        "u",
+        "--split",
+        "given",
+        "--address",
+        "auto",
+        "--no-mlflow",
+        "--precision",
+        "float16",
+        "train.patience=2",
+        "data.seed=8",
+    )
+    ((config, until),) = runs
+    flat = config.flat()
+    expected = {
+        "data.path": str(Path("log.csv").absolute()),
+        "run.methods": ("soft", "full"),
+        "cluster.rows": 500,
+        "map.seed": 7,
+        "train.seed": 7,
+        "data.seed": 8,
+        "map.item_bias": False,
+        "map.n_lookups": 4,
+        "train.dim": 16,
+        "train.lr": 0.01,
+        "train.weight_decay": 1e-6,
+        "train.epochs": 9,
+        "cluster.threads": 2,
+        "cluster.shards": 3,
+        "data.bad_rows": "skip",
+        "data.user_column": "u",
+        "data.split": "given",
+        "run.address": "auto",
+        "run.mlflow": False,
+        "export.precision": "float16",
+        "train.patience": 2,
+    }
+    assert (code, until) == (0, "report")
+    assert {key: flat[key] for key in expected} == expected
+
+
+def test_every_option_names_existing_settings():
+    names = set(RunConfig().flat())
+    assert {key for keys in cli_options.KEYS.values() for key in keys} <= names
+    options = {option.name for command in cli.app.commands.values() for option in command.params}
+    assert set(cli_options.KEYS) <= options
+
+
+def test_help_names_every_method(graphhash):
+    _, out, _ = graphhash("run", "--help")
+    assert all(method in out for method in METHODS)
+
+
+def test_run_prints_the_table_and_writes_the_figures(graphhash, runs, tmp_path):
+    code, out, err = graphhash("run", "--data", "x", "--out", tmp_path / "out", "--json", tmp_path / "f.json")
+    assert code == 0
+    assert out.splitlines()[:2] == [
+        "method    rows      bytes  of full  recall@20  NDCG@20  train s",
+        "soft    11,061  4,000,000   25.0 %     0.1421   0.1131       12",
+    ]
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in out
+    assert err == "progress\n"
+    assert json.loads((tmp_path / "f.json").read_text()) == [METRICS]
+
+
+@pytest.mark.parametrize("command", ["ingest", "cluster", "train", "evaluate", "export"])
+def test_stage_commands_go_as_far_as_their_name(graphhash, runs, tmp_path, command):
+    code, out, _ = graphhash(command, "--data", "x", "--out", tmp_path / "out", "--json", tmp_path / "f.json")
+    assert (code, runs[0][1]) == (0, command)
+    assert out and json.loads((tmp_path / "f.json").read_text())
+
+
+def test_without_data_the_run_folder_remembers(graphhash, runs, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "f.toml").write_text("[train]\nepochs = 5\nlr = 0.5\n")
+    graphhash("ingest", "--data", "x", "--out", out, "--seed", 3, "cluster.ratio=0.5")
+    graphhash("train", "--out", out, "--config", tmp_path / "f.toml", "--lr", 0.1, "--resolution", 20)
+    config = runs[1][0]
+    assert (config.data.path, config.data.seed) == (runs[0][0].data.path, 3)
+    assert (config.train.epochs, config.train.lr, config.cluster.budget) == (5, 0.1, ("resolution", 20.0))
+    # With --data a command starts from the defaults again.
+    graphhash("train", "--data", "x", "--out", out)
+    assert runs[2][0].train.epochs == RunConfig().train.epochs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--out", "o"], "no data: give --data PATH"),
+        (["run", "--data", "x"], "Missing option '--out'"),
+        (["run", "--data", "x", "--out", "o", "--rows", "5", "--ratio", "0.5"], "contradict each other"),
+        (["run", "--data", "x", "--out", "o", "--ratoi", "3"], "Did you mean"),
+        (["run", "--data", "x", "--out", "o", "train.lrr=3"], "did you mean train.lr?"),
+        (["run", "--data", "x", "--out", "o", "extra"], "write section.key=value"),
+        (["run", "--data", "x", "--out", "o", "--dim", "x"], "not a valid integer"),
+        (["run", "--data", "x", "--out", "o", "--config", "none.toml"], "cannot read the configuration file"),
+        (["run", "--data", "", "--out", "o"], "no data"),
+        (["rnu"], "No such command 'rnu'"),
+        (["recommend", "b"], "give --user-id ID or --users-file FILE"),
+        (["recommend", "b", "--users-file", "none.txt"], "none.txt: cannot be read"),
+        (["recommend", "b", "--user-id", "1", "-k", "0"], "not in the range"),
+        (["synth"], "Missing argument 'OUT'"),
+    ],
+)
+def test_bad_usage_is_one_line_and_code_2(graphhash, runs, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = graphhash(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("graphhash: error: ") and err.count("\n") == 1
+    assert message in err
+    assert runs == []
+
+
+class RemoteError(DataError):
+    """As Ray makes them: the text is the remote traceback, the cause is the error."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("Traceback ...\n  many lines\n")
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (DataError("log.csv: bad\nrow 3"), "log.csv: bad row 3"),
+        (RemoteError(DataError("log.csv: bad")), "log.csv: bad"),
+        (RunFolderError("out is in use"), "out is in use"),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "[Errno 13] Permission denied: 'out'"),
+        (ConnectionError("no Ray at 1.2.3.4"), "no Ray at 1.2.3.4"),
+    ],
+)
+def test_expected_errors_are_one_line_and_code_1(graphhash, failing, tmp_path, error, line):
+    failing(error)
+    assert graphhash("run", "--data", "x", "--out", tmp_path) == (1, "", f"graphhash: error: {line}\n")
+
+
+def test_our_own_value_error_is_one_line_and_a_foreign_one_is_a_defect(graphhash, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_module, "run", lambda *_a, **_k: Vocabulary([1]).take([5]))
+    code, _, err = graphhash("run", "--data", "x", "--out", tmp_path)
+    assert (code, err) == (1, "graphhash: error: rows span 5..5, the vocabulary has rows 0..0\n")
+    monkeypatch.setattr(run_module, "run", lambda *_a, **_k: int("x"))
+    with pytest.raises(ValueError):
+        cli.main(["run", "--data", "x", "--out", str(tmp_path)])
+
+
+def test_debugging_shows_the_traceback(failing, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRAPHHASH_DEBUG", "1")
+    failing(DataError("bad"))
+    with pytest.raises(DataError):
+        cli.main(["run", "--data", "x", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
+def test_interrupt_is_130_and_says_what_is_kept(graphhash, failing, tmp_path, error):
+    failing(error)
+    code, _, err = graphhash("run", "--data", "x", "--out", tmp_path)
+    assert code == 130 and err.strip().count("\n") == 0 and "finished stages are kept" in err
+
+
+def test_synth_passes_its_sizes_on(graphhash, monkeypatch, tmp_path):
+    module = ModuleType("pipeline.logs.synthetic")
+    module.synth = lambda out, **sizes: {"out": str(out), **sizes}
+    monkeypatch.setitem(sys.modules, "pipeline.logs.synthetic", module)
+    code, out, _ = graphhash("synth", tmp_path / "log", "--users", 10, "--mixing", 0.5, "--json", tmp_path / "f.json")
+    assert code == 0 and "n_users" in out
+    written = json.loads((tmp_path / "f.json").read_text())
+    assert written == {
+        "out": str(tmp_path / "log"),
+        "n_users": 10,
+        "n_items": 5000,
+        "n_interactions": 300000,
+        "n_communities": 50,
+        "mixing": 0.5,
+        "seed": 0,
+    }
+
+
+def test_recommend_prints_ranks_and_marks_unknown_users(graphhash, monkeypatch, tmp_path):
+    asked = {}
+
+    def recommend(bundle, user_ids, k, **more):
+        asked.update(user_ids=user_ids, k=k, **more)
+        items = [{"item_id": 17, "score": 2.5}, {"item_id": 4, "score": -1.0}]
+        return [{"user_id": user, "known": user != "x", "items": items} for user in user_ids]
+
+    monkeypatch.setattr(pipeline.bundles.recommend, "recommend", recommend)
+    (tmp_path / "users.txt").write_text("x\n\n y \n")
+    code, out, _ = graphhash(
+        "recommend",
+        "b",
+        "--user-id",
+        "7",
+        "--users-file",
+        tmp_path / "users.txt",
+        "-k",
+        2,
+        "--exclude",
+        "1, 2",
+        "--json",
+        tmp_path / "f.json",
+    )
+    assert code == 0
+    assert (asked["user_ids"], asked["k"], asked["exclude"], asked["exclude_seen"]) == (
+        ("7", "x", "y"),
+        2,
+        ["1", "2"],
+        False,
+    )
+    assert out.splitlines()[:6] == [
+        "user 7",
+        "rank  item    score",
+        "1       17   2.5000",
+        "2        4  -1.0000",
+        "user x (unknown: the fallback answers)",
+        "rank  item    score",
+    ]
+    assert [answer["known"] for answer in json.loads((tmp_path / "f.json").read_text())] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_recommend_from_no_bundle_is_one_line(graphhash, tmp_path):
+    code, _, err = graphhash("recommend", tmp_path, "--user-id", "1")
+    assert code == 1 and err.count("\n") == 1 and "no bundle there" in err
+
+
+def test_demo_goes_the_whole_way_and_asks_for_a_user_of_its_log(graphhash, runs, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    folder, asked = tmp_path / "demo", []
+    (folder / "run" / "ingest").mkdir(parents=True)
+    Vocabulary([7, 3]).save(folder / "run" / "ingest" / "users.parquet")
+    monkeypatch.setattr(
+        pipeline.bundles.recommend, "recommend", lambda bundle, users, k, **_: asked.append((bundle, users)) or []
+    )
+    monkeypatch.setitem(cli.__dict__, "DEMO_LOG", "--users 20 --items 10 --interactions 50 --communities 2".split())
+    code, out, _ = graphhash("demo", folder)
+    assert code == 0
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == [
+        "synth",
+        "run",
+        "recommend",
+    ]
+    assert runs[0][0].run.methods == ("soft", "graph", "modulo", "full")
+    assert asked == [(folder / "run" / "bundle", ("7",))]
+    assert os.environ.pop("MLFLOW_TRACKING_URI") == f"sqlite:///{folder}/mlflow.db"
+    assert out.splitlines()[-1].endswith("report.html")
+
+
+def test_every_command_teaches_with_examples(graphhash):
+    for name in cli.app.commands:
+        code, out, _ = graphhash(name, "--help")
+        assert code == 0 and f"  graphhash {name} " in out, name
+
+
+def test_module_and_pipe(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("Usage: graphhash [OPTIONS] COMMAND")
+
+
+def test_termination_runs_the_clean_up(tmp_path):
+    """SIGTERM, as schedulers send it, unwinds like Ctrl-C: locks, temporary folders and MLflow runs are seen to."""
+    program = (
+        "import sys, time\nfrom pipeline import cli, run\n"
+        "def wait(config, *, until, say):\n"
+        "    try:\n        print('up', flush=True); time.sleep(60)\n    finally:\n        print('cleaned', flush=True)\n"
+        "run.run = wait\ncli.main(['run', '--data', 'x', '--out', sys.argv[1]])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    assert process.stdout.readline() == "up\n"
+    time.sleep(0.05)
+    process.terminate()
+    assert process.communicate()[0] == "cleaned\n"
+    assert process.returncode == 143

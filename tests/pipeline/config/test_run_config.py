@@ -1,0 +1,183 @@
+"""The configuration: precedence, types, contradictions, and the way through TOML and back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config.run_config import (
+    ClusterConfig,
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    TrainConfig,
+    keys,
+    parse_override,
+)
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(text: str):
+        path = tmp_path / "run.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_stronger_layers_win(toml):
+    path = toml("[train]\ndim = 8\nlr = 0.1\nepochs = 3\n")
+    config = RunConfig.load(path, ["train.epochs=5"], **{"train.epochs": 4, "train.lr": 0.2, "train.seed": None})
+    assert (config.train.dim, config.train.lr, config.train.epochs, config.train.seed) == (8, 0.2, 5, 0)
+
+
+def test_later_file_is_stronger(tmp_path):
+    (tmp_path / "a.toml").write_text("[train]\ndim = 8\nepochs = 3\n")
+    (tmp_path / "b.toml").write_text("[train]\ndim = 16\n")
+    config = RunConfig.load([tmp_path / "a.toml", tmp_path / "b.toml"])
+    assert (config.train.dim, config.train.epochs) == (16, 3)
+
+
+def test_a_budget_replaces_the_budget_of_a_weaker_layer(toml):
+    path = toml("[cluster]\nratio = 0.2\n")
+    assert RunConfig.load(path, **{"cluster.rows": 100}).cluster.budget == ("rows", 100)
+    assert RunConfig.load(path, ["cluster.resolution=7"], **{"cluster.rows": 100}).cluster.budget == (
+        "resolution",
+        7.0,
+    )
+
+
+def test_default_budget_is_a_quarter_of_the_bytes():
+    assert ClusterConfig().budget == ("ratio", 0.25)
+
+
+def test_two_budgets_in_one_layer_contradict():
+    with pytest.raises(ConfigError, match=r"cluster.rows=5 and cluster.ratio=0.5 contradict"):
+        RunConfig.load(None, ["cluster.rows=5", "cluster.ratio=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.lr=1e-3", 0.001),
+        ("train.lr=none", None),
+        ("train.lr=1", 1.0),
+        ("run.mlflow=False", False),
+        ("run.methods=soft, graph", ("soft", "graph")),
+        ("run.methods=[soft,graph]", ("soft", "graph")),
+        ("data.user_column=7", "7"),
+        ("data.path=a=b", "a=b"),
+        ("data.path='with space'", "with space"),
+        ("map.item_bias=true", True),
+    ],
+)
+def test_override_is_read_as_the_keys_own_type(override, value):
+    key, parsed = parse_override(override)
+    assert (parsed, type(parsed)) == (value, type(value))
+    RunConfig.load(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trian.lr=1", "unknown key 'trian.lr'; did you mean train.lr?"),
+        ("train.weight_decey=1", "did you mean train.weight_decay?"),
+        ("resolution=3", "did you mean cluster.resolution?"),
+        ("seed=3", "did you mean data.seed or map.seed or train.seed?"),
+        ("zzz.qqq=3", "sections are data, cluster"),
+        ("train.lr", "write section.key=value"),
+        ("train.epochs=1.5", "train.epochs='1.5' is not a whole number"),
+        ("run.mlflow=maybe", "is not true or false"),
+        ("train.patience=none", "is not a whole number"),
+        ("run.methods=", "run.methods is empty"),
+        ("run.methods=../x", "no method's name"),
+        ("run.methods=soft,soft", "names a method twice"),
+        ("cluster.ratio=0", "must be above 0"),
+        ("cluster.resolution=inf", "finite"),
+        ("cluster.resolution=nan", "finite"),
+        ("train.lr=nan", "finite"),
+        ("train.weight_decay=nan", "out of range"),
+        ("train.patience=0", "at least 1"),
+        ("data.test=1", "from 0.0 to below 1.0"),
+        ("data.bad_rows=skpi", "did you mean 'skip'?"),
+        ("data.format=xml", "choices are auto"),
+        ("data.user_column=item_id", "both 'item_id'"),
+    ],
+)
+def test_bad_override_is_refused_with_the_remedy(text, message):
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.load(None, [text])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_split_must_leave_something_to_train_on():
+    with pytest.raises(ConfigError, match="leave nothing to train on"):
+        DataConfig(validation=0.5, test=0.5)
+    DataConfig(split="given", validation=0.5, test=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\ndimm = 8\n", "did you mean train.dim?"),
+        ("[train]\ndim = '8'\n", "train.dim='8' is str; expected a whole number"),
+        ("[train]\ndim = true\n", "train.dim=True is bool; expected a whole number"),
+        ("[train]\nlr = 'x'\n", "expected a number or none"),
+        ("[run]\nmethods = 'soft'\n", "expected a list of texts"),
+        ("[run]\nmethods = ['soft', 1]\n", "expected a list of texts"),
+        ("dim = 8\n", "stands outside any section"),
+        ("[train\n", "not valid TOML"),
+    ],
+)
+def test_bad_file_is_refused_by_name(toml, text, message):
+    path = toml(text)
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.load(path)
+    assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_missing_and_binary_files_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        RunConfig.load(tmp_path / "none.toml")
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        RunConfig.load(tmp_path / "x.toml")
+
+
+def test_whole_numbers_are_taken_where_numbers_are_expected():
+    assert type(TrainConfig(lr=1).lr) is float
+
+
+def test_values_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().train.dim = 3
+
+
+def test_flat_has_every_key():
+    assert list(RunConfig().flat()) == keys()
+
+
+@given(
+    path=st.text(st.characters(exclude_categories=("Cs",))),
+    lr=st.none() | st.floats(1e-300, 1e300),
+    seed=st.integers(0, 2**60),
+    bias=st.none() | st.booleans(),
+    methods=st.lists(st.from_regex(r"[a-z][a-z_]{0,8}\Z", fullmatch=True), min_size=1, unique=True),
+)
+def test_toml_reads_back_equal(tmp_path_factory, path, lr, seed, bias, methods):
+    settings = {
+        "data.path": path,
+        "train.lr": lr,
+        "train.seed": seed,
+        "map.item_bias": bias,
+        "run.methods": methods,
+    }
+    config = RunConfig.from_flat(settings)
+    file = tmp_path_factory.mktemp("toml") / "config.toml"
+    file.write_text(config.to_toml(), encoding="utf-8", newline="")
+    assert RunConfig.load(file) == config

@@ -1,0 +1,124 @@
+"""A share of the full bytes allows exactly as many rows as fit, in every precision."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphhash.errors import DataError
+from graphhash.maps.bucket_map import full_map
+from graphhash.maps.quantization import row_bytes
+from graphhash.models.neumf import NeuMF, layer_numbers
+from pipeline.config.run_config import RunConfig
+from pipeline.retrieval.budget import asked_lookups, hops_of, rows_for_ratio, spendable
+
+USERS, ITEMS, DIM = 29_858, 40_981, 64
+EDGES = 20 * (USERS + ITEMS) // 2
+
+
+def config(precision, n_lookups):
+    return RunConfig.load(None, [f"export.precision={precision}", f"map.n_lookups={n_lookups}", f"train.dim={DIM}"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
+@pytest.mark.parametrize("n_lookups", [4, 8])
+def test_one_row_more_would_not_fit(precision, n_lookups):
+    ratio = 0.15 if precision == "int4" else 0.25  # In 4 bits more would be enough for every id.
+    rows = rows_for_ratio(config(precision, n_lookups), ratio, USERS, ITEMS, EDGES)
+    # Soft: a 16-bit row per lookup and a profile's number, for every id and the unknown one of each side; the profiles; a bias per item.
+    bias = 4 if precision == "float32" else 2
+    beside = (2 * n_lookups + 1) * (USERS + ITEMS + 2) + 2 * 256 * 4 * n_lookups + bias * ITEMS
+    allowed = spendable(ratio, USERS, ITEMS, DIM)
+    assert rows <= 2**16
+    assert beside + rows * row_bytes(DIM, precision) <= allowed < beside + (rows + 1) * row_bytes(DIM, precision)
+
+
+def test_the_layers_of_a_network_are_paid_from_the_same_budget():
+    model = NeuMF(full_map(3), full_map(4), DIM, item_bias=True, seed=0)
+    beside = 4 * DIM * (3 + 4 + 2) + 4 * 4  # Tables and biases.
+    n_bytes = sum(4 * parameter.numel() for parameter in model.parameters()) - beside
+    assert n_bytes == 4 * layer_numbers(DIM)
+    plain = config("int8", 4)
+    deep = RunConfig.from_flat(plain.flat() | {"train.model": "neumf"})
+    rows = [rows_for_ratio(c, 0.25, USERS, ITEMS, EDGES) for c in (plain, deep)]
+    assert rows[0] - rows[1] == pytest.approx(n_bytes / row_bytes(DIM, "int8"), abs=1)
+
+
+def test_more_rows_than_16_bits_count_take_32_bits():
+    users, items = 10 * USERS, 10 * ITEMS
+    rows = rows_for_ratio(config("int8", 8), 0.25, users, items, 10 * EDGES)
+    assert rows > 2**16
+    beside = (4 * 8 + 1) * (users + items + 2) + 2 * 256 * 4 * 8 + 2 * items
+    allowed = spendable(0.25, users, items, DIM)
+    assert beside + rows * row_bytes(DIM, "int8") <= allowed < beside + (rows + 1) * row_bytes(DIM, "int8")
+
+
+def test_a_ratio_that_the_maps_alone_exceed_is_refused():
+    with pytest.raises(DataError, match="maps of method 'soft' alone take 16.2%"):
+        rows_for_ratio(config("int8", 20), 0.1, USERS, ITEMS, EDGES)
+
+
+def test_compressed_tables_are_stored_in_few_bits_and_full_ones_are_not_unless_told():
+    methods = ("soft", "double_soft", "graph", "modulo", "full")
+    auto = [
+        RunConfig.load(None, settings)
+        for settings in ([], ["train.model=lightgcn"], ["run.task=ctr", "train.model=dlrm"])
+    ]
+    assert [auto[0].precision_of(method) for method in methods] == ["int4", "int4", "int8", "int8", "float32"]
+    for config_ in auto[1:]:
+        assert [config_.precision_of(method) for method in methods] == ["int8"] * 4 + ["float32"]
+    assert config("float16", 4).precision_of("full") == "float16"
+
+
+def test_there_are_fewer_rows_than_ids_however_many_bytes():
+    assert rows_for_ratio(RunConfig.load(None, ["train.dim=64"]), 0.9, 40, 30, 300) == 71
+
+
+@pytest.mark.parametrize(
+    ("ratio", "degree", "expected"),
+    # 0.55 of 64 or 32 bytes an id; 0.55 + 0.15 with twice the neighbours; 0.9 of them at most; never more than 32.
+    [(0.25, 20, 16), (0.125, 20, 8), (0.25, 3, 16), (0.25, 40, 21), (0.25, 1000, 27), (0.5, 1000, 32), (0.001, 20, 1)],
+)
+def test_more_bytes_and_denser_graphs_get_more_lookups(ratio, degree, expected):
+    config = RunConfig.load(None, [f"cluster.ratio={ratio}", "export.precision=int8", "map.hops=1+2"])
+    graph = USERS, ITEMS, degree * (USERS + ITEMS) // 2
+    assert asked_lookups(config, "soft", *graph) == expected
+    assert asked_lookups(config, "graph", *graph) is None
+    assert asked_lookups(RunConfig.load(None, ["map.n_lookups=5"]), "soft", *graph) == 5
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.25, 24), (0.125, 10), (0.05, 3)])
+def test_in_4_bits_three_or_four_rows_for_ten_ids_and_the_rest_for_lookups(ratio, expected):
+    config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
+    n_lookups = asked_lookups(config, "soft", USERS, ITEMS, EDGES)
+    assert n_lookups == expected
+    rows = rows_for_ratio(config, ratio, USERS, ITEMS, EDGES) / (USERS + ITEMS)
+    assert 0.25 < rows < 0.45 or ratio == 0.05
+
+
+@pytest.mark.parametrize(
+    ("degree", "ratio", "lookups", "hops"),
+    [(60, 0.25, 8, "2"), (60, 0.19, 4, "2"), (60, 0.125, None, "1+2"), (40, 0.25, None, "1+2")],
+)
+def test_dense_graphs_get_a_row_for_nearly_every_id_where_bytes_allow(degree, ratio, lookups, hops):
+    config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
+    graph = USERS, ITEMS, degree * (USERS + ITEMS) // 2
+    rows = rows_for_ratio(config, ratio, *graph)
+    # The clustering leaves two rows to unknown ids.
+    assert hops_of(config, rows - 2, *graph) == hops
+    assert asked_lookups(config, "soft", *graph) == lookups or lookups is None
+    assert (rows >= 0.9 * (USERS + ITEMS)) == (hops == "2")
+    assert hops_of(RunConfig.load(None, ["map.hops=1"]), rows, *graph) == "1"
+
+
+def test_lightgcn_makes_do_with_fewer_rows_per_id():
+    config = RunConfig.load(None, ["cluster.ratio=0.25", "train.model=lightgcn"])
+    graph = USERS, ITEMS, 60 * (USERS + ITEMS) // 2
+    rows = rows_for_ratio(config, 0.25, *graph)
+    assert asked_lookups(config, "soft", *graph) == 4 and hops_of(config, rows - 2, *graph) == "2"
+    assert 0.8 < rows / (USERS + ITEMS) < 0.9
+
+
+def test_profiles_count_where_ids_are_few():
+    config = RunConfig.load(None, ["cluster.ratio=0.25", "export.precision=int8", "map.hops=1+2"])
+    n_lookups = asked_lookups(config, "soft", 5436, 3700, 750_000)
+    assert rows_for_ratio(config, 0.25, 5436, 3700, 750_000) > 500 and 20 < n_lookups < 27

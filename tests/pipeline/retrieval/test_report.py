@@ -1,0 +1,189 @@
+"""The report: complete, self-contained, escaped, and drawn from what the stages left."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config.run_config import RunConfig
+from pipeline.reports.page import spread
+from pipeline.retrieval.report import write_report
+from pipeline.runs.folder import RunFolderError
+
+PICTURES = ("bytes_recall.png", "cluster_sizes.png", "training.png")
+PNG = b"\x89PNG\r\n\x1a\n"
+BYTES_FULL = 18_134_784
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+def make_run(out: Path, path: str = "/data/log.parquet", methods: tuple[str, ...] = ("soft", "modulo", "full")) -> Path:
+    for folder in ("stages", "cluster", "bundle"):
+        (out / folder).mkdir(parents=True)
+    config = RunConfig.from_flat({"data.path": path, "run.out": str(out), "run.methods": methods})
+    (out / "config.toml").write_text(config.to_toml())
+    counts = {"n_users": 300, "n_items": 200, "n_train": 8000, "n_validation": 1000, "n_test": 1234}
+    (out / "stages" / "ingest.json").write_text(json.dumps({"result": counts}))
+    labels = np.repeat(np.arange(10), 30).astype(np.int32)
+    np.save(out / "cluster" / "labels_users.npy", labels)
+    np.save(out / "cluster" / "labels_items.npy", labels[:200])
+    sizes = {"median": 3, "p99": 60.5, "largest": 1100}
+    cluster = {
+        "resolution": 200.0,
+        "modularity": 0.1155,
+        "n_communities": 10,
+        "n_disconnected": 3,
+        "levels": {"level_1": {"resolution": 20.0, "modularity": 0.2973, "user_rows": 4, "item_rows": 5}},
+        "user_rows": 10,
+        "item_rows": 7,
+        "rows": 17,
+        "share_inside": 0.2312,
+        "sizes": {"users": sizes, "items": sizes},
+    }
+    (out / "cluster" / "cluster.json").write_text(json.dumps(cluster))
+    metrics = []
+    for i, method in enumerate(methods):
+        recall = 0.1421 / (i + 1)
+        n_bytes = BYTES_FULL if method == "full" else BYTES_FULL // 4
+        metrics.append(
+            {
+                "method": method,
+                "recall@20": recall,
+                "ndcg@20": recall,
+                "rows": 17,
+                "bytes": n_bytes,
+                "bytes_full": BYTES_FULL,
+                "bytes_ratio": n_bytes / BYTES_FULL,
+                "item_bias": method == "soft",
+                "mlflow_run_id": "ab" * 16,
+                "seconds": {"ingest": 1.0, "cluster": 2.0, "train": 90.0},
+            }
+        )
+        (out / "methods" / method).mkdir(parents=True)
+        epochs = [{"epoch": e, "loss": 0.5, "recall@20": recall * e / 30, "ndcg@20": 0.1} for e in (10, 20, 30)]
+        history = {"epochs": epochs, "best_epoch": 30}
+        (out / "methods" / method / "history.json").write_text(json.dumps(history))
+    (out / "metrics.json").write_text(json.dumps(metrics))
+    return out
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"<[^>]+>", "", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL))
+
+
+def test_pictures_and_page_are_written(run_dir):
+    files = write_report(run_dir)
+    assert [file.name for file in files] == ["report.html", *PICTURES]
+    for name in PICTURES:
+        assert (run_dir / name).read_bytes().startswith(PNG)
+    assert not list(run_dir.glob(".*"))
+
+
+def test_page_says_what_happened(run_dir):
+    write_report(run_dir)
+    page = (run_dir / "report.html").read_text()
+    assert "<td>level_1</td>" in page and "0.2973" in page
+    text = text_of(page)
+    for words in (
+        "soft keeps 25.0 % of the bytes",
+        "the full tables find 4.7 %",
+        "3 of the communities are not connected by their own interactions",
+        "10,234 distinct interactions between 300 users and 200 items",
+        "divided at random: 8,000 to train on, 1,000 to decide when to stop, and 1,234",
+        "soft + item bias",
+        "modularity 0.1155 at resolution 200",
+        "23.1 % of the interaction weight",
+        "soft kept epoch 30 of 30",
+        "recommend",
+        "train 4.5 min",
+    ):
+        assert words in text, words
+
+
+class Closed(HTMLParser):
+    """Collects the tags left open and every address that the page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_one_well_formed_file_without_scripts(run_dir):
+    write_report(run_dir)
+    page = Closed()
+    page.feed((run_dir / "report.html").read_text())
+    assert page.open == []
+    assert "script" not in page.tags
+    assert len(page.loaded) == 3 and all(value.startswith("data:image/png;base64,") for value in page.loaded)
+
+
+def test_texts_from_outside_are_escaped(tmp_path):
+    run_dir = make_run(tmp_path / "a <b>&'x'", path='/data/<script>alert("x")</script>.csv')
+    write_report(run_dir)
+    page = (run_dir / "report.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "a <b>" not in page
+
+
+@pytest.mark.parametrize(
+    "methods", [("soft",), ("full",), ("soft", "graph", "frequency", "a", "b", "c", "d", "e", "f")]
+)
+def test_any_number_of_methods(tmp_path, methods):
+    write_report(make_run(tmp_path / "run", methods=methods))
+
+
+def test_no_method_was_good_at_all(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    (run_dir / "metrics.json").write_text(
+        json.dumps([{**entry, "recall@20": 0.0, "ndcg@20": 0.0} for entry in metrics])
+    )
+    write_report(run_dir)
+
+
+def test_without_test_and_validation_the_page_says_so(run_dir):
+    write_report(run_dir)
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    (run_dir / "metrics.json").write_text(
+        json.dumps([{**entry, "recall@20": None, "ndcg@20": None} for entry in metrics])
+    )
+    for history in run_dir.glob("methods/*/history.json"):
+        epochs = [{"epoch": 30, "loss": 0.5, "recall@20": None}]
+        history.write_text(json.dumps({"epochs": epochs, "best_epoch": 30}))
+    assert [file.name for file in write_report(run_dir)] == ["report.html", "cluster_sizes.png"]
+    assert not (run_dir / "training.png").exists()
+    text = text_of((run_dir / "report.html").read_text())
+    assert "no test interactions" in text and "no validation interactions" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "cluster/cluster.json", "stages/ingest.json", "methods/full/history.json"]
+)
+def test_missing_part_is_named(run_dir, name):
+    (run_dir / name).unlink()
+    with pytest.raises(RunFolderError, match=name):
+        write_report(run_dir)
+
+
+def test_labels_keep_their_order_and_distance():
+    assert spread([0.5, 0.5, 0.1], 0.2) == pytest.approx([0.5, 0.7, 0.1])
+    assert spread([], 1.0) == []

@@ -1,0 +1,182 @@
+"""The training loop: it learns, stops, resumes to the same weights, and says when it diverges."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import graphhash
+from graphhash.models.mf import MatrixFactorization, bpr_loss
+from pipeline.maps.methods import METHODS, Inputs
+from pipeline.retrieval.evaluate import rank_users
+from pipeline.retrieval.models import seldom_read
+from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
+from tests.helpers import graphs
+
+SETTINGS = RetrievalSettings(lr=0.05, weight_decay=1e-6, epochs=30, eval_every=5, patience=100, batch_size=None, seed=0)
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return graphs.planted(0, 6, 30, 0.3, 0.02)[0]
+
+
+@pytest.fixture(scope="module")
+def labels(graph):
+    return graphhash.cluster(graph, resolution=3)
+
+
+@pytest.fixture(scope="module")
+def many_labels(graph):
+    """Enough rows for quotients and remainders."""
+    return graphhash.cluster(graph, rows=90)
+
+
+def model_of(graph, labels, method="soft", item_bias=True):
+    spec = METHODS[method]
+    maps = spec.make(Inputs(graph, labels, spec.n_lookups, "1+2", 0, graphs.features(graph)))
+    return MatrixFactorization(*maps, 16, item_bias=item_bias, seed=0)
+
+
+def pairs_of(graph):
+    users, items = graph.nonzero()
+    return torch.from_numpy(users.astype(np.int64)), torch.from_numpy(items.astype(np.int64))
+
+
+@pytest.mark.parametrize("item_bias", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_step_lowers_the_loss_of_every_method(graph, many_labels, method, item_bias):
+    model = model_of(graph, many_labels, method, item_bias)
+    users, items = pairs_of(graph)
+    negatives = torch.randint(graph.shape[1], items.shape, generator=torch.Generator().manual_seed(0))
+
+    def loss():
+        return bpr_loss(model(users, items), model(users, negatives))
+
+    before = loss()
+    before.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 10 * parameter.grad
+    assert loss() < before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_get_the_same_number_of_rows(graph, many_labels, method):
+    users, items = METHODS[method].make(
+        Inputs(graph, many_labels, METHODS[method].n_lookups, "1+2", 0, graphs.features(graph))
+    )
+    if method != "full":
+        assert users.n_buckets + (0 if users.shared else items.n_buckets) == many_labels.rows + 2
+    assert users.n_lookups == METHODS[method].n_lookups
+    n_profiles = 0 if users.profiles is None else len(users.profiles)
+    assert bool(n_profiles) == bool(METHODS[method].n_profiles) and n_profiles <= METHODS[method].n_profiles
+
+
+def test_training_puts_a_users_own_items_on_top(graph, labels):
+    # Soft maps rank them high before any training.
+    model = model_of(graph, labels, "graph")
+    nothing = graph.copy()
+    nothing.data[:] = 0
+    nothing.eliminate_zeros()
+    before, _ = rank_users(model, np.arange(graph.shape[0]), nothing, graph, 20)
+    state = fit_retrieval(model, *pairs_of(graph), SETTINGS, None)
+    after, _ = rank_users(model, np.arange(graph.shape[0]), nothing, graph, 20)
+    assert after.mean() > 3 * before.mean()
+    losses = [entry["loss"] for entry in state["history"]]
+    assert losses[-1] < 0.7 * losses[0]
+    assert [entry["epoch"] for entry in state["history"]] == [5, 10, 15, 20, 25, 30]
+
+
+@pytest.mark.parametrize("batch_size", [None, 100])
+def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(graph, labels, batch_size):
+    settings = dataclasses.replace(SETTINGS, epochs=20, batch_size=batch_size)
+    pairs = pairs_of(graph)
+    whole = fit_retrieval(model_of(graph, labels), *pairs, settings, None)
+    saved = {}
+    fit_retrieval(
+        model_of(graph, labels),
+        *pairs,
+        settings,
+        None,
+        on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s)),
+    )
+    resumed = fit_retrieval(model_of(graph, labels), *pairs, settings, None, state=saved[10])
+    assert resumed["epoch"] == whole["epoch"] == 20
+    for name, weight in whole["model"].items():
+        assert torch.equal(resumed["model"][name], weight), name
+    assert [e["loss"] for e in resumed["history"]] == [e["loss"] for e in whole["history"]]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_that_wait_end_where_adam_takes_them_and_resume_to_the_same_bits(graph, labels, threads, monkeypatch):
+    settings = dataclasses.replace(SETTINGS, epochs=20, batch_size=100)
+    pairs = pairs_of(graph)
+    adam = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None)
+    monkeypatch.setattr("pipeline.retrieval.models.SELDOM", 0)
+    saved = {}
+    keep = {"on_evaluation": lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s))}
+    whole = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None, **keep)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        resumed = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None, state=saved[10])
+    finally:
+        torch.set_num_threads(before)
+    for name, weight in whole["model"].items():
+        assert torch.equal(resumed["model"][name], weight), name
+    losses, expected = ([e["loss"] for e in state["history"]] for state in (whole, adam))
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert resumed["optimizer"]["state"].keys() == adam["optimizer"]["state"].keys()
+
+
+def test_which_rows_wait(graph, labels):
+    full, soft = (model_of(graph, labels, method) for method in ("full", "soft"))
+    assert seldom_read(full, "bpr", 5) == [full.user_embedding, full.item_embedding]
+    # Fifteen items and fifteen more are read for fifteen users.
+    assert seldom_read(full, "bpr", 15) == [full.user_embedding]
+    assert seldom_read(full, "bpr", None) == seldom_read(full, "ials", 5) == seldom_read(soft, "bpr", 100) == []
+
+
+def test_phases_are_told_in_the_order_of_a_step(graph, labels):
+    phases = []
+    settings = dataclasses.replace(SETTINGS, epochs=1, batch_size=len(pairs_of(graph)[0]))
+    fit_retrieval(model_of(graph, labels), *pairs_of(graph), settings, None, lap=phases.append)
+    assert phases == ["batches", "negatives", "forward", "backward", "step", "step"]
+
+
+def test_patience_counts_evaluations_and_the_best_weights_are_kept(graph, labels):
+    recalls = iter([0.1, 0.3, 0.2, 0.25, 0.9])
+    seen = []
+
+    def validate(model):
+        seen.append(model.user_embedding.table.detach().clone())
+        return {"recall@20": next(recalls)}
+
+    settings = dataclasses.replace(SETTINGS, epochs=100, patience=2)
+    state = fit_retrieval(model_of(graph, labels), *pairs_of(graph), settings, validate)
+    assert (state["epoch"], state["best_epoch"], state["best_score"]) == (20, 10, 0.3)
+    assert torch.equal(state["best"]["user_embedding.table"], seen[1])
+    assert not torch.equal(state["model"]["user_embedding.table"], seen[1])
+
+
+def test_the_seed_decides_everything(graph, labels):
+    a, b, c = (
+        fit_retrieval(model_of(graph, labels), *pairs_of(graph), dataclasses.replace(SETTINGS, seed=s, epochs=5), None)
+        for s in (0, 0, 1)
+    )
+    assert torch.equal(a["model"]["item_embedding.table"], b["model"]["item_embedding.table"])
+    assert not torch.equal(a["model"]["item_embedding.table"], c["model"]["item_embedding.table"])
+
+
+def test_divergence_is_an_error_that_names_the_learning_rate(graph, labels):
+    model = model_of(graph, labels)
+    with torch.no_grad():
+        model.user_embedding.table.fill_(math.inf)
+    with pytest.raises(graphhash.DataError, match=r"training diverged; lower train.lr \(0.05\)"):
+        fit_retrieval(model, *pairs_of(graph), SETTINGS, None)

@@ -1,0 +1,295 @@
+"""`graphhash update` on a small trained run: what it places, writes, keeps, and refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from graphhash.errors import DataError
+from graphhash.graph.vocabulary import Vocabulary
+from pipeline.bundles.recommend import recommend
+from pipeline.cli.update import lines
+from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.distributed.shards import ShardedCsr
+from pipeline.logs.synthetic import synth
+from pipeline.retrieval import train
+from pipeline.retrieval.objective import fit_retrieval
+from pipeline.retrieval.placed import Placed, placed_dir
+from pipeline.runs.folder import RunFolderError
+from pipeline.runs.run import run
+from pipeline.updates import refit as refit_module
+from pipeline.updates import update as update_module
+from pipeline.updates.update import update
+from serving.bundle import check_bundle
+from serving.retriever import Recommendations, Retriever
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def fit_at_once(job, _tracker):
+    """Stands for the Ray Train worker, which takes seconds to come up."""
+    import torch
+
+    from graphhash.maps.bucket_map import BucketMap
+
+    graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
+    maps = [BucketMap.load(Path(job["folder"]) / f"{side}.npz") for side in ("users", "items")]
+    users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)))
+    validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
+    validate = train._validation(graph, validation, job["eval_users"], 0)
+    items = torch.from_numpy(graph.indices.astype(np.int64))
+    return fit_retrieval(job["model"].build(*maps, graph), users, items, job["settings"], validate)
+
+
+def write_log(path: Path, users, items, **more) -> str:
+    pq.write_table(pa.table({"user_id": users, "item_id": items, **more}), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory, ray_local):
+    """A planted log: the rows of trained users, and of a tenth of the users that come later."""
+    path = tmp_path_factory.mktemp("log")
+    synth(path / "all", n_users=400, n_items=150, n_interactions=9000, n_communities=6, mixing=0.2, seed=1)
+    table = pq.read_table(path / "all" / "log-00000.parquet")
+    users, items = table["user_id"].to_numpy(), table["item_id"].to_numpy()
+    later = np.random.default_rng(0).choice(np.unique(users), 40, replace=False)
+    is_later = np.isin(users, later)
+    write_log(path / "old.parquet", users[~is_later], items[~is_later])
+    write_log(path / "new.parquet", users[is_later], items[is_later])
+    return path, later
+
+
+@pytest.fixture(scope="module", params=["rows shared", "rows of their own"])
+def trained(request, log, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "out"
+    rows = (
+        ["cluster.rows=60"] if request.param == "rows shared" else ["cluster.rows=500", "map.hops=2", "map.n_lookups=4"]
+    )
+    settings = [*rows, "train.epochs=30", "train.dim=16", "run.methods=soft,full", "data.shards=2"]
+    fixed = {"data.path": str(log[0] / "old.parquet"), "run.out": str(path), "run.mlflow": False}
+    run(RunConfig.load(None, settings, **fixed), until="export", say=quiet, fit_job=fit_at_once)
+    return path
+
+
+@pytest.fixture
+def out(trained, tmp_path):
+    """A copy of the trained run, to be updated."""
+    return Path(shutil.copytree(trained, tmp_path / "out"))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def same(left: Recommendations, right: Recommendations) -> bool:
+    """Items and scores, bit for bit."""
+    pairs = [*zip(left.item_ids, right.item_ids, strict=True), *zip(left.scores, right.scores, strict=True)]
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def ids_of(run_folder: Path, side: str) -> list:
+    return Vocabulary.load(run_folder / "ingest" / f"{side}.parquet").ids.to_pylist()
+
+
+def test_new_users_are_answered_and_known_ones_as_before(out, log):
+    path, later = log
+    some = ids_of(out, "users")[:20]
+    before = Retriever(out / "bundle", provider="cpu").recommend(some, 10)
+    assert not Retriever(out / "bundle", provider="cpu").recommend(later.tolist(), 5).known.any()
+    result = update(out, str(path / "new.parquet"), say=quiet)
+    retriever = Retriever(out / "bundle", provider="cpu")
+    after = retriever.recommend(some, 10)
+    assert same(before, after)
+    got = retriever.recommend(later.tolist(), 10)
+    assert got.known.all()
+    assert result["users"] == {"new": 40, "placed": 40, "fallback": 0} and result["bundle"] == "written"
+    assert result["n_interactions"] == result["n_used"] + result["n_unused"] and result["n_known"] == 0
+    # A user's place is not the fallback's: two of them are answered differently.
+    assert len({tuple(row.tolist()) for row in got.item_ids}) > 5
+    manifest = check_bundle(out / "bundle")
+    assert manifest["n_users"] == 400 and manifest["provenance"]["updates"][0]["log_sha256"] == result["log_sha256"]
+    assert not list(out.glob("**/.*partial"))
+
+
+def test_what_new_users_had_is_left_out_of_their_answers(out, log):
+    path, later = log
+    update(out, str(path / "new.parquet"), say=quiet)
+    table = pq.read_table(path / "new.parquet")
+    users, items = table["user_id"].to_numpy(), table["item_id"].to_numpy()
+    n_items = check_bundle(out / "bundle")["n_items"]
+    user = int(later[0])
+    (answer,) = recommend(out / "bundle", [str(user)], n_items, exclude_seen=True)
+    answered = {item["item_id"] for item in answer["items"]}
+    assert answered.isdisjoint(items[users == user].tolist())
+    assert len(answered) == n_items - len(set(items[users == user].tolist()))
+
+
+def test_a_new_item_is_recommended_and_a_lonely_one_stays_unknown(out, tmp_path):
+    users = ids_of(out, "users")
+    log = write_log(tmp_path / "items.parquet", [*users[:30], 999_999], [888_888] * 30 + [777_777])
+    result = update(out, log, say=quiet)
+    assert result["items"] == {"new": 2, "placed": 1, "fallback": 1}
+    assert result["users"] == {"new": 1, "placed": 0, "fallback": 1}
+    assert (result["n_used"], result["n_unused"]) == (30, 1)
+    got = Retriever(out / "bundle", provider="cpu").recommend(
+        [users[0], 999_999], check_bundle(out / "bundle")["n_items"]
+    )
+    assert 888_888 in got.item_ids[0] and 777_777 not in got.item_ids[0]
+    assert got.known.tolist() == [True, False]
+
+
+def test_a_second_update_goes_on_from_the_first(out, log, tmp_path):
+    path, later = log
+    table = pq.read_table(path / "new.parquet")
+    first = table.filter(pa.array(np.isin(table["user_id"].to_numpy(), later[:20])))
+    pq.write_table(first, tmp_path / "first.parquet")
+    update(out, str(tmp_path / "first.parquet"), say=quiet)
+    maps = Placed.load(placed_dir(out, "soft")).maps
+    known = Retriever(out / "bundle", provider="cpu").recommend(later[:20].tolist(), 10)
+    result = update(out, str(path / "new.parquet"), say=quiet)
+    assert result["users"]["new"] == 20 and result["n_known"] == len(first)
+    placed = Placed.load(placed_dir(out, "soft"))
+    assert placed.n_placed["users"] == 40 and len(placed.updates) == 2
+    n_first = maps["users"].n_ids
+    assert np.array_equal(placed.maps["users"].rows[:n_first], maps["users"].rows[:-1])
+    again = Retriever(out / "bundle", provider="cpu").recommend(later[:20].tolist(), 10)
+    assert same(known, again)
+    # Nothing was counted twice.
+    assert placed.seen.nnz == ShardedCsr.open(out / "ingest" / "train").n_edges + len(table)
+    assert placed.seen.max() == 1
+
+
+def test_the_same_log_twice_changes_nothing(out, log):
+    update(out, str(log[0] / "new.parquet"), say=quiet)
+    before = files_of(out)
+    result = update(out, str(log[0] / "new.parquet"), say=quiet)
+    assert result["users"]["new"] == result["items"]["new"] == 0 and result["bundle"] == "unchanged"
+    after = files_of(out)
+    assert {name for name in before if before[name] != after[name]} <= {".lock"} and before.keys() == after.keys()
+    assert "the log holds no new user and no new item" in lines(result)
+
+
+def test_pairs_of_known_ids_are_left_out_of_answers_and_change_none(out, tmp_path):
+    before = files_of(out / "bundle")
+    user = ids_of(out, "users")[0]
+    item = recommend(out / "bundle", [str(user)], 1, exclude_seen=True)[0]["items"][0]["item_id"]
+    result = update(out, write_log(tmp_path / "known.parquet", [user], [item]), say=quiet)
+    assert (result["n_known"], result["bundle"]) == (1, "unchanged") and files_of(out / "bundle") == before
+    assert recommend(out / "bundle", [str(user)], 1, exclude_seen=True)[0]["items"][0]["item_id"] != item
+
+
+def test_a_later_run_keeps_the_placed_ids_and_a_new_training_starts_without(out, log):
+    update(out, str(log[0] / "new.parquet"), say=quiet)
+    config = RunConfig.load(out / "config.toml", **{"run.out": str(out)})
+    said: list[str] = []
+    run(config, until="export", say=said.append, fit_job=fit_at_once)
+    assert "export: unchanged, skipped" in said and check_bundle(out / "bundle")["n_users"] == 400
+    (out / "bundle" / "model.onnx").write_bytes(b"damaged")
+    run(config, until="export", say=quiet, fit_job=fit_at_once)
+    assert check_bundle(out / "bundle")["n_users"] == 400
+    other = RunConfig.load(out / "config.toml", ["train.epochs=5", "run.methods=soft"], **{"run.out": str(out)})
+    run(other, until="export", say=quiet, fit_job=fit_at_once)
+    assert check_bundle(out / "bundle")["n_users"] == 360
+    assert recommend(out / "bundle", [str(log[1][0])], 3, exclude_seen=True)[0]["known"] is False
+    assert update(out, str(log[0] / "new.parquet"), say=quiet)["users"]["placed"] == 40
+
+
+def test_a_crash_before_the_bundle_leaves_the_old_one_and_the_same_command_writes_it(out, log, monkeypatch):
+    before = files_of(out / "bundle")
+    with monkeypatch.context() as patch:
+        patch.setattr(update_module, "export_bundle", lambda *_: (_ for _ in ()).throw(OSError("bang")))
+        with pytest.raises(OSError, match="bang"):
+            update(out, str(log[0] / "new.parquet"), say=quiet)
+    assert files_of(out / "bundle") == before
+    user = ids_of(out, "users")[0]
+    assert recommend(out / "bundle", [str(user)], 3, exclude_seen=True)[0]["known"]
+    assert update(out, str(log[0] / "new.parquet"), say=quiet)["bundle"] == "written"
+    assert check_bundle(out / "bundle")["n_users"] == 400
+
+
+def test_the_refit_is_compared_on_held_out_interactions(out, log, monkeypatch):
+    train_method = refit_module.train_method
+    monkeypatch.setattr(refit_module, "train_method", lambda *arguments: train_method(*arguments, fit_at_once))
+    result = update(out, str(log[0] / "new.parquet"), refit=(0.2, 0), say=quiet)
+    refit = result["refit"]
+    assert refit["n_users"] == 40 and 0.15 < refit["n_held_out"] / result["n_interactions"] < 0.25
+    assert all(0 <= refit[name]["recall@20"] <= 1 for name in ("placed", "refit", "fallback"))
+    assert refit["placed"]["recall@20"] > refit["fallback"]["recall@20"]
+    assert any("of the refit's" in line for line in lines(result)) and json.dumps(result)
+    assert not list(out.glob(".refit*"))
+
+
+def test_a_full_table_has_no_row_for_new_ids(out, log):
+    result = update(out, str(log[0] / "new.parquet"), method="full", say=quiet)
+    assert result["users"] == {"new": 40, "placed": 0, "fallback": 40}
+    assert "nowhere" in lines(result)[0] and result["bundle"] == "unchanged"
+
+
+def test_updates_of_two_methods_stay_apart(out, log, tmp_path):
+    update(out, str(log[0] / "new.parquet"), say=quiet)
+    items = ids_of(out, "items")
+    known = write_log(tmp_path / "known.parquet", [ids_of(out, "users")[0]] * len(items), items)
+    update(out, known, method="full", say=quiet)
+    assert (
+        Placed.load(placed_dir(out, "soft")).n_placed["users"] == 40 and Placed.load(placed_dir(out, "full")).id is None
+    )
+    assert check_bundle(out / "bundle")["n_users"] == 400
+    result = update(out, known, refit=(0.2, 0), say=quiet)
+    assert result["refit"] is None and "nothing to compare" in lines(result)[-1]
+
+
+BAD_LOGS = {
+    "no rows": (lambda f: write_log(f, pa.array([], pa.int64()), pa.array([], pa.int64())), "holds no rows"),
+    "strings": (lambda f: write_log(f, ["a", "b"], [1, 2]), "holds string ids, the run's users are int64"),
+    "no column": (lambda f: pq.write_table(pa.table({"uid": [1], "item_id": [1]}), f), "user_id"),
+    "null": (lambda f: write_log(f, pa.array([1, None]), [1, 2]), "is null"),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BAD_LOGS.values(), ids=BAD_LOGS.keys())
+def test_a_bad_log_is_refused_and_changes_nothing(out, tmp_path, write, message):
+    before = files_of(out)
+    write(tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match=message) as error:
+        update(out, str(tmp_path / "bad.parquet"), say=quiet)
+    assert "\n" not in str(error.value)
+    after = files_of(out)
+    assert {name for name in after if before.get(name) != after[name]} <= {".lock"}
+
+
+def test_columns_of_the_new_log_can_have_other_names(out, log, tmp_path):
+    table = pq.read_table(log[0] / "new.parquet").rename_columns(["uid", "sku"])
+    pq.write_table(table, tmp_path / "renamed.parquet")
+    data = {"user_column": "uid", "item_column": "sku"}
+    assert update(out, str(tmp_path / "renamed.parquet"), data=data, say=quiet)["users"]["placed"] == 40
+
+
+def test_a_run_that_is_not_whole_is_refused(out, log, tmp_path):
+    new = str(log[0] / "new.parquet")
+    with pytest.raises(RunFolderError, match="no run is there"):
+        update(tmp_path / "nothing", new, say=quiet)
+    assert not (tmp_path / "nothing").exists()
+    with pytest.raises(ConfigError, match="unknown method 'sfot'"):
+        update(out, new, method="sfot", say=quiet)
+    with pytest.raises(RunFolderError, match="none of the run's"):
+        update(out, new, method="graph", say=quiet)
+    config = (out / "config.toml").read_text()
+    (out / "config.toml").write_text(config.replace('model = "mf"', 'model = "lightgcn"'))
+    with pytest.raises(ConfigError, match="cannot place new ids"):
+        update(out, new, say=quiet)
+    (out / "config.toml").write_text(config.replace("epochs = 30", "epochs = 31"))
+    with pytest.raises(RunFolderError, match="'train soft' was made with other settings"):
+        update(out, new, say=quiet)
+    (out / "config.toml").write_text(config)
+    shutil.rmtree(out / "methods" / "soft")
+    with pytest.raises(RunFolderError, match="'train soft' is missing or damaged; run 'graphhash run"):
+        update(out, new, say=quiet)
