@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, csr_matrix
 
 from graphhash.clustering.api import cluster
-from pipeline.config.run_config import ConfigError
+from pipeline.errors import ConfigError
 
 OURS = "graphhash"
 # Program -> the package it needs. igraph is GPL: used where somebody installed it, never required.

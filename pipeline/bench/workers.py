@@ -32,7 +32,7 @@ from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.train import fit_settings, fit_task
-from pipeline.runs.folder import write_json_atomic
+from pipeline.storage.atomic import write_json_atomic
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import SavedStates
 from pipeline.training.workers import run_on_ray

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.errors import ServeError
+
 if TYPE_CHECKING:
     from serving.http.answers import Limits
 
@@ -27,10 +29,6 @@ APPLICATION = "graphhash"
 GRACE_S = 10
 # prometheus_client's variable: the figures of several processes of one machine, added up.
 _METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
-
-
-class ServeError(RuntimeError):
-    """The server cannot start. The message is one line."""
 
 
 @dataclass(frozen=True)

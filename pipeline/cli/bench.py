@@ -11,7 +11,8 @@ import click
 from pipeline.cli.bench_load import load
 from pipeline.cli.options import Epilog, click_options, print_table, say, task_option, write_json
 from pipeline.cli.sweeps import Lists, Values
-from pipeline.config.run_config import CTR_MODELS, FORMATS, MODELS, ConfigError
+from pipeline.config.run_config import CTR_MODELS, FORMATS, MODELS
+from pipeline.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.options import Epilog, say, write_json
-from pipeline.config.run_config import ConfigError
+from pipeline.errors import ConfigError
 
 
 @click.command(

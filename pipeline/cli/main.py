@@ -40,7 +40,8 @@ from pipeline.cli.serve import serve
 from pipeline.cli.sweeps import compare, tune
 from pipeline.cli.triton import triton
 from pipeline.cli.update import update
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.runs.run import Outcome
@@ -310,13 +311,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _is_expected(error: Exception) -> bool:
     """Whether an error speaks to the user: one of ours, the operating system's, or a bad value that we refused."""
     from graphhash.errors import DataError
-    from pipeline.bundles.serve import ServeError
-    from pipeline.runs.folder import RunFolderError
-    from pipeline.runs.jobs import JobError
-    from pipeline.sweeps.compare import CompareError
-    from pipeline.sweeps.tune import TuneError
-    from pipeline.tracking.registry import RegistryError
-    from pipeline.tracking.tracker import TrackingError
+    from pipeline.errors import (
+        CompareError,
+        JobError,
+        RegistryError,
+        RunFolderError,
+        ServeError,
+        TrackingError,
+        TuneError,
+    )
     from serving.bundle import BundleError
 
     ours = (

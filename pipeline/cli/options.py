@@ -21,9 +21,9 @@ from pipeline.config.run_config import (
     PRECISIONS,
     RUNTIMES,
     TASKS,
-    ConfigError,
     RunConfig,
 )
+from pipeline.errors import ConfigError
 
 # Option -> the keys it sets. `--seed` seeds the split, the maps and the training alike.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -269,7 +269,7 @@ def say(line: str) -> None:
 
 def write_json(file: str | None, value: Any) -> None:
     if file is not None:
-        from pipeline.runs.folder import write_json_atomic
+        from pipeline.storage.atomic import write_json_atomic
 
         write_json_atomic(Path(file), value)
 

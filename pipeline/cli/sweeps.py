@@ -25,7 +25,8 @@ from pipeline.cli.options import (
     training_options,
     write_json,
 )
-from pipeline.config.run_config import ConfigError, RunConfig, parse_override
+from pipeline.config.run_config import RunConfig, parse_override
+from pipeline.errors import ConfigError
 
 # Settings that an option of each command stands for; given at the end they would have no effect.
 SET_BY = {
@@ -131,8 +132,9 @@ def compare(
     """
     _refuse_what_options_set("compare", options["overrides"])
     base = load(options)
+    from pipeline.errors import CompareError
     from pipeline.runs.tasks import task_of
-    from pipeline.sweeps.compare import CompareError, budgets_of, make_cells, parse_method_setting
+    from pipeline.sweeps.compare import budgets_of, make_cells, parse_method_setting
     from pipeline.sweeps.compare import compare as compare_cells
     from pipeline.sweeps.table import header, table
 

@@ -11,9 +11,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-
-class ConfigError(ValueError):
-    """A setting that is unknown, of the wrong type, impossible, or in contradiction with another one."""
+from pipeline.errors import ConfigError
 
 
 @functools.cache

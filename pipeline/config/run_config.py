@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.checks import ConfigError, describe, kinds_of, toml_value
+from pipeline.config.checks import describe, kinds_of, toml_value
 from pipeline.config.sections import (
     BUDGET_KEYS,
     CLICK_FORMATS,
@@ -45,6 +45,7 @@ from pipeline.config.sections import (
     MapConfig,
     TrainConfig,
 )
+from pipeline.errors import ConfigError
 
 __all__ = [
     "BUDGET_KEYS",
@@ -53,7 +54,6 @@ __all__ = [
     "CLUSTER_METHODS",
     "CTR_MODELS",
     "ClusterConfig",
-    "ConfigError",
     "DEFAULT_RATIO",
     "DataConfig",
     "ExportConfig",

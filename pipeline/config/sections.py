@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.checks import ConfigError, check_choice, check_range, check_types
+from pipeline.config.checks import check_choice, check_range, check_types
+from pipeline.errors import ConfigError
 
 FORMATS = ("auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet", "libfm", "frappe", "avazu")
 TASKS = ("retrieval", "ctr")

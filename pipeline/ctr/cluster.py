@@ -23,8 +23,8 @@ from pipeline.ctr.budget import rows_of_columns
 from pipeline.ctr.data import Features
 from pipeline.ctr.maps import Pair, check_compressed, find_pairs, pair_graph
 from pipeline.retrieval.cluster import describe, load_labels
-from pipeline.runs.folder import write_json_atomic
 from pipeline.runs.tasks import TASKS
+from pipeline.storage.atomic import write_json_atomic
 
 # What a table of a pair needs at least, rows of unknown ids among them.
 LEAST_ROWS = 8

@@ -41,7 +41,7 @@ from pipeline.ctr.counts import IdCounts, Moments
 from pipeline.ctr.log import ClickLog, open_log
 from pipeline.ctr.schema import Bag, Category
 from pipeline.logs.tables import Rows
-from pipeline.runs.folder import write_json_atomic
+from pipeline.storage.atomic import write_json_atomic
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig

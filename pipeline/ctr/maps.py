@@ -19,10 +19,10 @@ from graphhash.graph.bipartite import biadjacency
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.community_maps import double_soft_maps, soft_maps
 from graphhash.maps.hashes import double_frequency_map, double_map, frequency_map, modulo_map, quotient_remainder_map
-from pipeline.config.run_config import ConfigError
 from pipeline.ctr.data import Features, Part
 from pipeline.ctr.models import MAP_SETTINGS
 from pipeline.ctr.schema import HASHES, SMALL
+from pipeline.errors import ConfigError
 from pipeline.maps.methods import METHODS, Inputs
 
 # Pairs draw their hash functions apart from each other; a pair uses its seed and the next one.

@@ -27,7 +27,7 @@ from pipeline.ctr.models import seldom_read
 from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, save_maps
 from pipeline.retrieval.train import FitJob, run_job
-from pipeline.runs.folder import write_json_atomic
+from pipeline.storage.atomic import write_json_atomic
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import SavedStates
 from pipeline.training.loop import LossOf, fit

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.runs.folder import RunFolderError
+from pipeline.errors import RunFolderError
 
 # Ray reads its token once per process, so each later session of this process has to use the same one.
 _TOKEN = secrets.token_hex(32)

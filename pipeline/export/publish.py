@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from graphhash.graph.vocabulary import Vocabulary
-from pipeline.runs.folder import replace_folder
+from pipeline.storage.atomic import replace_folder
 from serving.bundle import MANIFEST, MODEL, BundleError
 
 EXTERNAL_DATA = "model.onnx.data"

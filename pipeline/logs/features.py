@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
-from pipeline.config.run_config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.logs.columns import NUMBER, PLAIN_INTEGER, is_number
 from pipeline.logs.sources import EXTENSIONS
 

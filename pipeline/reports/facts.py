@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.reports.page import COLOURS, INK, escape, figure_of, read_json, save, spread
-from pipeline.runs.folder import write_text_atomic
+from pipeline.storage.atomic import write_text_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.runs.folder import RunFolderError
+from pipeline.errors import RunFolderError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

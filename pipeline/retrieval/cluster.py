@@ -31,7 +31,7 @@ from pipeline.distributed.graph import RayGraph
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.levels import write_levels
 from pipeline.retrieval.budget import rows_for_ratio
-from pipeline.runs.folder import write_json_atomic
+from pipeline.storage.atomic import write_json_atomic
 
 
 def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:

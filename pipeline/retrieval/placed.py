@@ -28,7 +28,7 @@ from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.community_maps import SIDES
 from pipeline.distributed.shards import ShardedCsr
-from pipeline.runs.folder import write_json_atomic
+from pipeline.storage.atomic import write_json_atomic
 
 FACTS = "update.json"
 SEEN = "seen"

@@ -38,7 +38,7 @@ from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.models import RECIPES, ModelSpec, default_gamma
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.weights import save_model
-from pipeline.runs.folder import write_json_atomic
+from pipeline.storage.atomic import write_json_atomic
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import SavedStates
 from pipeline.training.workers import NOTES, PROGRESS, progress_of, run_on_ray

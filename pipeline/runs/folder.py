@@ -12,6 +12,10 @@ A stage is up to date when its key is the recorded one and every output is intac
 
 from __future__ import annotations
 
+from pipeline.storage.atomic import PARTIAL, REPLACED, write_json_atomic, write_text_atomic, replace_folder, link_or_copy, file_sha256
+
+from pipeline.errors import RunFolderError
+
 import errno
 import fcntl
 import hashlib
@@ -28,13 +32,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-PARTIAL = ".partial"
-REPLACED = ".replaced"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
-class RunFolderError(RuntimeError):
-    """The run folder is in use by another process, cannot be written, or lacks what a stage needs."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class RunFolder:
         partial = target.with_name(f".{target.name}{PARTIAL}")
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(lender / folder, partial, copy_function=_link)
+            shutil.copytree(lender / folder, partial, copy_function=link_or_copy)
             replace_folder(partial, target)
             write_text_atomic(self._record_path(name), other._record_path(name).read_text(encoding="utf-8"))
         except (OSError, shutil.Error):
@@ -239,7 +239,7 @@ class RunFolder:
                 if now.st_size != was["size"]:
                     return False
                 # The time differs after a copy of the whole folder; the content decides then.
-                if now.st_mtime_ns != was["mtime_ns"] and _sha256(path) != was["sha256"]:
+                if now.st_mtime_ns != was["mtime_ns"] and file_sha256(path) != was["sha256"]:
                     return False
             except OSError:
                 return False
@@ -289,59 +289,19 @@ def in_words(holder: Any) -> str:
         return "another process"
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
-    """Write indented JSON so that a reader sees the old file or the new one, never a part.
-
-    Raises:
-        ValueError: `value` holds NaN or an infinity, which JSON has no word for.
-    """
-    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write UTF-8 text so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
-def replace_folder(partial: Path, target: Path) -> None:
-    """Put `partial` in the place of `target`. A folder cannot be replaced in one step, so the old one steps aside."""
-    replaced = target.with_name(f".{target.name}{REPLACED}")
-    if target.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        target.rename(replaced)
-    try:
-        partial.rename(target)
-    except BaseException:
-        if replaced.exists():
-            replaced.rename(target)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
     status = path.stat()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _sha256(path)}
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_sha256(path)}
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_holder(lock: int) -> str:

@@ -11,6 +11,8 @@ When MLFLOW_RUN_ID is set, as `mlflow run` does, the job goes on with that run, 
 
 from __future__ import annotations
 
+from pipeline.errors import JobError
+
 import asyncio
 import contextlib
 import os
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.run_config import ConfigError
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -39,8 +41,6 @@ ASK_EVERY_S = 1.0
 TRIES = 10
 
 
-class JobError(RuntimeError):
-    """The cluster cannot be reached, or the job did not succeed."""
 
 
 def check_command(command: Sequence[str]) -> list[str]:

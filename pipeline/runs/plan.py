@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.run_config import CLICK_KEYS, ConfigError, RunConfig
+from pipeline.config.run_config import CLICK_KEYS, RunConfig
+from pipeline.errors import ConfigError
 from pipeline.runs.folder import fingerprint, stage_key
 from pipeline.runs.tasks import check_exportable, task_of
 

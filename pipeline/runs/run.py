@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking import tracker as tracking
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.runs.remote import run_folder
 from pipeline.runs.plan import STAGES, Step, check_methods, plan, steps_of
-from pipeline.runs.folder import RunFolder, StageResult, write_json_atomic, write_text_atomic
+from pipeline.runs.folder import RunFolder, StageResult
+from pipeline.storage.atomic import write_json_atomic, write_text_atomic
 from pipeline.storage.uris import localised
 from pipeline.runs.tasks import task_of
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.run_config import DEFAULT_RATIO, ConfigError, RunConfig
+from pipeline.config.run_config import DEFAULT_RATIO, RunConfig
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.training.checkpoints import SavedStates

@@ -22,7 +22,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipeline.runs.folder import FULL_DISK, PARTIAL
+from graphhash.errors import first_line
+from pipeline.runs.folder import FULL_DISK
+from pipeline.storage.atomic import PARTIAL
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -215,7 +217,3 @@ def readable(uri: str) -> Iterator[None]:
         raise DataError(
             f"{uri}: cannot be read ({first_line(error)}); check the path, the region, and the credentials on {os.uname().nodename}"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.run_config import BUDGET_KEYS, ConfigError, RunConfig, parse_override
-from pipeline.runs.folder import write_text_atomic
+from pipeline.config.run_config import BUDGET_KEYS, RunConfig, parse_override
+from pipeline.errors import ConfigError
 from pipeline.runs.plan import check_methods
 from pipeline.runs.remote import run_folder
 from pipeline.runs.run import is_done, run
 from pipeline.runs.tasks import TASKS, Task, task_of
+from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised
 from pipeline.sweeps.table import Outcome, write_comparison
 from pipeline.tracking import tracker as tracking
@@ -40,10 +41,6 @@ FULL = "full"
 ANY_CLUSTERS = {"cluster.resolution": 1.0, "cluster.method": "louvain", "cluster.max_size": None, "cluster.levels": ()}
 # More of them hardly make one training faster.
 CPUS_OF_A_TRAINING = 4
-
-
-class CompareError(RuntimeError):
-    """Cells of a comparison failed."""
 
 
 @dataclass(frozen=True)
@@ -381,7 +378,7 @@ def _silent(_line: str) -> None:
 def explain(error: BaseException) -> str:
     """An error in one line, with its class where it speaks to a programmer and not to the user."""
     from graphhash.errors import DataError
-    from pipeline.runs.folder import RunFolderError
+    from pipeline.errors import RunFolderError
 
     text = " ".join(str(error).split()) or "no reason given"
     expected = isinstance(error, (DataError, ConfigError, RunFolderError, tracking.TrackingError, OSError))

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.runs.folder import write_json_atomic, write_text_atomic
 from pipeline.runs.tasks import TASKS, Task
+from pipeline.storage.atomic import write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -29,11 +29,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.run_config import HOPS, ConfigError, RunConfig, parse_override
-from pipeline.runs.folder import write_text_atomic
+from pipeline.config.run_config import HOPS, RunConfig, parse_override
+from pipeline.errors import ConfigError, TuneError
 from pipeline.runs.remote import run_folder
 from pipeline.runs.run import is_done, run
 from pipeline.runs.tasks import task_of
+from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised
 from pipeline.sweeps.compare import explain, share_out
 from pipeline.tracking import tracker as tracking
@@ -49,10 +50,6 @@ DECAYS = {"retrieval": (1e-4, 0.2), "ctr": (0.1, 100.0)}
 def score_key(base: RunConfig) -> str:
     """What trials are compared by: the score of the task on the validation rows, in the facts of a training."""
     return f"validation_{task_of(base).score}"
-
-
-class TuneError(RuntimeError):
-    """No trial of a search came to its end."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from pipeline.errors import TrackingError
 from pipeline.tracking.outbox import PROVISIONAL, Outbox
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ CONNECT_TIMEOUT_S = 10
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class TrackingError(RuntimeError):
-    """The MLflow store cannot be reached, or refused what it was given."""
 
 
 def one_line_errors(function: Callable[P, T]) -> Callable[P, T]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import RegistryError
 from pipeline.tracking.client import (
     client_of,
     current_store,
@@ -33,10 +34,6 @@ LOWER_IS_BETTER = ("log_loss",)
 # What the logged model of a retrieval bundle gives: its signature has no optional inputs, so it takes no candidates.
 RECOMMENDATION = ("item_id", "score", "known")
 BUNDLE_TAG, DATA_TAG, METRICS_TAG = "graphhash.bundle", "graphhash.data", "graphhash.metrics"
-
-
-class RegistryError(RuntimeError):
-    """A bundle that must not take the alias."""
 
 
 @one_line_errors

@@ -32,9 +32,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import TrackingError
 from pipeline.tracking.client import (
     SQLITE,
-    TrackingError,
     absolute_uri,
     client_of,
     error_code,

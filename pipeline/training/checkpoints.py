@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.runs.folder import PARTIAL
+from pipeline.storage.atomic import PARTIAL
 
 VERSION = 1
 KEPT = 2

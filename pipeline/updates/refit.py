@@ -27,7 +27,7 @@ from pipeline.retrieval.evaluate import K, rank_users, store_rounded
 from pipeline.retrieval.placed import Placed
 from pipeline.retrieval.train import train_method
 from pipeline.retrieval.weights import load_method, with_more_ids
-from pipeline.runs.folder import PARTIAL
+from pipeline.storage.atomic import PARTIAL
 from pipeline.tracking.tracker import Tracker
 from pipeline.updates.log import NewLog
 from pipeline.updates.update import Trained, find_places, new_biases, user_rows, with_unseen

@@ -30,14 +30,15 @@ from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.community_maps import SIDES
 from graphhash.maps.placement import mean_scores, solved_vectors, typical_bias, with_own_rows, without_places
 from graphhash.models.mf import MatrixFactorization
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.errors import ConfigError, RunFolderError
 from pipeline.maps.methods import Inputs
 from pipeline.retrieval.budget import hops_of
 from pipeline.retrieval.cluster import load_labels
 from pipeline.retrieval.placed import Placed, belongs_to, placed_dir
 from pipeline.retrieval.weights import load_method, with_more_ids
-from pipeline.runs.folder import RunFolder, RunFolderError, StageResult
+from pipeline.runs.folder import RunFolder, StageResult
 from pipeline.runs.plan import check_methods, export_step, plan
 from pipeline.runs.run import export_bundle
 from pipeline.updates.log import NewLog, read_new_log

@@ -18,13 +18,14 @@ from graphhash.metrics.ctr import auc
 from pipeline.bench.serving import EAGER
 from pipeline.bench.serving_subjects import subject_of
 from pipeline.cli import main as cli
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import predict
 from pipeline.ctr.models import CTR_RECIPES
 from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.train import SCORES, click_loss, validated
 from pipeline.ctr.weights import load_ctr
+from pipeline.errors import ConfigError
 from pipeline.runs.plan import plan
 from pipeline.sweeps.tune import Range, default_point, default_space, run_trial, score_key, table
 from pipeline.training.loop import FitSettings, fit

@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 
 import pipeline.maps.methods  # noqa: F401  Before the stand-ins: what it imports needs the real modules.
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.runs import run as run_module
 from pipeline.runs.plan import plan
 from pipeline.runs.run import run

@@ -10,7 +10,8 @@ from numpy.testing import assert_array_equal
 
 import graphhash
 from graphhash.clustering import balanced
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.budget import rows_for_ratio, spendable
 from tests.helpers import graphs

@@ -10,9 +10,10 @@ from numpy.testing import assert_array_equal
 import graphhash
 from graphhash.clustering.hierarchy import hierarchy_graph
 from graphhash.graph.vocabulary import Vocabulary
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
 from pipeline.distributed.graph import RayGraph
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.errors import ConfigError
 from pipeline.retrieval.cluster import cluster_run
 from tests.helpers import graphs
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from pipeline.bench import clustering as bench_cluster
 from pipeline.bench.clustering_peers import OURS, PEERS, PROGRAMS, choose_programs
 from pipeline.cli import main as cli
-from pipeline.config.run_config import ConfigError
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.errors import ConfigError
 from tests.helpers import graphs
 
 KEYS = {

@@ -20,8 +20,9 @@ from click.testing import CliRunner
 
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.bench.load import bench_load, served
-from pipeline.bundles.serve import ServeError, ServeSettings, _bound, build_app, ray_serve, serve_alone
+from pipeline.bundles.serve import ServeSettings, _bound, build_app, ray_serve, serve_alone
 from pipeline.cli import main as cli
+from pipeline.errors import ServeError
 from serving import BundleError
 from serving.http.answers import Limits
 from tests.helpers.small_models import SmallModel, naive_answer, small_model

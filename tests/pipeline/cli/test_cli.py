@@ -20,9 +20,9 @@ from graphhash.graph.vocabulary import Vocabulary
 from pipeline.cli import main as cli
 from pipeline.cli import options as cli_options
 from pipeline.config.run_config import RunConfig
+from pipeline.errors import RunFolderError
 from pipeline.maps.methods import METHODS
 from pipeline.runs import run as run_module
-from pipeline.runs.folder import RunFolderError
 from pipeline.runs.run import Outcome
 
 ROOT = Path(__file__).resolve().parents[3]

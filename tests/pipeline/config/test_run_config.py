@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.run_config import (
-    ClusterConfig,
-    ConfigError,
-    DataConfig,
-    RunConfig,
-    TrainConfig,
-    keys,
-    parse_override,
-)
+from pipeline.config.run_config import ClusterConfig, DataConfig, RunConfig, TrainConfig, keys, parse_override
+from pipeline.errors import ConfigError
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from graphhash.errors import DataError
 from graphhash.maps.community_maps import soft_maps
 from graphhash.models.ctr import CtrSpec, FeatureBatch
 from graphhash.models.ctr_layers import shared_tables
-from pipeline.config.run_config import ConfigError, DataConfig, RunConfig
+from pipeline.config.run_config import DataConfig, RunConfig
 from pipeline.ctr.budget import asked_lookups, full_bytes, rows_of_columns
 from pipeline.ctr.cluster import cluster_ctr, load_pair_labels, pair_rows
 from pipeline.ctr.data import Features
@@ -34,6 +34,7 @@ from pipeline.ctr.maps import (
 from pipeline.ctr.models import MAP_SETTINGS
 from pipeline.ctr.settings import spec_of
 from pipeline.ctr.weights import save_ctr, save_maps
+from pipeline.errors import ConfigError
 from pipeline.maps.methods import METHODS
 from tests.helpers.clicks import SCHEMA, columns, write_csv, write_schema
 

@@ -16,7 +16,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import graphhash
 from graphhash.graph.vocabulary import Vocabulary
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.logs.features import feature_files, load_features, read_features
 from pipeline.maps.methods import METHODS, Inputs
 from pipeline.runs.plan import plan

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.config.run_config import RunConfig
+from pipeline.errors import RunFolderError
 from pipeline.reports.page import spread
 from pipeline.retrieval.report import write_report
-from pipeline.runs.folder import RunFolderError
 
 PICTURES = ("bytes_recall.png", "cluster_sizes.png", "training.png")
 PNG = b"\x89PNG\r\n\x1a\n"

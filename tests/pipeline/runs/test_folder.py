@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runs.folder import RunFolder, RunFolderError, fingerprint, write_json_atomic
+from pipeline.runs.folder import RunFolder, fingerprint
+from pipeline.storage.atomic import write_json_atomic
+from pipeline.errors import RunFolderError
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -20,9 +20,9 @@ from pyarrow.fs import FileSelector, LocalFileSystem, SubTreeFileSystem
 
 from graphhash.errors import DataError
 from pipeline.cli.options import place
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
+from pipeline.errors import ConfigError, RunFolderError
 from pipeline.runs import remote as mirrors
-from pipeline.runs.folder import RunFolderError
 from pipeline.runs.remote import Mirror, held_folder, run_folder
 from pipeline.runs.run import run
 from pipeline.storage.uris import bundle_folder, fetch, is_uri, localised, open_uri, work_folder

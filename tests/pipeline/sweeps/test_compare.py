@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from pipeline.cli import main as cli
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
 from pipeline.distributed import session as ray_session
+from pipeline.errors import ConfigError
 from pipeline.logs.synthetic import synth
 from pipeline.sweeps.compare import (
     MODELS,

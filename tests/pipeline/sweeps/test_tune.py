@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main as cli
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.errors import ConfigError
 from pipeline.logs.synthetic import synth
 from pipeline.maps.methods import METHODS
 from pipeline.runs.run import run

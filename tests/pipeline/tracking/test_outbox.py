@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import TrackingError
 from pipeline.tracking import tracker as tracking
-from pipeline.tracking.client import TrackingError, client_of, one_line_errors
+from pipeline.tracking.client import client_of, one_line_errors
 from pipeline.tracking.outbox import FOLDER, Outbox
 from pipeline.tracking.tracker import connect, parent_run, training_run
 

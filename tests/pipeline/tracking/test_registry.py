@@ -10,15 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli.main import app
+from pipeline.errors import RegistryError
 from pipeline.tracking.client import client_of, current_store
-from pipeline.tracking.registry import (
-    RECOMMENDATION,
-    RegistryError,
-    click_example,
-    measured_on,
-    model_example,
-    register,
-)
+from pipeline.tracking.registry import RECOMMENDATION, click_example, measured_on, model_example, register
 from serving import Scorer
 from serving.bundle import BundleError, check_bundle
 from tests.helpers.small_ctr import export_small, raw_log, small_ctr

@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from pipeline.errors import TrackingError
 from pipeline.tracking.client import client_of, current_store
-from pipeline.tracking.tracker import Tracker, TrackingError, connect, parent_run, training_run
+from pipeline.tracking.tracker import Tracker, connect, parent_run, training_run
 from tests.helpers.asgi_client import AsgiClient
 from tests.helpers.small_models import naive_answer, small_model
 

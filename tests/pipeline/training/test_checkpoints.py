@@ -21,7 +21,7 @@ import torch
 
 import graphhash
 from graphhash.nn.workers import Workers
-from pipeline.config.run_config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.retrieval.objective import fit_retrieval
 from pipeline.retrieval.train import _validation
 from pipeline.training import checkpoints as resume

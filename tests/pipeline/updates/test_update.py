@@ -15,13 +15,13 @@ from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.bundles.recommend import recommend
 from pipeline.cli.update import lines
-from pipeline.config.run_config import ConfigError, RunConfig
+from pipeline.config.run_config import RunConfig
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.errors import ConfigError, RunFolderError
 from pipeline.logs.synthetic import synth
 from pipeline.retrieval import train
 from pipeline.retrieval.objective import fit_retrieval
 from pipeline.retrieval.placed import Placed, placed_dir
-from pipeline.runs.folder import RunFolderError
 from pipeline.runs.run import run
 from pipeline.updates import refit as refit_module
 from pipeline.updates import update as update_module

@@ -1,0 +1,65 @@
+"""Atomic writes: a reader sees the old file or folder, or the new one, never a part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+
+
+REPLACED = ".replaced"
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write indented JSON so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        ValueError: `value` holds NaN or an infinity, which JSON has no word for.
+    """
+    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 text so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def replace_folder(partial: Path, target: Path) -> None:
+    """Put `partial` in the place of `target`. A folder cannot be replaced in one step, so the old one steps aside."""
+    replaced = target.with_name(f".{target.name}{REPLACED}")
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    try:
+        partial.rename(target)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
