@@ -1,7 +1,7 @@
 """GraphHash: small embedding tables for recommender systems, by clustering the graph of who used what.
 
     labels = graphhash.cluster(biadjacency, resolution=200)
-    users, items = graphhash.soft_maps(biadjacency, labels, n_lookups=8)
+    users, items = graphhash.soft_maps(biadjacency, labels, indices_per_id=8)
     user_layer = graphhash.BucketEmbedding(users, dim=64)
     item_layer = graphhash.BucketEmbedding(items, dim=64, table=user_layer.table)
 

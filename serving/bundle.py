@@ -22,7 +22,7 @@ newline), at most 1 MiB:
                         about what it needs while it loads
     method              {"users": str, "items": str}, how the bucket maps were made
     n_buckets           {"users": int, "items": int}, table rows, the unknown ids' row among them
-    n_lookups           {"users": int, "items": int}, table rows read per id
+    indices_per_id           {"users": int, "items": int}, table rows read per id
     item_bias           bool
     precision           "float32" | "float16" | "int8" | "int4" (both with a float16 scale per row), type of the tables in the file; arithmetic is float32
     precision_loss      {"recall@20": float, "recall@20_float32": float, "relative": float}, of the test; each
@@ -67,7 +67,7 @@ MODEL = "model.onnx"
 MAX_MANIFEST_BYTES = 2**20
 
 IDENTITY = (
-    "task", "model", "id_types", "padding_item_id", "n_users", "n_items", "dim", "n_buckets", "n_lookups", "precision",
+    "task", "model", "id_types", "padding_item_id", "n_users", "n_items", "dim", "n_buckets", "indices_per_id", "precision",
     "bucket_map_hashes", "vocabulary_hashes",
 )  # fmt: skip
 METADATA = "graphhash"
@@ -89,7 +89,7 @@ _FIELDS = {
     "precision_loss": dict,
     "method": dict,
     "n_buckets": dict,
-    "n_lookups": dict,
+    "indices_per_id": dict,
     "item_bias": bool,
     "precision": str,
     "tie_rule": str,
@@ -232,13 +232,15 @@ def _check_fields(manifest: dict[str, Any], folder: Path) -> None:
         except ValueError as error:
             raise BundleError(f"{folder / MANIFEST}: {error}; export the bundle again") from None
         return
-    for name in ("method", "n_buckets", "n_lookups", "bucket_map_hashes", "vocabulary_hashes"):
+    for name in ("method", "n_buckets", "indices_per_id", "bucket_map_hashes", "vocabulary_hashes"):
         if manifest[name].keys() != _SIDES:
             raise BundleError(
                 f"{folder / MANIFEST}: {name} has keys {sorted(manifest[name])}, not items and users; export again"
             )
     counts = {name: manifest[name] for name in ("n_users", "n_items", "dim")}
-    counts |= {f"{name}.{side}": manifest[name][side] for name in ("n_buckets", "n_lookups") for side in sorted(_SIDES)}
+    counts |= {
+        f"{name}.{side}": manifest[name][side] for name in ("n_buckets", "indices_per_id") for side in sorted(_SIDES)
+    }
     for name, count in counts.items():
         if type(count) is not int or not 1 <= count < 2**63:
             raise BundleError(

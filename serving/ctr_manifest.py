@@ -15,7 +15,7 @@ Beside `format_version`, `created_at`, `files` and `manifest_sha256`, which `ser
         missing         the raw value that stands for a missing one, and fills up the rows of a bag; no value of the log is this
         map             str, how its bucket map was made
         n_buckets       int, table rows it reads, the unknown ids' row among them
-        n_lookups       int, rows read for one value
+        indices_per_id       int, rows read for one value
         precision       "float32" | "float16" | "int8" | "int4", of its table
       of a bag
         width           int, values of a row that count; later ones do not
@@ -73,8 +73,8 @@ IDENTITY = ("task", "model", "layers", "dim", "columns", "precision", "bucket_ma
 
 _DTYPES = {"categorical": ("int64", "string"), "bag": ("int64", "string"), "dense": ("float64",)}
 _COUNTS = {
-    "categorical": ("n_ids", "n_buckets", "n_lookups"),
-    "bag": ("n_ids", "n_buckets", "n_lookups", "width"),
+    "categorical": ("n_ids", "n_buckets", "indices_per_id"),
+    "bag": ("n_ids", "n_buckets", "indices_per_id", "width"),
     "dense": (),
 }
 

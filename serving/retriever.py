@@ -160,7 +160,7 @@ class Retriever:
         items = _as_matrix(item_ids, types["item_id"], len(users))
         scores, known_items = np.empty(items.shape, np.float32), np.empty(items.shape, np.bool_)
         known = np.empty(len(users), np.bool_)
-        bytes_each = 4 * self.manifest["dim"] * (self.manifest["n_lookups"]["items"] + 1)
+        bytes_each = 4 * self.manifest["dim"] * (self.manifest["indices_per_id"]["items"] + 1)
         most = max(1, _CHUNK_SCORE_BYTES // bytes_each)
         width = max(1, min(items.shape[1], most))
         height = max(1, min(_MAX_CHUNK_USERS, most // width))

@@ -84,7 +84,7 @@ class Scorer:
         self._outputs = [name for name in ("probability", "logit", "known") if name in self.manifest["outputs"]]
         # ONNX Runtime binds no strings; it copies the other inputs itself then.
         self._bound = self.provider == "cuda" and all(column["dtype"] != "string" for column in self._columns)
-        reads = sum(column.get("n_lookups", 0) * column.get("width", 1) for column in self._columns)
+        reads = sum(column.get("indices_per_id", 0) * column.get("width", 1) for column in self._columns)
         self._chunk = max(1, min(_MAX_CHUNK_ROWS, _CHUNK_BYTES // (4 * self.manifest["dim"] * max(1, reads))))
 
     def predict(self, columns: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -43,7 +43,7 @@ CLUSTERING_HALF = {
     "row_budget",
     "row_search",
     "vocabulary",
-    "weight_profiles",
+    "weight_codebook",
 }
 
 

@@ -16,16 +16,16 @@ def top_affinities(
         indptr, indices, values: the graph's rows.
         source_indptr, source_buckets, source_values: a CSR matrix with a row per column of the graph; float64 values above 0.
         chunks: int64 row boundaries, one unit of parallel work each.
-        rows: int32, shape (n_rows, n_lookups), written: buckets by falling affinity, ties to the lowest bucket.
+        rows: int32, shape (n_rows, indices_per_id), written: buckets by falling affinity, ties to the lowest bucket.
         split: buckets below it and the others are two groups, each of which is scaled to unit length before the largest are taken.
         power: of the affinities, before they are scaled.
         weights: float32, same shape, written: affinities to that power, scaled to unit length. Unused entries of both are left.
     """
-    n_lookups = rows.shape[1]
+    indices_per_id = rows.shape[1]
     for chunk in prange(len(chunks) - 1):
         sums = np.zeros(n_buckets, np.float64)
         used = np.empty(n_buckets, np.int64)
-        best = np.empty(n_lookups, np.int64)
+        best = np.empty(indices_per_id, np.int64)
         for row in range(chunks[chunk], chunks[chunk + 1]):
             n_used = 0
             for edge in range(indptr[row], indptr[row + 1]):
@@ -52,8 +52,8 @@ def top_affinities(
                     or (sums[bucket] == sums[best[place - 1]] and bucket < best[place - 1])
                 ):
                     place -= 1
-                if place < n_lookups:
-                    n_best = min(n_best + 1, n_lookups)
+                if place < indices_per_id:
+                    n_best = min(n_best + 1, indices_per_id)
                     for k in range(n_best - 1, place, -1):
                         best[k] = best[k - 1]
                     best[place] = bucket

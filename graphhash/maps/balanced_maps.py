@@ -41,9 +41,9 @@ def balanced_maps(biadjacency: csr_array, labels: Labels) -> tuple[BucketMap, Bu
     bucket = np.searchsorted(np.unique(labels.users), second)
     rows = np.repeat(own.rows, 2, axis=1)
     rows[:-1, 1] = np.where(second >= 0, bucket, rows[:-1, 0])
-    profiles = np.array([[1, 1], [1, 0]], np.float32)
-    profile_of = np.append(second < 0, True).astype(np.uint8)
-    users = BucketMap(rows, own.n_buckets, "balanced", profiles=profiles, profile_of=profile_of)
+    codebook = np.array([[1, 1], [1, 0]], np.float32)
+    codes = np.append(second < 0, True).astype(np.uint8)
+    users = BucketMap(rows, own.n_buckets, "balanced", codebook=codebook, codes=codes)
     return users, BucketMap(items.rows, items.n_buckets, "balanced")
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from graphhash.errors import DataError
 
 FORMAT_VERSION = 2
-MAX_PROFILES = 256
+MAX_CODES = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +34,12 @@ class BucketMap:
     """Rows and weights of every id of one side, users or items.
 
     Args:
-        rows: table rows, int32, shape (n_ids + 1, n_lookups), in [0, n_buckets); the last entry is for unknown ids.
+        rows: table rows, int32, shape (n_ids + 1, indices_per_id), in [0, n_buckets); the last entry is for unknown ids.
         n_buckets: rows of the table, the last of which is the unknown ids' own (of a shared table, one of the last two).
         method: name of the method, for reports.
         identity: the map is ``rows[id] = id`` with one lookup of weight 1, and need not be stored.
-        profiles: weights of the lookups, float32, shape (n_profiles, n_lookups), at most 256; None: every weight is 1, none is stored.
-        profile_of: profile of every id, uint8, shape (n_ids + 1,); given with ``profiles``.
+        codebook: weights of the lookups, float32, shape (n_profiles, indices_per_id), at most 256; None: every weight is 1, none is stored.
+        codes: profile of every id, uint8, shape (n_ids + 1,); given with ``codebook``.
         shared: the maps of users and items were made together, and read the same table.
 
     Raises:
@@ -50,8 +50,8 @@ class BucketMap:
     n_buckets: int
     method: str
     identity: bool = False
-    profiles: NDArray[np.float32] | None = None
-    profile_of: NDArray[np.uint8] | None = None
+    codebook: NDArray[np.float32] | None = None
+    codes: NDArray[np.uint8] | None = None
     shared: bool = False
 
     def __post_init__(self):
@@ -62,12 +62,12 @@ class BucketMap:
         low, high = int(self.rows.min()), int(self.rows.max())
         if low < 0 or high >= self.n_buckets:
             raise ValueError(f"buckets span {low}..{high}, table has {self.n_buckets} rows")
-        if (self.profiles is None) != (self.profile_of is None):
-            raise ValueError("profiles and profile_of are given together, or neither")
-        if self.profiles is not None:
-            self._check_profiles(self.profiles, self.profile_of)
-        elif self.n_lookups > 1:
-            raise ValueError(f"a map of {self.n_lookups} lookups needs profiles: unknown ids read one row")
+        if (self.codebook is None) != (self.codes is None):
+            raise ValueError("codebook and codes are given together, or neither")
+        if self.codebook is not None:
+            self._check_profiles(self.codebook, self.codes)
+        elif self.indices_per_id > 1:
+            raise ValueError(f"a map of {self.indices_per_id} lookups needs codebook: unknown ids read one row")
         least = self.n_buckets - (2 if self.shared else 1)
         if self.unknown_row < least or self.weights[-1, 0] != 1 or self.weights[-1, 1:].any():
             raise ValueError(
@@ -81,28 +81,28 @@ class BucketMap:
         if self.identity and not np.array_equal(self.rows[:, 0], np.arange(len(self.rows))):
             raise ValueError("an identity map must have rows 0..n_ids")
 
-    def _check_profiles(self, profiles: NDArray, profile_of: NDArray) -> None:
-        if profiles.ndim != 2 or profiles.dtype != np.float32 or profiles.shape[1] != self.n_lookups:
+    def _check_profiles(self, codebook: NDArray, codes: NDArray) -> None:
+        if codebook.ndim != 2 or codebook.dtype != np.float32 or codebook.shape[1] != self.indices_per_id:
             raise ValueError(
-                f"profiles must be float32 of shape (n_profiles, {self.n_lookups}), got {profiles.dtype} of shape {profiles.shape}"
+                f"codebook must be float32 of shape (n_profiles, {self.indices_per_id}), got {codebook.dtype} of shape {codebook.shape}"
             )
-        if profile_of.shape != (len(self.rows),) or profile_of.dtype != np.uint8:
+        if codes.shape != (len(self.rows),) or codes.dtype != np.uint8:
             raise ValueError(
-                f"profile_of must be uint8 of shape ({len(self.rows)},), got {profile_of.dtype} of shape {profile_of.shape}"
+                f"codes must be uint8 of shape ({len(self.rows)},), got {codes.dtype} of shape {codes.shape}"
             )
-        if not 1 <= len(profiles) <= MAX_PROFILES or profile_of.max() >= len(profiles):
+        if not 1 <= len(codebook) <= MAX_CODES or codes.max() >= len(codebook):
             raise ValueError(
-                f"ids have profiles up to {profile_of.max()}, there are {len(profiles)} (of at most {MAX_PROFILES})"
+                f"ids have codebook up to {codes.max()}, there are {len(codebook)} (of at most {MAX_CODES})"
             )
-        if not np.isfinite(profiles).all():
-            raise ValueError("profiles must be finite numbers")
+        if not np.isfinite(codebook).all():
+            raise ValueError("codebook must be finite numbers")
 
     @property
     def weights(self) -> NDArray[np.float32]:
         """Weight of every lookup, float32, of the shape of ``rows``; made anew at every call."""
-        if self.profiles is None:
+        if self.codebook is None:
             return np.ones(self.rows.shape, np.float32)
-        return self.profiles[self.profile_of]
+        return self.codebook[self.codes]
 
     @property
     def n_ids(self) -> int:
@@ -115,7 +115,7 @@ class BucketMap:
         return int(self.rows[-1, 0])
 
     @property
-    def n_lookups(self) -> int:
+    def indices_per_id(self) -> int:
         """Table rows read for one id."""
         return self.rows.shape[1]
 
@@ -126,10 +126,10 @@ class BucketMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes the stored map takes: rows, profiles and their numbers; none for an identity map."""
+        """Bytes the stored map takes: rows, codebook and their numbers; none for an identity map."""
         if self.identity:
             return 0
-        weights = 0 if self.profiles is None else self.profiles.nbytes + self.profile_of.nbytes
+        weights = 0 if self.codebook is None else self.codebook.nbytes + self.codes.nbytes
         return self.rows.size * self.rows_dtype.itemsize + weights
 
     @property
@@ -137,7 +137,7 @@ class BucketMap:
         """Hex sha256 of shape, rows, weights and table size."""
         table = f"{self.n_buckets} shared" if self.shared else f"{self.n_buckets}"
         digest = hashlib.sha256(f"{self.rows.shape} {table}".encode())
-        for array in (self.rows, self.profiles, self.profile_of):
+        for array in (self.rows, self.codebook, self.codes):
             digest.update(b"none" if array is None else np.ascontiguousarray(array))
         return digest.hexdigest()
 
@@ -152,8 +152,8 @@ class BucketMap:
         }
         if not self.identity:
             arrays["rows"] = self.rows.astype(self.rows_dtype)
-        if self.profiles is not None:
-            arrays |= {"profiles": self.profiles, "profile_of": self.profile_of}
+        if self.codebook is not None:
+            arrays |= {"codebook": self.codebook, "codes": self.codes}
         with open(path, "wb") as file:
             np.savez(file, **arrays)
 
@@ -175,9 +175,9 @@ class BucketMap:
                 shape = tuple(arrays["shape"])
                 identity = "rows" not in arrays
                 rows = np.arange(shape[0], dtype=np.int32)[:, None] if identity else arrays["rows"].astype(np.int32)
-                profiles = (arrays["profiles"], arrays["profile_of"]) if "profiles" in arrays else (None, None)
+                codebook = (arrays["codebook"], arrays["codes"]) if "codebook" in arrays else (None, None)
                 n_buckets, method, shared = int(arrays["n_buckets"]), str(arrays["method"]), bool(arrays["shared"])
-                return cls(rows, n_buckets, method, identity, *profiles, shared)
+                return cls(rows, n_buckets, method, identity, *codebook, shared)
         except (OSError, KeyError, ValueError, BadZipFile, EOFError) as error:
             if isinstance(error, DataError):
                 raise
@@ -201,14 +201,14 @@ def plain_map(buckets: NDArray, n_buckets: int, method: str) -> BucketMap:
     """Map of lookups of weight 1 each; the unknown ids' entry is appended.
 
     Args:
-        buckets: table rows of every id, shape (n_ids, n_lookups), in [0, n_buckets - 1).
+        buckets: table rows of every id, shape (n_ids, indices_per_id), in [0, n_buckets - 1).
         n_buckets: rows of the table, the unknown ids' row among them.
     """
     rows = np.concatenate([buckets, np.full((1, buckets.shape[1]), n_buckets - 1)]).astype(np.int32)
     if buckets.shape[1] == 1:
         return BucketMap(rows, n_buckets, method)
-    profiles = np.ones((2, buckets.shape[1]), np.float32)
-    profiles[1, 1:] = 0
-    profile_of = np.zeros(len(rows), np.uint8)
-    profile_of[-1] = 1
-    return BucketMap(rows, n_buckets, method, profiles=profiles, profile_of=profile_of)
+    codebook = np.ones((2, buckets.shape[1]), np.float32)
+    codebook[1, 1:] = 0
+    codes = np.zeros(len(rows), np.uint8)
+    codes[-1] = 1
+    return BucketMap(rows, n_buckets, method, codebook=codebook, codes=codes)

@@ -1,4 +1,4 @@
-"""Weight profiles: the weights of all ids as one byte an id and a small table of rows of weights.
+"""Weight codebook: the weights of all ids as one byte an id and a small table of rows of weights.
 
 An id's weights fall from its first lookup to its last, and how fast is nearly all that tells two ids apart. 256 rows of weights, found
 by k-means (Lloyd, IEEE Trans. Inf. Theory 1982), therefore say it as well as a number per lookup does, at a fraction of the bytes.
@@ -12,41 +12,41 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
 
-from graphhash.maps.bucket_map import MAX_PROFILES
+from graphhash.maps.bucket_map import MAX_CODES
 
-# More rows than this are drawn from, evenly: profiles do not get better by more.
+# More rows than this are drawn from, evenly: codebook do not get better by more.
 SAMPLE = 16_384
 ROUNDS = 10
-# Rows whose nearest profile is looked up at a time: their distances to all profiles are 16 MB.
+# Rows whose nearest profile is looked up at a time: their distances to all codebook are 16 MB.
 BLOCK = 1 << 13
 
 
-def weight_profiles(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def weight_codebook(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Profiles near the rows of ``weights``, and the profile of every row.
 
-    Where there are at most 256 different rows they are the profiles, and nothing is lost. The last row of ``weights``, which is that
+    Where there are at most 256 different rows they are the codebook, and nothing is lost. The last row of ``weights``, which is that
     of unknown ids, keeps a profile to itself in any case.
 
     Args:
-        weights: shape (n, n_lookups), the known rows of unit length.
+        weights: shape (n, indices_per_id), the known rows of unit length.
 
-    Returns: profiles, float32, shape (n_profiles, n_lookups), all but the last of unit length; the number of each row's, uint8, shape (n,).
+    Returns: codebook, float32, shape (n_profiles, indices_per_id), all but the last of unit length; the number of each row's, uint8, shape (n,).
     """
     known, unknown = weights[:-1], weights[-1:]
     # To sort all rows takes longer than all the rest, and where a few thousand already differ too much it is for nothing.
-    few = len(np.unique(_spaced(known), axis=0)) < MAX_PROFILES
-    distinct, profile_of = np.unique(known, axis=0, return_inverse=True) if few else (known, None)
-    if len(distinct) > MAX_PROFILES - 1:
-        distinct, profile_of = _nearest(known)
-    profiles = np.concatenate([distinct, unknown]).astype(np.float32)
-    return profiles, np.append(profile_of.ravel(), len(distinct)).astype(np.uint8)
+    few = len(np.unique(_spaced(known), axis=0)) < MAX_CODES
+    distinct, codes = np.unique(known, axis=0, return_inverse=True) if few else (known, None)
+    if len(distinct) > MAX_CODES - 1:
+        distinct, codes = _nearest(known)
+    codebook = np.concatenate([distinct, unknown]).astype(np.float32)
+    return codebook, np.append(codes.ravel(), len(distinct)).astype(np.uint8)
 
 
 def _nearest(known: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     sample = _spaced(known).astype(np.float64)
     # Started from rows evenly spaced by their first weight, so that nothing is drawn.
     ordered = sample[np.argsort(sample[:, 0], kind="stable")]
-    start = ordered[np.linspace(0, len(ordered) - 1, MAX_PROFILES - 1).astype(np.int64)]
+    start = ordered[np.linspace(0, len(ordered) - 1, MAX_CODES - 1).astype(np.int64)]
     with warnings.catch_warnings():
         # A profile that no id is near stays where it is, and does no harm.
         warnings.filterwarnings("ignore", message="One of the clusters is empty")
@@ -56,16 +56,16 @@ def _nearest(known: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
     return centres.astype(np.float32), np.concatenate(parts)
 
 
-def nearest_profiles(weights: NDArray[np.float32], profiles: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The nearest of given profiles of every row, by Euclidean distance.
+def nearest_codes(weights: NDArray[np.float32], codebook: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The nearest of given codebook of every row, by Euclidean distance.
 
     Args:
-        weights: shape (n, n_lookups).
-        profiles: shape (n_profiles, n_lookups), at most 256.
+        weights: shape (n, indices_per_id).
+        codebook: shape (n_profiles, indices_per_id), at most 256.
 
-    Returns: numbers of profiles, uint8, shape (n,).
+    Returns: numbers of codebook, uint8, shape (n,).
     """
-    centres = profiles.astype(np.float64)
+    centres = codebook.astype(np.float64)
     parts = [vq(weights[i : i + BLOCK].astype(np.float64), centres)[0] for i in range(0, len(weights), BLOCK)]
     return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.uint8)
 

@@ -20,7 +20,7 @@ from graphhash.graph.bipartite import balanced_chunks
 from graphhash.graph.local import LocalGraph
 from graphhash.maps import _kernels as _map_kernels
 from graphhash.maps.bucket_map import BucketMap, plain_map
-from graphhash.maps.codebook import weight_profiles
+from graphhash.maps.codebook import weight_codebook
 from graphhash.maps.hashes import frequency_rows, universal_hash
 
 HOPS = ("1", "2", "1+2")
@@ -81,7 +81,12 @@ def multilevel_maps(levels: list[Labels]) -> tuple[BucketMap, BucketMap]:
 
 
 def soft_maps(
-    biadjacency: csr_array, labels: Labels, *, n_lookups: int = 16, hops: str = "1+2", folds: Sequence[csr_array] = ()
+    biadjacency: csr_array,
+    labels: Labels,
+    *,
+    indices_per_id: int = 16,
+    hops: str = "1+2",
+    folds: Sequence[csr_array] = (),
 ) -> tuple[BucketMap, BucketMap]:
     """Every id reads the buckets around it.
 
@@ -93,13 +98,13 @@ def soft_maps(
     - ``"1+2"``: both, each scaled to unit length, over one table that users and items share, with a row for every community of
       either side: the layers of LightGCN (He et al., SIGIR 2020), taken once, before training.
 
-    The largest ``n_lookups`` entries are kept (ties to the lowest bucket), raised to POWER, scaled to unit length and rounded to
-    the nearest of 256 profiles (``graphhash.maps.codebook``). Both sides together have as many rows as ``graph_maps`` gives them.
+    The largest ``indices_per_id`` entries are kept (ties to the lowest bucket), raised to POWER, scaled to unit length and rounded to
+    the nearest of 256 codebook (``graphhash.maps.codebook``). Both sides together have as many rows as ``graph_maps`` gives them.
 
     Args:
         biadjacency: training interactions, shape (n_users, n_items), weights > 0.
         labels: one community per user and item.
-        n_lookups: rows read per id.
+        indices_per_id: rows read per id.
         hops: "1", "2" or "1+2".
         folds: graphs of the same users and items to take affinities from instead, each for a fold of the training rows: the maps have
             ``len(folds) * n`` ids, and number ``f * n + id`` is ``id`` as it looks in ``folds[f]`` (cross-fitting, see below).
@@ -109,17 +114,17 @@ def soft_maps(
     without that fold's clicks, training rows look like those to come.
 
     Raises:
-        ValueError: shapes of graphs and labels differ, n_lookups is below 1, or hops is none of the three.
+        ValueError: shapes of graphs and labels differ, indices_per_id is below 1, or hops is none of the three.
     """
     found: dict[str, list[tuple[NDArray[np.int32], NDArray[np.float32]]]] = {side: [] for side in SIDES}
     for graph in (biadjacency, *folds):
-        check_soft(graph.shape, labels, n_lookups, hops)
+        check_soft(graph.shape, labels, indices_per_id, hops)
     for graph in folds or (biadjacency,):
         graphs = {"users": graph, "items": graph.T.tocsr()}
         plan = SoftPlan.of(labels, *(row_degrees(graphs[side]) for side in SIDES), hops)
         for side, other in (SIDES, SIDES[::-1]):
             sources = plan.sources(other, graphs[other], 0)
-            found[side].append(affinity_rows(graphs[side], sources, n_lookups, split=plan.n_user_buckets))
+            found[side].append(affinity_rows(graphs[side], sources, indices_per_id, split=plan.n_user_buckets))
     users, items = (
         plan.bucket_map(side, *map(np.concatenate, zip(*found[side], strict=True)), "soft") for side in SIDES
     )
@@ -130,7 +135,7 @@ def double_soft_maps(
     biadjacency: csr_array,
     labels: Labels,
     *,
-    n_lookups: int = 16,
+    indices_per_id: int = 16,
     hops: str = "1+2",
     share: float = 0.0,
     own: float = 0.5,
@@ -145,7 +150,7 @@ def double_soft_maps(
     ``graphhash.maps.hashes.frequency_map``. The tables have as many rows in any case.
 
     Args:
-        n_lookups: rows read per id, the hashed one among them; at least 2.
+        indices_per_id: rows read per id, the hashed one among them; at least 2.
         share: of each side's rows, in [0, 1), that are for the hashed lookup alone.
         own: part of these, in [0, 1), that belongs to one frequent id each.
         frequencies: how often each user and each item occurs in training, clicked or not; None: weight of their edges.
@@ -156,7 +161,7 @@ def double_soft_maps(
     """
     if not 0 <= share < 1 or not 0 <= own < 1:
         raise ValueError(f"share and own must be in [0, 1), got {share} and {own}")
-    check_soft(biadjacency.shape, labels, unhashed_lookups(n_lookups), hops)
+    check_soft(biadjacency.shape, labels, unhashed_lookups(indices_per_id), hops)
     n_free = [int(share * labels.user_rows), int(share * labels.item_rows)]
     if share:
         if min(n_free) < 1:
@@ -165,7 +170,7 @@ def double_soft_maps(
             )
         kept = {"user_rows": labels.user_rows - n_free[0], "item_rows": labels.item_rows - n_free[1]}
         labels = fit_rows(LocalGraph(biadjacency), labels, **kept)
-    softs = soft_maps(biadjacency, labels, n_lookups=n_lookups - 1, hops=hops, folds=folds)
+    softs = soft_maps(biadjacency, labels, indices_per_id=indices_per_id - 1, hops=hops, folds=folds)
     n_folds = max(1, len(folds))
     if not share:
         users, items = (with_hashed_row(soft, number, n_folds=n_folds, seed=seed) for number, soft in enumerate(softs))
@@ -183,11 +188,11 @@ def double_soft_maps(
     return maps[0], maps[1]
 
 
-def unhashed_lookups(n_lookups: int) -> int:
+def unhashed_lookups(indices_per_id: int) -> int:
     """Lookups of the soft map inside a double one; ValueError where none is left."""
-    if n_lookups < 2:
-        raise ValueError(f"n_lookups must be at least 2, one of them hashed, got {n_lookups}")
-    return n_lookups - 1
+    if indices_per_id < 2:
+        raise ValueError(f"indices_per_id must be at least 2, one of them hashed, got {indices_per_id}")
+    return indices_per_id - 1
 
 
 def with_hashed_row(soft: BucketMap, number: int, *, n_folds: int = 1, seed: int) -> BucketMap:
@@ -196,10 +201,10 @@ def with_hashed_row(soft: BucketMap, number: int, *, n_folds: int = 1, seed: int
     hashed = universal_hash(np.arange(soft.n_ids // n_folds), n_rows, np.random.default_rng([seed, number]))
     hashed = np.tile(hashed, n_folds)
     rows = np.column_stack([soft.rows, np.append(hashed, soft.unknown_row)]).astype(np.int32)
-    profiles = np.column_stack([soft.profiles, np.ones(len(soft.profiles), np.float32)])
+    codebook = np.column_stack([soft.codebook, np.ones(len(soft.codebook), np.float32)])
     # The unknown ids' profile is theirs alone.
-    profiles[soft.profile_of[-1], -1] = 0
-    return replace(soft, rows=rows, method="double_soft", profiles=profiles)
+    codebook[soft.codes[-1], -1] = 0
+    return replace(soft, rows=rows, method="double_soft", codebook=codebook)
 
 
 def _with_last_row(soft: BucketMap, last: NDArray[np.int64], n_rows: int) -> BucketMap:
@@ -209,9 +214,9 @@ def _with_last_row(soft: BucketMap, last: NDArray[np.int64], n_rows: int) -> Buc
     # Ids without neighbours read the unknown ids' row, which moves.
     rows = np.where(soft.rows == soft.unknown_row, soft.unknown_row + moved, soft.rows)
     rows = np.column_stack([rows, np.append(last, soft.unknown_row + moved)]).astype(np.int32)
-    profiles = np.column_stack([soft.profiles, np.ones(len(soft.profiles), np.float32)])
-    profiles[soft.profile_of[-1], -1] = 0
-    return replace(soft, rows=rows, n_buckets=n_rows + n_unknown, method="double_soft", profiles=profiles)
+    codebook = np.column_stack([soft.codebook, np.ones(len(soft.codebook), np.float32)])
+    codebook[soft.codes[-1], -1] = 0
+    return replace(soft, rows=rows, n_buckets=n_rows + n_unknown, method="double_soft", codebook=codebook)
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,14 +290,14 @@ class SoftPlan:
         rows = np.concatenate([rows, np.full((1, rows.shape[1]), unknown)]).astype(np.int32)
         of_unknown = np.zeros((1, rows.shape[1]), np.float32)
         of_unknown[0, 0] = 1
-        profiles, profile_of = weight_profiles(np.concatenate([weights, of_unknown]))
-        return BucketMap(rows, n_buckets, method, profiles=profiles, profile_of=profile_of, shared=shared)
+        codebook, codes = weight_codebook(np.concatenate([weights, of_unknown]))
+        return BucketMap(rows, n_buckets, method, codebook=codebook, codes=codes, shared=shared)
 
 
-def check_soft(shape: tuple[int, int], labels: Labels, n_lookups: int, hops: str) -> None:
+def check_soft(shape: tuple[int, int], labels: Labels, indices_per_id: int, hops: str) -> None:
     """The ValueErrors of :func:`soft_maps` for a graph of this shape."""
-    if n_lookups < 1:
-        raise ValueError(f"n_lookups must be at least 1, got {n_lookups}")
+    if indices_per_id < 1:
+        raise ValueError(f"indices_per_id must be at least 1, got {indices_per_id}")
     if hops not in HOPS:
         raise ValueError(f"hops is {hops!r}; use one of {', '.join(map(repr, HOPS))}")
     if shape != (len(labels.users), len(labels.items)):
@@ -307,7 +312,7 @@ def row_degrees(graph: csr_array) -> NDArray[np.float64]:
 
 
 def affinity_rows(
-    graph: csr_array, sources: csr_array, n_lookups: int, *, split: int
+    graph: csr_array, sources: csr_array, indices_per_id: int, *, split: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Largest entries of each row of ``graph @ sources``, by falling size, raised to POWER and scaled to unit length.
 
@@ -319,15 +324,15 @@ def affinity_rows(
         split: a number of buckets; all of them makes one group.
 
     Returns:
-        Buckets, int32, and weights, float32, both of shape (n_rows, n_lookups). Lookups of weight 0 repeat the row's best bucket; a row
+        Buckets, int32, and weights, float32, both of shape (n_rows, indices_per_id). Lookups of weight 0 repeat the row's best bucket; a row
         without neighbours has bucket ``n_buckets``, the unknown ids' own, at weight 1.
     """
     arrays = ((matrix.indptr, matrix.indices, matrix.data) for matrix in (graph, sources))
-    return csr_affinity_rows(*arrays, sources.shape[1], n_lookups, split=split)
+    return csr_affinity_rows(*arrays, sources.shape[1], indices_per_id, split=split)
 
 
 def csr_affinity_rows(
-    graph: CsrArrays, sources: CsrArrays, n_buckets: int, n_lookups: int, *, split: int
+    graph: CsrArrays, sources: CsrArrays, n_buckets: int, indices_per_id: int, *, split: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """:func:`affinity_rows` of plain ``(indptr, indices, data)``.
 
@@ -335,8 +340,8 @@ def csr_affinity_rows(
     """
     indptr, *edges = graph
     indptr, n_rows = indptr.astype(np.int64, copy=False), len(indptr) - 1
-    rows = np.full((n_rows, n_lookups), n_buckets, np.int32)
-    weights = np.zeros((n_rows, n_lookups), np.float32)
+    rows = np.full((n_rows, indices_per_id), n_buckets, np.int32)
+    weights = np.zeros((n_rows, indices_per_id), np.float32)
     entries = sources[0].astype(np.int64, copy=False), sources[1], sources[2].astype(np.float64, copy=False)
     _map_kernels.top_affinities(
         *map(_read_only, (indptr, *edges, *entries)),

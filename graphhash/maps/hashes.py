@@ -149,11 +149,11 @@ def _frequency(degrees: NDArray, n_buckets: int, *, n_hashes: int, method: str, 
     if n_hashes == 1:
         return plain_map(rows, n_buckets, method)
     rows = np.concatenate([rows, np.full((1, n_hashes), n_buckets - 1)]).astype(np.int32)
-    profiles = np.array([[1, 1], [0.5, 0.5], [1, 0]], np.float32)
-    profile_of = np.zeros(n_ids + 1, np.uint8)
-    profile_of[ranked[:n_own]] = 1
-    profile_of[-1] = 2
-    return BucketMap(rows, n_buckets, method, profiles=profiles, profile_of=profile_of)
+    codebook = np.array([[1, 1], [0.5, 0.5], [1, 0]], np.float32)
+    codes = np.zeros(n_ids + 1, np.uint8)
+    codes[ranked[:n_own]] = 1
+    codes[-1] = 2
+    return BucketMap(rows, n_buckets, method, codebook=codebook, codes=codes)
 
 
 def frequency_rows(

@@ -24,7 +24,7 @@ from scipy.sparse import csr_array, vstack
 
 from graphhash.clustering.labels import Labels
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.maps.codebook import nearest_profiles
+from graphhash.maps.codebook import nearest_codes
 from graphhash.maps.community_maps import SIDES, SoftPlan, affinity_rows, one_hot
 
 # Trained items next in degree whose mean bias a new one gets. On MovieLens-1M an item's bias is off the mean over its neighbours in degree
@@ -146,7 +146,7 @@ def soft_rows(
     maps: Mapping[str, BucketMap],
     hops: str,
 ) -> dict[str, tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.bool_]]]:
-    """What new ids read of soft maps: the affinities of a trained id with their interactions, rounded to the maps' own profiles.
+    """What new ids read of soft maps: the affinities of a trained id with their interactions, rounded to the maps' own codebook.
 
     Trained ids hand on what they did in training, and new ones their own interactions with ids that have a place.
 
@@ -157,7 +157,7 @@ def soft_rows(
         maps: by side, of as many ids as are known; the new ids' rows follow. A ``double_soft`` map is given without its hashed lookup.
         hops: the maps' own.
 
-    Returns: by side, rows int32 (n_new, n_lookups), profiles uint8 (n_new,), and which ids have a place.
+    Returns: by side, rows int32 (n_new, indices_per_id), codebook uint8 (n_new,), and which ids have a place.
     """
     graphs = {"users": csr_array(graph), "items": csr_array(graph.T)}
     plan = SoftPlan.of(labels, *(np.asarray(graphs[side].sum(axis=1), np.float64).ravel() for side in SIDES), hops)
@@ -178,30 +178,30 @@ def soft_rows(
         parts = [plan.sources(other, graphs[other], 0), wide.sources(other, all_edges[other][n_trained:], n_trained)]
         sources = vstack(parts, format="csr")
         rows, weights = affinity_rows(
-            all_edges[side][n_known:], csr_array(sources), maps[side].n_lookups, split=plan.n_user_buckets
+            all_edges[side][n_known:], csr_array(sources), maps[side].indices_per_id, split=plan.n_user_buckets
         )
         # The last profile is the unknown ids' own.
-        profiles = maps[side].profiles[:-1]
-        read[side] = rows, nearest_profiles(weights, profiles), rows[:, 0] < plan.n_buckets[side]
+        codebook = maps[side].codebook[:-1]
+        read[side] = rows, nearest_codes(weights, codebook), rows[:, 0] < plan.n_buckets[side]
     return read
 
 
 def with_new_ids(
-    known: BucketMap, rows: NDArray[np.int32], profile_of: NDArray[np.uint8] | None, has_place: NDArray[np.bool_]
+    known: BucketMap, rows: NDArray[np.int32], codes: NDArray[np.uint8] | None, has_place: NDArray[np.bool_]
 ) -> BucketMap:
     """The map with new ids after the known ones; the unknown ids' entry stays last.
 
     Args:
-        rows: of the new ids, shape (n_new, n_lookups).  profile_of: theirs, where the map has profiles.
+        rows: of the new ids, shape (n_new, indices_per_id).  codes: theirs, where the map has codebook.
         has_place: ids without a place get what unknown ids read.
     """
     rows = np.where(has_place[:, None], rows, known.rows[-1:]).astype(np.int32)
     identity = known.identity and len(rows) == 0
     rows = np.concatenate([known.rows[:-1], rows, known.rows[-1:]])
-    if known.profiles is None:
+    if known.codebook is None:
         return replace(known, rows=rows, identity=identity)
-    own = np.where(has_place, profile_of, known.profile_of[-1]).astype(np.uint8)
-    return replace(known, rows=rows, profile_of=np.concatenate([known.profile_of[:-1], own, known.profile_of[-1:]]))
+    own = np.where(has_place, codes, known.codes[-1]).astype(np.uint8)
+    return replace(known, rows=rows, codes=np.concatenate([known.codes[:-1], own, known.codes[-1:]]))
 
 
 def solved_vectors(
@@ -271,15 +271,15 @@ def with_own_rows(placed: BucketMap, n_known: int, has_place: NDArray[np.bool_])
     own = np.append(n_known + np.flatnonzero(has_place), placed.n_ids)
     # Lookups of weight 0 read it too, so that a later update changes no entry.
     rows[own] = unknown + np.arange(len(own))[:, None]
-    profile_of = None
-    if placed.profile_of is not None:
-        profile_of = placed.profile_of.copy()
-        profile_of[own] = profile_of[-1]
+    codes = None
+    if placed.codes is not None:
+        codes = placed.codes.copy()
+        codes[own] = codes[-1]
     return replace(
         placed,
         rows=rows.astype(np.int32),
         n_buckets=placed.n_buckets + len(own) - 1,
-        profile_of=profile_of,
+        codes=codes,
         identity=False,
     )
 
@@ -287,8 +287,8 @@ def with_own_rows(placed: BucketMap, n_known: int, has_place: NDArray[np.bool_])
 def without_places(longer: BucketMap, n_known: int, has_place: NDArray[np.bool_]) -> BucketMap:
     """The map without the new ids that have no place: those after the first ``n_known``."""
     kept = np.concatenate([np.ones(n_known, np.bool_), has_place, [True]])
-    profile_of = None if longer.profile_of is None else longer.profile_of[kept]
-    return replace(longer, rows=longer.rows[kept], profile_of=profile_of)
+    codes = None if longer.codes is None else longer.codes[kept]
+    return replace(longer, rows=longer.rows[kept], codes=codes)
 
 
 def typical_bias(

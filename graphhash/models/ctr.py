@@ -192,7 +192,7 @@ class CtrModel(nn.Module):
             if isinstance(module, Dropout):
                 module.generator = generator
 
-    def fill_unknown(self, counts: Sequence[Tensor]) -> None:
+    def fill_oov(self, counts: Sequence[Tensor]) -> None:
         """Give unknown ids the mean vector, weight and bias of the known ones in the columns where training has shown none.
 
         Where unknown entries occurred, and where known ids read the unknown ids' row (of soft maps, those without a click), it is trained
@@ -204,9 +204,9 @@ class CtrModel(nn.Module):
         counts = [torch.as_tensor(c) for c in counts]
         for part in (self.fields, self.wide):
             if part is not None:
-                part.fill_unknown(counts)
+                part.fill_oov(counts)
         if self.bias is not None:
-            self.bias.fill_unknown([counts[c] for c in self.bias_columns.tolist()])
+            self.bias.fill_oov([counts[c] for c in self.bias_columns.tolist()])
 
     def bucket_embeddings(self) -> list[BucketEmbedding]:
         """All embeddings that hold a table, each once."""

@@ -52,8 +52,8 @@ class TableSlice:
         return self.table[:-1]
 
     @torch.no_grad()
-    def fill_unknown(self, frequencies: Tensor) -> None:
-        """As :meth:`BucketEmbedding.fill_unknown`."""
+    def fill_oov(self, frequencies: Tensor) -> None:
+        """As :meth:`BucketEmbedding.fill_oov`."""
         self.table[-1] = (frequencies / frequencies.sum()).to(self.table) @ self.all()
 
 
@@ -173,7 +173,7 @@ class FieldEmbeddings(nn.Module):
         return joint + [(embedding, [column]) for column, embedding in zip(self.own_columns, self.own, strict=True)]
 
     @torch.no_grad()
-    def fill_unknown(self, counts: Sequence[Tensor]) -> None:
+    def fill_oov(self, counts: Sequence[Tensor]) -> None:
         """Set the unknown ids' row to the mean vector of the known ids, in every column where nothing read it in training.
 
         Args:
@@ -181,7 +181,7 @@ class FieldEmbeddings(nn.Module):
         """
         for column, seen in zip(self.columns, counts, strict=True):
             if seen[:-1].sum() > 0 and not _reads_unknown(column, seen > 0):
-                column.fill_unknown(seen[:-1])
+                column.fill_oov(seen[:-1])
 
     def _check(self, categorical: Tensor, bags: Sequence[Tensor]) -> None:
         if categorical.shape[1] != self.n_categorical or len(bags) != len(self.n_ids) - self.n_categorical:

@@ -126,7 +126,7 @@ class LightGCN(nn.Module):
         """Scores of many pairs, the graph propagated once for all of them."""
         return product_of_pairs(*self.vectors(), self.item_bias)
 
-    def catalogue(self) -> CatalogueScores:
+    def score_all_items(self) -> CatalogueScores:
         """Scores of every item for each user, shape (batch, n_items). The unknown user ``n_users`` has its layer-0 vector alone."""
         user_vectors, item_vectors = self.vectors_and_unknown()
         return lambda users: product_of_catalogue(user_vectors[users], item_vectors[:-1], self.item_bias)

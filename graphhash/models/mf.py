@@ -6,7 +6,7 @@ and export never ask which one they hold, and none of them asks how its maps wer
     model(users, items)        scores of pairs                          (n,), (n,) -> (n,)
     model.margins(u, i, j)     how far items i are ahead of items j     (n,), (n,), (n,) -> (n,)
     model.all_pairs()          the same for many pairs of all ids: a function (users, items) -> (n,)
-    model.catalogue()          scores of every item: a function users -> (batch, n_items)
+    model.score_all_items()          scores of every item: a function users -> (batch, n_items)
 
 and those whose score is an inner product, for losses over vectors:
 
@@ -50,7 +50,7 @@ class RetrievalModel(Protocol):
 
     def all_pairs(self) -> PairScores: ...
 
-    def catalogue(self) -> CatalogueScores: ...
+    def score_all_items(self) -> CatalogueScores: ...
 
 
 class MatrixFactorization(nn.Module):
@@ -100,7 +100,7 @@ class MatrixFactorization(nn.Module):
         """Scores as :meth:`forward` gives them, for many pairs of all ids: every id's vector is read from the table once."""
         return product_of_pairs(*self.vectors(), self.item_bias)
 
-    def catalogue(self) -> CatalogueScores:
+    def score_all_items(self) -> CatalogueScores:
         """Scores of every item for each user: rows (batch,) in, shape (batch, n_items) out. A user's row may be ``n_users``, unknown."""
         item_vectors = self.item_embedding.all()
         return lambda users: product_of_catalogue(self.user_embedding(users), item_vectors, self.item_bias)

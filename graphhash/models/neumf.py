@@ -67,7 +67,7 @@ class NeuMF(nn.Module):
         user_vectors, item_vectors = self.user_embedding.all(), self.item_embedding.all()
         return lambda users, items: self._score(user_vectors[users], item_vectors[items], items)
 
-    def catalogue(self) -> CatalogueScores:
+    def score_all_items(self) -> CatalogueScores:
         """Scores of every item for each user: rows (batch,) in, shape (batch, n_items) out."""
         products, network = self.item_embedding.all().split(self.half, dim=1)
         item_part = self.of_item(network)

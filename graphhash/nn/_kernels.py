@@ -9,8 +9,8 @@ from numba import njit, prange
 @njit(cache=True, inline="always")
 def _read_row(rows, weights, weighted, id_, table, vector):
     """Four rows at a time: their cache misses overlap, and the sum is stored once for them."""
-    n_lookups, dim = rows.shape[1], table.shape[1]
-    n_fours = n_lookups // 4 if weighted else 0
+    indices_per_id, dim = rows.shape[1], table.shape[1]
+    n_fours = indices_per_id // 4 if weighted else 0
     vector[:] = 0
     for four in range(n_fours):
         j = 4 * four
@@ -19,7 +19,7 @@ def _read_row(rows, weights, weighted, id_, table, vector):
         r, s = table[rows[id_, j + 2]], table[rows[id_, j + 3]]
         for d in range(dim):
             vector[d] += (a * p[d] + b * q[d]) + (c * r[d] + e * s[d])
-    for j in range(4 * n_fours, n_lookups):
+    for j in range(4 * n_fours, indices_per_id):
         weight = weights[id_, j] if weighted else np.float32(1)
         if weight != 0:
             source = table[rows[id_, j]]
@@ -29,8 +29,8 @@ def _read_row(rows, weights, weighted, id_, table, vector):
 
 @njit(cache=True, inline="always")
 def _add_to_row(rows, weights, weighted, id_, source, low, high, table_gradient):
-    n_lookups = rows.shape[1]
-    n_fours = n_lookups // 4 if weighted else 0
+    indices_per_id = rows.shape[1]
+    n_fours = indices_per_id // 4 if weighted else 0
     for four in range(n_fours):
         j = 4 * four
         a, b, c, e = weights[id_, j], weights[id_, j + 1], weights[id_, j + 2], weights[id_, j + 3]
@@ -42,7 +42,7 @@ def _add_to_row(rows, weights, weighted, id_, source, low, high, table_gradient)
             q[d] += b * g
             r[d] += c * g
             s[d] += e * g
-    for j in range(4 * n_fours, n_lookups):
+    for j in range(4 * n_fours, indices_per_id):
         row = rows[id_, j]
         weight = weights[id_, j] if weighted else np.float32(1)
         if weight != 0:

@@ -130,7 +130,7 @@ class BucketEmbedding(nn.Module):
 
     Attributes:
         table: trained parameter, float32, shape (n_buckets, dim).
-        rows: buffer, int32, shape (n_ids + 1, n_lookups).
+        rows: buffer, int32, shape (n_ids + 1, indices_per_id).
         weights: buffer, float32, same shape.
         sparse_gradient: as in ``torch.nn.Embedding(sparse=True)``, on a CPU; ``graphhash.nn.row_adam`` can use it.
         n_folds: maps of :meth:`use_folds`; 0 for none. They are not saved.
@@ -152,7 +152,7 @@ class BucketEmbedding(nn.Module):
         self.n_buckets = bucket_map.n_buckets
         self.dim = dim
         self.identity = bucket_map.identity
-        self.weighted = bucket_map.profiles is not None
+        self.weighted = bucket_map.codebook is not None
         self.sparse_gradient = False
         self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()))
         self.register_buffer("weights", torch.from_numpy(bucket_map.weights))
@@ -181,7 +181,7 @@ class BucketEmbedding(nn.Module):
             ValueError: the map has another number of ids, rows or lookups, or another row for unknown ids.
         """
         old = self.n_buckets, self.rows.shape[1], self.unknown_row
-        new = folded.n_buckets, folded.n_lookups, folded.unknown_row
+        new = folded.n_buckets, folded.indices_per_id, folded.unknown_row
         if old != new or folded.n_ids % self.n_ids:
             raise ValueError(
                 f"a map of {folded.n_ids} ids, and {new} rows, lookups and unknown ids' row, is none of folds of {self.n_ids} ids and {old}"
@@ -216,7 +216,7 @@ class BucketEmbedding(nn.Module):
         return self(torch.arange(self.n_ids, device=self.table.device))
 
     @torch.no_grad()
-    def fill_unknown(self, frequencies: Tensor) -> None:
+    def fill_oov(self, frequencies: Tensor) -> None:
         """Set the unknown ids' row to the mean vector of the known ids.
 
         Args:
@@ -226,7 +226,7 @@ class BucketEmbedding(nn.Module):
         self.table[self.unknown_row] = shares @ self.all()
 
     def extra_repr(self) -> str:
-        return f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, n_lookups={self.rows.shape[1]}, dim={self.dim}"
+        return f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, indices_per_id={self.rows.shape[1]}, dim={self.dim}"
 
 
 def read_both(

@@ -106,7 +106,7 @@ class RetrievalSubject:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         with torch.no_grad():
-            scores_of = as_shipped(load_method(method, run / "ingest")[0], self.manifest["precision"]).catalogue()
+            scores_of = as_shipped(load_method(method, run / "ingest")[0], self.manifest["precision"]).score_all_items()
         item_ids, k = items.take(np.arange(len(items))), min(self.k, len(items))
 
         @torch.no_grad()

@@ -102,7 +102,7 @@ def measure(
     *,
     methods: Sequence[str],
     settings: TrainConfig,
-    n_lookups: int | None,
+    indices_per_id: int | None,
     resolution: float,
     rounds: int,
     say: Callable[[str], None],
@@ -113,12 +113,12 @@ def measure(
         train, test: interactions, users x items.
         methods: names in ``pipeline.maps.methods``.
         settings: model, dimension, seed and ``batch_size``, that of the training which is not full-batch.
-        n_lookups: rows read per id; None: the method's own.
+        indices_per_id: rows read per id; None: the method's own.
         resolution: of the clustering that gives the compressed methods their rows.
         rounds: timed epochs per training, and timed evaluations.
 
     Returns: one object per method and task ("full-batch epoch", "batches of N", "evaluation"), with method, model, task, device,
-        threads, rows, n_lookups, n_users, n_items, n_interactions; seconds (the median), rounds_s (all of them) and cpu_s
+        threads, rows, indices_per_id, n_users, n_items, n_interactions; seconds (the median), rounds_s (all of them) and cpu_s
         (the median, on the processors by all threads), per_second (interactions, or users evaluated), and phases_s, those of
         the round nearest to the median.
 
@@ -137,13 +137,15 @@ def measure(
     results = []
     for method in methods:
         spec = METHODS[method]
-        maps = spec.make(Inputs(train, labels, n_lookups=spec.lookups(n_lookups), hops=HOPS[-1], seed=settings.seed))
+        maps = spec.make(
+            Inputs(train, labels, indices_per_id=spec.lookups(indices_per_id), hops=HOPS[-1], seed=settings.seed)
+        )
         n_rows = table_rows(*maps)
         item_bias = spec.with_bias(None, settings.loss)
         blueprint = ModelSpec(settings.model, settings.dim, item_bias, settings.n_layers, settings.seed)
         about = {"method": method, "model": settings.model, "device": str(device), "threads": torch.get_num_threads(),
                  "rows": n_rows,
-                 "n_lookups": maps[0].n_lookups,
+                 "indices_per_id": maps[0].indices_per_id,
                  "n_users": train.shape[0], "n_items": train.shape[1], "n_interactions": len(users)}  # fmt: skip
         laps, sample = Laps(device), NegativeSampler(train, device=device)
         for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):

@@ -69,7 +69,11 @@ def measure_clicks(
     examples = [tensor.to(device) for tensor in (*train.tensors(), torch.from_numpy(fold))]
     results = []
     for method in methods:
-        how = {"n_lookups": asked_lookups(config, features, method), "hops": config.map.hops, "seed": config.map.seed}
+        how = {
+            "indices_per_id": asked_lookups(config, features, method),
+            "hops": config.map.hops,
+            "seed": config.map.seed,
+        }
         maps = make_maps(features, graphs, labels, method, **how)
         model = spec_of(config, method).build(maps, len(features.dense), len(features.bags)).to(device)
         model.use_folds(cross_fitted_maps(features, train, graphs, labels, method, fold, **how))

@@ -34,7 +34,7 @@ from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.train import fit_settings, fit_task
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.checkpoints import SavedStates
+from pipeline.training.checkpoints import CheckpointManager
 from pipeline.training.workers import run_on_ray
 
 TIMES = "times.json"
@@ -46,7 +46,7 @@ def bench_workers(
     *,
     method: str,
     settings: TrainConfig,
-    n_lookups: int | None,
+    indices_per_id: int | None,
     resolution: float,
     workers: Sequence[int],
     rounds: int,
@@ -56,7 +56,7 @@ def bench_workers(
 
     Args:
         data: a log; there is no validation.
-        method, settings, n_lookups, resolution, rounds, say: as in ``pipeline.bench.training.measure``.
+        method, settings, indices_per_id, resolution, rounds, say: as in ``pipeline.bench.training.measure``.
         workers: numbers of Ray Train's workers.
 
     Returns: one object per task and place: ``method``, ``model``, ``task``, ``where`` ("this process" or "Ray Train"), ``workers``,
@@ -73,7 +73,7 @@ def bench_workers(
         ingest(data, folder / "ingest")
         graph = ShardedCsr.open(folder / "ingest" / "train").load()
         labels = cluster(graph, resolution=resolution)
-        maps = spec.make(Inputs(graph, labels, spec.lookups(n_lookups), hops=HOPS[-1], seed=settings.seed))
+        maps = spec.make(Inputs(graph, labels, spec.lookups(indices_per_id), hops=HOPS[-1], seed=settings.seed))
         n_rows = table_rows(*maps)
         blueprint = ModelSpec(
             settings.model, settings.dim, spec.with_bias(None, settings.loss), settings.n_layers, settings.seed
@@ -102,7 +102,7 @@ def bench_workers(
                     bucket_map.save(work / f"{side}.npz")
                 job = {"task": timed_task, "folder": str(work), "ingest": str(folder / "ingest"), "model": blueprint, "settings": how,
                        "eval_users": 0, "sampler": ("uniform", 0.0), "propagation": settings.propagation,
-                       "states": SavedStates(work / "states"), "workers": n, "checkpoint_seconds": 0.0}  # fmt: skip
+                       "states": CheckpointManager(work / "states"), "workers": n, "checkpoint_seconds": 0.0}  # fmt: skip
                 asked_at = time.perf_counter()
                 run_on_ray(timed_task, job, Tracker(), say)
                 whole = time.perf_counter() - asked_at

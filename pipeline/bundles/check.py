@@ -131,8 +131,8 @@ def _check_maps(tensors: dict[str, np.ndarray]) -> str:
         _check_range(f"{side}_rows", tensors[f"{side}_rows"], len(table))
         if f"{side}_profile_of" in tensors:
             _check_range(f"{side}_profile_of", tensors[f"{side}_profile_of"], len(tensors[f"{side}_profiles"]))
-        n_lookups = 1 if tensors[f"{side}_rows"].ndim == 1 else tensors[f"{side}_rows"].shape[1]
-        texts.append(f"{side}s read {n_lookups} of {len(table):,} rows, {tensors[f'{side}_rows'].dtype}")
+        indices_per_id = 1 if tensors[f"{side}_rows"].ndim == 1 else tensors[f"{side}_rows"].shape[1]
+        texts.append(f"{side}s read {indices_per_id} of {len(table):,} rows, {tensors[f'{side}_rows'].dtype}")
     return f"within their tables; {', '.join(texts)}"
 
 

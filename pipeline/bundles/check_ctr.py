@@ -44,8 +44,8 @@ def check_maps(columns: list[dict[str, Any]], tensors: Mapping[str, np.ndarray])
             )
         if n_profiles and int(tensors[f"/{number}_profile_of"].max()) >= n_profiles:
             raise BundleError(f"the map of {column['name']!r} has a profile that is not there; export the bundle again")
-        n_lookups = 1 if rows.ndim == 1 else rows.shape[1]
-        texts.append(f"{column['name']} reads {n_lookups} of {column['n_buckets']:,} rows")
+        indices_per_id = 1 if rows.ndim == 1 else rows.shape[1]
+        texts.append(f"{column['name']} reads {indices_per_id} of {column['n_buckets']:,} rows")
     return f"within their tables; {', '.join(texts) or 'every id has its own row'}"
 
 

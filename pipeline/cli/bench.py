@@ -142,7 +142,7 @@ graphhash bench train --data gowalla --split given --method soft --workers 1 2
 )
 @click.option("--model", type=click.Choice((*MODELS, *CTR_MODELS)), help="As in `graphhash run`.  [mf; ctr: dlrm]")
 @click.option("--dim", default=64, show_default=True, help="Length of an embedding.")
-@click.option("--n-lookups", type=click.IntRange(min=1), help="Rows read per id.  [the method's]")
+@click.option("--indices-per-id", type=click.IntRange(min=1), help="Rows read per id.  [the method's]")
 @click.option(
     "--resolution",
     type=click.FloatRange(min=0, min_open=True),
@@ -165,7 +165,7 @@ graphhash bench train --data gowalla --split given --method soft --workers 1 2
 def bench_train(
     method: str,
     workers: tuple[int, ...] | None,
-    n_lookups: int | None,
+    indices_per_id: int | None,
     resolution: float | None,
     epochs: int,
     json_file: str | None,
@@ -198,7 +198,7 @@ def bench_train(
     if unknown or not methods:
         raise ConfigError(f"--method={method}: no method {', '.join(map(repr, unknown))}; use {', '.join(METHODS)}")
     if task == "ctr":
-        _bench_clicks(methods, n_lookups, resolution, epochs, json_file, model, dim, batch_size, seed, data, log)
+        _bench_clicks(methods, indices_per_id, resolution, epochs, json_file, model, dim, batch_size, seed, data, log)
         return
     for key in ("label_column", "schema", "min_count"):
         log.pop(key)
@@ -207,7 +207,7 @@ def bench_train(
     log_config = DataConfig(str(Path(data).absolute()), validation=0.0, **log)
     how = {
         "settings": settings,
-        "n_lookups": n_lookups,
+        "indices_per_id": indices_per_id,
         "resolution": resolution or 200.0,
         "rounds": epochs,
         "say": say,
@@ -225,7 +225,7 @@ def bench_train(
 
 def _bench_clicks(
     methods: list[str],
-    n_lookups: int | None,
+    indices_per_id: int | None,
     resolution: float | None,
     epochs: int,
     json_file: str | None,
@@ -249,7 +249,11 @@ def _bench_clicks(
         "train.model": model or "dlrm",
         "train.dim": dim,
     }
-    settings |= {"train.batch_size": batch_size, "cluster.resolution": resolution or 5.0, "map.n_lookups": n_lookups}
+    settings |= {
+        "train.batch_size": batch_size,
+        "cluster.resolution": resolution or 5.0,
+        "map.indices_per_id": indices_per_id,
+    }
     settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), seed)
     config = RunConfig.from_flat(named_shares(path, log["format"]) | settings)
     results = bench_clicks(config, rounds=epochs, say=say)

@@ -53,7 +53,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "cluster_method": ("cluster.method",),
     "threads": ("cluster.threads",),
     "shards": ("cluster.shards",),
-    "n_lookups": ("map.n_lookups",),
+    "indices_per_id": ("map.indices_per_id",),
     "item_bias": ("map.item_bias",),
     "model": ("train.model",),
     "loss": ("train.loss",),
@@ -178,7 +178,7 @@ model_options = _group(
     ),
 )
 training_options = _group(
-    click.option("--n-lookups", type=int, help="Rows read per id.  [the method's]"),
+    click.option("--indices-per-id", type=int, help="Rows read per id.  [the method's]"),
     click.option("--item-bias/--no-item-bias", default=None, help="A trained scalar per item.  [on for soft]"),
     click.option("--dim", type=int, help="Length of an embedding.  [64]"),
     click.option("--lr", type=float, help="Learning rate of Adam.  [the method's]"),

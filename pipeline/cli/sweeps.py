@@ -160,7 +160,7 @@ def compare(
     epilog="""
 graphhash tune --data log.parquet --method soft --ratio 0.25 --out tuned
 graphhash tune --data gowalla --split given --method graph --space train.lr=0.005..0.1 --trials 40 --out tuned
-graphhash tune --data ml-1m --method soft --space map.hops=2 --space map.n_lookups=4..16 --out tuned train.epochs=200
+graphhash tune --data ml-1m --method soft --space map.hops=2 --space map.indices_per_id=4..16 --out tuned train.epochs=200
 graphhash run --config tuned/best.toml --out out
 """,
 )

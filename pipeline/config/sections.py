@@ -182,7 +182,7 @@ class ClusterConfig:
 class MapConfig:
     """How the labels become bucket maps (first part of stage `train`)."""
 
-    n_lookups: int | None = None
+    indices_per_id: int | None = None
     """Rows read per id; None: the method's own default, or what a byte budget (cluster.ratio) can afford."""
     hops: str = "auto"
     """Steps of the graph that soft methods mix over: `1` (communities of the other side), `2` (of the own side), or `1+2` (both, in one
@@ -193,8 +193,8 @@ class MapConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "map")
-        if self.n_lookups is not None:
-            check_range("map.n_lookups", self.n_lookups, 1, 256)
+        if self.indices_per_id is not None:
+            check_range("map.indices_per_id", self.indices_per_id, 1, 256)
         check_choice("map.hops", self.hops, ("auto", *HOPS))
         check_range("map.seed", self.seed, 0)
 

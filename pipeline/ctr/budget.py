@@ -39,11 +39,11 @@ def full_bytes(spec: CtrSpec, features: Features) -> int:
 
 
 def asked_lookups(config: RunConfig, features: Features, name: str) -> int | None:
-    """Lookups per id to ask of a method: ``map.n_lookups`` where it is set; the number of `pipeline.ctr.models` for soft methods, under a
+    """Lookups per id to ask of a method: ``map.indices_per_id`` where it is set; the number of `pipeline.ctr.models` for soft methods, under a
     byte budget fewer where the maps would take more than a share of it; else None, the method's own number.
     """
-    if config.map.n_lookups is not None or not METHODS[name].free_lookups:
-        return config.map.n_lookups
+    if config.map.indices_per_id is not None or not METHODS[name].free_lookups:
+        return config.map.indices_per_id
     most = lookups_of(name, None)
     kind, ratio = config.cluster.budget
     if kind != "ratio":
@@ -115,13 +115,15 @@ def _layers(spec: CtrSpec, features: Features) -> int:
     return layer_bytes(spec.build(maps, len(features.dense), len(features.bags)))
 
 
-def _maps(config: RunConfig, name: str, n_lookups: int | None, features: Features, compressed: Iterable[int]) -> int:
+def _maps(
+    config: RunConfig, name: str, indices_per_id: int | None, features: Features, compressed: Iterable[int]
+) -> int:
     """Most bytes of a method's maps and id biases."""
     total = 0
     for column in sorted(compressed):
         n_ids = features.columns[column].n_ids
         # Both sides of a map of users and items are counted alike; half of it is a column's.
-        total += METHODS[name].map_bytes(lookups_of(name, n_lookups), 2, n_ids, n_ids) // 2
+        total += METHODS[name].map_bytes(lookups_of(name, indices_per_id), 2, n_ids, n_ids) // 2
         if spec_of(config, name).id_bias:
             total += np.dtype(bias_dtype(config.precision_of(name))).itemsize * (n_ids + 1)
     return total

@@ -116,7 +116,7 @@ def make_maps(
     labels: Sequence[Labels],
     method: str,
     *,
-    n_lookups: int | None,
+    indices_per_id: int | None,
     hops: str,
     seed: int,
     folds: Sequence[Sequence[csr_array]] | None = None,
@@ -126,7 +126,7 @@ def make_maps(
     Args:
         graphs, labels: of the pairs of `find_pairs`.
         method: one of METHODS; "full" leaves everything full, what the schema hashes too.
-        n_lookups, hops, seed: as in ``pipeline.config.run_config.MapConfig``.
+        indices_per_id, hops, seed: as in ``pipeline.config.run_config.MapConfig``.
         folds: of every pair, what :func:`fold_graphs` gives: the mixtures of soft methods are then those of folds
             (:func:`graphhash.soft_maps`), for training.
 
@@ -139,7 +139,7 @@ def make_maps(
         inputs = Inputs(
             graphs[number],
             labels[number],
-            lookups_of(method, n_lookups),
+            lookups_of(method, indices_per_id),
             CTR_HOPS if hops == "auto" else hops,
             seed + SEEDS_PER_PAIR * number,
             frequencies=(first, second),
@@ -173,7 +173,7 @@ def make_maps(
 
 def lookups_of(method: str, asked: int | None) -> int:
     """Lookups per id of a method, where the configuration asks for ``asked``."""
-    return METHODS[method].lookups(MAP_SETTINGS.get(method, {}).get("n_lookups") if asked is None else asked)
+    return METHODS[method].lookups(MAP_SETTINGS.get(method, {}).get("indices_per_id") if asked is None else asked)
 
 
 def alone(bucket_map: BucketMap) -> BucketMap:
@@ -214,7 +214,7 @@ def cross_fitted_maps(
 
 
 def _soft(method: str, inputs: Inputs, folds: Sequence[csr_array]) -> tuple[BucketMap, BucketMap]:
-    settings = {**MAP_SETTINGS[method], "n_lookups": inputs.n_lookups, "hops": inputs.hops, "folds": folds}
+    settings = {**MAP_SETTINGS[method], "indices_per_id": inputs.indices_per_id, "hops": inputs.hops, "folds": folds}
     if method == "soft":
         return soft_maps(inputs.graph, inputs.labels, **settings)
     return double_soft_maps(inputs.graph, inputs.labels, frequencies=inputs.frequencies, seed=inputs.seed, **settings)

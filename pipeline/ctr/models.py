@@ -21,8 +21,8 @@ CTR_MODELS = tuple(HEADS)
 # .124, 16 .116, 24 .113, 32 .110; on MovieLens-1M 8 .526, 24 .518. A lookup is 2 bytes an id, where a full row of 64 numbers is 256.
 # double_soft with 9 lookups, by share: 0.25 .123, 0.5 .127, 0.75 .179.
 MAP_SETTINGS: dict[str, dict[str, Any]] = {
-    "soft": {"n_lookups": 24, "hops": "1+2"},
-    "double_soft": {"n_lookups": 24, "hops": "1+2", "share": 0.25, "own": 0.5},
+    "soft": {"indices_per_id": 24, "hops": "1+2"},
+    "double_soft": {"indices_per_id": 24, "hops": "1+2", "share": 0.25, "own": 0.5},
 }
 
 
@@ -49,7 +49,7 @@ class CtrRecipe:
     std: float = 0.05
 
     def spec(self, kind: str, method: str, seed: int, **changes: Any) -> CtrSpec:
-        """What the model is: ``kind`` with the recipe's sizes, but for ``changes``, which are fields of CtrSpec.
+        """What the model is: ``kind`` with the preset's sizes, but for ``changes``, which are fields of CtrSpec.
 
         Ids of compressed columns get a trained scalar each: those that share rows are told apart by it.
         """
@@ -61,7 +61,7 @@ class CtrRecipe:
 # 4e-2 .115, .540, .402; with full tables .149, .514, .403; .128, .518, .403; .115, -, .417. DeepFM with soft 1e-2 .119, -, .422; 2e-2 .118, -, .479.
 # Weight decay follows the rows of the log: for DLRM with soft 1e-4 .532 and 1e-5 .526 on MovieLens, where Frappe takes either; DeepFM with soft on
 # Avazu .549 for 1e-6 and initial deviation 0.2, .422 for 2.5e-4 and 0.05.
-CTR_RECIPES = dict.fromkeys(CTR_MODELS, CtrRecipe()) | {"dlrm": CtrRecipe(decay=10.0, epochs=6, batch_size=2048)}
+CTR_PRESETS = dict.fromkeys(CTR_MODELS, CtrRecipe()) | {"dlrm": CtrRecipe(decay=10.0, epochs=6, batch_size=2048)}
 
 
 def seldom_read(model: CtrModel, batch_size: int, bag_widths: tuple[int, ...] = ()) -> list[BucketEmbedding]:

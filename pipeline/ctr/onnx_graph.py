@@ -160,7 +160,7 @@ def describe_columns(trained: TrainedCtr, precisions: Sequence[str]) -> list[dic
             "missing": missing_id(column, vocabulary),
             "map": bucket_map.method,
             "n_buckets": bucket_map.n_buckets,
-            "n_lookups": bucket_map.n_lookups,
+            "indices_per_id": bucket_map.indices_per_id,
             "precision": precision,
         }
         if column.width is not None:

@@ -1,10 +1,10 @@
-"""The click-through model of a run and how it is trained: the settings, and the model's recipe for what they leave open."""
+"""The click-through model of a run and how it is trained: the settings, and the model's preset for what they leave open."""
 
 from __future__ import annotations
 
 from graphhash.models.ctr import CtrSpec
 from pipeline.config.run_config import RunConfig
-from pipeline.ctr.models import CTR_RECIPES
+from pipeline.ctr.models import CTR_PRESETS
 from pipeline.training.loop import FitSettings
 
 # Recipes were made on 200,000 rows; ten thousand would see forty steps of their batches in a training.
@@ -22,26 +22,26 @@ def spec_of(config: RunConfig, method: str) -> CtrSpec:
         "structure": train.structure,
     }
     given = {key: value for key, value in asked.items() if value is not None}
-    return CTR_RECIPES[train.model].spec(train.model, method, train.seed, dim=train.dim, **given)
+    return CTR_PRESETS[train.model].spec(train.model, method, train.seed, dim=train.dim, **given)
 
 
 def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
     """The settings of a training, every default decided.
 
     Args:
-        n_rows: of the training log: a small one gets smaller batches than the recipe's, so that an epoch has LEAST_STEPS steps.
+        n_rows: of the training log: a small one gets smaller batches than the preset's, so that an epoch has LEAST_STEPS steps.
     """
-    train, recipe = config.train, CTR_RECIPES[config.train.model]
-    decay = recipe.decay if train.decay is None else train.decay
+    train, preset = config.train, CTR_PRESETS[config.train.model]
+    decay = preset.decay if train.decay is None else train.decay
     batch_size = (
-        min(recipe.batch_size, max(SMALLEST_BATCH, n_rows // LEAST_STEPS))
+        min(preset.batch_size, max(SMALLEST_BATCH, n_rows // LEAST_STEPS))
         if train.batch_size is None
         else train.batch_size
     )
     return FitSettings(
-        lr=recipe.lr if train.lr is None else train.lr,
+        lr=preset.lr if train.lr is None else train.lr,
         weight_decay=decay / n_rows if train.weight_decay is None else train.weight_decay,
-        epochs=recipe.epochs if train.epochs is None else train.epochs,
+        epochs=preset.epochs if train.epochs is None else train.epochs,
         eval_every=1 if train.eval_every is None else train.eval_every,
         patience=train.patience,
         batch_size=batch_size or None,

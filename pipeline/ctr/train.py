@@ -29,7 +29,7 @@ from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, sa
 from pipeline.retrieval.train import FitJob, run_job
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.checkpoints import SavedStates
+from pipeline.training.checkpoints import CheckpointManager
 from pipeline.training.loop import LossOf, fit
 
 # Folder of the maps by folds, while there are such.
@@ -46,7 +46,7 @@ def train_ctr(
     out_dir: Path,
     tracker: Tracker,
     fit_job: FitJob | None = None,
-    states: SavedStates | None = None,
+    states: CheckpointManager | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Make the maps of a method, train, and write the files. Ray must be running.
@@ -66,7 +66,7 @@ def train_ctr(
     pairs = find_pairs(features) if method != "full" else []
     graphs = [pair_graph(features, train, pair) for pair in pairs]
     labels = load_pair_labels(cluster_dir, facts) if pairs else []
-    how = {"n_lookups": asked_lookups(config, features, method), "hops": config.map.hops, "seed": config.map.seed}
+    how = {"indices_per_id": asked_lookups(config, features, method), "hops": config.map.hops, "seed": config.map.seed}
     maps = make_maps(features, graphs, labels, method, **how)
     save_maps(maps, out_dir)
     fold = draw_folds(len(train), config.map.seed)
@@ -93,7 +93,7 @@ def train_ctr(
     model = spec.build(maps, len(features.dense), len(features.bags))
     model.load_state_dict(state["best"])
     shutil.rmtree(out_dir / FOLDS, ignore_errors=True)
-    model.fill_unknown([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
+    model.fill_oov([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
     save_ctr(model, out_dir)
     write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
     kept = next((entry for entry in state["history"] if entry["epoch"] == state["best_epoch"]), {})

@@ -6,7 +6,7 @@ side; and for the largest affinities of every id, from the memory-mapped sources
 
 In memory, a task holds the edges of its range (some 50 bytes each while sources are made, 8 later), about 40
 bytes for every id of either side, and pages of the sources, which the tasks of one machine share. The driver
-holds numbers per id, and the maps: 8 bytes for an id's lookup, twice while profiles are found. A file of
+holds numbers per id, and the maps: 8 bytes for an id's lookup, twice while codebook are found. A file of
 sources has 12 bytes for each entry, at most one for an edge or an id.
 """
 
@@ -54,7 +54,7 @@ class StoredGraph(NamedTuple):
     n_shards: int
 
 
-def soft_maps(stored: StoredGraph, labels: Labels, *, n_lookups: int, hops: str) -> tuple[BucketMap, BucketMap]:
+def soft_maps(stored: StoredGraph, labels: Labels, *, indices_per_id: int, hops: str) -> tuple[BucketMap, BucketMap]:
     """:func:`graphhash.soft_maps` by Ray tasks; Ray must be running.
 
     Raises:
@@ -68,7 +68,7 @@ def soft_maps(stored: StoredGraph, labels: Labels, *, n_lookups: int, hops: str)
         side: ShardedCsr.open((stored.ingest_dir / name).absolute())
         for side, name in zip(SIDES, ("train", "train_by_item"), strict=True)
     }
-    check_soft((graphs["users"].n_rows, graphs["users"].n_cols), labels, n_lookups, hops)
+    check_soft((graphs["users"].n_rows, graphs["users"].n_cols), labels, indices_per_id, hops)
     places, degrees = {}, []
     for side, graph in graphs.items():
         facts = run_tasks(_row_facts, [(graph.path, *shard) for shard in graph.shards], label="degrees")
@@ -85,7 +85,7 @@ def soft_maps(stored: StoredGraph, labels: Labels, *, n_lookups: int, hops: str)
         numbered = [(side, number, *place) for side in SIDES for number, place in enumerate(places[side])]
         run_tasks(_write_sources, [(folder, *place, shared) for place in numbered], label="sources")
         run_tasks(_join_sources, [(folder, side, len(places[side])) for side in SIDES], label="join")
-        reads = [(folder, *place, shared, n_lookups) for place in numbered]
+        reads = [(folder, *place, shared, indices_per_id) for place in numbered]
         run_tasks(_write_affinities, reads, label="affinities")
         maps = []
         for side in SIDES:
@@ -95,10 +95,10 @@ def soft_maps(stored: StoredGraph, labels: Labels, *, n_lookups: int, hops: str)
 
 
 def double_soft_maps(
-    stored: StoredGraph, labels: Labels, *, n_lookups: int, hops: str, seed: int
+    stored: StoredGraph, labels: Labels, *, indices_per_id: int, hops: str, seed: int
 ) -> tuple[BucketMap, BucketMap]:
     """:func:`graphhash.double_soft_maps` by Ray tasks, as :func:`soft_maps`."""
-    softs = soft_maps(stored, labels, n_lookups=unhashed_lookups(n_lookups), hops=hops)
+    softs = soft_maps(stored, labels, indices_per_id=unhashed_lookups(indices_per_id), hops=hops)
     return with_hashed_row(softs[0], 0, seed=seed), with_hashed_row(softs[1], 1, seed=seed)
 
 
@@ -133,13 +133,13 @@ def _join_sources(folder: Path, side: str, n_parts: int) -> None:
 
 
 def _write_affinities(
-    folder: Path, side: str, number: int, path: Path, start: int, stop: int, plan: SoftPlan, n_lookups: int
+    folder: Path, side: str, number: int, path: Path, start: int, stop: int, plan: SoftPlan, indices_per_id: int
 ) -> None:
     numba.set_num_threads(1)
     rows = _rows(path, start, stop)
     sources = tuple(_load(folder / f"{OTHER[side]}.{name}.npy") for name in CSR_ARRAYS)
     edges = rows.indptr, rows.indices, rows.data
-    found = csr_affinity_rows(edges, sources, plan.n_buckets[side], n_lookups, split=plan.n_user_buckets)
+    found = csr_affinity_rows(edges, sources, plan.n_buckets[side], indices_per_id, split=plan.n_user_buckets)
     for name, array in zip(("rows", "weights"), found, strict=True):
         np.save(_part(folder, side, number, name), array)
 

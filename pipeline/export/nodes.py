@@ -231,12 +231,12 @@ class Table:
 
 @dataclass(frozen=True)
 class StoredMap:
-    """A bucket map in its small types; None for rows: an id's row is its number; None for profiles: weights are 1."""
+    """A bucket map in its small types; None for rows: an id's row is its number; None for codebook: weights are 1."""
 
     rows: str | None
-    profiles: str | None
-    profile_of: str | None
-    n_lookups: int
+    codebook: str | None
+    codes: str | None
+    indices_per_id: int
 
     @classmethod
     def add(cls, graph: Graph, name: str, bucket_map: BucketMap, n_entries: int | None = None) -> StoredMap:
@@ -249,14 +249,14 @@ class StoredMap:
             return cls(None, None, None, 1)
         padding = 0 if n_entries is None else n_entries - len(bucket_map.rows)
         stored = np.pad(bucket_map.rows.astype(bucket_map.rows_dtype), ((0, padding), (0, 0)), mode="edge")
-        if bucket_map.profiles is None:
+        if bucket_map.codebook is None:
             # One lookup without a weight is a plain Gather, and needs no axis of its own.
             return cls(graph.constant(f"{name}_rows", stored[:, 0]), None, None, 1)
         return cls(
             graph.constant(f"{name}_rows", stored),
-            graph.constant(f"{name}_profiles", bucket_map.profiles),
-            graph.constant(f"{name}_profile_of", np.pad(bucket_map.profile_of, (0, padding), mode="edge")),
-            bucket_map.n_lookups,
+            graph.constant(f"{name}_profiles", bucket_map.codebook),
+            graph.constant(f"{name}_profile_of", np.pad(bucket_map.codes, (0, padding), mode="edge")),
+            bucket_map.indices_per_id,
         )
 
 
@@ -287,15 +287,15 @@ def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry
     values, scales = table.read(
         graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0)
     )
-    if stored.profiles is None:
+    if stored.codebook is None:
         return _scaled(graph, name, values, scales)
-    profile = graph.cast(of_entry(stored.profile_of), f"{name}_profile", TensorProto.INT32)
-    weights = graph.node("Gather", [stored.profiles, profile], f"{name}_weights", axis=0)
+    profile = graph.cast(of_entry(stored.codes), f"{name}_profile", TensorProto.INT32)
+    weights = graph.node("Gather", [stored.codebook, profile], f"{name}_weights", axis=0)
     if scales is not None:
         # A number per row that is read, where the values are dim of them.
         scales = graph.node("Squeeze", [scales, graph.axis(2)], f"{name}_scales_row")
         weights = graph.node("Mul", [weights, scales], f"{name}_weights_scaled")
-    # (n, 1, n_lookups) @ (n, n_lookups, dim): no second array of the size of what was read.
+    # (n, 1, indices_per_id) @ (n, indices_per_id, dim): no second array of the size of what was read.
     weights = graph.node("Unsqueeze", [weights, graph.axis(1)], f"{name}_weights_row")
     summed = graph.node("MatMul", [weights, values], f"{name}_weighted_sum")
     return graph.node("Squeeze", [summed, graph.axis(1)], f"{name}_vectors")

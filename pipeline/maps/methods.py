@@ -46,7 +46,7 @@ class Inputs:
     Args:
         graph: training interactions, users x items.
         labels: their communities; every compressed method gets as many rows as they have, per side.
-        n_lookups: rows read per id, where the method is free in it.
+        indices_per_id: rows read per id, where the method is free in it.
         hops: of the soft methods.
         seed: of the hash functions.
         features: reads those of users and of items, shape (n_ids, n_features) each, for the method that needs some.
@@ -56,7 +56,7 @@ class Inputs:
 
     graph: csr_array
     labels: Labels
-    n_lookups: int
+    indices_per_id: int
     hops: str
     seed: int
     features: Callable[[], tuple[NDArray, NDArray]] | None = None
@@ -81,8 +81,8 @@ class Method:
     Args:
         make: maps of users and items.
         summary: one line for tables and help.
-        n_lookups: rows read per id.
-        free_lookups: whether ``map.n_lookups`` changes that number.
+        indices_per_id: rows read per id.
+        free_lookups: whether ``map.indices_per_id`` changes that number.
         least_lookups: fewest that it can do with.
         n_profiles: most rows of stored weights per side; 0: none is stored.
         plain_items: whether all of this is said of users alone, and items read one row without a weight.
@@ -93,7 +93,7 @@ class Method:
 
     make: Callable[[Inputs], Maps]
     summary: str
-    n_lookups: int = 1
+    indices_per_id: int = 1
     free_lookups: bool = False
     least_lookups: int = 1
     n_profiles: int = 0
@@ -104,15 +104,17 @@ class Method:
 
     def lookups(self, asked: int | None) -> int:
         """Lookups per id when the configuration asks for ``asked``."""
-        return asked if asked is not None and self.free_lookups else self.n_lookups
+        return asked if asked is not None and self.free_lookups else self.indices_per_id
 
     def map_bytes(self, asked: int | None, row_bytes: int, n_users: int, n_items: int) -> int:
-        """Bytes of both maps, with ``row_bytes`` for a row number; profiles are counted as many as there can be."""
-        n_lookups = self.lookups(asked)
+        """Bytes of both maps, with ``row_bytes`` for a row number; codebook are counted as many as there can be."""
+        indices_per_id = self.lookups(asked)
 
         def side(n_ids: int) -> int:
             n_profiles = min(self.n_profiles, n_ids + 1)
-            return (n_ids + 1) * (n_lookups * row_bytes + (1 if n_profiles else 0)) + 4 * n_lookups * n_profiles
+            return (n_ids + 1) * (
+                indices_per_id * row_bytes + (1 if n_profiles else 0)
+            ) + 4 * indices_per_id * n_profiles
 
         return side(n_users) + ((n_items + 1) * row_bytes if self.plain_items else side(n_items))
 
@@ -183,14 +185,14 @@ def _multilevel(inputs: Inputs) -> Maps:
 
 
 def _soft(inputs: Inputs) -> Maps:
-    settings = {"n_lookups": inputs.n_lookups, "hops": inputs.hops}
+    settings = {"indices_per_id": inputs.indices_per_id, "hops": inputs.hops}
     if inputs.stored is not None:
         return ray_maps.soft_maps(inputs.stored, inputs.labels, **settings)
     return soft_maps(inputs.graph, inputs.labels, **settings)
 
 
 def _double_soft(inputs: Inputs) -> Maps:
-    settings = {"n_lookups": inputs.n_lookups, "hops": inputs.hops, "seed": inputs.seed}
+    settings = {"indices_per_id": inputs.indices_per_id, "hops": inputs.hops, "seed": inputs.seed}
     if inputs.stored is not None:
         return ray_maps.double_soft_maps(inputs.stored, inputs.labels, **settings)
     return double_soft_maps(inputs.graph, inputs.labels, **settings)
@@ -204,34 +206,34 @@ def _balanced(inputs: Inputs) -> Maps:
 METHODS: dict[str, Method] = {
     "full": Method(_full, "no compression: a row for every id", lr=4e-2, decay=0.02),
     "modulo": Method(_by_size(modulo_map, seeded=False), "row number modulo table size"),
-    "double": Method(_by_size(double_map), "the sum of two hashed rows", n_lookups=2, n_profiles=2),
+    "double": Method(_by_size(double_map), "the sum of two hashed rows", indices_per_id=2, n_profiles=2),
     "quotient_remainder": Method(
-        _by_size(quotient_remainder_map, seeded=False), "the sum of a quotient's and a remainder's row", n_lookups=2, n_profiles=2
+        _by_size(quotient_remainder_map, seeded=False), "the sum of a quotient's and a remainder's row", indices_per_id=2, n_profiles=2
     ),
     "frequency": Method(_by_frequency(frequency_map), "frequent ids keep a row, the others hash"),
     "double_frequency": Method(
-        _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", n_lookups=2, n_profiles=3
+        _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", indices_per_id=2, n_profiles=3
     ),
     "lsh": Method(_lsh, "ids with similar features share a row, by random projections", lr=2e-2, decay=0.011),
     "lsh_structure": Method(_lsh_structure, "ids with similar neighbours share a row, by random projections", lr=2e-2, decay=0.011),
     "graph": Method(lambda inputs: graph_maps(inputs.labels), "GraphHash: ids of one community share a row", lr=2e-2, decay=0.011),
     "double_graph": Method(
         lambda inputs: double_graph_maps(inputs.labels, seed=inputs.seed), "the community's row plus a hashed one",
-        n_lookups=2, n_profiles=2, lr=2e-2, decay=0.011,
+        indices_per_id=2, n_profiles=2, lr=2e-2, decay=0.011,
     ),
     "multilevel": Method(
-        _multilevel, "a coarse and a fine community's row", n_lookups=2, n_profiles=2, lr=2e-2, decay=0.011
+        _multilevel, "a coarse and a fine community's row", indices_per_id=2, n_profiles=2, lr=2e-2, decay=0.011
     ),
     "balanced": Method(
-        _balanced, "BACO: balanced communities of its own, two rows per user", n_lookups=2, n_profiles=2, plain_items=True,
+        _balanced, "BACO: balanced communities of its own, two rows per user", indices_per_id=2, n_profiles=2, plain_items=True,
         lr=2e-2, decay=0.011,
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
-        n_lookups=20, free_lookups=True, n_profiles=256, item_bias=True, lr=4e-2, decay=0.02,
+        indices_per_id=20, free_lookups=True, n_profiles=256, item_bias=True, lr=4e-2, decay=0.02,
     ),
     "double_soft": Method(
         _double_soft, "the mixture plus a hashed row",
-        n_lookups=20, least_lookups=2, free_lookups=True, n_profiles=256, item_bias=True, lr=4e-2, decay=0.02,
+        indices_per_id=20, least_lookups=2, free_lookups=True, n_profiles=256, item_bias=True, lr=4e-2, decay=0.02,
     ),
 }  # fmt: skip

@@ -85,7 +85,7 @@ def _is_dense(n_users: int, n_items: int, n_edges: int) -> bool:
 
 
 def asked_lookups(config: RunConfig, name: str, n_users: int, n_items: int, n_edges: int) -> int | None:
-    """Lookups per id to ask of a method: ``map.n_lookups`` where it is set; under a byte budget as many as a share of it affords
+    """Lookups per id to ask of a method: ``map.indices_per_id`` where it is set; under a byte budget as many as a share of it affords
     that grows with the density of the graph, and at most MOST_LOOKUPS; else None, the method's own number.
 
     Args:
@@ -93,14 +93,14 @@ def asked_lookups(config: RunConfig, name: str, n_users: int, n_items: int, n_ed
     """
     kind, ratio = config.cluster.budget
     method = METHODS[name]
-    if config.map.n_lookups is not None or kind != "ratio" or not method.free_lookups:
-        return config.map.n_lookups
+    if config.map.indices_per_id is not None or kind != "ratio" or not method.free_lookups:
+        return config.map.indices_per_id
     n_ids, precision = n_users + n_items, config.precision_of(name)
     whole, row = _spendable(config, ratio, n_users, n_items), row_bytes(config.train.dim, precision)
     if config.map.hops == "auto" and _is_dense(n_users, n_items, n_edges):
-        for n_lookups in DENSE_LOOKUPS:
-            if _affordable(config, name, n_lookups, whole, n_users, n_items) >= _enough(config) * n_ids + 2:
-                return n_lookups
+        for indices_per_id in DENSE_LOOKUPS:
+            if _affordable(config, name, indices_per_id, whole, n_users, n_items) >= _enough(config) * n_ids + 2:
+                return indices_per_id
     denser, share = max(0.0, math.log2(max(2 * n_edges / n_ids, 1) / SPARSE)), MAP_SHARE[precision]
     if precision == "int4":
         denser = denser if _is_dense(n_users, n_items, n_edges) else 0.0
@@ -124,8 +124,8 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, 
     for name in config.run.methods:
         if name == "full":
             continue
-        n_lookups = asked_lookups(config, name, n_users, n_items, n_edges)
-        if (fitting := _affordable(config, name, n_lookups, allowed, n_users, n_items)) < rows:
+        indices_per_id = asked_lookups(config, name, n_users, n_items, n_edges)
+        if (fitting := _affordable(config, name, indices_per_id, allowed, n_users, n_items)) < rows:
             rows, heaviest = fitting, name
     if rows < 4 and heaviest is not None:
         maps = METHODS[heaviest].map_bytes(
@@ -135,19 +135,21 @@ def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, 
         beside = f", and the network's layers {layers / full:.1%}" if layers else ""
         raise DataError(
             f"a ratio of {ratio:g} leaves no rows: the maps of method {heaviest!r} alone take {maps / full:.1%} of the full tables' "
-            f"bytes{beside}; raise the ratio or the dim, or lower map.n_lookups"
+            f"bytes{beside}; raise the ratio or the dim, or lower map.indices_per_id"
         )
     return rows
 
 
-def _affordable(config: RunConfig, name: str, n_lookups: int | None, n_bytes: float, n_users: int, n_items: int) -> int:
+def _affordable(
+    config: RunConfig, name: str, indices_per_id: int | None, n_bytes: float, n_users: int, n_items: int
+) -> int:
     """Table rows of a method within ``n_bytes``, of both sides together; less than 0 where its maps take more."""
     method, precision = METHODS[name], config.precision_of(name)
     bias = np.dtype(bias_dtype(precision)).itemsize if method.with_bias(config.map.item_bias, config.train.loss) else 0
 
     def rows(itemsize: int) -> int:
         """Where a row number takes ``itemsize`` bytes."""
-        beside = method.map_bytes(n_lookups, itemsize, n_users, n_items) + bias * n_items
+        beside = method.map_bytes(indices_per_id, itemsize, n_users, n_items) + bias * n_items
         return int((n_bytes - beside) // row_bytes(config.train.dim, precision))
 
     # 16-bit row numbers do where no table outgrows them.

@@ -40,7 +40,7 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     as many Ray tasks rank a share of the users each; Ray must be running then.
 
     Returns: ``recall@20``, ``ndcg@20``, ``recall@20_float32`` (without the rounding; all None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of tables, maps and
-    bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``n_lookups``, ``item_bias``.
+    bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``indices_per_id``, ``item_bias``.
     """
     model, users, items = load_method(method_dir, ingest_dir)
     precision = config.precision_of(method)
@@ -65,7 +65,7 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
         "bytes_ratio": total / full,
         "bytes_of": parts,
         "precision": precision,
-        "n_lookups": users.n_lookups,
+        "indices_per_id": users.indices_per_id,
         "item_bias": model.item_bias is not None,
     }
 
@@ -125,7 +125,7 @@ class ShippedVectors:
             bias = rounded(model.item_bias.detach().cpu().numpy(), bias_dtype(precision))
             self.item_bias = torch.from_numpy(bias).to(device)
 
-    def catalogue(self) -> CatalogueScores:
+    def score_all_items(self) -> CatalogueScores:
         """Scores of every item for each user, as ``LightGCN.catalogue``."""
         users, items = self.vectors
         return lambda rows: product_of_catalogue(users[rows], items[:-1], self.item_bias)
@@ -196,7 +196,7 @@ def rank_users(
         DataError: a score is NaN.
     """
     device = model.item_embedding.table.device
-    scores_of = model.catalogue()
+    scores_of = model.score_all_items()
     block = max(1, BLOCK_SCORES // model.item_embedding.n_ids)
     recalls, ndcgs = [np.empty(0)], [np.empty(0)]
     for start in range(0, len(users), block):

@@ -64,7 +64,7 @@ def export_retrieval(
 
     Args:
         model: trained, the unknown ids' rows filled; on any device.
-        user_map, item_map: the maps the model was made with, which know the weights' profiles.
+        user_map, item_map: the maps the model was made with, which know the weights' codebook.
         users, items: raw ids of the maps' entries.
         precision: type of the tables in the file, "float32", "float16", "int8" or "int4"; the item bias is float32 or float16.
         runtime: "folded", "compressed" (see `pipeline.retrieval.onnx_scores`), or "auto": folded, where loading takes no more than 4 GiB.
@@ -109,7 +109,7 @@ def export_retrieval(
         "runtime": _runtime(model, runtime, graph, kept_bytes, load_bytes),
         "method": {"users": user_map.method, "items": item_map.method},
         "n_buckets": {"users": user_map.n_buckets, "items": item_map.n_buckets},
-        "n_lookups": {"users": user_map.n_lookups, "items": item_map.n_lookups},
+        "indices_per_id": {"users": user_map.indices_per_id, "items": item_map.indices_per_id},
         "item_bias": model.item_bias is not None,
         "precision": precision,
         "precision_loss": precision_loss(metrics),
@@ -130,7 +130,7 @@ def export_retrieval(
         del graph
         manifest = write_manifest(folder, content)
         with torch.no_grad():
-            scores_of = as_shipped(copy.deepcopy(model).cpu(), precision).catalogue()
+            scores_of = as_shipped(copy.deepcopy(model).cpu(), precision).score_all_items()
         _compare(folder, scores_of, users, items, n_check, np.random.default_rng(seed))
         publish(folder, out)
     finally:

@@ -131,7 +131,7 @@ def seldom_read(model: RetrievalModel, loss: str, batch_size: int | None) -> lis
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingPreset:
     """How a model is trained with a loss, unless told otherwise.
 
     Args:
@@ -156,16 +156,16 @@ def default_gamma(n_neighbours: float) -> float:
     return max(LEAST_GAMMA, GAMMA_THERE * min(1.0, (SPARSE_NEIGHBOURS / max(n_neighbours, 1.0)) ** GAMMA_POWER))
 
 
-RECIPES: dict[tuple[str, str], Recipe] = {
-    ("mf", "bpr"): Recipe(),
+PRESETS: dict[tuple[str, str], TrainingPreset] = {
+    ("mf", "bpr"): TrainingPreset(),
     # The loss looks at directions alone, and larger steps leave more of an id's popularity in the length of its vector. Validation recall
     # after 4 epochs of full tables: MovieLens-1M with 1e-3 .168, 5e-3 .194, 1e-2 .208, 3e-2 .220; Gowalla with 2e-3 .135, 1e-2 .131.
-    ("mf", "directau"): Recipe(lr=1e-2, epochs=8, batch_size=1024),
-    ("mf", "ials"): Recipe(),
-    ("neumf", "bpr"): Recipe(lr=5e-3, epochs=20, batch_size=8192),
+    ("mf", "directau"): TrainingPreset(lr=1e-2, epochs=8, batch_size=1024),
+    ("mf", "ials"): TrainingPreset(),
+    ("neumf", "bpr"): TrainingPreset(lr=5e-3, epochs=20, batch_size=8192),
     # Propagation averages gradients, too, and wants larger steps: on MovieLens-1M .249 at 5e-2, .153 at 1e-2.
     # It smooths by itself: with full tables validation recall is .279 for a decay of 0.003 and .232 for 0.02.
-    ("lightgcn", "bpr"): Recipe(lr=1e-1, decay=3e-3),
-    ("lightgcn", "directau"): Recipe(lr=5e-3, epochs=20, batch_size=16384),
-    ("lightgcn", "ials"): Recipe(lr=1e-1),
+    ("lightgcn", "bpr"): TrainingPreset(lr=1e-1, decay=3e-3),
+    ("lightgcn", "directau"): TrainingPreset(lr=5e-3, epochs=20, batch_size=16384),
+    ("lightgcn", "ials"): TrainingPreset(lr=1e-1),
 }

@@ -8,7 +8,7 @@ Candidates are an input with an empty default, so that who only recommends need 
 catalogue out, so that who only scores does not pay for it: ONNX Runtime computes all outputs, asked for or not.
 A second file would hold the ids' encoders again, which are most of a small bundle with string ids.
 
-Tables, rows and numbers of weight profiles are stored in their small types. A user left with fewer than k items that are not
+Tables, rows and numbers of weight codebook are stored in their small types. A user left with fewer than k items that are not
 excluded gets excluded ones at score -inf behind them.
 """
 

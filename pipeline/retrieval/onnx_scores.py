@@ -37,7 +37,7 @@ _PER_SUM = 8
 # Numbers of a table that are float32 at a time.
 _CHUNK_VALUES = 2**17
 # ONNX Runtime folds no more than 1 GiB into one constant. A folded catalogue is in blocks of at most so many numbers, 512 MiB; what
-# is read for them, n_lookups times as much, in pieces of 256 MiB, because a node's result is in memory twice while it is folded.
+# is read for them, indices_per_id times as much, in pieces of 256 MiB, because a node's result is in memory twice while it is folded.
 _BLOCK_VALUES = 2**27
 _PIECE_VALUES = 2**26
 # Numbers of a table, 64 MiB, up to which a folded graph reads it in float32.
@@ -79,7 +79,7 @@ def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap
 
 def folded_users(user_map: BucketMap, dim: int) -> int:
     """How many users' vectors a folded graph keeps beside what is stored."""
-    return user_map.n_ids if user_map.profiles is not None and user_map.n_ids * dim <= _USER_VALUES else 0
+    return user_map.n_ids if user_map.codebook is not None and user_map.n_ids * dim <= _USER_VALUES else 0
 
 
 def unpacked_rows(bucket_map: BucketMap, dim: int) -> int:
@@ -92,7 +92,7 @@ def folding_bytes(user_map: BucketMap, item_map: BucketMap, dim: int, n_biases: 
     n_users, n_rows = folded_users(user_map, dim), unpacked_rows(item_map, dim)
     n_rows += 0 if user_map.shared else unpacked_rows(user_map, dim)
     kept = 4 * dim * (item_map.n_ids + 1 + n_users + n_rows) + 4 * n_biases
-    return kept, kept + 4 * dim * (item_map.n_ids * item_map.n_lookups + n_users * user_map.n_lookups)
+    return kept, kept + 4 * dim * (item_map.n_ids * item_map.indices_per_id + n_users * user_map.indices_per_id)
 
 
 class Scores:
@@ -111,8 +111,8 @@ class Scores:
         self, graph: Graph, model: RetrievalModel, parts: Parts, precision: str, user: str, *, compressed: bool
     ) -> None:
         self.shared, self.dim, self.compressed = graph, parts.dim, compressed
-        n_entries, n_lookups = parts.item_map.n_ids + 1, parts.item_map.n_lookups
-        self.n_sums = -(-n_entries * n_lookups // (_CHUNK_LOOKUPS * _PER_SUM))
+        n_entries, indices_per_id = parts.item_map.n_ids + 1, parts.item_map.indices_per_id
+        self.n_sums = -(-n_entries * indices_per_id // (_CHUNK_LOOKUPS * _PER_SUM))
         self.n_columns = n_entries
         if compressed:
             self.chunk = -(-n_entries // (self.n_sums * _PER_SUM))
@@ -165,11 +165,11 @@ class Scores:
     def _folded_vectors(self, graph: Graph, side: str, table: Table, stored: StoredMap, n_entries: int) -> list[str]:
         """Vectors of all map entries, in blocks, as expressions of constants."""
         n_blocks = -(-n_entries * self.dim // _BLOCK_VALUES)
-        if n_blocks == 1 and stored.profiles is None:
+        if n_blocks == 1 and stored.codebook is None:
             return [read_vectors(graph, side, table, stored, None)]
         blocks = []
         for block, (first, end) in enumerate(itertools.pairwise(_split(n_entries, n_blocks))):
-            n_pieces = -(-(end - first) * stored.n_lookups * self.dim // _PIECE_VALUES)
+            n_pieces = -(-(end - first) * stored.indices_per_id * self.dim // _PIECE_VALUES)
             bounds = [graph.constant(f"{side}_bound_{n}", np.array([n])) for n in first + _split(end - first, n_pieces)]
             names = [f"{side}_{block}_{i}" for i in range(n_pieces)]
             pieces = [
@@ -303,16 +303,16 @@ class Scores:
             shape = body.node("Concat", [batch, body.axis(1)], "sum_shape", axis=0)
             rows = body.node("Expand", [rows, shape], "sum_rows_of_user")
             sums = body.node("GatherElements", [buckets, rows], "sum_terms", axis=1)
-            if self.map.profiles is not None:
-                profile = body.cast(part(body, self.map.profile_of), "sum_profile", TensorProto.INT32)
-                weights = body.node("Gather", [self.map.profiles, profile], "sum_weights", axis=0)
+            if self.map.codebook is not None:
+                profile = body.cast(part(body, self.map.codes), "sum_profile", TensorProto.INT32)
+                weights = body.node("Gather", [self.map.codebook, profile], "sum_weights", axis=0)
                 sums = body.node("Reshape", [sums, "per_lookup"], "sum_terms_of_item")
                 sums = body.node("Mul", [sums, weights], "sum_weighted")
                 sums = body.node("ReduceSum", [sums, body.axis(2)], "sum_of_item", keepdims=0)
             return sums if self.bias is None else body.node("Add", [sums, part(body, self.bias)], "sum_and_bias")
 
         graph.constant("one_row", np.array([1, -1], np.int64))
-        graph.constant("per_lookup", np.array([0, -1, self.map.n_lookups], np.int64))
+        graph.constant("per_lookup", np.array([0, -1, self.map.indices_per_id], np.int64))
         return _scan(graph, "sums", self.n_columns, self.chunk * _PER_SUM, of_items)
 
 

@@ -34,7 +34,7 @@ _LOOKS_PER_SLOT = 48
 def has_buckets_first(parts: Parts) -> bool:
     """Whether items of a bucket differ by their bias alone, and buckets are few."""
     item_map = parts.item_map
-    plain = not item_map.identity and item_map.profiles is None and not item_map.shared
+    plain = not item_map.identity and item_map.codebook is None and not item_map.shared
     return plain and item_map.n_buckets <= MOST_BUCKETS * item_map.n_ids
 
 

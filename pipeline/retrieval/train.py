@@ -35,12 +35,12 @@ from pipeline.maps.methods import METHODS, Inputs, Method
 from pipeline.retrieval.budget import asked_lookups, hops_of
 from pipeline.retrieval.cluster import load_labels
 from pipeline.retrieval.evaluate import K, rank_users
-from pipeline.retrieval.models import RECIPES, ModelSpec, default_gamma
+from pipeline.retrieval.models import PRESETS, ModelSpec, default_gamma
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.weights import save_model
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.checkpoints import SavedStates
+from pipeline.training.checkpoints import CheckpointManager
 from pipeline.training.workers import NOTES, PROGRESS, progress_of, run_on_ray
 
 FitJob = Callable[[dict[str, Any], Tracker], dict[str, Any]]
@@ -59,7 +59,7 @@ def train_method(
     tracker: Tracker,
     fit_job: FitJob | None = None,
     *,
-    states: SavedStates | None = None,
+    states: CheckpointManager | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Make the maps of a method, train, and write the files above. Ray must be running.
@@ -79,12 +79,12 @@ def train_method(
     facts = json.loads((cluster_dir / "cluster.json").read_text())
     labels = load_labels(cluster_dir, facts)
     size = *graph.shape, graph.nnz
-    n_lookups, hops = spec.lookups(asked_lookups(config, method, *size)), hops_of(config, labels.rows, *size)
+    indices_per_id, hops = spec.lookups(asked_lookups(config, method, *size)), hops_of(config, labels.rows, *size)
     # Over Ray where the clustering was; the maps are the same, bit for bit.
     stored = StoredGraph(ingest_dir, out_dir, config.cluster.shards) if config.cluster.shards else None
     features = partial(load_features, config.data, ingest_dir)
     try:
-        maps = spec.make(Inputs(graph, labels, n_lookups, hops, config.map.seed, features, stored))
+        maps = spec.make(Inputs(graph, labels, indices_per_id, hops, config.map.seed, features, stored))
     except ValueError as error:
         raise DataError(f"method {method!r}: {error}") from error
     for side, bucket_map in zip(("users", "items"), maps, strict=True):
@@ -115,7 +115,7 @@ def train_method(
     model.load_state_dict(state["best"])
     for side, embedding in (("users", model.user_embedding), ("items", model.item_embedding)):
         degrees = graph.sum(axis=1 if side == "users" else 0)
-        embedding.fill_unknown(torch.from_numpy(np.asarray(degrees, np.float32).ravel()))
+        embedding.fill_oov(torch.from_numpy(np.asarray(degrees, np.float32).ravel()))
     save_model(model, model_spec, out_dir)
     write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"],
                                                  "resumed": state["resumed"]})  # fmt: skip
@@ -138,9 +138,9 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
         n_rows: of the tables.
         graph: training interactions, users x items.
     """
-    recipe = RECIPES[train.model, train.loss]
-    epochs = recipe.epochs if train.epochs is None else train.epochs
-    batch_size = recipe.batch_size if train.batch_size is None else train.batch_size
+    preset = PRESETS[train.model, train.loss]
+    epochs = preset.epochs if train.epochs is None else train.epochs
+    batch_size = preset.batch_size if train.batch_size is None else train.batch_size
     own = default_settings(train, method)
     decay = own["train.decay"] if train.decay is None else train.decay
     return RetrievalSettings(
@@ -162,10 +162,10 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
 
 def default_settings(train: TrainConfig, method: Method) -> dict[str, float]:
     """What `train.lr` and `train.decay` are unless told otherwise."""
-    recipe = RECIPES[train.model, train.loss]
+    preset = PRESETS[train.model, train.loss]
     return {
-        "train.lr": method.lr if recipe.lr is None else recipe.lr,
-        "train.decay": method.decay if recipe.decay is None else recipe.decay,
+        "train.lr": method.lr if preset.lr is None else preset.lr,
+        "train.decay": method.decay if preset.decay is None else preset.decay,
     }
 
 
@@ -175,7 +175,7 @@ def run_job(
     method: str,
     tracker: Tracker,
     fit_job: FitJob | None,
-    states: SavedStates | None,
+    states: CheckpointManager | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train, with a progress bar, and return the last state of ``pipeline.training.loop``.
@@ -189,7 +189,7 @@ def run_job(
         DataError: training failed; the message says why.
     """
     folder = Path(job["folder"])
-    saved = SavedStates(folder / "states") if states is None else states
+    saved = CheckpointManager(folder / "states") if states is None else states
     job |= {
         "states": dataclasses.replace(saved, folder=saved.folder.absolute()),
         "workers": config.train.workers,

@@ -83,7 +83,7 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
         # How many rows a share of the bytes is depends on what else takes bytes.
         settings["cluster"]["bytes"] = [
             config.train.dim,
-            config.map.n_lookups,
+            config.map.indices_per_id,
             config.map.item_bias,
             config.map.hops,
             config.train.loss,

@@ -26,7 +26,7 @@ from pipeline.storage.uris import localised
 from pipeline.runs.tasks import task_of
 
 if TYPE_CHECKING:
-    from pipeline.training.checkpoints import SavedStates
+    from pipeline.training.checkpoints import CheckpointManager
     from pipeline.retrieval.train import FitJob
 
 
@@ -207,11 +207,11 @@ def _method(
     return metrics
 
 
-def _states(folder: RunFolder, method: str, train: Step, **facts: Any) -> SavedStates:
+def _states(folder: RunFolder, method: str, train: Step, **facts: Any) -> CheckpointManager:
     """The checkpoints of a training that is not finished; they outlive the command."""
-    from pipeline.training.checkpoints import SavedStates
+    from pipeline.training.checkpoints import CheckpointManager
 
-    return SavedStates(folder.path / "checkpoints" / method, train.key, facts)
+    return CheckpointManager(folder.path / "checkpoints" / method, train.key, facts)
 
 
 def _check_resume(folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, resume: bool) -> None:

@@ -15,7 +15,7 @@ from pipeline.config.run_config import DEFAULT_RATIO, RunConfig
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.training.checkpoints import SavedStates
+    from pipeline.training.checkpoints import CheckpointManager
     from pipeline.tracking.tracker import Tracker
     from pipeline.retrieval.train import FitJob
 
@@ -62,7 +62,7 @@ class Task:
     ingest: Callable[[RunConfig, Path], dict[str, Any]]
     cluster: Callable[[RunConfig, Path, Path], dict[str, Any]]
     train: Callable[
-        [RunConfig, str, Path, Path, Path, Tracker, FitJob | None, SavedStates | None, Callable[[str], None]],
+        [RunConfig, str, Path, Path, Path, Tracker, FitJob | None, CheckpointManager | None, Callable[[str], None]],
         dict[str, Any],
     ]
     evaluate: Callable[[RunConfig, str, Path, Path], dict[str, Any]]
@@ -174,10 +174,10 @@ def _report_ctr(run_dir: Path) -> list[Path]:
 
 
 def _defaults_ctr(config: RunConfig, method: str) -> dict[str, float]:
-    from pipeline.ctr.models import CTR_RECIPES
+    from pipeline.ctr.models import CTR_PRESETS
 
-    recipe = CTR_RECIPES[config.train.model]
-    return {"train.lr": recipe.lr, "train.decay": recipe.decay}
+    preset = CTR_PRESETS[config.train.model]
+    return {"train.lr": preset.lr, "train.decay": preset.decay}
 
 
 def _named(models: Sequence[str]) -> dict[str, dict[str, str]]:

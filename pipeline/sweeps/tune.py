@@ -275,7 +275,7 @@ def default_point(base: RunConfig, space: Space) -> dict[str, Any]:
     known = base.flat() | task_of(base).defaults(base, name) | given
     if base.cluster.budget[0] != "ratio":
         # Under a budget of bytes it depends on the graph.
-        known["map.n_lookups"] = METHODS[name].lookups(base.map.n_lookups)
+        known["map.indices_per_id"] = METHODS[name].lookups(base.map.indices_per_id)
     inside = {}
     for key, values in space.items():
         value = known[key]

@@ -30,7 +30,7 @@ STOP_FILE = "stop"
 
 
 @dataclass(frozen=True)
-class SavedStates:
+class CheckpointManager:
     """The states in one folder.
 
     Args:

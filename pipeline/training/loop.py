@@ -28,7 +28,7 @@ LossOf = Callable[[nn.Module, Sequence[Tensor], torch.Generator], Tensor]
 # Examples of at most this many numbers are put in a new order all at once, larger ones batch by batch.
 SMALL_EXAMPLE = 4
 # What `ask` answers: nothing is wanted; hand the state to `on_save`; the same, and return.
-GO_ON, SAVE, STOP = 0, 1, 2
+CONTINUE, SAVE, STOP = 0, 1, 2
 # About how often it is asked.
 ASK_S = 0.2
 
@@ -66,7 +66,7 @@ def fit(
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
     on_evaluation: Callable[[dict[str, Any]], None] = lambda state: None,
     on_save: Callable[[dict[str, Any]], None] = lambda state: None,
-    ask: Callable[[], int] = lambda: GO_ON,
+    ask: Callable[[], int] = lambda: CONTINUE,
     lap: Callable[[str], None] = lambda phase: None,
     note: Callable[[str], None] = _warn,
     workers: Workers | None = None,
@@ -94,7 +94,7 @@ def fit(
             one), ``workers`` (draws of each), ``best`` (weights), ``best_score``, ``best_epoch``, ``n_worse``, ``history``, ``seconds``,
             ``resumed`` (epochs that were gone on with). It is valid until the next step.
         on_save: told the state when ``ask`` wanted it.
-        ask: asked between steps, some times a second and on the first worker alone: GO_ON, SAVE or STOP.
+        ask: asked between steps, some times a second and on the first worker alone: CONTINUE, SAVE or STOP.
         lap: told the name of every phase of a step when it is over: batches, forward, backward, step.
         note: told in a line what was asked for and cannot be had.
         workers: None: those of the process group that this process has joined, or it alone.
@@ -188,7 +188,7 @@ def fit(
                 optimizer.step()
                 total += loss.detach() * own
                 lap("step")
-                if (answer := control()) != GO_ON:
+                if (answer := control()) != CONTINUE:
                     state |= snapshot(step + 1, total)
                     on_save(state)
                     if answer == STOP:
@@ -229,10 +229,10 @@ class _Control:
     def __call__(self) -> int:
         self._n += 1
         if self._n < self._until:
-            return GO_ON
+            return CONTINUE
         now = time.monotonic()
         per_step = max(now - self._since, 1e-9) / self._n
-        own = (self._ask() if self._workers.rank == 0 else GO_ON, max(1, min(10_000, int(ASK_S / per_step))))
+        own = (self._ask() if self._workers.rank == 0 else CONTINUE, max(1, min(10_000, int(ASK_S / per_step))))
         answer, self._until = self._workers.tell(own)
         self._n, self._since = 0, now
         return answer

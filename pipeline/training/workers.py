@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError
 from pipeline.runs.folder import FULL_DISK
 from pipeline.storage.atomic import write_json_atomic, write_text_atomic
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.loop import GO_ON, SAVE, STOP
+from pipeline.training.loop import CONTINUE, SAVE, STOP
 
 # The job, the device, and keyword arguments for `fit`, whose state it returns.
 Task = Callable[[dict[str, Any], torch.device, dict[str, Any]], dict[str, Any]]
@@ -44,7 +44,7 @@ def run_on_ray(task: Task, job: dict[str, Any], tracker: Tracker, say: Callable[
 
     Args:
         task: a module-level function.
-        job: what it needs, small; of it this reads ``folder`` (to work in; shared by all machines), ``states`` (:class:`SavedStates`,
+        job: what it needs, small; of it this reads ``folder`` (to work in; shared by all machines), ``states`` (:class:`CheckpointManager`,
             there as well), ``workers`` (None: one per GPU, or one), ``checkpoint_seconds`` and ``max_failures`` (2).
         say: takes what the workers have to say, a line at a time.
 
@@ -220,7 +220,7 @@ def fit_and_save(
     def ask() -> int:
         if states.stop_file.exists():
             return STOP
-        return SAVE if seconds and time.monotonic() - saved_at > seconds else GO_ON
+        return SAVE if seconds and time.monotonic() - saved_at > seconds else CONTINUE
 
     def on_epoch(epoch: int, loss: float) -> None:
         nonlocal progress_at

@@ -173,14 +173,14 @@ def _balanced(placing: Placing) -> Places:
     rows[n_trained:-1, 1] = np.where(
         second >= 0, np.searchsorted(np.unique(labels.users), second), rows[n_trained:-1, 0]
     )
-    profile_of = np.ones(len(rows), np.uint8)
-    profile_of[n_trained:-1] = second < 0
+    codes = np.ones(len(rows), np.uint8)
+    codes[n_trained:-1] = second < 0
     # The trained users' second rows are in their own map.
     n_stored = placing.maps["users"].n_ids
-    rows[:n_stored], profile_of[:n_stored] = (
-        a[:n_stored] for a in (placing.maps["users"].rows, placing.maps["users"].profile_of)
+    rows[:n_stored], codes[:n_stored] = (
+        a[:n_stored] for a in (placing.maps["users"].rows, placing.maps["users"].codes)
     )
-    maps = {"users": replace(placing.maps["users"], rows=rows, profile_of=profile_of), "items": items}
+    maps = {"users": replace(placing.maps["users"], rows=rows, codes=codes), "items": items}
     return _places(placing, maps, None, found)
 
 
@@ -191,7 +191,7 @@ def _soft(placing: Placing) -> Places:
 def _double_soft(placing: Placing) -> Places:
     """The soft map's lookups, and the hashed one behind them."""
     inner = {
-        side: replace(m, rows=m.rows[:, :-1], profiles=np.ascontiguousarray(m.profiles[:, :-1]))
+        side: replace(m, rows=m.rows[:, :-1], codebook=np.ascontiguousarray(m.codebook[:, :-1]))
         for side, m in placing.maps.items()
     }
     places, maps = _soft_places(placing, inner), {}
@@ -200,7 +200,7 @@ def _double_soft(placing: Placing) -> Places:
         n_rows = known.n_buckets - (2 if known.shared else 1)
         hashed = universal_hash(np.arange(soft.n_ids), n_rows, np.random.default_rng([placing.inputs.seed, number]))
         rows = np.column_stack([soft.rows, np.append(hashed, known.unknown_row)])[known.n_ids : -1]
-        maps[side] = with_new_ids(known, rows, soft.profile_of[known.n_ids : -1], places.has_place[side])
+        maps[side] = with_new_ids(known, rows, soft.codes[known.n_ids : -1], places.has_place[side])
     return replace(places, maps=maps)
 
 
@@ -235,8 +235,8 @@ def _places(
                 "run 'graphhash train' again"
             )
         new = slice(known.n_ids, -1)
-        profile_of = None if made.profile_of is None else made.profile_of[new]
-        longer[side] = with_new_ids(known, made.rows[new], profile_of, has_place[side])
+        codes = None if made.codes is None else made.codes[new]
+        longer[side] = with_new_ids(known, made.rows[new], codes, has_place[side])
     return Places(longer, has_place, _untrained(placing, *found))
 
 

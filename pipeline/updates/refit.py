@@ -56,7 +56,7 @@ def compare_with_refit(
     bias = np.concatenate([known.item_bias, new_biases(trained, interactions, new.n_known["items"])])
     seconds = {"place": round(time.perf_counter() - started, 2)}
     unknown = with_new_ids(
-        known.maps["users"], np.zeros((new.n_new["users"], known.maps["users"].n_lookups)), np.zeros(new.n_new["users"], np.uint8),
+        known.maps["users"], np.zeros((new.n_new["users"], known.maps["users"].indices_per_id)), np.zeros(new.n_new["users"], np.uint8),
         np.zeros(new.n_new["users"], np.bool_),
     )  # fmt: skip
     # An item without a place cannot be recommended.

@@ -162,7 +162,7 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
     graph = ShardedCsr.open(folder.path / "ingest" / "train").load()
     model, *maps = load_method(folder.path / "methods" / method, folder.path / "ingest")
     inputs = Inputs(
-        graph, labels, maps[0].n_lookups, hops_of(config, labels.rows, *graph.shape, graph.nnz), config.map.seed
+        graph, labels, maps[0].indices_per_id, hops_of(config, labels.rows, *graph.shape, graph.nnz), config.map.seed
     )
     return Trained(config, method, folder, stages, inputs, model, dict(zip(SIDES, maps, strict=True)))
 

@@ -100,10 +100,10 @@ class BucketsShown:
         return None if rows is None else rows.reshape(len(rows), -1)
 
     def _weights(self, side: str, entry: int | NDArray) -> NDArray[np.float32]:
-        profiles = self._tensors.get(f"{side}_profiles")
-        if profiles is None:
+        codebook = self._tensors.get(f"{side}_profiles")
+        if codebook is None:
             return np.ones((*np.shape(entry), 1), np.float32)
-        return profiles[self._tensors[f"{side}_profile_of"][entry]]
+        return codebook[self._tensors[f"{side}_profile_of"][entry]]
 
     def _readers(self, side: str, bucket: int) -> NDArray[np.int64]:
         """Ids that read a bucket; the entries behind theirs are the unknown ids' and padding."""

@@ -21,7 +21,7 @@ from pipeline.cli import main as cli
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import predict
-from pipeline.ctr.models import CTR_RECIPES
+from pipeline.ctr.models import CTR_PRESETS
 from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.train import SCORES, click_loss, validated
 from pipeline.ctr.weights import load_ctr
@@ -219,7 +219,7 @@ def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_loc
     lr = ctr_settings(base, 1000).lr
     assert {key.partition(".")[2] for key in space} == {"lr", "decay"} and default_point(base, space)[
         "train.decay"
-    ] == CTR_RECIPES["dlrm"].decay
+    ] == CTR_PRESETS["dlrm"].decay
     assert space["train.lr"] == Range(lr / 4, lr * 4) and default_point(base, space)["train.lr"] == lr
     done = ray.get(ray.remote(run_trial).remote({"train.lr": 0.02, "train.decay": 1.0}, base, None))
     assert score_key(base) == "validation_auc" and 0.4 < done["validation_auc"] < 1

@@ -59,7 +59,7 @@ def move_and_kill(self, *arguments):
 ray_graph.RayGraph.move = move_and_kill
 settings = {"data.path": f"{folder}/log.csv", "run.out": f"{folder}/out", "run.mlflow": False, "run.methods": ("soft",),
             "cluster.resolution": 4.0, "cluster.shards": 4, "train.dim": 16, "train.lr": 0.02, "train.epochs": 300, "train.eval_every": 50,
-            "train.patience": 1000, "train.workers": 2, "map.hops": "1+2", "map.n_lookups": 4}
+            "train.patience": 1000, "train.workers": 2, "map.hops": "1+2", "map.indices_per_id": 4}
 run(RunConfig.from_flat(settings), until="cluster", say=lambda line: None)
 assert n_moves > 6, n_moves
 

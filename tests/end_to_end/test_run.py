@@ -124,7 +124,7 @@ def test_stages_run_in_order_and_once(calls, config, tmp_path):
         ("export.precision=float16", ["evaluate", "export"]),
         ("export.external_data_mib=3", ["export"]),
         ("train.lr=0.5", ["train", "evaluate", "export"]),
-        ("map.n_lookups=3", ["train", "evaluate", "export"]),
+        ("map.indices_per_id=3", ["train", "evaluate", "export"]),
         ("cluster.resolution=9", ["cluster", "train", "evaluate", "export"]),
         ("cluster.threads=2", []),
         ("cluster.shards=2", []),
@@ -141,7 +141,7 @@ def test_a_change_computes_what_depends_on_it(calls, config, override, expected)
 
 @pytest.mark.parametrize(
     "override",
-    ["train.dim=8", "map.n_lookups=2", "export.precision=float16", "run.methods=graph", "train.loss=directau"],
+    ["train.dim=8", "map.indices_per_id=2", "export.precision=float16", "run.methods=graph", "train.loss=directau"],
 )
 def test_a_budget_in_bytes_is_clustered_again_when_other_bytes_change(config, override):
     assert plan(config(), "cluster")["cluster"].key != plan(config(override), "cluster")["cluster"].key

@@ -30,8 +30,8 @@ def pair_maps(kind: str) -> tuple[BucketMap, BucketMap]:
         "full": lambda: (full_map(N_USERS), full_map(N_ITEMS)),
         "graph": lambda: graphhash.graph_maps(labels),
         "double_graph": lambda: graphhash.double_graph_maps(labels, seed=0),
-        "soft": lambda: graphhash.soft_maps(GRAPH, labels, n_lookups=3),
-        "double_soft": lambda: graphhash.double_soft_maps(GRAPH, labels, n_lookups=3, seed=0),
+        "soft": lambda: graphhash.soft_maps(GRAPH, labels, indices_per_id=3),
+        "double_soft": lambda: graphhash.double_soft_maps(GRAPH, labels, indices_per_id=3, seed=0),
     }[kind]()
 
 

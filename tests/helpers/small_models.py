@@ -37,13 +37,15 @@ class SmallModel:
         )
 
 
-def soft_map(n_ids: int, n_buckets: int, n_lookups: int, rng: np.random.Generator) -> BucketMap:
+def soft_map(n_ids: int, n_buckets: int, indices_per_id: int, rng: np.random.Generator) -> BucketMap:
     """Random buckets with weights 0, 0.5, 1 and 1.5."""
-    rows = rng.integers(0, n_buckets, (n_ids + 1, n_lookups)).astype(np.int32)
-    profiles = np.concatenate([rng.integers(0, 4, (200, n_lookups)) / 2, np.eye(1, n_lookups)]).astype(np.float32)
-    profile_of = rng.integers(0, 200, n_ids + 1).astype(np.uint8)
-    rows[-1, 0], profile_of[-1] = n_buckets - 1, 200
-    return BucketMap(rows, n_buckets, "soft", profiles=profiles, profile_of=profile_of)
+    rows = rng.integers(0, n_buckets, (n_ids + 1, indices_per_id)).astype(np.int32)
+    codebook = np.concatenate([rng.integers(0, 4, (200, indices_per_id)) / 2, np.eye(1, indices_per_id)]).astype(
+        np.float32
+    )
+    codes = rng.integers(0, 200, n_ids + 1).astype(np.uint8)
+    rows[-1, 0], codes[-1] = n_buckets - 1, 200
+    return BucketMap(rows, n_buckets, "soft", codebook=codebook, codes=codes)
 
 
 def vocabulary(kind: str, n_ids: int) -> Vocabulary:

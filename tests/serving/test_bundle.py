@@ -174,7 +174,7 @@ def test_a_newer_format_is_refused_with_both_versions(copied):
         lambda m: m.update(id_types={"user_id": "int64", "item_id": ["string"]}),
         lambda m: m.update(padding_item_id=5),
         lambda m: m.update(n_buckets=3),
-        lambda m: m.update(n_lookups={}),
+        lambda m: m.update(indices_per_id={}),
         lambda m: m.update(outputs={"score": 3}),
         lambda m: m.update(outputs={"score": {"dtype": ["x"]}}),
         lambda m: m.update(files=[]),

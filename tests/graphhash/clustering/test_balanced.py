@@ -100,7 +100,7 @@ def test_users_read_their_own_and_the_next_best_community():
     graph = GRAPHS["weighted"]
     labels = graphhash.balanced_labels(graph, rows=40)
     users, items = graphhash.balanced_maps(graph, labels)
-    assert (users.n_lookups, items.n_lookups) == (2, 1)
+    assert (users.indices_per_id, items.indices_per_id) == (2, 1)
     assert (users.n_buckets, items.n_buckets) == (labels.user_rows + 1, labels.item_rows + 1)
     present = np.unique(labels.users)
     assert_array_equal(present[users.rows[:-1, 0]], labels.users)

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import graphhash
 from graphhash.clustering.labels import Labels
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.maps.codebook import weight_profiles
+from graphhash.maps.codebook import weight_codebook
 from graphhash.maps.community_maps import ITEM_DAMPING, POWER
 from tests.helpers import graphs
 
@@ -36,9 +36,9 @@ def every_map(n_ids=50):
         *graphhash.graph_maps(labels),
         *graphhash.double_graph_maps(labels, seed=0),
         *graphhash.multilevel_maps([graphhash.cluster(graph, resolution=1), labels]),
-        *graphhash.soft_maps(graph, labels, n_lookups=4),
-        *graphhash.soft_maps(graph, labels, n_lookups=4, hops="2"),
-        *graphhash.double_soft_maps(graph, labels, n_lookups=4, seed=0),
+        *graphhash.soft_maps(graph, labels, indices_per_id=4),
+        *graphhash.soft_maps(graph, labels, indices_per_id=4, hops="2"),
+        *graphhash.double_soft_maps(graph, labels, indices_per_id=4, seed=0),
     ]
 
 
@@ -85,9 +85,9 @@ def test_frequent_ids_keep_a_row_of_their_own(seed, n_ids, n_buckets):
     degrees = np.random.default_rng(seed).integers(0, 5, n_ids)
     n_own = min((n_buckets - 1) // 2, n_ids)
     ranked = sorted(range(n_ids), key=lambda i: (-degrees[i], i))
-    for make, n_lookups in ((graphhash.frequency_map, 1), (graphhash.double_frequency_map, 2)):
+    for make, indices_per_id in ((graphhash.frequency_map, 1), (graphhash.double_frequency_map, 2)):
         bucket_map = make(degrees, n_buckets, seed=seed)
-        assert bucket_map.n_lookups == n_lookups
+        assert bucket_map.indices_per_id == indices_per_id
         for place, id_ in enumerate(ranked):
             rows = bucket_map.rows[id_]
             if place < n_own:
@@ -120,15 +120,15 @@ def test_ids_of_one_community_share_a_row():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("n_lookups", [1, 3, 64])
-def test_soft_is_one_step_of_normalised_propagation(weighted, n_lookups):
+@pytest.mark.parametrize("indices_per_id", [1, 3, 64])
+def test_soft_is_one_step_of_normalised_propagation(weighted, indices_per_id):
     graph = graphs.random_graph(3, weighted=weighted)
     labels = graphhash.cluster(graph, resolution=3)
     dense = graph.toarray().astype(np.float64)
     k, d = np.maximum(dense.sum(1), 1e-300), np.maximum(dense.sum(0), 1e-300)
     normalised = dense / np.sqrt(k)[:, None] / np.sqrt(d)
     damped = dense / np.sqrt(k)[:, None] / np.sqrt(d + ITEM_DAMPING * dense.sum(0).mean())
-    maps = graphhash.soft_maps(graph, labels, n_lookups=n_lookups, hops="1")
+    maps = graphhash.soft_maps(graph, labels, indices_per_id=indices_per_id, hops="1")
     for bucket_map, matrix, neighbour_labels in (
         (maps[0], damped, labels.items),
         (maps[1], normalised.T, labels.users),
@@ -138,7 +138,7 @@ def test_soft_is_one_step_of_normalised_propagation(weighted, n_lookups):
         affinities = matrix @ one_hot
         assert bucket_map.n_buckets == one_hot.shape[1] + 1
         for id_, row in enumerate(affinities):
-            kept = sorted(range(len(row)), key=lambda b, row=row: (-row[b], b))[:n_lookups]
+            kept = sorted(range(len(row)), key=lambda b, row=row: (-row[b], b))[:indices_per_id]
             kept = [b for b in kept if row[b] > 0]
             expected = np.zeros(bucket_map.n_buckets)
             if kept:
@@ -147,17 +147,17 @@ def test_soft_is_one_step_of_normalised_propagation(weighted, n_lookups):
                 expected[-1] = 1
             got = np.zeros(bucket_map.n_buckets)
             np.add.at(got, bucket_map.rows[id_], bucket_map.weights[id_])
-            # Fewer ids than profiles: nothing is lost in them.
+            # Fewer ids than codebook: nothing is lost in them.
             assert_allclose(got, expected, atol=1e-6)
 
 
 def test_one_hop_has_a_row_per_community_of_the_other_side_and_both_hops_one_table():
     graph = graphs.random_graph(3)
     labels = graphhash.cluster(graph, resolution=3)
-    users, items = graphhash.soft_maps(graph, labels, n_lookups=2, hops="1")
+    users, items = graphhash.soft_maps(graph, labels, indices_per_id=2, hops="1")
     assert (users.n_buckets, items.n_buckets) == (labels.item_rows + 1, labels.user_rows + 1)
-    assert users.nbytes == (graph.shape[0] + 1) * (2 * 2 + 1) + 4 * 2 * len(users.profiles)
-    users, items = graphhash.soft_maps(graph, labels, n_lookups=2)
+    assert users.nbytes == (graph.shape[0] + 1) * (2 * 2 + 1) + 4 * 2 * len(users.codebook)
+    users, items = graphhash.soft_maps(graph, labels, indices_per_id=2)
     assert users.shared and items.shared
     assert users.n_buckets == items.n_buckets == labels.user_rows + labels.item_rows + 2
     assert (users.unknown_row, items.unknown_row) == (users.n_buckets - 2, users.n_buckets - 1)
@@ -166,7 +166,7 @@ def test_one_hop_has_a_row_per_community_of_the_other_side_and_both_hops_one_tab
 @pytest.mark.parametrize("hops", ["1", "2", "1+2"])
 def test_an_id_without_interactions_reads_the_unknown_row(hops):
     graph = graphs.isolated_user()
-    users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=1), n_lookups=2, hops=hops)
+    users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=1), indices_per_id=2, hops=hops)
     assert users.rows[2, 0] == users.unknown_row
     assert users.weights[2].tolist() == [1, 0]
     assert items.rows[3, 0] == items.unknown_row
@@ -185,17 +185,17 @@ def test_large_tables_store_rows_in_four_bytes():
         ({"rows": np.array([[0], [0], [2]], np.int32)}, "must read the last table row 3"),
         ({"rows": np.array([0, 0, 3], np.int32)}, "2-D int32"),
         ({"rows": np.array([[0], [0], [3]])}, "2-D int32, got 2-D int64"),
-        ({"profiles": np.ones((1, 1), np.float32)}, "given together"),
-        ({"profiles": np.ones((1, 2), np.float32), "profile_of": np.zeros(3, np.uint8)}, r"of shape \(n_profiles, 1\)"),
-        ({"profiles": np.ones((1, 1)), "profile_of": np.zeros(3, np.uint8)}, "must be float32"),
-        ({"profiles": np.ones((1, 1), np.float32), "profile_of": np.zeros(2, np.uint8)}, r"uint8 of shape \(3,\)"),
+        ({"codebook": np.ones((1, 1), np.float32)}, "given together"),
+        ({"codebook": np.ones((1, 2), np.float32), "codes": np.zeros(3, np.uint8)}, r"of shape \(n_profiles, 1\)"),
+        ({"codebook": np.ones((1, 1)), "codes": np.zeros(3, np.uint8)}, "must be float32"),
+        ({"codebook": np.ones((1, 1), np.float32), "codes": np.zeros(2, np.uint8)}, r"uint8 of shape \(3,\)"),
         (
-            {"profiles": np.ones((1, 1), np.float32), "profile_of": np.ones(3, np.uint8)},
-            "profiles up to 1, there are 1",
+            {"codebook": np.ones((1, 1), np.float32), "codes": np.ones(3, np.uint8)},
+            "codebook up to 1, there are 1",
         ),
-        ({"profiles": np.full((1, 1), np.nan, np.float32), "profile_of": np.zeros(3, np.uint8)}, "finite"),
-        ({"profiles": np.full((1, 1), 2, np.float32), "profile_of": np.zeros(3, np.uint8)}, "with weight 1"),
-        ({"rows": np.array([[0, 1], [1, 1], [3, 3]], np.int32)}, "2 lookups needs profiles"),
+        ({"codebook": np.full((1, 1), np.nan, np.float32), "codes": np.zeros(3, np.uint8)}, "finite"),
+        ({"codebook": np.full((1, 1), 2, np.float32), "codes": np.zeros(3, np.uint8)}, "with weight 1"),
+        ({"rows": np.array([[0, 1], [1, 1], [3, 3]], np.int32)}, "2 lookups needs codebook"),
         (
             {"rows": np.array([[0], [1], [1]], np.int32), "shared": True},
             "or the one before it, as the table is shared; it reads 1",
@@ -225,45 +225,45 @@ def test_a_damaged_file_is_refused(tmp_path):
 def test_bad_arguments_are_refused():
     graph = graphs.two_blocks()
     labels = graphhash.cluster(graph, resolution=1)
-    with pytest.raises(ValueError, match="n_lookups must be at least 1, got 0"):
-        graphhash.soft_maps(graph, labels, n_lookups=0)
+    with pytest.raises(ValueError, match="indices_per_id must be at least 1, got 0"):
+        graphhash.soft_maps(graph, labels, indices_per_id=0)
     with pytest.raises(ValueError, match="hops is '3'; use one of '1', '2', '1\\+2'"):
         graphhash.soft_maps(graph, labels, hops="3")
     with pytest.raises(ValueError, match="biadjacency is 6 x 6, labels hold 2 users"):
-        graphhash.soft_maps(graph, labels_of([0, 0], [0]), n_lookups=1)
+        graphhash.soft_maps(graph, labels_of([0, 0], [0]), indices_per_id=1)
     with pytest.raises(ValueError, match="a table of 1 rows is too small"):
         graphhash.modulo_map(5, 1)
 
 
 def test_few_different_weights_are_their_own_profiles():
     weights = np.array([[0.6, 0.8], [1, 0], [0.6, 0.8], [1, 0]], np.float32)
-    profiles, profile_of = weight_profiles(weights)
-    assert_array_equal(profiles[profile_of], weights)
+    codebook, codes = weight_codebook(weights)
+    assert_array_equal(codebook[codes], weights)
     # The last row is the unknown ids', and has a profile to itself even where a known id has the same weights.
-    assert len(profiles) == 3 and profile_of.tolist() == [0, 1, 0, 2]
+    assert len(codebook) == 3 and codes.tolist() == [0, 1, 0, 2]
 
 
-@pytest.mark.parametrize("n_lookups", [1, 2, 12])
-def test_many_different_weights_are_near_their_profiles(n_lookups):
+@pytest.mark.parametrize("indices_per_id", [1, 2, 12])
+def test_many_different_weights_are_near_their_profiles(indices_per_id):
     rng = np.random.default_rng(0)
-    weights = np.sort(rng.random((3000, n_lookups)).astype(np.float32) ** rng.integers(1, 5, (3000, 1)), axis=1)[
+    weights = np.sort(rng.random((3000, indices_per_id)).astype(np.float32) ** rng.integers(1, 5, (3000, 1)), axis=1)[
         :, ::-1
     ]
     weights = weights / np.linalg.norm(weights, axis=1, keepdims=True)
-    weights[-1] = np.eye(1, n_lookups)
-    profiles, profile_of = weight_profiles(weights)
-    assert len(profiles) <= 256 and profiles.dtype == np.float32 and profile_of.dtype == np.uint8
-    assert_allclose(np.linalg.norm(profiles, axis=1), 1, atol=1e-6)
+    weights[-1] = np.eye(1, indices_per_id)
+    codebook, codes = weight_codebook(weights)
+    assert len(codebook) <= 256 and codebook.dtype == np.float32 and codes.dtype == np.uint8
+    assert_allclose(np.linalg.norm(codebook, axis=1), 1, atol=1e-6)
     # As near as the nearest of them.
-    distances = np.linalg.norm(weights[:-1, None] - profiles[None, :-1], axis=2)
-    assert_allclose(distances[np.arange(2999), profile_of[:-1]], distances.min(axis=1), atol=1e-6)
+    distances = np.linalg.norm(weights[:-1, None] - codebook[None, :-1], axis=2)
+    assert_allclose(distances[np.arange(2999), codes[:-1]], distances.min(axis=1), atol=1e-6)
     assert np.sqrt((distances.min(axis=1) ** 2).mean()) < 0.15
-    assert_array_equal(weight_profiles(weights)[0], profiles)
+    assert_array_equal(weight_codebook(weights)[0], codebook)
 
 
 def test_a_shared_table_is_one_parameter_and_maps_of_two_calls_are_not_mixed():
     graph = graphs.random_graph(0)
-    users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=3), n_lookups=2)
+    users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=3), indices_per_id=2)
     model = graphhash.MatrixFactorization(users, items, 4, item_bias=False, seed=0)
     assert model.user_embedding.table is model.item_embedding.table
     assert [name for name, _ in model.named_parameters()] == ["user_embedding.table"]

@@ -126,7 +126,7 @@ def test_soft_affinities_are_those_of_dense_algebra(hops):
 
     both = np.hstack([unit(two[0]), unit(one[0])]), np.hstack([unit(one[1]), unit(two[1])])
     expected = {"1": one, "2": two, "1+2": both}[hops]
-    maps = graphhash.soft_maps(graph, labels, n_lookups=4, hops=hops)
+    maps = graphhash.soft_maps(graph, labels, indices_per_id=4, hops=hops)
     for affinities, found in zip(expected, maps, strict=True):
         assert found.shared == (hops == "1+2")
         assert found.n_buckets == affinities.shape[1] + (2 if found.shared else 1)
@@ -151,8 +151,8 @@ def test_ranges_of_rows_give_the_rows_of_the_whole():
 def test_double_soft_adds_a_hashed_row_of_weight_one():
     graph = graphs.random_graph(0)
     labels = graphhash.cluster(graph, resolution=3)
-    softs = graphhash.soft_maps(graph, labels, n_lookups=3)
-    for soft, double in zip(softs, graphhash.double_soft_maps(graph, labels, n_lookups=4, seed=0), strict=True):
+    softs = graphhash.soft_maps(graph, labels, indices_per_id=3)
+    for soft, double in zip(softs, graphhash.double_soft_maps(graph, labels, indices_per_id=4, seed=0), strict=True):
         assert_array_equal(double.rows[:-1, :3], soft.rows[:-1])
         assert_array_equal(double.weights[:, :3], soft.weights)
         assert (double.weights[:-1, 3] == 1).all() and double.weights[-1, 3] == 0
@@ -168,7 +168,7 @@ def test_double_soft_keeps_a_share_of_the_rows_for_ids_alone(hops):
     labels = graphhash.cluster(graph, rows=150)
     rng = np.random.default_rng(0)
     frequencies = [rng.permutation(n) for n in graph.shape]
-    settings = {"n_lookups": 4, "hops": hops, "frequencies": frequencies, "seed": 5}
+    settings = {"indices_per_id": 4, "hops": hops, "frequencies": frequencies, "seed": 5}
     maps = graphhash.double_soft_maps(graph, labels, share=0.6, own=0.25, **settings)
     free = [int(0.6 * labels.user_rows), int(0.6 * labels.item_rows)]
     n_rows = [m.n_buckets for m in maps]
@@ -209,16 +209,16 @@ def test_a_fold_sees_its_own_graph_and_the_communities_all(share):
             "item_rows": labels.item_rows - labels.item_rows // 2,
         }
         merged = fit_rows(LocalGraph(graph), labels, **rows)
-    soft = graphhash.soft_maps(graph, merged, n_lookups=3, folds=folds)
-    double = graphhash.double_soft_maps(graph, labels, n_lookups=4, share=share, folds=folds, seed=6)
-    whole = graphhash.double_soft_maps(graph, labels, n_lookups=4, share=share, seed=6)
+    soft = graphhash.soft_maps(graph, merged, indices_per_id=3, folds=folds)
+    double = graphhash.double_soft_maps(graph, labels, indices_per_id=4, share=share, folds=folds, seed=6)
+    whole = graphhash.double_soft_maps(graph, labels, indices_per_id=4, share=share, seed=6)
     for side in range(2):
         n_ids, n_mixed = graph.shape[side], soft[side].n_buckets - 2
         assert soft[side].n_ids == double[side].n_ids == 3 * n_ids
         assert double[side].n_buckets == whole[side].n_buckets and double[side].unknown_row == whole[side].unknown_row
         for number, part in enumerate(folds):
             alone, ids = (
-                graphhash.soft_maps(part, merged, n_lookups=3)[side],
+                graphhash.soft_maps(part, merged, indices_per_id=3)[side],
                 slice(number * n_ids, (number + 1) * n_ids),
             )
             assert_array_equal(soft[side].rows[ids], alone.rows[:-1])
@@ -236,11 +236,11 @@ def test_double_soft_refuses_shares_that_leave_nothing():
     labels = graphhash.cluster(graph, resolution=3)
     for wrong in ({"share": 1.0}, {"share": -0.1}, {"own": 1.0}):
         with pytest.raises(ValueError, match=r"share and own must be in \[0, 1\)"):
-            graphhash.double_soft_maps(graph, labels, n_lookups=3, seed=0, **wrong)
+            graphhash.double_soft_maps(graph, labels, indices_per_id=3, seed=0, **wrong)
     with pytest.raises(ValueError, match="share 0.01 of .* leaves a side no row to hash into; raise it"):
-        graphhash.double_soft_maps(graph, labels, n_lookups=3, share=0.01, seed=0)
-    with pytest.raises(ValueError, match="n_lookups must be at least 2"):
-        graphhash.double_soft_maps(graph, labels, n_lookups=1, share=0.5, seed=0)
+        graphhash.double_soft_maps(graph, labels, indices_per_id=3, share=0.01, seed=0)
+    with pytest.raises(ValueError, match="indices_per_id must be at least 2"):
+        graphhash.double_soft_maps(graph, labels, indices_per_id=1, share=0.5, seed=0)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "full"])

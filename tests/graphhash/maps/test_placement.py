@@ -13,7 +13,7 @@ import graphhash
 from graphhash.clustering.labels import Labels
 from graphhash.maps import placement
 from graphhash.maps.bucket_map import BucketMap, full_map
-from graphhash.maps.codebook import nearest_profiles
+from graphhash.maps.codebook import nearest_codes
 from graphhash.maps.community_maps import ITEM_DAMPING, SIDES, soft_maps
 from graphhash.maps.placement import (
     SHRINKAGE,
@@ -126,18 +126,18 @@ def test_soft_placement_of_a_trained_ids_twin_is_its_trained_row(hops, side):
     rng = np.random.default_rng(0)
     graph = random_graph(rng)
     labels = graphhash.cluster(graph, resolution=4.0)
-    maps = dict(zip(SIDES, soft_maps(graph, labels, n_lookups=4, hops=hops), strict=True))
+    maps = dict(zip(SIDES, soft_maps(graph, labels, indices_per_id=4, hops=hops), strict=True))
     if side == "users":
         edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()]))
     else:
         edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()], axis=1))
     found = place_labels(graph, labels, nobody(), edges)
-    rows, profile_of, has_place = soft_rows(graph, labels, found, edges, maps, hops)[side]
+    rows, codes, has_place = soft_rows(graph, labels, found, edges, maps, hops)[side]
     known = maps[side]
     assert has_place.all()
     # Communities tie where lookups weigh the same; unit weights of 0 repeat the best row.
     assert np.array_equal(rows, known.rows[:-1])
-    assert np.array_equal(profile_of, known.profile_of[:-1])
+    assert np.array_equal(codes, known.codes[:-1])
 
 
 def test_soft_placement_against_dense_algebra():
@@ -145,8 +145,8 @@ def test_soft_placement_against_dense_algebra():
     rng = np.random.default_rng(1)
     graph = random_graph(rng)
     labels = graphhash.cluster(graph, resolution=4.0)
-    hops, n_lookups = "1+2", 5
-    maps = dict(zip(SIDES, soft_maps(graph, labels, n_lookups=n_lookups, hops=hops), strict=True))
+    hops, indices_per_id = "1+2", 5
+    maps = dict(zip(SIDES, soft_maps(graph, labels, indices_per_id=indices_per_id, hops=hops), strict=True))
     dense = np.zeros((33, 26))
     dense[30:, :] = rng.random((3, 26)) < 0.3
     dense[:30, 24:] = rng.random((30, 2)) < 0.2
@@ -173,26 +173,26 @@ def test_soft_placement_against_dense_algebra():
                 affinity[of_user[other]] += dense[user, item] / d[item] * columns[other, item] / np.sqrt(k[other])
         for part in (slice(0, n_user), slice(n_user, None)):
             affinity[part] /= max(np.linalg.norm(affinity[part]), 1e-300)
-        order = np.argsort(-affinity, kind="stable")[:n_lookups]
+        order = np.argsort(-affinity, kind="stable")[:indices_per_id]
         order = order[affinity[order] > 0]
         assert read["users"][0][user - 30][: len(order)].tolist() == order.tolist()
-        weights = np.zeros(n_lookups)
+        weights = np.zeros(indices_per_id)
         weights[: len(order)] = (affinity[order] / affinity[order[0]]) ** 0.7
         weights /= np.linalg.norm(weights)
-        distances = np.linalg.norm(maps["users"].profiles[:-1] - weights, axis=1)
+        distances = np.linalg.norm(maps["users"].codebook[:-1] - weights, axis=1)
         assert distances[read["users"][1][user - 30]] == pytest.approx(distances.min(), abs=1e-6)
 
 
 def test_nearest_profiles_against_all_distances(rng=np.random.default_rng(2)):
-    weights, profiles = rng.random((50, 3), np.float32), rng.random((9, 3), np.float32)
-    expected = np.linalg.norm(weights[:, None] - profiles[None], axis=2).argmin(1)
-    assert np.array_equal(nearest_profiles(weights, profiles), expected)
-    assert len(nearest_profiles(weights[:0], profiles)) == 0
+    weights, codebook = rng.random((50, 3), np.float32), rng.random((9, 3), np.float32)
+    expected = np.linalg.norm(weights[:, None] - codebook[None], axis=2).argmin(1)
+    assert np.array_equal(nearest_codes(weights, codebook), expected)
+    assert len(nearest_codes(weights[:0], codebook)) == 0
 
 
-def placing_of(method, graph, n_users, n_items, edges, *, n_lookups=4, seed=5) -> Placing:
+def placing_of(method, graph, n_users, n_items, edges, *, indices_per_id=4, seed=5) -> Placing:
     labels = graphhash.cluster(graph, rows=(13, 11))
-    inputs = Inputs(graph, labels, n_lookups, "1+2", seed)
+    inputs = Inputs(graph, labels, indices_per_id, "1+2", seed)
     n_levels = PLACERS[method].n_levels
     earlier = {side: np.empty((n_levels, 0), np.int32) for side in SIDES}
     return Placing(inputs, edges, dict(zip(SIDES, METHODS[method].make(inputs), strict=True)), earlier)
@@ -292,8 +292,8 @@ def test_double_soft_is_soft_with_the_hashed_row_of_its_number():
     rng = np.random.default_rng(12)
     graph = random_graph(rng)
     edges = some_edges(rng, graph)
-    double = PLACERS["double_soft"].place(placing_of("double_soft", graph, 36, 28, edges, n_lookups=5))
-    soft = PLACERS["soft"].place(placing_of("soft", graph, 36, 28, edges, n_lookups=4))
+    double = PLACERS["double_soft"].place(placing_of("double_soft", graph, 36, 28, edges, indices_per_id=5))
+    soft = PLACERS["soft"].place(placing_of("soft", graph, 36, 28, edges, indices_per_id=4))
     for side in SIDES:
         has_place = soft.has_place[side]
         new = slice(soft.maps[side].n_ids - len(has_place), -1)
@@ -353,11 +353,11 @@ def test_rows_of_their_own_come_before_the_unknown_ids_row():
     rows = np.array(
         [[0, 1], [1, 2], [2, 0], [3, 3], [0, 2], [3, 3]], np.int32
     )  # 3 known ids, 2 new ones, of which one has a place.
-    profiles = np.array([[0.8, 0.6], [1, 0]], np.float32)
-    placed = BucketMap(rows, 4, "soft", profiles=profiles, profile_of=np.array([0, 0, 0, 1, 0, 1], np.uint8))
+    codebook = np.array([[0.8, 0.6], [1, 0]], np.float32)
+    placed = BucketMap(rows, 4, "soft", codebook=codebook, codes=np.array([0, 0, 0, 1, 0, 1], np.uint8))
     own = with_own_rows(placed, 3, np.array([False, True]))
     assert own.rows.tolist() == [[0, 1], [1, 2], [2, 0], [4, 4], [3, 3], [4, 4]] and own.n_buckets == 5
-    assert own.profile_of.tolist() == [0, 0, 0, 1, 1, 1] and own.weights[4].tolist() == [1, 0]
+    assert own.codes.tolist() == [0, 0, 0, 1, 1, 1] and own.weights[4].tolist() == [1, 0]
     assert np.array_equal(with_own_rows(placed, 3, np.zeros(2, bool)).rows, rows)
 
 

@@ -43,8 +43,8 @@ def pair_maps(kind: str) -> tuple[BucketMap, BucketMap]:
         "modulo": lambda: (modulo_map(N_USERS, 4), modulo_map(N_ITEMS, 4)),
         "double": lambda: (double_map(N_USERS, 5, seed=0), double_map(N_ITEMS, 5, seed=1)),
         "graph": lambda: graphhash.graph_maps(labels),
-        "soft": lambda: graphhash.soft_maps(GRAPH, labels, n_lookups=3),
-        "double_soft": lambda: graphhash.double_soft_maps(GRAPH, labels, n_lookups=3, seed=0),
+        "soft": lambda: graphhash.soft_maps(GRAPH, labels, indices_per_id=3),
+        "double_soft": lambda: graphhash.double_soft_maps(GRAPH, labels, indices_per_id=3, seed=0),
     }[kind]()
 
 
@@ -148,7 +148,7 @@ def test_shared_maps_read_one_table_wherever_they_stand():
 def test_two_pairs_of_shared_maps_keep_their_own_tables():
     users, items = pair_maps("soft")
     labels = graphhash.cluster(GRAPH, resolution=4.0)
-    others = graphhash.soft_maps(GRAPH, labels, n_lookups=2)
+    others = graphhash.soft_maps(GRAPH, labels, indices_per_id=2)
     assert others[0].n_buckets != users.n_buckets
     fields = FieldEmbeddings([others[1], users, items, others[0]], 4, std=0.1)
     tables = [column.table for column in fields.columns]
@@ -343,11 +343,11 @@ def test_rows_of_a_fold_are_read_through_its_maps(kind):
     make = graphhash.soft_maps if kind == "soft" else functools.partial(graphhash.double_soft_maps, seed=0)
     folds = [without(0.3, seed) for seed in range(3)]
     maps, batch = all_maps(kind), random_batch(60)
-    users, items = make(GRAPH, labels, n_lookups=maps[0].n_lookups)
+    users, items = make(GRAPH, labels, indices_per_id=maps[0].indices_per_id)
     maps[0], maps[2] = users, items
     model = noisy(CtrSpec("deepfm", dim=4, hidden=(8,), id_bias=True).build(maps, 2, 1))
     before = model(batch).detach()
-    folded = make(GRAPH, labels, n_lookups=maps[0].n_lookups, folds=folds)
+    folded = make(GRAPH, labels, indices_per_id=maps[0].indices_per_id, folds=folds)
     model.use_folds({0: folded[0], 2: folded[1]})
     assert torch.equal(model(batch), before)
     fold = torch.arange(len(batch)) % 3
@@ -356,7 +356,9 @@ def test_rows_of_a_fold_are_read_through_its_maps(kind):
     for number, graph in enumerate(folds):
         alone = list(maps)
         alone[0], alone[2] = (
-            make(graph, labels, n_lookups=maps[0].n_lookups) if kind == "soft" else one_fold(make, graph, labels, maps)
+            make(graph, labels, indices_per_id=maps[0].indices_per_id)
+            if kind == "soft"
+            else one_fold(make, graph, labels, maps)
         )
         other = CtrSpec("deepfm", dim=4, hidden=(8,), id_bias=True).build(alone, 2, 1)
         other.load_state_dict(weights, strict=False)
@@ -379,7 +381,7 @@ def without(share, seed):
 
 def one_fold(make, graph, labels, maps):
     # Both read the mixtures of the one graph, and the hashed rows are those of the ids.
-    return make(GRAPH, labels, n_lookups=maps[0].n_lookups, folds=[graph])
+    return make(GRAPH, labels, indices_per_id=maps[0].indices_per_id, folds=[graph])
 
 
 # --- unknown ids
@@ -394,7 +396,7 @@ def test_unknown_ids_get_the_mean_where_training_has_shown_none(kind):
     counts[1][-1] = 3
     parts = {"fields": model.fields, "wide": model.wide}
     before = {name: [c.table[c.unknown_row].detach().clone() for c in part.columns] for name, part in parts.items()}
-    model.fill_unknown(counts)
+    model.fill_oov(counts)
     for name, part in parts.items():
         for column, bucket_map in enumerate(maps):
             embedding = part.columns[column]
@@ -414,15 +416,15 @@ def test_the_unknown_row_stays_where_known_ids_without_a_click_read_it():
     graph = GRAPH.tolil()
     graph[3] = 0
     graph = graph.tocsr()
-    users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=1.0), n_lookups=2)
+    users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=1.0), indices_per_id=2)
     assert users.rows[3, 0] == users.unknown_row
     fields = noisy(FieldEmbeddings([users, items], 4, std=0.1))
     counts = [torch.tensor([1] * users.n_ids + [0]), torch.tensor([1] * items.n_ids + [0])]
     before = fields.columns[0].table[users.unknown_row].detach().clone()
-    fields.fill_unknown(counts)
+    fields.fill_oov(counts)
     assert torch.equal(fields.columns[0].table[users.unknown_row], before)
     counts[0][3] = 0
-    fields.fill_unknown(counts)
+    fields.fill_oov(counts)
     assert not torch.equal(fields.columns[0].table[users.unknown_row], before)
 
 

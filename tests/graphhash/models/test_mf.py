@@ -21,7 +21,7 @@ from pipeline.retrieval.models import (
     GAMMA_THERE,
     LEAST_GAMMA,
     MODELS,
-    RECIPES,
+    PRESETS,
     SPARSE_NEIGHBOURS,
     ModelSpec,
     default_gamma,
@@ -41,7 +41,7 @@ def maps_of(graph, kind):
         return full_map(graph.shape[0]), full_map(graph.shape[1])
     if kind == "modulo":
         return modulo_map(graph.shape[0], 3), modulo_map(graph.shape[1], 3)
-    return graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=1.0), n_lookups=2)
+    return graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=1.0), indices_per_id=2)
 
 
 def dense(bucket_map: BucketMap, table: torch.Tensor) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_lightgcn_is_the_mean_of_dense_propagations(graph, kind, n_layers):
         total = total + layer
     users, items = np.split(total / (n_layers + 1), [n_users])
     expected = users @ items.T + model.item_bias.detach().numpy()
-    scores = model.catalogue()(torch.arange(n_users)).detach().numpy()
+    scores = model.score_all_items()(torch.arange(n_users)).detach().numpy()
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     rows, columns = np.indices(graph.shape)
     pairs = torch.from_numpy(rows.ravel()), torch.from_numpy(columns.ravel())
@@ -126,7 +126,9 @@ def test_neumf_is_its_formula_for_one_pair_at_a_time(kind):
         hidden = np.maximum(0, weights["hidden.weight"] @ hidden + weights["hidden.bias"])
         expected[u, i] = weights["out.weight"][0] @ np.concatenate([users[u, :4] * items[i, :4], hidden])
         expected[u, i] += weights["item_bias"][i]
-    np.testing.assert_allclose(model.catalogue()(torch.arange(GRAPH.shape[0])).detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        model.score_all_items()(torch.arange(GRAPH.shape[0])).detach().numpy(), expected, atol=1e-5
+    )
     rows, columns = np.indices(GRAPH.shape)
     pairs = torch.from_numpy(rows.ravel()), torch.from_numpy(columns.ravel())
     for score in (model, model.all_pairs()):
@@ -155,7 +157,7 @@ def test_margins_are_differences_of_scores(model, whole):
 
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("kind", ["full", "modulo", "soft"])
-@pytest.mark.parametrize(("model", "loss"), RECIPES)
+@pytest.mark.parametrize(("model", "loss"), PRESETS)
 def test_one_step_lowers_the_loss_of_every_model_loss_and_map(model, loss, kind, whole):
     built = ModelSpec(model, 8, loss != "directau", 2, seed=0).build(*maps_of(GRAPH, kind), GRAPH)
     users, items = pairs_of(GRAPH)
@@ -186,7 +188,7 @@ def test_a_stored_model_scores_as_before_and_counts_its_bytes(kind, tmp_path):
     save_model(model, spec, tmp_path)
     loaded, *_ = load_method(tmp_path, tmp_path / "ingest")
     everyone = torch.arange(GRAPH.shape[0] + 1)
-    assert torch.equal(loaded.catalogue()(everyone), model.catalogue()(everyone))
+    assert torch.equal(loaded.score_all_items()(everyone), model.score_all_items()(everyone))
     parts = count_bytes(model, *maps, "float32")
     assert parts["tables"] + parts["bias"] + parts.get("layers", 0) == sum(4 * p.numel() for p in model.parameters())
     assert ("graph" in parts) == (kind == "lightgcn")

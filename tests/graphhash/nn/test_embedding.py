@@ -28,7 +28,7 @@ def dense_map(bucket_map) -> torch.Tensor:
     """The map as a matrix, (n_ids + 1, n_buckets)."""
     matrix = np.zeros((bucket_map.n_ids + 1, bucket_map.n_buckets))
     for id_ in range(bucket_map.n_ids + 1):
-        for j in range(bucket_map.n_lookups):
+        for j in range(bucket_map.indices_per_id):
             matrix[id_, bucket_map.rows[id_, j]] += bucket_map.weights[id_, j]
     return torch.from_numpy(matrix).float()
 
@@ -56,8 +56,8 @@ def test_a_fold_is_read_through_its_map(device):
         rows,
         plain.n_buckets,
         "double",
-        profiles=plain.profiles,
-        profile_of=np.concatenate([plain.profile_of[:-1], other.profile_of]),
+        codebook=plain.codebook,
+        codes=np.concatenate([plain.codes[:-1], other.codes]),
     )
     layer, second = BucketEmbedding(plain, 8).to(device), BucketEmbedding(other, 8).to(device)
     second.table = layer.table
@@ -136,7 +136,7 @@ def test_unknown_ids_get_the_weighted_mean_vector():
     frequencies = torch.tensor([1.0, 2.0, 3.0, 4.0])
     expected = (frequencies[:, None] * layer(torch.arange(4))).sum(0) / 10
     assert layer(torch.tensor([4])).eq(0).all()
-    layer.fill_unknown(frequencies)
+    layer.fill_oov(frequencies)
     torch.testing.assert_close(layer(torch.tensor([4]))[0], expected)
 
 
@@ -177,7 +177,7 @@ def test_scores_of_pairs_catalogue_and_dense_algebra_agree(method, item_bias):
     p = dense_map(users)[:-1] @ model.user_embedding.table
     q = dense_map(items)[:-1] @ model.item_embedding.table
     expected = p @ q.T + (model.item_bias if item_bias else 0)
-    torch.testing.assert_close(model.catalogue()(torch.arange(users.n_ids)), expected)
+    torch.testing.assert_close(model.score_all_items()(torch.arange(users.n_ids)), expected)
     u, i = torch.randint(0, users.n_ids, (50,)), torch.randint(0, items.n_ids, (50,))
     torch.testing.assert_close(model(u, i), expected[u, i])
     torch.testing.assert_close(model.all_pairs()(u, i), expected[u, i])
@@ -257,11 +257,11 @@ def test_the_seed_decides_the_initial_weights():
     assert a.user_embedding.table[-1].eq(0).all()
 
 
-@pytest.mark.parametrize("n_lookups", [1, 3, 4, 6])
-def test_two_lookups_of_one_table_at_once_are_the_two_lookups(n_lookups):
+@pytest.mark.parametrize("indices_per_id", [1, 3, 4, 6])
+def test_two_lookups_of_one_table_at_once_are_the_two_lookups(indices_per_id):
     rng = np.random.default_rng(0)
     graph = graphhash.biadjacency(rng.integers(0, 20, 120), rng.integers(0, 15, 120))
-    users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=2.0), n_lookups=n_lookups)
+    users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=2.0), indices_per_id=indices_per_id)
     left, other = BucketEmbedding(users, 40), BucketEmbedding(items, 40)
     right = BucketEmbedding(items, 40, table=left.table)
     ids = torch.tensor([3, 3, 20, 0, 7]), torch.tensor([14, 15, 2])

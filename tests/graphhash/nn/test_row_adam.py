@@ -80,7 +80,9 @@ def test_rows_read_by_folds_are_up_to_date():
     graph = graphs.random_graph(0, 60, 40, 400)
     labels = graphhash.cluster(graph, rows=50)
     half = graphs.random_graph(1, 60, 40, 200)
-    (users, _), (folded, _) = (graphhash.soft_maps(graph, labels, n_lookups=2, folds=f) for f in ((), (graph, half)))
+    (users, _), (folded, _) = (
+        graphhash.soft_maps(graph, labels, indices_per_id=2, folds=f) for f in ((), (graph, half))
+    )
     parts = []
     for make in (
         lambda e: RowAdam(e.parameters(), [e], lr=0.05, weight_decay=1e-2),

@@ -16,7 +16,7 @@ from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.models import ModelSpec, objective, seldom_read
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.train import _validation, shards_graph
-from pipeline.training.loop import GO_ON, SAVE, STOP
+from pipeline.training.loop import CONTINUE, SAVE, STOP
 from tests.helpers import graphs
 from tests.helpers.gang import gang
 
@@ -44,7 +44,7 @@ def graph_of():
 def made(kind: str, method: str, workers: Workers = Workers(), sharded: bool = False, loss: str = "bpr"):
     graph = graph_of()
     spec = METHODS[method]
-    maps = spec.make(Inputs(graph, graphhash.cluster(graph, resolution=3), spec.n_lookups, "1+2", 0))
+    maps = spec.make(Inputs(graph, graphhash.cluster(graph, resolution=3), spec.indices_per_id, "1+2", 0))
     model = ModelSpec(kind, 8, item_bias=loss != "directau", n_layers=2, seed=0).build(*maps, graph)
     if sharded:
         model.shard(workers)
@@ -209,7 +209,7 @@ def stopped_and_resumed(steps_before: int, batch_size: int | None, method: str, 
     epochs = 2 if method == "full" else SETTINGS.epochs
     settings = dataclasses.replace(SETTINGS, batch_size=batch_size, sparse_gradients=sparse, epochs=epochs)
     whole = _fit(method, settings)
-    asked = iter([GO_ON] * (steps_before - 1))
+    asked = iter([CONTINUE] * (steps_before - 1))
     saved = []
     state = _fit(method, settings, ask=lambda: next(asked, STOP), on_save=saved.append, every_step=True)
     assert state["stopped"] and len(saved) == 1 and not whole["stopped"]

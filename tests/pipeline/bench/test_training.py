@@ -21,7 +21,7 @@ from pipeline.training.workers import fit_and_save
 from tests.helpers import graphs
 
 TRAINING = ["batches", "negatives", "forward", "backward", "step"]
-SIZES = {"n_lookups": None, "resolution": 3.0, "rounds": 3, "say": lambda line: None}
+SIZES = {"indices_per_id": None, "resolution": 3.0, "rounds": 3, "say": lambda line: None}
 
 
 @pytest.fixture(scope="module")

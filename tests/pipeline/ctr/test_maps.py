@@ -89,7 +89,7 @@ def maps_of(made, method):
     train = features.part("train")
     graphs = [pair_graph(features, train, pair) for pair in find_pairs(features)]
     labels = load_pair_labels(made / "cluster", json.loads((made / "cluster" / "cluster.json").read_text()))
-    return features, labels, make_maps(features, graphs, labels, method, n_lookups=None, hops="1+2", seed=0)
+    return features, labels, make_maps(features, graphs, labels, method, indices_per_id=None, hops="1+2", seed=0)
 
 
 def test_a_pair_compresses_the_columns_that_ask_for_it(made):
@@ -129,7 +129,7 @@ def test_no_row_reads_mixtures_that_know_its_label(made, method):
     features, labels, maps = maps_of(made, method)
     train, pairs = features.part("train"), find_pairs(features)
     graphs, fold = [pair_graph(features, train, pair) for pair in pairs], draw_folds(len(train), 0)
-    how = {"n_lookups": None, "hops": "1+2", "seed": 0}
+    how = {"indices_per_id": None, "hops": "1+2", "seed": 0}
     folded = cross_fitted_maps(features, train, graphs, labels, method, fold, **how)
     assert list(folded) == ([] if method == "graph" else [0, 1, 2])
     flipped = dataclasses.replace(
@@ -173,7 +173,7 @@ def test_a_fold_with_all_the_clicks_leaves_an_empty_graph(made):
     train, pairs = features.part("train"), find_pairs(features)
     graphs = [pair_graph(features, train, pair) for pair in pairs]
     fold = np.where(np.asarray(train.labels) > 0, 2, 0).astype(np.uint8)
-    folded = cross_fitted_maps(features, train, graphs, labels, "soft", fold, n_lookups=None, hops="1+2", seed=0)
+    folded = cross_fitted_maps(features, train, graphs, labels, "soft", fold, indices_per_id=None, hops="1+2", seed=0)
     n_ids = features.columns[0].n_ids
     assert (folded[0].rows[2 * n_ids : 3 * n_ids] == maps[0].unknown_row).all()
     assert_array_equal(folded[0].rows[:n_ids], maps[0].rows[:-1])
@@ -189,7 +189,7 @@ def test_a_map_alone_reads_what_it_read_before(made):
     pair = find_pairs(features)[1]
     graph = pair_graph(features, features.part("train"), pair)
     labels = load_pair_labels(made / "cluster", json.loads((made / "cluster" / "cluster.json").read_text()))[1]
-    for shared in soft_maps(graph, labels, n_lookups=4):
+    for shared in soft_maps(graph, labels, indices_per_id=4):
         own = alone(shared)
         table = np.random.default_rng(0).normal(size=(shared.n_buckets, 3))
         # The table without the other side's unknown row, the own one last.
@@ -238,7 +238,7 @@ def test_a_ratio_of_the_bytes_is_kept_by_every_method(made, tmp_path):
         "cluster.ratio": ratio,
         "train.hidden": ("4",),
         "train.dim": 32,
-        "map.n_lookups": 3,
+        "map.indices_per_id": 3,
     }
     config = config_of("soft", "double_soft", "graph", **settings)
     cluster_dir = tmp_path / "cluster"
@@ -249,7 +249,7 @@ def test_a_ratio_of_the_bytes_is_kept_by_every_method(made, tmp_path):
     labels = load_pair_labels(cluster_dir, json.loads((cluster_dir / "cluster.json").read_text()))
     used = []
     for method in config.run.methods:
-        maps = make_maps(features, graphs, labels, method, n_lookups=3, hops="1+2", seed=0)
+        maps = make_maps(features, graphs, labels, method, indices_per_id=3, hops="1+2", seed=0)
         (tmp_path / method).mkdir()
         save_maps(maps, tmp_path / method)
         save_ctr(spec_of(config, method).build(maps, 0), tmp_path / method)
@@ -267,7 +267,7 @@ def test_a_ratio_of_the_bytes_is_kept_by_every_method(made, tmp_path):
 
 def test_a_small_share_of_the_bytes_affords_fewer_lookups(made):
     features = Features.open(made / "ingest")
-    most = MAP_SETTINGS["soft"]["n_lookups"]
+    most = MAP_SETTINGS["soft"]["indices_per_id"]
     found = [
         asked_lookups(
             config_of("soft", **{"cluster.resolution": None, "cluster.ratio": ratio, "train.dim": 64}), features, "soft"
@@ -276,7 +276,7 @@ def test_a_small_share_of_the_bytes_affords_fewer_lookups(made):
     ]
     assert 4 <= found[0] < found[1] <= found[2] <= most
     assert asked_lookups(config_of("soft"), features, "soft") == most
-    assert asked_lookups(config_of("soft", **{"map.n_lookups": 5}), features, "soft") == 5
+    assert asked_lookups(config_of("soft", **{"map.indices_per_id": 5}), features, "soft") == 5
     assert asked_lookups(config_of("graph"), features, "graph") is None
 
 

@@ -8,20 +8,20 @@ import graphhash
 from graphhash.maps.bucket_map import full_map
 from graphhash.maps.hashes import modulo_map
 from graphhash.models.ctr import HEADS, CtrSpec
-from pipeline.ctr.models import CTR_MODELS, CTR_RECIPES, MAP_SETTINGS, seldom_read
+from pipeline.ctr.models import CTR_MODELS, CTR_PRESETS, MAP_SETTINGS, seldom_read
 from pipeline.maps.methods import METHODS
 from tests.helpers import graphs
 
 
 def test_every_model_has_a_recipe_and_all_methods_the_same_but_for_id_biases():
-    assert set(CTR_MODELS) == set(HEADS) == set(CTR_RECIPES)
+    assert set(CTR_MODELS) == set(HEADS) == set(CTR_PRESETS)
     for model in CTR_MODELS:
-        specs = {method: CTR_RECIPES[model].spec(model, method, seed=3, dropout=0.25, dim=8) for method in METHODS}
+        specs = {method: CTR_PRESETS[model].spec(model, method, seed=3, dropout=0.25, dim=8) for method in METHODS}
         assert {(s.kind, s.seed, s.dropout, s.dim, s.hidden) for s in specs.values()} == {
-            (model, 3, 0.25, 8, CTR_RECIPES[model].hidden)
+            (model, 3, 0.25, 8, CTR_PRESETS[model].hidden)
         }
         assert {method for method, s in specs.items() if not s.id_bias} == {"full"}
-        assert not CTR_RECIPES[model].spec(model, "soft", seed=0, id_bias=False).id_bias
+        assert not CTR_PRESETS[model].spec(model, "soft", seed=0, id_bias=False).id_bias
 
 
 def test_settings_of_maps_are_those_that_the_maps_take():
@@ -30,7 +30,7 @@ def test_settings_of_maps_are_those_that_the_maps_take():
     for method, settings in MAP_SETTINGS.items():
         make = {"soft": graphhash.soft_maps, "double_soft": graphhash.double_soft_maps}[method]
         maps = make(biadjacency, labels, **settings, **({"seed": 0} if method == "double_soft" else {}))
-        assert maps[0].n_lookups == settings["n_lookups"]
+        assert maps[0].indices_per_id == settings["indices_per_id"]
 
 
 @pytest.mark.parametrize("batch_size", [10, 30, 3000])

@@ -47,10 +47,10 @@ def assert_same(found, expected):
 def test_one_two_and_seven_shards_give_the_maps_of_one_process(hops, weighted, tmp_path, ray_local):
     graph = skewed(weighted)
     labels = graphhash.cluster(graph, resolution=6)
-    expected = graphhash.soft_maps(graph, labels, n_lookups=5, hops=hops)
+    expected = graphhash.soft_maps(graph, labels, indices_per_id=5, hops=hops)
     for n_shards in (1, 2, 7):
         stored = StoredGraph(ingested(graph, tmp_path / str(n_shards), n_shards), tmp_path, n_shards)
-        assert_same(ray_maps.soft_maps(stored, labels, n_lookups=5, hops=hops), expected)
+        assert_same(ray_maps.soft_maps(stored, labels, indices_per_id=5, hops=hops), expected)
     # Nothing is left but what was there.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "7"]
 
@@ -61,9 +61,9 @@ def test_affinities_do_not_depend_on_the_shards_before_they_are_rounded(tmp_path
     labels = graphhash.cluster(graph, resolution=6)
     seen = []
     monkeypatch.setattr(SoftPlan, "bucket_map", lambda plan, side, *found: seen.append(found) or found, raising=True)
-    graphhash.soft_maps(graph, labels, n_lookups=16)
+    graphhash.soft_maps(graph, labels, indices_per_id=16)
     stored = StoredGraph(ingested(graph, tmp_path, 3), tmp_path, 9)
-    ray_maps.soft_maps(stored, labels, n_lookups=16, hops="1+2")
+    ray_maps.soft_maps(stored, labels, indices_per_id=16, hops="1+2")
     for one, other in zip(seen[:2], seen[2:], strict=True):
         for found, expected in zip(one[:2], other[:2], strict=True):
             assert_array_equal(found, expected)
@@ -104,9 +104,9 @@ def test_what_is_impossible_is_refused_before_any_task(tmp_path, ray_local):
     labels = graphhash.cluster(graphs.random_graph(3, n_users=61), resolution=3)
     stored = StoredGraph(ingested(graph, tmp_path, 2), tmp_path, 2)
     with pytest.raises(ValueError, match="biadjacency is 60 x 40, labels hold 61 users and 40 items"):
-        ray_maps.soft_maps(stored, labels, n_lookups=4, hops="1")
-    with pytest.raises(ValueError, match="n_lookups must be at least 2, one of them hashed, got 1"):
-        ray_maps.double_soft_maps(stored, labels, n_lookups=1, hops="1", seed=0)
+        ray_maps.soft_maps(stored, labels, indices_per_id=4, hops="1")
+    with pytest.raises(ValueError, match="indices_per_id must be at least 2, one of them hashed, got 1"):
+        ray_maps.double_soft_maps(stored, labels, indices_per_id=1, hops="1", seed=0)
 
 
 def test_a_damaged_shard_is_named(tmp_path, ray_local):
@@ -114,4 +114,4 @@ def test_a_damaged_shard_is_named(tmp_path, ray_local):
     stored = StoredGraph(ingested(graph, tmp_path, 2), tmp_path, 2)
     (tmp_path / "train" / "shard-00001.indices.npy").write_bytes(b"no array")
     with pytest.raises(graphhash.DataError, match=r"shard-00001\.indices\.npy: missing or short"):
-        ray_maps.soft_maps(stored, graphhash.cluster(graph, resolution=3), n_lookups=4, hops="2")
+        ray_maps.soft_maps(stored, graphhash.cluster(graph, resolution=3), indices_per_id=4, hops="2")

@@ -15,18 +15,20 @@ USERS, ITEMS, DIM = 29_858, 40_981, 64
 EDGES = 20 * (USERS + ITEMS) // 2
 
 
-def config(precision, n_lookups):
-    return RunConfig.load(None, [f"export.precision={precision}", f"map.n_lookups={n_lookups}", f"train.dim={DIM}"])
+def config(precision, indices_per_id):
+    return RunConfig.load(
+        None, [f"export.precision={precision}", f"map.indices_per_id={indices_per_id}", f"train.dim={DIM}"]
+    )
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
-@pytest.mark.parametrize("n_lookups", [4, 8])
-def test_one_row_more_would_not_fit(precision, n_lookups):
+@pytest.mark.parametrize("indices_per_id", [4, 8])
+def test_one_row_more_would_not_fit(precision, indices_per_id):
     ratio = 0.15 if precision == "int4" else 0.25  # In 4 bits more would be enough for every id.
-    rows = rows_for_ratio(config(precision, n_lookups), ratio, USERS, ITEMS, EDGES)
-    # Soft: a 16-bit row per lookup and a profile's number, for every id and the unknown one of each side; the profiles; a bias per item.
+    rows = rows_for_ratio(config(precision, indices_per_id), ratio, USERS, ITEMS, EDGES)
+    # Soft: a 16-bit row per lookup and a profile's number, for every id and the unknown one of each side; the codebook; a bias per item.
     bias = 4 if precision == "float32" else 2
-    beside = (2 * n_lookups + 1) * (USERS + ITEMS + 2) + 2 * 256 * 4 * n_lookups + bias * ITEMS
+    beside = (2 * indices_per_id + 1) * (USERS + ITEMS + 2) + 2 * 256 * 4 * indices_per_id + bias * ITEMS
     allowed = spendable(ratio, USERS, ITEMS, DIM)
     assert rows <= 2**16
     assert beside + rows * row_bytes(DIM, precision) <= allowed < beside + (rows + 1) * row_bytes(DIM, precision)
@@ -83,14 +85,14 @@ def test_more_bytes_and_denser_graphs_get_more_lookups(ratio, degree, expected):
     graph = USERS, ITEMS, degree * (USERS + ITEMS) // 2
     assert asked_lookups(config, "soft", *graph) == expected
     assert asked_lookups(config, "graph", *graph) is None
-    assert asked_lookups(RunConfig.load(None, ["map.n_lookups=5"]), "soft", *graph) == 5
+    assert asked_lookups(RunConfig.load(None, ["map.indices_per_id=5"]), "soft", *graph) == 5
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0.25, 24), (0.125, 10), (0.05, 3)])
 def test_in_4_bits_three_or_four_rows_for_ten_ids_and_the_rest_for_lookups(ratio, expected):
     config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
-    n_lookups = asked_lookups(config, "soft", USERS, ITEMS, EDGES)
-    assert n_lookups == expected
+    indices_per_id = asked_lookups(config, "soft", USERS, ITEMS, EDGES)
+    assert indices_per_id == expected
     rows = rows_for_ratio(config, ratio, USERS, ITEMS, EDGES) / (USERS + ITEMS)
     assert 0.25 < rows < 0.45 or ratio == 0.05
 
@@ -120,5 +122,5 @@ def test_lightgcn_makes_do_with_fewer_rows_per_id():
 
 def test_profiles_count_where_ids_are_few():
     config = RunConfig.load(None, ["cluster.ratio=0.25", "export.precision=int8", "map.hops=1+2"])
-    n_lookups = asked_lookups(config, "soft", 5436, 3700, 750_000)
-    assert rows_for_ratio(config, 0.25, 5436, 3700, 750_000) > 500 and 20 < n_lookups < 27
+    indices_per_id = asked_lookups(config, "soft", 5436, 3700, 750_000)
+    assert rows_for_ratio(config, 0.25, 5436, 3700, 750_000) > 500 and 20 < indices_per_id < 27

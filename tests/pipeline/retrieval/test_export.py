@@ -103,7 +103,7 @@ def test_8_bit_tables_answer_like_their_rounded_twins(maps, tmp_path):
     got = Retriever(tmp_path / "bundle").recommend(small.users.ids.to_pylist(), 30)
     store_rounded(small.model, "int8")
     with torch.no_grad():
-        expected = small.model.catalogue()(torch.arange(20)).numpy()
+        expected = small.model.score_all_items()(torch.arange(20)).numpy()
     for ids, scores, row in zip(got.item_ids, got.scores, expected, strict=True):
         np.testing.assert_allclose(scores, row[small.items.rows(ids)], rtol=0, atol=1e-4)
     stored = {t.name: t.data_type for t in onnx.load(tmp_path / "bundle" / "model.onnx").graph.initializer}
@@ -120,7 +120,7 @@ def test_real_values_agree_with_torch_within_the_stated_tolerance(precision, tmp
     manifest = small.export(tmp_path / "bundle", precision=precision)
     got = Retriever(tmp_path / "bundle").recommend(small.users.ids.to_pylist(), 500)
     with torch.no_grad():
-        expected = as_shipped(model, precision).catalogue()(torch.arange(60)).numpy()
+        expected = as_shipped(model, precision).score_all_items()(torch.arange(60)).numpy()
     allowed = manifest["tolerance"]["absolute"] + manifest["tolerance"]["relative"] * np.abs(expected).max()
     for ids, scores, row in zip(got.item_ids, got.scores, expected, strict=True):
         np.testing.assert_allclose(scores, row[small.items.rows(ids)], rtol=0, atol=allowed)

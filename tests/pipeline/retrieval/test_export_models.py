@@ -29,7 +29,7 @@ def shared_soft(rng: np.random.Generator) -> tuple[BucketMap, BucketMap]:
         soft = soft_map(n, 13, 3, rng)
         rows = soft.rows.copy()
         rows[-1] = unknown
-        maps.append(BucketMap(rows, 15, "soft", profiles=soft.profiles, profile_of=soft.profile_of, shared=True))
+        maps.append(BucketMap(rows, 15, "soft", codebook=soft.codebook, codes=soft.codes, shared=True))
     return maps[0], maps[1]
 
 
@@ -100,7 +100,7 @@ def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, sma
     rows = np.append(np.arange(N_USERS), N_USERS)
     asked = [*users.take(np.arange(N_USERS)).tolist(), 999]
     with torch.no_grad():
-        expected = as_shipped(model, precision).catalogue()(torch.from_numpy(rows)).numpy()
+        expected = as_shipped(model, precision).score_all_items()(torch.from_numpy(rows)).numpy()
     excluded = np.random.default_rng(0).integers(0, N_ITEMS, (N_USERS + 1, 6))
     allowed = 1e-5 * (1 + np.abs(expected).max())
     for part in (slice(0, 1), slice(3, 8), slice(0, None)):  # One user, as many as are few, and all.

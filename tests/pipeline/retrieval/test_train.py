@@ -24,7 +24,7 @@ from pipeline.retrieval.train import train_method
 from pipeline.retrieval.weights import load_method
 from pipeline.tracking.tracker import Tracker
 from pipeline.training import workers as ray_fit
-from pipeline.training.checkpoints import SavedStates
+from pipeline.training.checkpoints import CheckpointManager
 from pipeline.training.workers import PROGRESS, fit_here, progress_of
 from tests.helpers import graphs
 
@@ -85,7 +85,7 @@ def after_epoch(folder, epoch, act):
 
 def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(run, tmp_path, ray_local):
     config = settings_of(train__epochs=1200, train__eval_every=100, train__patience=100, train__amp="bf16")
-    states, said = SavedStates(tmp_path / "states", "key"), []
+    states, said = CheckpointManager(tmp_path / "states", "key"), []
 
     def press_ctrl_c():
         os.kill(os.getpid(), signal.SIGINT)

@@ -49,7 +49,7 @@ class Search:
             "--jobs",
             1,
         ]
-        words += ["--resolution", 2, "--epochs", 4, "--dim", 8, "--space", "map.n_lookups=1..3"]
+        words += ["--resolution", 2, "--epochs", 4, "--dim", 8, "--space", "map.indices_per_id=1..3"]
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder}/mlflow.db")
             patch.delenv("MLFLOW_RUN_ID", raising=False)
@@ -80,7 +80,7 @@ def test_trials_are_listed_best_first_with_their_settings(search):
     assert len(scores) == 3 and scores == sorted(scores, reverse=True) and scores[0] > 0
     for trial in search.trials():
         config = RunConfig.load(search.out / trial["run"] / "config.toml")
-        for key in ("train.lr", "train.decay", "map.hops", "map.n_lookups"):
+        for key in ("train.lr", "train.decay", "map.hops", "map.indices_per_id"):
             assert str(config.flat()[key]) == trial[key]
     # The method's default is one of them.
     default = METHODS["soft"].lr
@@ -162,7 +162,7 @@ def test_a_trial_is_named_by_what_was_chosen(base):
     [
         ("train.lr=0.01..0.1", ("train.lr", Range(0.01, 0.1))),
         ("train.weight_decay = 0..1e-5", ("train.weight_decay", Range(0.0, 1e-5))),
-        ("map.n_lookups=4..16", ("map.n_lookups", Range(4, 16, whole=True))),
+        ("map.indices_per_id=4..16", ("map.indices_per_id", Range(4, 16, whole=True))),
         ("map.hops=1,1+2", ("map.hops", ("1", "1+2"))),
         ("map.item_bias=true,false", ("map.item_bias", (True, False))),
         ("train.lr=0.05", ("train.lr", (0.05,))),
@@ -197,13 +197,13 @@ def test_the_default_space_lies_around_the_methods_own_settings(method, hops):
     base = RunConfig.from_flat({"run.methods": (method,), "cluster.ratio": 0.5})
     space = default_space(base)
     assert ("map.hops" in space) == hops
-    point = default_point(base, space | {"map.n_lookups": Range(1, 3, whole=True)})
+    point = default_point(base, space | {"map.indices_per_id": Range(1, 3, whole=True)})
     assert set(point) == set(space)
     assert space["train.lr"].low < point["train.lr"] < space["train.lr"].high
     # What depends on the graph, or lies outside of its range, is left to chance.
-    assert "map.n_lookups" not in point
-    by_rows = RunConfig.from_flat({"run.methods": ("soft",), "cluster.rows": 50, "map.n_lookups": 2})
-    assert default_point(by_rows, {"map.n_lookups": Range(1, 3, whole=True)}) == {"map.n_lookups": 2}
+    assert "map.indices_per_id" not in point
+    by_rows = RunConfig.from_flat({"run.methods": ("soft",), "cluster.rows": 50, "map.indices_per_id": 2})
+    assert default_point(by_rows, {"map.indices_per_id": Range(1, 3, whole=True)}) == {"map.indices_per_id": 2}
 
 
 def test_a_search_without_validation_is_refused(tmp_path):

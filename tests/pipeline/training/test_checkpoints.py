@@ -26,7 +26,7 @@ from pipeline.retrieval.objective import fit_retrieval
 from pipeline.retrieval.train import _validation
 from pipeline.training import checkpoints as resume
 from pipeline.training import workers as ray_fit
-from pipeline.training.checkpoints import SavedStates
+from pipeline.training.checkpoints import CheckpointManager
 from pipeline.training.workers import _in_thread, fit_and_save, share_out_workers
 from tests.graphhash.nn.test_workers import SETTINGS, graph_of, made
 
@@ -45,7 +45,7 @@ def job_of(folder, epochs=6, seconds=0.0, **settings) -> dict:
     settings = dataclasses.replace(SETTINGS, epochs=epochs, **settings)
     return {
         "folder": str(folder),
-        "states": SavedStates(folder / "states"),
+        "states": CheckpointManager(folder / "states"),
         "checkpoint_seconds": seconds,
         "settings": settings,
     }
@@ -80,7 +80,7 @@ def files_up_to(n_bytes: int):
 
 
 def test_the_two_newest_states_are_kept_and_read_back(tmp_path):
-    states = SavedStates(tmp_path / "s", "key", {"mlflow_run_id": "r"})
+    states = CheckpointManager(tmp_path / "s", "key", {"mlflow_run_id": "r"})
     assert states.newest() is None and states.manifest() is None
     (tmp_path / "s" / ".epoch-000008-step-00000000.partial").mkdir(parents=True)
     for epoch, step in ((9, 0), (10, 0), (10, 7)):
@@ -94,7 +94,7 @@ def test_the_two_newest_states_are_kept_and_read_back(tmp_path):
     assert (loaded["epoch"], loaded["step"], loaded["history"]) == (10, 7, [{"epoch": 10}])
     assert torch.equal(loaded["model"]["table"], torch.full((1000,), 10.0))
     assert states.manifest()["mlflow_run_id"] == "r"
-    assert SavedStates(tmp_path / "s", "another key").newest() is None
+    assert CheckpointManager(tmp_path / "s", "another key").newest() is None
 
 
 def truncated(file):
@@ -117,7 +117,7 @@ def tampered(file):
     ],
 )
 def test_a_damaged_state_is_refused_with_the_reason_and_the_one_before_it_is_taken(tmp_path, damage, name, reason):
-    states, notes = SavedStates(tmp_path / "s"), []
+    states, notes = CheckpointManager(tmp_path / "s"), []
     states.save(state_of(1))
     damage(states.save(state_of(2)) / name)
     assert states.newest(notes.append) == "epoch-000001-step-00000000"
@@ -138,7 +138,7 @@ def test_a_training_goes_on_from_the_state_before_a_truncated_one(tmp_path):
 
 
 def test_a_disk_that_fills_up_while_a_state_is_written_leaves_the_one_before(tmp_path):
-    states = SavedStates(tmp_path / "s")
+    states = CheckpointManager(tmp_path / "s")
     states.save(state_of(1))
     with files_up_to(20_000), pytest.raises(OSError) as raised:
         states.save(state_of(2, n=50_000))
@@ -157,7 +157,7 @@ def test_a_training_goes_on_while_the_disk_is_full_and_says_so(tmp_path):
         pytest.skip("mounting is not permitted here")
     try:
         job, filler = job_of(tmp_path), tmp_path / "small" / "filler"
-        job["states"] = SavedStates(tmp_path / "small" / "states")
+        job["states"] = CheckpointManager(tmp_path / "small" / "states")
 
         def fill_after_the_first(entry):
             if entry["epoch"] == 2:
@@ -197,9 +197,11 @@ def test_a_clock_that_jumps_back_changes_no_checkpoint_and_no_duration(tmp_path,
     steady = iter(range(10**9))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(steady)))
     job, saved = job_of(tmp_path, seconds=20.0), []
-    save = SavedStates.save
+    save = CheckpointManager.save
     monkeypatch.setattr(
-        SavedStates, "save", lambda self, state: (saved.append((state["epoch"], state["step"])), save(self, state))
+        CheckpointManager,
+        "save",
+        lambda self, state: (saved.append((state["epoch"], state["step"])), save(self, state)),
     )
     state, _ = train(job)
     between = [step for _, step in saved if step]

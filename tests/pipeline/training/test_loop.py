@@ -39,7 +39,7 @@ def many_labels(graph):
 
 def model_of(graph, labels, method="soft", item_bias=True):
     spec = METHODS[method]
-    maps = spec.make(Inputs(graph, labels, spec.n_lookups, "1+2", 0, graphs.features(graph)))
+    maps = spec.make(Inputs(graph, labels, spec.indices_per_id, "1+2", 0, graphs.features(graph)))
     return MatrixFactorization(*maps, 16, item_bias=item_bias, seed=0)
 
 
@@ -69,12 +69,12 @@ def test_one_step_lowers_the_loss_of_every_method(graph, many_labels, method, it
 @pytest.mark.parametrize("method", METHODS)
 def test_all_methods_get_the_same_number_of_rows(graph, many_labels, method):
     users, items = METHODS[method].make(
-        Inputs(graph, many_labels, METHODS[method].n_lookups, "1+2", 0, graphs.features(graph))
+        Inputs(graph, many_labels, METHODS[method].indices_per_id, "1+2", 0, graphs.features(graph))
     )
     if method != "full":
         assert users.n_buckets + (0 if users.shared else items.n_buckets) == many_labels.rows + 2
-    assert users.n_lookups == METHODS[method].n_lookups
-    n_profiles = 0 if users.profiles is None else len(users.profiles)
+    assert users.indices_per_id == METHODS[method].indices_per_id
+    n_profiles = 0 if users.codebook is None else len(users.codebook)
     assert bool(n_profiles) == bool(METHODS[method].n_profiles) and n_profiles <= METHODS[method].n_profiles
 
 

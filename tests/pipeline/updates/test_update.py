@@ -72,7 +72,9 @@ def log(tmp_path_factory, ray_local):
 def trained(request, log, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "out"
     rows = (
-        ["cluster.rows=60"] if request.param == "rows shared" else ["cluster.rows=500", "map.hops=2", "map.n_lookups=4"]
+        ["cluster.rows=60"]
+        if request.param == "rows shared"
+        else ["cluster.rows=500", "map.hops=2", "map.indices_per_id=4"]
     )
     settings = [*rows, "train.epochs=30", "train.dim=16", "run.methods=soft,full", "data.shards=2"]
     fixed = {"data.path": str(log[0] / "old.parquet"), "run.out": str(path), "run.mlflow": False}

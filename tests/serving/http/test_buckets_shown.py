@@ -23,7 +23,7 @@ def shared_model(kind: str) -> SmallModel:
     rng = np.random.default_rng(3)
     drawn = [soft_map(14, 6, 3, rng), soft_map(23, 6, 3, rng)]
     drawn[1].rows[-1, 0] = 4  # Unknown ids of the sides read rows of their own.
-    maps = [BucketMap(m.rows, 6, "soft", profiles=m.profiles, profile_of=m.profile_of, shared=True) for m in drawn]
+    maps = [BucketMap(m.rows, 6, "soft", codebook=m.codebook, codes=m.codes, shared=True) for m in drawn]
     model = MatrixFactorization(*maps, 4, item_bias=True, seed=0)
     small = small_model(users=kind, items=kind)
     return SmallModel(model, *maps, small.users, small.items)
