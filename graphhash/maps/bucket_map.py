@@ -38,7 +38,7 @@ class BucketMap:
         n_buckets: rows of the table, the last of which is the unknown ids' own (of a shared table, one of the last two).
         method: name of the method, for reports.
         identity: the map is ``rows[id] = id`` with one lookup of weight 1, and need not be stored.
-        codebook: weights of the lookups, float32, shape (n_profiles, indices_per_id), at most 256; None: every weight is 1, none is stored.
+        codebook: weights of the lookups, float32, shape (n_codes, indices_per_id), at most 256; None: every weight is 1, none is stored.
         codes: profile of every id, uint8, shape (n_ids + 1,); given with ``codebook``.
         shared: the maps of users and items were made together, and read the same table.
 
@@ -65,7 +65,7 @@ class BucketMap:
         if (self.codebook is None) != (self.codes is None):
             raise ValueError("codebook and codes are given together, or neither")
         if self.codebook is not None:
-            self._check_profiles(self.codebook, self.codes)
+            self._check_codebook(self.codebook, self.codes)
         elif self.indices_per_id > 1:
             raise ValueError(f"a map of {self.indices_per_id} lookups needs codebook: unknown ids read one row")
         least = self.n_buckets - (2 if self.shared else 1)
@@ -81,10 +81,10 @@ class BucketMap:
         if self.identity and not np.array_equal(self.rows[:, 0], np.arange(len(self.rows))):
             raise ValueError("an identity map must have rows 0..n_ids")
 
-    def _check_profiles(self, codebook: NDArray, codes: NDArray) -> None:
+    def _check_codebook(self, codebook: NDArray, codes: NDArray) -> None:
         if codebook.ndim != 2 or codebook.dtype != np.float32 or codebook.shape[1] != self.indices_per_id:
             raise ValueError(
-                f"codebook must be float32 of shape (n_profiles, {self.indices_per_id}), got {codebook.dtype} of shape {codebook.shape}"
+                f"codebook must be float32 of shape (n_codes, {self.indices_per_id}), got {codebook.dtype} of shape {codebook.shape}"
             )
         if codes.shape != (len(self.rows),) or codes.dtype != np.uint8:
             raise ValueError(

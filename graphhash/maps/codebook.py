@@ -30,7 +30,7 @@ def weight_codebook(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], 
     Args:
         weights: shape (n, indices_per_id), the known rows of unit length.
 
-    Returns: codebook, float32, shape (n_profiles, indices_per_id), all but the last of unit length; the number of each row's, uint8, shape (n,).
+    Returns: codebook, float32, shape (n_codes, indices_per_id), all but the last of unit length; the number of each row's, uint8, shape (n,).
     """
     known, unknown = weights[:-1], weights[-1:]
     # To sort all rows takes longer than all the rest, and where a few thousand already differ too much it is for nothing.
@@ -61,7 +61,7 @@ def nearest_codes(weights: NDArray[np.float32], codebook: NDArray[np.float32]) -
 
     Args:
         weights: shape (n, indices_per_id).
-        codebook: shape (n_profiles, indices_per_id), at most 256.
+        codebook: shape (n_codes, indices_per_id), at most 256.
 
     Returns: numbers of codebook, uint8, shape (n,).
     """

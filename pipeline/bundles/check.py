@@ -129,8 +129,8 @@ def _check_maps(tensors: dict[str, np.ndarray]) -> str:
             continue
         table = tensors.get(f"{side}_table", tensors.get("shared_table"))
         _check_range(f"{side}_rows", tensors[f"{side}_rows"], len(table))
-        if f"{side}_profile_of" in tensors:
-            _check_range(f"{side}_profile_of", tensors[f"{side}_profile_of"], len(tensors[f"{side}_profiles"]))
+        if f"{side}_codes" in tensors:
+            _check_range(f"{side}_codes", tensors[f"{side}_codes"], len(tensors[f"{side}_codebook"]))
         indices_per_id = 1 if tensors[f"{side}_rows"].ndim == 1 else tensors[f"{side}_rows"].shape[1]
         texts.append(f"{side}s read {indices_per_id} of {len(table):,} rows, {tensors[f'{side}_rows'].dtype}")
     return f"within their tables; {', '.join(texts)}"

@@ -36,13 +36,13 @@ def check_maps(columns: list[dict[str, Any]], tensors: Mapping[str, np.ndarray])
         if rows is None:
             continue
         low, high = int(rows.min()), int(rows.max())
-        n_profiles = len(tensors.get(f"/{number}_profiles", ()))
+        n_codes = len(tensors.get(f"/{number}_codebook", ()))
         if low < 0 or high >= column["n_buckets"] or len(rows) != column["n_ids"] + 1:
             raise BundleError(
                 f"the map of {column['name']!r} has {len(rows)} entries that span {low}..{high}, of {column['n_ids'] + 1} and "
                 f"{column['n_buckets']} rows; export the bundle again"
             )
-        if n_profiles and int(tensors[f"/{number}_profile_of"].max()) >= n_profiles:
+        if n_codes and int(tensors[f"/{number}_codes"].max()) >= n_codes:
             raise BundleError(f"the map of {column['name']!r} has a profile that is not there; export the bundle again")
         indices_per_id = 1 if rows.ndim == 1 else rows.shape[1]
         texts.append(f"{column['name']} reads {indices_per_id} of {column['n_buckets']:,} rows")

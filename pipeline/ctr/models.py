@@ -27,7 +27,7 @@ MAP_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class CtrRecipe:
+class CtrPreset:
     """How a model is trained; with all methods alike, so that they can be compared.
 
     Args:
@@ -61,7 +61,7 @@ class CtrRecipe:
 # 4e-2 .115, .540, .402; with full tables .149, .514, .403; .128, .518, .403; .115, -, .417. DeepFM with soft 1e-2 .119, -, .422; 2e-2 .118, -, .479.
 # Weight decay follows the rows of the log: for DLRM with soft 1e-4 .532 and 1e-5 .526 on MovieLens, where Frappe takes either; DeepFM with soft on
 # Avazu .549 for 1e-6 and initial deviation 0.2, .422 for 2.5e-4 and 0.05.
-CTR_PRESETS = dict.fromkeys(CTR_MODELS, CtrRecipe()) | {"dlrm": CtrRecipe(decay=10.0, epochs=6, batch_size=2048)}
+CTR_PRESETS = dict.fromkeys(CTR_MODELS, CtrPreset()) | {"dlrm": CtrPreset(decay=10.0, epochs=6, batch_size=2048)}
 
 
 def seldom_read(model: CtrModel, batch_size: int, bag_widths: tuple[int, ...] = ()) -> list[BucketEmbedding]:

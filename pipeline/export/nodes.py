@@ -240,7 +240,7 @@ class StoredMap:
 
     @classmethod
     def add(cls, graph: Graph, name: str, bucket_map: BucketMap, n_entries: int | None = None) -> StoredMap:
-        """Store a map as `{name}_rows`, `{name}_profiles` and `{name}_profile_of`.
+        """Store a map as `{name}_rows`, `{name}_codebook` and `{name}_codes`.
 
         Args:
             n_entries: at least n_ids + 1: the unknown ids' entry is repeated up to so many.
@@ -254,8 +254,8 @@ class StoredMap:
             return cls(graph.constant(f"{name}_rows", stored[:, 0]), None, None, 1)
         return cls(
             graph.constant(f"{name}_rows", stored),
-            graph.constant(f"{name}_profiles", bucket_map.codebook),
-            graph.constant(f"{name}_profile_of", np.pad(bucket_map.codes, (0, padding), mode="edge")),
+            graph.constant(f"{name}_codebook", bucket_map.codebook),
+            graph.constant(f"{name}_codes", np.pad(bucket_map.codes, (0, padding), mode="edge")),
             bucket_map.indices_per_id,
         )
 

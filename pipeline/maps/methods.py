@@ -84,7 +84,7 @@ class Method:
         indices_per_id: rows read per id.
         free_lookups: whether ``map.indices_per_id`` changes that number.
         least_lookups: fewest that it can do with.
-        n_profiles: most rows of stored weights per side; 0: none is stored.
+        n_codes: most rows of stored weights per side; 0: none is stored.
         plain_items: whether all of this is said of users alone, and items read one row without a weight.
         item_bias: whether items get a trained scalar each by default.
         lr: of Adam.
@@ -96,7 +96,7 @@ class Method:
     indices_per_id: int = 1
     free_lookups: bool = False
     least_lookups: int = 1
-    n_profiles: int = 0
+    n_codes: int = 0
     plain_items: bool = False
     item_bias: bool = False
     lr: float = 1e-2
@@ -111,10 +111,8 @@ class Method:
         indices_per_id = self.lookups(asked)
 
         def side(n_ids: int) -> int:
-            n_profiles = min(self.n_profiles, n_ids + 1)
-            return (n_ids + 1) * (
-                indices_per_id * row_bytes + (1 if n_profiles else 0)
-            ) + 4 * indices_per_id * n_profiles
+            n_codes = min(self.n_codes, n_ids + 1)
+            return (n_ids + 1) * (indices_per_id * row_bytes + (1 if n_codes else 0)) + 4 * indices_per_id * n_codes
 
         return side(n_users) + ((n_items + 1) * row_bytes if self.plain_items else side(n_items))
 
@@ -206,34 +204,34 @@ def _balanced(inputs: Inputs) -> Maps:
 METHODS: dict[str, Method] = {
     "full": Method(_full, "no compression: a row for every id", lr=4e-2, decay=0.02),
     "modulo": Method(_by_size(modulo_map, seeded=False), "row number modulo table size"),
-    "double": Method(_by_size(double_map), "the sum of two hashed rows", indices_per_id=2, n_profiles=2),
+    "double": Method(_by_size(double_map), "the sum of two hashed rows", indices_per_id=2, n_codes=2),
     "quotient_remainder": Method(
-        _by_size(quotient_remainder_map, seeded=False), "the sum of a quotient's and a remainder's row", indices_per_id=2, n_profiles=2
+        _by_size(quotient_remainder_map, seeded=False), "the sum of a quotient's and a remainder's row", indices_per_id=2, n_codes=2
     ),
     "frequency": Method(_by_frequency(frequency_map), "frequent ids keep a row, the others hash"),
     "double_frequency": Method(
-        _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", indices_per_id=2, n_profiles=3
+        _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", indices_per_id=2, n_codes=3
     ),
     "lsh": Method(_lsh, "ids with similar features share a row, by random projections", lr=2e-2, decay=0.011),
     "lsh_structure": Method(_lsh_structure, "ids with similar neighbours share a row, by random projections", lr=2e-2, decay=0.011),
     "graph": Method(lambda inputs: graph_maps(inputs.labels), "GraphHash: ids of one community share a row", lr=2e-2, decay=0.011),
     "double_graph": Method(
         lambda inputs: double_graph_maps(inputs.labels, seed=inputs.seed), "the community's row plus a hashed one",
-        indices_per_id=2, n_profiles=2, lr=2e-2, decay=0.011,
+        indices_per_id=2, n_codes=2, lr=2e-2, decay=0.011,
     ),
     "multilevel": Method(
-        _multilevel, "a coarse and a fine community's row", indices_per_id=2, n_profiles=2, lr=2e-2, decay=0.011
+        _multilevel, "a coarse and a fine community's row", indices_per_id=2, n_codes=2, lr=2e-2, decay=0.011
     ),
     "balanced": Method(
-        _balanced, "BACO: balanced communities of its own, two rows per user", indices_per_id=2, n_profiles=2, plain_items=True,
+        _balanced, "BACO: balanced communities of its own, two rows per user", indices_per_id=2, n_codes=2, plain_items=True,
         lr=2e-2, decay=0.011,
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
-        indices_per_id=20, free_lookups=True, n_profiles=256, item_bias=True, lr=4e-2, decay=0.02,
+        indices_per_id=20, free_lookups=True, n_codes=256, item_bias=True, lr=4e-2, decay=0.02,
     ),
     "double_soft": Method(
         _double_soft, "the mixture plus a hashed row",
-        indices_per_id=20, least_lookups=2, free_lookups=True, n_profiles=256, item_bias=True, lr=4e-2, decay=0.02,
+        indices_per_id=20, least_lookups=2, free_lookups=True, n_codes=256, item_bias=True, lr=4e-2, decay=0.02,
     ),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Which rows of the tables a user reads, and which items read the same: for the page of `graphhash serve`.
 
 Reads the bucket maps from the bundle's graph, under the names that export gives them (pipeline/onnx_nodes.py):
-`user_rows`, `item_rows`, `SIDE_profiles` and `SIDE_profile_of` for weights, `shared_table` where users and items have
+`user_rows`, `item_rows`, `SIDE_codebook` and `SIDE_codes` for weights, `shared_table` where users and items have
 one table. A side without rows has a vector for each id, and no buckets.
 """
 
@@ -100,10 +100,10 @@ class BucketsShown:
         return None if rows is None else rows.reshape(len(rows), -1)
 
     def _weights(self, side: str, entry: int | NDArray) -> NDArray[np.float32]:
-        codebook = self._tensors.get(f"{side}_profiles")
+        codebook = self._tensors.get(f"{side}_codebook")
         if codebook is None:
             return np.ones((*np.shape(entry), 1), np.float32)
-        return codebook[self._tensors[f"{side}_profile_of"][entry]]
+        return codebook[self._tensors[f"{side}_codes"][entry]]
 
     def _readers(self, side: str, bucket: int) -> NDArray[np.int64]:
         """Ids that read a bucket; the entries behind theirs are the unknown ids' and padding."""

@@ -186,7 +186,7 @@ def test_large_tables_store_rows_in_four_bytes():
         ({"rows": np.array([0, 0, 3], np.int32)}, "2-D int32"),
         ({"rows": np.array([[0], [0], [3]])}, "2-D int32, got 2-D int64"),
         ({"codebook": np.ones((1, 1), np.float32)}, "given together"),
-        ({"codebook": np.ones((1, 2), np.float32), "codes": np.zeros(3, np.uint8)}, r"of shape \(n_profiles, 1\)"),
+        ({"codebook": np.ones((1, 2), np.float32), "codes": np.zeros(3, np.uint8)}, r"of shape \(n_codes, 1\)"),
         ({"codebook": np.ones((1, 1)), "codes": np.zeros(3, np.uint8)}, "must be float32"),
         ({"codebook": np.ones((1, 1), np.float32), "codes": np.zeros(2, np.uint8)}, r"uint8 of shape \(3,\)"),
         (
@@ -235,7 +235,7 @@ def test_bad_arguments_are_refused():
         graphhash.modulo_map(5, 1)
 
 
-def test_few_different_weights_are_their_own_profiles():
+def test_few_different_weights_are_their_own_codes():
     weights = np.array([[0.6, 0.8], [1, 0], [0.6, 0.8], [1, 0]], np.float32)
     codebook, codes = weight_codebook(weights)
     assert_array_equal(codebook[codes], weights)
@@ -244,7 +244,7 @@ def test_few_different_weights_are_their_own_profiles():
 
 
 @pytest.mark.parametrize("indices_per_id", [1, 2, 12])
-def test_many_different_weights_are_near_their_profiles(indices_per_id):
+def test_many_different_weights_are_near_their_codebook(indices_per_id):
     rng = np.random.default_rng(0)
     weights = np.sort(rng.random((3000, indices_per_id)).astype(np.float32) ** rng.integers(1, 5, (3000, 1)), axis=1)[
         :, ::-1

@@ -183,7 +183,7 @@ def test_soft_placement_against_dense_algebra():
         assert distances[read["users"][1][user - 30]] == pytest.approx(distances.min(), abs=1e-6)
 
 
-def test_nearest_profiles_against_all_distances(rng=np.random.default_rng(2)):
+def test_nearest_codebook_against_all_distances(rng=np.random.default_rng(2)):
     weights, codebook = rng.random((50, 3), np.float32), rng.random((9, 3), np.float32)
     expected = np.linalg.norm(weights[:, None] - codebook[None], axis=2).argmin(1)
     assert np.array_equal(nearest_codes(weights, codebook), expected)

@@ -168,7 +168,7 @@ def resign(folder: Path, name: str, data: bytes) -> None:
     ("tensor", "value", "message"),
     [
         ("item_rows", 9, "item_rows spans 0..9, there are 4 rows"),
-        ("user_profile_of", 255, "user_profile_of spans"),
+        ("user_codes", 255, "user_codes spans"),
         ("item_table", np.nan, "'item_table' holds nan"),
     ],
 )

@@ -144,7 +144,7 @@ def test_tables_lie_in_their_small_types_and_outside_of_the_file_where_they_are_
     dtypes = {
         tensor.name: numpy_helper.to_array(tensor).dtype.name for tensor in graph.initializer if tensor.data_type != 8
     }
-    assert dtypes["/0_table"] == "int8" and dtypes["/0_rows"] == "uint16" and dtypes["/0_profile_of"] == "uint8"
+    assert dtypes["/0_table"] == "int8" and dtypes["/0_rows"] == "uint16" and dtypes["/0_codes"] == "uint8"
     assert dtypes["/wide_0_table"] == dtypes["/bias_0_table"] == "float16" and dtypes["/joint_table"] == "float32"
     one, two = (
         export_small(trained, tmp_path / "one"),

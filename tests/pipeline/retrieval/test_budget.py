@@ -120,7 +120,7 @@ def test_lightgcn_makes_do_with_fewer_rows_per_id():
     assert 0.8 < rows / (USERS + ITEMS) < 0.9
 
 
-def test_profiles_count_where_ids_are_few():
+def test_codebook_count_where_ids_are_few():
     config = RunConfig.load(None, ["cluster.ratio=0.25", "export.precision=int8", "map.hops=1+2"])
     indices_per_id = asked_lookups(config, "soft", 5436, 3700, 750_000)
     assert rows_for_ratio(config, 0.25, 5436, 3700, 750_000) > 500 and 20 < indices_per_id < 27

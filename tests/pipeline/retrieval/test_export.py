@@ -86,8 +86,8 @@ def test_tables_rows_and_weights_are_stored_in_their_small_types_and_nothing_is_
     }
     assert stored["item_table"] == (np.float16, (6, 4))
     assert stored["item_rows"] == (np.uint16, (24, 3))
-    assert stored["item_profile_of"] == (np.uint8, (24,))
-    assert stored["item_profiles"] == (np.float32, (201, 3))
+    assert stored["item_codes"] == (np.uint8, (24,))
+    assert stored["item_codebook"] == (np.float32, (201, 3))
     assert stored["item_bias"] == (np.float16, (24,))
     assert all(dims != (24, 4) for _, dims in stored.values())
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 20, "ai.onnx.ml": 4}
