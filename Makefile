@@ -1,6 +1,8 @@
-# make demo   the whole way on a synthetic log: cluster, train, compare, export, recommend (about 3 minutes)
+# make demo   the whole way on a synthetic log: cluster, train, compare, export, recommend
 # make test   the tests
-# Both make .venv, install into it once, and run. PYTHON=python3.12 make demo takes another interpreter.
+# make lint   format, lint and types
+# make docs   the documentation, into site/
+# Each makes .venv, installs what it needs into it once, and runs. PYTHON=python3.12 make demo takes another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,18 +10,26 @@ BIN := $(VENV)/bin
 LOG := .install.log
 DEMO := demo
 
-.PHONY: demo test clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/graphhash demo $(DEMO)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(LOG)
+	rm -rf $(VENV) $(DEMO) $(LOG) site
 
-# pip's chatter goes to the log; its end is shown when something fails.
+# pip's output goes to the log; its end is shown when something fails.
 define install
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e $(1) >>$(LOG) 2>&1 \
 	    || { tail -n 20 $(LOG) >&2; echo "The installation failed; all of its output is in $(LOG)." >&2; exit 1; }
@@ -36,6 +46,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing GraphHash into $(VENV) (once, about 2 minutes and 3 GB) ..."
 	$(call install,.)
 
-$(VENV)/.installed-test: pyproject.toml constraints.txt $(VENV)/.installed
-	@echo "Installing the test tools into $(VENV) ..."
-	$(call install,".[test]")
+$(VENV)/.installed-%: pyproject.toml constraints.txt $(VENV)/.installed
+	@echo "Installing what 'make $*' needs into $(VENV) ..."
+	$(call install,".[$*]")

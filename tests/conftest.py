@@ -12,6 +12,15 @@ from pipeline.distributed.session import ray_session
 from tests.helpers.gang import Gang, gang
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts Ray, and keep it in one process; the other files go where there is room (``--dist=loadgroup``)."""
+    for item in items:
+        if "ray_local" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     with ray_session(num_cpus=2):

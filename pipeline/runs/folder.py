@@ -12,7 +12,15 @@ A stage is up to date when its key is the recorded one and every output is intac
 
 from __future__ import annotations
 
-from pipeline.storage.atomic import PARTIAL, REPLACED, write_json_atomic, write_text_atomic, replace_folder, link_or_copy, file_sha256
+from pipeline.storage.atomic import (
+    PARTIAL,
+    REPLACED,
+    write_json_atomic,
+    write_text_atomic,
+    replace_folder,
+    link_or_copy,
+    file_sha256,
+)
 
 from pipeline.errors import RunFolderError
 
@@ -33,8 +41,6 @@ from pathlib import Path
 from typing import Any
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
-
 
 
 @dataclass(frozen=True)
@@ -289,19 +295,9 @@ def in_words(holder: Any) -> str:
         return "another process"
 
 
-
-
-
-
-
-
-
-
 def _describe_file(path: Path) -> dict[str, Any]:
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_sha256(path)}
-
-
 
 
 def _read_holder(lock: int) -> str:

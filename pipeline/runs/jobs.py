@@ -41,8 +41,6 @@ ASK_EVERY_S = 1.0
 TRIES = 10
 
 
-
-
 def check_command(command: Sequence[str]) -> list[str]:
     """The words of a command for a job, with ``--address auto`` where it takes an address and none is given.
 

@@ -26,7 +26,17 @@ from pipeline.tracking.outbox import FOLDER as MLFLOW
 from pipeline.runs.folder import RunFolder, holder_of_this_process, in_words
 from pipeline.storage.atomic import PARTIAL
 from pipeline.errors import RunFolderError
-from pipeline.storage.uris import N_COPIES, download, is_uri, open_uri, readable, state_here, state_there, upload, work_folder
+from pipeline.storage.uris import (
+    N_COPIES,
+    download,
+    is_uri,
+    open_uri,
+    readable,
+    state_here,
+    state_there,
+    upload,
+    work_folder,
+)
 from graphhash.errors import first_line
 
 if TYPE_CHECKING:

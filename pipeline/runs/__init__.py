@@ -1,0 +1,1 @@
+"""One run: plan, order of stages, run folder, remote copy, jobs."""
