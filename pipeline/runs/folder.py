@@ -12,18 +12,6 @@ A stage is up to date when its key is the recorded one and every output is intac
 
 from __future__ import annotations
 
-from pipeline.storage.atomic import (
-    PARTIAL,
-    REPLACED,
-    write_json_atomic,
-    write_text_atomic,
-    replace_folder,
-    link_or_copy,
-    file_sha256,
-)
-
-from pipeline.errors import RunFolderError
-
 import errno
 import fcntl
 import hashlib
@@ -39,6 +27,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import RunFolderError
+from pipeline.storage.atomic import (
+    PARTIAL,
+    REPLACED,
+    file_sha256,
+    link_or_copy,
+    replace_folder,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 

@@ -11,8 +11,6 @@ When MLFLOW_RUN_ID is set, as `mlflow run` does, the job goes on with that run, 
 
 from __future__ import annotations
 
-from pipeline.errors import JobError
-
 import asyncio
 import contextlib
 import os
@@ -24,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, JobError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

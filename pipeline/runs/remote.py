@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking.outbox import FOLDER as MLFLOW
+from graphhash.errors import first_line
+from pipeline.errors import RunFolderError
 from pipeline.runs.folder import RunFolder, holder_of_this_process, in_words
 from pipeline.storage.atomic import PARTIAL
-from pipeline.errors import RunFolderError
 from pipeline.storage.uris import (
     N_COPIES,
     download,
@@ -37,7 +37,7 @@ from pipeline.storage.uris import (
     upload,
     work_folder,
 )
-from graphhash.errors import first_line
+from pipeline.tracking.outbox import FOLDER as MLFLOW
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem

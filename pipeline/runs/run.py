@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking import tracker as tracking
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.runs.remote import run_folder
-from pipeline.runs.plan import STAGES, Step, check_methods, plan, steps_of
 from pipeline.runs.folder import RunFolder, StageResult
+from pipeline.runs.plan import STAGES, Step, check_methods, plan, steps_of
+from pipeline.runs.remote import run_folder
+from pipeline.runs.tasks import task_of
 from pipeline.storage.atomic import write_json_atomic, write_text_atomic
 from pipeline.storage.uris import localised
-from pipeline.runs.tasks import task_of
+from pipeline.tracking import tracker as tracking
 
 if TYPE_CHECKING:
-    from pipeline.training.checkpoints import CheckpointManager
     from pipeline.retrieval.train import FitJob
+    from pipeline.training.checkpoints import CheckpointManager
 
 
 @dataclass(frozen=True)
@@ -246,9 +246,9 @@ def export_bundle(
             config, run, method_dir, out, metrics, _provenance(config, metrics, data_facts(run / "ingest"))
         )
     from graphhash.graph.vocabulary import Vocabulary
-    from pipeline.retrieval.weights import load_method, with_more_ids
     from pipeline.retrieval.export import export_retrieval
     from pipeline.retrieval.placed import Placed, placed_dir, placed_id
+    from pipeline.retrieval.weights import load_method, with_more_ids
 
     ingested = json.loads((run / "ingest" / "ingest.json").read_text(encoding="utf-8"))
     provenance = _provenance(

@@ -15,9 +15,9 @@ from pipeline.config.run_config import DEFAULT_RATIO, RunConfig
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.training.checkpoints import CheckpointManager
-    from pipeline.tracking.tracker import Tracker
     from pipeline.retrieval.train import FitJob
+    from pipeline.tracking.tracker import Tracker
+    from pipeline.training.checkpoints import CheckpointManager
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import RunFolderError
 from pipeline.runs.folder import RunFolder, fingerprint
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.errors import RunFolderError
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -19,10 +19,9 @@ from pathlib import Path
 import click
 import pytest
 
+from pipeline.errors import ConfigError, JobError
 from pipeline.runs import jobs
-from pipeline.errors import ConfigError
 from pipeline.runs.jobs import check_command, environment_of_job
-from pipeline.errors import JobError
 
 ROOT = Path(__file__).resolve().parents[3]
 # The suite's limit is for a quiet machine, and a job starts half a dozen processes, one after the other.
