@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -61,9 +63,11 @@ def submit(
     """
     from pipeline.runs.jobs import submit as send
 
+    app = click.get_current_context().find_root().command
+    assert isinstance(app, click.Group)
     driver = {"num_cpus": driver_cpus, "num_gpus": driver_gpus, "memory": int(driver_memory_gib * 2**30)}
     return send(
-        command,
+        checked_command(app, command),
         address=ray_address,
         working_dir=Path(working_dir) if working_dir else None,
         variables=dict(_variable(text) for text in variables),
@@ -117,9 +121,39 @@ def register(
     write_json(json_file, result)
 
 
-def _variable(text: str) -> tuple[str, str]:
-    import os
+def checked_command(app: click.Group, command: Sequence[str]) -> list[str]:
+    """The words of a command for a job, with ``--address auto`` where it takes an address and none is given.
 
+    Raises:
+        ConfigError: there is no such command, or a path that would go away with the job.
+        click.UsageError: it does not take these options.
+    """
+    from pipeline.storage.uris import is_uri
+
+    if not command:
+        raise ConfigError(
+            "no command for the job; write it after --, such as: graphhash submit -- run --data s3://... --out s3://..."
+        )
+    name, *words = command
+    parsed = app.commands.get(name)
+    if parsed is None or name == "submit":
+        raise ConfigError(
+            f"{name!r} cannot run as a job; the commands are {', '.join(n for n in app.commands if n != 'submit')}"
+        )
+    with parsed.make_context(name, list(words)) as context:
+        options = dict(context.params)
+    for key in ("out", "run", "bundle"):
+        path = options.get(key)
+        if isinstance(path, str) and not is_uri(path) and not Path(path).is_absolute():
+            raise ConfigError(
+                f"{path}: a job runs in a temporary copy of its working directory; give an absolute path on storage that the cluster's "
+                "machines share, or a URI such as s3://bucket/run"
+            )
+    takes_address = any("--address" in option.opts for option in parsed.params if isinstance(option, click.Option))
+    return [name, *(("--address", "auto") if takes_address and options.get("address") is None else ()), *words]
+
+
+def _variable(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator and name not in os.environ:
         raise ConfigError(f"--env {name}: not set here; set it, or write --env {name}=VALUE")

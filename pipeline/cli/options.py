@@ -6,7 +6,7 @@ An option is declared once, in a group of those that belong together, and KEYS s
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -283,3 +283,16 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
                 c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
         )
+
+
+def print_pairs(values: Mapping[str, Any], indent: str = "") -> None:
+    """A dict as `name  value` lines, nested ones indented."""
+    width = max((len(key) for key, value in values.items() if not isinstance(value, dict)), default=0)
+    for key, value in values.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}")
+            print_pairs(value, indent + "  ")
+            continue
+        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        text = f"{value:.6g}" if isinstance(value, float) else text
+        print(f"{indent}{key.ljust(width)}  {text}")

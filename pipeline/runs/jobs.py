@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import JobError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -37,41 +37,6 @@ STOP_WAIT_S = 60
 ASK_EVERY_S = 1.0
 # A connection to the dashboard that breaks is made again this often before the job counts as lost from sight.
 TRIES = 10
-
-
-def check_command(command: Sequence[str]) -> list[str]:
-    """The words of a command for a job, with ``--address auto`` where it takes an address and none is given.
-
-    Raises:
-        ConfigError: there is no such command, or a path that would go away with the job.
-        click.UsageError: it does not take these options.
-    """
-    import click
-
-    from pipeline.cli.main import app
-    from pipeline.storage.uris import is_uri
-
-    if not command:
-        raise ConfigError(
-            "no command for the job; write it after --, such as: graphhash submit -- run --data s3://... --out s3://..."
-        )
-    name, *words = command
-    parsed = app.commands.get(name)
-    if parsed is None or name == "submit":
-        raise ConfigError(
-            f"{name!r} is no command for a job; commands are {', '.join(n for n in app.commands if n != 'submit')}"
-        )
-    with parsed.make_context(name, list(words)) as context:
-        options = dict(context.params)
-    for key in ("out", "run", "bundle"):
-        path = options.get(key)
-        if isinstance(path, str) and not is_uri(path) and not Path(path).is_absolute():
-            raise ConfigError(
-                f"{path}: a job runs in a temporary copy of its working directory; give an absolute path on storage that the cluster's "
-                "machines share, or a URI such as s3://bucket/run"
-            )
-    takes_address = any("--address" in option.opts for option in parsed.params if isinstance(option, click.Option))
-    return [name, *(("--address", "auto") if takes_address and options.get("address") is None else ()), *words]
 
 
 def environment_of_job(given: Mapping[str, str]) -> dict[str, str]:
@@ -102,7 +67,7 @@ def submit(
     """Send a command to a cluster as a job, and follow it. Ctrl-C and SIGTERM stop the job.
 
     Args:
-        command: words, without the program's name.
+        command: words that were checked, without the program's name.
         address: of the cluster's dashboard; None: RAY_API_SERVER_ADDRESS, or the usual port of this machine.
         working_dir: what is sent; None: this checkout, or nothing where the package is installed, as it has to be there then.
         variables: of the job's environment.
@@ -113,10 +78,8 @@ def submit(
     Returns: the exit code of the job's program, 0 when it is not waited for, and 130 when it was stopped.
 
     Raises:
-        ConfigError, click.UsageError: the command would not run; nothing was sent.
         JobError: the cluster does not answer, or the job never ran.
     """
-    words = check_command(command)
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "").strip() or DEFAULT_ADDRESS
     runtime_env: dict[str, Any] = {"env_vars": environment_of_job(variables or {})}
     if (working_dir := working_dir or _checkout()) is not None:
@@ -125,7 +88,7 @@ def submit(
     resources = {f"entrypoint_{key}": value for key, value in (driver or {}).items() if value}
     try:
         job = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "pipeline", *words]), runtime_env=runtime_env, **resources
+            entrypoint=shlex.join(["python", "-m", "pipeline", *command]), runtime_env=runtime_env, **resources
         )
     except (RuntimeError, OSError) as error:
         raise JobError(f"{address}: the job was refused: {_last_line(error)}") from error

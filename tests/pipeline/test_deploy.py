@@ -12,7 +12,8 @@ import pytest
 import ray
 import yaml
 
-from pipeline.runs.jobs import check_command
+from pipeline.cli.jobs import checked_command
+from pipeline.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "pipeline" / "deploy"
@@ -57,18 +58,19 @@ def test_the_schema_refuses_what_it_should(damage):
 def test_the_cluster_has_cpu_and_gpu_machines_and_a_head_without_work():
     kinds = CLUSTER["available_node_types"]
     head = kinds[CLUSTER["head_node_type"]]
-    assert head["resources"] == {"CPU": 0} and any(
-        "--num-cpus=0" in line for line in CLUSTER["head_start_ray_commands"]
-    )
+    assert head["resources"] == {"CPU": 0}
+    assert any("--num-cpus=0" in line for line in CLUSTER["head_start_ray_commands"])
     workers = {name: kind for name, kind in kinds.items() if name != CLUSTER["head_node_type"]}
     assert {"GPU" in kind["resources"] for kind in workers.values()} == {True, False}
     for kind in workers.values():
-        assert kind["resources"]["CPU"] > 0 and 0 <= kind["min_workers"] <= kind["max_workers"]
+        assert kind["resources"]["CPU"] > 0
+        assert 0 <= kind["min_workers"] <= kind["max_workers"]
     assert CLUSTER["max_workers"] >= sum(kind["max_workers"] for kind in workers.values())
     # Ray's dashboard takes jobs from whoever reaches it.
     assert any("--dashboard-host=127.0.0.1" in line for line in CLUSTER["head_start_ray_commands"])
     mounts = " ".join(CLUSTER["initialization_commands"])
-    assert "/shared" in mounts and any("-v /shared:/shared" in option for option in CLUSTER["docker"]["run_options"])
+    assert "/shared" in mounts
+    assert any("-v /shared:/shared" in option for option in CLUSTER["docker"]["run_options"])
 
 
 def containers(template: dict) -> list[dict]:
@@ -80,7 +82,8 @@ def test_the_job_is_a_rayjob_that_kuberay_takes():
     assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", JOB["metadata"]["name"])
     spec = JOB["spec"]
     assert spec.keys() <= JOB_FIELDS
-    assert spec["shutdownAfterJobFinishes"] is True and spec["submissionMode"] == "K8sJobMode"
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["submissionMode"] == "K8sJobMode"
     runtime_env = yaml.safe_load(spec["runtimeEnvYAML"])
     assert runtime_env["env_vars"]["MLFLOW_TRACKING_URI"].startswith("http")
     assert all(isinstance(value, str) for value in runtime_env["env_vars"].values()), "Ray takes texts alone"
@@ -88,7 +91,8 @@ def test_the_job_is_a_rayjob_that_kuberay_takes():
 
 def test_the_jobs_cluster_has_resources_for_every_container():
     cluster = JOB["spec"]["rayClusterSpec"]
-    assert cluster["rayVersion"] == RAY_VERSION and cluster["enableInTreeAutoscaling"] is True
+    assert cluster["rayVersion"] == RAY_VERSION
+    assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     assert groups.keys() == {"cpu", "gpu"}
@@ -113,7 +117,7 @@ def test_the_jobs_cluster_has_resources_for_every_container():
 def test_the_entrypoint_is_a_command_with_paths_that_all_machines_have():
     words = shlex.split(JOB["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "pipeline"]
-    assert check_command(words[3:]) == words[3:], "it names the cluster's Ray itself"
+    assert checked_command(app, words[3:]) == words[3:], "it names the cluster's Ray itself"
     mount = {
         m["mountPath"]
         for m in containers(JOB["spec"]["rayClusterSpec"]["headGroupSpec"]["template"])[0]["volumeMounts"]
@@ -125,5 +129,5 @@ def test_the_entrypoint_is_a_command_with_paths_that_all_machines_have():
 def test_commands_in_the_comments_exist(file):
     text = (DEPLOY / file).read_text(encoding="utf-8")
     for line in re.findall(r"^#\s+graphhash submit -- (.*)$", text, re.MULTILINE):
-        assert check_command(shlex.split(line))[0] == "run"
+        assert checked_command(app, shlex.split(line))[0] == "run"
     assert set(re.findall(r"FROM rayproject/ray:([\d.]+)-", text)) == {RAY_VERSION}

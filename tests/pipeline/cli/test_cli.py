@@ -2,87 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import pipeline.bundles.recommend
-from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.cli import main as cli
 from pipeline.cli import options as cli_options
 from pipeline.config.run_config import RunConfig
-from pipeline.errors import RunFolderError
 from pipeline.maps.methods import METHODS
-from pipeline.runs import run as run_module
-from pipeline.runs.run import Outcome
+from tests.pipeline.cli.conftest import METRICS
 
 ROOT = Path(__file__).resolve().parents[3]
-METRICS = {
-    "method": "soft",
-    "rows": 11061,
-    "bytes": 4000000,
-    "bytes_full": 16000000,
-    "bytes_ratio": 0.25,
-    "recall@20": 0.1421,
-    "ndcg@20": 0.1131,
-    "seconds": {"train": 12.4},
-}
-
-
-@pytest.fixture
-def graphhash(capsys):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit_:
-            cli.main([str(argument) for argument in arguments])
-        return (exit_.value.code, *capsys.readouterr())
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """Replace the run by one that notes (configuration, last stage)."""
-    seen: list[tuple[RunConfig, str]] = []
-
-    def run(config, *, until, say):
-        seen.append((config, until))
-        Path(config.run.out).mkdir(parents=True, exist_ok=True)
-        (Path(config.run.out) / "config.toml").write_text(config.to_toml())
-        say("progress")
-        cluster = {
-            "modularity": 0.1155,
-            "rows": 11061,
-            "sizes": {"users": {"median": 2.0}},
-            "history": [0.1, 0.2],
-        }
-        return Outcome({"n_users": 29858, "hashes": {"users": "ab"}}, cluster, [METRICS])
-
-    monkeypatch.setattr(run_module, "run", run)
-    return seen
-
-
-@pytest.fixture
-def failing(monkeypatch):
-    def fail_with(error: BaseException):
-        def run(config, *, until, say):
-            raise error
-
-        monkeypatch.setattr(run_module, "run", run)
-
-    return fail_with
 
 
 def test_options_become_settings(graphhash, runs, tmp_path):
@@ -184,7 +121,8 @@ def test_run_prints_the_table_and_writes_the_figures(graphhash, runs, tmp_path):
 def test_stage_commands_go_as_far_as_their_name(graphhash, runs, tmp_path, command):
     code, out, _ = graphhash(command, "--data", "x", "--out", tmp_path / "out", "--json", tmp_path / "f.json")
     assert (code, runs[0][1]) == (0, command)
-    assert out and json.loads((tmp_path / "f.json").read_text())
+    assert out
+    assert json.loads((tmp_path / "f.json").read_text())
 
 
 def test_without_data_the_run_folder_remembers(graphhash, runs, tmp_path):
@@ -223,55 +161,10 @@ def test_bad_usage_is_one_line_and_code_2(graphhash, runs, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     code, out, err = graphhash(*arguments)
     assert (code, out) == (2, "")
-    assert err.startswith("graphhash: error: ") and err.count("\n") == 1
+    assert err.startswith("graphhash: error: ")
+    assert err.count("\n") == 1
     assert message in err
     assert runs == []
-
-
-class RemoteError(DataError):
-    """As Ray makes them: the text is the remote traceback, the cause is the error."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__("Traceback ...\n  many lines\n")
-        self.cause = cause
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (DataError("log.csv: bad\nrow 3"), "log.csv: bad row 3"),
-        (RemoteError(DataError("log.csv: bad")), "log.csv: bad"),
-        (RunFolderError("out is in use"), "out is in use"),
-        (PermissionError(errno.EACCES, "Permission denied", "out"), "[Errno 13] Permission denied: 'out'"),
-        (ConnectionError("no Ray at 1.2.3.4"), "no Ray at 1.2.3.4"),
-    ],
-)
-def test_expected_errors_are_one_line_and_code_1(graphhash, failing, tmp_path, error, line):
-    failing(error)
-    assert graphhash("run", "--data", "x", "--out", tmp_path) == (1, "", f"graphhash: error: {line}\n")
-
-
-def test_our_own_value_error_is_one_line_and_a_foreign_one_is_a_defect(graphhash, monkeypatch, tmp_path):
-    monkeypatch.setattr(run_module, "run", lambda *_a, **_k: Vocabulary([1]).take([5]))
-    code, _, err = graphhash("run", "--data", "x", "--out", tmp_path)
-    assert (code, err) == (1, "graphhash: error: rows span 5..5, the vocabulary has rows 0..0\n")
-    monkeypatch.setattr(run_module, "run", lambda *_a, **_k: int("x"))
-    with pytest.raises(ValueError):
-        cli.main(["run", "--data", "x", "--out", str(tmp_path)])
-
-
-def test_debugging_shows_the_traceback(failing, monkeypatch, tmp_path):
-    monkeypatch.setenv("GRAPHHASH_DEBUG", "1")
-    failing(DataError("bad"))
-    with pytest.raises(DataError):
-        cli.main(["run", "--data", "x", "--out", str(tmp_path)])
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
-def test_interrupt_is_130_and_says_what_is_kept(graphhash, failing, tmp_path, error):
-    failing(error)
-    code, _, err = graphhash("run", "--data", "x", "--out", tmp_path)
-    assert code == 130 and err.strip().count("\n") == 0 and "finished stages are kept" in err
 
 
 def test_synth_passes_its_sizes_on(graphhash, monkeypatch, tmp_path):
@@ -279,7 +172,8 @@ def test_synth_passes_its_sizes_on(graphhash, monkeypatch, tmp_path):
     module.synth = lambda out, **sizes: {"out": str(out), **sizes}
     monkeypatch.setitem(sys.modules, "pipeline.logs.synthetic", module)
     code, out, _ = graphhash("synth", tmp_path / "log", "--users", 10, "--mixing", 0.5, "--json", tmp_path / "f.json")
-    assert code == 0 and "n_users" in out
+    assert code == 0
+    assert "n_users" in out
     written = json.loads((tmp_path / "f.json").read_text())
     assert written == {
         "out": str(tmp_path / "log"),
@@ -340,7 +234,9 @@ def test_recommend_prints_ranks_and_marks_unknown_users(graphhash, monkeypatch, 
 
 def test_recommend_from_no_bundle_is_one_line(graphhash, tmp_path):
     code, _, err = graphhash("recommend", tmp_path, "--user-id", "1")
-    assert code == 1 and err.count("\n") == 1 and "no bundle there" in err
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "no bundle there" in err
 
 
 def test_demo_goes_the_whole_way_and_asks_for_a_user_of_its_log(graphhash, runs, monkeypatch, tmp_path):
@@ -352,7 +248,9 @@ def test_demo_goes_the_whole_way_and_asks_for_a_user_of_its_log(graphhash, runs,
     monkeypatch.setattr(
         pipeline.bundles.recommend, "recommend", lambda bundle, users, k, **_: asked.append((bundle, users)) or []
     )
-    monkeypatch.setitem(cli.__dict__, "DEMO_LOG", "--users 20 --items 10 --interactions 50 --communities 2".split())
+    monkeypatch.setattr(
+        "pipeline.cli.demo.DEMO_LOG", ["--users", "20", "--items", "10", "--interactions", "50", "--communities", "2"]
+    )
     code, out, _ = graphhash("demo", folder)
     assert code == 0
     assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == [
@@ -377,25 +275,3 @@ def test_module_and_pipe(tmp_path):
         [sys.executable, "-m", "pipeline", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("Usage: graphhash [OPTIONS] COMMAND")
-
-
-def test_termination_runs_the_clean_up(tmp_path):
-    """SIGTERM, as schedulers send it, unwinds like Ctrl-C: locks, temporary folders and MLflow runs are seen to."""
-    program = (
-        "import sys, time\nfrom pipeline import cli, run\n"
-        "def wait(config, *, until, say):\n"
-        "    try:\n        print('up', flush=True); time.sleep(60)\n    finally:\n        print('cleaned', flush=True)\n"
-        "run.run = wait\ncli.main(['run', '--data', 'x', '--out', sys.argv[1]])\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
-    assert process.stdout.readline() == "up\n"
-    time.sleep(0.05)
-    process.terminate()
-    assert process.communicate()[0] == "cleaned\n"
-    assert process.returncode == 143

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -16,46 +15,18 @@ import time
 import urllib.request
 from pathlib import Path
 
-import click
 import pytest
 
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import JobError
 from pipeline.runs import jobs
-from pipeline.runs.jobs import check_command, environment_of_job
+from pipeline.runs.jobs import environment_of_job
 
 ROOT = Path(__file__).resolve().parents[3]
 # The suite's limit is for a quiet machine, and a job starts half a dozen processes, one after the other.
 pytestmark = pytest.mark.timeout(900)
 
 
-# --- What is checked before anything is sent ------------------------------------------------------------------------------
-
-
-def test_a_command_is_checked_and_gets_the_clusters_address():
-    assert check_command(["run", "--data", "s3://b/x", "--out", "/shared/run"])[:3] == ["run", "--address", "auto"]
-    given = ["run", "--data", "x", "--out", "/o", "--address", "ray://h:1"]
-    assert check_command(given) == given
-    register = ["register", "/shared/run", "--name", "m"]
-    assert check_command(register) == register
-
-
-@pytest.mark.parametrize(
-    ("words", "error", "message"),
-    [
-        ([], ConfigError, "no command for the job"),
-        (["rum"], ConfigError, "'rum' is no command for a job"),
-        (["submit", "--", "run"], ConfigError, "'submit' is no command"),
-        (["run", "--data", "x"], click.UsageError, "--out"),
-        (["run", "--data", "x", "--out", "/o", "--speed", "9"], click.UsageError, "--speed"),
-        (["run", "--data", "x", "--out", "out"], ConfigError, "out: a job runs in a temporary copy .* s3://"),
-        (["recommend", "out/bundle", "--user-id", "1"], ConfigError, "out/bundle: a job runs in a temporary copy"),
-    ],
-)
-def test_a_command_that_would_fail_there_fails_here(words, error, message):
-    with pytest.raises(error) as caught:
-        check_command(words)
-    text = caught.value.format_message() if isinstance(caught.value, click.ClickException) else str(caught.value)
-    assert re.search(message, text)
+# --- Before anything is sent --------------------------------------------------------------------------------------------
 
 
 def test_the_jobs_environment_has_an_absolute_store_and_the_callers_run(tmp_path, monkeypatch):
@@ -189,8 +160,11 @@ def test_an_mlflow_project_is_a_job_and_one_run_with_its_bundle_at_the_uri(head,
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     client = MlflowClient(store)
     # Progress is lines, not bars: nothing is written over.
-    assert "train graph: done in" in done.stdout and f"bundle: {bucket}/bundle" in done.stdout
-    assert "\r" not in done.stdout and "\x1b[" not in done.stdout and "it/s" not in done.stdout
+    assert "train graph: done in" in done.stdout
+    assert f"bundle: {bucket}/bundle" in done.stdout
+    assert "\r" not in done.stdout
+    assert "\x1b[" not in done.stdout
+    assert "it/s" not in done.stdout
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert [run.info.status for run in runs] == ["FINISHED"]
     run_id = runs[0].info.run_id
@@ -229,7 +203,8 @@ def test_a_job_that_fails_gives_its_exit_code_and_the_reason(head, tmp_path, pro
         )
         assert "failed with exit code 1" in done.stderr
     assert done.returncode == 1
-    assert "/home/somebody/log.csv: no such file or folder on" in done.stdout and "where the job runs" in done.stdout
+    assert "/home/somebody/log.csv: no such file or folder on" in done.stdout
+    assert "where the job runs" in done.stdout
     assert "pipeline/" not in done.stdout, "no traceback of ours"
 
 
@@ -286,6 +261,7 @@ def test_ctrl_c_stops_the_job(head, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130, rest + error
-    assert "stopping job" in error and ": stopped" in error
+    assert "stopping job" in error
+    assert ": stopped" in error
     # The training was in a process of its own, which had no time to say anything.
     assert statuses() == {"compare": "KILLED", "graph": "KILLED"}

@@ -104,7 +104,8 @@ def test_a_uri_that_cannot_be_opened_is_one_line(uri):
 def test_a_password_in_a_uri_is_refused_and_not_repeated():
     with pytest.raises(DataError, match="AWS_ACCESS_KEY_ID") as caught:
         open_uri("s3://key:hush@bucket/run")
-    assert "hush" not in str(caught.value) and "bucket/run" in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert "bucket/run" in str(caught.value)
 
 
 def test_a_bucket_that_says_no_is_one_line(s3, tmp_path):
@@ -135,7 +136,8 @@ def test_a_log_is_copied_once_and_again_when_it_changes(opened, tmp_path):
     file, folder, pattern = get("log/a.csv", "m://file"), get("log", "m://folder"), get("log/*.csv", "m://glob")
     assert file.read_text() == "user_id,item_id\n1,2\n"
     assert sorted(p.name for p in folder.iterdir()) == ["a.csv", "b.csv"]
-    assert pattern.name == "*.csv" and sorted(p.name for p in pattern.parent.iterdir()) == ["a.csv", "b.csv"]
+    assert pattern.name == "*.csv"
+    assert sorted(p.name for p in pattern.parent.iterdir()) == ["a.csv", "b.csv"]
     before = file.stat()
     assert get("log/a.csv", "m://file").stat().st_ino == before.st_ino, "it is not copied again"
     put(opened, "log/a.csv", "user_id,item_id\n1,2\n5,6\n")
@@ -237,12 +239,14 @@ def test_a_failure_sends_what_there_is_and_stays_the_failure(opened, tmp_path):
 
 
 def test_a_place_that_is_held_names_the_holder_and_a_dead_ones_is_taken_over(opened, tmp_path, monkeypatch):
-    with mirror(opened, tmp_path / "a").held():
-        with pytest.raises(
+    with (
+        mirror(opened, tmp_path / "a").held(),
+        pytest.raises(
             RunFolderError, match=f"is in use by process {os.getpid()} on {os.uname().nodename} since .*; wait for it"
-        ):
-            with mirror(opened, tmp_path / "b").held():
-                pass
+        ),
+        mirror(opened, tmp_path / "b").held(),
+    ):
+        pass
     # A process on another machine that was killed leaves its lock; the storage's clock says how long ago it wrote.
     put(
         opened,
@@ -307,10 +311,8 @@ def test_ingest_and_clusters_at_a_uri_are_up_to_date_on_a_second_machine(tmp_pat
     assert on_machine("two") == ["ingest: unchanged, skipped", "cluster: unchanged, skipped"]
     settings = (tmp_path / "bucket" / "run" / "config.toml").read_text()
     assert data in settings, "the next command reads the log where it is"
-    assert (
-        not list((tmp_path / "bucket" / "run").rglob("*.partial"))
-        and not (tmp_path / "bucket" / "run" / ".source").exists()
-    )
+    assert not list((tmp_path / "bucket" / "run").rglob("*.partial"))
+    assert not (tmp_path / "bucket" / "run" / ".source").exists()
 
 
 HOLDER = """
@@ -365,7 +367,8 @@ def test_a_bundle_at_a_uri_is_copied(tmp_path, monkeypatch):
     (tmp_path / "b" / "manifest.json").write_text("{}")
     assert bundle_folder(str(tmp_path / "b")) == tmp_path / "b"
     copy = bundle_folder(f"file://{tmp_path}/b")
-    assert copy != tmp_path / "b" and [p.name for p in copy.iterdir()] == ["manifest.json"]
+    assert copy != tmp_path / "b"
+    assert [p.name for p in copy.iterdir()] == ["manifest.json"]
 
 
 def test_a_run_at_a_uri_is_held_while_it_is_updated(tmp_path, monkeypatch):

@@ -43,7 +43,8 @@ def test_entries_arrive_once_in_order(outbox):
     got = []
     assert deliver(outbox, lambda run, kind, content: got.append((run, kind, content["n"]))) == 20
     assert got == [("run", "metrics", number) for number in range(20)]
-    assert not outbox and deliver(outbox, lambda *_: pytest.fail("nothing is left")) == 0
+    assert not outbox
+    assert deliver(outbox, lambda *_: pytest.fail("nothing is left")) == 0
 
 
 def test_what_did_not_arrive_is_kept_from_the_first_on(outbox):
@@ -89,7 +90,8 @@ def test_a_run_opened_while_the_store_is_away_gets_its_id_later(outbox):
 
     assert deliver(outbox, send) == 2
     assert got == [("later-1", "create"), ("abc", "metrics")]
-    assert outbox.real_id("later-1") == "abc" and outbox.real_id("xyz") == "xyz"
+    assert outbox.real_id("later-1") == "abc"
+    assert outbox.real_id("xyz") == "xyz"
 
 
 def test_two_processes_never_deliver_at_once(outbox):
@@ -246,7 +248,8 @@ def test_two_commands_make_and_write_one_sqlite_store_at_once(tmp_path, monkeypa
         assert tracking.has_left(tmp_path / f"out-{name}") == (name == "killed")
         store = connect("shared", tmp_path / f"out-{name}")
         assert [m.value for m in client.get_metric_history(run_id, "m19")] == list(range(15))
-    assert store.killed == (run_id,) and client.get_run(run_id).info.status == "KILLED"
+    assert store.killed == (run_id,)
+    assert client.get_run(run_id).info.status == "KILLED"
     assert not tracking.has_left(tmp_path / "out-killed")
     assert connect("shared", tmp_path / "out-killed").killed == ()
     assert len(client.search_experiments(filter_string="name = 'shared'")) == 1

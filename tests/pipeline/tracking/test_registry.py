@@ -105,7 +105,8 @@ def test_only_a_better_one_takes_the_alias(store, bundle):
     assert add(better, "m")["before"] == {"version": "1", "value": 0.5}
     assert str(client_of(store).get_model_version_by_alias("m", "champion").version) == "2"
     forced = add(worse, "m", force=True)
-    assert forced["version"] == "3" and forced["before"]["value"] == 0.6
+    assert forced["version"] == "3"
+    assert forced["before"]["value"] == 0.6
     # The same bundle again changes nothing, and another alias has its own holder.
     assert add(worse, "m")["version"] == "3"
     assert add(first, "m", alias="challenger")["version"] == "4"

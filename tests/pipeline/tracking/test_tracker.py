@@ -136,9 +136,8 @@ def test_the_callers_run_is_adopted_or_made_the_parent(store, monkeypatch):
 
 
 def test_a_commands_run_is_the_parent_of_its_trainings(store, monkeypatch):
-    with parent_run(store, "compare", {"p": 1}) as (parent, nested):
-        with training_run(nested, "soft", {}) as child:
-            child.rename("soft mf seed 0")
+    with parent_run(store, "compare", {"p": 1}) as (parent, nested), training_run(nested, "soft", {}) as child:
+        child.rename("soft mf seed 0")
     assert run_of(store, child).data.tags["mlflow.parentRunId"] == parent.run_id
     assert run_of(store, child).info.run_name == "soft mf seed 0"
     assert (run_of(store, parent).info.run_name, run_of(store, parent).info.status) == ("compare", "FINISHED")
@@ -234,7 +233,8 @@ def test_unusable_store_is_one_line_at_once(monkeypatch, uri, message):
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI, or go without: --no-mlflow") as caught:
         connect("graphhash")
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_deleted_experiment_is_named(store):

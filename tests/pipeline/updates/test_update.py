@@ -113,12 +113,15 @@ def test_new_users_are_answered_and_known_ones_as_before(out, log):
     assert same(before, after)
     got = retriever.recommend(later.tolist(), 10)
     assert got.known.all()
-    assert result["users"] == {"new": 40, "placed": 40, "fallback": 0} and result["bundle"] == "written"
-    assert result["n_interactions"] == result["n_used"] + result["n_unused"] and result["n_known"] == 0
+    assert result["users"] == {"new": 40, "placed": 40, "fallback": 0}
+    assert result["bundle"] == "written"
+    assert result["n_interactions"] == result["n_used"] + result["n_unused"]
+    assert result["n_known"] == 0
     # A user's place is not the fallback's: two of them are answered differently.
     assert len({tuple(row.tolist()) for row in got.item_ids}) > 5
     manifest = check_bundle(out / "bundle")
-    assert manifest["n_users"] == 400 and manifest["provenance"]["updates"][0]["log_sha256"] == result["log_sha256"]
+    assert manifest["n_users"] == 400
+    assert manifest["provenance"]["updates"][0]["log_sha256"] == result["log_sha256"]
     assert not list(out.glob("**/.*partial"))
 
 
@@ -145,7 +148,8 @@ def test_a_new_item_is_recommended_and_a_lonely_one_stays_unknown(out, tmp_path)
     got = Retriever(out / "bundle", provider="cpu").recommend(
         [users[0], 999_999], check_bundle(out / "bundle")["n_items"]
     )
-    assert 888_888 in got.item_ids[0] and 777_777 not in got.item_ids[0]
+    assert 888_888 in got.item_ids[0]
+    assert 777_777 not in got.item_ids[0]
     assert got.known.tolist() == [True, False]
 
 
@@ -158,9 +162,11 @@ def test_a_second_update_goes_on_from_the_first(out, log, tmp_path):
     maps = Placed.load(placed_dir(out, "soft")).maps
     known = Retriever(out / "bundle", provider="cpu").recommend(later[:20].tolist(), 10)
     result = update(out, str(path / "new.parquet"), say=quiet)
-    assert result["users"]["new"] == 20 and result["n_known"] == len(first)
+    assert result["users"]["new"] == 20
+    assert result["n_known"] == len(first)
     placed = Placed.load(placed_dir(out, "soft"))
-    assert placed.n_placed["users"] == 40 and len(placed.updates) == 2
+    assert placed.n_placed["users"] == 40
+    assert len(placed.updates) == 2
     n_first = maps["users"].n_ids
     assert np.array_equal(placed.maps["users"].rows[:n_first], maps["users"].rows[:-1])
     again = Retriever(out / "bundle", provider="cpu").recommend(later[:20].tolist(), 10)
@@ -174,9 +180,11 @@ def test_the_same_log_twice_changes_nothing(out, log):
     update(out, str(log[0] / "new.parquet"), say=quiet)
     before = files_of(out)
     result = update(out, str(log[0] / "new.parquet"), say=quiet)
-    assert result["users"]["new"] == result["items"]["new"] == 0 and result["bundle"] == "unchanged"
+    assert result["users"]["new"] == result["items"]["new"] == 0
+    assert result["bundle"] == "unchanged"
     after = files_of(out)
-    assert {name for name in before if before[name] != after[name]} <= {".lock"} and before.keys() == after.keys()
+    assert {name for name in before if before[name] != after[name]} <= {".lock"}
+    assert before.keys() == after.keys()
     assert "the log holds no new user and no new item" in lines(result)
 
 
@@ -185,7 +193,8 @@ def test_pairs_of_known_ids_are_left_out_of_answers_and_change_none(out, tmp_pat
     user = ids_of(out, "users")[0]
     item = recommend(out / "bundle", [str(user)], 1, exclude_seen=True)[0]["items"][0]["item_id"]
     result = update(out, write_log(tmp_path / "known.parquet", [user], [item]), say=quiet)
-    assert (result["n_known"], result["bundle"]) == (1, "unchanged") and files_of(out / "bundle") == before
+    assert (result["n_known"], result["bundle"]) == (1, "unchanged")
+    assert files_of(out / "bundle") == before
     assert recommend(out / "bundle", [str(user)], 1, exclude_seen=True)[0]["items"][0]["item_id"] != item
 
 
@@ -194,7 +203,8 @@ def test_a_later_run_keeps_the_placed_ids_and_a_new_training_starts_without(out,
     config = RunConfig.load(out / "config.toml", **{"run.out": str(out)})
     said: list[str] = []
     run(config, until="export", say=said.append, fit_job=fit_at_once)
-    assert "export: unchanged, skipped" in said and check_bundle(out / "bundle")["n_users"] == 400
+    assert "export: unchanged, skipped" in said
+    assert check_bundle(out / "bundle")["n_users"] == 400
     (out / "bundle" / "model.onnx").write_bytes(b"damaged")
     run(config, until="export", say=quiet, fit_job=fit_at_once)
     assert check_bundle(out / "bundle")["n_users"] == 400
@@ -223,17 +233,20 @@ def test_the_refit_is_compared_on_held_out_interactions(out, log, monkeypatch):
     monkeypatch.setattr(refit_module, "train_method", lambda *arguments: train_method(*arguments, fit_at_once))
     result = update(out, str(log[0] / "new.parquet"), refit=(0.2, 0), say=quiet)
     refit = result["refit"]
-    assert refit["n_users"] == 40 and 0.15 < refit["n_held_out"] / result["n_interactions"] < 0.25
+    assert refit["n_users"] == 40
+    assert 0.15 < refit["n_held_out"] / result["n_interactions"] < 0.25
     assert all(0 <= refit[name]["recall@20"] <= 1 for name in ("placed", "refit", "fallback"))
     assert refit["placed"]["recall@20"] > refit["fallback"]["recall@20"]
-    assert any("of the refit's" in line for line in lines(result)) and json.dumps(result)
+    assert any("of the refit's" in line for line in lines(result))
+    assert json.dumps(result)
     assert not list(out.glob(".refit*"))
 
 
 def test_a_full_table_has_no_row_for_new_ids(out, log):
     result = update(out, str(log[0] / "new.parquet"), method="full", say=quiet)
     assert result["users"] == {"new": 40, "placed": 0, "fallback": 40}
-    assert "nowhere" in lines(result)[0] and result["bundle"] == "unchanged"
+    assert "nowhere" in lines(result)[0]
+    assert result["bundle"] == "unchanged"
 
 
 def test_updates_of_two_methods_stay_apart(out, log, tmp_path):
@@ -241,12 +254,12 @@ def test_updates_of_two_methods_stay_apart(out, log, tmp_path):
     items = ids_of(out, "items")
     known = write_log(tmp_path / "known.parquet", [ids_of(out, "users")[0]] * len(items), items)
     update(out, known, method="full", say=quiet)
-    assert (
-        Placed.load(placed_dir(out, "soft")).n_placed["users"] == 40 and Placed.load(placed_dir(out, "full")).id is None
-    )
+    assert Placed.load(placed_dir(out, "soft")).n_placed["users"] == 40
+    assert Placed.load(placed_dir(out, "full")).id is None
     assert check_bundle(out / "bundle")["n_users"] == 400
     result = update(out, known, refit=(0.2, 0), say=quiet)
-    assert result["refit"] is None and "nothing to compare" in lines(result)[-1]
+    assert result["refit"] is None
+    assert "nothing to compare" in lines(result)[-1]
 
 
 BAD_LOGS = {

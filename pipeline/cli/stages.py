@@ -1,0 +1,201 @@
+"""The stage commands, from `graphhash ingest` to `graphhash export`, and `graphhash run`, which does all of them and writes the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli.options import (
+    Epilog,
+    cluster_options,
+    common_options,
+    data_options,
+    export_options,
+    load,
+    out_option,
+    print_pairs,
+    print_table,
+    resume_option,
+    say,
+    train_options,
+    write_json,
+)
+from pipeline.config.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from pipeline.runs.run import Outcome
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash run --data log.parquet --out out
+graphhash run --data gowalla --split given --resolution 200 --method soft,graph --out out
+graphhash run --data 'logs/*.csv' --user-column uid --item-column sku --rows 20000 --out out train.patience=10
+graphhash run --task ctr --data frappe --resolution 5 --method double_soft,double_frequency,full --out out
+""",
+)
+@out_option
+@data_options
+@cluster_options
+@train_options
+@export_options
+@common_options
+def run(**_: Any) -> None:
+    """Do everything: ingest, cluster, train, evaluate, export, report.
+
+    Leaves metrics.json, report.html, the bundle and every stage's output in the run folder. Any setting can be given
+    at the end as SECTION.KEY=VALUE. With --task ctr the log is one of clicks.
+    """
+    outcome, config, json_file = _until("report")
+    _print_metrics(outcome.metrics, config)
+    write_json(json_file, outcome.metrics)
+    out = config.run.remote or config.run.out
+    print(f"\nbundle: {out}/bundle\nreport: {out}/report.html")
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash ingest --data log.parquet --out out
+graphhash ingest --data ratings.csv --user-column userId --item-column movieId --bad-rows skip --out out
+""",
+)
+@out_option
+@data_options
+@common_options
+def ingest(**_: Any) -> None:
+    """Read the log, number its users and items, split it, and write the graph to disk."""
+    outcome, _config, json_file = _until("ingest")
+    print_pairs(outcome.ingest)
+    write_json(json_file, outcome.ingest)
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash cluster --out out --resolution 200
+graphhash cluster --out out --resolution 200 --cluster-method leiden --levels 1,20,200
+graphhash cluster --data train.txt --validation 0 --test 0 --resolution 200 --out out
+""",
+)
+@out_option
+@data_options
+@cluster_options
+@common_options
+def cluster(**_: Any) -> None:
+    """Cluster users and items, and print modularity, rows and sizes.
+
+    Only the training interactions are clustered; --validation 0 --test 0 makes that all of them.
+    """
+    outcome, _config, json_file = _until("cluster")
+    print_pairs({key: value for key, value in outcome.cluster.items() if key != "history"})
+    write_json(json_file, outcome.cluster)
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash train --out out --method soft,full --lr 0.005
+graphhash train --data log.parquet --ratio 0.16 --out out train.patience=10
+graphhash train --out out --resume
+graphhash train --data log.parquet --out out --workers 2
+""",
+)
+@out_option
+@data_options
+@cluster_options
+@train_options
+@resume_option
+@common_options
+def train(**_: Any) -> None:
+    """Train one model per method, each in an MLflow run of its own.
+
+    A training that was stopped or killed goes on from its last checkpoint when the command is given again.
+    """
+    outcome, _config, json_file = _until("train")
+    for metrics in outcome.metrics:
+        print_pairs(metrics)
+    write_json(json_file, outcome.metrics)
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash evaluate --out out
+graphhash evaluate --out out --method soft,graph --json figures.json
+""",
+)
+@out_option
+@data_options
+@cluster_options
+@train_options
+@common_options
+def evaluate(**_: Any) -> None:
+    """Measure recall and NDCG (ctr: log loss, AUC and calibration) on the test, and count every byte."""
+    outcome, config, json_file = _until("evaluate")
+    _print_metrics(outcome.metrics, config)
+    write_json(json_file, outcome.metrics)
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash export --out out
+graphhash export --out out --precision float16
+graphhash export --out out --runtime compressed
+graphhash export --out out --triton models
+""",
+)
+@out_option
+@data_options
+@cluster_options
+@train_options
+@export_options
+@click.option(
+    "--triton", metavar="DIR", help="Write it into this Triton model repository as well (see graphhash triton)."
+)
+@common_options
+def export(triton: str | None, **_: Any) -> None:
+    """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids (ctr: from raw columns to probabilities)."""
+    outcome, config, json_file = _until("export")
+    _print_metrics(outcome.metrics, config)
+    write_json(json_file, outcome.metrics)
+    print(f"\nbundle: {config.run.remote or config.run.out}/bundle")
+    if triton is not None:
+        from pipeline.bundles.triton import write_triton
+
+        for folder in write_triton(Path(config.run.out) / "bundle", Path(triton)):
+            print(f"Triton model: {folder}")
+
+
+def _until(stage: str) -> tuple[Outcome, RunConfig, str | None]:
+    """Run the stages up to `stage` with the current command's options. Returns outcome, settings and `--json`."""
+    options = click.get_current_context().params
+    config = load(options)
+    from pipeline.runs.run import run as run_stages
+
+    resume = {"resume": options["resume"]} if options.get("resume") is not None else {}
+    return run_stages(config, until=stage, say=say, **resume), config, options["json_file"]
+
+
+def _print_metrics(metrics: Sequence[dict[str, Any]], config: RunConfig) -> None:
+    """One line per method; `-` where there was nothing to test with."""
+    from pipeline.runs.tasks import task_of
+
+    task = task_of(config)
+    rows = [
+        (
+            entry["method"],
+            f"{entry['rows']:,}",
+            f"{entry['bytes']:,}",
+            f"{100 * entry['bytes_ratio']:.1f} %",
+            *task.of_measures(entry),
+            f"{entry['seconds']['train']:.0f}",
+        )
+        for entry in metrics
+    ]
+    print_table(("method", "rows", "bytes", "of full", *(m.title for m in task.measures), "train s"), rows)
