@@ -5,39 +5,43 @@
     user_layer = graphhash.BucketEmbedding(users, dim=64)
     item_layer = graphhash.BucketEmbedding(items, dim=64, table=user_layer.table)
 
-Clustering and bucket maps work without PyTorch; names that need it are imported when first used.
+The names below are imported when first used, so ``import graphhash`` is quick and PyTorch is loaded only for what needs it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from graphhash.clustering.api import cluster
-from graphhash.clustering.balanced import balanced_labels
-from graphhash.clustering.hierarchy import Hierarchy, hierarchy
-from graphhash.clustering.labels import Labels
-from graphhash.clustering.modularity import modularity
-from graphhash.errors import DataError
-from graphhash.graph.bipartite import biadjacency
-from graphhash.graph.vocabulary import Vocabulary
-from graphhash.maps.balanced_maps import balanced_maps
-from graphhash.maps.bucket_map import BucketMap, full_map
-from graphhash.maps.community_maps import double_graph_maps, double_soft_maps, graph_maps, multilevel_maps, soft_maps
-from graphhash.maps.hashes import (
-    double_frequency_map,
-    double_map,
-    frequency_map,
-    lsh_map,
-    lsh_structure_map,
-    modulo_map,
-    quotient_remainder_map,
-)
-
-_TORCH_NAMES = {
-    "BucketEmbedding": "graphhash.nn.embedding",
-    "MatrixFactorization": "graphhash.models.mf",
-    "bpr_loss": "graphhash.models.mf",
-}
+if TYPE_CHECKING:
+    from graphhash.clustering.api import cluster
+    from graphhash.clustering.balanced import balanced_labels
+    from graphhash.clustering.hierarchy import Hierarchy, hierarchy
+    from graphhash.clustering.labels import Labels
+    from graphhash.clustering.modularity import modularity
+    from graphhash.errors import DataError
+    from graphhash.graph.bipartite import biadjacency
+    from graphhash.graph.vocabulary import Vocabulary
+    from graphhash.maps.balanced_maps import balanced_maps
+    from graphhash.maps.bucket_map import BucketMap, full_map
+    from graphhash.maps.community_maps import (
+        double_graph_maps,
+        double_soft_maps,
+        graph_maps,
+        multilevel_maps,
+        soft_maps,
+    )
+    from graphhash.maps.hashes import (
+        double_frequency_map,
+        double_map,
+        frequency_map,
+        lsh_map,
+        lsh_structure_map,
+        modulo_map,
+        quotient_remainder_map,
+    )
+    from graphhash.models.mf import MatrixFactorization, bpr_loss
+    from graphhash.nn.embedding import BucketEmbedding
 
 __all__ = [
     "BucketEmbedding",
@@ -69,8 +73,46 @@ __all__ = [
     "soft_maps",
 ]
 
+__version__ = "0.1.0"
 
-def __getattr__(name: str):
-    if name in _TORCH_NAMES:
-        return getattr(import_module(_TORCH_NAMES[name]), name)
-    raise AttributeError(f"module 'graphhash' has no attribute {name!r}")
+_MODULE_OF = {
+    "BucketEmbedding": "graphhash.nn.embedding",
+    "BucketMap": "graphhash.maps.bucket_map",
+    "DataError": "graphhash.errors",
+    "Hierarchy": "graphhash.clustering.hierarchy",
+    "Labels": "graphhash.clustering.labels",
+    "MatrixFactorization": "graphhash.models.mf",
+    "Vocabulary": "graphhash.graph.vocabulary",
+    "balanced_labels": "graphhash.clustering.balanced",
+    "balanced_maps": "graphhash.maps.balanced_maps",
+    "biadjacency": "graphhash.graph.bipartite",
+    "bpr_loss": "graphhash.models.mf",
+    "cluster": "graphhash.clustering.api",
+    "double_frequency_map": "graphhash.maps.hashes",
+    "double_graph_maps": "graphhash.maps.community_maps",
+    "double_map": "graphhash.maps.hashes",
+    "double_soft_maps": "graphhash.maps.community_maps",
+    "frequency_map": "graphhash.maps.hashes",
+    "full_map": "graphhash.maps.bucket_map",
+    "graph_maps": "graphhash.maps.community_maps",
+    "hierarchy": "graphhash.clustering.hierarchy",
+    "lsh_map": "graphhash.maps.hashes",
+    "lsh_structure_map": "graphhash.maps.hashes",
+    "modularity": "graphhash.clustering.modularity",
+    "modulo_map": "graphhash.maps.hashes",
+    "multilevel_maps": "graphhash.maps.community_maps",
+    "quotient_remainder_map": "graphhash.maps.hashes",
+    "soft_maps": "graphhash.maps.community_maps",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'graphhash' has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
