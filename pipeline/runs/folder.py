@@ -12,24 +12,19 @@ A stage is up to date when its key is the recorded one and every output is intac
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import contextlib
 import hashlib
 import json
-import os
-import shlex
 import shutil
-import socket
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunFolderError
 from pipeline.storage.atomic import (
+    FULL_DISK,
     PARTIAL,
     REPLACED,
     file_sha256,
@@ -38,8 +33,7 @@ from pipeline.storage.atomic import (
     write_json_atomic,
     write_text_atomic,
 )
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+from pipeline.storage.locks import LockedError, NoLocksError, file_lock
 
 
 @dataclass(frozen=True)
@@ -70,38 +64,36 @@ class RunFolder:
         self.path = Path(path)
         self.say = say
         self.on_stage = on_stage
-        self._lock: int | None = None
+        self._lock: contextlib.ExitStack | None = None
 
     def __enter__(self) -> RunFolder:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RunFolderError(f"{self.path}: cannot write there ({error.strerror}); choose another --out") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = _read_holder(lock)
-            os.close(lock)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(file_lock(self.path / ".lock"))
+            except LockedError as error:
+                raise RunFolderError(
+                    f"{self.path} is in use by {error}; wait for it, or choose another --out"
+                ) from None
+            except NoLocksError as error:
                 raise RunFolderError(
                     f"{self.path}/.lock: cannot be locked ({error.strerror}); take a file system with locks for --out, or a URI"
                 ) from error
-            raise RunFolderError(f"{self.path} is in use by {holder}; wait for it, or choose another --out") from None
-        self._lock = lock
-        try:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, json.dumps(holder_of_this_process()).encode(), 0)
-            self._remove_litter()
-        except OSError as error:
-            self.__exit__()
-            raise _one_line(error, self.path) from error
+            except OSError as error:
+                raise RunFolderError(
+                    f"{self.path}: cannot write there ({error.strerror}); choose another --out"
+                ) from error
+            try:
+                lock.sign()
+                self._remove_litter()
+            except OSError as error:
+                raise _one_line(error, self.path) from error
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # The file stays: to remove it would let a third process lock a new file of the same name.
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     def stage(
@@ -276,34 +268,9 @@ def fingerprint(paths: Iterable[Path]) -> str:
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
-def holder_of_this_process() -> dict[str, Any]:
-    """What a lock says about who holds it: pid, host, command, and since when."""
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "command": shlex.join(sys.argv),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-
-
-def in_words(holder: Any) -> str:
-    """Who holds a lock, for an error; `holder` as another process wrote it."""
-    try:
-        return f"process {holder['pid']} on {holder['host']} since {holder['started']} ({holder['command']})"
-    except (KeyError, TypeError):
-        return "another process"
-
-
 def _describe_file(path: Path) -> dict[str, Any]:
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_sha256(path)}
-
-
-def _read_holder(lock: int) -> str:
-    try:
-        return in_words(json.loads(os.pread(lock, 65536, 0)))
-    except (OSError, ValueError):
-        return "another process"
 
 
 def _one_line(error: OSError, path: Path, during: str = "the run folder") -> OSError | RunFolderError:

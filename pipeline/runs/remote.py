@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from graphhash.errors import first_line
 from pipeline.errors import RunFolderError
-from pipeline.runs.folder import RunFolder, holder_of_this_process, in_words
+from pipeline.runs.folder import RunFolder
 from pipeline.storage.atomic import PARTIAL
+from pipeline.storage.locks import describe_holder, this_process
 from pipeline.storage.uris import (
     N_COPIES,
     download,
@@ -250,7 +251,7 @@ class Mirror:
                 if silent_s < LOCK_DEAD_S:
                     raise self._in_use(holder)
                 self.say(
-                    f"{self.uri}: taken over from {in_words(holder)}, which has not been heard of for {silent_s:.0f} s"
+                    f"{self.uri}: taken over from {describe_holder(holder)}, which has not been heard of for {silent_s:.0f} s"
                 )
             self._write_lock()
             time.sleep(LOCK_SETTLE_S)
@@ -273,7 +274,7 @@ class Mirror:
             self._filesystem.delete_file(probe)
 
     def _write_lock(self) -> None:
-        text = json.dumps(holder_of_this_process() | {"token": self._token})
+        text = json.dumps({**this_process(), "token": self._token})
         with self._filesystem.open_output_stream(f"{self._path}/{LOCK}") as stream:
             stream.write(text.encode())
 
@@ -287,7 +288,9 @@ class Mirror:
                 self._write_lock()
 
     def _in_use(self, holder: dict[str, Any]) -> RunFolderError:
-        return RunFolderError(f"{self.uri} is in use by {in_words(holder)}; wait for it, or choose another --out")
+        return RunFolderError(
+            f"{self.uri} is in use by {describe_holder(holder)}; wait for it, or choose another --out"
+        )
 
     def _read_lock(self) -> tuple[dict[str, Any] | None, float]:
         """The holder, and the time at which the storage got its lock; None if the place is free, {} if it cannot be made out."""

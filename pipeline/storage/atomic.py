@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
-
-
 REPLACED = ".replaced"
+# The error numbers of a full disk.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -39,6 +40,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def link_or_copy(source: str, target: str) -> None:
+    """Make `target` a hard link to `source`, or a copy where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -46,7 +48,7 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 def replace_folder(partial: Path, target: Path) -> None:
-    """Put `partial` in the place of `target`. A folder cannot be replaced in one step, so the old one steps aside."""
+    """Put `partial` in the place of `target`. A folder cannot be replaced in one step: the old one is a backup meanwhile."""
     replaced = target.with_name(f".{target.name}{REPLACED}")
     if target.exists():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -61,5 +63,6 @@ def replace_folder(partial: Path, target: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

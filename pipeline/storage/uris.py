@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from graphhash.errors import first_line
-from pipeline.runs.folder import FULL_DISK
-from pipeline.storage.atomic import PARTIAL
+from pipeline.storage.atomic import FULL_DISK, PARTIAL
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem

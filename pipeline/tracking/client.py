@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pipeline.errors import TrackingError
+from pipeline.storage.locks import file_lock
 from pipeline.tracking.outbox import PROVISIONAL, Outbox
 
 if TYPE_CHECKING:
@@ -197,20 +197,10 @@ def one_at_a_time(uri: str) -> Iterator[None]:
 
     A lock on the file itself would end the locks that SQLite holds on it.
     """
-    if not uri.startswith(SQLITE):
-        yield
-        return
     folder = Path(uri.removeprefix(SQLITE).partition("?")[0]).parent
-    try:
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError:
-        yield  # SQLite will say what is wrong with the place.
-        return
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            pass  # A file system without locks: the store still works for one.
+    with ExitStack() as stack:
+        if uri.startswith(SQLITE) and folder.is_dir():  # SQLite itself names a folder that is not there.
+            # A file system without locks: the store still works for one process.
+            with suppress(OSError):
+                stack.enter_context(file_lock(folder, wait=True))
         yield
-    finally:
-        os.close(lock)

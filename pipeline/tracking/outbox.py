@@ -1,34 +1,39 @@
-"""What MLflow could not be told yet, on disk: a file per entry, delivered later in the order in which they were made.
+"""A queue on disk of what MLflow could not be sent yet: one file per entry, delivered later in the order of their numbers.
 
-    RUN/.mlflow/<store>/entries/<ns>-<host>-<pid>-<n>.json   {"run": run id, "kind": ..., "content": {...}}
+    RUN/.mlflow/<store>/entries/<number>-<host>-<pid>.json   {"run": run id, "kind": ..., "content": {...}}
     RUN/.mlflow/<store>/refused/                             entries that the store refused, each with its "reason"
     RUN/.mlflow/<store>/open/<run id>                        runs that were opened here and have not been ended
     RUN/.mlflow/<store>/ids.json                             {provisional run id: the id that the store gave it}
 
+A new entry has a number above those of all entries that are queued, so each follows everything that was put before it, whatever the
+clock says: its run's earlier entries, and the opening of its parent. (Earlier versions numbered entries by their time in nanoseconds;
+theirs come first, and new ones count on from them.)
+
 Any number of processes may write at once, as every entry is a file of its own, put in place whole. One delivers at a time.
-A run that is opened while the store is away has a provisional id, ``later-...``, until it is delivered.
+A run that is opened while the store is unreachable has a provisional id, ``later-...``, until it is delivered.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import itertools
 import json
 import os
 import socket
-import time
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.storage.atomic import write_json_atomic
+from pipeline.storage.locks import LockedError, NoLocksError, file_lock
 
 FOLDER = ".mlflow"
 PROVISIONAL = "later-"
-_numbers = itertools.count()
+# The number of the last entry of this process, by folder: on a network file system a listing may lag behind.
+_last_numbers: dict[Path, int] = {}
+_numbering = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,16 @@ class Outbox:
         """Keep an entry until it is delivered.
 
         Args:
-            run: id of the run, which may be provisional.  kind, content: what `deliver` is to be called with; JSON values.
+            run: id of the run, which may be provisional.
+            kind, content: what `deliver` calls `send` with; JSON values.
         """
-        name = f"{time.time_ns():020d}-{socket.gethostname()}-{os.getpid()}-{next(_numbers):06d}.json"
-        write_json_atomic(self.folder / "entries" / name, {"run": run, "kind": kind, "content": content})
+        with _numbering:
+            # Refused entries as well: none of them may be overwritten.
+            numbers = [_number(path) for path in [*self._entries(), *(self.folder / "refused").glob("[0-9]*.json")]]
+            number = max([*numbers, _last_numbers.get(self.folder, -1)]) + 1
+            name = f"{number:020d}-{socket.gethostname()}-{os.getpid()}.json"
+            write_json_atomic(self.folder / "entries" / name, {"run": run, "kind": kind, "content": content})
+            _last_numbers[self.folder] = number
 
     def __bool__(self) -> bool:
         """Whether there is anything to deliver, or to end."""
@@ -56,7 +67,7 @@ class Outbox:
     def deliver(
         self, send: Callable[[str, str, dict[str, Any]], str | None], is_away: Callable[[Exception], bool]
     ) -> int:
-        """Send every entry, oldest first, and take it away when it has arrived.
+        """Send every entry, in the order of their numbers, and remove it when it has arrived.
 
         Args:
             send: takes run id, kind and content; returns the id of a run that it opened, else None.
@@ -67,27 +78,13 @@ class Outbox:
 
         Raises: the error of `send` for which `is_away` holds; this entry and all later ones are kept.
         """
-        n_sent = 0
-        with self._alone() as alone:
-            for path in self._entries() if alone else ():
-                try:
-                    entry = json.loads(path.read_text(encoding="utf-8"))
-                    given = send(self.real_id(entry["run"]), entry["kind"], entry["content"])
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
-                    self._refuse(path, f"no entry: {error}")
-                except FileNotFoundError as error:
-                    # An artifact that has been made anew or removed since.
-                    self._refuse(path, str(error))
-                except Exception as error:
-                    if is_away(error):
-                        raise
-                    self._refuse(path, str(error))
-                else:
-                    if given is not None:
-                        write_json_atomic(self.folder / "ids.json", self._ids() | {entry["run"]: given})
-                    path.unlink(missing_ok=True)
-                    n_sent += 1
-        return n_sent
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(file_lock(self.folder / "lock"))
+            except (LockedError, NoLocksError):
+                return 0
+            return sum(self._deliver_one(path, send, is_away) for path in self._entries())
 
     def real_id(self, run: str) -> str:
         """The store's id of a run; the provisional one while it has none."""
@@ -108,41 +105,55 @@ class Outbox:
             return sorted(path.name for path in (self.folder / "open").iterdir())
         return []
 
+    def _deliver_one(
+        self,
+        path: Path,
+        send: Callable[[str, str, dict[str, Any]], str | None],
+        is_away: Callable[[Exception], bool],
+    ) -> bool:
+        """Send an entry and remove it, or set it aside where it is refused; whether it arrived."""
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            opened_id = send(self.real_id(entry["run"]), entry["kind"], entry["content"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            self._refuse(path, f"not an entry: {error}")
+            return False
+        except Exception as error:
+            # A missing file is an artifact that has been made anew or removed since.
+            if is_away(error) and not isinstance(error, FileNotFoundError):
+                raise
+            self._refuse(path, str(error))
+            return False
+        if opened_id is not None:
+            write_json_atomic(self.folder / "ids.json", self._ids() | {entry["run"]: opened_id})
+        path.unlink(missing_ok=True)
+        return True
+
     def _entries(self) -> list[Path]:
-        return sorted((self.folder / "entries").glob("[0-9]*.json"))
+        return sorted((self.folder / "entries").glob("[0-9]*.json"), key=lambda path: (_number(path), path.name))
 
     def _ids(self) -> dict[str, str]:
         with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.folder / "ids.json").read_text(encoding="utf-8"))
+            ids: dict[str, str] = json.loads((self.folder / "ids.json").read_text(encoding="utf-8"))
+            return ids
         return {}
 
     def _refuse(self, path: Path, reason: str) -> None:
-        (self.folder / "refused").mkdir(exist_ok=True)
+        refused = self.folder / "refused" / path.name
+        refused.parent.mkdir(exist_ok=True)
         with contextlib.suppress(OSError, ValueError):
-            write_json_atomic(
-                self.folder / "refused" / path.name, json.loads(path.read_text()) | {"reason": reason[:1000]}
-            )
+            write_json_atomic(refused, json.loads(path.read_text(encoding="utf-8")) | {"reason": reason[:1000]})
             path.unlink(missing_ok=True)
             return
         with contextlib.suppress(OSError):
-            path.rename(self.folder / "refused" / path.name)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Hold the right to deliver; False if another process has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(lock)
+            path.rename(refused)
 
 
 def provisional_id() -> str:
     """An id for a run that the store does not know yet."""
     return PROVISIONAL + uuid.uuid4().hex
+
+
+def _number(entry: Path) -> int:
+    digits = entry.name.partition("-")[0]
+    return int(digits) if digits.isdigit() else -1

@@ -25,8 +25,7 @@ from graphhash.errors import DataError
 from graphhash.nn.workers import Workers
 from pipeline.distributed.session import cpus_of_machines
 from pipeline.errors import ConfigError
-from pipeline.runs.folder import FULL_DISK
-from pipeline.storage.atomic import write_json_atomic, write_text_atomic
+from pipeline.storage.atomic import FULL_DISK, write_json_atomic, write_text_atomic
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.loop import CONTINUE, SAVE, STOP
 

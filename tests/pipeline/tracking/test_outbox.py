@@ -47,6 +47,65 @@ def test_entries_arrive_once_in_order(outbox):
     assert deliver(outbox, lambda *_: pytest.fail("nothing is left")) == 0
 
 
+def test_a_clock_that_is_set_back_changes_no_order(outbox, monkeypatch):
+    """The metrics of a run follow its opening, though they are put at an earlier time of the wall clock."""
+    later, earlier = time.time_ns(), time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    outbox.put("later-1", "create", {})
+    monkeypatch.setattr(time, "time_ns", lambda: earlier)
+    outbox.put("later-1", "metrics", {})
+    got = []
+
+    def send(run, kind, content):
+        if run.startswith("later-") and kind != "create":
+            raise ValueError(f"the run {run} was never opened")
+        got.append((run, kind))
+        return "abc" if kind == "create" else None
+
+    assert deliver(outbox, send) == 2
+    assert got == [("later-1", "create"), ("abc", "metrics")]
+    assert not (outbox.folder / "refused").exists()
+
+
+def test_entries_of_an_earlier_version_are_delivered_first(outbox):
+    """They are numbered by their time in nanoseconds, and by a counter."""
+    entries = outbox.folder / "entries"
+    entries.mkdir(parents=True)
+    now = time.time_ns()
+    for n, number in enumerate((now, now, now + 3600 * 10**9)):
+        entry = {"run": "run", "kind": "metrics", "content": {"n": n}}
+        (entries / f"{number:020d}-h-7-{n:06d}.json").write_text(json.dumps(entry))
+    outbox.put("run", "metrics", {"n": 3})
+    got = []
+    assert deliver(outbox, lambda run, kind, content: got.append(content["n"])) == 4
+    assert got == [0, 1, 2, 3]
+
+
+def test_entries_of_several_processes_follow_what_was_there_before(outbox):
+    """A second process continues after the entries of the first, and both after those that the store refused."""
+    put = f"from pipeline.tracking.outbox import Outbox; from pathlib import Path; Outbox(Path({str(outbox.folder)!r})).put"
+    for n in range(3):
+        if n == 1:
+            subprocess.run([sys.executable, "-c", f"{put}('run', 'metrics', {{'n': 1}})"], cwd=ROOT, check=True)
+        else:
+            outbox.put("run", "metrics", {"n": n})
+    got = []
+    deliver(outbox, lambda run, kind, content: got.append(content["n"]))
+    assert got == [0, 1, 2]
+
+
+def test_a_refused_entry_is_never_overwritten(outbox, monkeypatch):
+    def refuse(*_):
+        raise ValueError("no")
+
+    for _ in range(2):
+        # As in two containers, whose processes have the same number.
+        monkeypatch.setattr("pipeline.tracking.outbox._last_numbers", {})
+        outbox.put("run", "metrics", {})
+        deliver(outbox, refuse)
+    assert len(list((outbox.folder / "refused").iterdir())) == 2
+
+
 def test_what_did_not_arrive_is_kept_from_the_first_on(outbox):
     for number in range(3):
         outbox.put("run", "metrics", {"n": number})
