@@ -16,13 +16,14 @@ while it clusters, interpreter, libraries and the graph included; `start_mib` is
 from __future__ import annotations
 
 import gc
+import logging
 import multiprocessing
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from graphhash.clustering.modularity import modularity
 from pipeline.bench.clustering_peers import OURS, PROGRAMS, Run
 from pipeline.config.run_config import DataConfig
 from pipeline.distributed.shards import ShardedCsr
+
+_log = logging.getLogger(__name__)
 
 
 def planted_sizes(
@@ -63,7 +66,7 @@ def bench(data: DataConfig | None, planted: Sequence[Mapping[str, Any]], **how: 
     results = []
     for sizes in ([None] if data is not None else []) + list(planted):
         name = f"planted {sizes['n_interactions']:,}" if sizes else Path(data.path).name
-        how["say"](f"{name}: making the graph")
+        _log.info("%s: making the graph", name)
         with tempfile.TemporaryDirectory(prefix="graphhash-bench-") as folder:
             config = data
             if sizes:
@@ -83,7 +86,6 @@ def compare(
     programs: Sequence[str],
     rounds: int,
     threads: int | None,
-    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Time the programs in turns on one stored graph, then measure the memory of each.
 
@@ -103,16 +105,17 @@ def compare(
     results = []
     for resolution in resolutions:
         setting = f"{name}, resolution {resolution:g}"
-        say(f"{setting}: {OURS}, uncounted")
+        _log.info("%s: %s, uncounted", setting, OURS)
         prepared[OURS][0](resolution)
         runs: dict[str, list[dict[str, Any]]] = {program: [] for program in programs}
         for number in range(rounds):
             for program, (run, _) in prepared.items():
                 runs[program].append(_timed(run, biadjacency, resolution))
-                say(f"{setting}: {program}, round {number + 1}: {runs[program][-1]['seconds']:.2f} s")
+                seconds = runs[program][-1]["seconds"]
+                _log.info("%s: %s, round %d: %.2f s", setting, program, number + 1, seconds)
         entries = []
         for program, (_, n_threads) in prepared.items():
-            say(f"{setting}: {program}, memory")
+            _log.info("%s: %s, memory", setting, program)
             seconds, rows, q = (
                 statistics.median(run[key] for run in runs[program]) for key in ("seconds", "rows", "modularity")
             )

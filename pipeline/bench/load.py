@@ -7,6 +7,7 @@ with that many. They run in this process and share the machine with the server.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import subprocess
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from graphhash.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 # Known users that requests are drawn from.
 N_USERS = 32
@@ -48,7 +51,6 @@ def bench_load(
     k: int = 20,
     at_half: Callable[[], None] | None = None,
     pid: int | None = None,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Load the server at `url` with recommendations, and say what came back.
 
@@ -66,7 +68,7 @@ def bench_load(
     Raises:
         DataError: nothing answers at `url`, or what answers is no server of ours.
     """
-    return asyncio.run(_load(url.rstrip("/"), seconds, clients, users, k, at_half, pid, say))
+    return asyncio.run(_load(url.rstrip("/"), seconds, clients, users, k, at_half, pid))
 
 
 @contextmanager
@@ -126,7 +128,6 @@ async def _load(
     k: int,
     at_half: Callable[[], None] | None,
     pid: int | None,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
     import aiohttp
 
@@ -135,7 +136,9 @@ async def _load(
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=clients + 1)) as session:
         ready, known = await _known_users(session, url)
         n_items = min(k, ready["n_items"])
-        say(f"{url}: {clients} clients, {users} users a request, {n_items} items each, for {seconds:g} s ...")
+        _log.info(
+            "%s: %d clients, %d users a request, %d items each, for %g s ...", url, clients, users, n_items, seconds
+        )
         memory = [_resident_mib(pid)]
         start = time.perf_counter()
         stop = start + seconds

@@ -9,11 +9,12 @@ after free memory went back to the system.
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pipeline.bench.serving_subjects import Answer, check_comparable, subject_of
 from pipeline.export.nodes import IR_VERSION, OPSET
 from serving.bundle import BundleError
 from serving.node_placement import nodes_by_provider
+
+_log = logging.getLogger(__name__)
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WARM_UP = 3
@@ -71,7 +74,6 @@ def bench(
     n_requests: int = 200,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     seed: int = 0,
-    say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Figures of every program.
 
@@ -99,7 +101,7 @@ def bench(
     rng = np.random.default_rng(seed)
     timed: dict[str, list[dict[str, Any]]] = {name: [] for name in answers}
     for batch in batch_sizes:
-        say(f"{batch} {first.unit} a request ...")
+        _log.info("%d %s a request ...", batch, first.unit)
         n = min(n_requests, max(10, 4 * n_requests // batch))
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in answers}
         for turn, request in enumerate([first.draw(rng, batch) for _ in range(WARM_UP + n)]):
@@ -124,7 +126,7 @@ def bench(
         entry["unit"] = first.unit
         if name in subjects:
             manifest = subjects[name].manifest
-            say(f"memory of {bundles[name]} ...")
+            _log.info("memory of %s ...", bundles[name])
             entry |= {
                 "program": subjects[name].name,
                 "precision": manifest["precision"],

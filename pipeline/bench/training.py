@@ -9,10 +9,11 @@ programs want the same cores, threads wait for each other at the end of every ke
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import fit_retrieval
 from pipeline.retrieval.train import fit_settings
+
+_log = logging.getLogger(__name__)
 
 # Seconds on the clock, on the processors by all threads, and on the clock by phase.
 Round = tuple[float, float, dict[str, float]]
@@ -88,7 +91,7 @@ def bench(data: DataConfig, **how: Any) -> list[dict[str, Any]]:
     from pipeline.distributed.session import ray_session
     from pipeline.retrieval.ingest import ingest
 
-    how["say"](f"{Path(data.path).name}: making the graph")
+    _log.info("%s: making the graph", Path(data.path).name)
     with tempfile.TemporaryDirectory(prefix="graphhash-bench-") as folder:
         with ray_session():
             ingest(data, Path(folder))
@@ -105,7 +108,6 @@ def measure(
     indices_per_id: int | None,
     resolution: float,
     rounds: int,
-    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Time epochs of either training, and the evaluation of the model that the second one leaves, method by method.
 
@@ -149,7 +151,7 @@ def measure(
                  "n_users": train.shape[0], "n_items": train.shape[1], "n_interactions": len(users)}  # fmt: skip
         laps, sample = Laps(device), NegativeSampler(train, device=device)
         for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):
-            say(f"{method}: {task}")
+            _log.info("%s: %s", method, task)
             model = blueprint.build(*maps, train).to(device)
             how = fit_settings(
                 replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows, train
@@ -157,7 +159,7 @@ def measure(
             laps.start()
             fit_retrieval(model, users, items, how, None, sample=sample, on_epoch=lambda *_: laps.end_round(), lap=laps)
             results.append(about | {"task": task} | figures(laps.rounds[1:], len(users)))
-        say(f"{method}: evaluation")
+        _log.info("%s: evaluation", method)
         rank_users(model, tested[:WARM_UP_USERS], train, test, K)
         laps.start()
         for _ in range(rounds):

@@ -6,8 +6,9 @@ As ``pipeline.bench.training``: what a run calls, in this process, each phase to
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.train import SCORES, click_loss, seldom_tables
 from pipeline.training.loop import fit
 
+_log = logging.getLogger(__name__)
 
-def bench_clicks(config: RunConfig, *, rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+
+def bench_clicks(config: RunConfig, *, rounds: int) -> list[dict[str, Any]]:
     """Time epochs of training on a log, and the prediction of its test rows, method by method.
 
     Args:
@@ -40,14 +43,14 @@ def bench_clicks(config: RunConfig, *, rounds: int, say: Callable[[str], None]) 
     Raises:
         DataError, ConfigError: as a run.
     """
-    say(f"{Path(config.data.path).name}: reading and clustering")
+    _log.info("%s: reading and clustering", Path(config.data.path).name)
     with tempfile.TemporaryDirectory(prefix="graphhash-bench-") as name:
         ingest_dir, cluster_dir = Path(name) / "ingest", Path(name) / "cluster"
         ingest_dir.mkdir()
         cluster_dir.mkdir()
         ingest_ctr(config.data, ingest_dir)
         cluster_ctr(config, ingest_dir, cluster_dir)
-        return measure_clicks(config, ingest_dir, cluster_dir, config.run.methods, rounds=rounds, say=say)
+        return measure_clicks(config, ingest_dir, cluster_dir, config.run.methods, rounds=rounds)
 
 
 def measure_clicks(
@@ -57,7 +60,6 @@ def measure_clicks(
     methods: Sequence[str],
     *,
     rounds: int,
-    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """:func:`bench_clicks` of a log that is ingested and clustered."""
     features = Features.open(ingest_dir)
@@ -80,7 +82,7 @@ def measure_clicks(
         settings = replace(ctr_settings(config, len(train)), epochs=rounds + 1, eval_every=rounds + 1)
         about = {"method": method, "model": config.train.model, "device": str(device), "threads": torch.get_num_threads(),
                  "rows": table_rows(model), "n_rows": len(train)}  # fmt: skip
-        say(f"{method}: batches of {settings.batch_size:,}")
+        _log.info("%s: batches of %s", method, f"{settings.batch_size:,}")
         laps = Laps(device)
         seldom = seldom_tables(model, settings.batch_size, features)
         fit(
@@ -90,7 +92,7 @@ def measure_clicks(
         results.append(about | {"task": f"batches of {settings.batch_size:,}"} | figures(laps.rounds[1:], len(train)))
         if not len(test):
             continue
-        say(f"{method}: evaluation")
+        _log.info("%s: evaluation", method)
         model.eval()
         predict(model, test)
         laps.start()

@@ -9,12 +9,13 @@ epoch is not counted, and nothing is evaluated.
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import CheckpointManager
 from pipeline.training.workers import run_on_ray
 
+_log = logging.getLogger(__name__)
+
 TIMES = "times.json"
 COPIED_BYTES = 2**28
 
@@ -50,13 +53,12 @@ def bench_workers(
     resolution: float,
     workers: Sequence[int],
     rounds: int,
-    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Time full-batch epochs and epochs of batches, in this process and in Ray Train.
 
     Args:
         data: a log; there is no validation.
-        method, settings, indices_per_id, resolution, rounds, say: as in ``pipeline.bench.training.measure``.
+        method, settings, indices_per_id, resolution, rounds: as in ``pipeline.bench.training.measure``.
         workers: numbers of Ray Train's workers.
 
     Returns: one object per task and place: ``method``, ``model``, ``task``, ``where`` ("this process" or "Ray Train"), ``workers``,
@@ -69,7 +71,7 @@ def bench_workers(
     spec, results = METHODS[method], []
     with tempfile.TemporaryDirectory(prefix="graphhash-bench-") as name, ray_session():
         folder = Path(name)
-        say(f"{Path(data.path).name}: making the graph")
+        _log.info("%s: making the graph", Path(data.path).name)
         ingest(data, folder / "ingest")
         graph = ShardedCsr.open(folder / "ingest" / "train").load()
         labels = cluster(graph, resolution=resolution)
@@ -90,12 +92,12 @@ def bench_workers(
                 return times | {"seconds": seconds, "per_second": graph.nnz / seconds, "bound_s": n_bytes / bytes_per_s}
 
             about = {"method": method, "model": settings.model, "task": task, "n_interactions": graph.nnz}
-            say(f"{task}: this process")
+            _log.info("%s: this process", task)
             results.append(
                 about | {"where": "this process", "workers": 1} | figures_of(_here(blueprint, maps, graph, how))
             )
             for n in workers:
-                say(f"{task}: Ray Train, workers: {n}")
+                _log.info("%s: Ray Train, workers: %d", task, n)
                 work = folder / f"{batch_size}-{n}"
                 work.mkdir()
                 for side, bucket_map in zip(("users", "items"), maps, strict=True):
@@ -104,7 +106,7 @@ def bench_workers(
                        "eval_users": 0, "sampler": ("uniform", 0.0), "propagation": settings.propagation,
                        "states": CheckpointManager(work / "states"), "workers": n, "checkpoint_seconds": 0.0}  # fmt: skip
                 asked_at = time.perf_counter()
-                run_on_ray(timed_task, job, Tracker(), say)
+                run_on_ray(timed_task, job, Tracker())
                 whole = time.perf_counter() - asked_at
                 times = json.loads((work / TIMES).read_text())
                 start = {"start_s": whole - sum(times["rounds_s"])}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from pipeline.cli.bench_load import load
-from pipeline.cli.options import Epilog, click_options, print_table, say, task_option, write_json
+from pipeline.cli.options import Epilog, click_options, print_table, task_option, write_json
 from pipeline.cli.sweeps import Lists, Values
 from pipeline.config.run_config import CTR_MODELS, FORMATS, MODELS
 from pipeline.errors import ConfigError
@@ -111,7 +111,7 @@ def bench_cluster(
     drawing = {key: settings.pop(key) for key in ("mixing", "seed")}
     planted = [planted_sizes(n, *sizes) | drawing for n in interactions]
     log = data and DataConfig(str(Path(data).absolute()), validation=0.0, test=0.0, **settings)
-    results = bench(log, planted, resolutions=resolution, programs=programs, rounds=rounds, threads=threads, say=say)
+    results = bench(log, planted, resolutions=resolution, programs=programs, rounds=rounds, threads=threads)
     for title, (header, *lines), phases in by_setting(results):
         print(f"\n{title}")
         print_table(header, lines)
@@ -210,7 +210,6 @@ def bench_train(
         "indices_per_id": indices_per_id,
         "resolution": resolution or 200.0,
         "rounds": epochs,
-        "say": say,
     }
     if workers:
         if min(workers) < 1:
@@ -256,6 +255,6 @@ def _bench_clicks(
     }
     settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), seed)
     config = RunConfig.from_flat(named_shares(path, log["format"]) | settings)
-    results = bench_clicks(config, rounds=epochs, say=say)
+    results = bench_clicks(config, rounds=epochs)
     print_table(*table(results))
     write_json(json_file, results)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import Epilog, print_table, say, write_json
+from pipeline.cli.options import Epilog, print_table, write_json
 
 
 @click.command(
@@ -48,7 +48,7 @@ def load(
     from pipeline.bench.load import bench_load, served
     from serving.bundle import check_bundle
 
-    settings = {"seconds": seconds, "clients": clients, "users": users, "k": k, "say": say}
+    settings = {"seconds": seconds, "clients": clients, "users": users, "k": k}
     if "://" in target:
         if reload_to is not None:
             raise click.UsageError("--reload-to needs a BUNDLE: replace the folder of a running server yourself")

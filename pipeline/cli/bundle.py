@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import Epilog, print_table, say, write_json
+from pipeline.cli.options import Epilog, print_table, write_json
 
 
 @click.command(
@@ -144,7 +144,6 @@ def bench_serve(
         k=k,
         n_requests=requests,
         seed=seed,
-        say=say,
     )
     header, *rows = size_table(results)
     print_table(header, rows)

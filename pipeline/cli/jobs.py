@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import Epilog, say, write_json
+from pipeline.cli.options import Epilog, write_json
 from pipeline.errors import ConfigError
 
 
@@ -73,7 +73,6 @@ def submit(
         variables=dict(_variable(text) for text in variables),
         driver=driver,
         wait=wait,
-        say=say,
     )
 
 

@@ -22,6 +22,7 @@ from pipeline.cli.stages import cluster, evaluate, export, ingest, run, train
 from pipeline.cli.sweeps import compare, tune
 from pipeline.cli.triton import triton
 from pipeline.cli.update import update
+from pipeline.progress import progress_printed
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -47,6 +48,6 @@ for command in (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; `arguments` replace those of the process."""
     code: object = None
-    with exit_codes():
+    with exit_codes(), progress_printed():
         code = app.main(args=arguments, prog_name="graphhash", standalone_mode=False)
     sys.exit(code if isinstance(code, int) else 0)

@@ -5,7 +5,6 @@ An option is declared once, in a group of those that belong together, and KEYS s
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -260,11 +259,6 @@ def place(out: str, work: str | None) -> tuple[Path, str | None]:
             "cluster's machines share, or a URI such as s3://bucket/run"
         )
     return Path(out), None
-
-
-def say(line: str) -> None:
-    """A line of progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def write_json(file: str | None, value: Any) -> None:

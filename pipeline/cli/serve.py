@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from pipeline.cli.options import Epilog, say
+from pipeline.cli.options import Epilog
+
+_log = logging.getLogger(__name__)
 
 
 @click.command(
@@ -84,10 +87,10 @@ def serve(
     settings = ServeSettings(Path(bundle).absolute(), limits, provider, replicas, threads, watch)
 
     def ready(url: str) -> None:
-        say(f"{bundle} at {url} (page), {url}/docs; Ctrl-C stops")
+        _log.info("%s at %s (page), %s/docs; Ctrl-C stops", bundle, url, url)
 
     try:
         (serve_on_ray if ray else serve_alone)(settings, host, port, ready)
     except KeyboardInterrupt:
-        say("stopped")
+        _log.info("stopped")
         sys.exit(0)

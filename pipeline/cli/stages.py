@@ -19,7 +19,6 @@ from pipeline.cli.options import (
     print_pairs,
     print_table,
     resume_option,
-    say,
     train_options,
     write_json,
 )
@@ -179,7 +178,7 @@ def _until(stage: str) -> tuple[Outcome, RunConfig, str | None]:
     from pipeline.runs.run import run as run_stages
 
     resume = {"resume": options["resume"]} if options.get("resume") is not None else {}
-    return run_stages(config, until=stage, say=say, **resume), config, options["json_file"]
+    return run_stages(config, until=stage, **resume), config, options["json_file"]
 
 
 def _print_metrics(metrics: Sequence[dict[str, Any]], config: RunConfig) -> None:

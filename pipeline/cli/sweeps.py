@@ -19,7 +19,6 @@ from pipeline.cli.options import (
     load,
     out_option,
     print_table,
-    say,
     seed_option,
     settings_options,
     training_options,
@@ -142,7 +141,7 @@ def compare(
     budgets = budgets_of(base, ratio=_flat(ratios), rows=_flat(rows), resolution=_flat(resolution))
     task = task_of(base)
     cells = make_cells(names, _flat(models) or [next(iter(task.models))], _flat(seeds) or [0], budgets, task.name)
-    result = compare_cells(base, cells, own=[parse_method_setting(text) for text in own], jobs=jobs, say=say)
+    result = compare_cells(base, cells, own=[parse_method_setting(text) for text in own], jobs=jobs)
     print_table(header(task), table(result["summary"], task))
     write_json(options["json_file"], result)
     out = Path(base.run.out)
@@ -215,7 +214,7 @@ def tune(
     task = task_of(base)
     base = RunConfig.from_flat(base.flat() | dict(model_settings(model or next(iter(task.models)), task.name)))
     chosen = default_space(base) | dict(parse_space(text) for text in space)
-    result = search(base, chosen, trials, seed=base.train.seed, jobs=jobs, say=say)
+    result = search(base, chosen, trials, seed=base.train.seed, jobs=jobs)
     print_table(*table(result["trials"], chosen, score_key(base)))
     write_json(options["json_file"], result)
     print(f"\nbest: graphhash run --config {shlex.quote(result['best'])} --out DIR")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import Epilog, say, write_json
+from pipeline.cli.options import Epilog, write_json
 from pipeline.config.run_config import FORMATS
 
 
@@ -64,9 +64,9 @@ def update(
     from pipeline.updates.update import update as place
 
     given = {key: value for key, value in data.items() if value is not None}
-    with held_folder(run, say) as folder:
+    with held_folder(run) as folder:
         log = str(fetch(log, folder / ".source")) if is_uri(log) else log
-        result = place(folder, log, method=method, data=given, refit=(held_out, seed) if refit else None, say=say)
+        result = place(folder, log, method=method, data=given, refit=(held_out, seed) if refit else None)
     for line in lines(result):
         print(line)
     write_json(json_file, result)

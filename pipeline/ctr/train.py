@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,11 @@ def train_ctr(
     tracker: Tracker,
     fit_job: FitJob | None = None,
     states: CheckpointManager | None = None,
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Make the maps of a method, train, and write the files. Ray must be running.
 
     Args:
-        fit_job, states, say: see ``pipeline.retrieval.train.train_method``.
+        fit_job, states: see ``pipeline.retrieval.train.train_method``.
 
     Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that
         were defaults, and the maps' hashes.
@@ -89,7 +88,7 @@ def train_ctr(
         "settings": settings,
         "score": SCORES[config.train.score],
     }
-    state = run_job(job, config, method, tracker, fit_job, states, say)
+    state = run_job(job, config, method, tracker, fit_job, states)
     model = spec.build(maps, len(features.dense), len(features.bags))
     model.load_state_dict(state["best"])
     shutil.rmtree(out_dir / FOLDS, ignore_errors=True)

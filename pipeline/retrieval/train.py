@@ -60,14 +60,12 @@ def train_method(
     fit_job: FitJob | None = None,
     *,
     states: CheckpointManager | None = None,
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Make the maps of a method, train, and write the files above. Ray must be running.
 
     Args:
         fit_job: trains; None: Ray Train's workers. ``pipeline.training.workers.fit_here`` is the other way.
         states: where the training goes on from, and is saved; None: in ``out_dir``, for the length of this call.
-        say: takes a line of what was asked for and cannot be had, and of checkpoints.
 
     Returns: epochs trained, best epoch, best validation recall, settings that were defaults, and the maps' hashes.
 
@@ -110,7 +108,7 @@ def train_method(
         "sampler": (config.train.sampler, config.train.popularity_power),
         "propagation": config.train.propagation,
     }
-    state = run_job(job, config, method, tracker, fit_job, states, say)
+    state = run_job(job, config, method, tracker, fit_job, states)
     model = model_spec.build(*maps, graph)
     model.load_state_dict(state["best"])
     for side, embedding in (("users", model.user_embedding), ("items", model.item_embedding)):
@@ -176,14 +174,13 @@ def run_job(
     tracker: Tracker,
     fit_job: FitJob | None,
     states: CheckpointManager | None,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train, with a progress bar, and return the last state of ``pipeline.training.loop``.
 
     Args:
         job: ``task``, a function of a module, which loads and fits (see ``pipeline.training.workers``); ``folder``, absolute, to work in;
             ``settings``; and what else ``task`` wants.
-        fit_job, states, say: see :func:`train_method`.
+        fit_job, states: see :func:`train_method`.
 
     Raises:
         DataError: training failed; the message says why.
@@ -196,7 +193,7 @@ def run_job(
         "checkpoint_seconds": config.train.checkpoint_seconds,
     }
     with _progress_bar(method, job["settings"].epochs, folder / PROGRESS):
-        state = fit_job(job, tracker) if fit_job else run_on_ray(job["task"], job, tracker, say)
+        state = fit_job(job, tracker) if fit_job else run_on_ray(job["task"], job, tracker)
     for file in (PROGRESS, NOTES):
         (folder / file).unlink(missing_ok=True)
     if states is None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunFolderError
+from pipeline.progress import SKIPPED
 from pipeline.storage.atomic import (
     FULL_DISK,
     PARTIAL,
@@ -34,6 +36,8 @@ from pipeline.storage.atomic import (
     write_text_atomic,
 )
 from pipeline.storage.locks import LockedError, NoLocksError, file_lock
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,8 @@ class RunFolder:
         RunFolderError: another process holds the folder, or it cannot be made.
     """
 
-    def __init__(
-        self, path: Path | str, *, say: Callable[[str], None] = print, on_stage: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, path: Path | str, *, on_stage: Callable[[], None] = lambda: None) -> None:
         self.path = Path(path)
-        self.say = say
         self.on_stage = on_stage
         self._lock: contextlib.ExitStack | None = None
 
@@ -194,9 +195,9 @@ class RunFolder:
         if self.would_skip(name, settings, inputs):
             record = self._record(name)
             assert record is not None
-            self.say(f"{name}: unchanged, skipped")
+            _log.info("%s: unchanged, skipped", name, extra=SKIPPED)
             return StageResult(name, key, record["result"], record["seconds"], True)
-        self.say(f"{name} ...")
+        _log.info("%s ...", name)
         started = time.perf_counter()
         try:
             result, root, files = publish()
@@ -214,7 +215,7 @@ class RunFolder:
             write_json_atomic(self._record_path(name), record)
         except OSError as error:
             raise _one_line(error, self.path, f"stage {name!r}") from error
-        self.say(f"{name}: done in {seconds:.1f} s")
+        _log.info("%s: done in %.1f s", name, seconds)
         self.on_stage()
         return StageResult(name, key, result, round(seconds, 3), False)
 

@@ -1,6 +1,6 @@
 """A command as a job of a Ray cluster: checked here, sent with the code, followed to its end.
 
-    code = submit(["run", "--data", "s3://bucket/log.parquet", "--out", "s3://bucket/run"], address="http://head:8265", say=print)
+    code = submit(["run", "--data", "s3://bucket/log.parquet", "--out", "s3://bucket/run"], address="http://head:8265")
 
 The job's driver runs on the head, or wherever the resources that it asks for are; what it starts uses the cluster's Ray, and its
 stages ask Ray for the CPUs and GPUs that they use. The driver reserves nothing by default: a reservation that nobody else could use
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 import signal
@@ -26,6 +27,8 @@ from pipeline.errors import JobError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Handed on from here to the job. Credentials are not among them: a job's environment can be read by everybody who sees the dashboard.
@@ -61,7 +64,6 @@ def submit(
     variables: Mapping[str, str] | None = None,
     driver: Mapping[str, float] | None = None,
     wait: bool = True,
-    say: Callable[[str], None] = print,
     write: Callable[[str], Any] = lambda text: print(text, end="", flush=True),
 ) -> int:
     """Send a command to a cluster as a job, and follow it. Ctrl-C and SIGTERM stop the job.
@@ -73,7 +75,7 @@ def submit(
         variables: of the job's environment.
         driver: ``num_cpus``, ``num_gpus``, ``memory`` (bytes) that the driver reserves; it then runs where these are.
         wait: follow the job to its end.
-        say: takes one line of progress.  write: takes the job's output as it comes.
+        write: takes the job's output as it comes.
 
     Returns: the exit code of the job's program, 0 when it is not waited for, and 130 when it was stopped.
 
@@ -92,23 +94,21 @@ def submit(
         )
     except (RuntimeError, OSError) as error:
         raise JobError(f"{address}: the job was refused: {_last_line(error)}") from error
-    say(
-        f"job {job} on {address}"
-        + ("" if wait else f"; follow it with: ray job logs --address {address} --follow {job}")
-    )
+    hint = "" if wait else f"; follow it with: ray job logs --address {address} --follow {job}"
+    _log.info("job %s on %s%s", job, address, hint)
     if not wait:
         return 0
     with _stop_signals() as stopped:
-        info = _follow(client, job, stopped, write, say)
+        info = _follow(client, job, stopped, write)
     if stopped.is_set():
-        say(f"job {job}: {info.status.value.lower()}")
+        _log.info("job %s: %s", job, info.status.value.lower())
         return 130
     if info.status.value == "SUCCEEDED":
         return 0
     code = info.driver_exit_code
     if code is None:
         raise JobError(f"job {job} {info.status.value.lower()} before its program ran: {_last_line(info.message)}")
-    say(f"job {job} failed with exit code {code}; its reason is the last line above")
+    _log.warning("job %s failed with exit code %d; its reason is the last line above", job, code)
     return code if 0 < code < 256 else 1
 
 
@@ -117,7 +117,6 @@ def _follow(
     job: str,
     stopped: threading.Event,
     write: Callable[[str], Any],
-    say: Callable[[str], None],
 ) -> Any:
     """Write the job's output as it comes, and return what the cluster knows about the job at its end."""
     tail = threading.Thread(target=_tail, args=(client, job, write), daemon=True)
@@ -126,7 +125,7 @@ def _follow(
     while True:
         try:
             if stopped.is_set() and not asked_to_stop:
-                say(f"stopping job {job} ...")
+                _log.info("stopping job %s ...", job)
                 client.stop_job(job)
                 asked_to_stop = True
             info = client.get_job_info(job)

@@ -1,6 +1,6 @@
 """A run folder at a URI: worked on in a folder of this machine, or one that all machines share, and kept alike there.
 
-    with run_folder(config, say) as folder: ...     # locked here and there, fetched; every stage is sent when it is done
+    with run_folder(config) as folder: ...     # locked here and there, fetched; every stage is sent when it is done
 
 Files of a stage go first and its record last, and the record knows every file's hash, so what was sent half is not taken for whole by the
 next command.
@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
     from pipeline.config.run_config import RunConfig
 
+_log = logging.getLogger(__name__)
+
 LOCK = ".lock.json"
 SYNCED = ".synced.json"
 LOCK_BEAT_S, LOCK_DEAD_S = 60.0, 300.0
@@ -53,7 +56,7 @@ LOCK_SETTLE_S = 1.0
 
 
 @contextlib.contextmanager
-def run_folder(config: RunConfig, say: Callable[[str], None]) -> Iterator[RunFolder]:
+def run_folder(config: RunConfig) -> Iterator[RunFolder]:
     """The run folder of a configuration, locked; one at a URI is fetched first, and sent after every stage and at the end.
 
     Raises:
@@ -61,29 +64,29 @@ def run_folder(config: RunConfig, say: Callable[[str], None]) -> Iterator[RunFol
         DataError: what is at the URI cannot be read.
     """
     if config.run.remote is None:
-        with RunFolder(config.run.out, say=say) as folder:
+        with RunFolder(config.run.out) as folder:
             yield folder
         return
-    mirror = Mirror(config.run.remote, Path(config.run.out), say=say)
+    mirror = Mirror(config.run.remote, Path(config.run.out))
 
     def on_stage() -> None:
         try:
             mirror.send()
         except RunFolderError as error:
             # A network that fails for a moment ends no training: the end of the command tries again, and fails if it must.
-            say(str(error))
+            _log.warning("%s", error)
 
-    with RunFolder(config.run.out, say=say, on_stage=on_stage) as folder, mirror.held():
+    with RunFolder(config.run.out, on_stage=on_stage) as folder, mirror.held():
         yield folder
 
 
 @contextlib.contextmanager
-def held_folder(run: str, say: Callable[[str], None]) -> Iterator[Path]:
+def held_folder(run: str) -> Iterator[Path]:
     """The folder of a run that exists, a path as it is; one at a URI is held, fetched, and sent at the end. Not locked here."""
     if not is_uri(run):
         yield Path(run)
         return
-    mirror = Mirror(run, work_folder(run), say=say)
+    mirror = Mirror(run, work_folder(run))
     with mirror.held():
         yield mirror.folder
 
@@ -94,7 +97,6 @@ class Mirror:
     Args:
         uri: of the run folder.
         folder: where it is worked on.
-        say: takes one line of progress.
         opened: filesystem and path, where they are known.
     """
 
@@ -103,10 +105,9 @@ class Mirror:
         uri: str,
         folder: Path,
         *,
-        say: Callable[[str], None] = print,
         opened: tuple[FileSystem, str] | None = None,
     ) -> None:
-        self.uri, self.folder, self.say = uri, folder, say
+        self.uri, self.folder = uri, folder
         self._filesystem, self._path = opened or open_uri(uri)
         # Name -> [size and time there, size and time here], of files that are alike.
         self._synced: dict[str, list[int]] = {}
@@ -250,8 +251,11 @@ class Mirror:
                 silent_s = self._now() - written
                 if silent_s < LOCK_DEAD_S:
                     raise self._in_use(holder)
-                self.say(
-                    f"{self.uri}: taken over from {describe_holder(holder)}, which has not been heard of for {silent_s:.0f} s"
+                _log.warning(
+                    "%s: taken over from %s, which has not been heard of for %.0f s",
+                    self.uri,
+                    describe_holder(holder),
+                    silent_s,
                 )
             self._write_lock()
             time.sleep(LOCK_SETTLE_S)

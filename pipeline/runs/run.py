@@ -9,7 +9,8 @@ before anything is done: MLflow is asked early whether it is there, and Ray star
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from pipeline.retrieval.train import FitJob
     from pipeline.training.checkpoints import CheckpointManager
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -44,7 +47,6 @@ def run(
     config: RunConfig,
     *,
     until: str = "report",
-    say: Callable[[str], None] = print,
     store: tracking.Store | None = None,
     lenders: Iterable[Path] = (),
     fit_job: FitJob | None = None,
@@ -55,7 +57,6 @@ def run(
     Args:
         config: `data.path` and `run.out` must be set.
         until: one of STAGES.
-        say: takes one line of progress.
         store: where trainings are tracked; None: connected to when it is needed.
         lenders: other run folders, where the log may be ingested, or even clustered, in the same way already.
         fit_job: what trains (see `pipeline.retrieval.train.train_method`).
@@ -72,7 +73,7 @@ def run(
     given, config = config, localised(config)
     steps = plan(config, until)
     with ExitStack() as stack:
-        folder = stack.enter_context(run_folder(config, say))
+        folder = stack.enter_context(run_folder(config))
         if config.run.remote is not None:
             # What was fetched may hold ids that an update has placed.
             steps = plan(config, until)
@@ -90,7 +91,7 @@ def run(
             except tracking.TrackingError as error:
                 if not nothing_new:
                     raise
-                say(f"{error}; what it should get is kept")
+                _log.warning("%s; what it should get is kept", error)
         ray = _RayOnDemand(stack, config.run.address, out)
 
         ingest = _ingest(folder, steps["ingest"], config, ray)
@@ -174,7 +175,7 @@ def _method(
             ray.start()
             states = _states(folder, method, train_step, mlflow_run_id=tracker.run_id)
             parts = folder.path / "ingest", folder.path / "cluster"
-            result = task_of(config).train(config, method, *parts, out, tracker, fit_job, states, folder.say)
+            result = task_of(config).train(config, method, *parts, out, tracker, fit_job, states)
             return {**result, "mlflow_run_id": tracker.run_id}
 
         trained = folder.stage(train_step.name, train_step.settings, train_step.inputs, f"methods/{method}", train)
@@ -335,7 +336,7 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
 
 
 def _report(folder: RunFolder, config: RunConfig, metrics: list[dict[str, Any]], store: tracking.Store | None) -> None:
-    folder.say("report ...")
+    _log.info("report ...")
     files = task_of(config).report(folder.path)
     if store is None:
         return

@@ -113,8 +113,8 @@ def _cluster_retrieval(config: RunConfig, ingest_dir: Path, out: Path) -> dict[s
 def _train_retrieval(config: RunConfig, method: str, *how: Any) -> dict[str, Any]:
     from pipeline.retrieval.train import train_method
 
-    *where, states, say = how
-    return train_method(config, method, *where, states=states, say=say)
+    *where, states = how
+    return train_method(config, method, *where, states=states)
 
 
 def _evaluate_retrieval(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:
@@ -157,8 +157,8 @@ def _cluster_ctr(config: RunConfig, ingest_dir: Path, out: Path) -> dict[str, An
 def _train_ctr(config: RunConfig, method: str, *how: Any) -> dict[str, Any]:
     from pipeline.ctr.train import train_ctr
 
-    *where, states, say = how
-    return train_ctr(config, method, *where, states=states, say=say)
+    *where, states = how
+    return train_ctr(config, method, *where, states=states)
 
 
 def _evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:

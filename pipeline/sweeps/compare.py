@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 from pipeline.config.run_config import BUDGET_KEYS, RunConfig, parse_override
 from pipeline.errors import ConfigError
+from pipeline.progress import prefixed, silenced
 from pipeline.runs.plan import check_methods
 from pipeline.runs.remote import run_folder
 from pipeline.runs.run import is_done, run
@@ -33,6 +35,8 @@ from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised
 from pipeline.sweeps.table import Outcome, write_comparison
 from pipeline.tracking import tracker as tracking
+
+_log = logging.getLogger(__name__)
 
 # What a comparison calls a model -> the model and its loss.
 MODELS = TASKS["retrieval"].models
@@ -182,7 +186,6 @@ def compare(
     *,
     own: Sequence[tuple[str, str, Any]] = (),
     jobs: int | None = None,
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Bring every cell up to date and write the comparison, anew after every cell.
 
@@ -190,7 +193,6 @@ def compare(
         base: the settings that all cells share; `run.out` is the folder of the comparison.
         own: settings of single methods, as :func:`parse_method_setting` returns them.
         jobs: cells at once; None: as many as the CPUs and GPUs allow.
-        say: takes one line of progress.
 
     Returns: what `OUT/compare.json` holds (see `pipeline.sweeps.table`).
 
@@ -201,14 +203,14 @@ def compare(
     configs = {cell: cell_config(base, cell, own) for cell in cells}
     outcomes: dict[Cell, Outcome] = {}
     with ExitStack() as stack:
-        folder = stack.enter_context(run_folder(base, say))
+        folder = stack.enter_context(run_folder(base))
         pending = []
         for cell, config in configs.items():
             if is_done(config, "evaluate"):
                 outcomes[cell] = _attempt(config, "evaluate")
             else:
                 pending.append(cell)
-        say(f"compare: {len(cells)} cells, {len(outcomes)} of them finished before")
+        _log.info("compare: %d cells, %d of them finished before", len(cells), len(outcomes))
         # An earlier call that was killed may have left its run open, with every cell finished.
         wanted = base.run.mlflow and (pending or tracking.has_left(out))
         store = tracking.connect(base.run.experiment, out) if wanted else None
@@ -222,15 +224,11 @@ def compare(
             check_shared(out)
             for cell in {cell.seed: cell for cell in reversed(pending)}.values():
                 # The log is at fault, or Ray: that is no cell's failure, and ends the command.
-                run(
-                    configs[cell],
-                    until="ingest",
-                    say=_prefixed(say, f"seed {cell.seed}"),
-                    lenders=_lenders(configs, cell),
-                )
-            for cell, outcome in _outcomes(configs, pending, jobs, nested, say):
+                with prefixed(f"seed {cell.seed}"):
+                    run(configs[cell], until="ingest", lenders=_lenders(configs, cell))
+            for cell, outcome in _outcomes(configs, pending, jobs, nested):
                 outcomes[cell] = outcome
-                say(f"[{len(outcomes)}/{len(cells)}] {cell}: {_in_words(outcome, task)}")
+                _log.info("[%d/%d] %s: %s", len(outcomes), len(cells), cell, _in_words(outcome, task))
                 if outcome.metrics is not None:
                     tracker.of(outcome.metrics["mlflow_run_id"]).rename(str(cell))
                 result = _write(out, cells, outcomes, tracker.run_id or run_id, task)
@@ -266,7 +264,6 @@ def _outcomes(
     pending: Sequence[Cell],
     jobs: int | None,
     store: tracking.Store | None,
-    say: Callable[[str], None],
 ) -> Iterator[tuple[Cell, Outcome]]:
     """The outcome of every pending cell, as they come. Each is clustered here, and trained and tested in a Ray task."""
     import ray
@@ -278,7 +275,7 @@ def _outcomes(
         while queue or running:
             while queue and len(running) < n_jobs:
                 cell = queue.pop()
-                say(f"{cell} ...")
+                _log.info("%s ...", cell)
                 failed = _attempt(configs[cell], "cluster", lenders=_lenders(configs, cell))
                 if failed.reason is not None:
                     yield cell, failed
@@ -307,7 +304,8 @@ def _attempt(config: RunConfig, until: str, **how: Any) -> Outcome:
     """Run a cell. An error becomes its outcome, and `error.txt` in its folder keeps the traceback."""
     trace = Path(config.run.out) / "error.txt"
     try:
-        metrics = run(config, until=until, say=_silent, **how).metrics
+        with silenced():
+            metrics = run(config, until=until, **how).metrics
     except Exception as error:
         write_text_atomic(trace, traceback.format_exc())
         # Ray hands on a task's error as a subclass whose text is the remote traceback; `cause` is the error itself.
@@ -365,14 +363,6 @@ def _in_words(outcome: Outcome, task: Task) -> str:
     value = "nothing to test with" if value is None else f"{task.main.title} {value:.4f}"
     share, seconds = 100 * outcome.metrics["bytes_ratio"], outcome.metrics["seconds"]["train"]
     return f"{value} with {share:.1f} % of the bytes, {seconds:.0f} s"
-
-
-def _prefixed(say: Callable[[str], None], name: str) -> Callable[[str], None]:
-    return lambda line: None if line.endswith("skipped") else say(f"{name}: {line}")
-
-
-def _silent(_line: str) -> None:
-    pass
 
 
 def explain(error: BaseException) -> str:

@@ -19,6 +19,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import shutil
@@ -31,6 +32,7 @@ from typing import Any
 
 from pipeline.config.run_config import HOPS, RunConfig, parse_override
 from pipeline.errors import ConfigError, TuneError
+from pipeline.progress import silenced
 from pipeline.runs.remote import run_folder
 from pipeline.runs.run import is_done, run
 from pipeline.runs.tasks import task_of
@@ -38,6 +40,8 @@ from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised
 from pipeline.sweeps.compare import explain, share_out
 from pipeline.tracking import tracker as tracking
+
+_log = logging.getLogger(__name__)
 
 # Sections whose settings a search may choose; the others say what is measured, and where.
 SECTIONS = ("cluster", "map", "train")
@@ -123,7 +127,6 @@ def tune(
     *,
     seed: int,
     jobs: int | None = None,
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Run the trials that are not finished, and write `best.toml` and `trials.csv`.
 
@@ -145,21 +148,21 @@ def tune(
         raise ConfigError("data.validation=0.0 leaves nothing to compare trials by; give a share above 0")
     given, base = base, RunConfig.from_flat(localised(base).flat() | {"run.remote": None})
     with ExitStack() as stack:
-        stack.enter_context(run_folder(given, say))
+        stack.enter_context(run_folder(given))
         from pipeline.distributed.session import check_shared, ray_session
 
         stack.enter_context(ray_session(base.run.address))
         check_shared(out)
         # The log is split once. Clusters are a trial's own affair: a budget in bytes gives rows by what its maps take.
         log = RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")})
-        run(log, until="ingest", say=say)
+        run(log, until="ingest")
         store = tracking.connect(base.run.experiment, out) if base.run.mlflow else None
         earlier = _read_state(out)
         params = base.flat() | {f"space.{key}": _in_words(values) for key, values in space.items()}
         tracker, nested = stack.enter_context(tracking.parent_run(store, "tune", params, run_id=earlier))
         run_id = tracker.run_id or earlier
         write_text_atomic(out / "tune.json", json.dumps({"mlflow_run_id": run_id}) + "\n")
-        trials = _search(base, space, n_trials, seed, jobs, nested, say)
+        trials = _search(base, space, n_trials, seed, jobs, nested)
         trials.sort(key=lambda trial: -math.inf if trial[score] is None else trial[score], reverse=True)
         write_text_atomic(out / "trials.csv", _csv(trials, space, score))
         best = trials[0]
@@ -205,9 +208,8 @@ def run_trial(
     lenders = [Path(base.run.out) / "log"]
     try:
         fit_job = partial(fit_here, on_entry=on_entry)
-        (metrics,) = run(
-            trial, until="train", say=lambda line: None, store=store, lenders=lenders, fit_job=fit_job
-        ).metrics
+        with silenced():
+            (metrics,) = run(trial, until="train", store=store, lenders=lenders, fit_job=fit_job).metrics
     except (DataError, ConfigError) as error:
         # Settings that do not train, or do not go together, are a bad trial and no failure of the search.
         return facts | {score: None, "reason": explain(error)}
@@ -224,7 +226,6 @@ def _search(
     seed: int,
     jobs: int | None,
     store: tracking.Store | None,
-    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """All trials, in the order in which they were drawn."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -249,7 +250,7 @@ def _search(
             ),
         ),
         run_config=ray_tune.RunConfig(
-            name="tune", storage_path=str(storage), verbose=0, callbacks=[_progress(n_trials, score_key(base), say)]
+            name="tune", storage_path=str(storage), verbose=0, callbacks=[_progress(n_trials, score_key(base))]
         ),
     )
     try:
@@ -299,28 +300,26 @@ def _trainable(chosen: dict[str, Any], base: RunConfig, store: tracking.Store | 
     ray_tune.report({"outcome": run_trial(chosen, base, store, on_entry)})
 
 
-def _progress(n_trials: int, key: str, say: Callable[[str], None]) -> Any:
-    """Says what became of every trial."""
+def _progress(n_trials: int, key: str) -> Any:
+    """Logs the result of every trial."""
     from ray.tune import Callback
 
     class Progress(Callback):
         n_ended = 0
 
         def on_trial_complete(self, iteration, trials, trial, **info):
-            self._say(trial, (trial.last_result or {}).get("outcome") or {})
+            self._report(trial, (trial.last_result or {}).get("outcome") or {})
 
         def on_trial_error(self, iteration, trials, trial, **info):
-            self._say(trial, {"reason": "its process ended with an error"})
+            self._report(trial, {"reason": "its process ended with an error"})
 
-        def _say(self, trial, outcome):
+        def _report(self, trial, outcome):
             self.n_ended += 1
             chosen = " ".join(f"{key}={_in_words((value,))}" for key, value in trial.config.items())
             score = outcome.get(key)
             words = f"failed: {outcome.get('reason')}" if score is None else f"{key.replace('_', ' ', 1)} {score:.4f}"
-            say(
-                f"[{self.n_ended}/{n_trials}] {chosen}: {words}"
-                + (", as before" if outcome.get("finished_before") else "")
-            )
+            before = ", as before" if outcome.get("finished_before") else ""
+            _log.info("[%d/%d] %s: %s%s", self.n_ended, n_trials, chosen, words, before)
 
     return Progress()
 

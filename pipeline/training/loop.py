@@ -23,6 +23,8 @@ from graphhash.nn.row_adam import RowAdam
 from graphhash.nn.workers import Workers
 from pipeline.training.speedups import compiled, reduced_precision
 
+_log = logging.getLogger(__name__)
+
 # Loss of a batch, the mean over its examples: the model, the batch, and where what is random is drawn from.
 LossOf = Callable[[nn.Module, Sequence[Tensor], torch.Generator], Tensor]
 # Examples of at most this many numbers are put in a new order all at once, larger ones batch by batch.
@@ -49,10 +51,6 @@ class FitSettings:
     sparse_gradients: bool = False
 
 
-def _warn(line: str) -> None:
-    logging.getLogger("graphhash").warning(line)
-
-
 def fit(
     model: nn.Module,
     examples: Sequence[Tensor],
@@ -68,7 +66,7 @@ def fit(
     on_save: Callable[[dict[str, Any]], None] = lambda state: None,
     ask: Callable[[], int] = lambda: CONTINUE,
     lap: Callable[[str], None] = lambda phase: None,
-    note: Callable[[str], None] = _warn,
+    note: Callable[[str], None] = _log.warning,
     workers: Workers | None = None,
     n_examples: int | None = None,
 ) -> dict[str, Any]:

@@ -9,10 +9,10 @@ command after it was stopped. A signal never reaches a worker; the driver leaves
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +29,8 @@ from pipeline.storage.atomic import FULL_DISK, write_json_atomic, write_text_ato
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.loop import CONTINUE, SAVE, STOP
 
+_log = logging.getLogger(__name__)
+
 # The job, the device, and keyword arguments for `fit`, whose state it returns.
 Task = Callable[[dict[str, Any], torch.device, dict[str, Any]], dict[str, Any]]
 PROGRESS = "progress.json"
@@ -38,14 +40,13 @@ NOTES = "notes.txt"
 STOP_GRACE_S = 120.0
 
 
-def run_on_ray(task: Task, job: dict[str, Any], tracker: Tracker, say: Callable[[str], None]) -> dict[str, Any]:
+def run_on_ray(task: Task, job: dict[str, Any], tracker: Tracker) -> dict[str, Any]:
     """Train in Ray Train's workers and return the last state.
 
     Args:
         task: a module-level function.
         job: what it needs, small; of it this reads ``folder`` (to work in; shared by all machines), ``states`` (:class:`CheckpointManager`,
             there as well), ``workers`` (None: one per GPU, or one), ``checkpoint_seconds`` and ``max_failures`` (2).
-        say: takes what the workers have to say, a line at a time.
 
     Raises:
         DataError: training failed; the message says why.
@@ -62,10 +63,10 @@ def run_on_ray(task: Task, job: dict[str, Any], tracker: Tracker, say: Callable[
     )
     for left in (states.stop_file, folder / FAILURE, folder / NOTES):
         left.unlink(missing_ok=True)
-    start = states.newest(say)
+    start = states.newest(_log.warning)
     logged = [entry["epoch"] for entry in states.load(start)["history"]] if start else []
     if start:
-        say(f"going on from {states.folder / start}")
+        _log.info("going on from %s", states.folder / start)
     storage = folder / "ray"
     trainer = TorchTrainer(
         _worker,
@@ -82,12 +83,12 @@ def run_on_ray(task: Task, job: dict[str, Any], tracker: Tracker, say: Callable[
             callbacks=[_tracking_callback(tracker, logged)] if tracker.run_id else [],
         ),
     )
-    notes = _Followed(folder / NOTES, say)
+    notes = _Followed(folder / NOTES)
 
     def stop() -> None:
         states.folder.mkdir(parents=True, exist_ok=True)
         states.stop_file.touch()
-        say("stopping as soon as a checkpoint is written; again to stop at once")
+        _log.info("stopping as soon as a checkpoint is written; again to stop at once")
 
     error, number = _in_thread(trainer.fit, stop, notes)
     notes()
@@ -100,11 +101,11 @@ def run_on_ray(task: Task, job: dict[str, Any], tracker: Tracker, say: Callable[
         raise error
     if number is None and states.stop_file.exists():
         number = signal.SIGINT  # Somebody has put it there by hand.
-    newest = states.newest(say)
+    newest = states.newest(_log.warning)
     if number is not None:
         states.stop_file.unlink(missing_ok=True)
         if newest is not None:
-            say(f"stopped at {newest}; the same command goes on from there, or starts over with --no-resume")
+            _log.info("stopped at %s; the same command goes on from there, or starts over with --no-resume", newest)
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
     if newest is None:
         raise DataError(
@@ -136,7 +137,7 @@ def fit_here(
 
     _use_assigned_cpus()
     job["states"].stop_file.unlink(missing_ok=True)
-    return fit_and_save(job["task"], job, torch.device("cuda" if has_gpu else "cpu"), report, _print)
+    return fit_and_save(job["task"], job, torch.device("cuda" if has_gpu else "cpu"), report, _log.warning)
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -155,7 +156,7 @@ def _worker(job: dict[str, Any]) -> None:
             with open(notes, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError:
-            _print(line)  # A full disk, of which the line may speak; then it is in Ray's log.
+            _log.warning(line)  # A full disk, of which the line may speak; then it is in Ray's log.
 
     try:
         fit_and_save(job["task"], job, get_device(), train.report, note, report_again=True)
@@ -329,10 +330,10 @@ def _in_thread(
 
 
 class _Followed:
-    """Says what has been added to a file since the last call."""
+    """Logs the lines that were added to a file since the last call."""
 
-    def __init__(self, file: Path, say: Callable[[str], None]) -> None:
-        self._file, self._say, self._n = file, say, 0
+    def __init__(self, file: Path) -> None:
+        self._file, self._n = file, 0
 
     def __call__(self) -> None:
         try:
@@ -340,7 +341,7 @@ class _Followed:
         except OSError:
             return
         for line in lines[self._n :]:
-            self._say(line)
+            _log.warning("%s", line)
         self._n = len(lines)
 
 
@@ -380,10 +381,6 @@ def progress_of(file: Path) -> dict[str, Any] | None:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _quiet(_line: str) -> None:

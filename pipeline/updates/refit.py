@@ -9,9 +9,9 @@ Tables are rounded as they are shipped. Interactions of the log between known id
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,11 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.updates.log import NewLog
 from pipeline.updates.update import Trained, find_places, new_biases, user_rows, with_unseen
 
+_log = logging.getLogger(__name__)
+
 
 def compare_with_refit(
-    trained: Trained, known: Placed, new: NewLog, *, share: float, seed: int, say: Callable[[str], None]
+    trained: Trained, known: Placed, new: NewLog, *, share: float, seed: int
 ) -> dict[str, Any] | None:
     """Recall@20 and NDCG@20 of the new users, placed, trained anew, and unknown.
 
@@ -71,7 +73,7 @@ def compare_with_refit(
     ):
         model = with_more_ids(trained.model, {"users": users, "items": places.maps["items"]}, bias, rows)
         result[name] = _measure(model, precision, tested, masked, held_out)
-    say(f"refit: {interactions.nnz:,} interactions ...")
+    _log.info("refit: %s interactions ...", f"{interactions.nnz:,}")
     started = time.perf_counter()
     result["refit"] = _measure(_refit(trained, interactions, held_out), precision, tested, interactions, held_out)
     seconds["refit"] = round(time.perf_counter() - started, 2)

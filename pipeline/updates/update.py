@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,6 @@ def update(
     method: str | None = None,
     data: dict[str, Any] | None = None,
     refit: tuple[float, int] | None = None,
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Place the new ids of a log.
 
@@ -91,7 +89,6 @@ def update(
         method: whose bundle is written; None: the run's first.
         data: settings of ``pipeline.config.run_config.DataConfig`` that differ for this log.
         refit: share of the new users' interactions, and seed, for ``pipeline.updates.refit``; None: no comparison.
-        say: takes one line of progress.
 
     Returns: ``method``, ``how``, ``users`` and ``items`` (each ``new``, ``placed``, ``fallback``), ``n_interactions`` (distinct pairs),
     ``n_used`` (with a new end, and a place at both), ``n_unused`` (with a new end, and without), ``n_known`` (between known ids),
@@ -107,7 +104,7 @@ def update(
             f"{run}: no run is there ({CONFIG_FILE} is missing); make it with 'graphhash run --out {run}'"
         )
     config = RunConfig.load(run / CONFIG_FILE, **{"run.out": str(run)})
-    with RunFolder(run, say=say) as folder:
+    with RunFolder(run) as folder:
         trained = open_trained(config, method or config.run.methods[0], folder)
         known = open_placed(trained)
         new = read_new_log(log, dataclasses.replace(config.data, **(data or {})), known.vocabularies)
@@ -115,7 +112,7 @@ def update(
         if refit is not None:
             from pipeline.updates.refit import compare_with_refit
 
-            compared["refit"] = compare_with_refit(trained, known, new, share=refit[0], seed=refit[1], say=say)
+            compared["refit"] = compare_with_refit(trained, known, new, share=refit[0], seed=refit[1])
         now, facts = place(trained, known, new)
         how = PLACERS[trained.method].how
         if has_own_rows(trained):

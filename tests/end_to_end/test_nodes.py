@@ -60,7 +60,7 @@ ray_graph.RayGraph.move = move_and_kill
 settings = {"data.path": f"{folder}/log.csv", "run.out": f"{folder}/out", "run.mlflow": False, "run.methods": ("soft",),
             "cluster.resolution": 4.0, "cluster.shards": 4, "train.dim": 16, "train.lr": 0.02, "train.epochs": 300, "train.eval_every": 50,
             "train.patience": 1000, "train.workers": 2, "map.hops": "1+2", "map.indices_per_id": 4}
-run(RunConfig.from_flat(settings), until="cluster", say=lambda line: None)
+run(RunConfig.from_flat(settings), until="cluster")
 assert n_moves > 6, n_moves
 
 def alive():
@@ -94,7 +94,7 @@ def kill_one():
 
 thread = threading.Thread(target=kill_one)
 thread.start()
-run(RunConfig.from_flat(settings), until="evaluate", say=lambda line: None)
+run(RunConfig.from_flat(settings), until="evaluate")
 thread.join()
 print("nodes that trained", len(raylets))
 
@@ -102,7 +102,7 @@ def in_a_task(job, tracker):
     return ray.get(ray.remote(num_cpus=1)(fit_here).remote(job, tracker))
 
 alone = RunConfig.from_flat(settings | {"run.out": f"{folder}/alone"})
-run(alone, until="evaluate", say=lambda line: None, fit_job=in_a_task, lenders=[ray_session.Path(folder, "out")])
+run(alone, until="evaluate", fit_job=in_a_task, lenders=[ray_session.Path(folder, "out")])
 ray.shutdown()
 cluster.shutdown()
 """

@@ -89,12 +89,8 @@ def config(tmp_path):
     return make
 
 
-def quiet(_line: str) -> None:
-    pass
-
-
 def test_stages_run_in_order_and_once(calls, config, tmp_path):
-    outcome = run(config("run.methods=soft,full"), say=quiet)
+    outcome = run(config("run.methods=soft,full"))
     assert calls == [
         "ray up",
         "ingest",
@@ -113,7 +109,7 @@ def test_stages_run_in_order_and_once(calls, config, tmp_path):
     assert list(written[0]["seconds"]) == ["ingest", "cluster", "train", "evaluate", "export"]
     assert RunConfig.load(tmp_path / "out" / "config.toml") == config("run.methods=soft,full")
     calls.clear()
-    run(config("run.methods=soft,full"), say=quiet)
+    run(config("run.methods=soft,full"))
     # Nothing to compute, so Ray stays down too; a report costs less than to know whether it is needed.
     assert calls == ["report"]
 
@@ -133,9 +129,9 @@ def test_stages_run_in_order_and_once(calls, config, tmp_path):
     ],
 )
 def test_a_change_computes_what_depends_on_it(calls, config, override, expected):
-    run(config("cluster.resolution=2"), until="export", say=quiet)
+    run(config("cluster.resolution=2"), until="export")
     calls.clear()
-    run(config("cluster.resolution=2", override), until="export", say=quiet)
+    run(config("cluster.resolution=2", override), until="export")
     assert [call.split()[0] for call in calls if not call.startswith("ray")] == expected
 
 
@@ -150,25 +146,25 @@ def test_a_budget_in_bytes_is_clustered_again_when_other_bytes_change(config, ov
 
 
 def test_changed_data_computes_everything_again(calls, config, tmp_path):
-    run(config(), until="cluster", say=quiet)
+    run(config(), until="cluster")
     (tmp_path / "log.csv").write_text("longer")
     calls.clear()
-    run(config(), until="cluster", say=quiet)
+    run(config(), until="cluster")
     assert calls == ["ray up", "ingest", "cluster", "ray down"]
 
 
 def test_moved_data_computes_nothing(calls, config, tmp_path):
-    run(config(), until="cluster", say=quiet)
+    run(config(), until="cluster")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "log.csv").rename(tmp_path / "elsewhere" / "log.csv")
     calls.clear()
-    run(config(f"data.path={tmp_path}/elsewhere/log.csv"), until="cluster", say=quiet)
+    run(config(f"data.path={tmp_path}/elsewhere/log.csv"), until="cluster")
     assert calls == []
 
 
 @pytest.mark.parametrize("until", ["ingest", "cluster", "train", "evaluate", "export"])
 def test_stage_commands_stop_where_they_should(calls, config, until):
-    run(config(), until=until, say=quiet)
+    run(config(), until=until)
     stages = [call.split()[0] for call in calls if not call.startswith("ray")]
     assert stages == ["ingest", "cluster", "train", "evaluate", "export"][: len(stages)]
     assert stages[-1] == until
@@ -218,7 +214,7 @@ class Recorder:
 
 def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config, monkeypatch):
     recorder = Recorder(monkeypatch)
-    outcome = run(config("run.methods=soft,full", "run.mlflow=true"), say=quiet)
+    outcome = run(config("run.methods=soft,full", "run.mlflow=true"))
     assert [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
     soft, full = recorder.runs.values()
     assert (soft["alone"], soft["log_artifact"], soft["end"]) == (False, ["bundle"], ["FINISHED"])
@@ -230,8 +226,8 @@ def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config
 
 def test_a_later_stage_goes_on_with_the_run_of_its_training(calls, config, monkeypatch):
     recorder = Recorder(monkeypatch)
-    run(config("run.mlflow=true"), until="train", say=quiet)
-    run(config("run.mlflow=true"), until="export", say=quiet)
+    run(config("run.mlflow=true"), until="train")
+    run(config("run.mlflow=true"), until="export")
     assert list(recorder.runs) == ["soft-0"]
     assert recorder.runs["soft-0"]["log_artifact"] == ["bundle"]
     assert recorder.runs["soft-0"]["end"] == ["FINISHED", "FINISHED"]
@@ -239,35 +235,34 @@ def test_a_later_stage_goes_on_with_the_run_of_its_training(calls, config, monke
 
 def test_a_training_without_mlflow_gets_no_run_later(calls, config, monkeypatch):
     recorder = Recorder(monkeypatch)
-    run(config(), until="train", say=quiet)
-    run(config("run.mlflow=true"), until="export", say=quiet)
+    run(config(), until="train")
+    run(config("run.mlflow=true"), until="export")
     assert recorder.runs == {}
 
 
 def test_a_run_killed_after_its_last_stage_is_finished_by_the_next_command(calls, config, monkeypatch):
     recorder = Recorder(monkeypatch)
-    run(config("run.mlflow=true"), until="export", say=quiet)
-    run(config("run.mlflow=true"), until="export", say=quiet)
+    run(config("run.mlflow=true"), until="export")
+    run(config("run.mlflow=true"), until="export")
     assert recorder.runs["soft-0"]["end"] == ["FINISHED"], "nothing is left, and nobody is told"
     monkeypatch.setattr(tracking, "has_left", lambda folder: True)
     recorder.killed = ("soft-0",)
-    run(config("run.mlflow=true"), until="export", say=quiet)
+    run(config("run.mlflow=true"), until="export")
     assert recorder.runs["soft-0"]["end"] == ["FINISHED", "FINISHED"]
     assert len(recorder.runs["soft-0"]["log_params"]) == 1
 
 
-def test_mlflow_that_is_still_away_does_not_stop_a_command_that_has_nothing_to_do(calls, config, monkeypatch):
+def test_mlflow_that_is_still_away_does_not_stop_a_command_that_has_nothing_to_do(calls, config, monkeypatch, caplog):
     Recorder(monkeypatch)
-    run(config("run.mlflow=true"), until="export", say=quiet)
+    run(config("run.mlflow=true"), until="export")
 
     def away(_experiment, _folder):
         raise tracking.TrackingError("away")
 
     monkeypatch.setattr(tracking, "connect", away)
     monkeypatch.setattr(tracking, "has_left", lambda folder: True)
-    said = []
-    run(config("run.mlflow=true"), until="export", say=said.append)
-    assert "away; what it should get is kept" in said
+    run(config("run.mlflow=true"), until="export")
+    assert "away; what it should get is kept" in caplog.messages
 
 
 def test_unreachable_mlflow_stops_before_any_work(calls, config, monkeypatch):
@@ -276,9 +271,9 @@ def test_unreachable_mlflow_stops_before_any_work(calls, config, monkeypatch):
 
     monkeypatch.setattr(tracking, "connect", away)
     with pytest.raises(tracking.TrackingError):
-        run(config("run.mlflow=true"), say=quiet)
+        run(config("run.mlflow=true"))
     assert calls == []
-    run(config("run.mlflow=true"), until="cluster", say=quiet)
+    run(config("run.mlflow=true"), until="cluster")
 
 
 def test_failed_evaluation_fails_the_run(calls, config, monkeypatch):
@@ -289,7 +284,7 @@ def test_failed_evaluation_fails_the_run(calls, config, monkeypatch):
 
     sys.modules["pipeline.retrieval.evaluate"].evaluate_method = fail
     with pytest.raises(RuntimeError):
-        run(config("run.mlflow=true"), say=quiet)
+        run(config("run.mlflow=true"))
     assert recorder.runs["soft-0"]["end"] == ["FAILED"]
 
 
@@ -298,7 +293,7 @@ def stopped(calls, config, monkeypatch):
     """A run whose training was stopped after a checkpoint; later ones note what they find to go on from."""
     recorder, found = Recorder(monkeypatch), []
 
-    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job, *, states, say):
+    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job, *, states):
         found.append(states.newest())
         if len(found) == 1:
             states.save({"epoch": 3, "step": 0})
@@ -308,19 +303,19 @@ def stopped(calls, config, monkeypatch):
 
     sys.modules["pipeline.retrieval.train"].train_method = train_method
     with pytest.raises(KeyboardInterrupt):
-        run(config("run.mlflow=true"), until="train", say=quiet)
+        run(config("run.mlflow=true"), until="train")
     return recorder, found
 
 
 @pytest.mark.parametrize("resume", [None, True])
 def test_the_same_command_goes_on_from_the_checkpoint_and_in_the_same_mlflow_run(stopped, config, tmp_path, resume):
     recorder, found = stopped
-    run(config("run.mlflow=true"), until="train", say=quiet, resume=resume)
+    run(config("run.mlflow=true"), until="train", resume=resume)
     assert found == [None, "epoch-000003-step-00000000"]
     assert list(recorder.runs) == ["soft-0"] and recorder.runs["soft-0"]["end"] == ["KILLED", "FINISHED"]
     assert not (tmp_path / "out" / "checkpoints" / "soft").exists()
     # What is finished needs no checkpoint.
-    run(config("run.mlflow=true"), until="train", say=quiet, resume=True)
+    run(config("run.mlflow=true"), until="train", resume=True)
     assert len(found) == 2
 
 
@@ -328,23 +323,23 @@ def test_the_same_command_goes_on_from_the_checkpoint_and_in_the_same_mlflow_run
     ("override", "resume"), [("train.lr=0.5", None), ("train.epochs=9", None), ("train.lr=none", False)]
 )
 def test_a_checkpoint_of_other_settings_or_an_unwanted_one_is_not_used(stopped, config, override, resume):
-    run(config("run.mlflow=true", override), until="train", say=quiet, resume=resume)
+    run(config("run.mlflow=true", override), until="train", resume=resume)
     assert stopped[1] == [None, None]
 
 
 @pytest.mark.parametrize("override", ["train.workers=2", "train.checkpoint_seconds=1"])
 def test_other_numbers_of_workers_go_on_with_a_training(stopped, config, override):
-    run(config("run.mlflow=true", override), until="train", say=quiet)
+    run(config("run.mlflow=true", override), until="train")
     assert stopped[1][1] is not None
 
 
 def test_resume_without_a_checkpoint_is_refused(stopped, config):
     with pytest.raises(ConfigError, match="--resume: .*checkpoints holds none of a training with these settings"):
-        run(config("run.mlflow=true", "train.lr=0.5"), until="train", say=quiet, resume=True)
+        run(config("run.mlflow=true", "train.lr=0.5"), until="train", resume=True)
     assert len(stopped[1]) == 1
 
 
 def test_unknown_method_is_refused_before_any_work(calls, config):
     with pytest.raises(ConfigError, match="unknown method 'sfot'; did you mean soft?"):
-        run(config("run.methods=graph,sfot"), say=quiet)
+        run(config("run.methods=graph,sfot"))
     assert calls == []

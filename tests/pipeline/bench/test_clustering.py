@@ -27,7 +27,7 @@ KEYS = {
     "resolution",
     "n_edges",
 }
-HOW = {"rounds": 1, "threads": 2, "say": lambda line: None}
+HOW = {"rounds": 1, "threads": 2}
 
 
 @pytest.fixture

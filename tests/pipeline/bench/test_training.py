@@ -21,7 +21,7 @@ from pipeline.training.workers import fit_and_save
 from tests.helpers import graphs
 
 TRAINING = ["batches", "negatives", "forward", "backward", "step"]
-SIZES = {"indices_per_id": None, "resolution": 3.0, "rounds": 3, "say": lambda line: None}
+SIZES = {"indices_per_id": None, "resolution": 3.0, "rounds": 3}
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_command_prints_and_writes_what_it_measured(ray_local, tmp_path):
 def test_workers_are_timed_next_to_this_process(graph, tmp_path, monkeypatch):
     """Ray Train's workers are replaced by what they call, so that it is quick."""
 
-    def run_on_ray(task, job, tracker, say):
-        return fit_and_save(task, job, torch.device("cpu"), lambda entry: None, say)
+    def run_on_ray(task, job, tracker):
+        return fit_and_save(task, job, torch.device("cpu"), lambda entry: None, lambda line: None)
 
     monkeypatch.setattr(bench_workers, "run_on_ray", run_on_ray)
     monkeypatch.setattr("pipeline.retrieval.ingest.ingest", lambda data, folder: write_graph(folder, graph))

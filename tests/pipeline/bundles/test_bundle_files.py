@@ -194,7 +194,6 @@ def test_the_benchmark_measures_time_memory_and_placement(exported, tmp_path):
         k=3,
         n_requests=5,
         batch_sizes=(1, 4),
-        say=lambda line: None,
     )
     assert [size["batch"] for size in results[0]["sizes"]] == [1, 4] and len(results) == 2
     for entry in results:

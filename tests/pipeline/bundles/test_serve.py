@@ -116,7 +116,6 @@ def test_load_with_a_new_bundle_in_the_middle_fails_no_request(tmp_path):
             k=5,
             at_half=lambda: replace(tmp_path / "new"),
             pid=pid,
-            say=lambda _: None,
         )
         names = set(result["bundles"])
         assert (result["failed"], result["failures"], len(names)) == (0, {}, 2)
@@ -127,7 +126,7 @@ def test_load_with_a_new_bundle_in_the_middle_fails_no_request(tmp_path):
         )
         assert len(result["resident_mib"]) == 3 and min(result["resident_mib"]) > 10
         # An answer that is refused is a failure, and is told.
-        bad = bench_load(url, seconds=0.2, clients=1, users=2000, say=lambda _: None)
+        bad = bench_load(url, seconds=0.2, clients=1, users=2000)
         assert bad["failed"] == bad["requests"] > 0
         assert list(bad["failures"]) == ["400 user_ids has 2000 ids; at most 1000 a request"]
 

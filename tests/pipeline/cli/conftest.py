@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from pathlib import Path
 
@@ -43,11 +44,11 @@ def runs(monkeypatch):
     """Replace the run by one that notes (configuration, last stage)."""
     seen: list[tuple[RunConfig, str]] = []
 
-    def run(config, *, until, say):
+    def run(config, *, until):
         seen.append((config, until))
         Path(config.run.out).mkdir(parents=True, exist_ok=True)
         (Path(config.run.out) / "config.toml").write_text(config.to_toml())
-        say("progress")
+        logging.getLogger("pipeline.runs.run").info("progress")
         cluster = {
             "modularity": 0.1155,
             "rows": 11061,
@@ -63,7 +64,7 @@ def runs(monkeypatch):
 @pytest.fixture
 def failing(monkeypatch):
     def fail_with(error: BaseException):
-        def run(config, *, until, say):
+        def run(config, *, until):
             raise error
 
         monkeypatch.setattr(run_module, "run", run)

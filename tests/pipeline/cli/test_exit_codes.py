@@ -111,7 +111,7 @@ import sys, time
 from pipeline.cli import main as cli
 from pipeline.runs import run
 
-def wait(config, *, until, say):
+def wait(config, *, until):
     try:
         print("up", flush=True)
         time.sleep(60)

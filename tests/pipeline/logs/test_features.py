@@ -182,7 +182,7 @@ def test_a_run_hashes_alike_ids_into_one_row_and_trains(tmp_path, ray_local, mon
     )
     # The Ray of the tests is there already.
     monkeypatch.setattr("pipeline.distributed.session.ray_session", lambda address: nullcontext())
-    metrics = run(config, until="evaluate", say=lambda line: None, fit_job=fit_in_a_task).metrics
+    metrics = run(config, until="evaluate", fit_job=fit_in_a_task).metrics
     assert metrics[0]["method"] == "lsh"
     assert metrics[0]["rows"] == 40
     out = tmp_path / "out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -83,9 +84,10 @@ def after_epoch(folder, epoch, act):
     return thread
 
 
-def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(run, tmp_path, ray_local):
+def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(run, tmp_path, ray_local, caplog):
     config = settings_of(train__epochs=1200, train__eval_every=100, train__patience=100, train__amp="bf16")
-    states, said = CheckpointManager(tmp_path / "states", "key"), []
+    states = CheckpointManager(tmp_path / "states", "key")
+    caplog.set_level(logging.INFO, "pipeline")
 
     def press_ctrl_c():
         os.kill(os.getpid(), signal.SIGINT)
@@ -93,15 +95,15 @@ def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(ru
 
     waiting = after_epoch(tmp_path / "stopped", 250, press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        train(run, tmp_path / "stopped", config, states=states, say=said.append)
+        train(run, tmp_path / "stopped", config, states=states)
     waiting.join()
     stopped_in = states.manifest()["epoch"]
     assert 250 <= stopped_in < 1200
-    assert any(line.startswith(f"stopped at {states.newest()}; the same command goes on") for line in said)
-    assert torch.cuda.is_available() or any("train.amp=bf16 needs a GPU" in line for line in said)
+    assert any(line.startswith(f"stopped at {states.newest()}; the same command goes on") for line in caplog.messages)
+    assert torch.cuda.is_available() or any("train.amp=bf16 needs a GPU" in line for line in caplog.messages)
 
     out = tmp_path / "soft"
-    facts = train(run, out, config, states=states, say=said.append)
+    facts = train(run, out, config, states=states)
     history = json.loads((out / "history.json").read_text())
     assert history["resumed"] == [stopped_in]
     assert [entry["epoch"] for entry in history["epochs"]] == list(range(100, 1201, 100))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -21,13 +22,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def lines():
-    return []
-
-
-@pytest.fixture
-def folder(tmp_path, lines):
-    with RunFolder(tmp_path / "run", say=lines.append) as opened:
+def folder(tmp_path):
+    with RunFolder(tmp_path / "run") as opened:
         yield opened
 
 
@@ -46,14 +42,15 @@ def listing(path: Path) -> set[str]:
     return {str(p.relative_to(path)) for p in path.rglob("*")}
 
 
-def test_second_time_is_skipped(folder, lines):
+def test_second_time_is_skipped(folder, caplog):
+    caplog.set_level(logging.INFO, "pipeline")
     calls = []
     first = folder.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("x", calls))
     second = folder.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("x", calls))
     assert calls == ["x"]
     assert (first.skipped, second.skipped) == (False, True)
     assert (first.key, first.result, first.seconds) == (second.key, second.result, second.seconds)
-    assert lines[-1] == "cluster: unchanged, skipped"
+    assert caplog.messages[-1] == "cluster: unchanged, skipped"
 
 
 @pytest.mark.parametrize(("settings", "inputs"), [({"g": 2.0}, ["in"]), ({"g": 1.0}, ["other"]), ({}, ["in"])])
@@ -101,7 +98,7 @@ def test_a_copied_run_folder_is_up_to_date(tmp_path, folder):
     folder.stage("cluster", {}, [], "cluster", writer("x"))
     shutil.copytree(folder.path, tmp_path / "copy", copy_function=shutil.copyfile)
     os.utime(tmp_path / "copy" / "cluster" / "deep" / "a.txt", (1, 1))
-    with RunFolder(tmp_path / "copy", say=lambda _: None) as copy:
+    with RunFolder(tmp_path / "copy") as copy:
         assert copy.stage("cluster", {}, [], "cluster", writer("x")).skipped
 
 
@@ -173,7 +170,7 @@ def test_litter_of_a_dead_process_is_removed(tmp_path):
         (run / litter / "x").write_text("x")
     (run / "bundle").mkdir()
     (run / ".metrics.json.12.partial").write_text("x")
-    with RunFolder(run, say=lambda _: None):
+    with RunFolder(run):
         # `graph` died between the two renames, so its previous result comes back; `bundle` after both.
         assert listing(run) == {".lock", "bundle", "methods", "methods/graph", "methods/graph/x"}
 
@@ -214,7 +211,7 @@ def test_killed_process_leaves_a_usable_folder(tmp_path):
     """)
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False).returncode == -9
     assert (run / ".cluster.partial" / "half").exists()
-    with RunFolder(run, say=lambda _: None) as folder:
+    with RunFolder(run) as folder:
         assert folder.stage("cluster", {}, [], "cluster", writer("never")).skipped
         assert not list(run.glob(".*.partial"))
 
@@ -247,7 +244,7 @@ def test_fingerprint_follows_content_time_and_name_but_not_place(tmp_path):
 
 
 def test_a_result_of_another_folder_is_taken_over_if_it_is_the_same(folder, tmp_path):
-    with RunFolder(tmp_path / "other", say=lambda line: None) as other:
+    with RunFolder(tmp_path / "other") as other:
         made = other.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("x"))
     for settings, inputs in (({"g": 2.0}, ["in"]), ({"g": 1.0}, ["out"])):
         assert not folder.borrow(tmp_path / "other", "cluster", settings, inputs, "cluster")
@@ -264,7 +261,7 @@ def test_a_result_of_another_folder_is_taken_over_if_it_is_the_same(folder, tmp_
 
 
 def test_without_hard_links_a_result_is_copied(folder, tmp_path, monkeypatch):
-    with RunFolder(tmp_path / "other", say=lambda line: None) as other:
+    with RunFolder(tmp_path / "other") as other:
         other.stage("cluster", {}, [], "cluster", writer("x"))
 
     def refuse(*_arguments):

@@ -6,6 +6,7 @@ No store of a cloud is asked.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -85,7 +86,7 @@ def listing(opened) -> dict[str, str]:
 
 
 def mirror(opened, folder: Path) -> Mirror:
-    return Mirror("mock://bucket/run", folder, say=lambda line: None, opened=opened)
+    return Mirror("mock://bucket/run", folder, opened=opened)
 
 
 def test_what_is_a_uri():
@@ -238,7 +239,7 @@ def test_a_failure_sends_what_there_is_and_stays_the_failure(opened, tmp_path):
     assert listing(opened) == {"x": "1"}
 
 
-def test_a_place_that_is_held_names_the_holder_and_a_dead_ones_is_taken_over(opened, tmp_path, monkeypatch):
+def test_a_place_that_is_held_names_the_holder_and_a_dead_ones_is_taken_over(opened, tmp_path, monkeypatch, caplog):
     with (
         mirror(opened, tmp_path / "a").held(),
         pytest.raises(
@@ -253,13 +254,11 @@ def test_a_place_that_is_held_names_the_holder_and_a_dead_ones_is_taken_over(ope
         ".lock.json",
         json.dumps({"pid": 7, "host": "elsewhere", "started": "then", "command": "x", "token": "y"}),
     )
-    said = []
     late = mirror(opened, tmp_path / "c")
-    late.say = said.append
     monkeypatch.setattr(late, "_now", lambda: time.time() + 400)
     with late.held():
         pass
-    assert "taken over from process 7 on elsewhere since then (x)" in said[0]
+    assert "taken over from process 7 on elsewhere since then (x)" in caplog.messages[0]
     assert ".lock.json" not in listing(opened)
 
 
@@ -293,7 +292,8 @@ def write_log(path: Path) -> None:
     path.write_text(f"user_id,item_id\n{rows}\n")
 
 
-def test_ingest_and_clusters_at_a_uri_are_up_to_date_on_a_second_machine(tmp_path, ray_local):
+def test_ingest_and_clusters_at_a_uri_are_up_to_date_on_a_second_machine(tmp_path, ray_local, caplog):
+    caplog.set_level(logging.INFO, "pipeline")
     write_log(tmp_path / "bucket" / "log.csv")
     data, remote = f"file://{tmp_path}/bucket/log.csv", f"file://{tmp_path}/bucket/run"
 
@@ -302,9 +302,9 @@ def test_ingest_and_clusters_at_a_uri_are_up_to_date_on_a_second_machine(tmp_pat
         config = RunConfig.from_flat(
             {"data.path": data, "run.out": str(out), "run.remote": remote, "cluster.resolution": 1.0}
         )
-        said: list[str] = []
-        run(config, until="cluster", say=said.append)
-        return said
+        caplog.clear()
+        run(config, until="cluster")
+        return list(caplog.messages)
 
     assert any(line.startswith("cluster: done") for line in on_machine("one"))
     assert {"ingest.json", "users.parquet"} <= {p.name for p in (tmp_path / "bucket" / "run" / "ingest").iterdir()}
@@ -322,7 +322,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.runs.remote import run_folder
 out, remote = sys.argv[1:]
 config = RunConfig.from_flat({"run.out": out, "run.remote": remote or None})
-with run_folder(config, print) as folder:
+with run_folder(config) as folder:
     print("held", flush=True)
     time.sleep(float(60))
 """
@@ -351,10 +351,10 @@ def test_two_real_processes_in_one_run_folder(tmp_path, remote):
         third = RunConfig.from_flat({"run.out": str(tmp_path / "a"), "run.remote": uri or None})
         if remote:
             # A dead holder's lock is a file: it is believed for five minutes.
-            with pytest.raises(RunFolderError, match=f"process {first.pid}"), run_folder(third, print):
+            with pytest.raises(RunFolderError, match=f"process {first.pid}"), run_folder(third):
                 pass
         else:
-            with run_folder(third, print):
+            with run_folder(third):
                 pass
     finally:
         first.kill()
@@ -376,10 +376,10 @@ def test_a_run_at_a_uri_is_held_while_it_is_updated(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "metrics.json").write_text("[]")
     uri = f"file://{tmp_path}/there"
-    with held_folder(uri, print) as folder:
+    with held_folder(uri) as folder:
         assert (folder / "metrics.json").read_text() == "[]"
         assert (tmp_path / "there" / ".lock.json").exists()
         (folder / "updates.json").write_text("{}")
     assert sorted(p.name for p in (tmp_path / "there").iterdir()) == ["metrics.json", "updates.json"]
-    with held_folder(str(tmp_path / "there"), print) as folder:
+    with held_folder(str(tmp_path / "there")) as folder:
         assert folder == tmp_path / "there"

@@ -97,7 +97,7 @@ def as_a_task(monkeypatch):
 
 def test_the_best_settings_are_a_run_that_repeats_the_winner(search, tmp_path, as_a_task):
     config = RunConfig.load(search.out / "best.toml", **{"run.out": str(tmp_path / "run"), "run.mlflow": False})
-    (metrics,) = run(config, until="train", say=lambda line: None, fit_job=fit_here).metrics
+    (metrics,) = run(config, until="train", fit_job=fit_here).metrics
     best = search.trials()[0]
     assert metrics[SCORE] == pytest.approx(float(best[SCORE]), abs=1e-3)
     recorded = json.loads((search.out / best["run"] / "stages" / "train-soft.json").read_text())["result"]
@@ -128,7 +128,7 @@ def base(search, tmp_path):
     settings = {"data.path": str(search.folder / "log"), "data.seed": 3, "run.mlflow": False, "run.out": str(tmp_path)}
     config = RunConfig.from_flat(settings | {"cluster.resolution": 2.0, "train.dim": 8, "train.epochs": 4})
     log = RunConfig.from_flat(config.flat() | {"run.out": str(tmp_path / "log")})
-    run(log, until="ingest", say=lambda line: None, lenders=[search.out / "log"])
+    run(log, until="ingest", lenders=[search.out / "log"])
     return config
 
 

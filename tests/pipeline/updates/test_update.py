@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -28,10 +29,6 @@ from pipeline.updates import update as update_module
 from pipeline.updates.update import update
 from serving.bundle import check_bundle
 from serving.retriever import Recommendations, Retriever
-
-
-def quiet(_line: str) -> None:
-    pass
 
 
 def fit_at_once(job, _tracker):
@@ -78,7 +75,7 @@ def trained(request, log, tmp_path_factory):
     )
     settings = [*rows, "train.epochs=30", "train.dim=16", "run.methods=soft,full", "data.shards=2"]
     fixed = {"data.path": str(log[0] / "old.parquet"), "run.out": str(path), "run.mlflow": False}
-    run(RunConfig.load(None, settings, **fixed), until="export", say=quiet, fit_job=fit_at_once)
+    run(RunConfig.load(None, settings, **fixed), until="export", fit_job=fit_at_once)
     return path
 
 
@@ -107,7 +104,7 @@ def test_new_users_are_answered_and_known_ones_as_before(out, log):
     some = ids_of(out, "users")[:20]
     before = Retriever(out / "bundle", provider="cpu").recommend(some, 10)
     assert not Retriever(out / "bundle", provider="cpu").recommend(later.tolist(), 5).known.any()
-    result = update(out, str(path / "new.parquet"), say=quiet)
+    result = update(out, str(path / "new.parquet"))
     retriever = Retriever(out / "bundle", provider="cpu")
     after = retriever.recommend(some, 10)
     assert same(before, after)
@@ -127,7 +124,7 @@ def test_new_users_are_answered_and_known_ones_as_before(out, log):
 
 def test_what_new_users_had_is_left_out_of_their_answers(out, log):
     path, later = log
-    update(out, str(path / "new.parquet"), say=quiet)
+    update(out, str(path / "new.parquet"))
     table = pq.read_table(path / "new.parquet")
     users, items = table["user_id"].to_numpy(), table["item_id"].to_numpy()
     n_items = check_bundle(out / "bundle")["n_items"]
@@ -141,7 +138,7 @@ def test_what_new_users_had_is_left_out_of_their_answers(out, log):
 def test_a_new_item_is_recommended_and_a_lonely_one_stays_unknown(out, tmp_path):
     users = ids_of(out, "users")
     log = write_log(tmp_path / "items.parquet", [*users[:30], 999_999], [888_888] * 30 + [777_777])
-    result = update(out, log, say=quiet)
+    result = update(out, log)
     assert result["items"] == {"new": 2, "placed": 1, "fallback": 1}
     assert result["users"] == {"new": 1, "placed": 0, "fallback": 1}
     assert (result["n_used"], result["n_unused"]) == (30, 1)
@@ -158,10 +155,10 @@ def test_a_second_update_goes_on_from_the_first(out, log, tmp_path):
     table = pq.read_table(path / "new.parquet")
     first = table.filter(pa.array(np.isin(table["user_id"].to_numpy(), later[:20])))
     pq.write_table(first, tmp_path / "first.parquet")
-    update(out, str(tmp_path / "first.parquet"), say=quiet)
+    update(out, str(tmp_path / "first.parquet"))
     maps = Placed.load(placed_dir(out, "soft")).maps
     known = Retriever(out / "bundle", provider="cpu").recommend(later[:20].tolist(), 10)
-    result = update(out, str(path / "new.parquet"), say=quiet)
+    result = update(out, str(path / "new.parquet"))
     assert result["users"]["new"] == 20
     assert result["n_known"] == len(first)
     placed = Placed.load(placed_dir(out, "soft"))
@@ -177,9 +174,9 @@ def test_a_second_update_goes_on_from_the_first(out, log, tmp_path):
 
 
 def test_the_same_log_twice_changes_nothing(out, log):
-    update(out, str(log[0] / "new.parquet"), say=quiet)
+    update(out, str(log[0] / "new.parquet"))
     before = files_of(out)
-    result = update(out, str(log[0] / "new.parquet"), say=quiet)
+    result = update(out, str(log[0] / "new.parquet"))
     assert result["users"]["new"] == result["items"]["new"] == 0
     assert result["bundle"] == "unchanged"
     after = files_of(out)
@@ -192,27 +189,27 @@ def test_pairs_of_known_ids_are_left_out_of_answers_and_change_none(out, tmp_pat
     before = files_of(out / "bundle")
     user = ids_of(out, "users")[0]
     item = recommend(out / "bundle", [str(user)], 1, exclude_seen=True)[0]["items"][0]["item_id"]
-    result = update(out, write_log(tmp_path / "known.parquet", [user], [item]), say=quiet)
+    result = update(out, write_log(tmp_path / "known.parquet", [user], [item]))
     assert (result["n_known"], result["bundle"]) == (1, "unchanged")
     assert files_of(out / "bundle") == before
     assert recommend(out / "bundle", [str(user)], 1, exclude_seen=True)[0]["items"][0]["item_id"] != item
 
 
-def test_a_later_run_keeps_the_placed_ids_and_a_new_training_starts_without(out, log):
-    update(out, str(log[0] / "new.parquet"), say=quiet)
+def test_a_later_run_keeps_the_placed_ids_and_a_new_training_starts_without(out, log, caplog):
+    update(out, str(log[0] / "new.parquet"))
     config = RunConfig.load(out / "config.toml", **{"run.out": str(out)})
-    said: list[str] = []
-    run(config, until="export", say=said.append, fit_job=fit_at_once)
-    assert "export: unchanged, skipped" in said
+    caplog.set_level(logging.INFO, "pipeline")
+    run(config, until="export", fit_job=fit_at_once)
+    assert "export: unchanged, skipped" in caplog.messages
     assert check_bundle(out / "bundle")["n_users"] == 400
     (out / "bundle" / "model.onnx").write_bytes(b"damaged")
-    run(config, until="export", say=quiet, fit_job=fit_at_once)
+    run(config, until="export", fit_job=fit_at_once)
     assert check_bundle(out / "bundle")["n_users"] == 400
     other = RunConfig.load(out / "config.toml", ["train.epochs=5", "run.methods=soft"], **{"run.out": str(out)})
-    run(other, until="export", say=quiet, fit_job=fit_at_once)
+    run(other, until="export", fit_job=fit_at_once)
     assert check_bundle(out / "bundle")["n_users"] == 360
     assert recommend(out / "bundle", [str(log[1][0])], 3, exclude_seen=True)[0]["known"] is False
-    assert update(out, str(log[0] / "new.parquet"), say=quiet)["users"]["placed"] == 40
+    assert update(out, str(log[0] / "new.parquet"))["users"]["placed"] == 40
 
 
 def test_a_crash_before_the_bundle_leaves_the_old_one_and_the_same_command_writes_it(out, log, monkeypatch):
@@ -220,18 +217,18 @@ def test_a_crash_before_the_bundle_leaves_the_old_one_and_the_same_command_write
     with monkeypatch.context() as patch:
         patch.setattr(update_module, "export_bundle", lambda *_: (_ for _ in ()).throw(OSError("bang")))
         with pytest.raises(OSError, match="bang"):
-            update(out, str(log[0] / "new.parquet"), say=quiet)
+            update(out, str(log[0] / "new.parquet"))
     assert files_of(out / "bundle") == before
     user = ids_of(out, "users")[0]
     assert recommend(out / "bundle", [str(user)], 3, exclude_seen=True)[0]["known"]
-    assert update(out, str(log[0] / "new.parquet"), say=quiet)["bundle"] == "written"
+    assert update(out, str(log[0] / "new.parquet"))["bundle"] == "written"
     assert check_bundle(out / "bundle")["n_users"] == 400
 
 
 def test_the_refit_is_compared_on_held_out_interactions(out, log, monkeypatch):
     train_method = refit_module.train_method
     monkeypatch.setattr(refit_module, "train_method", lambda *arguments: train_method(*arguments, fit_at_once))
-    result = update(out, str(log[0] / "new.parquet"), refit=(0.2, 0), say=quiet)
+    result = update(out, str(log[0] / "new.parquet"), refit=(0.2, 0))
     refit = result["refit"]
     assert refit["n_users"] == 40
     assert 0.15 < refit["n_held_out"] / result["n_interactions"] < 0.25
@@ -243,21 +240,21 @@ def test_the_refit_is_compared_on_held_out_interactions(out, log, monkeypatch):
 
 
 def test_a_full_table_has_no_row_for_new_ids(out, log):
-    result = update(out, str(log[0] / "new.parquet"), method="full", say=quiet)
+    result = update(out, str(log[0] / "new.parquet"), method="full")
     assert result["users"] == {"new": 40, "placed": 0, "fallback": 40}
     assert "nowhere" in lines(result)[0]
     assert result["bundle"] == "unchanged"
 
 
 def test_updates_of_two_methods_stay_apart(out, log, tmp_path):
-    update(out, str(log[0] / "new.parquet"), say=quiet)
+    update(out, str(log[0] / "new.parquet"))
     items = ids_of(out, "items")
     known = write_log(tmp_path / "known.parquet", [ids_of(out, "users")[0]] * len(items), items)
-    update(out, known, method="full", say=quiet)
+    update(out, known, method="full")
     assert Placed.load(placed_dir(out, "soft")).n_placed["users"] == 40
     assert Placed.load(placed_dir(out, "full")).id is None
     assert check_bundle(out / "bundle")["n_users"] == 400
-    result = update(out, known, refit=(0.2, 0), say=quiet)
+    result = update(out, known, refit=(0.2, 0))
     assert result["refit"] is None
     assert "nothing to compare" in lines(result)[-1]
 
@@ -275,7 +272,7 @@ def test_a_bad_log_is_refused_and_changes_nothing(out, tmp_path, write, message)
     before = files_of(out)
     write(tmp_path / "bad.parquet")
     with pytest.raises(DataError, match=message) as error:
-        update(out, str(tmp_path / "bad.parquet"), say=quiet)
+        update(out, str(tmp_path / "bad.parquet"))
     assert "\n" not in str(error.value)
     after = files_of(out)
     assert {name for name in after if before.get(name) != after[name]} <= {".lock"}
@@ -285,26 +282,26 @@ def test_columns_of_the_new_log_can_have_other_names(out, log, tmp_path):
     table = pq.read_table(log[0] / "new.parquet").rename_columns(["uid", "sku"])
     pq.write_table(table, tmp_path / "renamed.parquet")
     data = {"user_column": "uid", "item_column": "sku"}
-    assert update(out, str(tmp_path / "renamed.parquet"), data=data, say=quiet)["users"]["placed"] == 40
+    assert update(out, str(tmp_path / "renamed.parquet"), data=data)["users"]["placed"] == 40
 
 
 def test_a_run_that_is_not_whole_is_refused(out, log, tmp_path):
     new = str(log[0] / "new.parquet")
     with pytest.raises(RunFolderError, match="no run is there"):
-        update(tmp_path / "nothing", new, say=quiet)
+        update(tmp_path / "nothing", new)
     assert not (tmp_path / "nothing").exists()
     with pytest.raises(ConfigError, match="unknown method 'sfot'"):
-        update(out, new, method="sfot", say=quiet)
+        update(out, new, method="sfot")
     with pytest.raises(RunFolderError, match="none of the run's"):
-        update(out, new, method="graph", say=quiet)
+        update(out, new, method="graph")
     config = (out / "config.toml").read_text()
     (out / "config.toml").write_text(config.replace('model = "mf"', 'model = "lightgcn"'))
     with pytest.raises(ConfigError, match="cannot place new ids"):
-        update(out, new, say=quiet)
+        update(out, new)
     (out / "config.toml").write_text(config.replace("epochs = 30", "epochs = 31"))
     with pytest.raises(RunFolderError, match="'train soft' was made with other settings"):
-        update(out, new, say=quiet)
+        update(out, new)
     (out / "config.toml").write_text(config)
     shutil.rmtree(out / "methods" / "soft")
     with pytest.raises(RunFolderError, match="'train soft' is missing or damaged; run 'graphhash run"):
-        update(out, new, say=quiet)
+        update(out, new)

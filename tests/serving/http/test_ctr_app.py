@@ -173,4 +173,4 @@ def test_the_command_serves_such_a_bundle(bundle):
         from pipeline.bench.load import bench_load
 
         with pytest.raises(DataError, match="predicts clicks; load is measured with recommendations"):
-            bench_load(url, seconds=1, clients=1, users=1, k=1, say=print)
+            bench_load(url, seconds=1, clients=1, users=1, k=1)
