@@ -10,6 +10,7 @@ from numpy.testing import assert_array_equal
 
 import graphhash
 from graphhash.clustering import balanced
+from graphhash.graph.local import LocalGraph
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.maps.methods import METHODS, Inputs
@@ -68,7 +69,7 @@ def naive_passes(graph, rows, resolution):
 def test_passes_equal_the_naive_ones(name, resolution, share):
     graph = GRAPHS[name]
     rows = max(2, int(share * sum(graph.shape)))
-    local = graphhash.graph.local.LocalGraph(graph)
+    local = LocalGraph(graph)
     found = balanced._propagate(local, graph, resolution, rows)
     for a, b in zip(found, numbered(*naive_passes(graph, rows, resolution)), strict=True):
         assert_array_equal(a, b)
@@ -85,7 +86,7 @@ def test_rows_are_exact(rows):
 def test_the_gain_is_barbers_at_the_reported_resolution():
     """Labels at which no pass moves anything: no move raises Barber's modularity either."""
     graph = GRAPHS["plain"]
-    local = graphhash.graph.local.LocalGraph(graph)
+    local = LocalGraph(graph)
     users, items = balanced._propagate(local, graph, 3.0, 2)
     resolution = 3.0 * math.sqrt(graph.sum() / graph.shape[1])
     before = graphhash.modularity(graph, users, items, resolution=resolution)

@@ -10,7 +10,7 @@ import graphhash
 from graphhash.clustering import state as clustering
 from graphhash.graph import _refine_kernels
 from graphhash.graph.bipartite import label_dtype
-from graphhash.graph.local import Rows, exact_weights
+from graphhash.graph.local import LocalGraph, Rows, exact_weights
 from pipeline.distributed.shards import _index_dtype
 from tests.helpers import graphs
 
@@ -30,13 +30,13 @@ def test_int64_labels_are_the_int32_ones(method, weighted, monkeypatch):
     graph = graphs.random_graph(4, 150, 100, 1500, weighted=weighted)
     expected = graphhash.cluster(graph, resolution=3, method=method)
     types = []
-    move = graphhash.graph.local.LocalGraph.move
+    move = LocalGraph.move
 
     def noting(self, side, labels, *others):
         types.append(labels.dtype)
         return move(self, side, labels, *others)
 
-    monkeypatch.setattr(graphhash.graph.local.LocalGraph, "move", noting)
+    monkeypatch.setattr(LocalGraph, "move", noting)
     monkeypatch.setattr(clustering, "label_dtype", lambda n_labels: np.int64)
     labels = graphhash.cluster(graph, resolution=3, method=method)
     assert set(types) == {np.dtype(np.int64)}

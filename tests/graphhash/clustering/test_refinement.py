@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 import graphhash
 from graphhash.clustering import refinement
+from graphhash.clustering.bounded import cluster_graph
 from graphhash.clustering.state import ClusteringState
 from graphhash.graph.local import LocalGraph
 from pipeline.distributed.graph import RayGraph
@@ -122,7 +123,7 @@ def test_labels_do_not_depend_on_threads_or_shards(method, tmp_path, ray_local):
     stored = [
         ShardedCsr.write(tmp_path / name, side, n_shards=2) for name, side in (("users", graph), ("items", by_item))
     ]
-    over_ray = graphhash.clustering.bounded.cluster_graph(RayGraph(*stored, 3, tmp_path), 5, method=method)
+    over_ray = cluster_graph(RayGraph(*stored, 3, tmp_path), 5, method=method)
     for labels in (two, over_ray):
         assert_array_equal(labels.users, one.users)
         assert_array_equal(labels.items, one.items)

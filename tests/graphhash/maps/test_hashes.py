@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 import graphhash
 from graphhash.clustering.row_budget import fit_rows
 from graphhash.graph.local import LocalGraph
+from graphhash.maps import hashes
 from graphhash.maps.community_maps import ITEM_DAMPING, POWER, affinity_rows
 from graphhash.maps.hashes import universal_hash
 from pipeline.maps.methods import METHODS, Inputs
@@ -80,7 +81,7 @@ def test_lsh_of_the_graph_gives_equal_neighbourhoods_one_row_in_any_block(monkey
     bucket_map = graphhash.lsh_structure_map(graph, degrees, 500, seed=0)
     rows = bucket_map.rows[:-1, 0]
     assert rows[0] == rows[1] == rows[4] != rows[2] == rows[3]
-    monkeypatch.setattr(graphhash.maps.hashes, "_BLOCK", 2)
+    monkeypatch.setattr(hashes, "_BLOCK", 2)
     assert_array_equal(graphhash.lsh_structure_map(graph, degrees, 500, seed=0).rows, bucket_map.rows)
 
 

@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import graphhash
+from graphhash.clustering.bounded import cluster_graph
 from graphhash.maps.quantization import row_bytes
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed import graph as ray_graph
@@ -34,7 +35,7 @@ def test_one_two_and_seven_shards_give_the_labels_of_one_process(weighted, tmp_p
     stored = ingested(graph, tmp_path)
     expected = graphhash.cluster(graph, resolution=4)
     for n_shards in (1, 2, 7):
-        labels = graphhash.clustering.bounded.cluster_graph(RayGraph(*stored, n_shards, tmp_path), 4)
+        labels = cluster_graph(RayGraph(*stored, n_shards, tmp_path), 4)
         assert_array_equal(labels.users, expected.users)
         assert_array_equal(labels.items, expected.items)
         assert labels.history == expected.history
@@ -43,7 +44,7 @@ def test_one_two_and_seven_shards_give_the_labels_of_one_process(weighted, tmp_p
 def test_gowalla_gets_the_same_labels_over_ray(tmp_path, ray_local):
     graph = graphs.gowalla("train.txt")
     expected = graphhash.cluster(graph, resolution=200)
-    labels = graphhash.clustering.bounded.cluster_graph(RayGraph(*ingested(graph, tmp_path), 2, tmp_path), 200)
+    labels = cluster_graph(RayGraph(*ingested(graph, tmp_path), 2, tmp_path), 200)
     assert_array_equal(labels.users, expected.users)
     assert_array_equal(labels.items, expected.items)
 
@@ -63,7 +64,7 @@ def test_levels_kept_in_files_are_those_in_memory_and_leave_nothing_behind(tmp_p
         return levels[-1]
 
     monkeypatch.setattr(ray_graph, "_shuffle", keep_all)
-    labels = graphhash.clustering.bounded.cluster_graph(over_ray, 4)
+    labels = cluster_graph(over_ray, 4)
     assert len(levels) > 2
     assert all(isinstance(level, RayCommunities) for level in levels)
     assert_array_equal(labels.users, expected.users)
@@ -75,7 +76,7 @@ def test_levels_kept_in_files_are_those_in_memory_and_leave_nothing_behind(tmp_p
 def test_a_full_disk_is_told_with_the_folder(tmp_path, ray_local):
     stored = ingested(graphs.random_graph(11, 300, 200, 3000), tmp_path)
     with pytest.raises(graphhash.DataError, match=r"gone: cannot keep a level of the clustering .* free some space"):
-        graphhash.clustering.bounded.cluster_graph(RayGraph(*stored, 2, tmp_path / "gone"), 4)
+        cluster_graph(RayGraph(*stored, 2, tmp_path / "gone"), 4)
 
 
 def test_a_graph_written_anew_in_the_same_folder_is_read_anew(tmp_path, ray_local):
