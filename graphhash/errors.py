@@ -13,6 +13,10 @@ class GraphHashError(Exception):
     """
 
 
+class ArgumentError(GraphHashError, ValueError):
+    """An argument of the wrong type or shape, out of range, or in contradiction with another one."""
+
+
 class DataError(GraphHashError, ValueError):
     """Bad input data, or a damaged file."""
 

@@ -12,6 +12,7 @@ from graphhash.clustering.balanced import balanced_labels
 from graphhash.clustering.bounded import cluster_graph
 from graphhash.clustering.labels import Labels
 from graphhash.clustering.resolution_search import cluster_to_rows
+from graphhash.errors import ArgumentError
 from graphhash.graph.local import LocalGraph
 
 
@@ -47,24 +48,26 @@ def cluster(
     Returns: labels, the same for the same graph and settings, always.
 
     Raises:
-        ValueError: not exactly one of resolution and rows, or a value out of range, or an unknown method, or no edges.
+        ArgumentError: not exactly one of resolution and rows, or a value out of range, or an unknown method, or no edges.
     """
     if (resolution is None) == (rows is None):
-        raise ValueError(f"give either a resolution or a number of rows, got resolution={resolution} and rows={rows}")
+        raise ArgumentError(
+            f"give either a resolution or a number of rows, got resolution={resolution} and rows={rows}"
+        )
     settings = {"method": method, "max_size": max_size, "tolerance": tolerance, "max_cycles": max_cycles}
     before = numba.get_num_threads()
     numba.set_num_threads(min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS))
     try:
         if method == "balanced":
             if rows is None:
-                raise ValueError(
+                raise ArgumentError(
                     f"method 'balanced' stops at a number of rows: give rows instead of resolution={resolution}"
                 )
             return balanced_labels(biadjacency, rows=rows, max_size=max_size)
         graph = LocalGraph(biadjacency)
         if rows is not None:
             if initial is not None:
-                raise ValueError("initial labels go with a resolution, not with a number of rows")
+                raise ArgumentError("initial labels go with a resolution, not with a number of rows")
 
             return cluster_to_rows(graph, rows, **settings)
         return cluster_graph(graph, resolution, initial=initial, **settings)

@@ -31,6 +31,7 @@ from scipy.sparse import csr_array
 
 from graphhash.clustering.labels import Labels
 from graphhash.clustering.row_budget import cap_sizes, fit_rows, modularity_of, share_rows
+from graphhash.errors import ArgumentError
 from graphhash.graph import _kernels, _refine_kernels
 from graphhash.graph.local import LocalGraph, exact_weights
 
@@ -56,14 +57,14 @@ def balanced_labels(
     Returns: labels whose ``resolution`` is the equal one of Barber's modularity and whose ``history`` is empty.
 
     Raises:
-        ValueError: no edges, a weight that is not above 0, a resolution that is not above 0, or rows out of range.
+        ArgumentError: no edges, a weight that is not above 0, a resolution that is not above 0, or rows out of range.
     """
     if not (math.isfinite(resolution) and resolution > 0):
-        raise ValueError(f"resolution must be finite and above 0, got {resolution}")
+        raise ArgumentError(f"resolution must be finite and above 0, got {resolution}")
     n_users, n_items = biadjacency.shape
     total_rows = rows if isinstance(rows, int) else sum(rows)
     if not 2 <= total_rows <= n_users + n_items:
-        raise ValueError(f"rows must be from 2 to the {n_users + n_items} ids, got {rows}")
+        raise ArgumentError(f"rows must be from 2 to the {n_users + n_items} ids, got {rows}")
     graph = LocalGraph(biadjacency)
     started = time.perf_counter()
     users, items = _propagate(graph, biadjacency, resolution, total_rows)

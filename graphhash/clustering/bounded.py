@@ -26,7 +26,7 @@ def cluster_graph(
     ``on_cycle(n_cycles, modularity, n_communities)`` reports progress.
 
     Raises:
-        ValueError: a value out of range, an unknown method, or initial labels of another size.
+        ArgumentError: a value out of range, an unknown method, or initial labels of another size.
     """
     labels = ascend(
         graph,

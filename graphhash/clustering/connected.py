@@ -27,7 +27,7 @@ def cluster_connected(biadjacency: csr_array, *, rows: int | tuple[int, int] | N
         settings: as there.
 
     Raises:
-        ValueError: as there.
+        ArgumentError: as there.
     """
     graph = csr_array(biadjacency)
     linked = [np.diff(graph.indptr) > 0, np.diff(csr_array(graph.T.tocsr()).indptr) > 0]

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from graphhash.clustering import refinement
 from graphhash.clustering.labels import Labels
 from graphhash.clustering.state import ClusteringState
+from graphhash.errors import ArgumentError
 from graphhash.graph.bipartite import Graph
 
 METHODS = ("louvain", "leiden", "lpa", "balanced")
@@ -44,19 +45,19 @@ def ascend(
 ) -> Labels:
     """:func:`graphhash.clustering.bounded.cluster_graph` without a bound on the size of communities."""
     if not (math.isfinite(resolution) and resolution > 0):
-        raise ValueError(f"resolution must be finite and above 0, got {resolution}")
+        raise ArgumentError(f"resolution must be finite and above 0, got {resolution}")
     if not 0 <= tolerance < 1 or max_cycles < 1:
-        raise ValueError(f"tolerance must be in [0, 1) and max_cycles at least 1, got {tolerance} and {max_cycles}")
+        raise ArgumentError(f"tolerance must be in [0, 1) and max_cycles at least 1, got {tolerance} and {max_cycles}")
     if method not in METHODS:
         close = difflib.get_close_matches(method, METHODS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"unknown clustering method {method!r}; {hint}methods are {', '.join(METHODS)}")
+        raise ArgumentError(f"unknown clustering method {method!r}; {hint}methods are {', '.join(METHODS)}")
     if method == "balanced":
-        raise ValueError(
+        raise ArgumentError(
             "method 'balanced' takes its turns one after the other and not over a Graph: see graphhash.balanced"
         )
     if initial is not None and (len(initial.users), len(initial.items)) != (graph.n_users, graph.n_items):
-        raise ValueError(
+        raise ArgumentError(
             f"initial labels are of {len(initial.users)} users and {len(initial.items)} items, "
             f"the graph has {graph.n_users} and {graph.n_items}"
         )

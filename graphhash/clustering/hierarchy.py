@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 
 from graphhash.clustering.bounded import cluster_graph
 from graphhash.clustering.row_budget import modularity_of
+from graphhash.errors import ArgumentError
 from graphhash.graph.bipartite import Graph
 from graphhash.graph.local import LocalGraph
 
@@ -36,7 +37,7 @@ class Hierarchy:
         nested: whether every community lies in one community of the level before.
 
     Raises:
-        ValueError: shapes differ.
+        ArgumentError: shapes differ.
     """
 
     users: NDArray[np.int32]
@@ -48,7 +49,7 @@ class Hierarchy:
     def __post_init__(self):
         n_levels = len(self.resolutions)
         if self.users.ndim != 2 or self.items.ndim != 2 or {self.users.shape[1], self.items.shape[1]} != {n_levels}:
-            raise ValueError(
+            raise ArgumentError(
                 f"levels of shape {self.users.shape} and {self.items.shape} do not fit {n_levels} resolutions"
             )
 
@@ -72,7 +73,7 @@ def hierarchy(
         method, threads, tolerance, max_cycles: as in :func:`graphhash.cluster`.
 
     Raises:
-        ValueError: no resolution, or not ascending, or what :func:`graphhash.cluster` refuses.
+        ArgumentError: no resolution, or not ascending, or what :func:`graphhash.cluster` refuses.
     """
     before = numba.get_num_threads()
     numba.set_num_threads(min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS))
@@ -87,7 +88,7 @@ def hierarchy_graph(graph: Graph, resolutions: Sequence[float], *, nested: bool 
     """:func:`hierarchy` on any :class:`graphhash.graph.bipartite.Graph`; ``settings`` are those of ``cluster_graph``."""
     resolutions = tuple(float(resolution) for resolution in resolutions)
     if not resolutions or any(math.isnan(r) for r in resolutions) or list(resolutions) != sorted(set(resolutions)):
-        raise ValueError(f"resolutions must be ascending and at least one, got {resolutions}")
+        raise ArgumentError(f"resolutions must be ascending and at least one, got {resolutions}")
     levels = []
     within = graph
     for resolution in resolutions:

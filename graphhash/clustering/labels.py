@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from graphhash.errors import ArgumentError
+
 
 @dataclass(frozen=True, eq=False)
 class Labels:
@@ -31,11 +33,11 @@ class Labels:
     def __post_init__(self):
         for name, side in (("user", self.users), ("item", self.items)):
             if side.ndim != 1 or side.dtype != np.int32 or len(side) == 0:
-                raise ValueError(
+                raise ArgumentError(
                     f"{name} labels must be a non-empty 1-D int32 array, got {side.dtype} of shape {side.shape}"
                 )
             if side.min() < 0:
-                raise ValueError(f"{name} labels must not be negative, got {side.min()}")
+                raise ArgumentError(f"{name} labels must not be negative, got {side.min()}")
 
     @property
     def n_communities(self) -> int:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from graphhash.errors import ArgumentError
+
 
 def modularity(
     biadjacency: csr_array,
@@ -27,11 +29,11 @@ def modularity(
         resolution: g above.
 
     Raises:
-        ValueError: shapes differ.
+        ArgumentError: shapes differ.
     """
     n_users, n_items = biadjacency.shape
     if user_labels.shape != (n_users,) or item_labels.shape != (n_items,):
-        raise ValueError(
+        raise ArgumentError(
             f"labels of shape {user_labels.shape} and {item_labels.shape} do not fit a {n_users} x {n_items} graph"
         )
     edges = biadjacency.tocoo()

@@ -16,6 +16,7 @@ from dataclasses import replace
 from graphhash.clustering.bounded import cluster_graph
 from graphhash.clustering.labels import Labels
 from graphhash.clustering.row_budget import fit_rows, share_rows
+from graphhash.errors import ArgumentError
 from graphhash.graph.bipartite import Graph
 
 MAX_STEPS = 16
@@ -32,19 +33,19 @@ def cluster_to_rows(graph: Graph, rows: int | tuple[int, int], *, max_size: int 
         settings: of :func:`graphhash.clustering.bounded.cluster_graph`.
 
     Raises:
-        ValueError: fewer than 1 row for a side, or no fewer rows than ids, or not with communities of at most ``max_size``.
+        ArgumentError: fewer than 1 row for a side, or no fewer rows than ids, or not with communities of at most ``max_size``.
     """
     started = time.perf_counter()
     n_ids = graph.n_users + graph.n_items
     total = rows if isinstance(rows, int) else sum(rows)
     if total < 2:
-        raise ValueError(f"rows must be at least 2 (one for users, one for items), got {rows}")
+        raise ArgumentError(f"rows must be at least 2 (one for users, one for items), got {rows}")
     if total >= n_ids:
-        raise ValueError(f"{total} rows are no fewer than the {n_ids} ids: use method 'full'")
+        raise ArgumentError(f"{total} rows are no fewer than the {n_ids} ids: use method 'full'")
     if not isinstance(rows, int):
         for n_rows, n_side, side in ((rows[0], graph.n_users, "users"), (rows[1], graph.n_items, "items")):
             if not 1 <= n_rows <= n_side:
-                raise ValueError(f"{n_rows} rows for {n_side} {side} are out of range; give 1 to {n_side}")
+                raise ArgumentError(f"{n_rows} rows for {n_side} {side} are out of range; give 1 to {n_side}")
 
     def share(labels: Labels) -> float:
         """Rows found over rows wanted, of the side that is shorter of them."""

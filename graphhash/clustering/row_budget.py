@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from graphhash.clustering.engine import ascend
 from graphhash.clustering.labels import Labels
+from graphhash.errors import ArgumentError
 from graphhash.graph import _kernels
 from graphhash.graph.bipartite import Graph
 
@@ -47,7 +48,7 @@ def fit_rows(
     Returns: labels numbered 0.. in order of first appearance, users first, with the modularity that they have now.
 
     Raises:
-        ValueError: a side cannot have that many rows, or not with buckets of at most ``max_size``.
+        ArgumentError: a side cannot have that many rows, or not with buckets of at most ``max_size``.
     """
     sides = {"users": labels.users, "items": labels.items}
     other = {"users": "items", "items": "users"}
@@ -56,9 +57,11 @@ def fit_rows(
             continue
         n_ids = len(sides[side])
         if not 1 <= wanted <= n_ids:
-            raise ValueError(f"{wanted} rows for {n_ids} {side} are out of range; give 1 to {n_ids}")
+            raise ArgumentError(f"{wanted} rows for {n_ids} {side} are out of range; give 1 to {n_ids}")
         if max_size is not None and wanted * max_size < n_ids:
-            raise ValueError(f"{wanted} rows of at most {max_size} cannot hold {n_ids} {side}; raise rows or max_size")
+            raise ArgumentError(
+                f"{wanted} rows of at most {max_size} cannot hold {n_ids} {side}; raise rows or max_size"
+            )
         n_found = len(np.unique(sides[side]))
         if n_found > wanted:
             sides[side] = _merge(
@@ -87,10 +90,10 @@ def cap_sizes(graph: Graph, labels: Labels, max_size: int, *, tolerance: float =
     Returns: labels numbered 0.. in order of first appearance, users first; the same ones when none is oversize.
 
     Raises:
-        ValueError: max_size is below 1.
+        ArgumentError: max_size is below 1.
     """
     if max_size < 1:
-        raise ValueError(f"max_size must be at least 1, got {max_size}")
+        raise ArgumentError(f"max_size must be at least 1, got {max_size}")
     users, items = labels.users.copy(), labels.items.copy()
     resolution, n_labels = labels.resolution, int(max(users.max(), items.max())) + 1
     for _ in range(CAP_ROUNDS):
@@ -171,7 +174,7 @@ def _merge(
     merged = []
     while len(merged) < n_merges:
         if not queue:
-            raise ValueError(
+            raise ArgumentError(
                 f"buckets of at most {max_size} {side} cannot be merged down to {len(present) - n_merges} rows; "
                 "raise the rows or max_size"
             )

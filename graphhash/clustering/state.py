@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from graphhash.clustering import merging
 from graphhash.clustering.labels import Labels
+from graphhash.errors import ArgumentError
 from graphhash.graph import _kernels
 from graphhash.graph.bipartite import Graph, label_dtype
 
@@ -107,7 +108,7 @@ class ClusteringState:
     def compact(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Labels of users and items as int32, which the communities left nearly always fit."""
         if self.n_communities > 2**31:
-            raise ValueError(
+            raise ArgumentError(
                 f"{self.n_communities:,} communities are more than int32 labels can name; lower the resolution"
             )
         return self.labels["users"].astype(np.int32, copy=False), self.labels["items"].astype(np.int32, copy=False)

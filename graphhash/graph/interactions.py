@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from graphhash.errors import ArgumentError
+
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
@@ -75,7 +77,7 @@ def split_parts(
         validation, test: shares in [0, 1), together below 1.
     """
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
-        raise ValueError(f"validation={validation} and test={test} must be in [0, 1) and together below 1")
+        raise ArgumentError(f"validation={validation} and test={test} must be in [0, 1) and together below 1")
     # The lowest hash of a row is low, so the protected edges would thin out the low end: the parts are cut
     # from a second mix of the number, which is independent of its size.
     share = _mix(hashes ^ np.uint64(0x5851F42D4C957F2D)).astype(np.float64) / 2.0**64

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from graphhash.errors import ArgumentError
 from graphhash.graph import _kernels, _level_kernels, _refine_kernels
 from graphhash.graph.bipartite import balanced_chunks, label_dtype
 
@@ -218,14 +219,14 @@ class LocalGraph:
         total: sum of the weights, where the caller knows it.
 
     Raises:
-        ValueError: no edges, or a weight that is not finite and above 0.
+        ArgumentError: no edges, or a weight that is not finite and above 0.
     """
 
     def __init__(self, biadjacency: csr_array, total: float | None = None):
         if biadjacency.nnz == 0:
-            raise ValueError("the graph has no edges: there is nothing to cluster")
+            raise ArgumentError("the graph has no edges: there is nothing to cluster")
         if not np.isfinite(biadjacency.data).all() or not (biadjacency.data > 0).all():
-            raise ValueError("edge weights must be finite and above 0")
+            raise ArgumentError("edge weights must be finite and above 0")
         self.n_users, self.n_items = biadjacency.shape
         total = float(biadjacency.data.sum(dtype=np.float64)) if total is None else total
         self._sides = {

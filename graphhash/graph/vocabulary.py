@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from graphhash.errors import DataError
+from graphhash.errors import ArgumentError, DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Vocabulary:
             missing: "error" raises DataError naming the first unknown id; "fallback" gives it row len(self).
         """
         if missing not in ("error", "fallback"):
-            raise ValueError(f"missing is {missing!r}; use 'error' or 'fallback'")
+            raise ArgumentError(f"missing is {missing!r}; use 'error' or 'fallback'")
         wanted = as_ids(ids)
         if len(wanted) == 0:
             return np.empty(0, self.row_dtype)
@@ -111,11 +111,11 @@ class Vocabulary:
     def take(self, rows: ArrayLike) -> NDArray:
         """Raw ids of rows, same shape as `rows`: int64, or object dtype holding str.
 
-        Raises ValueError outside 0..n_ids-1.
+        Raises ArgumentError outside 0..n_ids-1.
         """
         rows = np.asarray(rows)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise ValueError(f"rows span {rows.min()}..{rows.max()}, the vocabulary has rows 0..{len(self) - 1}")
+            raise ArgumentError(f"rows span {rows.min()}..{rows.max()}, the vocabulary has rows 0..{len(self) - 1}")
         taken = self.ids.take(pa.array(rows.ravel().astype(np.int64)))
         return taken.to_numpy(zero_copy_only=False).reshape(rows.shape)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphhash.clustering.labels import Labels
+from graphhash.errors import ArgumentError
 from graphhash.graph import _refine_kernels
 from graphhash.graph.bipartite import balanced_chunks
 from graphhash.graph.local import LocalGraph, exact_weights
@@ -28,10 +29,10 @@ def balanced_maps(biadjacency: csr_array, labels: Labels) -> tuple[BucketMap, Bu
     Returns: user map of two lookups, whose weights are 1 and, for a user without a second community, 0; item map of one lookup.
 
     Raises:
-        ValueError: shapes of graph and labels differ.
+        ArgumentError: shapes of graph and labels differ.
     """
     if biadjacency.shape != (len(labels.users), len(labels.items)):
-        raise ValueError(
+        raise ArgumentError(
             f"biadjacency is {biadjacency.shape[0]} x {biadjacency.shape[1]}, labels hold "
             f"{len(labels.users)} users and {len(labels.items)} items"
         )

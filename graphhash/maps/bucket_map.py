@@ -23,7 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from graphhash.errors import DataError
+from graphhash.errors import ArgumentError, DataError
 
 FORMAT_VERSION = 2
 MAX_CODES = 256
@@ -43,7 +43,7 @@ class BucketMap:
         shared: the maps of users and items were made together, and read the same table.
 
     Raises:
-        ValueError: shapes differ, a row leaves the table, or the unknown ids' entry does not read their row.
+        ArgumentError: shapes differ, a row leaves the table, or the unknown ids' entry does not read their row.
     """
 
     rows: NDArray[np.int32]
@@ -56,21 +56,21 @@ class BucketMap:
 
     def __post_init__(self):
         if self.rows.ndim != 2 or self.rows.dtype != np.int32:
-            raise ValueError(f"bucket rows must be 2-D int32, got {self.rows.ndim}-D {self.rows.dtype}")
+            raise ArgumentError(f"bucket rows must be 2-D int32, got {self.rows.ndim}-D {self.rows.dtype}")
         if len(self.rows) < 2:
-            raise ValueError("a bucket map needs at least one id besides the entry for unknown ids")
+            raise ArgumentError("a bucket map needs at least one id besides the entry for unknown ids")
         low, high = int(self.rows.min()), int(self.rows.max())
         if low < 0 or high >= self.n_buckets:
-            raise ValueError(f"buckets span {low}..{high}, table has {self.n_buckets} rows")
+            raise ArgumentError(f"buckets span {low}..{high}, table has {self.n_buckets} rows")
         if (self.codebook is None) != (self.codes is None):
-            raise ValueError("codebook and codes are given together, or neither")
+            raise ArgumentError("codebook and codes are given together, or neither")
         if self.codebook is not None:
             self._check_codebook(self.codebook, self.codes)
         elif self.indices_per_id > 1:
-            raise ValueError(f"a map of {self.indices_per_id} lookups needs codebook: unknown ids read one row")
+            raise ArgumentError(f"a map of {self.indices_per_id} lookups needs codebook: unknown ids read one row")
         least = self.n_buckets - (2 if self.shared else 1)
         if self.unknown_row < least or self.weights[-1, 0] != 1 or self.weights[-1, 1:].any():
-            raise ValueError(
+            raise ArgumentError(
                 f"the entry for unknown ids must read the last table row {self.n_buckets - 1} with weight 1"
                 + (
                     f", or the one before it, as the table is shared; it reads {self.unknown_row}"
@@ -79,23 +79,23 @@ class BucketMap:
                 )
             )
         if self.identity and not np.array_equal(self.rows[:, 0], np.arange(len(self.rows))):
-            raise ValueError("an identity map must have rows 0..n_ids")
+            raise ArgumentError("an identity map must have rows 0..n_ids")
 
     def _check_codebook(self, codebook: NDArray, codes: NDArray) -> None:
         if codebook.ndim != 2 or codebook.dtype != np.float32 or codebook.shape[1] != self.indices_per_id:
-            raise ValueError(
+            raise ArgumentError(
                 f"codebook must be float32 of shape (n_codes, {self.indices_per_id}), got {codebook.dtype} of shape {codebook.shape}"
             )
         if codes.shape != (len(self.rows),) or codes.dtype != np.uint8:
-            raise ValueError(
+            raise ArgumentError(
                 f"codes must be uint8 of shape ({len(self.rows)},), got {codes.dtype} of shape {codes.shape}"
             )
         if not 1 <= len(codebook) <= MAX_CODES or codes.max() >= len(codebook):
-            raise ValueError(
+            raise ArgumentError(
                 f"ids have codebook up to {codes.max()}, there are {len(codebook)} (of at most {MAX_CODES})"
             )
         if not np.isfinite(codebook).all():
-            raise ValueError("codebook must be finite numbers")
+            raise ArgumentError("codebook must be finite numbers")
 
     @property
     def weights(self) -> NDArray[np.float32]:

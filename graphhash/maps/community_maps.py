@@ -16,6 +16,7 @@ from scipy.sparse import csr_array, diags_array
 
 from graphhash.clustering.labels import Labels
 from graphhash.clustering.row_budget import fit_rows
+from graphhash.errors import ArgumentError
 from graphhash.graph.bipartite import balanced_chunks
 from graphhash.graph.local import LocalGraph
 from graphhash.maps import _kernels as _map_kernels
@@ -114,7 +115,7 @@ def soft_maps(
     without that fold's clicks, training rows look like those to come.
 
     Raises:
-        ValueError: shapes of graphs and labels differ, indices_per_id is below 1, or hops is none of the three.
+        ArgumentError: shapes of graphs and labels differ, indices_per_id is below 1, or hops is none of the three.
     """
     found: dict[str, list[tuple[NDArray[np.int32], NDArray[np.float32]]]] = {side: [] for side in SIDES}
     for graph in (biadjacency, *folds):
@@ -157,15 +158,15 @@ def double_soft_maps(
         seed: draws the hash functions.  biadjacency, labels, hops, folds: as in :func:`soft_maps`.
 
     Raises:
-        ValueError: as :func:`soft_maps`; ``share`` or ``own`` is out of range, or ``share`` leaves a side no row to hash into.
+        ArgumentError: as :func:`soft_maps`; ``share`` or ``own`` is out of range, or ``share`` leaves a side no row to hash into.
     """
     if not 0 <= share < 1 or not 0 <= own < 1:
-        raise ValueError(f"share and own must be in [0, 1), got {share} and {own}")
+        raise ArgumentError(f"share and own must be in [0, 1), got {share} and {own}")
     check_soft(biadjacency.shape, labels, unhashed_lookups(indices_per_id), hops)
     n_free = [int(share * labels.user_rows), int(share * labels.item_rows)]
     if share:
         if min(n_free) < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"share {share} of {labels.user_rows} user rows and {labels.item_rows} item rows leaves a side no row to hash into; raise it"
             )
         kept = {"user_rows": labels.user_rows - n_free[0], "item_rows": labels.item_rows - n_free[1]}
@@ -189,9 +190,9 @@ def double_soft_maps(
 
 
 def unhashed_lookups(indices_per_id: int) -> int:
-    """Lookups of the soft map inside a double one; ValueError where none is left."""
+    """Lookups of the soft map inside a double one; ArgumentError where none is left."""
     if indices_per_id < 2:
-        raise ValueError(f"indices_per_id must be at least 2, one of them hashed, got {indices_per_id}")
+        raise ArgumentError(f"indices_per_id must be at least 2, one of them hashed, got {indices_per_id}")
     return indices_per_id - 1
 
 
@@ -295,13 +296,13 @@ class SoftPlan:
 
 
 def check_soft(shape: tuple[int, int], labels: Labels, indices_per_id: int, hops: str) -> None:
-    """The ValueErrors of :func:`soft_maps` for a graph of this shape."""
+    """The ArgumentErrors of :func:`soft_maps` for a graph of this shape."""
     if indices_per_id < 1:
-        raise ValueError(f"indices_per_id must be at least 1, got {indices_per_id}")
+        raise ArgumentError(f"indices_per_id must be at least 1, got {indices_per_id}")
     if hops not in HOPS:
-        raise ValueError(f"hops is {hops!r}; use one of {', '.join(map(repr, HOPS))}")
+        raise ArgumentError(f"hops is {hops!r}; use one of {', '.join(map(repr, HOPS))}")
     if shape != (len(labels.users), len(labels.items)):
-        raise ValueError(
+        raise ArgumentError(
             f"biadjacency is {shape[0]} x {shape[1]}, labels hold {len(labels.users)} users and {len(labels.items)} items"
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap, plain_map
 
 # The Mersenne prime 2^31 - 1 keeps a * x + b below 2^63.
@@ -45,7 +46,7 @@ def quotient_remainder_map(n_ids: int, n_buckets: int) -> BucketMap:
     ``r`` is the largest for which both parts fit into the table: as many remainders as possible.
 
     Raises:
-        ValueError: fewer rows than both parts need, about twice the square root of ``n_ids``.
+        ArgumentError: fewer rows than both parts need, about twice the square root of ``n_ids``.
     """
     _n_quotients, n_remainders = quotient_remainder_split(n_ids, n_buckets)
     ids = np.arange(n_ids)
@@ -57,7 +58,7 @@ def quotient_remainder_split(n_ids: int, n_buckets: int) -> tuple[int, int]:
     """Rows for quotients and rows for remainders, ``r`` above, whose product is the number of ids there is room for.
 
     Raises:
-        ValueError: as :func:`quotient_remainder_map`.
+        ArgumentError: as :func:`quotient_remainder_map`.
     """
     _check_budget(n_ids, n_buckets, least=3)
     # q quotients leave r = n_buckets - 1 - q remainders, and tell q * r ids apart.
@@ -67,7 +68,7 @@ def quotient_remainder_split(n_ids: int, n_buckets: int) -> tuple[int, int]:
             return n_quotients, n_remainders
         if n_remainders < n_quotients:
             break
-    raise ValueError(
+    raise ArgumentError(
         f"a table of {n_buckets} rows cannot tell {n_ids} ids apart by quotient and remainder: it needs at least "
         f"{2 * math.isqrt(n_ids) + 2} rows"
     )
@@ -101,11 +102,11 @@ def lsh_map(features: NDArray[np.floating] | csr_array, n_buckets: int, *, seed:
         seed: draws the projections and the hash function.
 
     Raises:
-        ValueError: a feature is not finite, or the table is too small.
+        ArgumentError: a feature is not finite, or the table is too small.
     """
     values = features.data if isinstance(features, csr_array) else features
     if not np.isfinite(values).all():
-        raise ValueError("features must be finite numbers; fill what is missing first")
+        raise ArgumentError("features must be finite numbers; fill what is missing first")
     return _signs_map(features, n_buckets, "lsh", seed)
 
 
@@ -179,6 +180,6 @@ def universal_hash(ids: NDArray, n_buckets: int, rng: np.random.Generator) -> ND
 
 def _check_budget(n_ids: int, n_buckets: int, *, least: int) -> None:
     if n_ids < 1:
-        raise ValueError("a bucket map needs at least one id")
+        raise ArgumentError("a bucket map needs at least one id")
     if n_buckets < least:
-        raise ValueError(f"a table of {n_buckets} rows is too small: this method needs {least} or more")
+        raise ArgumentError(f"a table of {n_buckets} rows is too small: this method needs {least} or more")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from graphhash.errors import ArgumentError
+
 # The largest code of each precision; the least is its negative.
 STEPS = {"int8": 127, "int4": 7}
 SMALLEST = np.float16(6e-8)  # The least positive float16, so that no row divides by zero.
@@ -23,10 +25,10 @@ def quantize_rows(table: NDArray[np.float32], precision: str = "int8") -> tuple[
         precision: "int8" or "int4".
 
     Raises:
-        ValueError: a value is not finite, or its row's scale is too large for float16.
+        ArgumentError: a value is not finite, or its row's scale is too large for float16.
     """
     if not np.isfinite(table).all():
-        raise ValueError(f"{table[~np.isfinite(table)].flat[0]}, which is not finite")
+        raise ArgumentError(f"{table[~np.isfinite(table)].flat[0]}, which is not finite")
     steps = STEPS[precision]
     largest = np.abs(table).max(axis=1, keepdims=True, initial=0)
     best = None
@@ -34,7 +36,7 @@ def quantize_rows(table: NDArray[np.float32], precision: str = "int8") -> tuple[
         with np.errstate(over="ignore"):
             scales = np.maximum((cut * largest / steps).astype(np.float16), SMALLEST)
         if not np.isfinite(scales).all():
-            raise ValueError(f"{largest.max()}, whose scale is not finite in float16")
+            raise ArgumentError(f"{largest.max()}, whose scale is not finite in float16")
         codes = np.clip(np.rint(table / scales.astype(np.float32)), -steps, steps).astype(np.int8)
         errors = np.square(dequantize_rows(codes, scales) - table).sum(axis=1, keepdims=True)
         if best is None:
@@ -66,7 +68,7 @@ def rounded(table: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
     """``table`` as it reads once stored in ``precision``: "float32", "float16", "int8" or "int4".
 
     Raises:
-        ValueError: as :func:`quantize_rows`.
+        ArgumentError: as :func:`quantize_rows`.
     """
     if precision in STEPS:
         return dequantize_rows(*quantize_rows(table, precision))

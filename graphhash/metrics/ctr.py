@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from graphhash.errors import DataError
+from graphhash.errors import ArgumentError, DataError
 
 N_BINS = 20
 
@@ -62,7 +62,7 @@ def _ordered_pairs(clicked: NDArray[np.bool_], scores: NDArray, groups: NDArray[
     """Per group, pairs in order and all pairs, float64; groups are numbered from 0 without a gap."""
     scores = np.asarray(scores)
     if scores.shape != clicked.shape:
-        raise ValueError(f"{clicked.shape} labels and {scores.shape} scores")
+        raise ArgumentError(f"{clicked.shape} labels and {scores.shape} scores")
     if np.isnan(scores).any():
         raise DataError(
             f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN; training diverged, lower the learning rate"
@@ -167,7 +167,7 @@ def check_labels(labels: NDArray) -> NDArray[np.bool_]:
     """Whether each label is a click; DataError for a label that is neither 0 nor 1."""
     labels = np.asarray(labels)
     if labels.ndim != 1:
-        raise ValueError(f"labels must be 1-D, got shape {labels.shape}")
+        raise ArgumentError(f"labels must be 1-D, got shape {labels.shape}")
     wrong = ~np.isin(labels, (0, 1))
     if wrong.any():
         raise DataError(

@@ -11,6 +11,8 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from graphhash.errors import ArgumentError
+
 
 def top_k(scores: NDArray[np.float32], k: int, seen: csr_array | None = None) -> NDArray[np.int32]:
     """Best k items of every row, best first.
@@ -23,14 +25,14 @@ def top_k(scores: NDArray[np.float32], k: int, seen: csr_array | None = None) ->
     Returns: item rows, shape (n, k); -1 marks an empty slot (fewer than k items are left).
 
     Raises:
-        ValueError: k below 1, shapes differ, or a score is NaN.
+        ArgumentError: k below 1, shapes differ, or a score is NaN.
     """
     if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+        raise ArgumentError(f"k must be at least 1, got {k}")
     if seen is not None and seen.shape != scores.shape:
-        raise ValueError(f"seen is {seen.shape}, scores are {scores.shape}")
+        raise ArgumentError(f"seen is {seen.shape}, scores are {scores.shape}")
     if np.isnan(scores).any():
-        raise ValueError("scores hold NaN: the model diverged; train with a smaller learning rate")
+        raise ArgumentError("scores hold NaN: the model diverged; train with a smaller learning rate")
     if seen is None:
         indptr, indices = np.zeros(len(scores) + 1, np.int64), np.empty(0, np.int32)
     else:
@@ -70,7 +72,7 @@ def ndcg_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float6
 def _hits(topk: NDArray[np.int32], relevant: csr_array) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Which slots hold a relevant item, shape (n_users, k), and how many items are relevant, shape (n_users,)."""
     if len(topk) != relevant.shape[0]:
-        raise ValueError(f"topk holds {len(topk)} users, relevant {relevant.shape[0]}")
+        raise ArgumentError(f"topk holds {len(topk)} users, relevant {relevant.shape[0]}")
     n_relevant = np.diff(relevant.indptr).astype(np.int64)
     users = np.repeat(np.arange(len(topk)), n_relevant)
     # One number per pair, so that membership is one sorted search.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.ctr_layers import (
     CrossNetwork,
@@ -39,7 +40,7 @@ class FeatureBatch:
         fold: in training with cross-fitted maps (:meth:`CtrModel.use_folds`), the fold of each row, int64, shape (batch,).
 
     Raises:
-        ValueError: a type or shape is not as above.
+        ArgumentError: a type or shape is not as above.
     """
 
     categorical: Tensor
@@ -54,7 +55,7 @@ class FeatureBatch:
             *((f"bag {n}", bag, torch.int64) for n, bag in enumerate(self.bags)),
         ):
             if tensor.dtype != dtype or tensor.ndim != 2 or len(tensor) != len(self.categorical):
-                raise ValueError(
+                raise ArgumentError(
                     f"{name} must be {dtype} of shape ({len(self.categorical)}, .), got {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
 
@@ -95,7 +96,7 @@ class CtrSpec:
         seed: draws the initial values.
 
     Raises:
-        ValueError: a value is out of range.
+        ArgumentError: a value is out of range.
     """
 
     kind: str
@@ -111,15 +112,15 @@ class CtrSpec:
 
     def __post_init__(self):
         if self.kind not in HEADS:
-            raise ValueError(f"kind is {self.kind!r}; use one of {', '.join(HEADS)}")
+            raise ArgumentError(f"kind is {self.kind!r}; use one of {', '.join(HEADS)}")
         if self.structure not in STRUCTURES:
-            raise ValueError(f"structure is {self.structure!r}; use one of {', '.join(STRUCTURES)}")
+            raise ArgumentError(f"structure is {self.structure!r}; use one of {', '.join(STRUCTURES)}")
         if self.dim < 1 or self.n_cross < 0 or any(units < 1 for units in (*self.hidden, *self.dense_hidden)):
-            raise ValueError(
+            raise ArgumentError(
                 f"sizes must be 1 or more: dim {self.dim}, hidden {self.hidden}, dense_hidden {self.dense_hidden}, n_cross {self.n_cross}"
             )
         if not 0 <= self.dropout < 1 or self.std < 0:
-            raise ValueError(f"dropout must be in [0, 1) and std not negative, got {self.dropout} and {self.std}")
+            raise ArgumentError(f"dropout must be in [0, 1) and std not negative, got {self.dropout} and {self.std}")
 
     @property
     def first_order(self) -> bool:
@@ -135,7 +136,7 @@ class CtrSpec:
             n_bags: how many of the maps are bags'.
 
         Raises:
-            ValueError: as :class:`graphhash.models.ctr_layers.FieldEmbeddings`.
+            ArgumentError: as :class:`graphhash.models.ctr_layers.FieldEmbeddings`.
         """
         return CtrModel(self, maps, n_dense, n_bags)
 
@@ -180,7 +181,7 @@ class CtrModel(nn.Module):
         """Let batches with a ``fold`` read the tables of some columns, by number, through cross-fitted maps; others read as before.
 
         Raises:
-            ValueError: as :meth:`graphhash.models.ctr_layers.FieldEmbeddings.use_folds`.
+            ArgumentError: as :meth:`graphhash.models.ctr_layers.FieldEmbeddings.use_folds`.
         """
         for part in (self.fields, self.wide):
             if part is not None:

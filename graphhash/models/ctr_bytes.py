@@ -69,7 +69,7 @@ def store_rounded(model: CtrModel, precisions: Sequence[str]) -> None:
     """Put into every column of ``model``, on any device, what is left of it once stored in its precision.
 
     Raises:
-        ValueError: int8 cannot hold a value.
+        ArgumentError: int8 cannot hold a value.
     """
     _round(model.fields, precisions)
     scalars = [bias_dtype(precision) for precision in precisions]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.nn.embedding import BucketEmbedding
 
@@ -71,7 +72,7 @@ class FieldEmbeddings(nn.Module):
         generator: draws them.
 
     Raises:
-        ValueError: there is no map, ``n_bags`` is out of range, or a shared map has no partner.
+        ArgumentError: there is no map, ``n_bags`` is out of range, or a shared map has no partner.
 
     Attributes:
         columns: a BucketEmbedding or a TableSlice for every map, in the order of ``maps``.
@@ -89,7 +90,7 @@ class FieldEmbeddings(nn.Module):
     ):
         super().__init__()
         if not maps or not 0 <= n_bags <= len(maps):
-            raise ValueError(
+            raise ArgumentError(
                 f"a model needs one column or more, and bags among them, got {len(maps)} maps, {n_bags} of bags"
             )
         self.n_ids = [m.n_ids for m in maps]
@@ -159,12 +160,12 @@ class FieldEmbeddings(nn.Module):
         """:meth:`BucketEmbedding.use_folds` of categorical columns, by their numbers.
 
         Raises:
-            ValueError: as there, or the column lies in the joint table.
+            ArgumentError: as there, or the column lies in the joint table.
         """
         for number, bucket_map in folded.items():
             column = self.columns[number]
             if not isinstance(column, BucketEmbedding) or number >= self.n_categorical:
-                raise ValueError(f"column {number} has no map of its own, or is a bag: it cannot be read by folds")
+                raise ArgumentError(f"column {number} has no map of its own, or is a bag: it cannot be read by folds")
             column.use_folds(bucket_map)
 
     def readers(self) -> list[tuple[BucketEmbedding, list[int]]]:
@@ -185,7 +186,7 @@ class FieldEmbeddings(nn.Module):
 
     def _check(self, categorical: Tensor, bags: Sequence[Tensor]) -> None:
         if categorical.shape[1] != self.n_categorical or len(bags) != len(self.n_ids) - self.n_categorical:
-            raise ValueError(
+            raise ArgumentError(
                 f"the model has {self.n_categorical} categorical columns and {len(self.n_ids) - self.n_categorical} bags, "
                 f"the batch {categorical.shape[1]} and {len(bags)}"
             )
@@ -207,7 +208,7 @@ def shared_tables(maps: Sequence[BucketMap]) -> dict[int, int]:
     """For every second map of a pair that shares a table, the number of the first; see :class:`FieldEmbeddings`.
 
     Raises:
-        ValueError: a shared map has no partner.
+        ArgumentError: a shared map has no partner.
     """
     first_of: dict[int, int] = {}
     waiting: list[int] = []
@@ -222,7 +223,7 @@ def shared_tables(maps: Sequence[BucketMap]) -> dict[int, int]:
         else:
             waiting.append(number)
     if waiting:
-        raise ValueError(
+        raise ArgumentError(
             f"column {waiting[0]} shares its table with another one, which is not here: pass both maps of one call"
         )
     return first_of

@@ -16,6 +16,7 @@ from numba import njit, prange
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.mf import (
     CatalogueScores,
@@ -41,7 +42,7 @@ class LightGCN(nn.Module):
         seed: draws the initial values.
 
     Raises:
-        ValueError: the graph is not n_users x n_items, or ``n_layers`` is negative.
+        ArgumentError: the graph is not n_users x n_items, or ``n_layers`` is negative.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class LightGCN(nn.Module):
     ):
         super().__init__()
         if graph.shape != (users.n_ids, items.n_ids):
-            raise ValueError(
+            raise ArgumentError(
                 f"the graph is {graph.shape[0]} x {graph.shape[1]}, the maps have {users.n_ids} x {items.n_ids} ids"
             )
         if n_layers < 0:
-            raise ValueError(f"n_layers must not be negative, got {n_layers}")
+            raise ArgumentError(f"n_layers must not be negative, got {n_layers}")
         self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed)
         self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
         self.n_layers = n_layers

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from graphhash.errors import ArgumentError
 from graphhash.nn.workers import Workers
 
 
@@ -21,10 +22,10 @@ def directau_loss(
             the whole batch once parts weigh as ``pipeline.training.loop`` weighs them.
 
     Raises:
-        ValueError: shapes differ, or the batch holds fewer than two interactions.
+        ArgumentError: shapes differ, or the batch holds fewer than two interactions.
     """
     if user_vectors.shape != item_vectors.shape or workers.total(len(user_vectors)) < 2:
-        raise ValueError(
+        raise ArgumentError(
             f"DirectAU needs two or more pairs of vectors of one shape, got {tuple(user_vectors.shape)} and {tuple(item_vectors.shape)}"
         )
     users, items = functional.normalize(user_vectors, dim=-1), functional.normalize(item_vectors, dim=-1)
@@ -80,10 +81,10 @@ def ials_loss(
     Returns: the total, divided by the number of interactions.
 
     Raises:
-        ValueError: a negative weight, or no interactions.
+        ArgumentError: a negative weight, or no interactions.
     """
     if unobserved_weight < 0 or len(positives) == 0:
-        raise ValueError(
+        raise ArgumentError(
             f"unobserved_weight={unobserved_weight} must be at least 0, and interactions above 0 ({len(positives)})"
         )
     if item_bias is not None:

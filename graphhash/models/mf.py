@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.nn import _kernels as _embedding_kernels
 from graphhash.nn.embedding import BucketEmbedding, gradient_slices, read_both, threads_for
@@ -110,10 +111,10 @@ def embeddings(users: BucketMap, items: BucketMap, dim: int, seed: int) -> tuple
     """Embeddings of users and items, of one table where their maps share it; the seed draws the users' first.
 
     Raises:
-        ValueError: one map shares its table and the other does not, or both read the same row for unknown ids.
+        ArgumentError: one map shares its table and the other does not, or both read the same row for unknown ids.
     """
     if users.shared != items.shared or (users.shared and users.unknown_row == items.unknown_row):
-        raise ValueError("the maps of users and items were not made together: pass both of one call")
+        raise ArgumentError("the maps of users and items were not made together: pass both of one call")
     generator = torch.Generator().manual_seed(seed)
     of_users = BucketEmbedding(users, dim, std=INITIAL_STD, generator=generator)
     table = of_users.table if users.shared else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.mf import CatalogueScores, PairScores, embeddings
 
@@ -35,13 +36,13 @@ class NeuMF(nn.Module):
         seed: draws the initial values.
 
     Raises:
-        ValueError: ``dim`` is no multiple of 4.
+        ArgumentError: ``dim`` is no multiple of 4.
     """
 
     def __init__(self, users: BucketMap, items: BucketMap, dim: int, *, item_bias: bool, seed: int):
         super().__init__()
         if dim % 4:
-            raise ValueError(f"NeuMF needs a dim that is a multiple of 4, got {dim}")
+            raise ArgumentError(f"NeuMF needs a dim that is a multiple of 4, got {dim}")
         self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed)
         self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
         self.half = dim // 2

@@ -7,6 +7,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from graphhash.errors import ArgumentError
+
 SAMPLERS = ("uniform", "uniform_rejecting", "popularity")
 # A user who has nearly everything would be asked for ever.
 MAX_TRIES = 50
@@ -25,7 +27,7 @@ class NegativeSampler:
         device: where batches are.
 
     Raises:
-        ValueError: an unknown kind, a power that is not finite, or an empty catalogue.
+        ArgumentError: an unknown kind, a power that is not finite, or an empty catalogue.
     """
 
     def __init__(
@@ -37,12 +39,12 @@ class NegativeSampler:
         device: torch.device | str = "cpu",
     ):
         if kind not in SAMPLERS:
-            raise ValueError(f"sampler is {kind!r}; use one of {', '.join(SAMPLERS)}")
+            raise ArgumentError(f"sampler is {kind!r}; use one of {', '.join(SAMPLERS)}")
         if not np.isfinite(power):
-            raise ValueError(f"power is {power}; use a finite number")
+            raise ArgumentError(f"power is {power}; use a finite number")
         self.n_items = graph.shape[1]
         if self.n_items == 0:
-            raise ValueError("the catalogue is empty; there is nothing to draw negatives from")
+            raise ArgumentError("the catalogue is empty; there is nothing to draw negatives from")
         self.kind = kind
         if kind == "uniform_rejecting":
             users = np.repeat(np.arange(graph.shape[0], dtype=np.int64), np.diff(graph.indptr))

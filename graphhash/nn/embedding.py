@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.nn import _kernels as _embedding_kernels
 
@@ -126,7 +127,7 @@ class BucketEmbedding(nn.Module):
             ``items = BucketEmbedding(item_map, dim, table=users.table)``.
 
     Raises:
-        ValueError: ``dim`` is below 1, or ``table`` has another shape.
+        ArgumentError: ``dim`` is below 1, or ``table`` has another shape.
 
     Attributes:
         table: trained parameter, float32, shape (n_buckets, dim).
@@ -147,7 +148,7 @@ class BucketEmbedding(nn.Module):
     ):
         super().__init__()
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise ArgumentError(f"dim must be at least 1, got {dim}")
         self.n_ids = bucket_map.n_ids
         self.n_buckets = bucket_map.n_buckets
         self.dim = dim
@@ -160,7 +161,7 @@ class BucketEmbedding(nn.Module):
         self.register_buffer("fold_weights", None, persistent=False)
         self.unknown_row = bucket_map.unknown_row
         if table is not None and table.shape != (self.n_buckets, dim):
-            raise ValueError(f"the table is {tuple(table.shape)}, the map and dim need ({self.n_buckets}, {dim})")
+            raise ArgumentError(f"the table is {tuple(table.shape)}, the map and dim need ({self.n_buckets}, {dim})")
         self.table = nn.Parameter(torch.empty(self.n_buckets, dim)) if table is None else table
         with torch.no_grad():
             if table is None:
@@ -178,12 +179,12 @@ class BucketEmbedding(nn.Module):
             folded: of ``n_folds * n_ids`` ids; number ``fold * n_ids + id`` is ``id`` in that fold.
 
         Raises:
-            ValueError: the map has another number of ids, rows or lookups, or another row for unknown ids.
+            ArgumentError: the map has another number of ids, rows or lookups, or another row for unknown ids.
         """
         old = self.n_buckets, self.rows.shape[1], self.unknown_row
         new = folded.n_buckets, folded.indices_per_id, folded.unknown_row
         if old != new or folded.n_ids % self.n_ids:
-            raise ValueError(
+            raise ArgumentError(
                 f"a map of {folded.n_ids} ids, and {new} rows, lookups and unknown ids' row, is none of folds of {self.n_ids} ids and {old}"
             )
         self.fold_rows = torch.from_numpy(folded.rows.copy()).to(self.rows.device)

@@ -28,6 +28,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from graphhash.errors import ArgumentError
 from pipeline.export.subgraph import keep_part
 from serving.bundle import MODEL, BundleError, check_bundle
 
@@ -62,12 +63,12 @@ def write_triton(
 
     Raises:
         BundleError: the bundle fails its check, or a model's folder would replace what is none.
-        ValueError: k, `max_batch_size` or `name` is out of range.
+        ArgumentError: k, `max_batch_size` or `name` is out of range.
     """
     if k < 1 or max_batch_size < 1:
-        raise ValueError(f"k is {k}, max_batch_size is {max_batch_size}; both start at 1")
+        raise ArgumentError(f"k is {k}, max_batch_size is {max_batch_size}; both start at 1")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ValueError(f"the model's name is {name!r}; use letters, digits, '_', '-' and '.'")
+        raise ArgumentError(f"the model's name is {name!r}; use letters, digits, '_', '-' and '.'")
     manifest = check_bundle(bundle)
     if manifest["task"] == "ctr":
         model = onnx.load(bundle / MODEL, load_external_data=False)

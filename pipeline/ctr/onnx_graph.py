@@ -22,6 +22,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from graphhash.errors import ArgumentError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.quantization import bias_dtype
 from graphhash.models.ctr import DcnV2Head, DeepFmHead, DlrmHead
@@ -305,7 +306,7 @@ class _Parts:
         columns = fields.joint_columns.tolist()
         kinds = {self._stored_as(fields, c) for c in (*columns, *(c for c, _ in fields.joint_bags))}
         if len(kinds) > 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"full columns are stored in {' and '.join(sorted(kinds))}, and have one table; give them one precision"
             )
         table = self._table(name, fields.joint.table, kinds.pop())

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from graphhash.errors import ArgumentError
 from pipeline.errors import RunFolderError
 
 # Ray reads its token once per process, so each later session of this process has to use the same one.
@@ -55,7 +56,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None, **in
             yield
     else:
         if num_cpus is not None:
-            raise ValueError(f"num_cpus={num_cpus} sizes a private Ray; leave it out with address={address!r}")
+            raise ArgumentError(f"num_cpus={num_cpus} sizes a private Ray; leave it out with address={address!r}")
         options = {"logging_level": logging.ERROR, "log_to_driver": False} | init
         try:
             ray.init(address=address, **options)

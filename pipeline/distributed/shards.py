@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from graphhash.errors import DataError
+from graphhash.errors import ArgumentError, DataError
 
 FORMAT_VERSION = 1
 _REMEDY = "run the ingest stage again"
@@ -129,7 +129,7 @@ class ShardedCsr:
             (0,) for unit weights.
         """
         if not 0 <= start <= stop <= self.n_rows:
-            raise ValueError(f"rows {start}..{stop} are not within 0..{self.n_rows}")
+            raise ArgumentError(f"rows {start}..{stop} are not within 0..{self.n_rows}")
         indptrs, indices, weights = [np.zeros(1, np.int64)], [], []
         n_before = 0
         for shard, (first, last) in enumerate(self.shards):
@@ -196,7 +196,7 @@ class ShardedCsr:
 def balanced_starts(edges_per_row: NDArray[np.integer], n_shards: int) -> NDArray[np.int64]:
     """Row boundaries, shape (n_shards + 1,), that give each shard about the same number of edges."""
     if n_shards < 1:
-        raise ValueError(f"n_shards is {n_shards}; use 1 or more")
+        raise ArgumentError(f"n_shards is {n_shards}; use 1 or more")
     cumulative = np.cumsum(edges_per_row, dtype=np.int64)
     total = int(cumulative[-1]) if len(cumulative) else 0
     targets = np.arange(1, n_shards, dtype=np.int64) * total // n_shards
@@ -225,9 +225,9 @@ def write_shard(
     row_start = np.zeros(len(indices), bool)
     row_start[indptr[:-1][np.diff(indptr) > 0]] = True
     if len(indices) and (np.any(np.diff(indices)[~row_start[1:]] <= 0) or indices.min() < 0 or indices.max() >= n_cols):
-        raise ValueError(f"shard {shard}: indices must ascend within each row and lie in 0..{n_cols - 1}")
+        raise ArgumentError(f"shard {shard}: indices must ascend within each row and lie in 0..{n_cols - 1}")
     if not (np.all(weights > 0) and np.all(np.isfinite(weights))) or len(weights) != len(indices):
-        raise ValueError(
+        raise ArgumentError(
             f"shard {shard}: {len(indices)} edges need as many positive finite weights, got {len(weights)}"
         )
     arrays = {

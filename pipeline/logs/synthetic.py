@@ -33,6 +33,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from graphhash.errors import ArgumentError
+
 BLOCK_EDGES = 1_000_000
 ROWS_PER_FILE = 16_000_000
 # Exponents of rank: tails like those of published logs, where the top 1 % of items has a tenth to a fifth of
@@ -77,7 +79,7 @@ def synth(
     _check_sizes(n_users, n_items, n_interactions, n_communities, mixing)
     out = Path(out).absolute()
     if out.exists() and not (out / "synth.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} holds something that is no synthetic log; name a new folder")
+        raise ArgumentError(f"{out} holds something that is no synthetic log; name a new folder")
     rng = np.random.default_rng([seed, 0])
     user_ids, item_ids = _raw_ids(rng, n_users), _raw_ids(rng, n_items)
     user_community = rng.integers(0, n_communities, n_users, dtype=np.int32)
@@ -118,17 +120,17 @@ def synth(
 
 def _check_sizes(n_users: int, n_items: int, n_interactions: int, n_communities: int, mixing: float) -> None:
     if min(n_users, n_items, n_communities) < 1:
-        raise ValueError(f"users={n_users}, items={n_items} and communities={n_communities} must be 1 or more")
+        raise ArgumentError(f"users={n_users}, items={n_items} and communities={n_communities} must be 1 or more")
     if n_communities > n_items:
-        raise ValueError(f"communities={n_communities} are more than items={n_items}; every community needs an item")
+        raise ArgumentError(f"communities={n_communities} are more than items={n_items}; every community needs an item")
     most = n_users * max(1, n_items // 2)
     if not n_users <= n_interactions <= most:
-        raise ValueError(
+        raise ArgumentError(
             f"interactions={n_interactions} must be {n_users}..{most}: every user has one at least and "
             "half of the items at most"
         )
     if not 0 <= mixing <= 1:
-        raise ValueError(f"mixing={mixing} is a share; use 0 to 1")
+        raise ArgumentError(f"mixing={mixing} is a share; use 0 to 1")
 
 
 def _raw_ids(rng: np.random.Generator, n_ids: int) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from graphhash.clustering.balanced import balanced_labels
 from graphhash.clustering.connected import cluster_connected
 from graphhash.clustering.labels import Labels
 from graphhash.clustering.row_budget import fit_rows
+from graphhash.errors import ArgumentError
 from graphhash.graph.local import LocalGraph
 from graphhash.maps.balanced_maps import balanced_maps
 from graphhash.maps.bucket_map import BucketMap, full_map
@@ -159,7 +160,7 @@ def _lsh_structure(inputs: Inputs) -> Maps:
 
 def _lsh(inputs: Inputs) -> Maps:
     if inputs.features is None:
-        raise ValueError("it needs features of users and items; name files of them, or use lsh_structure")
+        raise ArgumentError("it needs features of users and items; name files of them, or use lsh_structure")
     (user_rows, item_rows), (users, items) = inputs.rows, inputs.features()
     return lsh_map(users, user_rows, seed=inputs.seed), lsh_map(items, item_rows, seed=inputs.seed + 1)
 

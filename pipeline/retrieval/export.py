@@ -18,6 +18,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from graphhash.errors import ArgumentError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.lightgcn import LightGCN
@@ -75,16 +76,16 @@ def export_retrieval(
     Returns: the manifest.
 
     Raises:
-        ValueError: model, maps and vocabularies do not belong together, or `precision` or `runtime` is unknown.
+        ArgumentError: model, maps and vocabularies do not belong together, or `precision` or `runtime` is unknown.
         BundleError: scores or ids of ONNX Runtime and the model disagree, a value does not fit `precision`,
             or `out` is something else than a bundle. Nothing is published then.
     """
     out = Path(out).absolute()
     for name, value, choices in (("precision", precision, PRECISIONS), ("runtime", runtime, RUNTIMES)):
         if value not in choices:
-            raise ValueError(f"{name} is {value!r}; use one of {', '.join(choices)}")
+            raise ArgumentError(f"{name} is {value!r}; use one of {', '.join(choices)}")
     if n_check < 1:
-        raise ValueError(f"n_check is {n_check}; compare at least 1 user")
+        raise ArgumentError(f"n_check is {n_check}; compare at least 1 user")
     _check_fit("user", model.user_embedding, user_map, users)
     _check_fit("item", model.item_embedding, item_map, items)
     check_place(out)
@@ -170,14 +171,14 @@ def _runtime(
 
 def _check_fit(side: str, embedding: BucketEmbedding, bucket_map: BucketMap, vocabulary: Vocabulary) -> None:
     if len(vocabulary) != bucket_map.n_ids:
-        raise ValueError(
+        raise ArgumentError(
             f"{len(vocabulary)} {side} ids, but the {side} map has {bucket_map.n_ids}; "
             "pass the vocabulary of the same run"
         )
     # As large as the map, and cheap beside what a mix-up of two runs would cost.
     same = embedding.n_buckets == bucket_map.n_buckets and np.array_equal(embedding.rows.cpu().numpy(), bucket_map.rows)
     if not same or not np.array_equal(embedding.weights.cpu().numpy(), bucket_map.weights):
-        raise ValueError(f"the {side} map is not the one the model was made with; pass the map of the same run")
+        raise ArgumentError(f"the {side} map is not the one the model was made with; pass the map of the same run")
 
 
 def _save(graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabulary, external_data_mib: float) -> None:
