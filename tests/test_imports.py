@@ -34,6 +34,7 @@ PIPELINE_ROWS = (
     ("logs",),
     ("task",),
     ("storage", "config"),
+    ("progress",),
     ("errors",),
     ("__init__",),
 )
@@ -66,22 +67,17 @@ ONLY_IN = {
 }
 
 # Imports that break a rule today. The tests require the set to be exact: whoever mends one removes its line.
-STILL_BROKEN = {
+STILL_BROKEN: set[tuple[str, str]] = {
     ("pipeline.ctr.cluster", "pipeline.retrieval.cluster"),
     ("pipeline.ctr.cluster", "pipeline.runs.tasks"),
     ("pipeline.ctr.models", "pipeline.retrieval.models"),
     ("pipeline.ctr.report", "pipeline.runs.tasks"),
     ("pipeline.ctr.train", "pipeline.retrieval.train"),
     ("pipeline.logs.tables", "pipeline.ctr.schema"),
-    ("pipeline.runs.jobs", "click"),
-    ("pipeline.runs.jobs", "pipeline.cli.main"),
-    ("pipeline.storage.uris", "pipeline.runs.folder"),
     ("pipeline.tracking.registry", "pipeline.ctr.data"),
     ("pipeline.tracking.registry", "pipeline.export.subgraph"),
-    ("pipeline.training.workers", "pipeline.runs.folder"),
 }
-STILL_CIRCULAR = {
-    frozenset({"pipeline.cli.jobs", "pipeline.cli.main", "pipeline.runs.jobs"}),
+STILL_CIRCULAR: set[frozenset[str]] = {
     frozenset({"pipeline.ctr.cluster", "pipeline.ctr.report", "pipeline.ctr.train", "pipeline.runs.tasks"}),
     frozenset({"pipeline.tracking.client", "pipeline.tracking.registry", "pipeline.tracking.tracker"}),
     frozenset({"pipeline.updates.refit", "pipeline.updates.update"}),
@@ -136,10 +132,13 @@ IMPORTS = {module_name(path): imported(path) for path in FILES}
 def against_rows(module: str, names: set[str]) -> set[str]:
     """Modules of its own package that ``module`` imports from a room above or beside its own."""
     package = module.split(".")[0]
-    row = {room: number for number, rooms in enumerate(ROWS.get(package, ())) for room in rooms}
+    if package not in ROWS:
+        return set()
+    row = {room: number for number, rooms in enumerate(ROWS[package]) for room in rooms}
     inner = {name for name in names & IMPORTS.keys() if name.split(".")[0] == package and name != package}
     own = room_of(module)
-    return {name for name in inner if row and room_of(name) != own and row[room_of(name)] <= row[own]}
+    # A room of no row is told by a test of its own.
+    return {name for name in inner if room_of(name) != own and row.get(room_of(name), len(row)) <= row.get(own, 0)}
 
 
 def misplaced(module: str, names: set[str]) -> set[str]:
