@@ -157,7 +157,7 @@ def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
     """Seconds against edges, a line per program and resolution, as a PNG."""
     from matplotlib.figure import Figure
 
-    from pipeline.reports.page import COLOURS
+    from pipeline.reports.figures import COLOURS
 
     figure = Figure(figsize=(7.2, 4.2), dpi=144, layout="constrained")
     axes = figure.add_subplot()

@@ -219,7 +219,7 @@ def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
     """Latency (p50 as a line, up to p95 as a band) and throughput against users per request, as a PNG."""
     from matplotlib.figure import Figure
 
-    from pipeline.retrieval.report import COLOURS
+    from pipeline.reports.figures import COLOURS
 
     figure = Figure(figsize=(9.6, 4.0), dpi=144, layout="constrained")
     latency, throughput = figure.subplots(1, 2)

@@ -78,11 +78,7 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
                 **describe(*linked),
             }
             | {"user_rows": labels.user_rows, "item_rows": labels.item_rows, "rows": labels.rows, "n_edges": graph.nnz}
-            | {
-                "n_without_clicks": [
-                    int((np.diff(side.indptr) == 0).sum()) for side in (graph, csr_array(graph.T.tocsr()))
-                ]
-            }
+            | {"n_isolated": [int((np.diff(side.indptr) == 0).sum()) for side in (graph, csr_array(graph.T.tocsr()))]}
         )
     result = {"budget": kind, "pairs": facts, "seconds": round(time.perf_counter() - started, 3)}
     write_json_atomic(out_dir / "cluster.json", result)

@@ -105,9 +105,9 @@ def measure(part: Part, logits: NDArray[np.float32]) -> dict[str, float | None]:
 
 
 def curve(part: Part, logits: NDArray[np.float32]) -> dict[str, list[float]]:
-    """The reliability curve: ``predicted``, ``clicked`` (means) and ``counts`` of every bin of predictions that has rows."""
+    """The reliability curve: ``predicted``, ``positive`` (means) and ``counts`` of every bin of predictions that has rows."""
     predicted, clicked, counts = _totals(np.asarray(part.labels), logits).curve()
-    return {"predicted": predicted.tolist(), "clicked": clicked.tolist(), "counts": counts.tolist()}
+    return {"predicted": predicted.tolist(), "positive": clicked.tolist(), "counts": counts.tolist()}
 
 
 def _totals(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> CtrTotals:

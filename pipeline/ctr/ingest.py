@@ -54,8 +54,8 @@ MAX_WIDTH = 256
 def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
     """Read, check, split and store a click log in the folder `out`.
 
-    Returns: n_train, n_validation, n_test (rows), click_rate (by part), columns (entries by name), dense (names), dropped and left_out
-        (reason by name), unknown (share of test rows by column), n_cut (values), schema_hash, seconds.
+    Returns: n_train, n_validation, n_test (rows), positive_rate (by part), columns (entries by name), dense (names), dropped and left_out
+        (reason by name), oov_rate (share of test rows by column), n_cut (values), schema_hash, seconds.
 
     Raises:
         DataError: one line with file, row or column, value and remedy.
@@ -82,7 +82,7 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
     rates = {part: counts.n_clicks[n] / counts.n_rows[n] if counts.n_rows[n] else None for part, n in PARTS.items()}
     return {
         **sizes,
-        "click_rate": rates,
+        "positive_rate": rates,
         "columns": {encoder.name: encoder.n_ids for encoder in (*encoders.columns, *encoders.bags)},
         "dense": list(encoders.dense),
         "dropped": dropped,
@@ -308,7 +308,7 @@ def _encode(log: ClickLog, data: DataConfig, counts: Counts, encoders: Encoders,
     shares = {
         encoder.name: round(n / n_test, 6) for encoder, n in zip(encoders.columns, n_unknown.tolist(), strict=True)
     }
-    return {"unknown": shares, "n_cut": n_cut}
+    return {"oov_rate": shares, "n_cut": n_cut}
 
 
 def _standardised(rows: Rows, name: str, moments: Moments) -> NDArray[np.float32]:

@@ -1,41 +1,34 @@
-"""The report of a run on clicks: loss against bytes, calibration, where the bytes go, and how training went.
+"""The report of a CTR run: loss against bytes, calibration, bytes by feature, and how training went.
 
-    write_ctr_report(Path("out"))    # -> out/report.html and its pictures
+    write_ctr_report(Path("out"))    # -> out/report.html, out/bytes_columns.png, out/bytes_loss.png, out/calibration.png, out/training.png
 
-Reads what the stages left in the run folder and computes nothing anew; see ``pipeline.retrieval.report`` for that of retrieval.
+It reads what the stages left in the run folder and computes nothing anew. The page embeds its pictures and its style,
+so it can be mailed as one file. Its text is in `report.html.j2`.
 """
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.reports.facts import RunFacts, draw_training, write_files
-from pipeline.reports.page import (
-    COLOURS,
-    FAINT,
-    INK,
-    MIB,
-    duration,
-    escape,
-    figure_of,
-    html_table,
-    page,
-    percent,
-    picture,
-    settings_section,
-    size,
-    spread,
-)
+from pipeline.reports.facts import RunFacts
+from pipeline.reports.figures import COLOURS, FAINT, INK, figure_of, spread
+from pipeline.reports.page import MIB
+from pipeline.reports.report import Trained, draw_training, write_page
 from pipeline.runs.tasks import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Columns of most bytes are drawn by name, and the others together.
-MOST_COLUMNS = 7
+# Features of most bytes are drawn by name, and the others together.
+MOST_FEATURES = 7
+# Features with the most out-of-vocabulary values that the page names.
+MOST_OOV = 5
 MEASURES = TASKS["ctr"].measures
+MODEL_NAMES = {"widedeep": "Wide & Deep", "deepfm": "DeepFM", "dcnv2": "DCN-V2", "dlrm": "DLRM"}
+SCORE_NAMES = {"auc": "AUC", "log_loss": "log loss"}
+# Keys of a feature's `bytes_of` in metrics.
+PART_TITLES = {"table": "table", "map": "map", "wide": "first order", "bias": "bias"}
 
 
 def write_ctr_report(run_dir: Path) -> list[Path]:
@@ -44,19 +37,52 @@ def write_ctr_report(run_dir: Path) -> list[Path]:
     Raises:
         RunFolderError: the run folder lacks what the stages up to `evaluate` leave there.
     """
-    facts = RunFacts.read(run_dir, "log_loss", "auc")
+    from pipeline.maps.descriptions import how_ids_read, use_of_communities
+
+    facts = RunFacts.read(run_dir, "log_loss", "auc", measure_title="log loss")
     pictures = {
-        "bytes_columns.png": _draw_columns,
+        "bytes_columns.png": _draw_bytes,
         "bytes_loss.png": _draw_loss if facts.tested else None,
         "calibration.png": _draw_calibration if facts.tested else None,
-        "training.png": (lambda of: draw_training(of, "AUC on validation", from_zero=False))
-        if facts.validated
-        else None,
+        "training.png": _draw_training if facts.validated else None,
     }
-    return write_files(facts, pictures, _page)
+    values = {
+        "readings": {method: how_ids_read(method) for method in facts.methods},
+        "communities_read": use_of_communities(facts.methods),
+        "measures": [measure.key for measure in MEASURES],
+        "measure_titles": [measure.title for measure in MEASURES],
+        "left_out": {**facts.ingest["dropped"], **facts.ingest["left_out"]},
+        "oov": _most_oov(facts.ingest["oov_rate"]),
+        **_bytes_table(facts.metrics[0]["bytes_of"]["columns"]),
+    }
+    return write_page(facts, _trained(facts), Path(__file__).with_name("report.html.j2"), pictures, values)
 
 
-# Pictures.
+def _trained(facts: RunFacts) -> Trained:
+    train = facts.config["train"]
+    stored = "embedding tables", "bucket maps", "first-order weights", "biases", "layers"
+    model = MODEL_NAMES[train["model"]]
+    return Trained(model, "binary cross-entropy", SCORE_NAMES[train["score"]], "samples", stored)
+
+
+def _most_oov(rates: dict[str, float]) -> list[tuple[str, float]]:
+    """The features with the largest shares of out-of-vocabulary values in the test samples."""
+    found = [(name, rate) for name, rate in rates.items() if rate]
+    return sorted(found, key=lambda entry: -entry[1])[:MOST_OOV]
+
+
+def _bytes_table(columns: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Features by descending bytes, with the bytes of every part that any feature has."""
+    parts = [part for part in PART_TITLES if any(sizes[part] for sizes in columns.values())]
+    order = sorted(columns, key=lambda name: -sum(columns[name].values()))
+    return {
+        "part_titles": [PART_TITLES[part] for part in parts],
+        "feature_bytes": [(name, [columns[name][part] for part in parts]) for name in order],
+    }
+
+
+def _draw_training(facts: RunFacts) -> Figure:
+    return draw_training(facts, "AUC on validation", from_zero=False)
 
 
 def _draw_loss(facts: RunFacts) -> Figure:
@@ -72,42 +98,44 @@ def _draw_loss(facts: RunFacts) -> Figure:
         place = {"xytext": (x + most * 0.022, label_y), "va": "center", "fontsize": 9.5, "color": facts.colour(method)}
         axes.annotate(f"{method}  {y:.4f}", (x, y), **place)
     axes.set_xlabel("bytes of the whole model (MiB)", color=INK)
-    axes.set_ylabel("log loss on the test rows", color=INK)
+    axes.set_ylabel("log loss on the test samples", color=INK)
     return figure
 
 
 def _draw_calibration(facts: RunFacts) -> Figure:
-    """The reliability curve of every method: share of clicks among rows of about the same prediction."""
+    """The reliability curve of every method: share of positive labels among samples of about the same prediction."""
     figure, axes = figure_of(5.6, 5.2)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle=(0, (4, 4)))
     for entry in facts.tested:
         curve = entry["curve"]
         axes.plot(
-            curve["predicted"], curve["clicked"], color=facts.colour(entry["method"]), linewidth=2, marker="o", markersize=4,
+            curve["predicted"], curve["positive"], color=facts.colour(entry["method"]), linewidth=2, marker="o", markersize=4,
             label=f"{entry['method']}, ECE {entry['ece']:.3f}",
         )  # fmt: skip
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_aspect("equal")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    axes.set_xlabel("predicted probability of a click", color=INK)
-    axes.set_ylabel("share of clicks", color=INK)
+    axes.set_xlabel("predicted probability", color=INK)
+    axes.set_ylabel("share of positive labels", color=INK)
     return figure
 
 
-def _draw_columns(facts: RunFacts) -> Figure:
-    """A bar per method: bytes of the columns that take most, of all others, and of the layers."""
-    of_method = [_bytes_of_columns(entry) for entry in facts.metrics]
+def _draw_bytes(facts: RunFacts) -> Figure:
+    """A bar per method: bytes of the features that take most, of all others, and of the layers."""
+    of_method = [_bytes_of_features(entry) for entry in facts.metrics]
     names = list(of_method[0])
     names = sorted(names, key=lambda name: -max(columns[name] for columns in of_method))
-    shown, others = names[:MOST_COLUMNS], names[MOST_COLUMNS:]
+    shown, others = names[:MOST_FEATURES], names[MOST_FEATURES:]
     figure, axes = figure_of(7.2, 1.6 + 0.42 * len(facts.metrics))
     left = [0.0] * len(facts.metrics)
     parts = [(name, [columns[name] for columns in of_method]) for name in shown]
     if others:
-        parts.append((f"{len(others)} other columns", [sum(columns[name] for name in others) for columns in of_method]))
+        parts.append(
+            (f"{len(others)} other features", [sum(columns[name] for name in others) for columns in of_method])
+        )
     parts.append(("layers", [entry["bytes_of"]["layers"] for entry in facts.metrics]))
-    palette = [*COLOURS[:MOST_COLUMNS], "#b8c0c8", "#3c4650"]
+    palette = [*COLOURS[:MOST_FEATURES], "#b8c0c8", "#3c4650"]
     colours = [
         palette[i] if name in shown else palette[-2] if name != "layers" else palette[-1]
         for i, (name, _) in enumerate(parts)
@@ -124,162 +152,5 @@ def _draw_columns(facts: RunFacts) -> Figure:
     return figure
 
 
-def _bytes_of_columns(entry: dict[str, Any]) -> dict[str, int]:
+def _bytes_of_features(entry: dict[str, Any]) -> dict[str, int]:
     return {name: sum(parts.values()) for name, parts in entry["bytes_of"]["columns"].items()}
-
-
-# The page.
-
-
-def _page(facts: RunFacts) -> str:
-    sections = (
-        _data_section(facts),
-        _results_section(facts),
-        _bytes_section(facts),
-        _pairs_section(facts),
-        _training_section(facts),
-        _next_section(facts),
-        settings_section(facts.path, facts.metrics),
-    )
-    return page(facts.title, facts.path, _summary(facts), sections)
-
-
-def _summary(facts: RunFacts) -> str:
-    """The result in one or two sentences: the first method against the full tables."""
-    first = facts.metrics[0]
-    text = (
-        f"<b>{escape(first['method'])}</b> keeps {percent(first['bytes_ratio'])} of the bytes of the model with full tables "
-        f"({size(first['bytes'])} instead of {size(first['bytes_full'])})"
-    )
-    if first["log_loss"] is None:
-        return text + ". There were no test rows to measure it with."
-    text += f" and predicts clicks with a log loss of {first['log_loss']:.4f} and an AUC of {first['auc']:.4f}"
-    full = next((m for m in facts.metrics if m["method"] == "full"), None)
-    if full is None or full is first:
-        return text + "."
-    return text + f"; full tables have {full['log_loss']:.4f} and {full['auc']:.4f}."
-
-
-def _data_section(facts: RunFacts) -> str:
-    ingest = facts.ingest
-    rows = [
-        (f"<td>{escape(part)}</td>", f"{ingest[f'n_{part}']:,}", "-" if rate is None else percent(rate))
-        for part, rate in ingest["click_rate"].items()
-    ]
-    left = {**ingest["dropped"], **ingest["left_out"]}
-    notes = [f"{len(ingest['columns'])} columns of ids and {len(ingest['dense'])} of numbers go into the model."]
-    if left:
-        notes.append(
-            "Without: " + "; ".join(f"<code>{escape(name)}</code> ({escape(why)})" for name, why in left.items()) + "."
-        )
-    unknown = {name: share for name, share in ingest["unknown"].items() if share}
-    if unknown:
-        worst = sorted(unknown, key=lambda name: -unknown[name])[:5]
-        notes.append(
-            "Unknown in the test rows: "
-            + ", ".join(f"<code>{escape(n)}</code> {percent(unknown[n])}" for n in worst)
-            + "."
-        )
-    if ingest["n_cut"]:
-        notes.append(f"{ingest['n_cut']:,} values of rows longer than any of train were cut.")
-    return (
-        f"<h2>The data</h2>\n<p>The log <code>{escape(facts.config['data']['path'])}</code>. Vocabularies, statistics and graphs are of the "
-        f"training rows alone. {' '.join(notes)}</p>\n" + html_table(("part", "rows", "clicks"), rows)
-    )
-
-
-def _results_section(facts: RunFacts) -> str:
-    rows = [
-        (
-            f'<td class="swatch" style="--colour: {facts.colour(m["method"])}">{escape(m["method"])}'
-            + (" + id bias" if m["item_bias"] else "")
-            + "</td>",
-            f"{m['rows']:,}",
-            f"{size(m['bytes'])} ({percent(m['bytes_ratio'])})",
-            *TASKS["ctr"].of_measures(m),
-            duration(m["seconds"].get("train")),
-        )
-        for m in facts.metrics
-    ]
-    header = ("method", "rows", "size (of full)", *(m.title for m in MEASURES), "training")
-    train = facts.config["train"]
-    text = (
-        "<h2>What came out</h2>\n<p>Each method is another way of sharing the rows of the embedding tables; the model around them is the same "
-        f"(<code>{escape(train['model'])}</code>, {train['dim']:,} numbers per row). Every byte is counted: tables, bucket maps, "
-        "first-order weights, biases and layers.</p>\n" + html_table(header, rows)
-    )
-    if not facts.tested:
-        return text
-    return (
-        text
-        + '\n<p class="note">Log loss: of the predicted probabilities, in nats; lower is better. AUC: the share of pairs of a click and no '
-        "click that are in order; group AUC: within the rows of a group. Calibration: mean prediction over mean label, best at 1. ECE: mean "
-        "distance of the curve below from the diagonal.</p>\n"
-        + picture(facts.path / "bytes_loss.png", "Bytes against log loss, one point per method")
-        + '\n<p class="note">Down is better, left is smaller.</p>\n'
-        + picture(facts.path / "calibration.png", "Share of clicks by predicted probability")
-        + '\n<p class="note">Below the diagonal a method promises more clicks than there are.</p>'
-    )
-
-
-def _bytes_section(facts: RunFacts) -> str:
-    first = facts.metrics[0]
-    columns = first["bytes_of"]["columns"]
-    order = sorted(columns, key=lambda name: -sum(columns[name].values()))
-    titles = {"table": "table", "map": "map", "wide": "first order", "bias": "bias"}
-    titles = {part: title for part, title in titles.items() if any(columns[name][part] for name in columns)}
-    rows = [
-        (
-            f"<td><code>{escape(name)}</code></td>",
-            f"{facts.ingest['columns'][name]:,}",
-            "compressed" if name in first["compressed"] else "full",
-            *(size(columns[name][part]) for part in titles),
-        )
-        for name in order
-    ]
-    return (
-        f"<h2>Where the bytes go</h2>\n<p>By column, of <b>{escape(first['method'])}</b>; the layers take {size(first['bytes_of']['layers'])}. "
-        "A table that two columns share is counted with the first.</p>\n"
-        + html_table(("column", "ids", "", *titles.values()), rows)
-        + "\n"
-        + picture(facts.path / "bytes_columns.png", "Bytes by column, one bar per method")
-    )
-
-
-def _pairs_section(facts: RunFacts) -> str:
-    pairs = facts.cluster["pairs"]
-    if not pairs:
-        return "<h2>What the clusters look like</h2>\n<p>No column is compressed with a partner.</p>"
-    rows = [
-        (
-            f"<td><code>{escape(' x '.join(pair['columns']))}</code></td>",
-            f"{pair['n_edges']:,}",
-            f"{pair['resolution']:.4g}",
-            f"{pair['modularity']:.4f}",
-            f"{pair['user_rows']:,} + {pair['item_rows']:,}",
-            " + ".join(f"{n:,}" for n in pair["n_without_clicks"]),
-        )
-        for pair in pairs
-    ]
-    return (
-        "<h2>What the clusters look like</h2>\n<p>Two columns make a graph, whose edges are the pairs that were clicked in the training rows. Ids without a click "
-        "share one row.</p>\n"
-        + html_table(("columns", "pairs clicked", "resolution", "modularity", "rows", "ids without a click"), rows)
-    )
-
-
-def _training_section(facts: RunFacts) -> str:
-    if not facts.validated:
-        return "<h2>How training went</h2>\n<p>There were no validation rows, so every method was trained for all of its epochs.</p>"
-    return (
-        "<h2>How training went</h2>\n<p>Training stops when the validation rows are predicted no better, and keeps the best epoch: "
-        f"{facts.kept_epochs()}.</p>\n" + picture(facts.path / "training.png", "Validation AUC by epoch")
-    )
-
-
-def _next_section(facts: RunFacts) -> str:
-    out = escape(shlex.quote(str(facts.path)))
-    return (
-        "<h2>What to do next</h2>\n<p>Try other methods or another size in the same run folder; what does not change is not computed again:</p>\n"
-        f"<pre>graphhash run --out {out} --resolution 20 --method double_soft,full</pre>"
-    )

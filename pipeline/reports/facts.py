@@ -1,51 +1,72 @@
-"""What the reports of both tasks share: what the stages recorded, the picture of training, and the files that are written."""
+"""What the stages of a run recorded, as the reports of both tasks read it from the run folder."""
 
 from __future__ import annotations
 
+import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
-from pipeline.reports.page import COLOURS, INK, escape, figure_of, read_json, save, spread
-from pipeline.storage.atomic import write_text_atomic
+from pipeline.errors import RunFolderError
+from pipeline.reports.figures import COLOURS
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+
+class History(TypedDict):
+    """`methods/METHOD/history.json`: an object per epoch, with the measures of those that were validated."""
+
+    epochs: list[dict[str, Any]]
+    best_epoch: int | None
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the stages recorded, as read from the run folder.
+    """What the stages recorded.
 
     Args:
-        measure: of the test; it is None where there was none.
-        watched: the measure of validation that is drawn.
+        path: the run folder.
+        measure: key of the test measure that is drawn; its value is None where there was no test.
+        measure_title: its name in texts.
+        watched: key of the validation measure that is drawn.
+        config: `config.toml`, by section.
+        config_text: the same as text.
+        ingest, cluster: what these stages returned.
+        metrics: one object per method, in the order of training.
+        histories: of every method.
     """
 
     path: Path
     measure: str
+    measure_title: str
     watched: str
-    config: dict[str, Any]
+    config: dict[str, dict[str, Any]]
+    config_text: str
     ingest: dict[str, Any]
     cluster: dict[str, Any]
     metrics: list[dict[str, Any]]
-    histories: dict[str, dict[str, Any]]
+    histories: dict[str, History]
 
     @classmethod
-    def read(cls, path: Path, measure: str, watched: str) -> RunFacts:
+    def read(cls, path: Path, measure: str, watched: str, *, measure_title: str) -> RunFacts:
         """Read a run folder.
 
         Raises:
             RunFolderError: a file is missing or is not the JSON it should be.
         """
         metrics = read_json(path / "metrics.json")
-        histories = {m["method"]: read_json(path / "methods" / m["method"] / "history.json") for m in metrics}
-        config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-        ingest = read_json(path / "stages" / "ingest.json")["result"]
+        text = (path / "config.toml").read_text(encoding="utf-8")
         return cls(
-            path, measure, watched, config, ingest, read_json(path / "cluster" / "cluster.json"), metrics, histories
+            path,
+            measure,
+            measure_title,
+            watched,
+            tomllib.loads(text),
+            text,
+            read_json(path / "stages" / "ingest.json")["result"],
+            read_json(path / "cluster" / "cluster.json"),
+            metrics,
+            {m["method"]: read_json(path / "methods" / m["method"] / "history.json") for m in metrics},
         )
 
     @property
@@ -54,14 +75,23 @@ class RunFacts:
         return f"GraphHash run: {Path(log).name or log}"
 
     @property
+    def methods(self) -> list[str]:
+        return [entry["method"] for entry in self.metrics]
+
+    @property
+    def full(self) -> dict[str, Any] | None:
+        """The metrics of the full tables, if they were trained."""
+        return next((entry for entry in self.metrics if entry["method"] == "full"), None)
+
+    @property
     def tested(self) -> list[dict[str, Any]]:
         """The metrics of the methods that were tested: all of them, or none where there was nothing to test with."""
         return [entry for entry in self.metrics if entry[self.measure] is not None]
 
     def colour(self, method: str) -> str:
-        return COLOURS[[m["method"] for m in self.metrics].index(method) % len(COLOURS)]
+        return COLOURS[self.methods.index(method) % len(COLOURS)]
 
-    def evaluations(self, history: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def evaluations(self, history: History) -> list[dict[str, Any]]:
         """The epochs that were followed by a validation."""
         return [entry for entry in history["epochs"] if entry.get(self.watched) is not None]
 
@@ -69,51 +99,36 @@ class RunFacts:
     def validated(self) -> bool:
         return any(self.evaluations(history) for history in self.histories.values())
 
-    def kept_epochs(self) -> str:
-        """Of every method the epoch that was kept, as a part of a sentence in HTML."""
-        parts = []
-        for method, history in self.histories.items():
-            last = history["epochs"][-1]["epoch"] if history["epochs"] else 0
-            parts.append(f"{escape(method)} kept epoch {escape(history.get('best_epoch'))} of {last}")
-        return "; ".join(parts)
+    def kept_epochs(self) -> list[tuple[str, int | None, int]]:
+        """Of every method its name, the epoch whose weights were kept, and the last epoch."""
+        return [
+            (method, history.get("best_epoch"), history["epochs"][-1]["epoch"] if history["epochs"] else 0)
+            for method, history in self.histories.items()
+        ]
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds by stage, summed over the methods; ingest and cluster ran once for all."""
+        seconds: dict[str, float] = {}
+        for entry in self.metrics:
+            for stage, value in entry["seconds"].items():
+                seconds[stage] = value if stage in ("ingest", "cluster") else seconds.get(stage, 0.0) + value
+        return seconds
+
+    def rounding(self, entry: Mapping[str, Any]) -> str:
+        """Relative change of the test measure by storing the tables in fewer bits; empty for float32, or where it was not measured."""
+        stored, exact = entry[self.measure], entry.get(f"{self.measure}_float32")
+        if entry.get("precision", "float32") == "float32" or stored is None or not exact:
+            return ""
+        return f"{100 * (stored / exact - 1):+.2f} %"
 
 
-def write_files(
-    facts: RunFacts, pictures: Mapping[str, Callable[[RunFacts], Figure] | None], page_of: Callable[[RunFacts], str]
-) -> list[Path]:
-    """Draw pictures and write `report.html` into the run folder; a picture of None is taken away. Returns the files written."""
-    for name, draw in pictures.items():
-        if draw is None:
-            (facts.path / name).unlink(missing_ok=True)
-        else:
-            save(draw(facts), facts.path / name)
-    file = facts.path / "report.html"
-    write_text_atomic(file, page_of(facts))
-    return [file, *(facts.path / name for name, draw in pictures.items() if draw is not None)]
+def read_json(path: Path) -> Any:
+    """What a stage left in a JSON file.
 
-
-def draw_training(facts: RunFacts, label: str, *, from_zero: bool) -> Figure:
-    """The watched measure by epoch; a dot marks the epoch whose model was kept."""
-    figure, axes = figure_of(7.2, 3.6)
-    ends: list[tuple[float, float, str]] = []
-    for method, history in facts.histories.items():
-        epochs = facts.evaluations(history)
-        x, y = [entry["epoch"] for entry in epochs], [entry[facts.watched] for entry in epochs]
-        axes.plot(x, y, color=facts.colour(method), linewidth=2)
-        kept = [(a, b) for a, b in zip(x, y, strict=True) if a == history.get("best_epoch")]
-        axes.scatter([a for a, _ in kept], [b for _, b in kept], s=44, color=facts.colour(method), zorder=3)
-        if x:
-            ends.append((x[-1], y[-1], method))
-    if from_zero:
-        # With room for a dot at the highest value.
-        axes.set_ylim(0, 1.05 * max(axes.get_ylim()[1], 1e-9))
-    low, high = axes.get_ylim()
-    for (x_end, y_end, method), label_y in zip(
-        ends, spread([y for _, y, _ in ends], (high - low) * 0.065), strict=True
-    ):
-        place = {"xytext": (8, label_y), "textcoords": ("offset points", "data"), "va": "center", "fontsize": 9.5}
-        axes.annotate(method, (x_end, y_end), color=facts.colour(method), annotation_clip=False, **place)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("epoch", color=INK)
-    axes.set_ylabel(label, color=INK)
-    return figure
+    Raises:
+        RunFolderError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error}); run the stages first: graphhash run") from error

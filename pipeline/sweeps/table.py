@@ -79,7 +79,7 @@ def write_comparison(
     write_text_atomic(out / "compare.csv", _csv(result["summary"]))
     drawn = any(line[task.main.key] is not None for line in result["summary"])
     if drawn:
-        from pipeline.reports.page import save
+        from pipeline.reports.figures import save
 
         save(draw(result["summary"], task), out / "compare.png")
     else:
@@ -185,7 +185,7 @@ def draw(summary: Sequence[Mapping[str, Any]], task: Task = RETRIEVAL) -> Figure
 
 
 def _draw_panel(axes: Axes, model: str, lines: Sequence[Mapping[str, Any]], methods: Sequence[str], task: Task) -> None:
-    from pipeline.reports.page import COLOURS, FAINT, INK, spread, style
+    from pipeline.reports.figures import COLOURS, FAINT, INK, spread, style
 
     style(axes)
     key = task.main.key

@@ -76,7 +76,7 @@ def test_entries_dense_labels_and_bags_are_those_of_a_loop_over_rows(tmp_path, m
         assert [[v for v in row if v >= 0] for row in part.bags[0].tolist()] == [
             [entry("genres", v) for v in split["genres"][r]] for r in rows
         ]
-        assert facts["click_rate"][name] == pytest.approx(np.mean(part.labels))
+        assert facts["positive_rate"][name] == pytest.approx(np.mean(part.labels))
         if number != TRAIN:
             users = [log["user"][r] for r in rows]
             same = {
@@ -209,7 +209,7 @@ def test_ids_that_only_the_test_has_are_unknown(tmp_path):
         log["user"][row] = "stranger"
     facts, features = ingest(tmp_path, log)
     assert (features.part("test").categorical[:, 0] == features.columns[0].n_ids).all()
-    assert facts["unknown"]["user"] == 1.0 and features.counts(features.columns[0])[-1] == 0
+    assert facts["oov_rate"]["user"] == 1.0 and features.counts(features.columns[0])[-1] == 0
 
 
 def test_values_beyond_the_longest_bag_of_train_are_cut_and_counted(tmp_path):
@@ -278,7 +278,7 @@ def test_no_rows_left_for_a_part_is_an_error_unless_none_were_asked_for(tmp_path
     with pytest.raises(DataError, match=r"has no rows of 12|needs labels 0 and 1"):
         ingest(tmp_path, log, validation=0.01, test=0.01)
     facts, features = ingest(tmp_path, log, "all", validation=0.0, test=0.0)
-    assert facts["n_train"] == 12 and len(features.part("test")) == 0 and facts["click_rate"]["test"] is None
+    assert facts["n_train"] == 12 and len(features.part("test")) == 0 and facts["positive_rate"]["test"] is None
 
 
 def test_damaged_output_is_named(tmp_path):

@@ -297,6 +297,6 @@ def test_ids_without_a_click_share_a_row(tmp_path):
     )
     (tmp_path / "cluster").mkdir()
     result = cluster_ctr(config_of("graph"), tmp_path / "ingest", tmp_path / "cluster")
-    assert result["pairs"][0]["n_without_clicks"] == [20, 0]
+    assert result["pairs"][0]["n_isolated"] == [20, 0]
     _features, _labels, (users, *_others) = maps_of(tmp_path, "graph")
     assert len(set(users.rows[:20, 0].tolist())) == 1 and users.rows[0, 0] not in users.rows[20:, 0]

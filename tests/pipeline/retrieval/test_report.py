@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import RunFolderError
-from pipeline.reports.page import spread
+from pipeline.maps.methods import METHODS
 from pipeline.retrieval.report import write_report
 
 PICTURES = ("bytes_recall.png", "cluster_sizes.png", "training.png")
@@ -25,12 +26,19 @@ def run_dir(tmp_path) -> Path:
     return make_run(tmp_path / "run")
 
 
-def make_run(out: Path, path: str = "/data/log.parquet", methods: tuple[str, ...] = ("soft", "modulo", "full")) -> Path:
+def make_run(
+    out: Path,
+    path: str = "/data/log.parquet",
+    methods: tuple[str, ...] = ("soft", "modulo", "full"),
+    **settings: object,
+) -> Path:
+    """A run folder with what the stages up to `evaluate` leave there; settings are of training."""
     for folder in ("stages", "cluster", "bundle"):
         (out / folder).mkdir(parents=True)
-    config = RunConfig.from_flat({"data.path": path, "run.out": str(out), "run.methods": methods})
+    flat = {"data.path": path, "run.out": str(out), "run.methods": methods}
+    config = RunConfig.from_flat(flat | {f"train.{key}": value for key, value in settings.items()})
     (out / "config.toml").write_text(config.to_toml())
-    counts = {"n_users": 300, "n_items": 200, "n_train": 8000, "n_validation": 1000, "n_test": 1234}
+    counts = {"n_users": 300, "n_items": 200, "n_train": 8000, "n_validation": 1000, "n_test": 1234, "n_rejected": 0}
     (out / "stages" / "ingest.json").write_text(json.dumps({"result": counts}))
     labels = np.repeat(np.arange(10), 30).astype(np.int32)
     np.save(out / "cluster" / "labels_users.npy", labels)
@@ -62,6 +70,12 @@ def make_run(out: Path, path: str = "/data/log.parquet", methods: tuple[str, ...
                 "bytes": n_bytes,
                 "bytes_full": BYTES_FULL,
                 "bytes_ratio": n_bytes / BYTES_FULL,
+                "bytes_of": {
+                    "tables": n_bytes - 10,
+                    "maps": 6 if method != "full" else 0,
+                    "bias": 4 if method == "soft" else 0,
+                },
+                "indices_per_id": {"soft": 20, "double": 2}.get(method, 1),
                 "item_bias": method == "soft",
                 "mlflow_run_id": "ab" * 16,
                 "seconds": {"ingest": 1.0, "cluster": 2.0, "train": 90.0},
@@ -76,7 +90,14 @@ def make_run(out: Path, path: str = "/data/log.parquet", methods: tuple[str, ...
 
 
 def text_of(page: str) -> str:
-    return re.sub(r"<[^>]+>", "", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL))
+    """The words of the page, with single spaces."""
+    text = re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL))
+    return re.sub(r" ([.,;)])", r"\1", " ".join(html.unescape(text).split()))
+
+
+def report_text(run_dir: Path) -> str:
+    write_report(run_dir)
+    return text_of((run_dir / "report.html").read_text())
 
 
 def test_pictures_and_page_are_written(run_dir):
@@ -90,14 +111,17 @@ def test_pictures_and_page_are_written(run_dir):
 def test_page_says_what_happened(run_dir):
     write_report(run_dir)
     page = (run_dir / "report.html").read_text()
-    assert "<td>level_1</td>" in page and "0.2973" in page
+    assert "<td>level_1</td>" in page
+    assert "0.2973" in page
     text = text_of(page)
     for words in (
         "soft keeps 25.0 % of the bytes",
         "the full tables find 4.7 %",
         "3 of the communities are not connected by their own interactions",
         "10,234 distinct interactions between 300 users and 200 items",
-        "divided at random: 8,000 to train on, 1,000 to decide when to stop, and 1,234",
+        "split at random: 8,000 for training, 1,000 for validation (when to stop), and 1,234 for the test",
+        "matrix factorization with the BPR loss (uniform negatives) and embedding dimension 64",
+        "embedding tables, bucket maps, item biases",
         "soft + item bias",
         "modularity 0.1155 at resolution 200",
         "23.1 % of the interaction weight",
@@ -133,20 +157,87 @@ def test_page_is_one_well_formed_file_without_scripts(run_dir):
     page.feed((run_dir / "report.html").read_text())
     assert page.open == []
     assert "script" not in page.tags
-    assert len(page.loaded) == 3 and all(value.startswith("data:image/png;base64,") for value in page.loaded)
+    assert len(page.loaded) == 3
+    assert all(value.startswith("data:image/png;base64,") for value in page.loaded)
 
 
 def test_texts_from_outside_are_escaped(tmp_path):
     run_dir = make_run(tmp_path / "a <b>&'x'", path='/data/<script>alert("x")</script>.csv')
     write_report(run_dir)
     page = (run_dir / "report.html").read_text()
-    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
     assert "a <b>" not in page
 
 
+MODELS = {
+    "mf": "matrix factorization with the BPR loss (uniform negatives)",
+    "neumf": "NeuMF with the BPR loss (uniform negatives)",
+    "lightgcn": "LightGCN (2 propagation layers) with the BPR loss (uniform negatives)",
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_page_names_the_model_and_the_loss_that_were_trained(tmp_path, model):
+    text = report_text(make_run(tmp_path / "run", model=model))
+    assert MODELS[model] in text
+    assert ("matrix factorization" in text) == (model == "mf")
+
+
 @pytest.mark.parametrize(
-    "methods", [("soft",), ("full",), ("soft", "graph", "frequency", "a", "b", "c", "d", "e", "f")]
+    ("loss", "words"),
+    [
+        ("directau", "matrix factorization with the DirectAU loss"),
+        ("ials", "matrix factorization with the implicit ALS loss"),
+    ],
 )
+def test_page_names_other_losses(tmp_path, loss, words):
+    text = report_text(make_run(tmp_path / "run", loss=loss))
+    assert words in text
+    assert "BPR" not in text
+    assert "negatives" not in text
+
+
+@pytest.mark.parametrize(
+    ("method", "reads", "communities"),
+    [
+        ("full", "a row for every id", "full does not use them."),
+        ("modulo", "row number modulo table size", "modulo takes the number of rows alone."),
+        ("double", "the sum of two hashed rows", "double takes the number of rows alone."),
+        ("graph", "ids of one community share a row", "The bucket maps of graph are made from these communities."),
+        ("soft", "a weighted sum of 20 rows", "The bucket maps of soft are made from these communities."),
+    ],
+)
+def test_page_says_how_each_kind_of_method_reads_the_tables(tmp_path, method, reads, communities):
+    text = report_text(make_run(tmp_path / "run", methods=(method,)))
+    assert f"{method} " in text
+    assert reads in text
+    assert communities in text
+    # Only hard communities share a row.
+    assert ("community share a row" in text) == (method == "graph")
+
+
+def test_page_lists_what_the_bytes_are_of(tmp_path):
+    run_dir = make_run(tmp_path / "run", methods=("graph", "full"), model="lightgcn")
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    for entry in metrics:
+        entry["bytes_of"] = {"tables": 10, "maps": 1 if entry["method"] == "graph" else 0, "bias": 0, "graph": 5}
+    (run_dir / "metrics.json").write_text(json.dumps(metrics))
+    assert "Every byte is counted: embedding tables, bucket maps, the training graph." in report_text(run_dir)
+
+
+def test_page_says_what_rounding_the_tables_cost(run_dir):
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    metrics[0] |= {"precision": "int8", "recall@20_float32": 0.1450}
+    (run_dir / "metrics.json").write_text(json.dumps(metrics))
+    text = report_text(run_dir)
+    assert (
+        "soft: stored as int8, 4,533,696 bytes; recall@20 0.1421 against 0.1450 in float32, a change of -2.00 %."
+        in text
+    )
+
+
+@pytest.mark.parametrize("methods", [("soft",), ("full",), tuple(METHODS)], ids=["soft", "full", "all"])
 def test_any_number_of_methods(tmp_path, methods):
     write_report(make_run(tmp_path / "run", methods=methods))
 
@@ -172,7 +263,8 @@ def test_without_test_and_validation_the_page_says_so(run_dir):
     assert [file.name for file in write_report(run_dir)] == ["report.html", "cluster_sizes.png"]
     assert not (run_dir / "training.png").exists()
     text = text_of((run_dir / "report.html").read_text())
-    assert "no test interactions" in text and "no validation interactions" in text
+    assert "no test interactions" in text
+    assert "no validation interactions" in text
 
 
 @pytest.mark.parametrize(
@@ -182,8 +274,3 @@ def test_missing_part_is_named(run_dir, name):
     (run_dir / name).unlink()
     with pytest.raises(RunFolderError, match=name):
         write_report(run_dir)
-
-
-def test_labels_keep_their_order_and_distance():
-    assert spread([0.5, 0.5, 0.1], 0.2) == pytest.approx([0.5, 0.7, 0.1])
-    assert spread([], 1.0) == []

@@ -1,0 +1,12 @@
+"""Figures: labels that do not overlap."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.reports.figures import spread
+
+
+def test_labels_keep_their_order_and_distance():
+    assert spread([0.5, 0.5, 0.1], 0.2) == pytest.approx([0.5, 0.7, 0.1])
+    assert spread([], 1.0) == []
