@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.reports.facts import RunFacts
-from pipeline.reports.figures import COLOURS, FAINT, INK, figure_of, spread
+from pipeline.reports.figures import COLOURS, FAINT, INK, draw_points, figure_of
 from pipeline.reports.page import MIB
 from pipeline.reports.report import Trained, draw_training, write_page
 from pipeline.runs.tasks import TASKS
@@ -93,10 +93,8 @@ def _draw_loss(facts: RunFacts) -> Figure:
     room = max(max(losses) - min(losses), 0.02 * max(losses), 1e-6)
     axes.set_xlim(0, most * 1.32)
     axes.set_ylim(min(losses) - 0.15 * room, max(losses) + 0.15 * room)
-    axes.scatter([x for x, _, _ in points], losses, s=64, zorder=3, color=[facts.colour(m) for _, _, m in points])
-    for (x, y, method), label_y in zip(points, spread(losses, room * 0.075), strict=True):
-        place = {"xytext": (x + most * 0.022, label_y), "va": "center", "fontsize": 9.5, "color": facts.colour(method)}
-        axes.annotate(f"{method}  {y:.4f}", (x, y), **place)
+    labelled = [(x, y, f"{method}  {y:.4f}") for x, y, method in points]
+    draw_points(axes, labelled, [facts.colour(method) for _, _, method in points], span=most, gap=room * 0.075)
     axes.set_xlabel("bytes of the whole model (MiB)", color=INK)
     axes.set_ylabel("log loss on the test samples", color=INK)
     return figure
@@ -115,7 +113,7 @@ def _draw_calibration(facts: RunFacts) -> Figure:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_aspect("equal")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    axes.legend(frameon=False, fontsize=9, loc="best")
     axes.set_xlabel("predicted probability", color=INK)
     axes.set_ylabel("share of positive labels", color=INK)
     return figure

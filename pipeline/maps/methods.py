@@ -232,7 +232,7 @@ METHODS: dict[str, Method] = {
         indices_per_id=20, free_lookups=True, n_codes=256, item_bias=True, lr=4e-2, decay=0.02,
     ),
     "double_soft": Method(
-        _double_soft, "the mixture plus a hashed row",
+        _double_soft, "every id reads a mixture of its neighbours' communities plus a hashed row",
         indices_per_id=20, least_lookups=2, free_lookups=True, n_codes=256, item_bias=True, lr=4e-2, decay=0.02,
     ),
 }  # fmt: skip

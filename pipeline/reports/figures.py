@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,10 +51,37 @@ def save(figure: Figure, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Label positions near `values`, in the same order, no two closer than `gap`."""
+def draw_points(
+    axes: Axes, points: Sequence[tuple[float, float, str]], colours: Sequence[str], *, span: float, gap: float
+) -> None:
+    """Draw points with a label to the right of each; labels do not overlap.
+
+    Args:
+        points: x, y and label.
+        colours: of each point and its label.
+        span: largest x that the axis shows points at.
+        gap: least distance of two labels, in units of y.
+    """
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    axes.scatter(x, y, s=64, zorder=3, color=list(colours))
+    # A label is about a quarter of the axis wide.
+    for (a, b, label), height, colour in zip(points, spread(y, gap, x, 0.25 * span), colours, strict=True):
+        axes.annotate(label, (a, b), xytext=(a + 0.02 * span, height), va="center", fontsize=9.5, color=colour)
+
+
+def spread(
+    values: Sequence[float], gap: float, at: Sequence[float] | None = None, width: float = math.inf
+) -> list[float]:
+    """Vertical positions of labels near `values`, in the same order, no two closer than `gap`.
+
+    Args:
+        at: horizontal positions; labels that are `width` or more apart do not push each other. None: all are at the same place.
+    """
+    at = [0.0] * len(values) if at is None else at
     positions = list(values)
     order = sorted(range(len(values)), key=lambda i: values[i])
-    for lower, upper in itertools.pairwise(order):
-        positions[upper] = max(positions[upper], positions[lower] + gap)
+    for rank, upper in enumerate(order):
+        for lower in order[:rank]:
+            if abs(at[upper] - at[lower]) < width:
+                positions[upper] = max(positions[upper], positions[lower] + gap)
     return positions

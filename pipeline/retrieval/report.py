@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.reports.facts import RunFacts
-from pipeline.reports.figures import COLOURS, FAINT, INK, figure_of, spread
+from pipeline.reports.figures import COLOURS, FAINT, INK, draw_points, figure_of
 from pipeline.reports.page import MIB
 from pipeline.reports.report import Trained, draw_training, write_page
 
@@ -93,23 +93,9 @@ def _draw_bytes_recall(facts: RunFacts) -> Figure:
     full = next((y for _, y, method in points if method == "full"), None)
     if full is not None:
         axes.plot([0, most_bytes], [full, full], color=FAINT, linewidth=1, linestyle=(0, (4, 4)))
-    axes.scatter(
-        [x for x, _, _ in points],
-        [y for _, y, _ in points],
-        s=64,
-        zorder=3,
-        color=[facts.colour(method) for _, _, method in points],
-    )
-    for (x, y, method), label_y in zip(points, spread([y for _, y, _ in points], best * 0.065), strict=True):
-        axes.annotate(
-            f"{method}  {y:.3f}",
-            (x, y),
-            xytext=(x + most_bytes * 0.018, label_y),
-            textcoords="data",
-            va="center",
-            fontsize=9.5,
-            color=facts.colour(method),
-        )
+    labelled = [(x, y, f"{method}  {y:.3f}") for x, y, method in points]
+    colours = [facts.colour(method) for _, _, method in points]
+    draw_points(axes, labelled, colours, span=most_bytes, gap=best * 0.065)
     axes.set_xlabel("bytes of everything kept (MiB)", color=INK)
     axes.set_ylabel("recall@20 on the test interactions", color=INK)
     return figure
@@ -138,4 +124,8 @@ def _draw_cluster_sizes(facts: RunFacts) -> Figure:
     axes.legend(frameon=False, fontsize=9.5)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _position: f"{value:,.0f}" if value >= 1 else "")
+        axis.set_minor_formatter("")
+    if axes.get_ylim()[1] < 100:
+        # The decades alone would label too few ticks.
+        axes.yaxis.set_minor_formatter(lambda value, _position: f"{value:.0f}" if value in (2, 5, 20, 50) else "")
     return figure
