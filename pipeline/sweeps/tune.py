@@ -1,54 +1,70 @@
-"""The search for a method's settings: trials drawn at random, each a whole training, compared by the validation score alone.
+"""The search for a method's settings: trials chosen by Optuna, each a whole training, compared by the validation score alone.
 
-A trial is a run folder up to the stage `train`, ``OUT/trials/<hash of its settings>``; the test is never read. Ray Tune draws the
-trials from the seed and runs as many at once as there are GPUs, or CPUs for. The same seed draws the same trials, so the same
-command finds its finished ones in their folders and goes on, and one that asks for more trials adds to them. The first trial is
-the method's own default.
+A trial is a run up to the stage `train` in the folder ``OUT/trials/<hash of its settings>`` (`pipeline.sweeps.scheduler`); the test is
+never read. The first trial is the method's own default. Trials that finished are kept, so the same command goes on where it was
+stopped, and one that asks for more trials adds to them.
 
-No trial is stopped because another one is ahead (ASHA, medians). The learning rate falls to 0 over the epochs, and recall rises
-most while it falls: half-way, a trial of a high rate looks bad that is best at the end, so a comparison in between would favour
-low rates. A trial ends early by its own patience alone, as the training of `graphhash run` does, and the winner repeats there.
+No trial is stopped because another one is ahead (ASHA, medians). The learning rate falls to 0 over the epochs, and recall rises most
+while it falls: half-way, a trial of a high rate looks bad that is best at the end. A trial ends early by its own patience alone, as the
+training of `graphhash run` does, and the winner repeats there.
 
-    OUT/best.toml     the settings of the best trial, whole: graphhash run --config OUT/best.toml --out DIR
+    OUT/best.toml     all settings of the best trial: graphhash run --config OUT/best.toml --out DIR
     OUT/trials.csv    a line per trial, best first
+    OUT/tune.json     the settings of the trials asked for so far, with what they were chosen by, and the MLflow run
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
-import math
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, redirect_stdout
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.run_config import HOPS, RunConfig, parse_override
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError, TuneError
-from pipeline.progress import silenced
 from pipeline.runs.remote import run_folder
-from pipeline.runs.run import is_done, run
+from pipeline.runs.run import run
 from pipeline.runs.tasks import task_of
 from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised
-from pipeline.sweeps.compare import explain, share_out
+from pipeline.sweeps.scheduler import Pool, RayPool, Result, RunSpec, finished, one_line, schedule
+from pipeline.sweeps.space import Space, default_point, in_words
+from pipeline.sweeps.study import SearchRecord, Study
+from pipeline.sweeps.trials import Trial, best_first, to_csv
 from pipeline.tracking import tracker as tracking
 
 _log = logging.getLogger(__name__)
 
-# Sections whose settings a search may choose; the others say what is measured, and where.
-SECTIONS = ("cluster", "map", "train")
-NO_SETTINGS = ("train.seed", "train.eval_users", "map.seed", "cluster.threads", "cluster.shards", "cluster.levels")
-# Around a default learning rate, in both directions.
-LR_FACTOR = 4.0
-DECAYS = {"retrieval": (1e-4, 0.2), "ctr": (0.1, 100.0)}
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a search chooses.
+
+    Args:
+        space: settings to choose, by dotted key.
+        n_trials: how many trials there are to be, with those of earlier commands.
+        seed: of the draws.
+        sampler: one of `pipeline.sweeps.study.SAMPLERS`.
+    """
+
+    space: Space
+    n_trials: int
+    seed: int
+    sampler: str = "random"
+
+    def chosen_by(self, base: RunConfig) -> dict[str, Any]:
+        """Everything that decides about the settings of a trial, but scores."""
+        space = {key: str(values) for key, values in self.space.items()}
+        return {
+            "space": space,
+            "seed": self.seed,
+            "sampler": self.sampler,
+            "first": default_point(base, self.space),
+        }
 
 
 def score_key(base: RunConfig) -> str:
@@ -56,88 +72,14 @@ def score_key(base: RunConfig) -> str:
     return f"validation_{task_of(base).score}"
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included: whole ones, or by logarithm where both are above 0, else evenly."""
-
-    low: float
-    high: float
-    whole: bool = False
-
-    def domain(self) -> Any:
-        """As Ray Tune has it."""
-        from ray import tune
-
-        if self.whole:
-            return tune.randint(int(self.low), int(self.high) + 1)
-        return tune.loguniform(self.low, self.high) if self.low > 0 else tune.uniform(self.low, self.high)
-
-
-Space = dict[str, Range | tuple[Any, ...]]
-
-
-def parse_space(text: str) -> tuple[str, Range | tuple[Any, ...]]:
-    """`train.lr=0.01..0.1` -> ("train.lr", Range(0.01, 0.1)); `map.hops=1,2` -> ("map.hops", ("1", "2")).
-
-    Raises:
-        ConfigError: no such setting, one that a search must not choose, or values that it does not take.
-    """
-    key, separator, values = text.partition("=")
-    key = key.strip()
-    if not separator or not values.strip():
-        raise ConfigError(
-            f"{text!r} is no space; write section.key=a,b,c or section.key=low..high, such as train.lr=0.01..0.1"
-        )
-    ends = [part.strip() for part in values.split("..")]
-    if len(ends) == 1:
-        choices = tuple(parse_override(f"{key}={part}")[1] for part in values.split(","))
-        _check_key(key)
-        return key, choices
-    if len(ends) != 2:
-        raise ConfigError(f"{text!r} has more than two ends; write section.key=low..high")
-    (_, low), (_, high) = (parse_override(f"{key}={end}") for end in ends)
-    _check_key(key)
-    if isinstance(low, bool) or not all(isinstance(end, (int, float)) for end in (low, high)):
-        raise ConfigError(f"{key} is no number and has no range; write its values as {key}=a,b,c")
-    if not low < high:
-        raise ConfigError(f"{text!r} is empty: {low:g} is not below {high:g}")
-    # A key of whole numbers has read both ends as such.
-    return key, Range(low, high, whole=isinstance(low, int) and isinstance(high, int))
-
-
-def default_space(base: RunConfig) -> Space:
-    """What is searched unless told otherwise: learning rate, decay, and the hops of soft methods."""
-    from pipeline.maps.methods import METHODS
-
-    (name,) = base.run.methods
-    method = METHODS[name]
-    space: Space = {
-        key: Range(value / LR_FACTOR, value * LR_FACTOR) if key == "train.lr" else Range(*DECAYS[base.run.task])
-        for key, value in task_of(base).defaults(base, name).items()
-    }
-    if method.free_lookups:
-        space["map.hops"] = ("auto", *HOPS)
-    return space
-
-
-def tune(
-    base: RunConfig,
-    space: Space,
-    n_trials: int,
-    *,
-    seed: int,
-    jobs: int | None = None,
-) -> dict[str, Any]:
+def tune(base: RunConfig, search: SearchSettings, *, jobs: int | None = None) -> dict[str, Any]:
     """Run the trials that are not finished, and write `best.toml` and `trials.csv`.
 
     Args:
         base: the settings that all trials share, of one method; `run.out` is the folder of the search.
-        space: settings to choose, by dotted key.
-        seed: of the draws.
         jobs: trials at once; None: as many as the CPUs and GPUs allow.
 
-    Returns: ``trials``, best first (settings, the task's validation score, or None with a ``reason``), ``best`` (its path) and
-        ``mlflow_run_id``.
+    Returns: ``trials``, best first, as `Trial.facts` has them; ``best`` (the path of its settings) and ``mlflow_run_id``.
 
     Raises:
         DataError, ConfigError, RunFolderError, TrackingError: what concerns all trials, each with one line for the user.
@@ -146,235 +88,127 @@ def tune(
     out, score = Path(base.run.out), score_key(base)
     if not base.data.validation:
         raise ConfigError("data.validation=0.0 leaves nothing to compare trials by; give a share above 0")
-    given, base = base, RunConfig.from_flat(localised(base).flat() | {"run.remote": None})
+    requested, base = base, RunConfig.from_flat(localised(base).flat() | {"run.remote": None})
     with ExitStack() as stack:
-        stack.enter_context(run_folder(given))
+        folder = stack.enter_context(run_folder(requested))
         from pipeline.distributed.session import check_shared, ray_session
 
         stack.enter_context(ray_session(base.run.address))
         check_shared(out)
         # The log is split once. Clusters are a trial's own affair: a budget in bytes gives rows by what its maps take.
-        log = RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")})
-        run(log, until="ingest")
+        run(RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")}), until="ingest")
+        record = SearchRecord.read(out / "tune.json", search.chosen_by(base))
         store = tracking.connect(base.run.experiment, out) if base.run.mlflow else None
-        earlier = _read_state(out)
-        params = base.flat() | {f"space.{key}": _in_words(values) for key, values in space.items()}
-        tracker, nested = stack.enter_context(tracking.parent_run(store, "tune", params, run_id=earlier))
-        run_id = tracker.run_id or earlier
-        write_text_atomic(out / "tune.json", json.dumps({"mlflow_run_id": run_id}) + "\n")
-        trials = _search(base, space, n_trials, seed, jobs, nested)
-        trials.sort(key=lambda trial: -math.inf if trial[score] is None else trial[score], reverse=True)
-        write_text_atomic(out / "trials.csv", _csv(trials, space, score))
+        params = base.flat() | {f"space.{key}": in_words(values) for key, values in search.space.items()}
+        tracker, nested = stack.enter_context(tracking.parent_run(store, "tune", params, run_id=record.mlflow_run_id))
+        record.mlflow_run_id = tracker.run_id or record.mlflow_run_id
+        record.write()
+
+        def on_trial(trial: Trial) -> None:
+            metrics = trial.result.metrics
+            if nested is not None and metrics is not None and not trial.result.finished_before:
+                tracker.of(metrics["mlflow_run_id"]).rename(trial.run)
+            folder.on_stage()
+
+        pool = RayPool(search.n_trials, jobs, nested)
+        trials = best_first(run_trials(base, search, record, pool, on_trial))
+        write_text_atomic(out / "trials.csv", to_csv(trials, search.space, score))
         best = trials[0]
-        if best[score] is None:
-            raise TuneError(f"none of {len(trials)} trials came to an end, the first because: {best['reason']}")
-        write_text_atomic(out / "best.toml", best_config(given, best, space).to_toml())
-        n_failed = sum(trial[score] is None for trial in trials)
-        tracker.log_metrics({score: best[score], "n_trials": len(trials), "n_failed": n_failed})
+        if best.score is None:
+            raise TuneError(f"none of {len(trials)} trials came to an end, the first because: {best.result.reason}")
+        write_text_atomic(out / "best.toml", best_config(requested, best).to_toml())
+        n_failed = sum(trial.score is None for trial in trials)
+        tracker.log_metrics({score: best.score, "n_trials": len(trials), "n_failed": n_failed})
         for name in ("best.toml", "trials.csv"):
             tracker.log_artifact(out / name)
-    return {"trials": trials, "best": str(out / "best.toml"), "mlflow_run_id": run_id}
+    return {
+        "trials": [trial.facts() for trial in trials],
+        "best": str(out / "best.toml"),
+        "mlflow_run_id": record.mlflow_run_id,
+    }
 
 
-def best_config(base: RunConfig, trial: Mapping[str, Any], space: Space) -> RunConfig:
-    """All settings of a trial, for any folder."""
-    return RunConfig.from_flat(base.flat() | {"run.remote": None} | {key: trial[key] for key in space})
+def run_trials(
+    base: RunConfig, search: SearchSettings, record: SearchRecord, pool: Pool, on_trial: Callable[[Trial], None]
+) -> list[Trial]:
+    """Run all trials of a search that are not finished.
 
+    Args:
+        record: the settings asked for by an earlier command; those asked for here are added.
+        on_trial: told of each as it ends.
 
-def trial_config(base: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a trial's run folder, which is named after the settings that were chosen."""
-    digest = hashlib.sha256(json.dumps(dict(chosen), sort_keys=True).encode()).hexdigest()[:12]
-    settings = base.flat() | dict(chosen) | {"run.out": str(Path(base.run.out) / "trials" / digest)}
-    # A trial has CPUs of its own, and nothing to wait for in tasks that want more.
-    return RunConfig.from_flat(settings | {"cluster.shards": 0})
-
-
-def run_trial(
-    chosen: Mapping[str, Any],
-    base: RunConfig,
-    store: tracking.Store | None,
-    on_entry: Callable[[dict[str, Any]], None] = lambda entry: None,
-) -> dict[str, Any]:
-    """Train with the settings chosen, in this process, or take the result from an earlier command.
-
-    Returns: the task's validation score (None if training failed, with its ``reason``), ``best_epoch``, ``epochs``, ``seconds``,
-        ``run`` (the folder) and ``finished_before``.
+    Returns: the trials, in the order in which they were chosen.
     """
-    from graphhash.errors import DataError
-    from pipeline.training.workers import fit_here
-
-    trial, score = trial_config(base, chosen), score_key(base)
-    facts: dict[str, Any] = {"run": f"trials/{Path(trial.run.out).name}", "finished_before": is_done(trial, "train")}
-    lenders = [Path(base.run.out) / "log"]
-    try:
-        fit_job = partial(fit_here, on_entry=on_entry)
-        with silenced():
-            (metrics,) = run(trial, until="train", store=store, lenders=lenders, fit_job=fit_job).metrics
-    except (DataError, ConfigError) as error:
-        # Settings that do not train, or do not go together, are a bad trial and no failure of the search.
-        return facts | {score: None, "reason": explain(error)}
-    if store is not None and not facts["finished_before"]:
-        store.tracker(metrics["mlflow_run_id"]).rename(facts["run"])
-    kept = {key: metrics[key] for key in (score, "best_epoch", "epochs")}
-    return facts | kept | {"seconds": metrics["seconds"]["train"], "mlflow_run_id": metrics.get("mlflow_run_id")}
-
-
-def _search(
-    base: RunConfig,
-    space: Space,
-    n_trials: int,
-    seed: int,
-    jobs: int | None,
-    store: tracking.Store | None,
-) -> list[dict[str, Any]]:
-    """All trials, in the order in which they were drawn."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    from ray import tune as ray_tune
-    from ray.tune.search.basic_variant import BasicVariantGenerator
-
-    n_jobs, resources = share_out(n_trials, jobs)
-    names = {"num_cpus": "cpu", "num_gpus": "gpu"}
-    trainable = ray_tune.with_resources(
-        ray_tune.with_parameters(_trainable, base=base, store=store), {names[key]: n for key, n in resources.items()}
+    study = Study(
+        search.space,
+        sampler=search.sampler,
+        seed=search.seed,
+        first=default_point(base, search.space),
+        asked_before=record.trials,
     )
-    storage = Path(base.run.out).absolute() / "ray"
-    tuner = ray_tune.Tuner(
-        trainable,
-        param_space={key: v.domain() if isinstance(v, Range) else ray_tune.choice(v) for key, v in space.items()},
-        tune_config=ray_tune.TuneConfig(
-            num_samples=n_trials,
-            # To start a process for every trial takes longer than a short training.
-            reuse_actors=True,
-            search_alg=BasicVariantGenerator(
-                points_to_evaluate=[default_point(base, space)], max_concurrent=n_jobs, random_state=seed
-            ),
-        ),
-        run_config=ray_tune.RunConfig(
-            name="tune", storage_path=str(storage), verbose=0, callbacks=[_progress(n_trials, score_key(base))]
-        ),
-    )
-    try:
-        # Tune prints what it is about to do, however quiet it is asked to be.
-        with redirect_stdout(io.StringIO()):
-            results = tuner.fit()
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
-    trials = []
-    for result in results:
-        # A trial that ended with an error of another kind than run_trial expects has reported no outcome.
-        outcome = (result.metrics or {}).get("outcome") or {score_key(base): None, "reason": _reason(result.error)}
-        trials.append({**{key: result.config[key] for key in space}, **outcome} if result.config else outcome)
-    return trials
+    ended: dict[int, Trial] = {}
+    # Numbers of the trials that wait for a run: settings may be chosen twice, and are trained once.
+    waiting: dict[str, list[int]] = {}
+
+    def end(number: int, result: Result) -> None:
+        settings = study.settings[number]
+        trial = Trial(settings, trial_name(settings), result, score_key(base))
+        study.tell(number, trial.score)
+        ended[number] = trial
+        _log.info("[%d/%d] %s", len(ended), search.n_trials, _in_words(trial))
+        on_trial(trial)
+
+    def specs() -> Iterator[RunSpec]:
+        for _ in range(search.n_trials):
+            number = study.ask()
+            record.add(number, study.settings[number])
+            try:
+                spec = trial_spec(base, study.settings[number])
+            except ConfigError as error:
+                # Settings that contradict each other are a bad trial and no failure of the search.
+                end(number, Result(reason=one_line(error)))
+                continue
+            if spec.name in waiting:
+                waiting[spec.name].append(number)
+            elif (result := finished(spec)) is not None:
+                end(number, result)
+            else:
+                waiting[spec.name] = [number]
+                yield spec
+
+    for spec, result in schedule(specs(), pool):
+        first, *others = waiting.pop(spec.name)
+        end(first, result)
+        for number in others:
+            end(number, replace(result, finished_before=result.reason is None))
+    return [ended[number] for number in range(search.n_trials)]
 
 
-def default_point(base: RunConfig, space: Space) -> dict[str, Any]:
-    """The method's own defaults, as far as the space has them; what it has not is left to chance."""
-    from pipeline.maps.methods import METHODS
-
-    (name,) = base.run.methods
-    given = {key: value for key, value in base.flat().items() if value is not None}
-    known = base.flat() | task_of(base).defaults(base, name) | given
-    if base.cluster.budget[0] != "ratio":
-        # Under a budget of bytes it depends on the graph.
-        known["map.indices_per_id"] = METHODS[name].lookups(base.map.indices_per_id)
-    inside = {}
-    for key, values in space.items():
-        value = known[key]
-        held = (
-            value is not None and values.low <= value <= values.high if isinstance(values, Range) else value in values
-        )
-        if held:
-            inside[key] = value
-    return inside
+def trial_name(chosen: Mapping[str, Any]) -> str:
+    """The folder of a trial, relative to that of the search: a hash of the settings that were chosen."""
+    return f"trials/{hashlib.sha256(json.dumps(dict(chosen), sort_keys=True).encode()).hexdigest()[:12]}"
 
 
-def _trainable(chosen: dict[str, Any], base: RunConfig, store: tracking.Store | None) -> None:
-    """What a trial of Ray Tune does in its process."""
-    from ray import tune as ray_tune
+def trial_spec(base: RunConfig, chosen: Mapping[str, Any]) -> RunSpec:
+    """The run of a trial.
 
-    score = task_of(base).score
-
-    def on_entry(entry: dict[str, Any]) -> None:
-        ray_tune.report({"epoch": entry["epoch"], score: entry.get(score)})
-
-    ray_tune.report({"outcome": run_trial(chosen, base, store, on_entry)})
-
-
-def _progress(n_trials: int, key: str) -> Any:
-    """Logs the result of every trial."""
-    from ray.tune import Callback
-
-    class Progress(Callback):
-        n_ended = 0
-
-        def on_trial_complete(self, iteration, trials, trial, **info):
-            self._report(trial, (trial.last_result or {}).get("outcome") or {})
-
-        def on_trial_error(self, iteration, trials, trial, **info):
-            self._report(trial, {"reason": "its process ended with an error"})
-
-        def _report(self, trial, outcome):
-            self.n_ended += 1
-            chosen = " ".join(f"{key}={_in_words((value,))}" for key, value in trial.config.items())
-            score = outcome.get(key)
-            words = f"failed: {outcome.get('reason')}" if score is None else f"{key.replace('_', ' ', 1)} {score:.4f}"
-            before = ", as before" if outcome.get("finished_before") else ""
-            _log.info("[%d/%d] %s: %s%s", self.n_ended, n_trials, chosen, words, before)
-
-    return Progress()
+    Raises:
+        ConfigError: the settings contradict each other.
+    """
+    name, out = trial_name(chosen), Path(base.run.out)
+    # A trial has CPUs of its own, and nothing to wait for in tasks that want more.
+    config = RunConfig.from_flat(base.flat() | dict(chosen) | {"run.out": str(out / name), "cluster.shards": 0})
+    return RunSpec(name, name, config, until="train", cached_sources=(out / "log",))
 
 
-def _reason(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "no outcome"
+def best_config(base: RunConfig, trial: Trial) -> RunConfig:
+    """All settings of a trial, for any folder."""
+    return RunConfig.from_flat(base.flat() | {"run.remote": None} | dict(trial.settings))
 
 
-def _check_key(key: str) -> None:
-    if key.split(".")[0] not in SECTIONS or key in NO_SETTINGS:
-        raise ConfigError(
-            f"{key} cannot be searched: it changes what is measured, or nothing; sections are {', '.join(SECTIONS)}"
-        )
-
-
-def _in_words(values: Range | Sequence[Any]) -> str:
-    if isinstance(values, Range):
-        return f"{values.low:.4g}..{values.high:.4g}"
-    return ",".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
-
-
-def _read_state(out: Path) -> str | None:
-    try:
-        return json.loads((out / "tune.json").read_text(encoding="utf-8"))["mlflow_run_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _csv(trials: Sequence[Mapping[str, Any]], space: Space, score: str) -> str:
-    text = io.StringIO()
-    columns = [score, *space, "best_epoch", "epochs", "seconds", "run", "reason"]
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(trials)
-    return text.getvalue()
-
-
-def table(
-    trials: Sequence[Mapping[str, Any]], space: Space, score: str
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and lines to print, in the order of the trials; `score` is what :func:`score_key` says."""
-
-    def text(value: Any, spec: str) -> str:
-        return "-" if value is None else format(value, spec)
-
-    header = ("trial", *(key.split(".")[1] for key in space), score.partition("_")[2], "best epoch", "train s", "")
-    return header, [
-        (
-            Path(trial.get("run", "-")).name,
-            *(_in_words((trial.get(key),)) for key in space),
-            text(trial[score], ".4f"),
-            text(trial.get("best_epoch"), "d"),
-            text(trial.get("seconds"), ".0f"),
-            trial.get("reason") or "",
-        )
-        for trial in trials
-    ]
+def _in_words(trial: Trial) -> str:
+    chosen = " ".join(f"{key}={in_words((value,))}" for key, value in trial.settings.items())
+    if trial.score is None:
+        return f"{chosen}: failed: {trial.result.reason}"
+    before = ", as before" if trial.result.finished_before else ""
+    return f"{chosen}: {trial.score_key.replace('_', ' ', 1)} {trial.score:.4f}{before}"

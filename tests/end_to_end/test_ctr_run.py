@@ -7,10 +7,10 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from graphhash.errors import DataError
@@ -27,7 +27,11 @@ from pipeline.ctr.train import SCORES, click_loss, validated
 from pipeline.ctr.weights import load_ctr
 from pipeline.errors import ConfigError
 from pipeline.runs.plan import plan
-from pipeline.sweeps.tune import Range, default_point, default_space, run_trial, score_key, table
+from pipeline.sweeps.scheduler import RayPool
+from pipeline.sweeps.space import Range, default_point, default_space
+from pipeline.sweeps.study import SearchRecord
+from pipeline.sweeps.trials import table
+from pipeline.sweeps.tune import SearchSettings, run_trials, score_key
 from pipeline.training.loop import FitSettings, fit
 from serving import Scorer
 from tests.helpers.clicks import columns, write_csv, write_schema
@@ -221,11 +225,12 @@ def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_loc
         "train.decay"
     ] == CTR_PRESETS["dlrm"].decay
     assert space["train.lr"] == Range(lr / 4, lr * 4) and default_point(base, space)["train.lr"] == lr
-    done = ray.get(ray.remote(run_trial).remote({"train.lr": 0.02, "train.decay": 1.0}, base, None))
-    assert score_key(base) == "validation_auc" and 0.4 < done["validation_auc"] < 1
-    assert run_trial({"train.lr": 0.02, "train.decay": 1.0}, base, None)["finished_before"]
-    trials = [{"train.lr": 0.02, **done}]
-    assert table(trials, {"train.lr": space["train.lr"]}, score_key(base))[0] == (
+    (trial,) = run_trials_of_search(base, {"train.lr": (0.02,), "train.decay": (1.0,)})
+    assert score_key(base) == "validation_auc"
+    assert 0.4 < trial.score < 1
+    (again,) = run_trials_of_search(base, {"train.lr": (0.02,), "train.decay": (1.0,)})
+    assert again.result.finished_before
+    assert table([trial.facts()], {"train.lr": space["train.lr"]}, score_key(base))[0] == (
         "trial",
         "lr",
         "auc",
@@ -233,6 +238,12 @@ def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_loc
         "train s",
         "",
     )
+
+
+def run_trials_of_search(base, space):
+    search = SearchSettings(space, n_trials=1, seed=0)
+    record = SearchRecord.read(Path(base.run.out) / "tune.json", search.chosen_by(base))
+    return run_trials(base, search, record, RayPool(1, 1, None), lambda trial: None)
 
 
 # ---- without Ray

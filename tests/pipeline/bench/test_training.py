@@ -77,8 +77,9 @@ def test_command_prints_and_writes_what_it_measured(ray_local, tmp_path):
     results = json.loads((tmp_path / "f.json").read_text())
     assert [e["task"] for e in results] == ["full-batch epoch", "batches of 64", "evaluation"] * 2
     header, *lines = done.stdout.splitlines()
-    assert header.split() == "method rows task seconds CPU s per second share of time".split()
-    assert len(lines) == 6 and all("forward" in line or "ranking" in line for line in lines)
+    assert header.split() == ["method", "rows", "task", "seconds", "CPU", "s", "per", "second", "share", "of", "time"]
+    assert len(lines) == 6
+    assert all("forward" in line or "ranking" in line for line in lines)
 
 
 def test_workers_are_timed_next_to_this_process(graph, tmp_path, monkeypatch):
@@ -97,9 +98,12 @@ def test_workers_are_timed_next_to_this_process(graph, tmp_path, monkeypatch):
         (task, where) for task in ("full-batch epoch", "batches of 100") for where in ("this process", "Ray Train")
     ]
     for entry in results:
-        assert len(entry["rounds_s"]) == 3 and entry["seconds"] == sorted(entry["rounds_s"])[1]
+        assert len(entry["rounds_s"]) == 3
+        assert entry["seconds"] == sorted(entry["rounds_s"])[1]
         assert entry["per_second"] == pytest.approx(graph.nnz / entry["seconds"])
-        assert entry["bound_s"] > 0 and entry["start_s"] >= 0 and entry["gpu_percent"] is None
+        assert entry["bound_s"] > 0
+        assert entry["start_s"] >= 0
+        assert entry["gpu_percent"] is None
     header, lines = bench_workers.table(results)
     assert all(len(line) == len(header) for line in lines)
     assert [line[header.index("speed")] for line in lines if line[1] == "Ray Train"] == ["1.00", "1.00"]

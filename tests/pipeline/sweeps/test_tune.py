@@ -1,26 +1,149 @@
-"""The search for settings: what is drawn, that the test is never read, that trials are kept, and that the winner repeats."""
+"""The search for settings: that trials are kept, that the test is never read, and that the winner repeats."""
 
 from __future__ import annotations
 
 import csv
 import json
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main as cli
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.errors import ConfigError
 from pipeline.logs.synthetic import synth
 from pipeline.maps.methods import METHODS
 from pipeline.runs.run import run
-from pipeline.sweeps.tune import Range, default_point, default_space, parse_space, run_trial, trial_config
+from pipeline.sweeps import tune as tune_module
+from pipeline.sweeps.scheduler import Result, execute, finished
+from pipeline.sweeps.space import Range
+from pipeline.sweeps.study import SearchRecord
+from pipeline.sweeps.trials import best_first
+from pipeline.sweeps.tune import SearchSettings, run_trials, trial_spec, tune
 from pipeline.training.workers import fit_here
+from tests.helpers.command import exit_code_of
+from tests.helpers.serial_pool import SerialPool
 
 SCORE = "validation_recall@20"
+
+# ---- with trainings that are a formula
+
+
+class FakeTrainings:
+    """Trainings that take no time; those that ended are remembered as their folders would."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, Result] = {}
+        self.trained: list[str] = []
+
+    def run(self, spec) -> Result:
+        self.trained.append(spec.name)
+        lr = spec.config.train.lr
+        if lr > 0.08:
+            return Result(reason="diverged")
+        facts = {SCORE: 1.0 - lr, "best_epoch": 1, "epochs": 2, "seconds": {"train": 0.5}}
+        self.done[spec.name] = Result(metrics=facts, finished_before=True)
+        return Result(metrics=facts)
+
+    def finished(self, spec) -> Result | None:
+        return self.done.get(spec.name)
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> FakeTrainings:
+    fake = FakeTrainings()
+    monkeypatch.setattr(tune_module, "finished", fake.finished)
+    return fake
+
+
+CHOICES = {"train.lr": (0.02, 0.04, 0.09), "map.hops": ("1", "2")}
+LINES = {"train.lr": Range(0.01, 0.1)}
+
+
+def trials_of(trainings, folder, n_trials, *, space=LINES, n_slots=1, sampler="random", run_one=None):
+    base = RunConfig.from_flat({"data.path": "x", "run.out": str(folder)})
+    search = SearchSettings(space, n_trials, seed=3, sampler=sampler)
+    record = SearchRecord.read(folder / "tune.json", search.chosen_by(base))
+    pool = SerialPool(n_slots, run_one or trainings.run, newest_first=True)
+    return run_trials(base, search, record, pool, lambda trial: None)
+
+
+def test_a_search_is_the_same_for_any_number_of_jobs(trainings, tmp_path):
+    alone = trials_of(trainings, tmp_path / "1", 8)
+    assert len({trial.run for trial in alone}) == 8
+    for n_slots in (2, 5):
+        trainings.done.clear()
+        assert trials_of(trainings, tmp_path / str(n_slots), 8, n_slots=n_slots) == alone
+
+
+def test_settings_that_are_chosen_twice_are_trained_once(trainings, tmp_path):
+    for n_slots in (1, 3):
+        trainings.trained.clear()
+        trials = trials_of(trainings, tmp_path / str(n_slots), 20, space=CHOICES, n_slots=n_slots)
+        assert len(trials) == 20
+        succeeded = [trial.run for trial in trials if trial.score is not None]
+        assert len(set(succeeded)) == 4
+        assert all(trainings.trained.count(name) <= 1 for name in succeeded)
+        for name in set(succeeded):
+            twins = [trial for trial in trials if trial.run == name]
+            assert len({trial.score for trial in twins}) == 1
+        trainings.done.clear()
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_search_that_was_killed_goes_on_with_the_trial_that_ran(sampler, trainings, tmp_path):
+    whole = trials_of(FakeTrainings(), tmp_path / "whole", 16, sampler=sampler)
+
+    def killed_at_the_last(spec):
+        if len(trainings.trained) == 13:
+            raise KeyboardInterrupt
+        return trainings.run(spec)
+
+    with pytest.raises(KeyboardInterrupt):
+        trials_of(trainings, tmp_path / "out", 16, sampler=sampler, run_one=killed_at_the_last)
+    # Failed ones have left no result and are tried again.
+    n_kept = len(trainings.done)
+    trainings.trained.clear()
+    again = trials_of(trainings, tmp_path / "out", 16, sampler=sampler)
+    assert [(t.settings, t.score, t.result.reason) for t in again] == [
+        (t.settings, t.score, t.result.reason) for t in whole
+    ]
+    assert len(trainings.trained) == 16 - n_kept
+    assert sum(trial.result.finished_before for trial in again) == n_kept
+
+
+def test_failed_trials_are_named_and_come_last(trainings, tmp_path):
+    trials = best_first(trials_of(trainings, tmp_path, 12, space={"train.lr": (0.02, 0.09), "map.hops": ("1", "2")}))
+    failed = [trial for trial in trials if trial.score is None]
+    assert failed
+    assert trials[-len(failed) :] == failed
+    assert failed[0].facts()["reason"] == "diverged"
+    scores = [trial.score for trial in trials[: -len(failed)]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_settings_that_contradict_each_other_are_a_bad_trial(trainings, tmp_path):
+    (trial,) = trials_of(trainings, tmp_path, 1, space={"train.decay": (0.1,), "train.weight_decay": (0.1,)})
+    assert trial.score is None
+    assert "contradict each other" in trial.result.reason
+
+
+def test_a_trial_is_named_by_what_was_chosen(tmp_path):
+    base = RunConfig.from_flat({"data.path": "x", "run.out": str(tmp_path)})
+    out = {lr: trial_spec(base, {"train.lr": lr}).config.run.out for lr in (0.1, 0.2)}
+    assert out[0.1] != out[0.2]
+    assert trial_spec(base, {"train.lr": 0.1}).config.run.out == out[0.1]
+    assert trial_spec(base, {"train.lr": 0.1}).config.train.lr == 0.1
+
+
+def test_a_search_without_validation_is_refused(tmp_path):
+    base = RunConfig.from_flat({"data.path": "x", "run.out": str(tmp_path), "data.validation": 0.0})
+    with pytest.raises(ConfigError, match="nothing to compare trials by"):
+        tune(base, SearchSettings({}, 1, seed=0))
+
+
+# ---- a whole search
 
 
 @dataclass(frozen=True)
@@ -35,13 +158,9 @@ class Search:
 
     def run(self, n_trials: int) -> int:
         """The command's exit code."""
-        before = signal.getsignal(signal.SIGTERM)
         words = [
             "tune",
-            "--data",
-            self.folder / "log",
-            "--out",
-            self.out,
+            *("--data", self.folder / "log", "--out", self.out),
             "--trials",
             n_trials,
             "--seed",
@@ -50,12 +169,7 @@ class Search:
             1,
         ]
         words += ["--resolution", 2, "--epochs", 4, "--dim", 8, "--space", "map.indices_per_id=1..3"]
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
-            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder}/mlflow.db")
-            patch.delenv("MLFLOW_RUN_ID", raising=False)
-            cli.main([str(word) for word in words])
-        signal.signal(signal.SIGTERM, before)
-        return exit_.value.code
+        return exit_code_of(self.folder, *words)
 
     def trials(self) -> list[dict[str, str]]:
         with open(self.out / "trials.csv") as file:
@@ -68,16 +182,18 @@ class Search:
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory, ray_local):
-    """After a search of three trials."""
+    """After a search of two trials."""
     made = Search(tmp_path_factory.mktemp("tune"))
     synth(made.folder / "log", n_users=120, n_items=80, n_interactions=2400, n_communities=4, mixing=0.2, seed=0)
-    assert made.run(3) == 0
+    assert made.run(2) == 0
     return made
 
 
 def test_trials_are_listed_best_first_with_their_settings(search):
     scores = [float(trial[SCORE]) for trial in search.trials()]
-    assert len(scores) == 3 and scores == sorted(scores, reverse=True) and scores[0] > 0
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > 0
     for trial in search.trials():
         config = RunConfig.load(search.out / trial["run"] / "config.toml")
         for key in ("train.lr", "train.decay", "map.hops", "map.indices_per_id"):
@@ -107,9 +223,10 @@ def test_the_best_settings_are_a_run_that_repeats_the_winner(search, tmp_path, a
 
 def test_more_trials_are_added_to_those_before(search):
     before, trials = search.trained(), search.trials()
-    assert search.run(5) == 0
+    assert search.run(4) == 0
     after = search.trained()
-    assert len(before) == 3 and len(after) == 5
+    assert len(before) == 2
+    assert len(after) == 4
     assert {name: after[name] for name in before} == before
     assert {trial["run"] for trial in trials} < {trial["run"] for trial in search.trials()}
     from mlflow import MlflowClient
@@ -140,75 +257,16 @@ def test_a_trial_never_reads_the_test(base, monkeypatch, as_a_task):
         return known(path)
 
     monkeypatch.setattr(ShardedCsr, "open", note)
-    seen = []
-    result = run_trial({"train.lr": 0.05}, base, None, seen.append)
-    assert result[SCORE] == max(entry["recall@20"] for entry in seen)
-    assert {"train", "validation"} <= set(opened) and not any("test" in name for name in opened)
+    spec = trial_spec(base, {"train.lr": 0.05})
+    result = execute(spec, spec.until, fit_job=fit_here)
+    history = json.loads((Path(spec.config.run.out) / "methods" / "soft" / "history.json").read_text())["epochs"]
+    assert result.metrics[SCORE] == max(entry["recall@20"] for entry in history)
+    assert {"train", "validation"} <= set(opened)
+    assert not any("test" in name for name in opened)
+    assert finished(spec).finished_before
+    assert finished(trial_spec(base, {"train.lr": 0.06})) is None
 
 
 def test_settings_that_do_not_train_are_a_bad_trial(base, as_a_task):
-    result = run_trial({"train.lr": 1e38}, base, None)
-    assert result[SCORE] is None and "diverged" in result["reason"]
-
-
-def test_a_trial_is_named_by_what_was_chosen(base):
-    out = {key: trial_config(base, {"train.lr": key}).run.out for key in (0.1, 0.2)}
-    assert out[0.1] != out[0.2] and trial_config(base, {"train.lr": 0.1}).run.out == out[0.1]
-    assert trial_config(base, {"train.lr": 0.1}).train.lr == 0.1
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("train.lr=0.01..0.1", ("train.lr", Range(0.01, 0.1))),
-        ("train.weight_decay = 0..1e-5", ("train.weight_decay", Range(0.0, 1e-5))),
-        ("map.indices_per_id=4..16", ("map.indices_per_id", Range(4, 16, whole=True))),
-        ("map.hops=1,1+2", ("map.hops", ("1", "1+2"))),
-        ("map.item_bias=true,false", ("map.item_bias", (True, False))),
-        ("train.lr=0.05", ("train.lr", (0.05,))),
-        ("cluster.method=louvain, leiden", ("cluster.method", ("louvain", "leiden"))),
-    ],
-)
-def test_a_space_is_read_as_its_settings_are(text, expected):
-    assert parse_space(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("train.lr", "write section.key=a,b,c or section.key=low..high"),
-        ("train.lrr=1,2", "did you mean train.lr"),
-        ("train.lr=1..x", "train.lr='x' is not a number"),
-        ("train.lr=1..0.1", "is empty: 1 is not below 0.1"),
-        ("train.lr=1..2..3", "more than two ends"),
-        ("cluster.method=a..b", "has no range"),
-        ("data.validation=0.1,0.2", "changes what is measured"),
-        ("train.eval_users=10,20", "changes what is measured"),
-        ("train.seed=0..9", "changes what is measured"),
-    ],
-)
-def test_a_space_that_makes_no_sense_is_refused(text, message):
-    with pytest.raises(ConfigError, match=message):
-        parse_space(text)
-
-
-@pytest.mark.parametrize(("method", "hops"), [("soft", True), ("double_soft", True), ("graph", False), ("full", False)])
-def test_the_default_space_lies_around_the_methods_own_settings(method, hops):
-    base = RunConfig.from_flat({"run.methods": (method,), "cluster.ratio": 0.5})
-    space = default_space(base)
-    assert ("map.hops" in space) == hops
-    point = default_point(base, space | {"map.indices_per_id": Range(1, 3, whole=True)})
-    assert set(point) == set(space)
-    assert space["train.lr"].low < point["train.lr"] < space["train.lr"].high
-    # What depends on the graph, or lies outside of its range, is left to chance.
-    assert "map.indices_per_id" not in point
-    by_rows = RunConfig.from_flat({"run.methods": ("soft",), "cluster.rows": 50, "map.indices_per_id": 2})
-    assert default_point(by_rows, {"map.indices_per_id": Range(1, 3, whole=True)}) == {"map.indices_per_id": 2}
-
-
-def test_a_search_without_validation_is_refused(tmp_path):
-    from pipeline.sweeps.tune import tune
-
-    base = RunConfig.from_flat({"data.path": "x", "run.out": str(tmp_path), "data.validation": 0.0})
-    with pytest.raises(ConfigError, match="nothing to compare trials by"):
-        tune(base, {}, 1, seed=0)
+    spec = trial_spec(base, {"train.lr": 1e38})
+    assert "diverged" in execute(spec, spec.until, fit_job=fit_here).reason
