@@ -80,7 +80,6 @@ STILL_BROKEN: set[tuple[str, str]] = {
 STILL_CIRCULAR: set[frozenset[str]] = {
     frozenset({"pipeline.ctr.cluster", "pipeline.ctr.report", "pipeline.ctr.train", "pipeline.runs.tasks"}),
     frozenset({"pipeline.tracking.client", "pipeline.tracking.registry", "pipeline.tracking.tracker"}),
-    frozenset({"pipeline.updates.refit", "pipeline.updates.update"}),
 }
 
 

@@ -80,7 +80,7 @@ def _seen(bundle: Path, users: Sequence[Any], manifest: dict[str, Any]) -> list[
     """Raw ids of the items that each user has in the run's training interactions and updates; none for an unknown user."""
     from graphhash.graph.vocabulary import Vocabulary
     from pipeline.distributed.shards import ShardedCsr
-    from pipeline.retrieval.placed import SEEN, placed_dir
+    from pipeline.retrieval.folded_in import SEEN, folded_in_dir
 
     run = bundle.resolve().parent
     if not (run / "ingest").is_dir():
@@ -88,8 +88,8 @@ def _seen(bundle: Path, users: Sequence[Any], manifest: dict[str, Any]) -> list[
             f"{run / 'ingest'}: not there, so what users have seen is not known; use a bundle inside its run folder, or --exclude"
         )
     # An update knows what training knew, and more.
-    placed = placed_dir(run, str(manifest["provenance"].get("method")))
-    for folder, graph in ((placed, SEEN), (run / "ingest", "train")):
+    folded_in = folded_in_dir(run, str(manifest["provenance"].get("method")))
+    for folder, graph in ((folded_in, SEEN), (run / "ingest", "train")):
         if not folder.is_dir():
             continue
         vocabularies = {side: Vocabulary.load(folder / f"{side}.parquet") for side in ("users", "items")}

@@ -1,13 +1,16 @@
-"""``graphhash update`` on the command line."""
+"""`graphhash update`: fold the new ids of a later log into a run."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli.options import Epilog, write_json
 from pipeline.config.run_config import FORMATS
+
+if TYPE_CHECKING:
+    from pipeline.updates.update import UpdateResult
 
 
 @click.command(
@@ -48,37 +51,37 @@ def update(
     json_file: str | None,
     **data: str | None,
 ) -> None:
-    """Place the users and items that are first seen in NEW_LOG, and write the bundle of RUN anew, without training.
+    """Fold the new users and items of NEW_LOG into RUN, and write its bundle anew, without training.
 
     A new id gets the rows that a trained one with its interactions would have, and a new item the bias of items of its degree. Where
     nearly every trained user has a row of its own (soft maps of dense logs), a new user gets one, solved from what it used. Trained ids
-    answer as before. A new id that met nobody with a place stays unknown: the fallback answers, and the next update looks again.
+    answer as before. A new id whose neighbours are all unassigned stays unassigned: the fallback answers, and the next update looks again.
     Interactions between known ids change no answer; `graphhash recommend --exclude-seen` leaves them out. A further update goes on from
-    this one, and later exports of the same training keep the placed ids; a new training starts without them.
+    this one, and later exports of the same training keep the folded-in ids; a new training starts without them.
 
     Models: mf, with any loss. --refit trains once more on the old interactions and the new users' remaining ones, and prints Recall@20 and
-    NDCG@20 of the new users: placed, under the refit, and with the fallback.
+    NDCG@20 of the new users: folded in, under the refit, and with the fallback.
     """
     from pipeline.runs.remote import held_folder
     from pipeline.storage.uris import fetch, is_uri
-    from pipeline.updates.update import update as place
+    from pipeline.updates.update import update as fold_in
 
     given = {key: value for key, value in data.items() if value is not None}
     with held_folder(run) as folder:
         log = str(fetch(log, folder / ".source")) if is_uri(log) else log
-        result = place(folder, log, method=method, data=given, refit=(held_out, seed) if refit else None)
+        result = fold_in(folder, log, method=method, data=given, refit=(held_out, seed) if refit else None)
     for line in lines(result):
         print(line)
     write_json(json_file, result)
 
 
-def lines(result: dict[str, Any]) -> list[str]:
+def lines(result: UpdateResult) -> list[str]:
     """What the command prints."""
-    text = [f"method {result['method']}: new ids are placed {result['how']}"]
+    text = [f"method {result['method']}: new ids are assigned {result['rule']}"]
     for side in ("users", "items"):
         counts = result[side]
         text.append(
-            f"{side}: {counts['new']:,} new, {counts['placed']:,} placed, {counts['fallback']:,} left to the fallback"
+            f"{side}: {counts['new']:,} new, {counts['folded_in']:,} folded in, {counts['unassigned']:,} unassigned (the fallback answers)"
         )
     text.append(
         f"interactions: {result['n_interactions']:,}, {result['n_used']:,} of new ids used, {result['n_unused']:,} of new ids without use, "
@@ -93,10 +96,14 @@ def lines(result: dict[str, Any]) -> list[str]:
         text.append("no new user has two interactions: there is nothing to compare with a refit")
     if (refit := result.get("refit")) is not None:
         text.append(f"\n{refit['n_users']:,} new users, {refit['n_held_out']:,} interactions held out")
-        for name in ("placed", "refit", "fallback"):
-            text.append(f"{name:10}recall@20 {refit[name]['recall@20']:.4f}  NDCG@20 {refit[name]['ndcg@20']:.4f}")
+        for name, figures in (
+            ("folded in", refit["folded_in"]),
+            ("refit", refit["refit"]),
+            ("fallback", refit["fallback"]),
+        ):
+            text.append(f"{name:10}recall@20 {figures['recall@20']:.4f}  NDCG@20 {figures['ndcg@20']:.4f}")
         shares = " and ".join(
             "-" if share is None else f"{100 * share:.1f} %" for share in refit["share_of_refit"].values()
         )
-        text.append(f"placed users have {shares} of the refit's")
+        text.append(f"folded-in users have {shares} of the refit's")
     return text

@@ -72,12 +72,12 @@ def with_more_ids(
     item_bias: NDArray[np.float32],
     user_rows: NDArray[np.float32],
 ) -> MatrixFactorization:
-    """A trained model with ids that were placed later; its tables are the trained ones, and rows of placed users.
+    """A trained model with ids that were folded in later; its tables are the trained ones, and rows of folded-in users.
 
     Args:
         maps: by side, "users" and "items", with the new ids after the trained ones.
         item_bias: of the new items, shape (n_new,); not used where the model has none.
-        user_rows: of placed users, float32, shape (n_rows, dim); they stand before the unknown ids' row.
+        user_rows: of folded-in users, float32, shape (n_rows, dim); they stand before the out-of-vocabulary row.
     """
     has_bias = trained.item_bias is not None
     model = MatrixFactorization(maps["users"], maps["items"], trained.user_embedding.dim, item_bias=has_bias, seed=0)

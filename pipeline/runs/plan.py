@@ -122,16 +122,16 @@ def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Ste
 
 
 def export_step(config: RunConfig, method: str, train: str, evaluate: str) -> Step:
-    """The export of a method, with the ids that updates have placed since that training.
+    """The export of a method, with the ids that updates have folded in since that training.
 
     Args:
         train, evaluate: keys of these stages.
     """
-    from pipeline.retrieval.placed import placed_id
+    from pipeline.retrieval.folded_in import folded_in_id
 
     values = dataclasses.asdict(config.export) | {"precision": config.precision_of(method)}
-    placed = placed_id(Path(config.run.out), method, train)
-    inputs = (train, evaluate) if placed is None else (train, evaluate, placed)
+    folded_in = folded_in_id(Path(config.run.out), method, train)
+    inputs = (train, evaluate) if folded_in is None else (train, evaluate, folded_in)
     return Step("export", {"version": VERSIONS["export"], **values}, inputs)
 
 

@@ -75,7 +75,7 @@ def run(
     with ExitStack() as stack:
         folder = stack.enter_context(run_folder(config))
         if config.run.remote is not None:
-            # What was fetched may hold ids that an update has placed.
+            # What was fetched may hold ids that an update has folded in.
             steps = plan(config, until)
         write_text_atomic(out / "config.toml", given.to_toml())
         for name in ("ingest", "cluster"):
@@ -232,7 +232,7 @@ def _check_resume(folder: RunFolder, steps: Mapping[str, Step], config: RunConfi
 def export_bundle(
     config: RunConfig, run: Path, method_dir: Path, out: Path, metrics: dict[str, Any], train_key: str
 ) -> dict[str, Any]:
-    """Write the bundle of a trained method, with the ids that updates have placed since that training.
+    """Write the bundle of a trained method, with the ids that updates have folded in since that training.
 
     Args:
         run: the run folder.  method_dir: the method's, in it.
@@ -248,7 +248,7 @@ def export_bundle(
         )
     from graphhash.graph.vocabulary import Vocabulary
     from pipeline.retrieval.export import export_retrieval
-    from pipeline.retrieval.placed import Placed, placed_dir, placed_id
+    from pipeline.retrieval.folded_in import FoldedIn, folded_in_dir, folded_in_id
     from pipeline.retrieval.weights import load_method, with_more_ids
 
     ingested = json.loads((run / "ingest" / "ingest.json").read_text(encoding="utf-8"))
@@ -259,12 +259,12 @@ def export_bundle(
     )
     model, *maps = load_method(method_dir, run / "ingest")
     vocabularies = [Vocabulary.load(run / "ingest" / f"{side}.parquet") for side in ("users", "items")]
-    if placed_id(run, metrics["method"], train_key) is not None:
-        placed = Placed.load(placed_dir(run, metrics["method"]))
-        model = with_more_ids(model, placed.maps, placed.item_bias, placed.user_rows)
-        maps, vocabularies = placed.maps.values(), placed.vocabularies.values()
+    if folded_in_id(run, metrics["method"], train_key) is not None:
+        folded_in = FoldedIn.load(folded_in_dir(run, metrics["method"]))
+        model = with_more_ids(model, folded_in.maps, folded_in.item_bias, folded_in.user_rows)
+        maps, vocabularies = folded_in.maps.values(), folded_in.vocabularies.values()
         # Metrics are of the training alone.
-        provenance |= {"updates": list(placed.updates)} if placed.updates else {}
+        provenance |= {"updates": list(folded_in.updates)} if folded_in.updates else {}
     return export_retrieval(
         model,
         *maps,

@@ -1,4 +1,4 @@
-"""A later log, read for ``graphhash update``: its rows in the numbers of a run's users and items, new ids after the known ones.
+"""A later interaction log, read for ``graphhash update``: users and items numbered as in the run, new ids after the known ones.
 
 It is read in this process, batch by batch, and held in memory: a later log is small beside the one that was trained on.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +27,13 @@ from pipeline.logs.sources import Source, cut_chunks, find_sources
 
 @dataclass(frozen=True, eq=False)
 class NewLog:
-    """What a log says, in rows.
+    """The interactions of a later log, and its ids.
 
     Args:
-        vocabularies: by side: the known ids, and then the new ones, ascending.
-        n_known: how many of them are known, by side.
+        vocabularies: by side: the known ids, then the new ones, ascending.
+        n_known: the number of known ids, by side.
         graph: the log's interactions, shape (all users, all items); equal pairs are merged, their weights add up.
-        n_rejected: rows set aside with ``bad_rows="skip"``.
+        n_rejected: bad rows left out with ``bad_rows="skip"``.
         sha256: of the files' content, in the order of their names.
     """
 
@@ -44,6 +45,7 @@ class NewLog:
 
     @property
     def n_new(self) -> dict[str, int]:
+        """The number of new ids, by side."""
         return {side: len(self.vocabularies[side]) - self.n_known[side] for side in SIDES}
 
 
@@ -62,7 +64,9 @@ def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> N
     chunks = cut_chunks(sources)
     kinds = _kinds(sources, columns, known)
     columns = Columns(columns.user, columns.item, columns.weight, *kinds)
-    ids, weights, n_rejected = {side: [] for side in SIDES}, [], 0
+    ids: dict[str, list[pa.Array]] = {side: [] for side in SIDES}
+    weights: list[NDArray[np.floating]] = []
+    n_rejected = 0
     for chunk in chunks:
         for batch in read_chunk(chunk, columns, bad_rows=data.bad_rows):
             ids["users"].append(batch.users)
@@ -84,7 +88,7 @@ def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> N
     return NewLog(vocabularies, {side: len(known[side]) for side in SIDES}, graph, n_rejected, _sha256(sources))
 
 
-def _kinds(sources: list[Source], columns: Columns, known: dict[str, Vocabulary]) -> list[str]:
+def _kinds(sources: list[Source], columns: Columns, known: dict[str, Vocabulary]) -> list[Literal["int64", "string"]]:
     """Types of the ids; text that looks like numbers is read as strings where the run has strings."""
     kinds = []
     for side, name, kind in zip(SIDES, (columns.user, columns.item), find_kinds(sources, columns), strict=True):

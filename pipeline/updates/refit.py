@@ -1,9 +1,9 @@
-"""How far placed users fall below trained ones: the run placed without a share of their interactions, against a full refit.
+"""Folded-in users against a full refit: how much recall and NDCG fold-in loses.
 
-Of every new user with two interactions or more, a seeded share of them is held out, at least one. The new ids are placed on the rest, with
-everything else frozen; and a model is made from nothing on the old training interactions and the rest together, clustering included, with
-the run's own settings. Both rank the same items for the same users, and so does the fallback that these users have without an update.
-Tables are rounded as they are shipped. Interactions of the log between known ids take no part.
+A seeded share of the interactions of every new user with two interactions or more is held out, at least one. The new ids are folded in on
+the rest. The refit trains on the old training interactions and the rest together, clustering included, with the run's own settings. Both
+rank the same items for the same users, and so does the fallback that these users have without an update. Tables are rounded as they are
+shipped. Interactions of the log between known ids are not used.
 """
 
 from __future__ import annotations
@@ -12,41 +12,56 @@ import dataclasses
 import logging
 import shutil
 import time
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphhash.graph.interactions import edge_hash
+from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.placement import with_new_ids
 from graphhash.models.mf import RetrievalModel
 from pipeline.distributed.session import ray_session
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.retrieval.cluster import cluster_run
 from pipeline.retrieval.evaluate import K, rank_users, store_rounded
-from pipeline.retrieval.placed import Placed
+from pipeline.retrieval.folded_in import FoldedIn
 from pipeline.retrieval.train import train_method
 from pipeline.retrieval.weights import load_method, with_more_ids
 from pipeline.storage.atomic import PARTIAL
 from pipeline.tracking.tracker import Tracker
+from pipeline.updates.fold_in import Trained, assign, new_biases, user_rows, with_unseen
 from pipeline.updates.log import NewLog
-from pipeline.updates.update import Trained, find_places, new_biases, user_rows, with_unseen
 
 _log = logging.getLogger(__name__)
 
+# Means over the new users.
+Ranking = TypedDict("Ranking", {"recall@20": float, "ndcg@20": float})
 
-def compare_with_refit(
-    trained: Trained, known: Placed, new: NewLog, *, share: float, seed: int
-) -> dict[str, Any] | None:
-    """Recall@20 and NDCG@20 of the new users, placed, trained anew, and unknown.
+
+class Comparison(TypedDict):
+    """New users folded in, under the refit, and with the fallback.
+
+    ``share_of_refit``: the figures of ``folded_in`` over those of ``refit``; None where the latter is 0. ``seconds``: of ``fold_in`` and
+    of ``refit``.
+    """
+
+    n_users: int
+    n_held_out: int
+    folded_in: Ranking
+    refit: Ranking
+    fallback: Ranking
+    share_of_refit: dict[str, float | None]
+    seconds: dict[str, float]
+
+
+def compare_with_refit(trained: Trained, known: FoldedIn, new: NewLog, *, share: float, seed: int) -> Comparison | None:
+    """Recall@20 and NDCG@20 of the new users, folded in, under a refit, and unknown. None where no new user has two interactions.
 
     Args:
         share: of a new user's interactions that is held out, in (0, 1).
-        seed: draws them.
-
-    Returns: ``n_users``, ``n_held_out``, and ``placed``, ``refit`` and ``fallback`` with ``recall@20`` and ``ndcg@20`` each;
-    ``share_of_refit`` with the ratios of the first two; ``seconds`` of placing and of the refit.
-    None where no new user has two interactions.
+        seed: of the share that is held out.
     """
     rest, held_out = hold_out(new, share, seed)
     tested = np.flatnonzero(np.diff(held_out.indptr))
@@ -54,37 +69,36 @@ def compare_with_refit(
         return None
     started = time.perf_counter()
     interactions = with_unseen(known.seen, rest)
-    places = find_places(trained, known, interactions)
+    assignment = assign(trained, known, interactions)
     bias = np.concatenate([known.item_bias, new_biases(trained, interactions, new.n_known["items"])])
-    seconds = {"place": round(time.perf_counter() - started, 2)}
-    unknown = with_new_ids(
-        known.maps["users"], np.zeros((new.n_new["users"], known.maps["users"].indices_per_id)), np.zeros(new.n_new["users"], np.uint8),
-        np.zeros(new.n_new["users"], np.bool_),
-    )  # fmt: skip
-    # An item without a place cannot be recommended.
-    masked = interactions + _all_of(
-        tested, new.n_known["items"] + np.flatnonzero(~places.has_place["items"]), interactions.shape
-    )
+    fold_in_seconds = round(time.perf_counter() - started, 2)
+    # An unassigned item cannot be recommended.
+    unassigned = new.n_known["items"] + np.flatnonzero(~assignment.is_assigned["items"])
+    masked = interactions + _all_of(tested, unassigned, interactions.shape)
     precision = trained.config.precision_of(trained.method)
-    result: dict[str, Any] = {"n_users": len(tested), "n_held_out": held_out.nnz}
-    for name, users, rows in (
-        ("placed", places.maps["users"], user_rows(known, places)),
-        ("fallback", unknown, known.user_rows),
-    ):
-        model = with_more_ids(trained.model, {"users": users, "items": places.maps["items"]}, bias, rows)
-        result[name] = _measure(model, precision, tested, masked, held_out)
+
+    def measured(users: BucketMap, rows: NDArray[np.float32]) -> Ranking:
+        model = with_more_ids(trained.model, {"users": users, "items": assignment.maps["items"]}, bias, rows)
+        return _measure(model, precision, tested, masked, held_out)
+
+    folded_in = measured(assignment.maps["users"], user_rows(known, assignment))
+    fallback = measured(_all_unknown(known.maps["users"], new.n_new["users"]), known.user_rows)
     _log.info("refit: %s interactions ...", f"{interactions.nnz:,}")
     started = time.perf_counter()
-    result["refit"] = _measure(_refit(trained, interactions, held_out), precision, tested, interactions, held_out)
-    seconds["refit"] = round(time.perf_counter() - started, 2)
-    result["share_of_refit"] = {
-        key: result["placed"][key] / value if value else None for key, value in result["refit"].items()
-    }
-    return result | {"seconds": seconds}
+    refit = _measure(_refit(trained, interactions, held_out), precision, tested, interactions, held_out)
+    return Comparison(
+        n_users=len(tested),
+        n_held_out=held_out.nnz,
+        folded_in=folded_in,
+        refit=refit,
+        fallback=fallback,
+        share_of_refit=_shares(folded_in, refit),
+        seconds={"fold_in": fold_in_seconds, "refit": round(time.perf_counter() - started, 2)},
+    )
 
 
 def hold_out(new: NewLog, share: float, seed: int) -> tuple[csr_array, csr_array]:
-    """The interactions of new ids to place on, and those of new users to test on, each of the log's shape.
+    """The interactions of new ids to fold in on, and those of new users to test on, each of the log's shape.
 
     A user's interactions of lowest hash are held out (``graphhash.graph.interactions``), but not all of a new item's.
     """
@@ -103,10 +117,11 @@ def hold_out(new: NewLog, share: float, seed: int) -> tuple[csr_array, csr_array
     lost = np.bincount(items[~is_held_out], minlength=edges.shape[1]) == 0
     lost[: new.n_known["items"]] = False
     is_held_out &= ~lost[items]
-    parts = []
-    for part in (~is_held_out, is_held_out):
-        parts.append(csr_array((weights[part], (users[part], items[part])), shape=edges.shape))
-    return parts[0], parts[1]
+
+    def of(rows: NDArray[np.bool_]) -> csr_array:
+        return csr_array((weights[rows], (users[rows], items[rows])), shape=edges.shape)
+
+    return of(~is_held_out), of(is_held_out)
 
 
 def _refit(trained: Trained, interactions: csr_array, held_out: csr_array) -> RetrievalModel:
@@ -137,14 +152,29 @@ def _refit(trained: Trained, interactions: csr_array, held_out: csr_array) -> Re
 
 
 def _measure(
-    model: RetrievalModel, precision: str, tested: np.ndarray, seen: csr_array, held_out: csr_array
-) -> dict[str, float]:
+    model: RetrievalModel, precision: str, tested: NDArray[np.int64], seen: csr_array, held_out: csr_array
+) -> Ranking:
+    assert K == 20, "as the figures are named"
     store_rounded(model, precision)
     recall, ndcg = rank_users(model, tested, seen, held_out, K)
-    return {f"recall@{K}": float(recall.mean()), f"ndcg@{K}": float(ndcg.mean())}
+    return {"recall@20": float(recall.mean()), "ndcg@20": float(ndcg.mean())}
 
 
-def _all_of(users: np.ndarray, items: np.ndarray, shape: tuple[int, int]) -> csr_array:
-    """Every one of the users with every one of the items."""
+def _shares(figures: Ranking, of: Ranking) -> dict[str, float | None]:
+    pairs = {
+        "recall@20": (figures["recall@20"], of["recall@20"]),
+        "ndcg@20": (figures["ndcg@20"], of["ndcg@20"]),
+    }
+    return {name: figure / whole if whole else None for name, (figure, whole) in pairs.items()}
+
+
+def _all_unknown(users: BucketMap, n_new: int) -> BucketMap:
+    """The map with new ids after the known ones, which read what unknown ids read."""
+    none = np.zeros(n_new, np.bool_)
+    return with_new_ids(users, np.zeros((n_new, users.indices_per_id), np.int32), np.zeros(n_new, np.uint8), none)
+
+
+def _all_of(users: NDArray[np.int64], items: NDArray[np.int64], shape: tuple[int, ...]) -> csr_array:
+    """Every one of the users with every one of the items, as interactions."""
     pairs = np.repeat(users, len(items)), np.tile(items, len(users))
     return csr_array((np.ones(len(pairs[0]), np.float32), pairs), shape=shape)

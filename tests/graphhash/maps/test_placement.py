@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -26,8 +24,6 @@ from graphhash.maps.placement import (
     with_own_rows,
     without_places,
 )
-from pipeline.maps.methods import METHODS, Inputs
-from pipeline.updates.placers import PLACERS, Placing
 
 
 def random_graph(rng, n_users=30, n_items=24, n_edges=150, weighted=True) -> csr_array:
@@ -70,7 +66,8 @@ def test_a_new_user_joins_the_community_of_largest_change_in_modularity(seed):
     rows = [{int(i): float(rng.integers(1, 4)) for i in rng.choice(24, 6, replace=False)} for _ in range(8)]
     edges = grown(graph, {(30 + n, i): w for n, row in enumerate(rows) for i, w in row.items()}, 38, 24)
     found = place_labels(graph, labels, nobody(), edges)
-    assert (found["items"] == labels.items).all() and (found["users"][:30] == labels.users).all()
+    assert (found["items"] == labels.items).all()
+    assert (found["users"][:30] == labels.users).all()
     for row, community in zip(rows, found["users"][30:], strict=True):
         reached = sorted({int(labels.items[i]) for i in row} & set(labels.users.tolist()))
         gains = [modularity_with(graph, degrees, labels, row, sum(row.values()), c) for c in reached]
@@ -105,7 +102,8 @@ def test_where_no_community_is_open_it_is_that_of_those_who_share_the_neighbours
     labels = Labels(np.array([0, 1, 2], np.int32), np.array([3, 3], np.int32), 1.0, 0.0)
     found = place_labels(graph, labels, nobody(), grown(graph, {(3, 0): 1, (4, 1): 1, (5, 2): 1}, 6, 3))
     # Item 2 has one new user alone, who has no place either.
-    assert found["users"].tolist() == [0, 1, 2, 0, 1, -1] and found["items"].tolist() == [3, 3, -1]
+    assert found["users"].tolist() == [0, 1, 2, 0, 1, -1]
+    assert found["items"].tolist() == [3, 3, -1]
 
 
 def test_a_place_does_not_depend_on_what_else_the_log_holds():
@@ -190,130 +188,6 @@ def test_nearest_codebook_against_all_distances(rng=np.random.default_rng(2)):
     assert len(nearest_codes(weights[:0], codebook)) == 0
 
 
-def placing_of(method, graph, n_users, n_items, edges, *, indices_per_id=4, seed=5) -> Placing:
-    labels = graphhash.cluster(graph, rows=(13, 11))
-    inputs = Inputs(graph, labels, indices_per_id, "1+2", seed)
-    n_levels = PLACERS[method].n_levels
-    earlier = {side: np.empty((n_levels, 0), np.int32) for side in SIDES}
-    return Placing(inputs, edges, dict(zip(SIDES, METHODS[method].make(inputs), strict=True)), earlier)
-
-
-def some_edges(rng, graph) -> csr_array:
-    dense = np.zeros((36, 28), np.float32)
-    dense[30:, :] = rng.random((6, 28)) < 0.4
-    dense[:30, 24:] = rng.random((30, 4)) < 0.3
-    # The last new user met nobody.
-    dense[35] = 0
-    return csr_array(dense)
-
-
-def test_every_method_has_a_way():
-    assert PLACERS.keys() == METHODS.keys()
-
-
-# `lsh` needs features, and places nothing, as `full`.
-@pytest.mark.parametrize("method", sorted(PLACERS.keys() - {"lsh"}))
-def test_known_ids_keep_their_entries_and_unknown_ids_stay_last(method):
-    rng = np.random.default_rng(7)
-    graph = random_graph(rng)
-    placing = placing_of(method, graph, 36, 28, some_edges(rng, graph))
-    places = PLACERS[method].place(placing)
-    for side, n_new in (("users", 6), ("items", 4)):
-        before, after = placing.maps[side], places.maps[side]
-        assert (after.n_ids, after.n_buckets, after.method) == (before.n_ids + n_new, before.n_buckets, before.method)
-        assert np.array_equal(after.rows[: before.n_ids], before.rows[:-1])
-        assert np.array_equal(after.weights[: before.n_ids], before.weights[:-1])
-        assert np.array_equal(after.rows[-1], before.rows[-1]) and np.array_equal(after.weights[-1], before.weights[-1])
-        lost = after.rows[before.n_ids : -1][~places.has_place[side]]
-        assert (lost == before.rows[-1]).all()
-        if places.has_place[side].any():
-            assert (after.rows[before.n_ids : -1][places.has_place[side], 0] != before.unknown_row).all()
-        kept = without_places(after, before.n_ids, places.has_place[side])
-        assert kept.n_ids == before.n_ids + places.has_place[side].sum()
-    expected = {"full": [0, 0]}.get(
-        method, [6, 4] if PLACERS[method].n_levels == 0 and method != "lsh_structure" else [5, 4]
-    )
-    if method != "quotient_remainder":
-        assert [int(places.has_place[side].sum()) for side in SIDES] == expected
-
-
-@pytest.mark.parametrize("method", ["modulo", "double", "frequency", "double_frequency"])
-def test_hashes_extend_as_if_the_new_ids_had_been_there(method):
-    rng = np.random.default_rng(8)
-    graph = random_graph(rng)
-    placing = placing_of(method, graph, 36, 28, some_edges(rng, graph))
-    places = PLACERS[method].place(placing)
-    wide = csr_array((graph.data, graph.tocoo().coords), shape=(36, 28))
-    whole = METHODS[method].make(dataclasses.replace(placing.inputs, graph=wide))
-    for side, expected in zip(SIDES, whole, strict=True):
-        assert np.array_equal(places.maps[side].rows, expected.rows)
-        assert np.array_equal(places.maps[side].weights, expected.weights)
-
-
-def test_quotients_run_out():
-    rng = np.random.default_rng(9)
-    graph = random_graph(rng)
-    edges = csr_array((60, 24), dtype=np.float32)
-    placing = placing_of("quotient_remainder", graph, 60, 24, edges)
-    places = PLACERS["quotient_remainder"].place(placing)
-    known = placing.maps["users"]
-    remainders = int(known.rows[:-1, 1].min())
-    room = (known.n_buckets - 1 - remainders) * remainders
-    assert places.has_place["users"].tolist() == [row < room for row in range(30, 60)]
-    pairs = places.maps["users"].rows[: min(room, 60)]
-    assert len(np.unique(pairs, axis=0)) == len(pairs)
-
-
-def test_lsh_places_a_twin_where_its_trained_self_is():
-    rng = np.random.default_rng(10)
-    graph = random_graph(rng)
-    edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()]))
-    places = PLACERS["lsh_structure"].place(placing_of("lsh_structure", graph, 60, 24, edges))
-    rows = places.maps["users"].rows
-    assert np.array_equal(rows[:30], rows[30:-1])
-
-
-def test_a_balanced_user_reads_its_second_best_community():
-    rng = np.random.default_rng(11)
-    graph = random_graph(rng)
-    edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()]))
-    placing = placing_of("balanced", graph, 60, 24, edges)
-    known = placing.maps["users"]
-    users = PLACERS["balanced"].place(placing).maps["users"]
-    twins = users.rows[30:-1]
-    same = twins[:, 0] == known.rows[:-1, 0]
-    # Propagation stops before everybody is where it gains most; those who are have the second row that training gave them.
-    assert same.sum() > 10
-    assert np.array_equal(twins[same], known.rows[:-1][same])
-    assert np.array_equal(users.weights[30:-1][same], known.weights[:-1][same])
-
-
-def test_double_soft_is_soft_with_the_hashed_row_of_its_number():
-    rng = np.random.default_rng(12)
-    graph = random_graph(rng)
-    edges = some_edges(rng, graph)
-    double = PLACERS["double_soft"].place(placing_of("double_soft", graph, 36, 28, edges, indices_per_id=5))
-    soft = PLACERS["soft"].place(placing_of("soft", graph, 36, 28, edges, indices_per_id=4))
-    for side in SIDES:
-        has_place = soft.has_place[side]
-        new = slice(soft.maps[side].n_ids - len(has_place), -1)
-        assert np.array_equal(double.maps[side].rows[new, :-1][has_place], soft.maps[side].rows[new][has_place])
-        assert (double.maps[side].weights[new, -1][has_place] == 1).all()
-
-
-def test_ids_placed_earlier_help_to_place_later_ones():
-    rng = np.random.default_rng(13)
-    graph = random_graph(rng)
-    first = csr_array((np.ones(3, np.float32), ([0, 1, 2], [24, 24, 24])), shape=(30, 25))
-    placing = placing_of("soft", graph, 30, 25, first)
-    places = PLACERS["soft"].place(placing)
-    both = csr_array((np.ones(4, np.float32), ([0, 1, 2, 30], [24, 24, 24, 24])), shape=(31, 25))
-    later = PLACERS["soft"].place(Placing(placing.inputs, both, places.maps, places.labels))
-    assert later.has_place["users"].tolist() == [True] and len(later.has_place["items"]) == 0
-    assert np.array_equal(later.maps["items"].rows, places.maps["items"].rows)
-    assert later.labels["users"].shape == (1, 1) and later.labels["users"][0, 0] == later.labels["items"][0, 0]
-
-
 def test_solved_vectors_are_the_minimum_of_their_loss():
     rng = np.random.default_rng(4)
     items, bias = rng.normal(size=(20, 5)).astype(np.float32), rng.normal(size=20).astype(np.float32)
@@ -356,8 +230,10 @@ def test_rows_of_their_own_come_before_the_unknown_ids_row():
     codebook = np.array([[0.8, 0.6], [1, 0]], np.float32)
     placed = BucketMap(rows, 4, "soft", codebook=codebook, codes=np.array([0, 0, 0, 1, 0, 1], np.uint8))
     own = with_own_rows(placed, 3, np.array([False, True]))
-    assert own.rows.tolist() == [[0, 1], [1, 2], [2, 0], [4, 4], [3, 3], [4, 4]] and own.n_buckets == 5
-    assert own.codes.tolist() == [0, 0, 0, 1, 1, 1] and own.weights[4].tolist() == [1, 0]
+    assert own.rows.tolist() == [[0, 1], [1, 2], [2, 0], [4, 4], [3, 3], [4, 4]]
+    assert own.n_buckets == 5
+    assert own.codes.tolist() == [0, 0, 0, 1, 1, 1]
+    assert own.weights[4].tolist() == [1, 0]
     assert np.array_equal(with_own_rows(placed, 3, np.zeros(2, bool)).rows, rows)
 
 
@@ -371,5 +247,6 @@ def test_a_full_map_without_new_ids_stays_an_identity():
     known = full_map(3)
     assert with_new_ids(known, np.zeros((0, 1)), None, np.zeros(0, np.bool_)).identity
     longer = with_new_ids(known, np.zeros((2, 1)), None, np.zeros(2, np.bool_))
-    assert longer.rows[:, 0].tolist() == [0, 1, 2, 3, 3, 3] and not longer.identity
+    assert longer.rows[:, 0].tolist() == [0, 1, 2, 3, 3, 3]
+    assert not longer.identity
     assert without_places(longer, 3, np.zeros(2, np.bool_)).rows[:, 0].tolist() == [0, 1, 2, 3]

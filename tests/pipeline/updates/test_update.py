@@ -1,4 +1,4 @@
-"""`graphhash update` on a small trained run: what it places, writes, keeps, and refuses."""
+"""`graphhash update` on a small trained run: what it folds in, writes, keeps, and refuses."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.errors import ConfigError, RunFolderError
 from pipeline.logs.synthetic import synth
 from pipeline.retrieval import train
+from pipeline.retrieval.folded_in import FoldedIn, folded_in_dir
 from pipeline.retrieval.objective import fit_retrieval
-from pipeline.retrieval.placed import Placed, placed_dir
 from pipeline.runs.run import run
 from pipeline.updates import refit as refit_module
 from pipeline.updates import update as update_module
@@ -110,11 +110,11 @@ def test_new_users_are_answered_and_known_ones_as_before(out, log):
     assert same(before, after)
     got = retriever.recommend(later.tolist(), 10)
     assert got.known.all()
-    assert result["users"] == {"new": 40, "placed": 40, "fallback": 0}
+    assert result["users"] == {"new": 40, "folded_in": 40, "unassigned": 0}
     assert result["bundle"] == "written"
     assert result["n_interactions"] == result["n_used"] + result["n_unused"]
     assert result["n_known"] == 0
-    # A user's place is not the fallback's: two of them are answered differently.
+    # A new user's rows are not the fallback's: two of them are answered differently.
     assert len({tuple(row.tolist()) for row in got.item_ids}) > 5
     manifest = check_bundle(out / "bundle")
     assert manifest["n_users"] == 400
@@ -135,12 +135,12 @@ def test_what_new_users_had_is_left_out_of_their_answers(out, log):
     assert len(answered) == n_items - len(set(items[users == user].tolist()))
 
 
-def test_a_new_item_is_recommended_and_a_lonely_one_stays_unknown(out, tmp_path):
+def test_a_new_item_is_recommended_and_one_that_met_nobody_known_stays_unassigned(out, tmp_path):
     users = ids_of(out, "users")
     log = write_log(tmp_path / "items.parquet", [*users[:30], 999_999], [888_888] * 30 + [777_777])
     result = update(out, log)
-    assert result["items"] == {"new": 2, "placed": 1, "fallback": 1}
-    assert result["users"] == {"new": 1, "placed": 0, "fallback": 1}
+    assert result["items"] == {"new": 2, "folded_in": 1, "unassigned": 1}
+    assert result["users"] == {"new": 1, "folded_in": 0, "unassigned": 1}
     assert (result["n_used"], result["n_unused"]) == (30, 1)
     got = Retriever(out / "bundle", provider="cpu").recommend(
         [users[0], 999_999], check_bundle(out / "bundle")["n_items"]
@@ -156,21 +156,21 @@ def test_a_second_update_goes_on_from_the_first(out, log, tmp_path):
     first = table.filter(pa.array(np.isin(table["user_id"].to_numpy(), later[:20])))
     pq.write_table(first, tmp_path / "first.parquet")
     update(out, str(tmp_path / "first.parquet"))
-    maps = Placed.load(placed_dir(out, "soft")).maps
+    maps = FoldedIn.load(folded_in_dir(out, "soft")).maps
     known = Retriever(out / "bundle", provider="cpu").recommend(later[:20].tolist(), 10)
     result = update(out, str(path / "new.parquet"))
     assert result["users"]["new"] == 20
     assert result["n_known"] == len(first)
-    placed = Placed.load(placed_dir(out, "soft"))
-    assert placed.n_placed["users"] == 40
-    assert len(placed.updates) == 2
+    folded_in = FoldedIn.load(folded_in_dir(out, "soft"))
+    assert folded_in.n_folded_in["users"] == 40
+    assert len(folded_in.updates) == 2
     n_first = maps["users"].n_ids
-    assert np.array_equal(placed.maps["users"].rows[:n_first], maps["users"].rows[:-1])
+    assert np.array_equal(folded_in.maps["users"].rows[:n_first], maps["users"].rows[:-1])
     again = Retriever(out / "bundle", provider="cpu").recommend(later[:20].tolist(), 10)
     assert same(known, again)
     # Nothing was counted twice.
-    assert placed.seen.nnz == ShardedCsr.open(out / "ingest" / "train").n_edges + len(table)
-    assert placed.seen.max() == 1
+    assert folded_in.seen.nnz == ShardedCsr.open(out / "ingest" / "train").n_edges + len(table)
+    assert folded_in.seen.max() == 1
 
 
 def test_the_same_log_twice_changes_nothing(out, log):
@@ -195,7 +195,7 @@ def test_pairs_of_known_ids_are_left_out_of_answers_and_change_none(out, tmp_pat
     assert recommend(out / "bundle", [str(user)], 1, exclude_seen=True)[0]["items"][0]["item_id"] != item
 
 
-def test_a_later_run_keeps_the_placed_ids_and_a_new_training_starts_without(out, log, caplog):
+def test_a_later_run_keeps_the_folded_in_ids_and_a_new_training_starts_without(out, log, caplog):
     update(out, str(log[0] / "new.parquet"))
     config = RunConfig.load(out / "config.toml", **{"run.out": str(out)})
     caplog.set_level(logging.INFO, "pipeline")
@@ -209,7 +209,7 @@ def test_a_later_run_keeps_the_placed_ids_and_a_new_training_starts_without(out,
     run(other, until="export", fit_job=fit_at_once)
     assert check_bundle(out / "bundle")["n_users"] == 360
     assert recommend(out / "bundle", [str(log[1][0])], 3, exclude_seen=True)[0]["known"] is False
-    assert update(out, str(log[0] / "new.parquet"))["users"]["placed"] == 40
+    assert update(out, str(log[0] / "new.parquet"))["users"]["folded_in"] == 40
 
 
 def test_a_crash_before_the_bundle_leaves_the_old_one_and_the_same_command_writes_it(out, log, monkeypatch):
@@ -232,8 +232,8 @@ def test_the_refit_is_compared_on_held_out_interactions(out, log, monkeypatch):
     refit = result["refit"]
     assert refit["n_users"] == 40
     assert 0.15 < refit["n_held_out"] / result["n_interactions"] < 0.25
-    assert all(0 <= refit[name]["recall@20"] <= 1 for name in ("placed", "refit", "fallback"))
-    assert refit["placed"]["recall@20"] > refit["fallback"]["recall@20"]
+    assert all(0 <= refit[name]["recall@20"] <= 1 for name in ("folded_in", "refit", "fallback"))
+    assert refit["folded_in"]["recall@20"] > refit["fallback"]["recall@20"]
     assert any("of the refit's" in line for line in lines(result))
     assert json.dumps(result)
     assert not list(out.glob(".refit*"))
@@ -241,8 +241,8 @@ def test_the_refit_is_compared_on_held_out_interactions(out, log, monkeypatch):
 
 def test_a_full_table_has_no_row_for_new_ids(out, log):
     result = update(out, str(log[0] / "new.parquet"), method="full")
-    assert result["users"] == {"new": 40, "placed": 0, "fallback": 40}
-    assert "nowhere" in lines(result)[0]
+    assert result["users"] == {"new": 40, "folded_in": 0, "unassigned": 40}
+    assert "to no row" in lines(result)[0]
     assert result["bundle"] == "unchanged"
 
 
@@ -251,8 +251,8 @@ def test_updates_of_two_methods_stay_apart(out, log, tmp_path):
     items = ids_of(out, "items")
     known = write_log(tmp_path / "known.parquet", [ids_of(out, "users")[0]] * len(items), items)
     update(out, known, method="full")
-    assert Placed.load(placed_dir(out, "soft")).n_placed["users"] == 40
-    assert Placed.load(placed_dir(out, "full")).id is None
+    assert FoldedIn.load(folded_in_dir(out, "soft")).n_folded_in["users"] == 40
+    assert FoldedIn.load(folded_in_dir(out, "full")).id is None
     assert check_bundle(out / "bundle")["n_users"] == 400
     result = update(out, known, refit=(0.2, 0))
     assert result["refit"] is None
@@ -282,7 +282,7 @@ def test_columns_of_the_new_log_can_have_other_names(out, log, tmp_path):
     table = pq.read_table(log[0] / "new.parquet").rename_columns(["uid", "sku"])
     pq.write_table(table, tmp_path / "renamed.parquet")
     data = {"user_column": "uid", "item_column": "sku"}
-    assert update(out, str(tmp_path / "renamed.parquet"), data=data)["users"]["placed"] == 40
+    assert update(out, str(tmp_path / "renamed.parquet"), data=data)["users"]["folded_in"] == 40
 
 
 def test_a_run_that_is_not_whole_is_refused(out, log, tmp_path):
@@ -296,7 +296,7 @@ def test_a_run_that_is_not_whole_is_refused(out, log, tmp_path):
         update(out, new, method="graph")
     config = (out / "config.toml").read_text()
     (out / "config.toml").write_text(config.replace('model = "mf"', 'model = "lightgcn"'))
-    with pytest.raises(ConfigError, match="cannot place new ids"):
+    with pytest.raises(ConfigError, match="cannot fold in new ids"):
         update(out, new)
     (out / "config.toml").write_text(config.replace("epochs = 30", "epochs = 31"))
     with pytest.raises(RunFolderError, match="'train soft' was made with other settings"):

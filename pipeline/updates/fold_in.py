@@ -1,0 +1,198 @@
+"""Fold-in: new users and items of a later log get rows in a trained model, and nothing is trained.
+
+Tables, the rows of known ids and their biases stay as they are. A new id that interacted with assigned ids is assigned by the rule of the
+run's method (``pipeline.updates.rules``); any other stays unassigned and reads the out-of-vocabulary row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.community_maps import SIDES
+from graphhash.maps.placement import mean_scores, solved_vectors, typical_bias, with_own_rows, without_places
+from graphhash.models.mf import MatrixFactorization
+from pipeline.config.run_config import RunConfig
+from pipeline.maps.methods import Inputs
+from pipeline.retrieval.folded_in import FoldedIn
+from pipeline.retrieval.weights import with_more_ids
+from pipeline.runs.folder import RunFolder, StageResult
+from pipeline.updates.log import NewLog
+from pipeline.updates.rules import RULES, Assignment, NewIds
+
+# Table rows per trained user from which on new users get table rows of their own.
+OWN_ROWS = 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A run's method as it was trained, and the stages that made it.
+
+    Args:
+        config: of the run.
+        folder: the run's, locked.
+        stages: by name: ingest, cluster, and the method's training and evaluation, each intact and of these settings.
+        inputs: what the method's maps were made from.
+        model, maps: as trained; maps by side.
+    """
+
+    config: RunConfig
+    method: str
+    folder: RunFolder
+    stages: dict[str, StageResult]
+    inputs: Inputs
+    model: MatrixFactorization
+    maps: dict[str, BucketMap]
+
+    @property
+    def train_key(self) -> str:
+        """The key of the training, to which updates belong."""
+        return self.stages[f"train {self.method}"].key
+
+    @property
+    def has_own_rows(self) -> bool:
+        """Whether nearly every trained user reads a table row of its own before those of others."""
+        users = self.maps["users"]
+        return self.method == "soft" and self.inputs.hops == "2" and users.n_buckets > OWN_ROWS * users.n_ids
+
+    @property
+    def rule(self) -> str:
+        """How new ids are assigned, for the user: completes "new ids are assigned ..."."""
+        own = "; users to table rows of their own, solved from what they used" if self.has_own_rows else ""
+        return RULES[self.method].description + own
+
+
+class SideCounts(TypedDict):
+    """New ids of a side: all, those folded in, and those that stay unassigned."""
+
+    new: int
+    folded_in: int
+    unassigned: int
+
+
+class FoldInCounts(TypedDict):
+    """What a later log brought.
+
+    ``n_interactions``: distinct pairs; of these ``n_used``: with a new end, both ends assigned; ``n_unused``: with a new end, one end
+    unassigned; ``n_known``: between known ids. ``n_rejected``: bad rows left out.
+    """
+
+    users: SideCounts
+    items: SideCounts
+    n_interactions: int
+    n_used: int
+    n_unused: int
+    n_known: int
+    n_rejected: int
+
+
+def fold_in(trained: Trained, known: FoldedIn, new: NewLog) -> tuple[FoldedIn, FoldInCounts]:
+    """The run with those new ids that are assigned, and what the log brought."""
+    interactions = with_unseen(known.seen, new.graph)
+    assignment = assign(trained, known, interactions)
+    is_assigned = assignment.is_assigned
+    kept = {side: np.concatenate([np.ones(new.n_known[side], np.bool_), is_assigned[side]]) for side in SIDES}
+    n_trained = known.n_trained
+    biases = new_biases(trained, interactions, new.n_known["items"])[is_assigned["items"]]
+    now = FoldedIn(
+        vocabularies={
+            side: ids.only(kept[side]) if not kept[side].all() else ids for side, ids in new.vocabularies.items()
+        },
+        maps={side: without_places(assignment.maps[side], new.n_known[side], is_assigned[side]) for side in SIDES},
+        labels={side: assignment.labels[side][:, kept[side][n_trained[side] :]] for side in SIDES},
+        item_bias=np.concatenate([known.item_bias, biases]),
+        user_rows=user_rows(known, assignment),
+        seen=csr_array(interactions[kept["users"]][:, kept["items"]]),
+        updates=known.updates,
+    )
+    return now, _counts(new, kept, is_assigned)
+
+
+def _counts(new: NewLog, kept: dict[str, NDArray[np.bool_]], is_assigned: dict[str, NDArray[np.bool_]]) -> FoldInCounts:
+    users, items = new.graph.tocoo().coords
+    is_known = (users < new.n_known["users"]) & (items < new.n_known["items"])
+    is_used = ~is_known & kept["users"][users] & kept["items"][items]
+
+    def of_side(side: str) -> SideCounts:
+        n_assigned = int(is_assigned[side].sum())
+        return {"new": new.n_new[side], "folded_in": n_assigned, "unassigned": len(is_assigned[side]) - n_assigned}
+
+    return {
+        "users": of_side("users"),
+        "items": of_side("items"),
+        "n_interactions": len(users),
+        "n_used": int(is_used.sum()),
+        "n_unused": int((~is_known & ~is_used).sum()),
+        "n_known": int(is_known.sum()),
+        "n_rejected": new.n_rejected,
+    }
+
+
+def assign(trained: Trained, known: FoldedIn, interactions: csr_array) -> Assignment:
+    """Assign those ids of ``interactions``, which are of all ids, that follow the known ones."""
+    edges = _untrained(interactions, known)
+    assignment = RULES[trained.method].assign(NewIds(trained.inputs, edges, known.maps, known.labels))
+    return _with_solved_users(trained, known, interactions, assignment) if trained.has_own_rows else assignment
+
+
+def user_rows(known: FoldedIn, assignment: Assignment) -> NDArray[np.float32]:
+    """Table rows of all folded-in users who have their own, float32, shape (n, dim): those of earlier updates, then the new ones."""
+    rows = [part for part in (known.user_rows, assignment.user_rows) if part is not None and len(part)]
+    return np.concatenate(rows) if rows else known.user_rows
+
+
+def new_biases(trained: Trained, interactions: csr_array, n_known: int) -> NDArray[np.float32]:
+    """Biases of the items after the first ``n_known``, shape (n_new,); zeros where the model has none."""
+    degrees = np.asarray(interactions.sum(axis=0), np.float64).ravel()[n_known:]
+    if trained.model.item_bias is None:
+        return np.zeros(len(degrees), np.float32)
+    of_trained = np.asarray(trained.inputs.degrees[1], np.float64)
+    return typical_bias(of_trained, trained.model.item_bias.detach().cpu().numpy(), degrees)
+
+
+def with_unseen(seen: csr_array, graph: csr_array) -> csr_array:
+    """The interactions ``seen`` before, and those of ``graph`` that are new, in the shape of ``graph``, which has more ids."""
+    users, items = seen.tocoo().coords
+    known = csr_array((np.ones(len(users), np.float32), (users, items)), shape=graph.shape)
+    fresh = csr_array(graph - graph * known)
+    fresh.eliminate_zeros()
+    both = csr_array((seen.data, (users, items)), shape=graph.shape) + fresh
+    both.sort_indices()
+    return csr_array(both, dtype=np.float32)
+
+
+def _with_solved_users(
+    trained: Trained, known: FoldedIn, interactions: csr_array, assignment: Assignment
+) -> Assignment:
+    """The assignment with a table row for every assigned new user, solved from the assigned items that it used."""
+    n_known, is_assigned = {side: known.maps[side].n_ids for side in SIDES}, assignment.is_assigned["users"]
+    if not is_assigned.any():
+        return assignment
+    bias = np.concatenate([known.item_bias, new_biases(trained, interactions, n_known["items"])])
+    model = with_more_ids(trained.model, assignment.maps, bias, known.user_rows)
+    with torch.no_grad():
+        items = model.item_embedding.all().numpy()
+        means = mean_scores(
+            trained.inputs.graph, lambda *pair: model(*(torch.from_numpy(ids.astype(np.int64)) for ids in pair)).numpy()
+        )
+    is_there = np.concatenate([np.ones(n_known["items"], np.bool_), assignment.is_assigned["items"]])
+    used = csr_array(interactions[n_known["users"] + np.flatnonzero(is_assigned)][:, is_there])
+    biases = None if model.item_bias is None else model.item_bias.detach().numpy()[is_there]
+    rows = solved_vectors(used, items[is_there], biases, *means)
+    maps = assignment.maps | {"users": with_own_rows(assignment.maps["users"], n_known["users"], is_assigned)}
+    return dataclasses.replace(assignment, maps=maps, user_rows=rows)
+
+
+def _untrained(interactions: csr_array, known: FoldedIn) -> csr_array:
+    """The interactions with at least one end that is not trained."""
+    edges = interactions.tocoo()
+    users, items = edges.coords
+    kept = (users >= known.n_trained["users"]) | (items >= known.n_trained["items"])
+    return csr_array((edges.data[kept], (users[kept], items[kept])), shape=edges.shape)
