@@ -1,16 +1,15 @@
-"""The benchmark of the clustering: ours against other libraries, on the same graphs and in the same process.
+"""Benchmark of the clustering: GraphHash against other libraries, on the same graphs and in the same process.
 
-Every program gets the same CSR matrix in memory, and the clustering alone is timed: ours with the checks and
-the transposition that it starts with, scikit-network's with the adjacency matrix that it builds, igraph's and
-networkit's without the conversion to their own graph types. The programs take turns, round by round, so that
-a slow minute of the machine hits all of them; medians are reported. Ours runs once uncounted before, because
-numba loads its kernels at the first call; the others have nothing to load.
+Every program gets the same CSR matrix in memory, and the clustering alone is timed: that of GraphHash with its checks and its
+transposition, scikit-network's with the adjacency matrix that it builds, igraph's and networkit's without the conversion to their own
+graph types. The programs take turns, round by round, so that a slow minute of the machine hits all of them; medians are reported.
+GraphHash runs once untimed before, because numba loads its kernels at the first call; the others have nothing to load.
 
-Q is Barber's modularity (`graphhash.clustering.modularity`) of the labels that a program returned, whatever it optimises
-itself (`pipeline.bench.clustering_peers`).
+Q is Barber's modularity (`graphhash.clustering.modularity`) of the communities that a program returned, whatever it optimises itself
+(`pipeline.bench.clustering_peers`).
 
-Memory is measured apart, in a fresh process per program: the kernel's high-water mark of resident memory
-while it clusters, interpreter, libraries and the graph included; `start_mib` is what was there before.
+Memory is measured in a fresh process per program: the kernel's high-water mark of resident memory while it clusters, interpreter,
+libraries and the graph included; `start_mib` is the resident memory before.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,23 @@ from pipeline.config.run_config import DataConfig
 from pipeline.distributed.shards import ShardedCsr
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClusteringBench:
+    """What is timed, and how often.
+
+    Args:
+        resolutions: of the modularity.
+        programs: as `pipeline.bench.clustering_peers.choose_programs` returns them, GraphHash first.
+        rounds: timed runs per program and resolution.
+        threads: of the programs that have threads; None means one per core.
+    """
+
+    resolutions: Sequence[float]
+    programs: Sequence[str]
+    rounds: int
+    threads: int | None
 
 
 def planted_sizes(
@@ -52,91 +69,103 @@ def planted_sizes(
     }
 
 
-def bench(data: DataConfig | None, planted: Sequence[Mapping[str, Any]], **how: Any) -> list[dict[str, Any]]:
-    """`compare` on a log, read like any other, and on planted graphs.
+def bench(
+    data: DataConfig | None, planted: Sequence[Mapping[str, Any]], settings: ClusteringBench
+) -> list[dict[str, Any]]:
+    """:func:`compare` on a log, read as any other, and on planted graphs.
 
     Args:
         planted: the arguments of `pipeline.logs.synthetic.synth`, per graph.
-        how: the keyword arguments of `compare`.
     """
-    from pipeline.distributed.session import ray_session
     from pipeline.logs.synthetic import synth
-    from pipeline.retrieval.ingest import ingest
 
-    results = []
-    for sizes in ([None] if data is not None else []) + list(planted):
-        name = f"planted {sizes['n_interactions']:,}" if sizes else Path(data.path).name
-        _log.info("%s: making the graph", name)
+    results: list[dict[str, Any]] = []
+    if data is not None:
+        results += _bench_log(Path(data.path).name, data, settings)
+    for sizes in planted:
         with tempfile.TemporaryDirectory(prefix="graphhash-bench-") as folder:
-            config = data
-            if sizes:
-                synth(Path(folder, "log"), **sizes)
-                config = DataConfig(str(Path(folder, "log")), validation=0.0, test=0.0)
-            with ray_session():
-                ingest(config, Path(folder, "ingest"))
-            results += compare(name, Path(folder, "ingest", "train"), **how)
+            synth(Path(folder, "log"), **sizes)
+            log = DataConfig(str(Path(folder, "log")), validation=0.0, test=0.0)
+            results += _bench_log(f"planted {sizes['n_interactions']:,}", log, settings)
     return results
 
 
-def compare(
-    name: str,
-    graph: Path,
-    *,
-    resolutions: Sequence[float],
-    programs: Sequence[str],
-    rounds: int,
-    threads: int | None,
-) -> list[dict[str, Any]]:
+def _bench_log(name: str, data: DataConfig, settings: ClusteringBench) -> list[dict[str, Any]]:
+    from pipeline.distributed.session import ray_session
+    from pipeline.retrieval.ingest import ingest
+
+    _log.info("%s: making the graph", name)
+    with tempfile.TemporaryDirectory(prefix="graphhash-bench-") as folder:
+        with ray_session():
+            ingest(data, Path(folder, "ingest"))
+        return compare(name, Path(folder, "ingest", "train"), settings)
+
+
+def compare(name: str, graph: Path, settings: ClusteringBench) -> list[dict[str, Any]]:
     """Time the programs in turns on one stored graph, then measure the memory of each.
 
     Args:
+        name: of the graph, in the results.
         graph: folder of a `ShardedCsr`, rows = users.
-        programs: as `bench_programs.choose_programs` returns them, ours first.
-        threads: of the programs that have threads; None means one per core.
 
     Returns: one object per resolution and program, with program, graph, resolution, n_users, n_items,
         n_edges and threads; seconds (the median) and rounds_s (all of them), edges_per_s; rows (both sides)
-        and modularity, medians too; start_mib and peak_mib. Ours has phases_s, too; a peer has speedup (its
-        seconds over ours) and modularity_ratio (our Q over its).
+        and modularity, medians too; start_mib and peak_mib. GraphHash has phases_s as well; a peer has speedup (its
+        seconds over those of GraphHash) and modularity_ratio (Q of GraphHash over its).
     """
     biadjacency = ShardedCsr.open(graph).load()
     (n_users, n_items), n_edges = biadjacency.shape, biadjacency.nnz
-    prepared = {program: PROGRAMS[program](biadjacency, threads) for program in programs}
+    prepared = {program: PROGRAMS[program](biadjacency, settings.threads) for program in settings.programs}
     results = []
-    for resolution in resolutions:
-        setting = f"{name}, resolution {resolution:g}"
-        _log.info("%s: %s, uncounted", setting, OURS)
-        prepared[OURS][0](resolution)
-        runs: dict[str, list[dict[str, Any]]] = {program: [] for program in programs}
-        for number in range(rounds):
-            for program, (run, _) in prepared.items():
-                runs[program].append(_timed(run, biadjacency, resolution))
-                seconds = runs[program][-1]["seconds"]
-                _log.info("%s: %s, round %d: %.2f s", setting, program, number + 1, seconds)
-        entries = []
+    for resolution in settings.resolutions:
+        title = f"{name}, resolution {resolution:g}"
+        runs = _time_in_turns(title, prepared, biadjacency, resolution, settings.rounds)
+        entries: list[dict[str, Any]] = []
         for program, (_, n_threads) in prepared.items():
-            _log.info("%s: %s, memory", setting, program)
-            seconds, rows, q = (
-                statistics.median(run[key] for run in runs[program]) for key in ("seconds", "rows", "modularity")
-            )
-            entry = {"program": program, "graph": name, "resolution": resolution, "threads": n_threads,
-                     "n_users": n_users, "n_items": n_items, "n_edges": n_edges, "seconds": seconds,
-                     "rounds_s": [run["seconds"] for run in runs[program]], "edges_per_s": n_edges / seconds,
-                     "rows": rows, "modularity": q}  # fmt: skip
-            entry |= _memory(graph, program, threads, resolution)
+            _log.info("%s: %s, memory", title, program)
+            entry = {"program": program, "graph": name, "resolution": resolution, "threads": n_threads}
+            entry |= {"n_users": n_users, "n_items": n_items, "n_edges": n_edges}
+            entry |= _figures(runs[program], n_edges)
+            entry |= _memory(graph, program, settings.threads, resolution)
             if program == OURS:
-                typical = min(runs[program], key=lambda run: abs(run["seconds"] - seconds))
+                typical = min(runs[program], key=lambda run: abs(run["seconds"] - entry["seconds"]))
                 entry["phases_s"] = typical["phases"]
             else:
-                entry["speedup"] = seconds / entries[0]["seconds"]
-                entry["modularity_ratio"] = entries[0]["modularity"] / q
+                entry["speedup"] = entry["seconds"] / entries[0]["seconds"]
+                entry["modularity_ratio"] = entries[0]["modularity"] / entry["modularity"]
             entries.append(entry)
         results += entries
     return results
 
 
+def _time_in_turns(
+    title: str, prepared: Mapping[str, tuple[Run, int]], biadjacency: csr_array, resolution: float, rounds: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The timed runs of every program, round by round."""
+    _log.info("%s: %s, uncounted", title, OURS)
+    prepared[OURS][0](resolution)
+    runs: dict[str, list[dict[str, Any]]] = {program: [] for program in prepared}
+    for number in range(rounds):
+        for program, (run, _) in prepared.items():
+            runs[program].append(_timed(run, biadjacency, resolution))
+            _log.info("%s: %s, round %d: %.2f s", title, program, number + 1, runs[program][-1]["seconds"])
+    return runs
+
+
+def _figures(runs: Sequence[Mapping[str, Any]], n_edges: int) -> dict[str, Any]:
+    """Medians of the timed runs of a program."""
+    seconds, rows, q = (statistics.median(run[key] for run in runs) for key in ("seconds", "rows", "modularity"))
+    return {
+        "seconds": seconds,
+        "rounds_s": [run["seconds"] for run in runs],
+        "edges_per_s": n_edges / seconds,
+        "rows": rows,
+        "modularity": q,
+    }
+
+
 def by_setting(results: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[tuple[str, ...]], str]]:
-    """What to print per graph and resolution: a title, a table with its header, and where our time went."""
+    """What to print per graph and resolution: a title, a table with its header, and the phases of GraphHash."""
     header = ("program", "threads", "seconds", "edges/s", "rows", "Q", "peak MiB", "speedup", "Q ratio")
     for ours in (entry for entry in results if entry["program"] == OURS):
         lines = [
@@ -189,7 +218,7 @@ def _timed(run: Run, biadjacency: csr_array, resolution: float) -> dict[str, Any
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
-        # What the phases leave: the checks, the transposition and the degrees before them.
+        # The time outside the phases: the checks, the transposition and the degrees before them.
         "phases": phases and {"prepare": seconds - sum(phases.values())} | phases,
         "rows": len(np.unique(users)) + len(np.unique(items)),
         "modularity": modularity(biadjacency, users, items, resolution=resolution),
@@ -197,7 +226,7 @@ def _timed(run: Run, biadjacency: csr_array, resolution: float) -> dict[str, Any
 
 
 def _memory(graph: Path, program: str, threads: int | None, resolution: float) -> dict[str, float]:
-    """start_mib and peak_mib of one run in a process of its own; a fork would start with our memory."""
+    """start_mib and peak_mib of one run in a process of its own; a fork would start with the memory of this one."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_resident_of_run, graph, program, threads, resolution).result()
 

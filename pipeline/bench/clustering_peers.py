@@ -1,4 +1,4 @@
-"""The programs that the clustering benchmark knows, ours and its peers, behind one face.
+"""The programs of the clustering benchmark behind one interface: GraphHash and its peers.
 
     scikit-network       Louvain, one thread, Barber's modularity, called as in the GraphHash paper
     scikit-network-fine  the same with tolerances 1e-5 instead of 1e-3: better labels, slower
@@ -7,8 +7,8 @@
                          directed one, Barber's by definition, gives it lower Q by a third (measured)
     igraph-fine          the same with ten iterations: better labels, slower
 
-A program is a function of a matrix and a number of threads. It gets ready, which may mean a graph type of its
-own, and returns how to run it and on how many threads that will be.
+A program is a function of a matrix and a number of threads. It prepares itself, for example by building its own graph type, and
+returns a function that clusters, and the number of threads that this uses.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ PEERS = {
     "igraph-fine": "igraph",
 }
 
-# User labels, item labels and seconds by phase, at a resolution.
+# Communities of users, communities of items, and seconds by phase, at a resolution.
 Run = Callable[[float], tuple[NDArray[np.integer], NDArray[np.integer], Mapping[str, float]]]
 
 
 def choose_programs(peers: Sequence[str]) -> list[str]:
-    """Ours and the peers named, or, where none is named, every installed one at its usual settings.
+    """GraphHash and the named peers; without names every installed one at its usual settings.
 
     Raises:
         ConfigError: a peer is unknown or not installed.

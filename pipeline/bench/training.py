@@ -1,10 +1,11 @@
-"""The benchmark of training and evaluation: seconds per epoch, interactions per second, and where the time goes.
+"""Benchmark of training and evaluation: seconds per epoch, interactions per second, and the share of every phase.
 
-It calls what a run calls, `pipeline.retrieval.objective.fit_retrieval` and `pipeline.retrieval.evaluate.rank_users`, in this process and without Ray Train. Both tell
-when a phase of their loops is over (`lap`); nothing is timed apart, so the phases add up to the whole. The first epoch of each
-training, and a small evaluation, go before and are not counted: numba loads its kernels there. Medians are reported. Where other
-programs want the same cores, threads wait for each other at the end of every kernel, and the seconds of one thread
-(`OMP_NUM_THREADS=1`) on the processor say more than those on the clock.
+It calls what a run calls, `pipeline.retrieval.objective.fit_retrieval` and `pipeline.retrieval.evaluate.rank_users`, in this process and
+without Ray Train. Their loops report the end of every phase, so the phases add up to the whole. The first epoch of each training, and a
+small evaluation, are not timed: numba loads its kernels there. Medians are reported.
+
+Where other programs use the same cores, threads wait for each other at the end of every kernel; the CPU seconds of one thread
+(`OMP_NUM_THREADS=1`) then say more than wall time.
 """
 
 from __future__ import annotations
@@ -13,22 +14,25 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from graphhash.clustering.api import cluster
+from graphhash.clustering.labels import Labels
 from graphhash.errors import DataError
-from graphhash.maps.bucket_map import table_rows
+from graphhash.maps.bucket_map import BucketMap, table_rows
+from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
 from pipeline.config.run_config import HOPS, DataConfig, TrainConfig
 from pipeline.distributed.shards import ShardedCsr
-from pipeline.maps.methods import METHODS, Inputs
+from pipeline.maps.methods import METHODS, Inputs, Method
 from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import fit_retrieval
@@ -42,7 +46,58 @@ Round = tuple[float, float, dict[str, float]]
 WARM_UP_USERS = 100
 
 
-class Laps:
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is timed, and how often.
+
+    Args:
+        methods: names in ``pipeline.maps.methods``.
+        train: model, loss, dimension, seed, and the ``batch_size`` of the training in batches.
+        indices_per_id: table rows read per id; None: the method's own number.
+        resolution: of the clustering, which decides about the rows of the compressed tables.
+        rounds: timed epochs per training, and timed evaluations.
+    """
+
+    methods: Sequence[str]
+    train: TrainConfig
+    indices_per_id: int | None
+    resolution: float
+    rounds: int
+
+    def trainings(self) -> list[tuple[str, TrainConfig]]:
+        """Full-batch epochs and epochs of batches, by name; the first epoch of each is not timed."""
+        batch_size = self.train.batch_size or 0
+        epochs = {"epochs": self.rounds + 1, "eval_every": self.rounds + 1}
+        return [
+            (name, replace(self.train, batch_size=size, **epochs))
+            for name, size in (("full-batch epoch", 0), (f"batches of {batch_size:,}", batch_size))
+        ]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method's bucket maps, and the model on them."""
+
+    method: Method
+    maps: tuple[BucketMap, BucketMap]
+    model: ModelSpec
+
+    @classmethod
+    def make(cls, name: str, train: csr_array, labels: Labels, settings: BenchSettings) -> Subject:
+        """From the training interactions and their communities."""
+        method, config = METHODS[name], settings.train
+        n_indices = method.lookups(settings.indices_per_id)
+        maps = method.make(Inputs(train, labels, n_indices, hops=HOPS[-1], seed=config.seed))
+        item_bias = method.with_bias(None, config.loss)
+        return cls(method, maps, ModelSpec(config.model, config.dim, item_bias, config.n_layers, config.seed))
+
+    @property
+    def n_rows(self) -> int:
+        """Of both tables."""
+        return table_rows(*self.maps)
+
+
+class PhaseTimer:
     """Seconds by phase and round: each call adds the time since the last one to the phase that it names.
 
     Args:
@@ -82,12 +137,8 @@ class Laps:
         return time.perf_counter()
 
 
-def bench(data: DataConfig, **how: Any) -> list[dict[str, Any]]:
-    """:func:`measure` on a log, read like any other; its test interactions are those of the evaluation.
-
-    Args:
-        how: the keyword arguments of :func:`measure`.
-    """
+def bench(data: DataConfig, settings: BenchSettings) -> list[dict[str, Any]]:
+    """:func:`measure` on a log, read as any other; its test interactions are those of the evaluation."""
     from pipeline.distributed.session import ray_session
     from pipeline.retrieval.ingest import ingest
 
@@ -96,28 +147,14 @@ def bench(data: DataConfig, **how: Any) -> list[dict[str, Any]]:
         with ray_session():
             ingest(data, Path(folder))
         train, test = (ShardedCsr.open(Path(folder) / part).load() for part in ("train", "test"))
-    return measure(train, test, **how)
+    return measure(train, test, settings)
 
 
-def measure(
-    train: csr_array,
-    test: csr_array,
-    *,
-    methods: Sequence[str],
-    settings: TrainConfig,
-    indices_per_id: int | None,
-    resolution: float,
-    rounds: int,
-) -> list[dict[str, Any]]:
-    """Time epochs of either training, and the evaluation of the model that the second one leaves, method by method.
+def measure(train: csr_array, test: csr_array, settings: BenchSettings) -> list[dict[str, Any]]:
+    """Time epochs of both trainings, and the evaluation of the model that the second one leaves, method by method.
 
     Args:
         train, test: interactions, users x items.
-        methods: names in ``pipeline.maps.methods``.
-        settings: model, dimension, seed and ``batch_size``, that of the training which is not full-batch.
-        indices_per_id: rows read per id; None: the method's own.
-        resolution: of the clustering that gives the compressed methods their rows.
-        rounds: timed epochs per training, and timed evaluations.
 
     Returns: one object per method and task ("full-batch epoch", "batches of N", "evaluation"), with method, model, task, device,
         threads, rows, indices_per_id, n_users, n_items, n_interactions; seconds (the median), rounds_s (all of them) and cpu_s
@@ -132,45 +169,60 @@ def measure(
             "the log has no test interactions to rank; give --split random, or --split given with a test file"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    users = torch.from_numpy(np.repeat(np.arange(train.shape[0]), np.diff(train.indptr))).to(device)
-    items = torch.from_numpy(train.indices.astype(np.int64)).to(device)
-    tested = np.flatnonzero(np.diff(test.indptr))
-    labels = cluster(train, resolution=resolution)
+    labels = cluster(train, resolution=settings.resolution)
     results = []
-    for method in methods:
-        spec = METHODS[method]
-        maps = spec.make(
-            Inputs(train, labels, indices_per_id=spec.lookups(indices_per_id), hops=HOPS[-1], seed=settings.seed)
-        )
-        n_rows = table_rows(*maps)
-        item_bias = spec.with_bias(None, settings.loss)
-        blueprint = ModelSpec(settings.model, settings.dim, item_bias, settings.n_layers, settings.seed)
-        about = {"method": method, "model": settings.model, "device": str(device), "threads": torch.get_num_threads(),
-                 "rows": n_rows,
-                 "indices_per_id": maps[0].indices_per_id,
-                 "n_users": train.shape[0], "n_items": train.shape[1], "n_interactions": len(users)}  # fmt: skip
-        laps, sample = Laps(device), NegativeSampler(train, device=device)
-        for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):
-            _log.info("%s: %s", method, task)
-            model = blueprint.build(*maps, train).to(device)
-            how = fit_settings(
-                replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows, train
-            )
-            laps.start()
-            fit_retrieval(model, users, items, how, None, sample=sample, on_epoch=lambda *_: laps.end_round(), lap=laps)
-            results.append(about | {"task": task} | figures(laps.rounds[1:], len(users)))
-        _log.info("%s: evaluation", method)
+    for name in settings.methods:
+        subject = Subject.make(name, train, labels, settings)
+        common = {
+            "method": name,
+            "model": settings.train.model,
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "rows": subject.n_rows,
+            "indices_per_id": subject.maps[0].indices_per_id,
+            "n_users": train.shape[0],
+            "n_items": train.shape[1],
+            "n_interactions": train.nnz,
+        }
+        timer = PhaseTimer(device)
+        for task, config in settings.trainings():
+            _log.info("%s: %s", name, task)
+            model = _time_training(subject, train, config, timer)
+            results.append(common | {"task": task} | figures(timer.rounds[1:], train.nnz))
+        _log.info("%s: evaluation", name)
+        tested = np.flatnonzero(np.diff(test.indptr))
         rank_users(model, tested[:WARM_UP_USERS], train, test, K)
-        laps.start()
-        for _ in range(rounds):
-            rank_users(model, tested, train, test, K, lap=laps)
-            laps.end_round()
-        results.append(about | {"task": "evaluation"} | figures(laps.rounds, len(tested)))
+        timer.start()
+        for _ in range(settings.rounds):
+            rank_users(model, tested, train, test, K, lap=timer)
+            timer.end_round()
+        results.append(common | {"task": "evaluation"} | figures(timer.rounds, len(tested)))
     return results
 
 
+def _time_training(subject: Subject, train: csr_array, config: TrainConfig, timer: PhaseTimer) -> RetrievalModel:
+    """Train a new model, an epoch a round, and return it."""
+    users, items = interactions(train)
+    model = subject.model.build(*subject.maps, train).to(timer.device)
+    settings = fit_settings(config, subject.method, subject.n_rows, train)
+    sample = NegativeSampler(train, device=timer.device)
+    users, items = users.to(timer.device), items.to(timer.device)
+    timer.start()
+    fit_retrieval(model, users, items, settings, None, sample=sample, on_epoch=lambda *_: timer.end_round(), lap=timer)
+    return model
+
+
+def interactions(graph: csr_array) -> tuple[Tensor, Tensor]:
+    """User rows and item rows of all interactions, int64, shape (n_interactions,) each."""
+    users = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
+    return torch.from_numpy(users), torch.from_numpy(graph.indices.astype(np.int64))
+
+
 def figures(rounds: Sequence[Round], n: int) -> dict[str, Any]:
-    """Seconds, their median, per second and phases of timed rounds of ``n`` things each."""
+    """Seconds of timed rounds over ``n`` examples each: all, their median, examples per second, and phases.
+
+    The phases are those of the round nearest to the median.
+    """
     seconds = statistics.median(whole for whole, _, _ in rounds)
     _, _, phases = min(rounds, key=lambda one: abs(one[0] - seconds))
     return {
@@ -186,13 +238,24 @@ def table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tupl
     """What to print: a header, and a line per result with the share of every phase."""
     header = ("method", "rows", "task", "seconds", "CPU s", "per second", "share of time")
     lines = [
-        (e["method"], f"{e['rows']:,}", e["task"], f"{e['seconds']:.3f}", f"{e['cpu_s']:.3f}",
-         f"{e['per_second']:,.0f} {'users' if e['task'] == 'evaluation' else 'interactions'}", _shares(e))
+        (*columns(e), f"{e['per_second']:,.0f} {'users' if e['task'] == 'evaluation' else 'interactions'}", shares(e))
         for e in results
-    ]  # fmt: skip
+    ]
     return header, lines
 
 
-def _shares(entry: dict[str, Any]) -> str:
+def columns(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns method, rows, task, seconds and CPU s of a result."""
+    return (
+        entry["method"],
+        f"{entry['rows']:,}",
+        entry["task"],
+        f"{entry['seconds']:.3f}",
+        f"{entry['cpu_s']:.3f}",
+    )
+
+
+def shares(entry: Mapping[str, Any]) -> str:
+    """The share of every phase in a result's time."""
     whole = sum(entry["phases_s"].values())
     return ", ".join(f"{phase} {100 * seconds / whole:.0f} %" for phase, seconds in entry["phases_s"].items())

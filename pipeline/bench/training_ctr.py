@@ -1,6 +1,6 @@
-"""The benchmark of click-through training and evaluation: rows per second, and where the time goes.
+"""Benchmark of CTR training and evaluation: samples per second, and the share of every phase.
 
-As ``pipeline.bench.training``: what a run calls, in this process, each phase told by the loops themselves, the first epoch not counted.
+As ``pipeline.bench.training``: it calls what a run calls, in this process; the loops report their phases; the first epoch is not timed.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pipeline.bench.training import Laps, figures
+from graphhash.models.ctr import CtrModel
+from pipeline.bench.training import PhaseTimer, columns, figures, shares
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import asked_lookups
 from pipeline.ctr.cluster import cluster_ctr, load_pair_labels
@@ -30,8 +33,8 @@ from pipeline.training.loop import fit
 _log = logging.getLogger(__name__)
 
 
-def bench_clicks(config: RunConfig, *, rounds: int) -> list[dict[str, Any]]:
-    """Time epochs of training on a log, and the prediction of its test rows, method by method.
+def bench_ctr(config: RunConfig, *, rounds: int) -> list[dict[str, Any]]:
+    """Time epochs of training on a CTR data set, and the prediction of its test rows, method by method.
 
     Args:
         config: of task ctr: data, methods, model and budget; training and maps by ``train`` and ``map``.
@@ -50,76 +53,79 @@ def bench_clicks(config: RunConfig, *, rounds: int) -> list[dict[str, Any]]:
         cluster_dir.mkdir()
         ingest_ctr(config.data, ingest_dir)
         cluster_ctr(config, ingest_dir, cluster_dir)
-        return measure_clicks(config, ingest_dir, cluster_dir, config.run.methods, rounds=rounds)
+        return measure_ctr(config, ingest_dir, cluster_dir, rounds=rounds)
 
 
-def measure_clicks(
-    config: RunConfig,
-    ingest_dir: Path,
-    cluster_dir: Path,
-    methods: Sequence[str],
-    *,
-    rounds: int,
-) -> list[dict[str, Any]]:
-    """:func:`bench_clicks` of a log that is ingested and clustered."""
+def measure_ctr(config: RunConfig, ingest_dir: Path, cluster_dir: Path, *, rounds: int) -> list[dict[str, Any]]:
+    """:func:`bench_ctr` of a data set that is ingested and clustered."""
     features = Features.open(ingest_dir)
     train, test = features.part("train"), features.part("test")
-    graphs = [pair_graph(features, train, pair) for pair in find_pairs(features)]
-    labels = load_pair_labels(cluster_dir, json.loads((cluster_dir / "cluster.json").read_text()))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fold = draw_folds(len(train), config.map.seed)
+    make_model = _model_maker(config, features, cluster_dir, fold)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     examples = [tensor.to(device) for tensor in (*train.tensors(), torch.from_numpy(fold))]
+    settings = replace(ctr_settings(config, len(train)), epochs=rounds + 1, eval_every=rounds + 1)
+    task = f"batches of {settings.batch_size:,}"
     results = []
-    for method in methods:
-        how = {
-            "indices_per_id": asked_lookups(config, features, method),
-            "hops": config.map.hops,
-            "seed": config.map.seed,
+    for method in config.run.methods:
+        model = make_model(method).to(device)
+        common = {
+            "method": method,
+            "model": config.train.model,
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "rows": table_rows(model),
+            "n_rows": len(train),
         }
-        maps = make_maps(features, graphs, labels, method, **how)
-        model = spec_of(config, method).build(maps, len(features.dense), len(features.bags)).to(device)
-        model.use_folds(cross_fitted_maps(features, train, graphs, labels, method, fold, **how))
-        settings = replace(ctr_settings(config, len(train)), epochs=rounds + 1, eval_every=rounds + 1)
-        about = {"method": method, "model": config.train.model, "device": str(device), "threads": torch.get_num_threads(),
-                 "rows": table_rows(model), "n_rows": len(train)}  # fmt: skip
-        _log.info("%s: batches of %s", method, f"{settings.batch_size:,}")
-        laps = Laps(device)
+        _log.info("%s: %s", method, task)
+        timer = PhaseTimer(device)
         seldom = seldom_tables(model, settings.batch_size, features)
         fit(
             model, examples, settings, click_loss(len(features.bags)), None, score=SCORES["auc"], seldom=seldom,
-            on_epoch=lambda *_: laps.end_round(), lap=laps,
+            on_epoch=lambda *_, timer=timer: timer.end_round(), lap=timer,
         )  # fmt: skip
-        results.append(about | {"task": f"batches of {settings.batch_size:,}"} | figures(laps.rounds[1:], len(train)))
+        results.append(common | {"task": task} | figures(timer.rounds[1:], len(train)))
         if not len(test):
             continue
         _log.info("%s: evaluation", method)
         model.eval()
         predict(model, test)
-        laps.start()
+        timer.start()
         for _ in range(rounds):
             predict(model, test)
-            laps("predictions")
-            laps.end_round()
-        results.append(about | {"task": "evaluation"} | figures(laps.rounds, len(test)))
+            timer("predictions")
+            timer.end_round()
+        results.append(common | {"task": "evaluation"} | figures(timer.rounds, len(test)))
     return results
+
+
+def _model_maker(
+    config: RunConfig, features: Features, cluster_dir: Path, fold: NDArray[np.integer]
+) -> Callable[[str], CtrModel]:
+    """A function that makes the untrained model of a method, with the cross-fitted maps of every fold.
+
+    Args:
+        fold: of every training row, shape (n_rows,).
+    """
+    train = features.part("train")
+    graphs = [pair_graph(features, train, pair) for pair in find_pairs(features)]
+    labels = load_pair_labels(cluster_dir, json.loads((cluster_dir / "cluster.json").read_text()))
+
+    def make(method: str) -> CtrModel:
+        options = {
+            "indices_per_id": asked_lookups(config, features, method),
+            "hops": config.map.hops,
+            "seed": config.map.seed,
+        }
+        maps = make_maps(features, graphs, labels, method, **options)
+        model = spec_of(config, method).build(maps, len(features.dense), len(features.bags))
+        model.use_folds(cross_fitted_maps(features, train, graphs, labels, method, fold, **options))
+        return model
+
+    return make
 
 
 def table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """What to print: a header, and a line per result with the share of every phase."""
     header = ("method", "rows", "task", "seconds", "CPU s", "rows/s", "share of time")
-    lines = []
-    for e in results:
-        whole = sum(e["phases_s"].values())
-        shares = ", ".join(f"{phase} {100 * seconds / whole:.0f} %" for phase, seconds in e["phases_s"].items())
-        lines.append(
-            (
-                e["method"],
-                f"{e['rows']:,}",
-                e["task"],
-                f"{e['seconds']:.3f}",
-                f"{e['cpu_s']:.3f}",
-                f"{e['per_second']:,.0f}",
-                shares,
-            )
-        )
-    return header, lines
+    return header, [(*columns(e), f"{e['per_second']:,.0f}", shares(e)) for e in results]

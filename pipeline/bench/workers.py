@@ -1,9 +1,8 @@
-"""The benchmark of several workers: an epoch in this process, and in Ray Train with as many workers as are asked for.
+"""Benchmark of several workers: an epoch in this process, and in Ray Train with the numbers of workers that are asked for.
 
-The difference between this process and one worker is what Ray Train costs per epoch; between one worker and several, what they gain. Next
-to it stands the time in which memory moves what an epoch reads and writes, at the speed of a copy on the same device: a lower bound
-where vectors do not stay in a cache, as those of a small log do. The first
-epoch is not counted, and nothing is evaluated.
+The difference between this process and one worker is what Ray Train costs per epoch; between one worker and several, what they gain.
+Next to it stands a lower bound: the time in which the device copies as many bytes as an epoch reads and writes. An epoch is faster only
+where the vectors stay in a cache, as those of a small log do. The first epoch is not timed, and nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -15,22 +14,18 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from scipy.sparse import csr_array
 
 from graphhash.clustering.api import cluster
-from graphhash.maps.bucket_map import table_rows
 from graphhash.models.samplers import NegativeSampler
-from pipeline.config.run_config import HOPS, DataConfig, TrainConfig
+from pipeline.bench.training import BenchSettings, Subject, interactions
+from pipeline.config.run_config import DataConfig
 from pipeline.distributed.shards import ShardedCsr
-from pipeline.maps.methods import METHODS, Inputs
-from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.train import fit_settings, fit_task
 from pipeline.storage.atomic import write_json_atomic
@@ -44,92 +39,96 @@ TIMES = "times.json"
 COPIED_BYTES = 2**28
 
 
-def bench_workers(
-    data: DataConfig,
-    *,
-    method: str,
-    settings: TrainConfig,
-    indices_per_id: int | None,
-    resolution: float,
-    workers: Sequence[int],
-    rounds: int,
-) -> list[dict[str, Any]]:
+def bench_workers(data: DataConfig, settings: BenchSettings, workers: Sequence[int]) -> list[dict[str, Any]]:
     """Time full-batch epochs and epochs of batches, in this process and in Ray Train.
 
     Args:
         data: a log; there is no validation.
-        method, settings, indices_per_id, resolution, rounds: as in ``pipeline.bench.training.measure``.
+        settings: its first method is timed.
         workers: numbers of Ray Train's workers.
 
     Returns: one object per task and place: ``method``, ``model``, ``task``, ``where`` ("this process" or "Ray Train"), ``workers``,
-        ``device``, ``threads`` (of each), ``n_interactions``, ``seconds`` (the median of ``rounds_s``), ``per_second``, ``start_s`` (all but
-        the epochs counted), ``bound_s`` and ``gpu_percent`` (None off a GPU).
+        ``device``, ``threads`` (of each), ``n_interactions``, ``seconds`` (the median of ``rounds_s``), ``per_second``, ``start_s``
+        (everything but the timed epochs), ``bound_s`` and ``gpu_percent`` (None without a GPU).
     """
     from pipeline.distributed.session import ray_session
     from pipeline.retrieval.ingest import ingest
 
-    spec, results = METHODS[method], []
+    results = []
     with tempfile.TemporaryDirectory(prefix="graphhash-bench-") as name, ray_session():
         folder = Path(name)
         _log.info("%s: making the graph", Path(data.path).name)
         ingest(data, folder / "ingest")
         graph = ShardedCsr.open(folder / "ingest" / "train").load()
-        labels = cluster(graph, resolution=resolution)
-        maps = spec.make(Inputs(graph, labels, spec.lookups(indices_per_id), hops=HOPS[-1], seed=settings.seed))
-        n_rows = table_rows(*maps)
-        blueprint = ModelSpec(
-            settings.model, settings.dim, spec.with_bias(None, settings.loss), settings.n_layers, settings.seed
-        )
-        n_numbers = sum(parameter.numel() for parameter in blueprint.build(*maps, graph).parameters())
-        for task, batch_size in (("full-batch epoch", 0), (f"batches of {settings.batch_size:,}", settings.batch_size)):
-            how = fit_settings(
-                replace(settings, epochs=rounds + 1, eval_every=rounds + 1, batch_size=batch_size), spec, n_rows, graph
-            )
-            n_bytes = bytes_to_move(graph.nnz, settings.dim, n_numbers, how.batch_size)
-
-            def figures_of(times: dict[str, Any], n_bytes: int = n_bytes) -> dict[str, Any]:
-                seconds, bytes_per_s = statistics.median(times["rounds_s"]), times.pop("bytes_per_s")
-                return times | {"seconds": seconds, "per_second": graph.nnz / seconds, "bound_s": n_bytes / bytes_per_s}
-
-            about = {"method": method, "model": settings.model, "task": task, "n_interactions": graph.nnz}
+        labels = cluster(graph, resolution=settings.resolution)
+        subject = Subject.make(settings.methods[0], graph, labels, settings)
+        n_numbers = sum(parameter.numel() for parameter in subject.model.build(*subject.maps, graph).parameters())
+        for task, config in settings.trainings():
+            fit = fit_settings(config, subject.method, subject.n_rows, graph)
+            n_bytes = bytes_to_move(graph.nnz, config.dim, n_numbers, fit.batch_size)
+            common = {"method": settings.methods[0], "model": config.model, "task": task, "n_interactions": graph.nnz}
             _log.info("%s: this process", task)
-            results.append(
-                about | {"where": "this process", "workers": 1} | figures_of(_here(blueprint, maps, graph, how))
-            )
+            times = _time_here(subject, graph, fit)
+            results.append(common | {"where": "this process", "workers": 1} | _figures(times, graph.nnz, n_bytes))
             for n in workers:
                 _log.info("%s: Ray Train, workers: %d", task, n)
-                work = folder / f"{batch_size}-{n}"
-                work.mkdir()
-                for side, bucket_map in zip(("users", "items"), maps, strict=True):
-                    bucket_map.save(work / f"{side}.npz")
-                job = {"task": timed_task, "folder": str(work), "ingest": str(folder / "ingest"), "model": blueprint, "settings": how,
-                       "eval_users": 0, "sampler": ("uniform", 0.0), "propagation": settings.propagation,
-                       "states": CheckpointManager(work / "states"), "workers": n, "checkpoint_seconds": 0.0}  # fmt: skip
-                asked_at = time.perf_counter()
-                run_on_ray(timed_task, job, Tracker())
-                whole = time.perf_counter() - asked_at
-                times = json.loads((work / TIMES).read_text())
-                start = {"start_s": whole - sum(times["rounds_s"])}
-                results.append(about | {"where": "Ray Train", "workers": n} | figures_of(times) | start)
+                work = folder / f"{config.batch_size}-{n}"
+                times = _time_on_ray(subject, folder / "ingest", work, fit, n, config.propagation)
+                results.append(common | {"where": "Ray Train", "workers": n} | _figures(times, graph.nnz, n_bytes))
     return results
 
 
-def timed_task(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:
-    """What a worker does: train as ever; the first one writes how long each epoch took."""
+def _figures(times: Mapping[str, Any], n_interactions: int, n_bytes: int) -> dict[str, Any]:
+    """Times of a training, with their median, interactions per second, and the lower bound from the bytes of an epoch."""
+    kept = {key: value for key, value in times.items() if key != "bytes_per_s"}
+    seconds = statistics.median(times["rounds_s"])
+    bound_s = n_bytes / times["bytes_per_s"]
+    return kept | {"seconds": seconds, "per_second": n_interactions / seconds, "bound_s": bound_s}
+
+
+def timed_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
+    """What a worker does: train as in a run; the first worker writes how long each epoch took."""
     watch = _Watch(device)
     with watch:
-        state = fit_task(job, device, how | {"on_epoch": watch.end_epoch})
-    if how["workers"].rank == 0:
+        state = fit_task(job, device, options | {"on_epoch": watch.end_epoch})
+    if options["workers"].rank == 0:
         write_json_atomic(Path(job["folder"]) / TIMES, watch.times())
     return state
 
 
-def _here(blueprint: ModelSpec, maps: Any, graph: csr_array, settings: RetrievalSettings) -> dict[str, Any]:
+def _time_on_ray(
+    subject: Subject, ingest_dir: Path, work: Path, settings: RetrievalSettings, n_workers: int, propagation: str
+) -> dict[str, Any]:
+    """Train in Ray Train's workers, in the new folder ``work``."""
+    work.mkdir()
+    for side, bucket_map in zip(("users", "items"), subject.maps, strict=True):
+        bucket_map.save(work / f"{side}.npz")
+    job = {
+        "task": timed_task,
+        "folder": str(work),
+        "ingest": str(ingest_dir),
+        "model": subject.model,
+        "settings": settings,
+        "eval_users": 0,
+        "sampler": ("uniform", 0.0),
+        "propagation": propagation,
+        "states": CheckpointManager(work / "states"),
+        "workers": n_workers,
+        "checkpoint_seconds": 0.0,
+    }
+    started = time.perf_counter()
+    run_on_ray(timed_task, job, Tracker())
+    whole = time.perf_counter() - started
+    times = json.loads((work / TIMES).read_text())
+    return times | {"start_s": whole - sum(times["rounds_s"])}
+
+
+def _time_here(subject: Subject, graph: csr_array, settings: RetrievalSettings) -> dict[str, Any]:
+    """Train in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     watch = _Watch(device)
-    users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)))
-    items = torch.from_numpy(graph.indices.astype(np.int64))
-    model, sample = blueprint.build(*maps, graph).to(device), NegativeSampler(graph, device=device)
+    users, items = interactions(graph)
+    model, sample = subject.model.build(*subject.maps, graph).to(device), NegativeSampler(graph, device=device)
     with watch:
         fit_retrieval(model, users, items, settings, None, sample=sample, on_epoch=watch.end_epoch)
     times = watch.times()
@@ -137,14 +136,14 @@ def _here(blueprint: ModelSpec, maps: Any, graph: csr_array, settings: Retrieval
 
 
 def bytes_to_move(n_interactions: int, dim: int, n_numbers: int, batch_size: int | None) -> int:
-    """What an epoch of BPR with Adam moves to and from memory at least, in bytes, if nothing stays in a cache.
+    """Least bytes that an epoch of BPR with Adam moves to and from memory, if nothing stays in a cache.
 
-    Three vectors an interaction are read forwards and again backwards, and their gradients are read, added to and written; in each step
-    Adam reads four numbers per number of the model that it touches, and writes three.
+    Three vectors per interaction are read in the forward pass and again in the backward pass, and their gradients are read, added to and
+    written; in each step Adam reads four numbers and writes three per parameter that it touches.
 
     Args:
-        n_numbers: of the model. A step touches those alone that its vectors have, where these are fewer.
-        batch_size: None: one step.
+        n_numbers: parameters of the model. A step touches at most those of the vectors in its batch.
+        batch_size: None: one step per epoch.
     """
     batch = n_interactions if batch_size is None else min(batch_size, n_interactions)
     n_steps = -(-n_interactions // batch)
@@ -155,7 +154,8 @@ class _Watch:
     """Marks the end of every epoch on the device, and how busy a GPU is while the block lasts."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._ended, self._busy = device, threading.Event(), []
+        self._device, self._ended = device, threading.Event()
+        self._busy: list[float] = []
         self.marks: list[float] = []
         self.began = time.perf_counter()
 
@@ -170,7 +170,7 @@ class _Watch:
             self._thread.join()
 
     def end_epoch(self, _epoch: int, _loss: float) -> None:
-        # The loss has been read, so a GPU has come so far.
+        # The loss has been read, so a GPU has finished the epoch.
         self.marks.append(time.perf_counter())
 
     def times(self) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class _Watch:
                     float(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
                 )
             except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
-                return  # Without the tool there is no figure.
+                return  # Without the tool the share is unknown.
 
 
 def bytes_per_second(device: torch.device) -> float:
@@ -212,8 +212,8 @@ def bytes_per_second(device: torch.device) -> float:
 
 
 def table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """What to print: a header, and a line per result. The speed is over one worker of Ray Train, if there was one."""
-    alone = {e["task"]: e["seconds"] for e in results if e["where"] == "Ray Train" and e["workers"] == 1}
+    """What to print: a header, and a line per result. Speed is relative to one worker of Ray Train, if there was one."""
+    one_worker = {e["task"]: e["seconds"] for e in results if e["where"] == "Ray Train" and e["workers"] == 1}
     header = (
         "task",
         "where",
@@ -227,10 +227,21 @@ def table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tupl
         "GPU busy",
         "start s",
     )
-    lines = [
-        (e["task"], e["where"], str(e["workers"]), e["device"], str(e["threads"]), f"{e['seconds']:.3f}", f"{e['per_second']:,.0f}",
-         f"{alone[e['task']] / e['seconds']:.2f}" if e["task"] in alone else "-", f"{e['bound_s']:.3f}",
-         "-" if e["gpu_percent"] is None else f"{e['gpu_percent']:.0f} %", f"{e['start_s']:.1f}")
-        for e in results
-    ]  # fmt: skip
-    return header, lines
+    return header, [_columns(entry, one_worker.get(entry["task"])) for entry in results]
+
+
+def _columns(entry: Mapping[str, Any], one_worker_s: float | None) -> tuple[str, ...]:
+    """The texts of a line; ``one_worker_s`` are the seconds of one worker of Ray Train."""
+    return (
+        entry["task"],
+        entry["where"],
+        str(entry["workers"]),
+        entry["device"],
+        str(entry["threads"]),
+        f"{entry['seconds']:.3f}",
+        f"{entry['per_second']:,.0f}",
+        "-" if one_worker_s is None else f"{one_worker_s / entry['seconds']:.2f}",
+        f"{entry['bound_s']:.3f}",
+        "-" if entry["gpu_percent"] is None else f"{entry['gpu_percent']:.0f} %",
+        f"{entry['start_s']:.1f}",
+    )

@@ -1,6 +1,6 @@
-"""What the commands share: their options, the settings that these become, and how results are printed.
+"""The options that commands share, the settings that they set, and the printing of tables.
 
-An option is declared once, in a group of those that belong together, and KEYS says which settings it sets.
+An option is declared once, in a group of related ones, and KEYS names the settings that it sets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.config.run_config import (
 )
 from pipeline.errors import ConfigError
 
-# Option -> the keys it sets. `--seed` seeds the split, the maps and the training alike.
+# Option -> the settings it sets. `--seed` seeds the split, the bucket maps and the training alike.
 KEYS: dict[str, tuple[str, ...]] = {
     "task": ("run.task",),
     "data": ("data.path",),
@@ -92,73 +92,103 @@ def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 out_option = _group(
     click.option(
-        "--out", required=True, metavar="DIR", help="The run folder, or its URI (s3://...); made when missing."
+        "--out", required=True, metavar="DIR", help="The run folder, or its URI (s3://...); created if missing."
     ),
     click.option(
         "--work",
         metavar="DIR",
         envvar="GRAPHHASH_WORK",
-        help="With --out at a URI: where it is worked on; all machines of a cluster must see it.  [a temporary folder]",
+        help="With --out at a URI: the working copy; all machines of a cluster must see it.  [a temporary folder]",
     ),
 )
-seed_option = click.option("--seed", type=int, help="Seeds the split, the maps and the training.  [0]")
+seed_option = click.option("--seed", type=int, help="Seeds the split, the bucket maps and the training.  [0]")
 settings_options = _group(
-    click.option("--config", "config_file", metavar="FILE", help="TOML file of settings; options are stronger."),
-    click.option("--address", metavar="ADDR", help="A Ray cluster; without it a local Ray starts and stops by itself."),
-    click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well."),
+    click.option("--config", "config_file", metavar="FILE", help="TOML file of settings; options override it."),
+    click.option(
+        "--address",
+        metavar="ADDR",
+        help="Ray cluster to use (auto, host:port or ray://...).  [a local Ray, started when needed]",
+    ),
+    click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as JSON."),
     click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]..."),
 )
 common_options = _group(seed_option, settings_options)
 task_option = click.option(
     "--task",
     type=click.Choice(TASKS),
-    help="ctr: predict the clicks of a log with any columns.  [retrieval: rank items for users]",
+    help="retrieval: rank items for users; ctr: predict click probabilities from samples with labels.  [retrieval]",
 )
-click_options = _group(
-    click.option("--label-column", metavar="NAME", help="ctr: column of clicks, 0 and 1.  [label, click or clicked]"),
+ctr_data_options = _group(
+    click.option("--label-column", metavar="NAME", help="ctr: the label column, 0 or 1.  [label, click or clicked]"),
     click.option(
-        "--schema", metavar="FILE", help="ctr: TOML file of what the columns are.  [known by name, or guessed]"
+        "--schema",
+        metavar="FILE",
+        help="ctr: TOML file with the role of each column.  [known for named data sets, else inferred]",
     ),
-    click.option("--min-count", type=int, help="ctr: ids of fewer training rows are unknown.  [1]"),
+    click.option("--min-count", type=int, help="ctr: ids in fewer training samples are out of vocabulary.  [1]"),
 )
 data_options = _group(
     task_option,
-    click.option("--data", metavar="PATH", help="The interaction log: a file, a folder or a quoted glob."),
-    click.option("--format", type=click.Choice(FORMATS), help="Format of the log.  [auto]"),
-    click.option("--user-column", metavar="NAME", help="csv, tsv, parquet: column of user ids.  [user_id]"),
-    click.option("--item-column", metavar="NAME", help="csv, tsv, parquet: column of item ids.  [item_id]"),
-    click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1."),
-    click.option("--user-features", metavar="FILE", help="For lsh: csv, tsv or parquet, the id column and numbers."),
-    click.option("--item-features", metavar="FILE", help="For lsh: the same of items."),
     click.option(
-        "--bad-rows", type=click.Choice(("error", "skip")), help="skip: set bad rows aside, counted.  [error]"
+        "--data", metavar="PATH", help="The interaction log, or CTR data set: a file, a folder or a quoted glob."
     ),
-    click.option("--split", type=click.Choice(("random", "given")), help="given: the data set's test file.  [random]"),
-    click.option("--validation", type=float, help="Share of interactions for validation.  [0.1]"),
-    click.option("--test", type=float, help="Share of interactions for the test.  [0.1]"),
-    click_options,
+    click.option("--format", type=click.Choice(FORMATS), help="Format of the log.  [auto: detected]"),
+    click.option("--user-column", metavar="NAME", help="csv, tsv, parquet: the column of user ids.  [user_id]"),
+    click.option("--item-column", metavar="NAME", help="csv, tsv, parquet: the column of item ids.  [item_id]"),
+    click.option("--weight-column", metavar="NAME", help="The column of interaction weights.  [every row weighs 1]"),
+    click.option(
+        "--user-features",
+        metavar="FILE",
+        help="Method lsh: user features, a csv, tsv or parquet file of the id column and numbers.",
+    ),
+    click.option("--item-features", metavar="FILE", help="Method lsh: item features, likewise."),
+    click.option(
+        "--bad-rows",
+        type=click.Choice(("error", "skip")),
+        help="error: stop at the first bad row; skip: keep bad rows in ingest/rejected.parquet.  [error]",
+    ),
+    click.option(
+        "--split",
+        type=click.Choice(("random", "given")),
+        help="random: draw validation and test; given: the data set's own test file.  [random]",
+    ),
+    click.option("--validation", type=float, help="Share of interactions held out for validation.  [0.1]"),
+    click.option("--test", type=float, help="Share of interactions held out for the test.  [0.1]"),
+    ctr_data_options,
 )
 budget_options = _group(
-    click.option("--ratio", type=float, help="Budget: bytes kept over bytes of the full tables.  [0.25]"),
-    click.option("--rows", type=int, help="Budget: rows of both tables together, exactly."),
-    click.option("--user-rows", type=int, help="Budget: rows of the user table, exactly; with --item-rows."),
-    click.option("--item-rows", type=int, help="Budget: rows of the item table, exactly; with --user-rows."),
-    click.option("--resolution", type=float, help="No budget: resolution of the modularity; more means more rows."),
+    click.option(
+        "--ratio",
+        type=float,
+        help="Budget in bytes: of everything kept, as a share of the uncompressed tables.  [0.25]",
+    ),
+    click.option("--rows", type=int, help="Budget in rows: of user and item table together, exactly."),
+    click.option("--user-rows", type=int, help="Budget in rows of the user table, exactly; with --item-rows."),
+    click.option("--item-rows", type=int, help="Budget in rows of the item table, exactly; with --user-rows."),
+    click.option(
+        "--resolution",
+        type=float,
+        help="Instead of a budget: resolution of the modularity; a higher one gives more rows.",
+    ),
 )
 clustering_options = _group(
     click.option(
         "--cluster-method",
         type=click.Choice(CLUSTER_METHODS),
-        help="leiden: connected communities, slower; lpa: faster, worse; balanced: BACO.  [louvain]",
+        help="leiden: connected communities, slower; lpa: label propagation, faster, lower modularity; balanced: BACO.  [louvain]",
     ),
     click.option(
         "--levels",
         metavar="G[,G]...",
-        help="Write nested communities at these resolutions with raw ids: cluster/levels_users.parquet, _items.",
+        help="Also write nested communities at these resolutions, with raw ids: cluster/levels_users.parquet, levels_items.parquet.",
     ),
-    click.option("--max-size", type=int, help="Most users, and most items, of a community.  [no bound]"),
+    click.option("--max-size", type=int, help="Maximum number of users, and of items, in a community.  [no bound]"),
     click.option("--threads", type=int, help="Threads of the clustering.  [one per core]"),
-    click.option("--shards", type=int, help="Cluster in Ray tasks over this many shards; same labels.  [0: threads]"),
+    click.option(
+        "--shards",
+        type=int,
+        help="Cluster in Ray tasks over this many shards of the graph, with the same result.  [0: in one process]",
+    ),
 )
 cluster_options = _group(budget_options, clustering_options)
 METHOD_NAMES = (
@@ -170,37 +200,49 @@ model_options = _group(
     click.option(
         "--model",
         type=click.Choice((*MODELS, *CTR_MODELS)),
-        help="mf, neumf, lightgcn; ctr: the other ones.  [mf; ctr: dlrm]",
+        help="retrieval: mf, neumf or lightgcn; ctr: one of the others.  [mf; ctr: dlrm]",
     ),
     click.option(
-        "--loss", type=click.Choice(LOSSES), help="directau and ials need a model of vectors: mf, lightgcn.  [bpr]"
+        "--loss",
+        type=click.Choice(LOSSES),
+        help="directau and ials need mf or lightgcn, whose scores are inner products.  [bpr]",
     ),
 )
 training_options = _group(
-    click.option("--indices-per-id", type=int, help="Rows read per id.  [the method's]"),
-    click.option("--item-bias/--no-item-bias", default=None, help="A trained scalar per item.  [on for soft]"),
-    click.option("--dim", type=int, help="Length of an embedding.  [64]"),
-    click.option("--lr", type=float, help="Learning rate of Adam.  [the method's]"),
+    click.option(
+        "--indices-per-id", type=int, help="Table rows read per id: the number of hash functions.  [the method's]"
+    ),
+    click.option("--item-bias/--no-item-bias", default=None, help="Train a bias per item.  [on for soft]"),
+    click.option("--dim", type=int, help="Embedding dimension.  [64]"),
+    click.option(
+        "--lr", type=float, help="Initial learning rate of Adam; it falls to 0 over the epochs.  [the method's]"
+    ),
     click.option("--weight-decay", type=float, help="Weight decay of Adam.  [the method's]"),
-    click.option("--epochs", type=int, help="At most this many; early stopping ends sooner."),
-    click.option("--batch-size", type=int, help="Interactions per step; 0: all of them.  [the model's]"),
-    click.option("--mlflow/--no-mlflow", default=None, help="Track in MLFLOW_TRACKING_URI, or ./mlflow.db.  [on]"),
+    click.option(
+        "--epochs", type=int, help="Maximum number of epochs; early stopping may end training before.  [the model's]"
+    ),
+    click.option("--batch-size", type=int, help="Examples per step; 0: all of them.  [the model's]"),
+    click.option(
+        "--mlflow/--no-mlflow", default=None, help="Track the run in MLFLOW_TRACKING_URI, or else ./mlflow.db.  [on]"
+    ),
 )
-workers_option = click.option("--workers", type=int, help="Processes that train together.  [one per GPU, or one]")
+workers_option = click.option("--workers", type=int, help="Data-parallel training processes.  [one per GPU, or one]")
 train_options = _group(method_option, model_options, training_options, workers_option)
 resume_option = click.option(
     "--resume/--no-resume",
     default=None,
-    help="Go on from a checkpoint, which has to be there; or forget it and start over.  [go on if there is one]",
+    help="--resume: continue from a checkpoint, and fail without one; --no-resume: start over.  [continue if there is one]",
 )
 _precision_option = click.option(
-    "--precision", type=click.Choice(PRECISIONS), help="Stored tables.  [auto: int8, and float32 for full]"
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Number type of the stored tables.  [auto: int4 for soft maps, float32 for full, else int8]",
 )
 _runtime_option = click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
-    help="What serving keeps in memory: folded is a float32 vector per item, fastest; compressed is the small table"
-    " alone, a request then takes two (of 1 user) to five times (of 256) as long.  [auto: folded, up to 4 GiB while loading]",
+    help="What serving keeps in memory. folded: a float32 vector per item, fastest; compressed: the small tables alone, and"
+    " requests take two times (1 user) to five times (256 users) as long.  [auto: folded where that takes up to 4 GiB]",
 )
 
 

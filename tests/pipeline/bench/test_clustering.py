@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.bench import clustering as bench_cluster
+from pipeline.bench.clustering import ClusteringBench
 from pipeline.bench.clustering_peers import OURS, PEERS, PROGRAMS, choose_programs
 from pipeline.cli import main as cli
 from pipeline.distributed.shards import ShardedCsr
@@ -27,7 +28,10 @@ KEYS = {
     "resolution",
     "n_edges",
 }
-HOW = {"rounds": 1, "threads": 2}
+
+
+def settings(*resolutions: float, programs=(OURS,), rounds: int = 1) -> ClusteringBench:
+    return ClusteringBench(resolutions, programs, rounds, threads=2)
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def stored(tmp_path):
 
 
 def test_ours_on_a_graph_with_a_known_answer(stored):
-    coarse, fine = bench_cluster.compare("blocks", stored, resolutions=(1, 9), programs=[OURS], **HOW)
+    coarse, fine = bench_cluster.compare("blocks", stored, settings(1, 9))
     assert set(coarse) >= KEYS | {"phases_s", "start_mib"}
     assert "speedup" not in coarse
     # Two equal blocks that share no edge: everything inside, half of it expected.
@@ -73,8 +77,7 @@ def test_programs_take_turns_and_medians_are_compared(stored, monkeypatch):
     monkeypatch.setitem(PROGRAMS, OURS, program(OURS, [0, 0, 0, 1, 1, 1]))
     monkeypatch.setitem(PROGRAMS, "worse", program("worse", [0, 0, 0, 1, 1, 2]))
     monkeypatch.setattr(bench_cluster, "_memory", lambda *_: {"start_mib": 1.0, "peak_mib": 2.0})
-    how = HOW | {"rounds": 3}
-    ours, worse = bench_cluster.compare("blocks", stored, resolutions=(1,), programs=[OURS, "worse"], **how)
+    ours, worse = bench_cluster.compare("blocks", stored, settings(1, programs=(OURS, "worse"), rounds=3))
     assert [name for name, _ in calls] == [OURS] + [OURS, "worse"] * 3
     assert ours["seconds"] == sorted(ours["rounds_s"])[1]
     assert worse["speedup"] == worse["seconds"] / ours["seconds"]

@@ -13,15 +13,20 @@ from scipy.sparse import csr_array
 import graphhash
 from pipeline.bench import training as bench_train
 from pipeline.bench import workers as bench_workers
-from pipeline.bench.training import Laps
+from pipeline.bench.training import BenchSettings, PhaseTimer
 from pipeline.cli import main as cli
 from pipeline.config.run_config import DataConfig, TrainConfig
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.errors import ConfigError
 from pipeline.training.workers import fit_and_save
 from tests.helpers import graphs
+from tests.helpers.clicks import columns, write_csv, write_schema
 
 TRAINING = ["batches", "negatives", "forward", "backward", "step"]
-SIZES = {"indices_per_id": None, "resolution": 3.0, "rounds": 3}
+
+
+def settings(methods, **train) -> BenchSettings:
+    return BenchSettings(methods, TrainConfig(**train), indices_per_id=None, resolution=3.0, rounds=3)
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +36,7 @@ def graph():
 
 @pytest.mark.parametrize("model", ["mf", "neumf", "lightgcn"])
 def test_every_task_is_timed_by_phase(graph, model):
-    settings = TrainConfig(model=model, dim=8, batch_size=100)
-    results = bench_train.measure(graph, graph, methods=["soft", "full"], settings=settings, **SIZES)
+    results = bench_train.measure(graph, graph, settings(["soft", "full"], model=model, dim=8, batch_size=100))
     assert [(e["method"], e["task"]) for e in results] == [
         (method, task) for method in ("soft", "full") for task in ("full-batch epoch", "batches of 100", "evaluation")
     ]
@@ -47,25 +51,23 @@ def test_every_task_is_timed_by_phase(graph, model):
     assert results[-1]["rows"] == sum(graph.shape) + 2
 
 
-def test_laps_share_out_the_time_of_a_round(monkeypatch):
+def test_phases_share_out_the_time_of_a_round(monkeypatch):
     times = iter([0.0, 1.0, 3.0, 6.0, 6.5, 7.0, 8.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(times))
     cpu = iter([1.0, 4.0, 5.0, 9.0, 9.5])
     monkeypatch.setattr("time.process_time", lambda: next(cpu))
-    laps = Laps(torch.device("cpu"))
+    timer = PhaseTimer(torch.device("cpu"))
     for phase in ("a", "b", "a"):
-        laps(phase)
-    laps.end_round()
-    laps("a")
-    laps.end_round()
-    assert laps.rounds == [(6.5, 3.0, {"a": 4.0, "b": 2.0}), (1.5, 4.0, {"a": 0.5})]
+        timer(phase)
+    timer.end_round()
+    timer("a")
+    timer.end_round()
+    assert timer.rounds == [(6.5, 3.0, {"a": 4.0, "b": 2.0}), (1.5, 4.0, {"a": 0.5})]
 
 
 def test_a_log_without_a_test_set_is_refused(graph):
     with pytest.raises(graphhash.DataError, match="no test interactions to rank; give --split random"):
-        bench_train.measure(
-            graph, csr_array(graph.shape), methods=["full"], settings=TrainConfig(batch_size=9), **SIZES
-        )
+        bench_train.measure(graph, csr_array(graph.shape), settings(["full"], batch_size=9))
 
 
 def test_command_prints_and_writes_what_it_measured(ray_local, tmp_path):
@@ -92,8 +94,7 @@ def test_workers_are_timed_next_to_this_process(graph, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.retrieval.ingest.ingest", lambda data, folder: write_graph(folder, graph))
     monkeypatch.setattr("pipeline.distributed.session.ray_session", nullcontext)
     monkeypatch.setattr(bench_workers, "COPIED_BYTES", 2**20)
-    settings = TrainConfig(dim=8, batch_size=100)
-    results = bench_workers.bench_workers(DataConfig("log"), method="soft", settings=settings, workers=(1,), **SIZES)
+    results = bench_workers.bench_workers(DataConfig("log"), settings(["soft"], dim=8, batch_size=100), workers=(1,))
     assert [(e["task"], e["where"]) for e in results] == [
         (task, where) for task in ("full-batch epoch", "batches of 100") for where in ("this process", "Ray Train")
     ]
@@ -125,3 +126,28 @@ def test_the_least_that_an_epoch_moves():
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="no method 'sofd'; use full, "):
         cli.app.main(["bench", "train", "--data", "x", "--method", "sofd"], standalone_mode=False)
+
+
+def test_workers_of_a_ctr_training_are_refused():
+    with pytest.raises(ConfigError, match="--workers is not supported with --task ctr"):
+        cli.app.main(
+            ["bench", "train", "--data", "x", "--task", "ctr", "--workers", "2", "--method", "full"],
+            standalone_mode=False,
+        )
+
+
+def test_ctr_trainings_are_timed_by_phase(tmp_path):
+    write_csv(tmp_path / "log.csv", columns(600))
+    arguments = ["bench", "train", "--task", "ctr", "--data", tmp_path / "log.csv", "--schema", write_schema(tmp_path),
+                 "--method", "double_soft,full", "--dim", 4, "--batch-size", 100, "--epochs", 2, "--json", tmp_path / "f.json"]  # fmt: skip
+    done = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    results = json.loads((tmp_path / "f.json").read_text())
+    assert [(e["method"], e["task"]) for e in results] == [
+        (method, task) for method in ("double_soft", "full") for task in ("batches of 100", "evaluation")
+    ]
+    for entry in results:
+        assert len(entry["rounds_s"]) == 2
+        assert 0 < sum(entry["phases_s"].values()) <= max(entry["rounds_s"])
+    assert results[0]["per_second"] == pytest.approx(results[0]["n_rows"] / results[0]["seconds"])
+    assert len(done.stdout.splitlines()) == 5
