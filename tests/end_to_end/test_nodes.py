@@ -21,7 +21,8 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline import ray_graph, ray_session
+from pipeline.distributed import graph as ray_graph
+from pipeline.distributed import session as ray_session
 from pipeline.config.run_config import RunConfig
 from pipeline.training.workers import PROGRESS, fit_here, progress_of
 from pipeline.runs.run import run
