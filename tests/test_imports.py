@@ -73,7 +73,6 @@ STILL_BROKEN: set[tuple[str, str]] = {
     ("pipeline.ctr.models", "pipeline.retrieval.models"),
     ("pipeline.ctr.report", "pipeline.runs.tasks"),
     ("pipeline.ctr.train", "pipeline.retrieval.train"),
-    ("pipeline.logs.tables", "pipeline.ctr.schema"),
     ("pipeline.tracking.registry", "pipeline.ctr.data"),
     ("pipeline.tracking.registry", "pipeline.export.subgraph"),
 }

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from graphhash.errors import DataError
-from pipeline.ctr.schema import TIME_PARTS, Bag, Category, CtrSchema, nearest
+from graphhash.errors import DataError, did_you_mean, first_line
+from pipeline.ctr.schema import TIME_PARTS, Bag, Category, CtrSchema
 from pipeline.logs.columns import NUMBER, PLAIN_INTEGER, is_number, text_kind
-from pipeline.logs.tables import Rows
+from pipeline.logs.tables import Rows, listed_names
 
 LABELS = ("label", "click", "clicked", "is_click", "is_clicked")
 GUESS_ROWS = 10_000
@@ -46,12 +46,12 @@ def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[C
         found = [name for name in names if name.lower() in LABELS]
         if len(found) != 1:
             raise DataError(
-                f"{head.file.path}: no column is plainly the label (columns: {', '.join(names[:30])}); name it with label_column"
+                f"{head.file.path}: no column is plainly the label (columns: {listed_names(names)}); name it with label_column"
             )
         label = found[0]
     elif label not in names:
         raise DataError(
-            f"{head.file.path}: no column {label!r} for the label; {nearest(label, names)}the columns are {', '.join(names[:30])}"
+            f"{head.file.path}: no column {label!r} for the label; {did_you_mean(label, names, cutoff=0.5)}the columns are {listed_names(names)}"
         )
     parts: dict[str, list[str]] = {"categorical": [], "dense": [], "bags": []}
     left_out: dict[str, str] = {}
@@ -236,7 +236,7 @@ def checked_ids(rows: Rows, name: str, values: pa.Array, kind: str, owners: Sequ
             return values.cast(pa.int64())
         except pa.ArrowException as error:
             raise DataError(
-                f"{rows.file.path}: column {name!r}: {str(error).splitlines()[0]}; ids fit int64, or are texts"
+                f"{rows.file.path}: column {name!r}: {first_line(error)}; ids fit int64, or are texts"
             ) from None
     text = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
     wrong = pc.invert(pc.match_substring_regex(text, PLAIN_INTEGER)).fill_null(False).to_numpy(zero_copy_only=False)

@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
-from graphhash.errors import DataError
+from graphhash.errors import DataError, first_line
 from pipeline.ctr.schema import Bag, Category, CtrSchema
 from pipeline.logs.columns import Columns
+from pipeline.logs.csv import header_of
 from pipeline.logs.readers import READERS
 from pipeline.logs.sources import Source, cut_chunks
-from pipeline.logs.tables import LogFile, Rows, csv_header, read_rows
+from pipeline.logs.tables import LogFile, Rows, read_rows
 
 FRAPPE_NEGATIVES = 2
 ZIP_PREFIX = 3
@@ -52,9 +53,9 @@ def _pair(first: str, second: str) -> tuple[Category, Category]:
 
 _FRAPPE_CONTEXT = ("daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")
 _AVAZU_PLAIN = (
-    "C1 banner_pos site_domain site_category app_domain app_category device_model device_type device_conn_type "
-    "C14 C15 C16 C17 C18 C19 C20 C21 hour_hour hour_weekday"
-).split()
+    *("C1", "banner_pos", "site_domain", "site_category", "app_domain", "app_category", "device_model", "device_type"),
+    *("device_conn_type", "C14", "C15", "C16", "C17", "C18", "C19", "C20", "C21", "hour_hour", "hour_weekday"),
+)
 NAMED = {
     "frappe": Named(
         CtrSchema("label", (*_pair("user", "item"), *map(Category, _FRAPPE_CONTEXT)), group="user"),
@@ -111,13 +112,13 @@ def named_files(name: str, path: str, split: str) -> list[LogFile]:
     root = Path(path)
     folder = root if root.is_dir() else root.parent
     main = folder / NAMED[name].landmark
-    beside = [folder / file for file in ("users.dat", "movies.dat")] if name == "movielens-1m" else []
-    for file in (main, *beside):
+    joined = [folder / file for file in ("users.dat", "movies.dat")] if name == "movielens-1m" else []
+    for file in (main, *joined):
         if not file.is_file():
             raise DataError(f"{folder}: no {file.name}, which {name} needs; check the path")
     if name == "avazu":
         train, test = main, folder / "test"
-        header = tuple(csv_header(LogFile(str(train), "csv")))
+        header = tuple(header_of(str(train), "csv"))
         files = [LogFile(str(train), "csv")]
         if test.is_file() and (root.is_dir() or split == "given"):
             files.append(LogFile(str(test), "csv", split == "given", () if _is_avazu(test) else header))
@@ -126,7 +127,7 @@ def named_files(name: str, path: str, split: str) -> list[LogFile]:
         return files
     if split == "given":
         raise DataError(f"{path}: {name} has no test file of its own; use split='random'")
-    return [LogFile(str(main), name, beside=tuple(map(str, beside)))]
+    return [LogFile(str(main), name, joined=tuple(map(str, joined)))]
 
 
 def read_named(file: LogFile, seed: int) -> Iterator[Rows]:
@@ -185,7 +186,7 @@ def unobserved(
 
 
 def _read_movielens(file: LogFile) -> Iterator[Rows]:
-    users_file, movies_file = file.beside
+    users_file, movies_file = file.joined
     users = _read_dat(users_file, ["user_id", "gender", "age", "occupation", "zip"])
     movies = _read_dat(movies_file, ["item_id", "title", "genres"])
     titles = pc.extract_regex(movies["title"].combine_chunks(), r"\((?P<year>[0-9]{4})\)\s*$")
@@ -199,8 +200,8 @@ def _read_movielens(file: LogFile) -> Iterator[Rows]:
                 row, reason, _text = raw.malformed[0]
                 raise DataError(f"{file.path}: near row {first + row - 1}: {reason}; copy the file again")
             columns = {"rating": raw.weights, "user_id": raw.users, "item_id": raw.items}
-            for key, beside, values in (("user_id", users, of_user), ("item_id", movies, of_item)):
-                places = pc.index_in(columns[key], value_set=beside[key].combine_chunks())
+            for key, table, values in (("user_id", users, of_user), ("item_id", movies, of_item)):
+                places = pc.index_in(columns[key], value_set=table[key].combine_chunks())
                 columns |= {name: column.take(places) for name, column in values.items()}
             yield Rows(columns, first, file)
             first += len(raw.rows)
@@ -219,6 +220,4 @@ def _read_dat(path: str, names: list[str]) -> pa.Table:
             ),
         )
     except pa.ArrowException as error:
-        raise DataError(
-            f"{path}: {str(error).splitlines()[0]}; {len(names)} fields between '::' are expected"
-        ) from None
+        raise DataError(f"{path}: {first_line(error)}; {len(names)} fields between '::' are expected") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from graphhash.errors import DataError
 from pipeline.ctr.columns import guess_schema, with_kinds, with_times
 from pipeline.ctr.datasets import NAMED, find_name, named_files, read_named
+from pipeline.ctr.libfm import LibfmFile, find_libfm, is_libfm, read_libfm
 from pipeline.ctr.schema import Category, CtrSchema, read_schema
-from pipeline.logs.tables import LogFile, Rows, find_files, read_rows
+from pipeline.logs.tables import LogFile, Rows, find_files, listed_names, read_rows
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
@@ -31,8 +32,7 @@ class ClickLog:
     def rows(self, seed: int) -> Iterator[Rows]:
         """All rows, file by file, with the columns of the schema."""
         for file in self.files:
-            parts = read_named(file, seed) if file.format in NAMED else read_rows(file, self.schema.names)
-            for rows in parts:
+            for rows in _read(file, self.schema.names, seed):
                 yield with_times(rows, self.schema)
 
 
@@ -41,7 +41,7 @@ def log_paths(data: DataConfig) -> list[Path]:
     files = _files(data)
     if data.schema:
         read_schema(Path(data.schema))
-    paths = [path for file in files for path in (file.path, *file.beside)]
+    paths = [path for file in files for path in (file.path, *file.joined)]
     return [*map(Path, paths), *([Path(data.schema)] if data.schema else [])]
 
 
@@ -67,12 +67,12 @@ def open_log(data: DataConfig) -> ClickLog:
     if schema is not None:
         columns = schema.names
     first = files[0]
-    head = next(iter(read_named(first, data.seed) if first.format in NAMED else read_rows(first, columns)))
+    head = next(_read(first, columns, data.seed))
     if schema is None:
         for column, default in zip((data.user_column, data.item_column), DEFAULT_COLUMNS, strict=True):
             if column != default and column not in head.columns:
                 raise DataError(
-                    f"{first.path}: no column {column!r}; the columns are {', '.join(list(head.columns)[:30])}"
+                    f"{first.path}: no column {column!r}; the columns are {listed_names(list(head.columns))}"
                 )
         schema, left_out = guess_schema(head, data.label_column, data.user_column, data.item_column)
     elif data.label_column not in (None, schema.label):
@@ -90,7 +90,18 @@ def open_log(data: DataConfig) -> ClickLog:
 
 def _files(data: DataConfig) -> list[LogFile]:
     name = find_name(data.path, data.format)
-    return named_files(name, data.path, data.split) if name else find_files(data.path, data.format, data.split)
+    if name:
+        return named_files(name, data.path, data.split)
+    if is_libfm(data.path, data.format):
+        return find_libfm(data.path, data.split)
+    return find_files(data.path, data.format, data.split)
+
+
+def _read(file: LogFile, names: Sequence[str] | None, seed: int) -> Iterator[Rows]:
+    """The rows of a file of any format; a named data set has its own columns and draws negatives from the seed."""
+    if file.format in NAMED:
+        return read_named(file, seed)
+    return read_libfm(file, names) if isinstance(file, LibfmFile) else read_rows(file, names)
 
 
 def _counted(column: Category, min_count: int) -> Category:

@@ -26,14 +26,13 @@ run's method whatever the size.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graphhash.errors import DataError
+from graphhash.errors import DataError, did_you_mean
 
 # A table of at most so many values stays full: there is nothing to save.
 SMALL = 100
@@ -199,7 +198,9 @@ def _check_keys(values: Any, kinds: Mapping[str, Any], where: str) -> None:
         raise DataError(f"{where} is {values!r}; write it as a table of keys")
     for key, value in values.items():
         if key not in kinds:
-            raise DataError(f"{where}: unknown key {key!r}; {nearest(key, kinds)}keys are {', '.join(kinds)}")
+            raise DataError(
+                f"{where}: unknown key {key!r}; {did_you_mean(key, kinds, cutoff=0.5)}keys are {', '.join(kinds)}"
+            )
         if not isinstance(value, kinds[key]) or isinstance(value, bool):
             raise DataError(f"{where}: {key}={value!r} is {type(value).__name__}, which it does not take")
         if isinstance(value, list) and not all(isinstance(part, str) for part in value):
@@ -209,11 +210,5 @@ def _check_keys(values: Any, kinds: Mapping[str, Any], where: str) -> None:
 def _check_choice(column: str, key: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise DataError(
-            f"schema: column {column!r} has {key}={value!r}; {nearest(value, choices)}choices are {', '.join(choices)}"
+            f"schema: column {column!r} has {key}={value!r}; {did_you_mean(value, choices, cutoff=0.5)}choices are {', '.join(choices)}"
         )
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """ "did you mean 'x'? ", or nothing."""
-    close = difflib.get_close_matches(name, list(names), 1, 0.5)
-    return f"did you mean {close[0]!r}? " if close else ""

@@ -23,10 +23,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from graphhash.errors import DataError
+from graphhash.errors import DataError, first_line
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.errors import ConfigError
 from pipeline.logs.columns import NUMBER, PLAIN_INTEGER, is_number
+from pipeline.logs.csv import as_text
 from pipeline.logs.sources import EXTENSIONS
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def _read_table(file: Path) -> tuple[pa.Table, int]:
     try:
         table = pq.read_table(file) if format == "parquet" else _read_text(file, format)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{file}: no readable {format} ({reason}); write it again") from None
+        raise DataError(f"{file}: no readable {format} ({first_line(error)}); write it again") from None
     twice = [name for name in table.column_names if table.column_names.count(name) > 1]
     if twice:
         raise DataError(f"{file}: two columns are named {twice[0]!r}; rename one")
@@ -120,17 +120,11 @@ def _read_table(file: Path) -> tuple[pa.Table, int]:
 
 
 def _read_text(file: Path, format: str) -> pa.Table:
+    # Unlike logs, a .csv file of features is never read as tab-separated.
     parse = pa_csv.ParseOptions(delimiter="\t" if format == "tsv" else ",", newlines_in_values=True)
     with pa_csv.open_csv(file, parse_options=parse) as reader:
         names = reader.schema.names
-    # As text: arrow would take the type of a column from its first rows.
-    convert = pa_csv.ConvertOptions(
-        column_types={name: pa.string() for name in names},
-        null_values=[""],
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=False,
-    )
-    return pa_csv.read_csv(file, parse_options=parse, convert_options=convert)
+    return pa_csv.read_csv(file, parse_options=parse, convert_options=as_text(names, only=False))
 
 
 def _ids(column: pa.ChunkedArray, file: Path, name: str, kind: str, first_row: int) -> pa.Array:
@@ -146,9 +140,8 @@ def _ids(column: pa.ChunkedArray, file: Path, name: str, kind: str, first_row: i
         try:
             column = column.cast(pa.int64())
         except pa.ArrowException as error:
-            reason = str(error).splitlines()[0]
             raise DataError(
-                f"{file}: column {name!r} does not fit int64, as the log's ids do ({reason}); drop the row"
+                f"{file}: column {name!r} does not fit int64, as the log's ids do ({first_line(error)}); drop the row"
             ) from None
     ids = pa.concat_arrays(column.chunks)
     if pc.count_distinct(ids).as_py() < len(ids):

@@ -1,19 +1,17 @@
-"""Readers: a chunk of a log -> checked columns of raw ids and weights, and the rows that had to be rejected.
+"""Readers of interaction logs: a chunk of a file -> checked columns of raw ids and weights, and rejected rows.
 
-What an id, a weight and a bad row are is said in `pipeline.logs.columns`. With bad_rows="error"
-the first one raises DataError; with "skip" it is put into `Batch.rejected` and the rest is read. What
-concerns a whole file (empty, truncated, a column that is missing or of a type that holds no ids) always
-raises.
+What an id, a weight and a bad row are is defined in `pipeline.logs.columns`. With bad_rows="error" the first bad row raises
+DataError; with "skip" it goes into `Batch.rejected`. Errors that concern a whole file (empty, truncated, a column that is missing
+or whose type cannot be an id) always raise.
 
-Rows are counted from 1: lines in LightGCN and MovieLens files, rows in parquet, and in csv and tsv records
-with the header as 1, which is the line number unless the file has blank lines or line breaks within quotes. A
-.csv file whose header has tabs and no commas is read as tab-separated. Text is UTF-8. An empty csv field is
-null, a quoted empty one is the empty string. A LightGCN user without items is legal and has no interactions.
+Rows are counted from 1: lines in LightGCN and MovieLens files, rows in parquet, and records in csv and tsv, with the header as 1;
+this is the line number unless the file has blank lines or line breaks within quotes. A .csv file whose header has tabs and no
+commas is read as tab-separated. Text is UTF-8. An empty csv field is null, a quoted empty one is the empty string. A LightGCN
+user without items is legal and has no interactions.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,33 +20,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
-from graphhash.errors import DataError
-from pipeline.logs.columns import Batch, Columns, RawColumns, check_columns, is_number, text_kind
-from pipeline.logs.sources import Chunk, Source, first_line, open_parquet
+from graphhash.errors import DataError, did_you_mean, first_line
+from pipeline.logs.columns import Batch, Columns, RawColumns, check_columns
+from pipeline.logs.csv import BLOCK_BYTES, as_text, delimiter_of
+from pipeline.logs.sources import Chunk, Source, lines_before, open_parquet
 
 BATCH_ROWS = 1_000_000
-CSV_BLOCK_BYTES = 16 * 2**20
 SKIP_REMEDY = "fix or drop the row, or pass bad_rows='skip' (--bad-rows skip)"
-
-
-def find_kinds(sources: list[Source], columns: Columns) -> tuple[str, str]:
-    """Types of the user and the item ids of a log, ("int64" or "string") each.
-
-    Raises DataError when a column is missing or holds no ids, or when two files disagree.
-    """
-    first: tuple[str, str] | None = None
-    for source in sources:
-        _check_weight_column(source, columns)
-        kinds = _source_kinds(source, columns)
-        first = first or kinds
-        for column, expected, found in zip((columns.user, columns.item), first, kinds, strict=True):
-            if found != expected:
-                raise DataError(
-                    f"column {column!r} holds {expected} in {sources[0].file} and {found} in {source.file}; "
-                    "write both as integers or both as strings"
-                )
-    assert first is not None
-    return first
 
 
 def read_chunk(chunk: Chunk, columns: Columns, *, bad_rows: str, number_rows: bool = False) -> Iterator[Batch]:
@@ -59,11 +37,11 @@ def read_chunk(chunk: Chunk, columns: Columns, *, bad_rows: str, number_rows: bo
             its own start, which saves reading what lies before. Rejected rows are always counted from the
             start of the file.
     """
-    before: int | None = first_line(chunk) if number_rows and chunk.start and _by_bytes(chunk.source) else None
+    before: int | None = lines_before(chunk) if number_rows and chunk.start and _by_bytes(chunk.source) else None
     for raw in READERS[chunk.source.format](chunk, columns):
         batch = check_columns(raw, columns, chunk.number)
         if batch.rejected.num_rows and before is None:
-            before = first_line(chunk) if _by_bytes(chunk.source) else 0
+            before = lines_before(chunk) if _by_bytes(chunk.source) else 0
         offset = before or 0
         rejected = batch.rejected.set_column(1, "row", pc.add(batch.rejected["row"], offset))
         if bad_rows == "error" and rejected.num_rows:
@@ -78,20 +56,6 @@ def _by_bytes(source: Source) -> bool:
     return source.format not in ("csv", "tsv", "parquet")
 
 
-def _check_weight_column(source: Source, columns: Columns) -> None:
-    if columns.weight is None:
-        return
-    if source.format == "lightgcn":
-        raise DataError(f"{source.file}: LightGCN files have no weights; leave weight_column={columns.weight!r} out")
-    if source.format.startswith("movielens") and columns.weight != "rating":
-        raise DataError(
-            f"{source.file}: weight_column={columns.weight!r}, MovieLens has 'rating' alone; use that or none"
-        )
-
-
-# ---- formats: each yields RawColumns batches
-
-
 def _read_parquet(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
     file = open_parquet(chunk.source.file)
     names = list(dict.fromkeys(name for name in (columns.user, columns.item, columns.weight) if name))
@@ -104,9 +68,8 @@ def _read_parquet(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
             yield RawColumns(*ids, weights, np.arange(row, row + len(batch)), [])
             row += len(batch)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
         raise DataError(
-            f"{chunk.source.file}: damaged after row {row - 1} ({reason}); write or copy it again"
+            f"{chunk.source.file}: damaged after row {row - 1} ({first_line(error)}); write or copy it again"
         ) from None
 
 
@@ -133,7 +96,7 @@ def _read_csv(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
                 malformed = []
                 skipped[:] = [number for number in skipped if number >= record]
     except pa.ArrowException as error:
-        raise DataError(f"{chunk.source.file}: near row {record}: {_one_line(error)}; write it as UTF-8 csv") from None
+        raise DataError(f"{chunk.source.file}: near row {record}: {first_line(error)}; write it as UTF-8 csv") from None
     if malformed:
         empty = pa.array([], pa.string())
         yield RawColumns(empty, empty, empty if columns.weight else None, np.empty(0, np.int64), malformed)
@@ -176,10 +139,10 @@ def _read_movielens(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
             parse_options=pa_csv.ParseOptions(
                 delimiter="\t", quote_char=False, ignore_empty_lines=False, invalid_row_handler=on_malformed
             ),
-            convert_options=_as_text(names),
+            convert_options=as_text(names),
         ).combine_chunks()
     except pa.ArrowException as error:
-        raise DataError(f"{chunk.source.file}: {_one_line(error)}; check that it is {chunk.source.format}") from None
+        raise DataError(f"{chunk.source.file}: {first_line(error)}; check that it is {chunk.source.format}") from None
     rows = np.arange(1, len(table) + len(malformed) + 1)
     rows = rows[~np.isin(rows, [number for number, _, _ in malformed])]
     # A blank line comes out as a row of nulls.
@@ -199,41 +162,19 @@ READERS = {
 }
 
 
-# ---- parsing
-
-
 def _open_csv(source: Source, names: list[str], on_malformed: object = None) -> pa_csv.CSVStreamingReader:
-    delimiter = _delimiter(source)
+    delimiter = delimiter_of(source.file, source.format)
     header = _csv_header(source, delimiter)
     for name in names:
-        _require_column(source, name, header)
+        require_column(source, name, header)
     return pa_csv.open_csv(
         source.file,
-        read_options=pa_csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK_BYTES),
+        read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
         parse_options=pa_csv.ParseOptions(
             delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_malformed
         ),
-        convert_options=_as_text(names),
+        convert_options=as_text(names),
     )
-
-
-def _as_text(names: list[str]) -> pa_csv.ConvertOptions:
-    """Every column as text: the type rule is ours. Null is an unquoted empty field ("NA" is an id)."""
-    return pa_csv.ConvertOptions(
-        include_columns=names,
-        column_types={name: pa.string() for name in names},
-        null_values=[""],
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=False,
-    )
-
-
-def _delimiter(source: Source) -> str:
-    if source.format == "tsv":
-        return "\t"
-    with open(source.file, "rb") as stream:
-        header = stream.readline(2**20)
-    return "\t" if b"\t" in header and b"," not in header else ","
 
 
 def _csv_header(source: Source, delimiter: str) -> list[str]:
@@ -248,7 +189,7 @@ def _csv_header(source: Source, delimiter: str) -> list[str]:
             return reader.schema.names
     except pa.ArrowException as error:
         raise DataError(
-            f"{source.file}: no readable csv ({_one_line(error)}); write it as UTF-8 csv with a header"
+            f"{source.file}: no readable csv ({first_line(error)}); write it as UTF-8 csv with a header"
         ) from None
 
 
@@ -279,63 +220,15 @@ def _words(text: NDArray[np.uint8], starts: NDArray[np.int64], chunk: Chunk) -> 
         raise DataError(f"{chunk.source.file}: not UTF-8 text; write it as UTF-8") from None
 
 
-# ---- types of ids
-
-
-def _source_kinds(source: Source, columns: Columns) -> tuple[str, str]:
-    if source.format == "parquet":
-        schema = open_parquet(source.file).schema_arrow
-        for name in (columns.user, columns.item, columns.weight):
-            if name:
-                _require_column(source, name, schema.names)
-        if columns.weight and not is_number(schema.field(columns.weight).type):
-            found = schema.field(columns.weight).type
-            raise DataError(
-                f"{source.file}: column {columns.weight!r} is {found}, weights are numbers; cast the column"
-            )
-        return _parquet_kind(source, columns.user, schema), _parquet_kind(source, columns.item, schema)
-    head = _head(source, columns)
-    return text_kind(head[0]), text_kind(head[1])
-
-
-def _head(source: Source, columns: Columns) -> tuple[pa.Array, pa.Array]:
-    """The first users and items of a text file. Raises DataError when it has no row at all."""
-    if source.format in ("csv", "tsv"):
-        chunk = Chunk(source, 0, 0, 0)
-    else:
-        with open(source.file, "rb") as stream:
-            # Whole lines: a line that is longer is read to its end.
-            stop = len(stream.read(2**16)) + len(stream.readline())
-        chunk = Chunk(source, 0, 0, stop)
-    seen = False
-    for raw in READERS[source.format](chunk, columns):
-        seen = seen or bool(raw.malformed)
-        if len(raw.users):
-            return raw.users, raw.items
-    if seen:
-        return pa.array([], pa.string()), pa.array([], pa.string())
-    raise DataError(f"{source.file}: the file holds no interactions; remove it, or write it again")
-
-
-def _parquet_kind(source: Source, name: str, schema: pa.Schema) -> str:
-    dtype = schema.field(name).type
-    dtype = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
-    if pa.types.is_integer(dtype):
-        return "int64"
-    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
-        return "string"
-    raise DataError(f"{source.file}: column {name!r} is {dtype}, ids are integers or strings; cast the column")
-
-
-def _require_column(source: Source, name: str, names: list[str]) -> None:
+def require_column(source: Source, name: str, names: list[str]) -> None:
+    """Raise DataError unless a file has exactly one column of this name."""
     if names.count(name) == 1:
         return
     if names.count(name) > 1:
         raise DataError(f"{source.file}: {names.count(name)} columns are named {name!r}; rename all but one")
-    nearest = difflib.get_close_matches(name, names, 1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = did_you_mean(name, names, cutoff=0.4)
     raise DataError(
-        f"{source.file}: no column {name!r}; the columns are {', '.join(names)}{hint}; name it with "
+        f"{source.file}: no column {name!r}; {hint}the columns are {', '.join(names)}; name it with "
         "user_column, item_column or weight_column"
     )
 
@@ -347,7 +240,3 @@ def _plain(ids: pa.Array) -> pa.Array:
 def _joined(column: pa.ChunkedArray) -> pa.Array:
     joined = column.combine_chunks()
     return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -19,6 +19,7 @@ same log.
 from __future__ import annotations
 
 import glob
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graphhash.errors import DataError
+from graphhash.errors import DataError, first_line
 
 EXTENSIONS = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
 TABLES = ("csv", "tsv", "parquet")
@@ -61,7 +62,7 @@ class Chunk:
         number: position of the file in the log, from 0.
         start, stop: bytes at line starts (LightGCN, MovieLens), row groups (parquet), or 0 and the size of
             the file (csv, tsv: quoted line breaks forbid cutting them).
-        first_row: rows of the file before this chunk (parquet only; 0 for text, see `first_line`).
+        first_row: rows of the file before this chunk (parquet only; 0 for text, see `lines_before`).
     """
 
     source: Source
@@ -108,7 +109,7 @@ def cut_chunks(
             chunks.append(Chunk(source, number, 0, size))
         else:
             bounds = _line_starts(source.file, size, chunk_bytes)
-            chunks += [Chunk(source, number, a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+            chunks += [Chunk(source, number, a, b) for a, b in itertools.pairwise(bounds)]
     return chunks
 
 
@@ -125,7 +126,7 @@ def estimated_rows(chunks: Sequence[Chunk]) -> int:
     return rows
 
 
-def first_line(chunk: Chunk) -> int:
+def lines_before(chunk: Chunk) -> int:
     """Lines of the file before a byte-range chunk.
 
     It reads them all, so it is asked only where a row is reported.
@@ -144,8 +145,9 @@ def open_parquet(file: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{file}: truncated, or not a parquet file ({reason}); write or copy it again") from None
+        raise DataError(
+            f"{file}: truncated, or not a parquet file ({first_line(error)}); write or copy it again"
+        ) from None
 
 
 def _in_folder(root: Path, format: str, split: str) -> list[Source]:

@@ -18,6 +18,7 @@ and the seed fixes every byte.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -187,7 +188,7 @@ def _write_log(
         leave=False,
     )
     try:
-        for block, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for block, (start, stop) in enumerate(itertools.pairwise(bounds)):
             rng = np.random.default_rng([seed, 1, block])
             users, items = _draw_block(rng, degrees[start:stop], user_community[start:stop], catalogue, mixing)
             if room <= 0:

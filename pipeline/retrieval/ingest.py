@@ -39,7 +39,7 @@ from graphhash.graph.vocabulary import Vocabulary
 from pipeline.distributed.session import run_tasks
 from pipeline.distributed.shards import ShardedCsr, balanced_starts, finish
 from pipeline.logs.columns import REJECTED_SCHEMA, Columns
-from pipeline.logs.readers import find_kinds
+from pipeline.logs.kinds import find_kinds
 from pipeline.logs.sources import Chunk, Source, cut_chunks, estimated_rows, find_sources
 from pipeline.retrieval import ingest_tasks as partitions
 

@@ -21,7 +21,8 @@ from graphhash.graph.vocabulary import Vocabulary, as_ids
 from graphhash.maps.community_maps import SIDES
 from pipeline.config.run_config import DataConfig
 from pipeline.logs.columns import Columns
-from pipeline.logs.readers import find_kinds, read_chunk
+from pipeline.logs.kinds import find_kinds
+from pipeline.logs.readers import read_chunk
 from pipeline.logs.sources import Source, cut_chunks, find_sources
 
 

@@ -86,7 +86,7 @@ def test_a_run_leaves_metrics_a_model_and_a_report(run_dir):
         "genres",
     }
     page = (run_dir / "report.html").read_text()
-    assert page.count("data:image/png") == 4 and "Where the bytes go" in page and "id bias" in page
+    assert page.count("data:image/png") == 4 and "Bytes by feature" in page and "id bias" in page
     # The figures are those of the model that was kept.
     trained = load_ctr(run_dir / "methods" / "graph", run_dir / "ingest")
     test = trained.features.part("test")

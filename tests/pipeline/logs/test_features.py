@@ -126,10 +126,10 @@ def test_a_side_without_a_file_is_refused_before_anything_runs(tmp_path):
     settings = {"data.path": str(log), "run.methods": ("lsh",), "data.user_features": str(users)}
     with pytest.raises(ConfigError, match=r"method lsh needs data\.item_features; .*--item-features"):
         plan(RunConfig.from_flat(settings), "train")
-    with pytest.raises(graphhash.DataError, match="gone.csv: no such file of features; check the path"):
+    with pytest.raises(graphhash.DataError, match=r"gone\.csv: no such file of features; check the path"):
         feature_files(RunConfig.from_flat(settings | {"data.item_features": str(tmp_path / "gone.csv")}).data)
+    graph = graphs.random_graph(0)
     with pytest.raises(ValueError, match="it needs features of users and items"):
-        graph = graphs.random_graph(0)
         METHODS["lsh"].make(Inputs(graph, graphhash.cluster(graph, resolution=2), 1, "1", 0))
 
 

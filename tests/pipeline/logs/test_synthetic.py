@@ -31,10 +31,13 @@ def test_the_log_has_the_rows_asked_for_and_no_pair_twice(tmp_path):
     log = log_of(tmp_path / "log")
     assert len(log) == len(set(zip(*(log[c].to_pylist() for c in ("user_id", "item_id")), strict=True))) == 5000
     users, items = (communities_of(tmp_path / "log", side) for side in ("user", "item"))
-    assert set(log["user_id"].to_pylist()) == set(users) and len(users) == 300
-    assert set(log["item_id"].to_pylist()) <= set(items) and len(items) == 200
+    assert set(log["user_id"].to_pylist()) == set(users)
+    assert len(users) == 300
+    assert set(log["item_id"].to_pylist()) <= set(items)
+    assert len(items) == 200
     assert set(items.values()) == set(range(8))
-    assert result["n_interactions"] == 5000 and result["n_files"] == 1
+    assert result["n_interactions"] == 5000
+    assert result["n_files"] == 1
 
 
 def test_the_seed_fixes_every_byte_and_another_seed_does_not(tmp_path):
@@ -73,7 +76,9 @@ def test_raw_ids_are_no_row_numbers(tmp_path):
     synth(tmp_path, **SIZES, seed=0)
     for side in ("user", "item"):
         ids = np.array(list(communities_of(tmp_path, side)))
-        assert ids.dtype == np.int64 and ids.min() > 10**9 and np.any(np.diff(ids) < 0)
+        assert ids.dtype == np.int64
+        assert ids.min() > 10**9
+        assert np.any(np.diff(ids) < 0)
         assert np.ptp(ids) > 10 * len(ids)
 
 
