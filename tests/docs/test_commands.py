@@ -73,6 +73,8 @@ def test_command_takes_the_options_shown(block, command):
     elif program == "mlflow":
         if words[0] == "run":
             check_mlflow_run(words[1:])
+    elif program == "python":
+        assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
     elif program in ("curl", "oha"):
         check_request(words)
     else:

@@ -1,0 +1,48 @@
+"""The script that writes measured tables into the pages."""
+
+from __future__ import annotations
+
+import json
+import runpy
+
+import pytest
+
+from tests.docs.pages import ROOT
+
+main = runpy.run_path(str(ROOT / "docs" / "experiments" / "make_tables.py"))["main"]
+
+
+def line(method, recall, ratio, n_seeds=1, spread=None) -> dict:
+    figures = {"recall@20": recall, "ndcg@20": recall / 2, "recall@20_std": spread, "ndcg@20_std": spread}
+    return {"model": "mf", "method": method, "n_seeds": n_seeds, "rows": 1234.0, "bytes_ratio": ratio, **figures}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    made = {
+        "cmp": [line("soft", 0.1877, 0.25), line("graph", 0.15, 0.249)],
+        "cmp8": [line("full", 0.17, 0.262, 3, 0.001)],
+    }
+    for name, summary in made.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "compare.json").write_text(json.dumps({"summary": summary}))
+    (tmp_path / "page.md").write_text("# Title\n\n<!-- FIGURES: one -->\n\nEnd.\n\n<!-- FIGURES: two -->\n")
+    return tmp_path
+
+
+def test_a_table_is_written_below_its_marker_and_replaced_by_the_next_one(folders):
+    page, arguments = folders / "page.md", [str(folders / "page.md"), "one", str(folders / "cmp")]
+    main(arguments)
+    first = page.read_text()
+    assert "| `soft` | 1,234 | 25.0 % | **0.1877** | **0.0939** |" in first
+    assert "One seed. Commit " in first
+    main([*arguments, f"{folders / 'cmp8'}=int8"])
+    second = page.read_text()
+    assert "| `full`, int8 | 1,234 | 26.2 % | 0.1700 (0.0010) | 0.0850 (0.0010) |" in second
+    assert second.count("| method |") == 1
+    assert second.endswith(" <!-- end of figures -->\n\nEnd.\n\n<!-- FIGURES: two -->\n")
+
+
+def test_a_page_without_the_marker_is_named(folders):
+    with pytest.raises(SystemExit, match="no line <!-- FIGURES: three -->"):
+        main([str(folders / "page.md"), "three", str(folders / "cmp")])
