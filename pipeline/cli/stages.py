@@ -25,7 +25,7 @@ from pipeline.cli.options import (
 from pipeline.config.run_config import RunConfig
 
 if TYPE_CHECKING:
-    from pipeline.runs.run import Outcome
+    from pipeline.runs.run import RunResult
 
 
 @click.command(
@@ -171,19 +171,22 @@ def export(triton: str | None, **_: Any) -> None:
             print(f"Triton model: {folder}")
 
 
-def _until(stage: str) -> tuple[Outcome, RunConfig, str | None]:
+def _until(stage: str) -> tuple[RunResult, RunConfig, str | None]:
     """Run the stages up to `stage` with the current command's options. Returns outcome, settings and `--json`."""
     options = click.get_current_context().params
     config = load(options)
     from pipeline.runs.run import run as run_stages
 
     resume = {"resume": options["resume"]} if options.get("resume") is not None else {}
-    return run_stages(config, until=stage, **resume), config, options["json_file"]
+    # What is trained is evaluated and exported as it is.
+    keep = stage in ("evaluate", "export")
+    return run_stages(config, until=stage, keep_trained=keep, **resume), config, options["json_file"]
 
 
 def _print_metrics(metrics: Sequence[dict[str, Any]], config: RunConfig) -> None:
     """One line per method; `-` where there was nothing to test with."""
     from pipeline.runs.tasks import task_of
+    from pipeline.task import measures_as_text
 
     task = task_of(config)
     rows = [
@@ -192,7 +195,7 @@ def _print_metrics(metrics: Sequence[dict[str, Any]], config: RunConfig) -> None
             f"{entry['rows']:,}",
             f"{entry['bytes']:,}",
             f"{100 * entry['bytes_ratio']:.1f} %",
-            *task.of_measures(entry),
+            *measures_as_text(task.measures, entry),
             f"{entry['seconds']['train']:.0f}",
         )
         for entry in metrics

@@ -121,9 +121,17 @@ class RunConfig:
             raise ConfigError("cluster.method=balanced stops at a budget; give rows or ratio")
 
     def precision_of(self, method: str) -> str:
-        """Type of a method's stored tables: one of PRECISIONS but "auto"."""
-        if self.export.precision != "auto":
-            return self.export.precision
+        """Type of a method's stored tables: one of PRECISIONS but "auto", which is what the run was planned for."""
+        chosen = self.export.precision
+        return self._precision(method, (self.cluster.budget_precision or chosen) if chosen == "auto" else chosen)
+
+    def planned_precision_of(self, method: str) -> str:
+        """Type of a method's tables in which a byte budget counts rows."""
+        return self._precision(method, self.cluster.budget_precision or self.export.precision)
+
+    def _precision(self, method: str, chosen: str) -> str:
+        if chosen != "auto":
+            return chosen
         if method == "full":
             return "float32"
         averaged = method in ("soft", "double_soft") and self.run.task == "retrieval" and self.train.model != "lightgcn"

@@ -101,6 +101,9 @@ class ClusterConfig:
     """Budget: rows of each table; hit exactly. Both are given, or neither."""
     ratio: float | None = None
     """Budget: bytes of everything kept, over the bytes of the full float32 tables."""
+    budget_precision: str | None = None
+    """Precision in which a ratio counts the rows of tables; None: that of the export. An export in another precision sets it to the one
+    that the run was made with."""
     method: str = "louvain"
     """`leiden` refines: slower, modularity no lower, every community connected; `lpa` is half-sweeps alone: faster, lower;
     `balanced` is few sequential passes to a budget of rows, in this process (shards=0)."""
@@ -138,6 +141,8 @@ class ClusterConfig:
         for key in ("user_rows", "item_rows"):
             if getattr(self, key) is not None:
                 check_range(f"cluster.{key}", getattr(self, key), 2)
+        if self.budget_precision is not None:
+            check_choice("cluster.budget_precision", self.budget_precision, PRECISIONS)
         if self.max_size is not None:
             check_range("cluster.max_size", self.max_size, 1)
         try:

@@ -17,7 +17,9 @@ from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
 from pipeline.ctr.maps import find_pairs, lookups_of
 from pipeline.ctr.settings import spec_of
+from pipeline.ctr.task import Ctr
 from pipeline.maps.methods import METHODS
+from pipeline.task import budget_of
 
 # Under a byte budget maps of soft methods take at most this share of what is left to compressed columns, by fewer lookups.
 MAP_SHARE = 0.6
@@ -26,9 +28,7 @@ LEAST_LOOKUPS = 4
 
 def precisions_of(config: RunConfig, method: str, maps: Sequence[BucketMap]) -> list[str]:
     """Type of every column's stored table: with "auto" int8 for a compressed column, float32 for a full one."""
-    if config.export.precision != "auto":
-        return [config.export.precision] * len(maps)
-    return ["float32" if bucket_map.identity else config.precision_of(method) for bucket_map in maps]
+    return [config.precision_of("full" if bucket_map.identity else method) for bucket_map in maps]
 
 
 def full_bytes(spec: CtrSpec, features: Features) -> int:
@@ -45,7 +45,7 @@ def asked_lookups(config: RunConfig, features: Features, name: str) -> int | Non
     if config.map.indices_per_id is not None or not METHODS[name].free_lookups:
         return config.map.indices_per_id
     most = lookups_of(name, None)
-    kind, ratio = config.cluster.budget
+    kind, ratio = budget_of(config, Ctr.default_budget)
     if kind != "ratio":
         return most
     space = _Space.of(config, features)
@@ -75,7 +75,7 @@ def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any
         return 0
     plain = spec_of(config, "full")
     most = max(_maps(config, name, asked_lookups(config, features, name), features, space.compressed) for name in names)
-    table_precision = config.precision_of(names[0])
+    table_precision = config.planned_precision_of(names[0])
     wide = np.dtype(bias_dtype(table_precision)).itemsize if plain.first_order else 0
     rows = int((space.free(value) - most) // (row_bytes(plain.dim, table_precision) + wide))
     if rows < 4:
@@ -99,8 +99,7 @@ class _Space:
         pairs, plain, n_bags = find_pairs(features), spec_of(config, "full"), len(features.bags)
         compressed = frozenset(c for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on)
         kept = [full_map(column.n_ids) for c, column in enumerate(features.all_columns) if c not in compressed]
-        precision = "float32" if config.export.precision == "auto" else config.export.precision
-        columns = column_bytes(plain, kept, [precision] * len(kept), n_bags) if kept else []
+        columns = column_bytes(plain, kept, [config.planned_precision_of("full")] * len(kept), n_bags) if kept else []
         return cls(
             full_bytes(plain, features), _layers(plain, features) + sum(column.total for column in columns), compressed
         )
@@ -125,5 +124,5 @@ def _maps(
         # Both sides of a map of users and items are counted alike; half of it is a column's.
         total += METHODS[name].map_bytes(lookups_of(name, indices_per_id), 2, n_ids, n_ids) // 2
         if spec_of(config, name).id_bias:
-            total += np.dtype(bias_dtype(config.precision_of(name))).itemsize * (n_ids + 1)
+            total += np.dtype(bias_dtype(config.planned_precision_of(name))).itemsize * (n_ids + 1)
     return total

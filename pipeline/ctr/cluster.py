@@ -18,13 +18,14 @@ from graphhash.clustering.connected import cluster_connected
 from graphhash.clustering.labels import Labels
 from graphhash.errors import DataError
 from graphhash.graph.local import LocalGraph
-from pipeline.config.run_config import BUDGET_KEYS, RunConfig
+from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import rows_of_columns
 from pipeline.ctr.data import Features
 from pipeline.ctr.maps import Pair, check_compressed, find_pairs, pair_graph
+from pipeline.ctr.task import Ctr
 from pipeline.retrieval.cluster import describe, load_labels
-from pipeline.runs.tasks import TASKS
 from pipeline.storage.atomic import write_json_atomic
+from pipeline.task import budget_of
 
 # What a table of a pair needs at least, rows of unknown ids among them.
 LEAST_ROWS = 8
@@ -46,7 +47,7 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
     features = Features.open(ingest_dir)
     check_compressed(features, config.run.methods)
     pairs = find_pairs(features)
-    kind, value = budget_of(config)
+    kind, value = budget_of(config, Ctr.default_budget)
     rows = None if kind == "resolution" else pair_rows(features, pairs, rows_of_columns(config, features, kind, value))
     settings = {
         "method": config.cluster.method,
@@ -83,13 +84,6 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
     result = {"budget": kind, "pairs": facts, "seconds": round(time.perf_counter() - started, 3)}
     write_json_atomic(out_dir / "cluster.json", result)
     return result
-
-
-def budget_of(config: RunConfig) -> tuple[str, Any]:
-    """Kind and value of the budget: what was given, else the task's resolution."""
-    if all(getattr(config.cluster, key) is None for key in BUDGET_KEYS):
-        return TASKS["ctr"].budgets[0]
-    return config.cluster.budget
 
 
 def load_pair_labels(cluster_dir: Path, facts: dict[str, Any]) -> list[Labels]:

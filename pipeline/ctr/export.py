@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from graphhash.errors import DataError
 from graphhash.models.ctr_bytes import store_rounded
-from pipeline.config.run_config import RunConfig
-from pipeline.ctr.budget import precisions_of
 from pipeline.ctr.data import Column, Features, Part
 from pipeline.ctr.evaluate import predict
 from pipeline.ctr.ingest import PARTS
 from pipeline.ctr.onnx_graph import ctr_graph, describe_columns
-from pipeline.ctr.weights import TrainedCtr, load_ctr
+from pipeline.ctr.weights import TrainedCtr
 from pipeline.export.nodes import describe, inside_bytes
 from pipeline.export.publish import check_place, publish, save_graph, unknown_id
 from serving.bundle import METADATA, BundleError, identity, write_manifest
@@ -113,25 +111,6 @@ def export_ctr(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return manifest
-
-
-def export_ctr_run(
-    config: RunConfig, run: Path, method_dir: Path, out: Path, metrics: dict[str, Any], provenance: dict[str, Any]
-) -> dict[str, Any]:
-    """The bundle of a trained method of a run folder; arguments as for ``pipeline.runs.run.export_bundle``. Returns the manifest."""
-    trained = load_ctr(method_dir, run / "ingest")
-    parts = (trained.features.part(name) for name in ("test", "validation", "train"))
-    return export_ctr(
-        trained,
-        precisions_of(config, metrics["method"], trained.maps),
-        out,
-        part=next(part for part in parts if len(part)),
-        method=metrics["method"],
-        precision=metrics["precision"],
-        external_data_mib=config.export.external_data_mib,
-        metrics={key: value for key, value in metrics.items() if key not in ("method", "mlflow_run_id")},
-        provenance=provenance,
-    )
 
 
 def data_facts(ingest_dir: Path) -> dict[str, Any]:

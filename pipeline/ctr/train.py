@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from graphhash.models.ctr import CtrModel
 from graphhash.models.ctr_layers import binary_loss
 from graphhash.nn.embedding import BucketEmbedding
-from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import asked_lookups
 from pipeline.ctr.cluster import load_pair_labels
 from pipeline.ctr.data import Features, Part, batch_of
@@ -26,10 +25,9 @@ from pipeline.ctr.maps import cross_fitted_maps, draw_folds, find_pairs, make_ma
 from pipeline.ctr.models import seldom_read
 from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, save_maps
-from pipeline.retrieval.train import FitJob, run_job
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.tracking.tracker import Tracker
-from pipeline.training.checkpoints import CheckpointManager
+from pipeline.task import StageContext
+from pipeline.training.job import TrainingSession, run_job
 from pipeline.training.loop import LossOf, fit
 
 # Folder of the maps by folds, while there are such.
@@ -38,20 +36,8 @@ FOLDS = "folds"
 SCORES = {"auc": "auc", "log_loss": "negative_log_loss"}
 
 
-def train_ctr(
-    config: RunConfig,
-    method: str,
-    ingest_dir: Path,
-    cluster_dir: Path,
-    out_dir: Path,
-    tracker: Tracker,
-    fit_job: FitJob | None = None,
-    states: CheckpointManager | None = None,
-) -> dict[str, Any]:
-    """Make the maps of a method, train, and write the files. Ray must be running.
-
-    Args:
-        fit_job, states: see ``pipeline.retrieval.train.train_method``.
+def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
+    """Make the maps of a method, train, and write the files into ``out``. Ray must be running, unless ``session`` trains here.
 
     Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that
         were defaults, and the maps' hashes.
@@ -59,6 +45,7 @@ def train_ctr(
     Raises:
         DataError: training failed; the message says why.
     """
+    config, ingest_dir, cluster_dir = context.config, context.ingest_dir, context.cluster_dir
     features = Features.open(ingest_dir)
     facts = json.loads((cluster_dir / "cluster.json").read_text())
     train = features.part("train")
@@ -67,34 +54,34 @@ def train_ctr(
     labels = load_pair_labels(cluster_dir, facts) if pairs else []
     how = {"indices_per_id": asked_lookups(config, features, method), "hops": config.map.hops, "seed": config.map.seed}
     maps = make_maps(features, graphs, labels, method, **how)
-    save_maps(maps, out_dir)
+    save_maps(maps, out)
     fold = draw_folds(len(train), config.map.seed)
     if folded := cross_fitted_maps(features, train, graphs, labels, method, fold, **how):
-        (out_dir / FOLDS).mkdir()
-        save_folds(out_dir / FOLDS, folded, fold)
+        (out / FOLDS).mkdir()
+        save_folds(out / FOLDS, folded, fold)
     settings, spec = ctr_settings(config, len(train)), spec_of(config, method)
-    tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     hashes = {
         f"bucket_map_hash.{column.name}": bucket_map.content_hash
         for column, bucket_map in zip(features.all_columns, maps, strict=True)
         if not bucket_map.identity
     }
-    tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
+    session.tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
     job = {
         "task": fit_clicks,
-        "folder": str(out_dir.absolute()),
+        "folder": str(out.absolute()),
         "ingest": str(ingest_dir.absolute()),
         "spec": spec,
         "settings": settings,
         "score": SCORES[config.train.score],
     }
-    state = run_job(job, config, method, tracker, fit_job, states)
+    state = run_job(job, config.train, method, session)
     model = spec.build(maps, len(features.dense), len(features.bags))
     model.load_state_dict(state["best"])
-    shutil.rmtree(out_dir / FOLDS, ignore_errors=True)
+    shutil.rmtree(out / FOLDS, ignore_errors=True)
     model.fill_oov([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
-    save_ctr(model, out_dir)
-    write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
+    save_ctr(model, out)
+    write_json_atomic(out / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
     kept = next((entry for entry in state["history"] if entry["epoch"] == state["best_epoch"]), {})
     return {
         "epochs": state["epoch"],

@@ -14,6 +14,8 @@ from graphhash.maps.quantization import bias_dtype, row_bytes
 from graphhash.models.neumf import layer_numbers
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import METHODS
+from pipeline.retrieval.task import Retrieval
+from pipeline.task import budget_of
 
 FULL_ITEMSIZE = 4
 # Kept back from a budget for what a bundle holds beside its tensors, but no more than the share.
@@ -91,11 +93,11 @@ def asked_lookups(config: RunConfig, name: str, n_users: int, n_items: int, n_ed
     Args:
         n_users, n_items, n_edges: of the training graph.
     """
-    kind, ratio = config.cluster.budget
+    kind, ratio = budget_of(config, Retrieval.default_budget)
     method = METHODS[name]
     if config.map.indices_per_id is not None or kind != "ratio" or not method.free_lookups:
         return config.map.indices_per_id
-    n_ids, precision = n_users + n_items, config.precision_of(name)
+    n_ids, precision = n_users + n_items, config.planned_precision_of(name)
     whole, row = _spendable(config, ratio, n_users, n_items), row_bytes(config.train.dim, precision)
     if config.map.hops == "auto" and _is_dense(n_users, n_items, n_edges):
         for indices_per_id in DENSE_LOOKUPS:
@@ -144,7 +146,7 @@ def _affordable(
     config: RunConfig, name: str, indices_per_id: int | None, n_bytes: float, n_users: int, n_items: int
 ) -> int:
     """Table rows of a method within ``n_bytes``, of both sides together; less than 0 where its maps take more."""
-    method, precision = METHODS[name], config.precision_of(name)
+    method, precision = METHODS[name], config.planned_precision_of(name)
     bias = np.dtype(bias_dtype(precision)).itemsize if method.with_bias(config.map.item_bias, config.train.loss) else 0
 
     def rows(itemsize: int) -> int:

@@ -6,12 +6,9 @@ validation recall, float32: ``user_table``, ``item_table`` and, where trained, `
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from tqdm import tqdm
 
 from graphhash.errors import DataError
 from graphhash.maps.bucket_map import BucketMap, table_rows
@@ -27,7 +23,7 @@ from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
 from graphhash.nn.workers import Workers
-from pipeline.config.run_config import RunConfig, TrainConfig
+from pipeline.config.run_config import TrainConfig
 from pipeline.distributed.maps import StoredGraph
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.logs.features import load_features
@@ -39,39 +35,24 @@ from pipeline.retrieval.models import PRESETS, ModelSpec, default_gamma
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.weights import save_model
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.tracking.tracker import Tracker
-from pipeline.training.checkpoints import CheckpointManager
-from pipeline.training.workers import NOTES, PROGRESS, progress_of, run_on_ray
+from pipeline.task import StageContext
+from pipeline.training.job import TrainingSession, run_job
 
-FitJob = Callable[[dict[str, Any], Tracker], dict[str, Any]]
 # LightGCN's workers propagate each for itself below, and share the rows of the graph above: 24 bytes an edge are 400 MB then.
 SHARDED_EDGES = 2**24
 # Of a training that is not stopped early.
 EVALUATIONS = 15
 
 
-def train_method(
-    config: RunConfig,
-    method: str,
-    ingest_dir: Path,
-    cluster_dir: Path,
-    out_dir: Path,
-    tracker: Tracker,
-    fit_job: FitJob | None = None,
-    *,
-    states: CheckpointManager | None = None,
-) -> dict[str, Any]:
-    """Make the maps of a method, train, and write the files above. Ray must be running.
-
-    Args:
-        fit_job: trains; None: Ray Train's workers. ``pipeline.training.workers.fit_here`` is the other way.
-        states: where the training goes on from, and is saved; None: in ``out_dir``, for the length of this call.
+def train_method(context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
+    """Make the maps of a method, train, and write the files above into ``out``. Ray must be running, unless ``session`` trains here.
 
     Returns: epochs trained, best epoch, best validation recall, settings that were defaults, and the maps' hashes.
 
     Raises:
         DataError: training failed; the message says why.
     """
+    config, ingest_dir, cluster_dir = context.config, context.ingest_dir, context.cluster_dir
     spec = METHODS[method]
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
@@ -79,14 +60,14 @@ def train_method(
     size = *graph.shape, graph.nnz
     indices_per_id, hops = spec.lookups(asked_lookups(config, method, *size)), hops_of(config, labels.rows, *size)
     # Over Ray where the clustering was; the maps are the same, bit for bit.
-    stored = StoredGraph(ingest_dir, out_dir, config.cluster.shards) if config.cluster.shards else None
+    stored = StoredGraph(ingest_dir, out, config.cluster.shards) if config.cluster.shards else None
     features = partial(load_features, config.data, ingest_dir)
     try:
         maps = spec.make(Inputs(graph, labels, indices_per_id, hops, config.map.seed, features, stored))
     except ValueError as error:
         raise DataError(f"method {method!r}: {error}") from error
     for side, bucket_map in zip(("users", "items"), maps, strict=True):
-        bucket_map.save(out_dir / f"{side}.npz")
+        bucket_map.save(out / f"{side}.npz")
     settings = fit_settings(config.train, spec, table_rows(*maps), graph)
     model_spec = ModelSpec(
         config.train.model,
@@ -95,12 +76,12 @@ def train_method(
         config.train.n_layers,
         settings.seed,
     )
-    tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(("users", "items"), maps, strict=True)}
-    tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
+    session.tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
     job = {
         "task": fit_task,
-        "folder": str(out_dir.absolute()),
+        "folder": str(out.absolute()),
         "ingest": str(ingest_dir.absolute()),
         "model": model_spec,
         "settings": settings,
@@ -108,14 +89,14 @@ def train_method(
         "sampler": (config.train.sampler, config.train.popularity_power),
         "propagation": config.train.propagation,
     }
-    state = run_job(job, config, method, tracker, fit_job, states)
+    state = run_job(job, config.train, method, session)
     model = model_spec.build(*maps, graph)
     model.load_state_dict(state["best"])
     for side, embedding in (("users", model.user_embedding), ("items", model.item_embedding)):
         degrees = graph.sum(axis=1 if side == "users" else 0)
         embedding.fill_oov(torch.from_numpy(np.asarray(degrees, np.float32).ravel()))
-    save_model(model, model_spec, out_dir)
-    write_json_atomic(out_dir / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"],
+    save_model(model, model_spec, out)
+    write_json_atomic(out / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"],
                                                  "resumed": state["resumed"]})  # fmt: skip
     best = state["best_score"]
     return {
@@ -167,40 +148,6 @@ def default_settings(train: TrainConfig, method: Method) -> dict[str, float]:
     }
 
 
-def run_job(
-    job: dict[str, Any],
-    config: RunConfig,
-    method: str,
-    tracker: Tracker,
-    fit_job: FitJob | None,
-    states: CheckpointManager | None,
-) -> dict[str, Any]:
-    """Train, with a progress bar, and return the last state of ``pipeline.training.loop``.
-
-    Args:
-        job: ``task``, a function of a module, which loads and fits (see ``pipeline.training.workers``); ``folder``, absolute, to work in;
-            ``settings``; and what else ``task`` wants.
-        fit_job, states: see :func:`train_method`.
-
-    Raises:
-        DataError: training failed; the message says why.
-    """
-    folder = Path(job["folder"])
-    saved = CheckpointManager(folder / "states") if states is None else states
-    job |= {
-        "states": dataclasses.replace(saved, folder=saved.folder.absolute()),
-        "workers": config.train.workers,
-        "checkpoint_seconds": config.train.checkpoint_seconds,
-    }
-    with _progress_bar(method, job["settings"].epochs, folder / PROGRESS):
-        state = fit_job(job, tracker) if fit_job else run_on_ray(job["task"], job, tracker)
-    for file in (PROGRESS, NOTES):
-        (folder / file).unlink(missing_ok=True)
-    if states is None:
-        saved.clear()
-    return state
-
-
 def fit_task(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:
     """What each worker does: load, and fit (see ``pipeline.training.workers``)."""
     folder, settings, workers = Path(job["folder"]), job["settings"], how["workers"]
@@ -243,28 +190,3 @@ def _validation(
         return {f"recall@{K}": float(figures[0].mean()), f"ndcg@{K}": float(figures[1].mean())}
 
     return validate
-
-
-@contextmanager
-def _progress_bar(method: str, epochs: int, file: Path) -> Iterator[None]:
-    """A bar over the epochs that the worker notes in ``file``; only on a terminal."""
-    with tqdm(total=epochs, desc=f"train {method}", unit=" epochs", disable=None, leave=False) as bar:
-        if bar.disable:
-            yield
-            return
-        ended = threading.Event()
-
-        def follow() -> None:
-            while not ended.wait(0.5):
-                if (seen := progress_of(file)) is None:
-                    continue
-                bar.update(seen["epoch"] - bar.n)
-                bar.set_postfix_str(f"loss {seen['loss']:.4f}")
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()

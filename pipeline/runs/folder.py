@@ -4,7 +4,7 @@ A stage writes into a hidden folder beside its place, which is renamed when all 
 disk or Ctrl-C therefore leaves the previous result untouched; what a killed process left behind is removed by the
 next one. `RUN/stages/<stage>.json` records what a stage was made from and what it made:
 
-    {"key": sha256 of stage, settings and inputs, "settings": {...}, "inputs": [...],
+    {"key": sha256 of stage, settings and inputs, "settings": {...}, "inputs": {...},
      "outputs": {file: {"size": bytes, "mtime_ns": ..., "sha256": ...}}, "seconds": ..., "result": {...}}
 
 A stage is up to date when its key is the recorded one and every output is intact.
@@ -18,8 +18,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class StageResult:
     result: dict[str, Any]
     seconds: float
     skipped: bool
-    inputs: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -101,7 +101,7 @@ class RunFolder:
         self,
         name: str,
         settings: Mapping[str, Any],
-        inputs: Sequence[str],
+        inputs: Mapping[str, str],
         folder: str,
         compute: Callable[[Path], dict[str, Any]],
     ) -> StageResult:
@@ -110,7 +110,7 @@ class RunFolder:
         Args:
             name: stage, unique in the run, such as `train soft`.
             settings: what the output depends on; JSON values.
-            inputs: keys of earlier stages, and fingerprints of files.
+            inputs: keys of earlier stages and fingerprints of files, by name.
             folder: place of the output below the run folder.
             compute: takes the folder to fill and returns a JSON-able dict, kept in the record.
         """
@@ -134,7 +134,7 @@ class RunFolder:
         self,
         name: str,
         settings: Mapping[str, Any],
-        inputs: Sequence[str],
+        inputs: Mapping[str, str],
         file: str,
         compute: Callable[[], dict[str, Any]],
     ) -> StageResult:
@@ -147,7 +147,9 @@ class RunFolder:
 
         return self._run(name, settings, inputs, publish)
 
-    def borrow(self, lender: Path, name: str, settings: Mapping[str, Any], inputs: Sequence[str], folder: str) -> bool:
+    def borrow(
+        self, lender: Path, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], folder: str
+    ) -> bool:
         """Take the output of `stage` with these arguments over from another run folder, if it is up to date there.
 
         The files are hard links where the file system has them: no stage writes into a finished file.
@@ -175,29 +177,39 @@ class RunFolder:
         record = self._record(name)
         if record is None or not self._intact(record):
             return None
-        inputs = tuple(record.get("inputs", ()))
+        inputs = record.get("inputs")
+        inputs = inputs if isinstance(inputs, dict) else {}
         return StageResult(name, record["key"], record["result"], record["seconds"], True, inputs)
 
-    def would_skip(self, name: str, settings: Mapping[str, Any], inputs: Sequence[str]) -> bool:
+    def would_skip(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
         """Whether `stage` or `value` with these arguments would find its output up to date."""
+        return not self.reasons(name, settings, inputs)
+
+    def reasons(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+        """Why `stage` or `value` with these arguments would compute, such as "train.lr changed 0.04 -> 0.02"; empty if it would not."""
         record = self._record(name)
-        return record is not None and record["key"] == stage_key(name, settings, inputs) and self._intact(record)
+        if record is None:
+            return ["never computed here"]
+        if record["key"] == stage_key(name, settings, inputs):
+            return [] if self._intact(record) else ["its outputs are damaged or missing"]
+        return _differences(record, settings, inputs)
 
     def _run(
         self,
         name: str,
         settings: Mapping[str, Any],
-        inputs: Sequence[str],
+        inputs: Mapping[str, str],
         publish: Callable[[], tuple[dict[str, Any], Path, list[Path]]],
     ) -> StageResult:
         assert self._lock is not None, "stages run inside `with RunFolder(...)`"
         key = stage_key(name, settings, inputs)
-        if self.would_skip(name, settings, inputs):
+        reasons = self.reasons(name, settings, inputs)
+        if not reasons:
             record = self._record(name)
             assert record is not None
             _log.info("%s: unchanged, skipped", name, extra=SKIPPED)
             return StageResult(name, key, record["result"], record["seconds"], True)
-        _log.info("%s ...", name)
+        _log.info("%s: %s ...", name, "; ".join(reasons))
         started = time.perf_counter()
         try:
             result, root, files = publish()
@@ -207,7 +219,7 @@ class RunFolder:
                 "stage": name,
                 "key": key,
                 "settings": dict(settings),
-                "inputs": list(inputs),
+                "inputs": dict(inputs),
                 "outputs": outputs,
                 "seconds": round(seconds, 3),
                 "result": result,
@@ -257,16 +269,46 @@ class RunFolder:
                     replaced.rename(target)  # The process died between the two renames.
 
 
-def stage_key(name: str, settings: Mapping[str, Any], inputs: Sequence[str]) -> str:
+def stage_key(name: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Hex sha256 of what a stage's output depends on."""
-    text = json.dumps([name, dict(settings), list(inputs)], sort_keys=True, allow_nan=False)
+    text = json.dumps([name, dict(settings), dict(inputs)], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def fingerprint(paths: Iterable[Path]) -> str:
-    """Hex sha256 over name, size and modification time of files, independent of their order and of their folder."""
-    entries = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in map(Path, paths))
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+def _differences(record: Mapping[str, Any], settings: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+    """How settings and inputs differ from the recorded ones, one text each."""
+    before, made_from = record.get("settings"), record.get("inputs")
+    if not isinstance(before, dict) or not isinstance(made_from, dict):
+        return ["made by an earlier version of graphhash"]
+    now = json.loads(json.dumps(dict(settings)))
+    found = [
+        "this version of graphhash computes it differently" if key == "version" else f"{key} changed {change}"
+        for key in dict.fromkeys([*now, *before])
+        if (change := _change(before.get(key), now.get(key)))
+    ]
+    found += [
+        f"{name} changed" for name in dict.fromkeys([*inputs, *made_from]) if inputs.get(name) != made_from.get(name)
+    ]
+    return found or ["made by an earlier version of graphhash"]
+
+
+def _change(before: Any, now: Any) -> str:
+    """How a setting differs, as "0.04 -> 0.02"; empty where it does not."""
+    if before == now:
+        return ""
+    if isinstance(before, dict) and isinstance(now, dict):
+        # By method: those that came or went are named by the list of methods.
+        parts = {key: _change(before[key], now[key]) for key in before.keys() & now.keys()}
+        return ", ".join(f"{change} ({key})" for key, change in sorted(parts.items()) if change)
+    return f"{_as_text(before)} -> {_as_text(now)}"
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return "default"
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _describe_file(path: Path) -> dict[str, Any]:

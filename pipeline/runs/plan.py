@@ -1,32 +1,39 @@
-"""What a run will do: its stages, and the key of each, which follows from its settings and the keys of the stages before it."""
+"""What a run will do: its stages, and the key of each, which follows from the settings that it reads and the keys of the stages before it."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.run_config import CLICK_KEYS, RunConfig
+from graphhash.errors import did_you_mean
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.runs.folder import fingerprint, stage_key
-from pipeline.runs.tasks import check_exportable, task_of
+from pipeline.runs.fingerprints import FileHashes
+from pipeline.runs.folder import RunFolder, stage_key
+from pipeline.runs.tasks import TASKS, task_of
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
 VERSIONS = {"ingest": 1, "cluster": 5, "train": 7, "evaluate": 3, "export": 6}
-CLICK_TRAIN_KEYS = ("hidden", "dropout", "n_cross", "structure", "score")
+# Names of inputs that are files, as messages call them.
+LOG, FEATURES, UPDATES = "the log", "the features", "what updates added"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of one run, as planned: what its output depends on."""
+    """One stage of one run, as planned.
+
+    Args:
+        name: unique in the run, such as `train soft`.
+        settings: what the output depends on, by dotted key; JSON values.
+        inputs: keys of earlier stages and fingerprints of files, by name.
+    """
 
     name: str
     settings: Mapping[str, Any]
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, str]
 
     @property
     def key(self) -> str:
@@ -34,105 +41,68 @@ class Step:
 
 
 def check_methods(methods: Sequence[str], task: str = "retrieval") -> None:
-    """Raise ConfigError if one of the names is no method's, or not of this task."""
+    """Raise ConfigError for an unknown method, or one that the task does not support."""
     from pipeline.maps.methods import METHODS
 
     for method in methods:
         if method not in METHODS:
-            close = difflib.get_close_matches(method, METHODS, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = did_you_mean(method, METHODS)
             raise ConfigError(f"unknown method {method!r}; {hint}methods are {', '.join(METHODS)}")
-        if method == "lsh" and task == "ctr":
-            raise ConfigError(
-                "method 'lsh' needs features of users and items, which run.task=ctr has none of; use lsh_structure"
-            )
+    TASKS[task].check_methods(methods)
 
 
-def plan(config: RunConfig, until: str, log: str | None = None) -> dict[str, Step]:
+def plan(config: RunConfig, until: str, log: str | None = None, *, hashes: FileHashes | None = None) -> dict[str, Step]:
     """The stages up to `until` with their settings and inputs, by name, in order.
 
     Args:
-        log: fingerprint of the log's files, where it is known; None: they are looked at.
+        log: fingerprint of the log's files; None: they are hashed, unless their hashes are known.
+        hashes: known hashes of files; None: those in the run folder.
 
     Raises:
         DataError: there is no data at `data.path`, or there are no features where a method needs some.
-        ConfigError: such features are not named.
+        ConfigError: such features are not named, or a model cannot be exported as configured.
     """
-    from pipeline.logs.features import feature_files
-
-    settings = {
-        section: dataclasses.asdict(getattr(config, section)) for section in ("data", "cluster", "map", "train")
-    }
-    # Where the data lies, and with how many threads it is clustered, changes no output. Features are read by one method alone.
-    for key in ("path", "user_features", "item_features"):
-        settings["data"].pop(key)
-    if config.run.task == "retrieval":
-        for key in CLICK_KEYS:
-            settings["data"].pop(key)
-        for key in CLICK_TRAIN_KEYS:
-            settings["train"].pop(key)
-    else:
-        # What the schema file says counts, and not where it lies.
-        settings["data"] |= {"schema": config.data.schema is not None, "task": config.run.task}
-    for key in ("threads", "shards"):
-        settings["cluster"].pop(key)
-    # More workers change figures as another seed does, and no more.
-    for key in ("workers", "checkpoint_seconds", "propagation"):
-        settings["train"].pop(key)
-    if config.cluster.budget[0] == "ratio":
-        # How many rows a share of the bytes is depends on what else takes bytes.
-        settings["cluster"]["bytes"] = [
-            config.train.dim,
-            config.map.indices_per_id,
-            config.map.item_bias,
-            config.map.hops,
-            config.train.loss,
-            config.train.model,
-            *((method, config.precision_of(method)) for method in config.run.methods),
-        ]
-        if config.run.task == "ctr":
-            settings["cluster"]["bytes"] += [getattr(config.train, key) for key in CLICK_TRAIN_KEYS]
-    steps: dict[str, Step] = {}
-
-    def add(stage: str, name: str, values: Mapping[str, Any], *inputs: str) -> Step:
-        steps[name] = Step(name, {"version": VERSIONS[stage], **values}, inputs)
-        return steps[name]
-
-    reached = STAGES.index(until)
+    task, reached = task_of(config), STAGES.index(until)
     exports = reached >= STAGES.index("export")
     if exports:
-        check_exportable(config)
-    if log is None:
-        log = fingerprint(task_of(config).log_files(config))
-    ingest = add("ingest", "ingest", settings["data"], log)
+        task.check_exportable(config)
+    hashes = FileHashes(Path(config.run.out)) if hashes is None else hashes
+    steps: dict[str, Step] = {}
+
+    def add(stage: str, name: str, inputs: Mapping[str, str], method: str = "") -> Step:
+        settings = {"version": VERSIONS[stage], **task.settings(stage, config, method)}
+        steps[name] = Step(name, settings, inputs)
+        return steps[name]
+
+    log = hashes.fingerprint(task.log_files(config)) if log is None else log
+    ingest = add("ingest", "ingest", {LOG: log})
     if reached >= STAGES.index("cluster"):
-        cluster = add("cluster", "cluster", settings["cluster"], ingest.key)
-    if reached >= STAGES.index("train"):
-        for i, method in enumerate(config.run.methods):
-            values = {"method": method, "map": settings["map"], "train": settings["train"]}
-            features = [fingerprint([file]) for file in feature_files(config.data)] if method == "lsh" else []
-            train = add("train", f"train {method}", values, ingest.key, cluster.key, *features)
-            if reached >= STAGES.index("evaluate"):
-                # The test rounds the tables as the export does.
-                tested = {"precision": config.precision_of(method)}
-                evaluate = add("evaluate", f"evaluate {method}", tested, train.key)
-            if exports and i == 0:
-                steps["export"] = export_step(config, method, train.key, evaluate.key)
+        cluster = add("cluster", "cluster", {"ingest": ingest.key})
+    for number, method in enumerate(config.run.methods if reached >= STAGES.index("train") else ()):
+        inputs = {"ingest": ingest.key, "cluster": cluster.key}
+        if files := task.method_files(config, method):
+            inputs[FEATURES] = hashes.fingerprint(files)
+        train = add("train", f"train {method}", inputs, method)
+        if reached >= STAGES.index("evaluate"):
+            evaluate = add("evaluate", f"evaluate {method}", {train.name: train.key}, method)
+        if exports and number == 0:
+            steps["export"] = export_step(config, method, train.key, evaluate.key)
+    hashes.save()
     return steps
 
 
 def export_step(config: RunConfig, method: str, train: str, evaluate: str) -> Step:
-    """The export of a method, with the ids that updates have folded in since that training.
+    """The export of a method, with the ids that updates have added to that training.
 
     Args:
         train, evaluate: keys of these stages.
     """
-    from pipeline.retrieval.folded_in import folded_in_id
-
-    values = dataclasses.asdict(config.export) | {"precision": config.precision_of(method)}
-    folded_in = folded_in_id(Path(config.run.out), method, train)
-    inputs = (train, evaluate) if folded_in is None else (train, evaluate, folded_in)
-    return Step("export", {"version": VERSIONS["export"], **values}, inputs)
+    task = task_of(config)
+    settings = {"version": VERSIONS["export"], **task.settings("export", config, method)}
+    inputs = {f"train {method}": train, f"evaluate {method}": evaluate}
+    if (updates := task.updates(Path(config.run.out), method, train)) is not None:
+        inputs[UPDATES] = updates
+    return Step("export", settings, inputs)
 
 
 def steps_of(steps: Mapping[str, Step], config: RunConfig, method: str) -> list[Step]:
@@ -141,3 +111,23 @@ def steps_of(steps: Mapping[str, Step], config: RunConfig, method: str) -> list[
     if method == config.run.methods[0]:
         names.append("export")
     return [steps[name] for name in names if name in steps]
+
+
+def reasons(folder: RunFolder, step: Step) -> list[str]:
+    """Why a stage has to be computed, such as "train.lr changed 0.04 -> 0.02"; empty where it is up to date."""
+    return folder.reasons(step.name, step.settings, step.inputs)
+
+
+def root_reasons(folder: RunFolder, steps: Mapping[str, Step], name: str) -> list[str]:
+    """As :func:`reasons`, with those of earlier stages in place of "... changed"."""
+    found: list[str] = []
+    for reason in reasons(folder, steps[name]):
+        earlier = reason.removesuffix(" changed")
+        roots = root_reasons(folder, steps, earlier) if earlier in steps else []
+        found += [root for root in roots or [reason] if root not in found]
+    return found
+
+
+def describe_plan(folder: RunFolder, steps: Mapping[str, Step]) -> list[str]:
+    """One line per stage: why it would be computed, or that it is up to date."""
+    return [f"{name}: {'; '.join(reasons(folder, step)) or 'up to date'}" for name, step in steps.items()]

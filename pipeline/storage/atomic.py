@@ -12,7 +12,7 @@ from typing import Any
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
-# The error numbers of a full disk.
+# Error numbers of a write that found no space.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 

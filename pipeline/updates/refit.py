@@ -30,7 +30,8 @@ from pipeline.retrieval.folded_in import FoldedIn
 from pipeline.retrieval.train import train_method
 from pipeline.retrieval.weights import load_method, with_more_ids
 from pipeline.storage.atomic import PARTIAL
-from pipeline.tracking.tracker import Tracker
+from pipeline.task import StageContext
+from pipeline.training.job import TrainingSession
 from pipeline.updates.fold_in import Trained, assign, new_biases, user_rows, with_unseen
 from pipeline.updates.log import NewLog
 
@@ -145,7 +146,7 @@ def _refit(trained: Trained, interactions: csr_array, held_out: csr_array) -> Re
             ShardedCsr.write(folder / "ingest" / name, graph, n_shards=config.data.shards)
         cluster_run(config, folder / "ingest", folder / "cluster")
         with ray_session(config.run.address):
-            train_method(config, trained.method, folder / "ingest", folder / "cluster", folder / "method", Tracker())
+            train_method(StageContext(config, folder), trained.method, folder / "method", TrainingSession())
         return load_method(folder / "method", folder / "ingest")[0]
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -30,8 +30,9 @@ from pipeline.retrieval.cluster import load_labels
 from pipeline.retrieval.folded_in import FoldedIn, belongs_to, folded_in_dir
 from pipeline.retrieval.weights import load_method
 from pipeline.runs.folder import RunFolder, StageResult
-from pipeline.runs.plan import check_methods, export_step, plan
-from pipeline.runs.run import export_bundle
+from pipeline.runs.plan import LOG, check_methods, export_step, plan
+from pipeline.runs.tasks import task_of
+from pipeline.task import StageContext
 from pipeline.updates.fold_in import FoldInCounts, Trained, fold_in
 from pipeline.updates.log import read_new_log
 from pipeline.updates.rules import RULES
@@ -152,7 +153,7 @@ def _stages(config: RunConfig, method: str, folder: RunFolder) -> dict[str, Stag
         RunFolderError: as above.
     """
     ingest, stages = folder.current("ingest"), {}
-    steps = plan(config, "evaluate", ingest.inputs[0] if ingest and ingest.inputs else "")
+    steps = plan(config, "evaluate", ingest.inputs.get(LOG, "") if ingest else "")
     for name in ("ingest", "cluster", f"train {method}", f"evaluate {method}"):
         stage = folder.current(name)
         if stage is None or stage.key != steps[name].key:
@@ -173,7 +174,8 @@ def _save(trained: Trained, now: FoldedIn) -> None:
 
     logs = [entry["log_sha256"] for entry in now.updates]
     folder = folded_in_dir(trained.folder.path, trained.method).relative_to(trained.folder.path)
-    trained.folder.stage(f"update {trained.method}", {}, (trained.train_key, *logs), str(folder), compute)
+    inputs = {f"train {trained.method}": trained.train_key, "the logs": json.dumps(logs)}
+    trained.folder.stage(f"update {trained.method}", {}, inputs, str(folder), compute)
 
 
 def _export(trained: Trained, now: FoldedIn) -> bool:
@@ -187,6 +189,8 @@ def _export(trained: Trained, now: FoldedIn) -> bool:
     metrics = {"method": method, **evaluated.result, "mlflow_run_id": run_id}
 
     def compute(out: Path) -> dict[str, Any]:
-        return export_bundle(trained.config, run, run / "methods" / method, out, metrics, trained.train_key)
+        return task_of(trained.config).export(
+            StageContext(trained.config, run), method, out, metrics, trained.train_key
+        )
 
     return not trained.folder.stage(step.name, step.settings, step.inputs, "bundle", compute).skipped

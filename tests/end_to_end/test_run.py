@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from contextlib import contextmanager
 from types import ModuleType
 
 import pytest
 
-import pipeline.maps.methods  # noqa: F401  Before the stand-ins: what it imports needs the real modules.
+import pipeline.maps.methods
+import pipeline.training.job  # noqa: F401  Before the stand-ins: what it imports needs the real modules.
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.retrieval.task import Retrieval
 from pipeline.runs import run as run_module
 from pipeline.runs.plan import plan
 from pipeline.runs.run import run
@@ -44,7 +47,7 @@ def calls(monkeypatch):
         (out / "x").write_text("x")
         return {"rows": 2}
 
-    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job, **_):
+    def train_method(context, method, out, session):
         made.append(f"train {method}")
         (out / "x").write_text("x")
         return {"best_epoch": 1}
@@ -52,10 +55,10 @@ def calls(monkeypatch):
     def evaluate_method(config, method, ingest_dir, method_dir):
         made.append(f"evaluate {method}")
         assert (method_dir / "x").exists()
-        return {"recall@20": 0.5, "rows": 2}
+        return {"recall@20": 0.5, "rows": 2, "bytes_ratio": 0.9}
 
-    def export(config, folder, method_dir, out, metrics, train_key):
-        made.append(f"export {method_dir.name}")
+    def export(task, context, method, out, metrics, train_key):
+        made.append(f"export {method}")
         (out / "model.onnx").write_text("x")
         return {}
 
@@ -70,7 +73,7 @@ def calls(monkeypatch):
     stand_in("pipeline.retrieval.train", train_method=train_method)
     stand_in("pipeline.retrieval.evaluate", evaluate_method=evaluate_method)
     stand_in("pipeline.retrieval.report", write_report=write_report)
-    monkeypatch.setattr(run_module, "export_bundle", export)
+    monkeypatch.setattr(Retrieval, "export", export)
     return made
 
 
@@ -145,6 +148,83 @@ def test_a_budget_in_bytes_is_clustered_again_when_other_bytes_change(config, ov
     assert by_rows[0] == by_rows[1]
 
 
+def stages(calls) -> list[str]:
+    return [call for call in calls if not call.startswith("ray")]
+
+
+def test_an_export_in_another_precision_keeps_what_is_trained(calls, config, tmp_path, caplog):
+    """A ratio budget counts rows in a precision: that of the run, and not that of a later export."""
+    run(config("run.methods=soft,graph"))
+    calls.clear()
+    caplog.set_level(logging.INFO, "pipeline")
+    run(config("run.methods=soft,graph", "export.precision=float32"), until="export", keep_trained=True)
+    assert stages(calls) == ["evaluate soft", "export soft", "evaluate graph"]
+    assert "evaluate soft: export.precision changed int4 -> float32 ..." in caplog.messages
+    assert "soft: 90.0% of the full tables' bytes in float32, above the budget of 25.0%" in " ".join(caplog.messages)
+    # The run folder remembers it: a later run without --data trains nothing either.
+    calls.clear()
+    later = RunConfig.load(tmp_path / "out" / "config.toml")
+    assert (later.cluster.budget_precision, later.export.precision) == ("auto", "float32")
+    run(later)
+    assert stages(calls) == ["report"]
+    # `auto` is what the run used.
+    calls.clear()
+    run(config("run.methods=soft,graph"), until="export", keep_trained=True)
+    assert stages(calls) == ["evaluate soft", "export soft", "evaluate graph"]
+
+
+def test_auto_exports_in_the_precision_of_the_run(calls, config, tmp_path):
+    run(config("export.precision=int8"))
+    calls.clear()
+    run(config("export.precision=auto"), until="export", keep_trained=True)
+    assert calls == []
+
+
+def test_a_new_run_plans_its_rows_in_the_precision_that_is_asked_for(calls, config):
+    run(config(), until="export")
+    calls.clear()
+    run(config("export.precision=float32"), until="export")
+    assert stages(calls) == ["cluster", "train soft", "evaluate soft", "export soft"]
+
+
+@pytest.mark.parametrize("until", ["evaluate", "export"])
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("train.lr=0.02", "train.lr changed default -> 0.02"),
+        ("cluster.rows=9", "cluster.rows changed default -> 9; cluster.resolution changed 2.0 -> default"),
+        ("data.seed=1", "data.seed changed 0 -> 1"),
+    ],
+)
+def test_a_command_for_a_later_stage_never_replaces_a_trained_model(calls, config, until, override, reason):
+    run(config("cluster.resolution=2"))
+    calls.clear()
+    changed = config(*([] if "rows" in override else ["cluster.resolution=2"]), override)
+    message = f"`graphhash {until}` would train soft again: {reason}; leave it out, or run `graphhash train` first"
+    with pytest.raises(ConfigError) as refused:
+        run(changed, until=until, keep_trained=True)
+    assert str(refused.value) == message and calls == []
+    # What is not trained yet is no loss, and a damaged model is trained again.
+    run(config("cluster.resolution=2", "run.methods=soft,graph"), until=until, keep_trained=True)
+    assert stages(calls)[0] == "train graph"
+
+
+def test_a_log_that_changed_is_not_trained_by_an_export(calls, config, tmp_path):
+    run(config())
+    (tmp_path / "log.csv").write_text("longer")
+    with pytest.raises(ConfigError, match="train soft again: the log changed; run `graphhash train` first"):
+        run(config(), until="export", keep_trained=True)
+
+
+def test_a_copied_or_touched_log_computes_nothing(calls, config, tmp_path):
+    run(config(), until="train")
+    calls.clear()
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "log.csv").write_text((tmp_path / "log.csv").read_text())
+    run(config(f"data.path={tmp_path}/copy/log.csv"), until="train")
+    assert calls == []
+
+
 def test_changed_data_computes_everything_again(calls, config, tmp_path):
     run(config(), until="cluster")
     (tmp_path / "log.csv").write_text("longer")
@@ -165,9 +245,9 @@ def test_moved_data_computes_nothing(calls, config, tmp_path):
 @pytest.mark.parametrize("until", ["ingest", "cluster", "train", "evaluate", "export"])
 def test_stage_commands_stop_where_they_should(calls, config, until):
     run(config(), until=until)
-    stages = [call.split()[0] for call in calls if not call.startswith("ray")]
-    assert stages == ["ingest", "cluster", "train", "evaluate", "export"][: len(stages)]
-    assert stages[-1] == until
+    made = [call.split()[0] for call in stages(calls)]
+    assert made == ["ingest", "cluster", "train", "evaluate", "export"][: len(made)]
+    assert made[-1] == until
 
 
 def test_plan_names_every_stage_once(config):
@@ -293,10 +373,10 @@ def stopped(calls, config, monkeypatch):
     """A run whose training was stopped after a checkpoint; later ones note what they find to go on from."""
     recorder, found = Recorder(monkeypatch), []
 
-    def train_method(config, method, ingest_dir, cluster_dir, out, tracker, fit_job, *, states):
-        found.append(states.newest())
+    def train_method(context, method, out, session):
+        found.append(session.checkpoints.newest())
         if len(found) == 1:
-            states.save({"epoch": 3, "step": 0})
+            session.checkpoints.save({"epoch": 3, "step": 0})
             raise KeyboardInterrupt
         (out / "x").write_text("x")
         return {"best_epoch": 1}
@@ -340,6 +420,6 @@ def test_resume_without_a_checkpoint_is_refused(stopped, config):
 
 
 def test_unknown_method_is_refused_before_any_work(calls, config):
-    with pytest.raises(ConfigError, match="unknown method 'sfot'; did you mean soft?"):
+    with pytest.raises(ConfigError, match="unknown method 'sfot'; did you mean 'soft'?"):
         run(config("run.methods=graph,sfot"))
     assert calls == []

@@ -23,9 +23,10 @@ from pipeline.retrieval.cluster import cluster_run
 from pipeline.retrieval.evaluate import evaluate_method
 from pipeline.retrieval.train import train_method
 from pipeline.retrieval.weights import load_method
-from pipeline.tracking.tracker import Tracker
+from pipeline.task import StageContext
 from pipeline.training import workers as ray_fit
 from pipeline.training.checkpoints import CheckpointManager
+from pipeline.training.job import TrainingSession
 from pipeline.training.workers import PROGRESS, fit_here, progress_of
 from tests.helpers import graphs
 
@@ -60,7 +61,7 @@ def settings_of(**settings) -> RunConfig:
 
 def train(run, out, config, **how):
     out.mkdir()
-    return train_method(config, "soft", run / "ingest", run / "cluster", out, Tracker(), **how)
+    return train_method(StageContext(config, run), "soft", out, TrainingSession(**how))
 
 
 def fit_in_a_task(job, tracker):
@@ -95,7 +96,7 @@ def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(ru
 
     waiting = after_epoch(tmp_path / "stopped", 250, press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        train(run, tmp_path / "stopped", config, states=states)
+        train(run, tmp_path / "stopped", config, checkpoints=states)
     waiting.join()
     stopped_in = states.manifest()["epoch"]
     assert 250 <= stopped_in < 1200
@@ -103,7 +104,7 @@ def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(ru
     assert torch.cuda.is_available() or any("train.amp=bf16 needs a GPU" in line for line in caplog.messages)
 
     out = tmp_path / "soft"
-    facts = train(run, out, config, states=states)
+    facts = train(run, out, config, checkpoints=states)
     history = json.loads((out / "history.json").read_text())
     assert history["resumed"] == [stopped_in]
     assert [entry["epoch"] for entry in history["epochs"]] == list(range(100, 1201, 100))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RunFolderError
-from pipeline.runs.folder import RunFolder, fingerprint
+from pipeline.runs.folder import RunFolder
 from pipeline.storage.atomic import write_json_atomic
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,17 +45,19 @@ def listing(path: Path) -> set[str]:
 def test_second_time_is_skipped(folder, caplog):
     caplog.set_level(logging.INFO, "pipeline")
     calls = []
-    first = folder.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("x", calls))
-    second = folder.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("x", calls))
+    first = folder.stage("cluster", {"g": 1.0}, {"log": "in"}, "cluster", writer("x", calls))
+    second = folder.stage("cluster", {"g": 1.0}, {"log": "in"}, "cluster", writer("x", calls))
     assert calls == ["x"]
     assert (first.skipped, second.skipped) == (False, True)
     assert (first.key, first.result, first.seconds) == (second.key, second.result, second.seconds)
     assert caplog.messages[-1] == "cluster: unchanged, skipped"
 
 
-@pytest.mark.parametrize(("settings", "inputs"), [({"g": 2.0}, ["in"]), ({"g": 1.0}, ["other"]), ({}, ["in"])])
+@pytest.mark.parametrize(
+    ("settings", "inputs"), [({"g": 2.0}, {"log": "in"}), ({"g": 1.0}, {"log": "other"}), ({}, {"log": "in"})]
+)
 def test_other_settings_or_inputs_compute_again(folder, settings, inputs):
-    folder.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("old"))
+    folder.stage("cluster", {"g": 1.0}, {"log": "in"}, "cluster", writer("old"))
     again = folder.stage("cluster", settings, inputs, "cluster", writer("new"))
     assert not again.skipped
     assert (folder.path / "cluster" / "deep" / "a.txt").read_text() == "new"
@@ -80,31 +82,31 @@ def damage_type(file: Path):
 
 @pytest.mark.parametrize("damage", [damage_content, damage_size, damage_absence, damage_type])
 def test_damaged_output_is_computed_again(folder, damage):
-    folder.stage("cluster", {}, [], "cluster", writer("x"))
+    folder.stage("cluster", {}, {}, "cluster", writer("x"))
     file = folder.path / "cluster" / "deep" / "a.txt"
     damage(file)
-    assert not folder.stage("cluster", {}, [], "cluster", writer("x")).skipped
+    assert not folder.stage("cluster", {}, {}, "cluster", writer("x")).skipped
     assert file.read_text() == "x"
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{", '{"key": 1}'])
 def test_damaged_record_is_computed_again(folder, record):
-    folder.stage("cluster", {}, [], "cluster", writer("x"))
+    folder.stage("cluster", {}, {}, "cluster", writer("x"))
     (folder.path / "stages" / "cluster.json").write_text(record)
-    assert not folder.stage("cluster", {}, [], "cluster", writer("x")).skipped
+    assert not folder.stage("cluster", {}, {}, "cluster", writer("x")).skipped
 
 
 def test_a_copied_run_folder_is_up_to_date(tmp_path, folder):
-    folder.stage("cluster", {}, [], "cluster", writer("x"))
+    folder.stage("cluster", {}, {}, "cluster", writer("x"))
     shutil.copytree(folder.path, tmp_path / "copy", copy_function=shutil.copyfile)
     os.utime(tmp_path / "copy" / "cluster" / "deep" / "a.txt", (1, 1))
     with RunFolder(tmp_path / "copy") as copy:
-        assert copy.stage("cluster", {}, [], "cluster", writer("x")).skipped
+        assert copy.stage("cluster", {}, {}, "cluster", writer("x")).skipped
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bang"), KeyboardInterrupt(), SystemExit(143)])
 def test_failure_keeps_the_previous_result_and_leaves_no_litter(folder, error):
-    folder.stage("train soft", {"v": 1}, [], "methods/soft", writer("old"))
+    folder.stage("train soft", {"v": 1}, {}, "methods/soft", writer("old"))
     before = listing(folder.path)
 
     def fail(out: Path) -> dict:
@@ -112,20 +114,20 @@ def test_failure_keeps_the_previous_result_and_leaves_no_litter(folder, error):
         raise error
 
     with pytest.raises(type(error)):
-        folder.stage("train soft", {"v": 2}, [], "methods/soft", fail)
+        folder.stage("train soft", {"v": 2}, {}, "methods/soft", fail)
     assert listing(folder.path) == before
-    assert folder.stage("train soft", {"v": 1}, [], "methods/soft", writer("never")).skipped
+    assert folder.stage("train soft", {"v": 1}, {}, "methods/soft", writer("never")).skipped
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_full_disk_is_one_line_and_loses_nothing(folder, code):
-    folder.stage("cluster", {"v": 1}, [], "cluster", writer("old"))
+    folder.stage("cluster", {"v": 1}, {}, "cluster", writer("old"))
 
     def fail(out: Path) -> dict:
         raise OSError(code, os.strerror(code))
 
     with pytest.raises(RunFolderError, match="disk is full.*stage 'cluster'.*Free some space") as caught:
-        folder.stage("cluster", {"v": 2}, [], "cluster", fail)
+        folder.stage("cluster", {"v": 2}, {}, "cluster", fail)
     assert "\n" not in str(caught.value)
     assert folder.current("cluster").result == {"text": "old"}
 
@@ -135,7 +137,7 @@ def test_other_operating_system_errors_stay_themselves(folder):
         return {"x": (out / "missing").read_text()}
 
     with pytest.raises(FileNotFoundError):
-        folder.stage("cluster", {}, [], "cluster", fail)
+        folder.stage("cluster", {}, {}, "cluster", fail)
 
 
 def test_value_stage_writes_its_result_as_the_file(folder):
@@ -152,9 +154,9 @@ def test_value_stage_writes_its_result_as_the_file(folder):
 
 
 def test_new_training_takes_its_metrics_along(folder):
-    folder.stage("train soft", {"v": 1}, [], "methods/soft", writer("x"))
+    folder.stage("train soft", {"v": 1}, {}, "methods/soft", writer("x"))
     folder.value("evaluate soft", {}, ["k"], "methods/soft/metrics.json", dict)
-    folder.stage("train soft", {"v": 2}, [], "methods/soft", writer("y"))
+    folder.stage("train soft", {"v": 2}, {}, "methods/soft", writer("y"))
     assert folder.current("evaluate soft") is None
 
 
@@ -206,13 +208,13 @@ def test_killed_process_leaves_a_usable_folder(tmp_path):
             (out / "half").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
         with RunFolder(Path({str(run)!r})) as folder:
-            folder.stage("cluster", {{}}, [], "cluster", lambda out: {{}})
-            folder.stage("cluster", {{"v": 2}}, [], "cluster", die)
+            folder.stage("cluster", {{}}, {{}}, "cluster", lambda out: {{}})
+            folder.stage("cluster", {{"v": 2}}, {{}}, "cluster", die)
     """)
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False).returncode == -9
     assert (run / ".cluster.partial" / "half").exists()
     with RunFolder(run) as folder:
-        assert folder.stage("cluster", {}, [], "cluster", writer("never")).skipped
+        assert folder.stage("cluster", {}, {}, "cluster", writer("never")).skipped
         assert not list(run.glob(".*.partial"))
 
 
@@ -231,42 +233,30 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     assert listing(tmp_path) == {"a.json"}
 
 
-def test_fingerprint_follows_content_time_and_name_but_not_place(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a").write_text("x")
-        os.utime(tmp_path / name / "a", ns=(1, 1))
-    one, two = tmp_path / "one" / "a", tmp_path / "two" / "a"
-    assert fingerprint([one]) == fingerprint([two])
-    os.utime(two, ns=(1, 2))
-    assert fingerprint([one]) != fingerprint([two])
-    assert fingerprint([one, two]) == fingerprint([two, one])
-
-
 def test_a_result_of_another_folder_is_taken_over_if_it_is_the_same(folder, tmp_path):
     with RunFolder(tmp_path / "other") as other:
-        made = other.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("x"))
-    for settings, inputs in (({"g": 2.0}, ["in"]), ({"g": 1.0}, ["out"])):
+        made = other.stage("cluster", {"g": 1.0}, {"log": "in"}, "cluster", writer("x"))
+    for settings, inputs in (({"g": 2.0}, {"log": "in"}), ({"g": 1.0}, {"log": "out"})):
         assert not folder.borrow(tmp_path / "other", "cluster", settings, inputs, "cluster")
-    assert not folder.borrow(tmp_path / "nowhere", "cluster", {"g": 1.0}, ["in"], "cluster")
+    assert not folder.borrow(tmp_path / "nowhere", "cluster", {"g": 1.0}, {"log": "in"}, "cluster")
     assert not (folder.path / "cluster").exists()
-    assert folder.borrow(tmp_path / "other", "cluster", {"g": 1.0}, ["in"], "cluster")
-    taken = folder.stage("cluster", {"g": 1.0}, ["in"], "cluster", writer("not computed"))
+    assert folder.borrow(tmp_path / "other", "cluster", {"g": 1.0}, {"log": "in"}, "cluster")
+    taken = folder.stage("cluster", {"g": 1.0}, {"log": "in"}, "cluster", writer("not computed"))
     assert (taken.skipped, taken.result, taken.seconds) == (True, made.result, made.seconds)
     # What is up to date stays, and to make it anew leaves the lender as it was.
-    assert not folder.borrow(tmp_path / "other", "cluster", {"g": 1.0}, ["in"], "cluster")
-    folder.stage("cluster", {"g": 3.0}, ["in"], "cluster", writer("y"))
+    assert not folder.borrow(tmp_path / "other", "cluster", {"g": 1.0}, {"log": "in"}, "cluster")
+    folder.stage("cluster", {"g": 3.0}, {"log": "in"}, "cluster", writer("y"))
     assert (tmp_path / "other" / "cluster" / "deep" / "a.txt").read_text() == "x"
-    assert RunFolder(tmp_path / "other").would_skip("cluster", {"g": 1.0}, ["in"])
+    assert RunFolder(tmp_path / "other").would_skip("cluster", {"g": 1.0}, {"log": "in"})
 
 
 def test_without_hard_links_a_result_is_copied(folder, tmp_path, monkeypatch):
     with RunFolder(tmp_path / "other") as other:
-        other.stage("cluster", {}, [], "cluster", writer("x"))
+        other.stage("cluster", {}, {}, "cluster", writer("x"))
 
     def refuse(*_arguments):
         raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert folder.borrow(tmp_path / "other", "cluster", {}, [], "cluster")
+    assert folder.borrow(tmp_path / "other", "cluster", {}, {}, "cluster")
     assert (folder.path / "cluster" / "deep" / "a.txt").read_text() == "x"

@@ -23,9 +23,10 @@ from pipeline.logs.synthetic import synth
 from pipeline.retrieval import train
 from pipeline.retrieval.folded_in import FoldedIn, folded_in_dir
 from pipeline.retrieval.objective import fit_retrieval
+from pipeline.retrieval.task import Retrieval
 from pipeline.runs.run import run
+from pipeline.training.job import TrainingSession
 from pipeline.updates import refit as refit_module
-from pipeline.updates import update as update_module
 from pipeline.updates.update import update
 from serving.bundle import check_bundle
 from serving.retriever import Recommendations, Retriever
@@ -215,7 +216,7 @@ def test_a_later_run_keeps_the_folded_in_ids_and_a_new_training_starts_without(o
 def test_a_crash_before_the_bundle_leaves_the_old_one_and_the_same_command_writes_it(out, log, monkeypatch):
     before = files_of(out / "bundle")
     with monkeypatch.context() as patch:
-        patch.setattr(update_module, "export_bundle", lambda *_: (_ for _ in ()).throw(OSError("bang")))
+        patch.setattr(Retrieval, "export", lambda *_: (_ for _ in ()).throw(OSError("bang")))
         with pytest.raises(OSError, match="bang"):
             update(out, str(log[0] / "new.parquet"))
     assert files_of(out / "bundle") == before
@@ -227,7 +228,11 @@ def test_a_crash_before_the_bundle_leaves_the_old_one_and_the_same_command_write
 
 def test_the_refit_is_compared_on_held_out_interactions(out, log, monkeypatch):
     train_method = refit_module.train_method
-    monkeypatch.setattr(refit_module, "train_method", lambda *arguments: train_method(*arguments, fit_at_once))
+    monkeypatch.setattr(
+        refit_module,
+        "train_method",
+        lambda *arguments: train_method(*arguments[:3], TrainingSession(fit_job=fit_at_once)),
+    )
     result = update(out, str(log[0] / "new.parquet"), refit=(0.2, 0))
     refit = result["refit"]
     assert refit["n_users"] == 40

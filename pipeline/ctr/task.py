@@ -1,0 +1,222 @@
+"""Click-through rate prediction as a task: probabilities from any columns. Heavy packages are imported by the stages that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError
+from pipeline.task import (
+    Measure,
+    StageContext,
+    budget_of,
+    budget_settings,
+    bundle_metrics,
+    chosen,
+    shared_provenance,
+)
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import RunConfig
+    from pipeline.training.job import TrainingSession
+
+
+class Ctr:
+    """Implements `pipeline.task.Task`."""
+
+    name = "ctr"
+    measures = (
+        Measure("log_loss", "log loss", "log loss on the test rows", higher_is_better=False),
+        Measure("auc", "AUC", "AUC on the test rows"),
+        Measure("group_auc", "group AUC", "AUC within groups"),
+        Measure("calibration", "calibration", "mean prediction over mean label", higher_is_better=None),
+        Measure("ece", "ECE", "expected calibration error", higher_is_better=False),
+    )
+    validation_metric = "auc"
+    default_budget = ("resolution", 5.0)
+    comparison_budgets = (default_budget,)
+    models: Mapping[str, Mapping[str, str]] = {
+        name: {"train.model": name} for name in ("dlrm", "dcnv2", "deepfm", "widedeep")
+    }
+    bytes_note = (
+        "Bytes are those of everything kept (tables, bucket maps, first-order weights, biases and layers), over those of the model with full "
+        "float32 tables; the measures are of the test rows. Calibration is the mean prediction over the mean label, ECE the expected "
+        "calibration error, group AUC the mean over the groups (users)."
+    )
+    decay_range = (0.1, 100.0)
+    stage_fields: Mapping[str, tuple[str, ...]] = {
+        "ingest": (
+            "run.task",
+            "data.format",
+            "data.user_column",
+            "data.item_column",
+            "data.label_column",
+            "data.min_count",
+            "data.split",
+            "data.validation",
+            "data.test",
+            "data.seed",
+        ),
+        "cluster": (
+            "cluster.method",
+            "cluster.max_size",
+            "cluster.tolerance",
+            "cluster.max_cycles",
+        ),
+        "train": (
+            "map.indices_per_id",
+            "map.hops",
+            "map.item_bias",
+            "map.seed",
+            "train.model",
+            "train.dim",
+            "train.lr",
+            "train.decay",
+            "train.weight_decay",
+            "train.epochs",
+            "train.patience",
+            "train.eval_every",
+            "train.batch_size",
+            "train.hidden",
+            "train.dropout",
+            "train.n_cross",
+            "train.structure",
+            "train.score",
+            "train.seed",
+        ),
+        "evaluate": (),
+        "export": ("export.external_data_mib",),
+    }
+    # Read where a ratio of the bytes is the budget: they decide how many rows fit.
+    byte_budget_fields = (
+        "map.indices_per_id",
+        "map.item_bias",
+        "train.model",
+        "train.dim",
+        "train.hidden",
+        "train.n_cross",
+        "train.structure",
+    )
+    # Settings of task `retrieval`, those that the task refuses, and files whose content counts.
+    unread_fields = frozenset(
+        {
+            "data.schema",
+            "data.weight_column",
+            "data.user_features",
+            "data.item_features",
+            "data.bad_rows",
+            "data.shards",
+            "cluster.levels",
+            "cluster.user_rows",
+            "cluster.item_rows",
+            "train.loss",
+            "train.n_layers",
+            "train.gamma",
+            "train.unobserved_weight",
+            "train.sampler",
+            "train.popularity_power",
+            "train.eval_users",
+            "train.amp",
+            "train.compile",
+            "train.sparse_gradients",
+            "export.runtime",
+        }
+    )
+
+    def check_methods(self, methods: Sequence[str]) -> None:
+        if "lsh" in methods:
+            raise ConfigError(
+                "method 'lsh' needs features of users and items, which run.task=ctr has none of; use lsh_structure"
+            )
+
+    def check_exportable(self, config: RunConfig) -> None:
+        if config.export.runtime == "folded":
+            raise ConfigError(
+                "export.runtime=folded has no part in run.task=ctr, whose tables stay as they are stored; leave it out"
+            )
+
+    def needs_ray(self, stage: str, config: RunConfig) -> bool:
+        return stage == "train"
+
+    def settings(self, stage: str, config: RunConfig, method: str = "") -> dict[str, Any]:
+        values = chosen(config, self.stage_fields[stage])
+        if stage == "ingest":
+            # The content of the schema file counts, and not where it lies.
+            values["data.schema"] = config.data.schema is not None
+        if stage == "cluster":
+            budget = budget_of(config, self.default_budget)
+            values |= budget_settings(budget)
+            if budget[0] == "ratio":
+                compressed = sorted(name for name in config.run.methods if name != "full")
+                # Columns that stay full take bytes as well.
+                precisions = {name: config.planned_precision_of(name) for name in [*compressed, "full"]}
+                values |= chosen(config, self.byte_budget_fields)
+                values |= {"run.methods": compressed, "cluster.budget_precision": precisions}
+        if stage in ("evaluate", "export"):
+            # The evaluation rounds tables as the export stores them, those of full columns too.
+            values["export.precision"] = {name: config.precision_of(name) for name in (method, "full")}
+        return values
+
+    def log_files(self, config: RunConfig) -> list[Path]:
+        from pipeline.ctr.log import log_paths
+
+        return log_paths(config.data)
+
+    def method_files(self, config: RunConfig, method: str) -> list[Path]:
+        return []
+
+    def updates(self, run: Path, method: str, train_key: str) -> str | None:
+        return None
+
+    def ingest(self, context: StageContext, out: Path) -> dict[str, Any]:
+        from pipeline.ctr.ingest import ingest_ctr
+
+        return ingest_ctr(context.config.data, out)
+
+    def cluster(self, context: StageContext, out: Path) -> dict[str, Any]:
+        from pipeline.ctr.cluster import cluster_ctr
+
+        return cluster_ctr(context.config, context.ingest_dir, out)
+
+    def train(self, context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
+        from pipeline.ctr.train import train_ctr
+
+        return train_ctr(context, method, out, session)
+
+    def evaluate(self, context: StageContext, method: str) -> dict[str, Any]:
+        from pipeline.ctr.evaluate import evaluate_ctr
+
+        return evaluate_ctr(context.config, method, context.ingest_dir, context.method_dir(method))
+
+    def export(
+        self, context: StageContext, method: str, out: Path, metrics: dict[str, Any], train_key: str
+    ) -> dict[str, Any]:
+        from pipeline.ctr.budget import precisions_of
+        from pipeline.ctr.export import data_facts, export_ctr
+        from pipeline.ctr.weights import load_ctr
+
+        trained = load_ctr(context.method_dir(method), context.ingest_dir)
+        parts = (trained.features.part(name) for name in ("test", "validation", "train"))
+        return export_ctr(
+            trained,
+            precisions_of(context.config, method, trained.maps),
+            out,
+            part=next(part for part in parts if len(part)),
+            method=method,
+            precision=metrics["precision"],
+            external_data_mib=context.config.export.external_data_mib,
+            metrics=bundle_metrics(metrics),
+            provenance=shared_provenance(context.config, metrics, data_facts(context.ingest_dir)),
+        )
+
+    def report(self, run: Path) -> list[Path]:
+        from pipeline.ctr.report import write_ctr_report
+
+        return write_ctr_report(run)
+
+    def defaults(self, config: RunConfig, method: str) -> dict[str, float]:
+        from pipeline.ctr.models import CTR_PRESETS
+
+        preset = CTR_PRESETS[config.train.model]
+        return {"train.lr": preset.lr, "train.decay": preset.decay}

@@ -1,0 +1,231 @@
+"""Retrieval as a task: rank items for users, trained on interactions. Heavy packages are imported by the stages that need them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.task import (
+    Measure,
+    StageContext,
+    budget_of,
+    budget_settings,
+    bundle_metrics,
+    chosen,
+    shared_provenance,
+)
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import RunConfig
+    from pipeline.training.job import TrainingSession
+
+RATIO = 0.25
+
+
+class Retrieval:
+    """Implements `pipeline.task.Task`."""
+
+    name = "retrieval"
+    measures = (
+        Measure("recall@20", "recall@20", "recall@20 on the test interactions"),
+        Measure("ndcg@20", "NDCG@20", "NDCG@20 on the test interactions"),
+    )
+    validation_metric = "recall@20"
+    default_budget = ("ratio", RATIO)
+    comparison_budgets = (("ratio", RATIO / 2), ("ratio", RATIO))
+    models: Mapping[str, Mapping[str, str]] = {
+        "mf": {"train.model": "mf", "train.loss": "bpr"},
+        "neumf": {"train.model": "neumf", "train.loss": "bpr"},
+        "lightgcn": {"train.model": "lightgcn", "train.loss": "bpr"},
+        "directau": {"train.model": "mf", "train.loss": "directau"},
+        "ials": {"train.model": "mf", "train.loss": "ials"},
+    }
+    bytes_note = (
+        "Bytes are those of everything kept (tables, bucket maps, biases, and the graph that LightGCN reads), over those of full float32 "
+        "tables; recall@20 and NDCG@20 are of the test interactions."
+    )
+    decay_range = (1e-4, 0.2)
+    stage_fields: Mapping[str, tuple[str, ...]] = {
+        "ingest": (
+            "run.task",
+            "data.format",
+            "data.user_column",
+            "data.item_column",
+            "data.weight_column",
+            "data.bad_rows",
+            "data.split",
+            "data.validation",
+            "data.test",
+            "data.seed",
+            "data.shards",
+        ),
+        "cluster": (
+            "cluster.method",
+            "cluster.levels",
+            "cluster.max_size",
+            "cluster.tolerance",
+            "cluster.max_cycles",
+        ),
+        "train": (
+            "map.indices_per_id",
+            "map.hops",
+            "map.item_bias",
+            "map.seed",
+            "train.model",
+            "train.loss",
+            "train.dim",
+            "train.lr",
+            "train.decay",
+            "train.weight_decay",
+            "train.epochs",
+            "train.patience",
+            "train.eval_every",
+            "train.batch_size",
+            "train.n_layers",
+            "train.gamma",
+            "train.unobserved_weight",
+            "train.sampler",
+            "train.popularity_power",
+            "train.seed",
+            "train.eval_users",
+            "train.amp",
+            "train.compile",
+            "train.sparse_gradients",
+        ),
+        "evaluate": (),
+        "export": ("export.runtime", "export.external_data_mib"),
+    }
+    # Read where a ratio of the bytes is the budget: they decide how many rows fit.
+    byte_budget_fields = (
+        "map.indices_per_id",
+        "map.hops",
+        "map.item_bias",
+        "train.model",
+        "train.loss",
+        "train.dim",
+    )
+    # Settings of task `ctr`, and files whose content counts.
+    unread_fields = frozenset(
+        {
+            "data.label_column",
+            "data.schema",
+            "data.min_count",
+            "data.user_features",
+            "data.item_features",
+            "train.hidden",
+            "train.dropout",
+            "train.n_cross",
+            "train.structure",
+            "train.score",
+        }
+    )
+
+    def check_methods(self, methods: Sequence[str]) -> None:
+        """Every method is supported."""
+
+    def check_exportable(self, config: RunConfig) -> None:
+        """Every model can be exported."""
+
+    def needs_ray(self, stage: str, config: RunConfig) -> bool:
+        return {
+            "ingest": True,
+            "cluster": config.cluster.shards > 0,
+            "train": True,
+            "evaluate": (config.train.workers or 1) > 1,
+        }.get(stage, False)
+
+    def settings(self, stage: str, config: RunConfig, method: str = "") -> dict[str, Any]:
+        values = chosen(config, self.stage_fields[stage])
+        if stage == "cluster":
+            budget = budget_of(config, self.default_budget)
+            values |= budget_settings(budget)
+            if budget[0] == "ratio":
+                compressed = sorted(name for name in config.run.methods if name != "full")
+                values |= chosen(config, self.byte_budget_fields) | {
+                    "run.methods": compressed,
+                    "cluster.budget_precision": {name: config.planned_precision_of(name) for name in compressed},
+                }
+        if stage in ("evaluate", "export"):
+            # The evaluation rounds tables as the export stores them.
+            values["export.precision"] = config.precision_of(method)
+        return values
+
+    def log_files(self, config: RunConfig) -> list[Path]:
+        from pipeline.logs.sources import find_sources
+
+        return [Path(source.file) for source in find_sources(config.data.path, config.data.format, config.data.split)]
+
+    def method_files(self, config: RunConfig, method: str) -> list[Path]:
+        from pipeline.logs.features import feature_files
+
+        return list(feature_files(config.data)) if method == "lsh" else []
+
+    def updates(self, run: Path, method: str, train_key: str) -> str | None:
+        from pipeline.retrieval.folded_in import folded_in_id
+
+        return folded_in_id(run, method, train_key)
+
+    def ingest(self, context: StageContext, out: Path) -> dict[str, Any]:
+        from pipeline.retrieval.ingest import ingest
+
+        return ingest(context.config.data, out)
+
+    def cluster(self, context: StageContext, out: Path) -> dict[str, Any]:
+        from pipeline.retrieval.cluster import cluster_run
+
+        return cluster_run(context.config, context.ingest_dir, out)
+
+    def train(self, context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
+        from pipeline.retrieval.train import train_method
+
+        return train_method(context, method, out, session)
+
+    def evaluate(self, context: StageContext, method: str) -> dict[str, Any]:
+        from pipeline.retrieval.evaluate import evaluate_method
+
+        return evaluate_method(context.config, method, context.ingest_dir, context.method_dir(method))
+
+    def export(
+        self, context: StageContext, method: str, out: Path, metrics: dict[str, Any], train_key: str
+    ) -> dict[str, Any]:
+        from graphhash.graph.vocabulary import Vocabulary
+        from pipeline.retrieval.export import export_retrieval
+        from pipeline.retrieval.folded_in import FoldedIn, folded_in_dir
+        from pipeline.retrieval.weights import load_method, with_more_ids
+
+        config, run, ingest_dir = context.config, context.run, context.ingest_dir
+        ingested = json.loads((ingest_dir / "ingest.json").read_text(encoding="utf-8"))
+        data = {key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")}
+        provenance = shared_provenance(config, metrics, data)
+        model, *maps = load_method(context.method_dir(method), ingest_dir)
+        vocabularies = [Vocabulary.load(ingest_dir / f"{side}.parquet") for side in ("users", "items")]
+        if self.updates(run, method, train_key) is not None:
+            folded_in = FoldedIn.load(folded_in_dir(run, method))
+            model = with_more_ids(model, folded_in.maps, folded_in.item_bias, folded_in.user_rows)
+            maps, vocabularies = list(folded_in.maps.values()), list(folded_in.vocabularies.values())
+            # Metrics are of the training alone.
+            provenance |= {"updates": list(folded_in.updates)} if folded_in.updates else {}
+        return export_retrieval(
+            model,
+            *maps,
+            *vocabularies,
+            out,
+            precision=metrics["precision"],
+            runtime=config.export.runtime,
+            external_data_mib=config.export.external_data_mib,
+            metrics=bundle_metrics(metrics),
+            provenance=provenance,
+        )
+
+    def report(self, run: Path) -> list[Path]:
+        from pipeline.retrieval.report import write_report
+
+        return write_report(run)
+
+    def defaults(self, config: RunConfig, method: str) -> dict[str, float]:
+        from pipeline.maps.methods import METHODS
+        from pipeline.retrieval.train import default_settings
+
+        return default_settings(config.train, METHODS[method])

@@ -1,0 +1,205 @@
+"""The interface of a task: what a run computes in each stage, which settings each stage reads, and how models are measured.
+
+Retrieval (`pipeline.retrieval.task`) and click-through rate prediction (`pipeline.ctr.task`) implement it; `pipeline.runs.tasks` is the registry. The
+order of the stages, the run folder, tracking, comparison and search know a task through this interface alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import RunConfig
+    from pipeline.training.job import TrainingSession
+
+# Settings that change no output of any task: places, and how much of a machine is used.
+CHANGE_NO_OUTPUT = frozenset(
+    {
+        "data.path",  # The content of the log counts.
+        "cluster.threads",
+        "cluster.shards",
+        "train.workers",  # Figures change as with another seed, and no more.
+        "train.checkpoint_seconds",
+        "train.propagation",
+        "run.methods",  # Each method has stages of its own; a byte budget reads them, and lists them.
+        "run.out",
+        "run.remote",
+        "run.address",
+        "run.experiment",
+        "run.mlflow",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A test metric, as tables and pictures name it.
+
+    Args:
+        key: in metrics.
+        title: of a column.
+        words: on the axis of a picture.
+        higher_is_better: None where the best value is 1.
+    """
+
+    key: str
+    title: str
+    words: str
+    higher_is_better: bool | None = True
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage reads: the settings, and the folder of the run with the outputs of earlier stages.
+
+    Args:
+        config: inputs at URIs are replaced by local copies.
+        run: the run folder.
+    """
+
+    config: RunConfig
+    run: Path
+
+    @property
+    def ingest_dir(self) -> Path:
+        return self.run / "ingest"
+
+    @property
+    def cluster_dir(self) -> Path:
+        return self.run / "cluster"
+
+    def method_dir(self, method: str) -> Path:
+        return self.run / "methods" / method
+
+
+class Task(Protocol):
+    """One way of using compressed tables.
+
+    Attributes:
+        name: as in `run.task`.
+        measures: test metrics; the first is the main one, which is drawn.
+        validation_metric: training maximises it, and a search compares by it.
+        default_budget: (kind, value) of a run that is given none.
+        comparison_budgets: of a comparison that is given none.
+        models: settings of a model by the name that a comparison gives it; the first is the default.
+        bytes_note: what the bytes of a comparison's table count.
+        decay_range: of `train.decay` in a search.
+        stage_fields: configuration keys that each stage reads, whatever their values.
+    """
+
+    name: str
+    measures: tuple[Measure, ...]
+    validation_metric: str
+    default_budget: tuple[str, float]
+    comparison_budgets: tuple[tuple[str, float], ...]
+    models: Mapping[str, Mapping[str, str]]
+    bytes_note: str
+    decay_range: tuple[float, float]
+    stage_fields: Mapping[str, tuple[str, ...]]
+
+    def check_methods(self, methods: Sequence[str]) -> None:
+        """Raise ConfigError for a method that the task does not support."""
+
+    def check_exportable(self, config: RunConfig) -> None:
+        """Raise ConfigError where a trained model cannot be exported with these settings."""
+
+    def needs_ray(self, stage: str, config: RunConfig) -> bool:
+        """Whether the stage runs on Ray."""
+
+    def settings(self, stage: str, config: RunConfig, method: str = "") -> dict[str, Any]:
+        """The settings that the output of a stage depends on, by dotted key; JSON values."""
+
+    def log_files(self, config: RunConfig) -> list[Path]:
+        """The files whose names and content decide what is ingested."""
+
+    def method_files(self, config: RunConfig, method: str) -> list[Path]:
+        """Further files that the training of a method reads."""
+
+    def updates(self, run: Path, method: str, train_key: str) -> str | None:
+        """Identifies the ids that updates added to a training; None where there are none."""
+
+    def ingest(self, context: StageContext, out: Path) -> dict[str, Any]:
+        """Read, split and store the log in the folder `out`; returns facts."""
+
+    def cluster(self, context: StageContext, out: Path) -> dict[str, Any]:
+        """Cluster the ingested log; returns facts."""
+
+    def train(self, context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
+        """Make the bucket maps of a method, train, and store the weights; returns facts."""
+
+    def evaluate(self, context: StageContext, method: str) -> dict[str, Any]:
+        """Measure a trained method on the test, and count its bytes; returns metrics."""
+
+    def export(
+        self, context: StageContext, method: str, out: Path, metrics: dict[str, Any], train_key: str
+    ) -> dict[str, Any]:
+        """Write the bundle of a trained method; returns the manifest.
+
+        Args:
+            metrics: of the evaluation, with `method` and `mlflow_run_id`.
+            train_key: of the training, to which updates belong.
+        """
+
+    def report(self, run: Path) -> list[Path]:
+        """Draw and write the report; returns its files."""
+
+    def defaults(self, config: RunConfig, method: str) -> dict[str, float]:
+        """`train.lr` and `train.decay` of a method where they are not set."""
+
+
+def measures_as_text(measures: Sequence[Measure], metrics: Mapping[str, Any]) -> list[str]:
+    """The test metrics of a method as text; `-` where there was no test."""
+    return ["-" if metrics[m.key] is None else f"{metrics[m.key]:.4f}" for m in measures]
+
+
+def chosen(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:
+    """The values of some settings by dotted key."""
+    return {key: getattr(getattr(config, key.split(".")[0]), key.split(".")[1]) for key in keys}
+
+
+def budget_of(config: RunConfig, default: tuple[str, float]) -> tuple[str, Any]:
+    """Kind and value of the budget: `resolution`, `rows`, `side_rows` (rows of users, rows of items) or `ratio`.
+
+    Args:
+        default: of the task, where the configuration names no budget.
+    """
+    cluster = config.cluster
+    if cluster.user_rows is not None:
+        return "side_rows", (cluster.user_rows, cluster.item_rows)
+    for kind in ("resolution", "rows", "ratio"):
+        if (value := getattr(cluster, kind)) is not None:
+            return kind, value
+    return default
+
+
+def budget_settings(budget: tuple[str, Any]) -> dict[str, Any]:
+    """A budget as settings by dotted key."""
+    kind, value = budget
+    if kind == "side_rows":
+        return {"cluster.user_rows": value[0], "cluster.item_rows": value[1]}
+    return {f"cluster.{kind}": value}
+
+
+def shared_provenance(config: RunConfig, metrics: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a bundle records of its origin: method, MLflow run, settings, and the log.
+
+    Args:
+        metrics: of the evaluation, with `method` and `mlflow_run_id`.
+        data: sizes and hashes of the log.
+    """
+    settings = config.flat()
+    # Without the sections `data` and `run`, which name places on the machine that made the bundle.
+    return {
+        "method": metrics["method"],
+        "mlflow_run_id": metrics["mlflow_run_id"],
+        "settings": {key: settings[key] for key in settings if key.split(".")[0] in ("cluster", "map", "train")},
+        "data": {**data, **{key: settings[f"data.{key}"] for key in ("split", "validation", "test", "seed")}},
+    }
+
+
+def bundle_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a method's metrics that its manifest holds."""
+    return {key: value for key, value in metrics.items() if key not in ("method", "mlflow_run_id")}
