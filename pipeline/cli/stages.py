@@ -177,10 +177,11 @@ def _until(stage: str) -> tuple[RunResult, RunConfig, str | None]:
     config = load(options)
     from pipeline.runs.run import run as run_stages
 
-    resume = {"resume": options["resume"]} if options.get("resume") is not None else {}
+    choices: dict[str, bool] = {"resume": options["resume"]} if options.get("resume") is not None else {}
     # What is trained is evaluated and exported as it is.
-    keep = stage in ("evaluate", "export")
-    return run_stages(config, until=stage, keep_trained=keep, **resume), config, options["json_file"]
+    if stage in ("evaluate", "export"):
+        choices["keep_trained"] = True
+    return run_stages(config, until=stage, **choices), config, options["json_file"]
 
 
 def _print_metrics(metrics: Sequence[dict[str, Any]], config: RunConfig) -> None:

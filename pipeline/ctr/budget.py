@@ -15,9 +15,9 @@ from graphhash.models.ctr import CtrSpec
 from graphhash.models.ctr_bytes import column_bytes, layer_bytes
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
+from pipeline.ctr.defaults import DEFAULT_BUDGET
 from pipeline.ctr.maps import find_pairs, lookups_of
 from pipeline.ctr.settings import spec_of
-from pipeline.ctr.task import Ctr
 from pipeline.maps.methods import METHODS
 from pipeline.task import budget_of
 
@@ -45,7 +45,7 @@ def asked_lookups(config: RunConfig, features: Features, name: str) -> int | Non
     if config.map.indices_per_id is not None or not METHODS[name].free_lookups:
         return config.map.indices_per_id
     most = lookups_of(name, None)
-    kind, ratio = budget_of(config, Ctr.default_budget)
+    kind, ratio = budget_of(config, DEFAULT_BUDGET)
     if kind != "ratio":
         return most
     space = _Space.of(config, features)

@@ -21,8 +21,8 @@ from graphhash.graph.local import LocalGraph
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import rows_of_columns
 from pipeline.ctr.data import Features
+from pipeline.ctr.defaults import DEFAULT_BUDGET
 from pipeline.ctr.maps import Pair, check_compressed, find_pairs, pair_graph
-from pipeline.ctr.task import Ctr
 from pipeline.retrieval.cluster import describe, load_labels
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import budget_of
@@ -47,7 +47,7 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
     features = Features.open(ingest_dir)
     check_compressed(features, config.run.methods)
     pairs = find_pairs(features)
-    kind, value = budget_of(config, Ctr.default_budget)
+    kind, value = budget_of(config, DEFAULT_BUDGET)
     rows = None if kind == "resolution" else pair_rows(features, pairs, rows_of_columns(config, features, kind, value))
     settings = {
         "method": config.cluster.method,

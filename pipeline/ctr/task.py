@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.ctr.defaults import DEFAULT_BUDGET, MEASURES
 from pipeline.errors import ConfigError
 from pipeline.task import (
     Measure,
@@ -26,16 +27,10 @@ class Ctr:
     """Implements `pipeline.task.Task`."""
 
     name = "ctr"
-    measures = (
-        Measure("log_loss", "log loss", "log loss on the test rows", higher_is_better=False),
-        Measure("auc", "AUC", "AUC on the test rows"),
-        Measure("group_auc", "group AUC", "AUC within groups"),
-        Measure("calibration", "calibration", "mean prediction over mean label", higher_is_better=None),
-        Measure("ece", "ECE", "expected calibration error", higher_is_better=False),
-    )
+    measures: tuple[Measure, ...] = MEASURES
     validation_metric = "auc"
-    default_budget = ("resolution", 5.0)
-    comparison_budgets = (default_budget,)
+    default_budget: tuple[str, float] = DEFAULT_BUDGET
+    comparison_budgets: tuple[tuple[str, float], ...] = (DEFAULT_BUDGET,)
     models: Mapping[str, Mapping[str, str]] = {
         name: {"train.model": name} for name in ("dlrm", "dcnv2", "deepfm", "widedeep")
     }

@@ -14,7 +14,7 @@ from graphhash.maps.quantization import bias_dtype, row_bytes
 from graphhash.models.neumf import layer_numbers
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import METHODS
-from pipeline.retrieval.task import Retrieval
+from pipeline.retrieval.defaults import DEFAULT_BUDGET
 from pipeline.task import budget_of
 
 FULL_ITEMSIZE = 4
@@ -93,7 +93,7 @@ def asked_lookups(config: RunConfig, name: str, n_users: int, n_items: int, n_ed
     Args:
         n_users, n_items, n_edges: of the training graph.
     """
-    kind, ratio = budget_of(config, Retrieval.default_budget)
+    kind, ratio = budget_of(config, DEFAULT_BUDGET)
     method = METHODS[name]
     if config.map.indices_per_id is not None or kind != "ratio" or not method.free_lookups:
         return config.map.indices_per_id

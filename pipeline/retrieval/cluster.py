@@ -31,7 +31,7 @@ from pipeline.distributed.graph import RayGraph
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.levels import write_levels
 from pipeline.retrieval.budget import rows_for_ratio
-from pipeline.retrieval.task import Retrieval
+from pipeline.retrieval.defaults import DEFAULT_BUDGET
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import budget_of
 
@@ -59,7 +59,7 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
         "tolerance": config.cluster.tolerance,
         "max_cycles": config.cluster.max_cycles,
     }
-    kind, budget = budget_of(config, Retrieval.default_budget)
+    kind, budget = budget_of(config, DEFAULT_BUDGET)
     if kind == "ratio":
         kind, budget = "rows", rows_for_ratio(config, budget, by_user.n_rows, by_user.n_cols, by_user.n_edges)
     threads = numba.get_num_threads()

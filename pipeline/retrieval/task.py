@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.retrieval.defaults import DEFAULT_BUDGET, MEASURES
 from pipeline.task import (
     Measure,
     StageContext,
@@ -21,20 +22,15 @@ if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
     from pipeline.training.job import TrainingSession
 
-RATIO = 0.25
-
 
 class Retrieval:
     """Implements `pipeline.task.Task`."""
 
     name = "retrieval"
-    measures = (
-        Measure("recall@20", "recall@20", "recall@20 on the test interactions"),
-        Measure("ndcg@20", "NDCG@20", "NDCG@20 on the test interactions"),
-    )
+    measures: tuple[Measure, ...] = MEASURES
     validation_metric = "recall@20"
-    default_budget = ("ratio", RATIO)
-    comparison_budgets = (("ratio", RATIO / 2), ("ratio", RATIO))
+    default_budget: tuple[str, float] = DEFAULT_BUDGET
+    comparison_budgets: tuple[tuple[str, float], ...] = ((DEFAULT_BUDGET[0], DEFAULT_BUDGET[1] / 2), DEFAULT_BUDGET)
     models: Mapping[str, Mapping[str, str]] = {
         "mf": {"train.model": "mf", "train.loss": "bpr"},
         "neumf": {"train.model": "neumf", "train.loss": "bpr"},

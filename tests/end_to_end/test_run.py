@@ -298,7 +298,7 @@ def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config
     assert [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
     soft, full = recorder.runs.values()
     assert (soft["alone"], soft["log_artifact"], soft["end"]) == (False, ["bundle"], ["FINISHED"])
-    assert soft["log_metrics"] == [{"test.recall@20": 0.5, "test.rows": 2}]
+    assert soft["log_metrics"] == [{"test.recall@20": 0.5, "test.rows": 2, "test.bytes_ratio": 0.9}]
     assert soft["set_tags"] == [{"graphhash.ingest.hashes.users_hash": "ab"}]
     assert soft["log_params"][0]["train.dim"] == 64
     assert "log_artifact" not in full

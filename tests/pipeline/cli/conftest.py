@@ -11,7 +11,7 @@ import pytest
 from pipeline.cli import main as cli
 from pipeline.config.run_config import RunConfig
 from pipeline.runs import run as run_module
-from pipeline.runs.run import Outcome
+from pipeline.runs.run import RunResult
 
 METRICS = {
     "method": "soft",
@@ -44,7 +44,7 @@ def runs(monkeypatch):
     """Replace the run by one that notes (configuration, last stage)."""
     seen: list[tuple[RunConfig, str]] = []
 
-    def run(config, *, until):
+    def run(config, *, until, keep_trained=False):
         seen.append((config, until))
         Path(config.run.out).mkdir(parents=True, exist_ok=True)
         (Path(config.run.out) / "config.toml").write_text(config.to_toml())
@@ -55,7 +55,7 @@ def runs(monkeypatch):
             "sizes": {"users": {"median": 2.0}},
             "history": [0.1, 0.2],
         }
-        return Outcome({"n_users": 29858, "hashes": {"users": "ab"}}, cluster, [METRICS])
+        return RunResult({"n_users": 29858, "hashes": {"users": "ab"}}, cluster, [METRICS])
 
     monkeypatch.setattr(run_module, "run", run)
     return seen
@@ -64,7 +64,7 @@ def runs(monkeypatch):
 @pytest.fixture
 def failing(monkeypatch):
     def fail_with(error: BaseException):
-        def run(config, *, until):
+        def run(config, *, until, keep_trained=False):
             raise error
 
         monkeypatch.setattr(run_module, "run", run)

@@ -148,14 +148,14 @@ def test_value_stage_writes_its_result_as_the_file(folder):
         return {"recall@20": 0.5}
 
     for _ in range(2):
-        result = folder.value("evaluate soft", {}, ["k"], "methods/soft/metrics.json", compute)
+        result = folder.value("evaluate soft", {}, {"train": "k"}, "methods/soft/metrics.json", compute)
     assert (len(calls), result.skipped, result.result) == (1, True, {"recall@20": 0.5})
     assert json.loads((folder.path / "methods" / "soft" / "metrics.json").read_text()) == {"recall@20": 0.5}
 
 
 def test_new_training_takes_its_metrics_along(folder):
     folder.stage("train soft", {"v": 1}, {}, "methods/soft", writer("x"))
-    folder.value("evaluate soft", {}, ["k"], "methods/soft/metrics.json", dict)
+    folder.value("evaluate soft", {}, {"train": "k"}, "methods/soft/metrics.json", dict)
     folder.stage("train soft", {"v": 2}, {}, "methods/soft", writer("y"))
     assert folder.current("evaluate soft") is None
 
