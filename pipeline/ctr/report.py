@@ -15,7 +15,7 @@ from pipeline.reports.facts import RunFacts
 from pipeline.reports.figures import COLOURS, FAINT, INK, draw_points, figure_of
 from pipeline.reports.page import MIB
 from pipeline.reports.report import Trained, draw_training, write_page
-from pipeline.runs.tasks import TASKS
+from pipeline.ctr.defaults import MEASURES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 MOST_FEATURES = 7
 # Features with the most out-of-vocabulary values that the page names.
 MOST_OOV = 5
-MEASURES = TASKS["ctr"].measures
 MODEL_NAMES = {"widedeep": "Wide & Deep", "deepfm": "DeepFM", "dcnv2": "DCN-V2", "dlrm": "DLRM"}
 SCORE_NAMES = {"auc": "AUC", "log_loss": "log loss"}
 # Keys of a feature's `bytes_of` in metrics.

@@ -18,7 +18,8 @@ from pipeline.config.run_config import RunConfig
 from pipeline.progress import prefixed
 from pipeline.runs.remote import run_folder
 from pipeline.runs.run import run
-from pipeline.runs.tasks import Task, task_of
+from pipeline.runs.tasks import task_of
+from pipeline.task import Task
 from pipeline.storage.uris import localised
 from pipeline.sweeps.grid import GridPoint, MethodOverride, grid_specs
 from pipeline.sweeps.scheduler import RayPool, Result, RunSpec, finished, schedule
@@ -127,8 +128,8 @@ def _log_figures(tracker: tracking.Tracker, written: Mapping[str, Any], task: Ta
     """The figures of the whole comparison, with the main measure of every line by a name that MLflow takes."""
     figures = {"n_runs": written["n_runs"], "n_failed": len(written["failed"])}
     for line in written["summary"]:
-        if (value := line[task.main.key]) is not None:
-            name = (line["model"], line["method"], line["budget"].replace("+", "-"), task.main.key)
+        if (value := line[task.measures[0].key]) is not None:
+            name = (line["model"], line["method"], line["budget"].replace("+", "-"), task.measures[0].key)
             figures["/".join(filter(None, name))] = value
     tracker.log_metrics(figures)
     for file in sorted(out.glob("compare.*")):
@@ -145,7 +146,7 @@ def _earlier_mlflow_run(out: Path) -> str | None:
 def _in_words(result: Result, task: Task) -> str:
     if result.metrics is None:
         return f"failed: {result.reason}"
-    value = result.metrics[task.main.key]
-    score = "nothing to test with" if value is None else f"{task.main.title} {value:.4f}"
+    value = result.metrics[task.measures[0].key]
+    score = "nothing to test with" if value is None else f"{task.measures[0].title} {value:.4f}"
     share, seconds = 100 * result.metrics["bytes_ratio"], result.metrics["seconds"]["train"]
     return f"{score} with {share:.1f} % of the bytes, {seconds:.0f} s"

@@ -15,6 +15,7 @@ from graphhash.errors import did_you_mean
 from pipeline.config.run_config import BUDGET_KEYS, RunConfig, parse_override
 from pipeline.errors import ConfigError
 from pipeline.runs.plan import check_methods
+from pipeline.task import budget_of
 from pipeline.runs.tasks import TASKS, task_of
 from pipeline.sweeps.scheduler import RunSpec
 
@@ -127,8 +128,8 @@ def choose_budgets(base: RunConfig, **requested: Sequence[float]) -> list[Budget
     if kinds:
         return [Budget(kinds[0], value) for value in requested[kinds[0]]]
     if any(getattr(base.cluster, key) is not None for key in BUDGET_KEYS):
-        return [Budget(*base.cluster.budget)]
-    return [Budget(kind, value) for kind, value in task_of(base).budgets]
+        return [Budget(*budget_of(base, task_of(base).default_budget))]
+    return [Budget(kind, value) for kind, value in task_of(base).comparison_budgets]
 
 
 def parse_method_override(text: str) -> MethodOverride:

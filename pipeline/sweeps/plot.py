@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.runs.tasks import Task
+from pipeline.task import Task
 from pipeline.sweeps.grid import FULL
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def draw(summary: Sequence[Mapping[str, Any]], task: Task) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = [line for line in summary if line[task.main.key] is not None]
+    lines = [line for line in summary if line[task.measures[0].key] is not None]
     models = list(dict.fromkeys(line["model"] for line in lines))
     methods = list(dict.fromkeys(line["method"] for line in lines if line["method"] != FULL))
     n_columns = min(2, len(models))
@@ -41,7 +41,7 @@ def _draw_panel(axes: Axes, model: str, lines: Sequence[Mapping[str, Any]], meth
     from pipeline.reports.figures import INK, style
 
     style(axes)
-    key = task.main.key
+    key = task.measures[0].key
     widest = max([100 * line["bytes_ratio"] for line in lines if line["method"] != FULL], default=100.0)
     low, high = _limits([line[key] for line in lines], task)
     axes.set_xlim(0, widest * ROOM)
@@ -52,12 +52,12 @@ def _draw_panel(axes: Axes, model: str, lines: Sequence[Mapping[str, Any]], meth
     _draw_methods(axes, lines, methods, key)
     axes.set_title(model, loc="left", fontsize=11, color=INK)
     axes.set_xlabel("bytes of everything kept (% of full float32 tables)", color=INK)
-    axes.set_ylabel(task.main.words, color=INK)
+    axes.set_ylabel(task.measures[0].words, color=INK)
 
 
 def _limits(values: Sequence[float], task: Task) -> tuple[float, float]:
     """Of the vertical axis."""
-    if task.main.higher_is_better:
+    if task.measures[0].higher_is_better:
         return 0.0, max(max(values), 1e-9) * 1.18
     # A loss is far from 0, and differences would not be seen from there.
     margin = 0.18 * max(max(values) - min(values), 0.05 * max(values), 1e-9)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.run_config import HOPS, RunConfig, parse_override
 from pipeline.errors import ConfigError
+from pipeline.task import budget_of
 from pipeline.runs.tasks import task_of
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ SECTIONS = ("cluster", "map", "train")
 EXCLUDED = ("train.seed", "train.eval_users", "map.seed", "cluster.threads", "cluster.shards", "cluster.levels")
 # A default learning rate is searched within this factor, in both directions.
 LR_FACTOR = 4.0
-DECAYS = {"retrieval": (1e-4, 0.2), "ctr": (0.1, 100.0)}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def default_space(base: RunConfig) -> Space:
 
     (method,) = base.run.methods
     space: Space = {
-        key: Range(value / LR_FACTOR, value * LR_FACTOR) if key == "train.lr" else Range(*DECAYS[base.run.task])
+        key: Range(value / LR_FACTOR, value * LR_FACTOR) if key == "train.lr" else Range(*task_of(base).decay_range)
         for key, value in task_of(base).defaults(base, method).items()
     }
     if METHODS[method].free_lookups:
@@ -98,7 +98,7 @@ def default_point(base: RunConfig, space: Space) -> dict[str, Any]:
     (method,) = base.run.methods
     configured = {key: value for key, value in base.flat().items() if value is not None}
     known = base.flat() | task_of(base).defaults(base, method) | configured
-    if base.cluster.budget[0] != "ratio":
+    if budget_of(base, task_of(base).default_budget)[0] != "ratio":
         # Under a budget of bytes it depends on the graph.
         known["map.indices_per_id"] = METHODS[method].lookups(base.map.indices_per_id)
     return {key: known[key] for key, values in space.items() if known[key] in values}

@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from pipeline.runs.tasks import TASKS, Task
+from pipeline.runs.tasks import TASKS
+from pipeline.task import Task
 from pipeline.storage.atomic import write_json_atomic, write_text_atomic
 from pipeline.sweeps.grid import FULL
 from pipeline.sweeps.plot import draw
@@ -79,7 +80,7 @@ def write_comparison(
     }
     write_json_atomic(out / "compare.json", written)
     write_text_atomic(out / "compare.csv", _csv(written["summary"]))
-    drawn = any(line[task.main.key] is not None for line in written["summary"])
+    drawn = any(line[task.measures[0].key] is not None for line in written["summary"])
     if drawn:
         from pipeline.reports.figures import save
 
@@ -145,9 +146,9 @@ def _markdown(written: Mapping[str, Any], task: Task, *, drawn: bool) -> str:
     if n_ended < written["n_runs"]:
         lines += [f"{n_ended} of {written['n_runs']} runs so far.", ""]
     lines += ["| " + " | ".join(row) + " |" for row in (names, ("---",) * len(names), *table(written["summary"], task))]
-    lines += ["", f"Mean, and standard deviation over seeds in brackets. {task.about_bytes}"]
+    lines += ["", f"Mean, and standard deviation over seeds in brackets. {task.bytes_note}"]
     if drawn:
-        lines += ["", f"![{task.main.title} against bytes](compare.png)"]
+        lines += ["", f"![{task.measures[0].title} against bytes](compare.png)"]
     if written["failed"]:
         lines += ["", "## Failed", ""]
         for run in written["failed"]:

@@ -69,7 +69,7 @@ class SearchSettings:
 
 def score_key(base: RunConfig) -> str:
     """What trials are compared by: the score of the task on the validation rows, in the facts of a training."""
-    return f"validation_{task_of(base).score}"
+    return f"validation_{task_of(base).validation_metric}"
 
 
 def tune(base: RunConfig, search: SearchSettings, *, jobs: int | None = None) -> dict[str, Any]:
