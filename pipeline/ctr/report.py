@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.ctr.defaults import MEASURES
 from pipeline.reports.facts import RunFacts
 from pipeline.reports.figures import COLOURS, FAINT, INK, draw_points, figure_of
 from pipeline.reports.page import MIB
 from pipeline.reports.report import Trained, draw_training, write_page
-from pipeline.ctr.defaults import MEASURES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

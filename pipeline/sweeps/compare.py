@@ -19,11 +19,11 @@ from pipeline.progress import prefixed
 from pipeline.runs.remote import run_folder
 from pipeline.runs.run import run
 from pipeline.runs.tasks import task_of
-from pipeline.task import Task
 from pipeline.storage.uris import localised
 from pipeline.sweeps.grid import GridPoint, MethodOverride, grid_specs
 from pipeline.sweeps.scheduler import RayPool, Result, RunSpec, finished, schedule
 from pipeline.sweeps.table import PointLabels, write_comparison
+from pipeline.task import Task
 from pipeline.tracking import tracker as tracking
 
 _log = logging.getLogger(__name__)

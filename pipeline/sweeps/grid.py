@@ -15,9 +15,9 @@ from graphhash.errors import did_you_mean
 from pipeline.config.run_config import BUDGET_KEYS, RunConfig, parse_override
 from pipeline.errors import ConfigError
 from pipeline.runs.plan import check_methods
-from pipeline.task import budget_of
 from pipeline.runs.tasks import TASKS, task_of
 from pipeline.sweeps.scheduler import RunSpec
+from pipeline.task import budget_of
 
 FULL = "full"
 # `full` reads no communities, so its clustering is kept short and is the same for all budgets.

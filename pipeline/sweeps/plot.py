@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.task import Task
 from pipeline.sweeps.grid import FULL
+from pipeline.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

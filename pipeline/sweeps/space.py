@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.run_config import HOPS, RunConfig, parse_override
 from pipeline.errors import ConfigError
-from pipeline.task import budget_of
 from pipeline.runs.tasks import task_of
+from pipeline.task import budget_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

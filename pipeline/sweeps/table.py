@@ -17,11 +17,11 @@ from typing import Any, TypedDict
 import numpy as np
 
 from pipeline.runs.tasks import TASKS
-from pipeline.task import Task
 from pipeline.storage.atomic import write_json_atomic, write_text_atomic
 from pipeline.sweeps.grid import FULL
 from pipeline.sweeps.plot import draw
 from pipeline.sweeps.scheduler import Result
+from pipeline.task import Task
 
 RETRIEVAL = TASKS["retrieval"]
 
