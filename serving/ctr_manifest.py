@@ -1,53 +1,16 @@
-"""What the manifest of a click-through model's bundle holds (format 3, task "ctr"), and its check.
+"""The manifest of a CTR model's bundle (task "ctr"), beside the keys that every manifest has, and its check.
 
-Beside `format_version`, `created_at`, `files` and `manifest_sha256`, which `serving.bundle` describes:
-
-    task                "ctr"
-    inputs, outputs     {tensor: {"dtype": str, "shape": [axis, ...], "meaning": str}}; outputs are `probability`, `logit` and, of models
-                        with a categorical column, `known`, whose second axis is the categorical columns in order
-    columns             list of a dict per column, categorical, then multi-valued ("bag"), then dense, each with
-        name            in the log
-        input           the tensor that takes it
-        role            "categorical" | "bag" | "dense"
-        dtype           "int64" | "string", of a dense one "float64"
-      of a categorical and of a bag
-        n_ids           int, known values, a missing one among them if it is known
-        missing         the raw value that stands for a missing one, and fills up the rows of a bag; no value of the log is this
-        map             str, how its bucket map was made
-        n_buckets       int, table rows it reads, the unknown ids' row among them
-        indices_per_id       int, rows read for one value
-        precision       "float32" | "float16" | "int8" | "int4", of its table
-      of a bag
-        width           int, values of a row that count; later ones do not
-        separator       str, between the values of a text
-      of a categorical one that is made of a time (else not there)
-        time            {"column": str, "format": str, as in strptime, "part": "hour" | "weekday"}
-      of a dense one
-        mean, std       float; (number - mean) / std goes into the model, 0 for a missing number
-    model               str, "widedeep", "deepfm", "dcnv2" or "dlrm"
-    layers              {str: value}, sizes of its layers
-    dim                 int, length of a column's vector
-    id_bias             bool, a number per id of compressed columns
-    method              str, of the run
-    precision           "float32" | "float16" | "int8" | "int4", of compressed tables
-    precision_loss      {"log_loss": float, "log_loss_float32": float, "relative": float}, of the test; each may be null
-    calibration         {"calibration": float, mean prediction over mean label of the test, "ece": float, expected calibration error}; each
-                        may be null
-    runtime             {"stored_bytes": int}: tensors on disk, and about what a session keeps of them
-    tolerance           {"absolute": float, "relative": float, "n_rows": int, "largest": float}: the logit of the exported model and that of
-                        the trained one, its tables rounded as they are stored, differ by at most absolute + relative * max |logit| on n_rows
-                        rows of the test, or nothing is published; `largest` is what they differed by
-    bucket_map_hashes   {column: hex sha256}
-    vocabulary_hashes   {column: hex sha256}
-    metrics, provenance as of other tasks
+The inputs are one tensor per column. The outputs are `probability`, `logit` and, of models with a categorical column, `known`, whose second
+axis is the categorical columns in order.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, NotRequired, TypedDict
 
-FIELDS = {
+FIELDS: dict[str, type | tuple[type, ...]] = {
     "created_at": str,
     "task": str,
     "inputs": dict,
@@ -71,15 +34,66 @@ FIELDS = {
 # What the graph's own metadata repeat.
 IDENTITY = ("task", "model", "layers", "dim", "columns", "precision", "bucket_map_hashes", "vocabulary_hashes")
 
-_DTYPES = {"categorical": ("int64", "string"), "bag": ("int64", "string"), "dense": ("float64",)}
+_DTYPES = {"categorical": ("int64", "string"), "multi_valued": ("int64", "string"), "dense": ("float64",)}
 _COUNTS = {
     "categorical": ("n_ids", "n_buckets", "indices_per_id"),
-    "bag": ("n_ids", "n_buckets", "indices_per_id", "width"),
+    "multi_valued": ("n_ids", "n_buckets", "indices_per_id", "width"),
     "dense": (),
 }
 
 
-def check_ctr(manifest: dict[str, Any]) -> None:
+class TimePart(TypedDict):
+    """How a categorical column is made of a time."""
+
+    column: str
+    format: str  # as in strptime
+    part: Literal["hour", "weekday"]
+
+
+class ColumnSpec(TypedDict):
+    """A column of a CTR model, as the manifest describes it."""
+
+    name: str  # in the log
+    input: str  # the tensor that takes it
+    role: Literal["categorical", "multi_valued", "dense"]
+    dtype: Literal["int64", "string", "float64"]  # dense columns: "float64"
+    # Of categorical and multi-valued columns:
+    n_ids: NotRequired[int]  # in the vocabulary, the missing value among them if training has seen one
+    missing: NotRequired[
+        int | str
+    ]  # raw value that stands for a missing one and pads multi-valued rows; no value of the log is this
+    map: NotRequired[str]  # how the bucket map was made
+    n_buckets: NotRequired[int]  # table rows, with the out-of-vocabulary (OOV) row
+    indices_per_id: NotRequired[int]  # table rows read per id
+    precision: NotRequired[str]  # of the table, as of the bundle
+    # Of multi-valued columns:
+    width: NotRequired[int]  # values of a row that count; later ones do not
+    separator: NotRequired[str]  # between the values of a text
+    # Of categorical columns that are made of a time:
+    time: NotRequired[TimePart]
+    # Of dense columns: (number - mean) / std goes into the model, 0 for a missing number.
+    mean: NotRequired[float]
+    std: NotRequired[float]
+
+
+class CtrFields(TypedDict):
+    """The keys of the task "ctr" beside those of `serving.manifest.Manifest`."""
+
+    columns: list[ColumnSpec]  # categorical, then multi-valued, then dense ones
+    layers: dict[str, Any]  # sizes of the model's layers
+    id_bias: bool  # a number per id of compressed columns
+    method: str  # of the run
+    precision_loss: dict[str, float | None]  # "log_loss" and "log_loss_float32" of the test, and "relative"
+    calibration: dict[
+        str, float | None
+    ]  # "calibration", mean prediction over mean label of the test; "ece", expected calibration error
+    runtime: dict[str, int]  # "stored_bytes": tensors on disk, and about what a session keeps of them
+    # "absolute", "relative", "n_rows", "largest": the logits of the exported model and of the trained one, its tables rounded as they are
+    # stored, differ by at most absolute + relative * max |logit| on n_rows test rows, or nothing is published. `largest` was measured.
+    tolerance: dict[str, float]
+
+
+def check_ctr(manifest: Mapping[str, Any]) -> None:
     """Raise ValueError with the reason if a value is out of its range, or two contradict each other; types are as in FIELDS."""
     columns = manifest["columns"]
     if not columns or not all(isinstance(column, dict) for column in columns):
@@ -107,39 +121,34 @@ def check_ctr(manifest: dict[str, Any]) -> None:
 
 def _check_column(column: dict[str, Any]) -> None:
     name, role = column.get("name"), column.get("role")
-    if not all(isinstance(column.get(key), str) for key in ("name", "input", "role", "dtype")) or column[
-        "dtype"
-    ] not in _DTYPES.get(role, ()):
+    has_texts = all(isinstance(column.get(key), str) for key in ("name", "input", "role", "dtype"))
+    if not has_texts or column["dtype"] not in _DTYPES.get(str(role), ()):
         raise ValueError(f"column {column!r:.120} has no name, input, role and type that go together")
-    for key in _COUNTS[role]:
+    for key in _COUNTS[str(role)]:
         if not _is_count(column.get(key)):
             raise ValueError(f"{key} of column {name!r:.80} is {column.get(key)!r:.80}, must be a number from 1")
     if role == "dense":
-        mean, std = column.get("mean"), column.get("std")
-        if (
-            not all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in (mean, std))
-            or std <= 0
-        ):
-            raise ValueError(f"mean and std of column {name!r:.80} are {mean!r:.40} and {std!r:.40}")
+        if not (_is_finite(column.get("mean")) and _is_finite(column.get("std")) and column["std"] > 0):
+            values = f"{column.get('mean')!r:.40} and {column.get('std')!r:.40}"
+            raise ValueError(f"mean and std of column {name!r:.80} are {values}")
         return
-    missing = column.get("missing")
-    is_id = (
-        isinstance(missing, str)
-        if column["dtype"] == "string"
-        else type(missing) is int and -(2**63) <= missing < 2**63
-    )
-    if not is_id:
+    missing, is_text = column.get("missing"), column["dtype"] == "string"
+    if not (isinstance(missing, str) if is_text else type(missing) is int and -(2**63) <= missing < 2**63):
         raise ValueError(f"the missing value of column {name!r:.80} is {missing!r:.80}, which is no {column['dtype']}")
-    if role == "bag" and not (isinstance(column.get("separator"), str) and column["separator"]):
+    if role == "multi_valued" and not (isinstance(column.get("separator"), str) and column["separator"]):
         raise ValueError(f"the separator of column {name!r:.80} is {column.get('separator')!r:.80}")
     time = column.get("time")
-    if time is not None and not (
-        isinstance(time, dict)
-        and all(isinstance(time.get(key), str) for key in ("column", "format", "part"))
-        and time["part"] in ("hour", "weekday")
-        and column["dtype"] == "int64"
-    ):
+    if time is not None and not (_is_time(time) and column["dtype"] == "int64"):
         raise ValueError(f"the time of column {name!r:.80} is {time!r:.80}")
+
+
+def _is_time(time: Any) -> bool:
+    has_texts = isinstance(time, dict) and all(isinstance(time.get(key), str) for key in ("column", "format", "part"))
+    return has_texts and time["part"] in ("hour", "weekday")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_count(value: Any) -> bool:

@@ -1,6 +1,7 @@
-"""Raw values of columns, checked, as the tensors that a click-through model takes; nothing is converted that could mean another value.
+"""Raw values of columns, checked, as the tensors that a CTR model takes; no value is converted that could mean another one.
 
-None and NaN are missing everywhere; so is the empty text. Every error is a ValueError of one line that names the column, the row and the value.
+None and NaN are missing everywhere; so is the empty text. Every error is a ValueError of one line that names the column, the row and
+the value.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def as_numbers(values: Any, mean: float, std: float, name: str) -> NDArray[np.fl
     return numbers
 
 
-def as_bags(values: Any, kind: str, missing: int | str, width: int, separator: str, name: str) -> NDArray:
+def as_multi_valued(values: Any, kind: str, missing: int | str, width: int, separator: str, name: str) -> NDArray:
     """Ids of a multi-valued column, shape (n, 1 to width), filled up with `missing`.
 
     Args:
@@ -85,7 +86,7 @@ def as_bags(values: Any, kind: str, missing: int | str, width: int, separator: s
         ValueError: as :func:`as_ids`.
     """
     if isinstance(values, np.ndarray) and values.ndim == 2:
-        rows: Sequence[Any] = list(values)
+        rows: list[Sequence[Any] | NDArray] = list(values)
     else:
         array = _one_axis(values, name)
         rows = [_row(value, kind, separator, f"{name}[{i}]") for i, value in enumerate(array)]
@@ -110,7 +111,7 @@ def as_bags(values: Any, kind: str, missing: int | str, width: int, separator: s
     return table
 
 
-def part_of_times(values: Any, form: str, part: str, missing: int, name: str) -> NDArray[np.int64]:
+def part_of_times(values: Any, form: str, part: str, missing: int | str, name: str) -> NDArray[np.int64]:
     """The hour, 0 to 23, or the weekday, 0 for Monday, of times, shape (n,), `missing` where there is none.
 
     Args:
@@ -122,7 +123,7 @@ def part_of_times(values: Any, form: str, part: str, missing: int, name: str) ->
     array = _one_axis(values, name)
     if array.dtype.kind == "M":
         array = array.astype("datetime64[us]").astype(object)
-    found: dict[Any, int] = {}
+    found: dict[Any, int | str] = {}
     parts = np.empty(len(array), np.int64)
     for i, value in enumerate(array.tolist()):
         if not (_none(value) or isinstance(value, (str, int, float, datetime))):
@@ -163,7 +164,7 @@ def _one_axis(values: Any, name: str) -> NDArray:
     return np.fromiter(values, object, len(values)) if array is None else array
 
 
-def _row(value: Any, kind: str, separator: str, name: str) -> Sequence[Any]:
+def _row(value: Any, kind: str, separator: str, name: str) -> Sequence[Any] | NDArray:
     if _none(value):
         return ()
     if isinstance(value, str):

@@ -1,15 +1,16 @@
-"""The ONNX Runtime session of a bundle: opened on the provider that was asked for, or refused."""
+"""ONNX Runtime sessions, on the execution provider that was requested, or refused."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.bundle import BundleError
+from serving.errors import BundleError, BundleLoadError, first_line
 
 ORT_TYPES = {
     "int64": "tensor(int64)",
@@ -31,6 +32,12 @@ def check_options(provider: str, threads: int | None) -> None:
 def open_session(
     model: Path, provider: str, threads: int | None, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
+    """A session of an ONNX file; arguments as of `serving.Retriever`.
+
+    Raises:
+        BundleLoadError: ONNX Runtime cannot load the file.
+        BundleError: CUDA was requested and is not in use.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if profile is not None:
@@ -47,7 +54,8 @@ def open_session(
         # By path and not by bytes: external data is then mapped, not copied.
         session = onnxruntime.InferenceSession(str(model), options, providers=wanted)
     except Exception as error:
-        raise BundleError(
+        # Memory may be short for now, so this is no verdict on the bundle.
+        raise BundleLoadError(
             f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); "
             "update it or export again"
         ) from error
@@ -61,9 +69,9 @@ def open_session(
 
 
 def bound_run(
-    session: onnxruntime.InferenceSession, outputs: list[str], feed: dict[str, NDArray], device: str
+    session: onnxruntime.InferenceSession, outputs: list[str], feed: Mapping[str, NDArray], device: str
 ) -> list[NDArray]:
-    """A run with inputs put on the device once; numbers without an axis, which sizes are computed from, stay on the CPU."""
+    """A run with inputs copied to the device once; scalars, which sizes are computed from, stay on the CPU."""
     binding = session.io_binding()
     for name, array in feed.items():
         if array.ndim == 0:
@@ -78,9 +86,9 @@ def bound_run(
 
 
 def only_errors() -> None:
-    """ONNX Runtime says no more than errors in this process: of sessions that others open, too.
+    """Silence ONNX Runtime's warnings in this process, also those of sessions that other libraries open.
 
-    An input with a default, as candidates are, makes it warn that the default will not be folded, which is what defaults are for.
+    It warns of each input with a default, as candidates are, that the default is not constant-folded, which is what defaults are for.
     """
     onnxruntime.set_default_logger_severity(3)
 
@@ -96,7 +104,3 @@ def n_cuda_devices() -> int:
         if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
             return count.value
     return 0
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,6 +1,6 @@
 """The benchmark of serving: a bundle next to another one, such as the full table's, and next to PyTorch eager.
 
-Every program takes raw user ids and gives raw item ids and scores; of a click-through model, raw rows and probabilities. They take
+Every program takes raw user ids and gives raw item ids and scores; of a CTR model, raw rows and probabilities. They take
 turns, request by request, so that a slow minute of the machine hits all of them. Memory is measured apart, in a fresh process per
 bundle that has loaded another model before, so that ONNX Runtime itself does not count: the growth of the proportional set size,
 after free memory went back to the system.
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from pipeline.bench.serving_subjects import Answer, check_comparable, subject_of
+from pipeline.bench.serving_subjects import Answer, Subject, check_comparable, subject_of
 from pipeline.export.nodes import IR_VERSION, OPSET
-from serving.bundle import BundleError
+from serving.bundle_model import Provider
+from serving.errors import BundleError
 from serving.node_placement import nodes_by_provider
 
 _log = logging.getLogger(__name__)
@@ -33,12 +35,29 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WARM_UP = 3
 EAGER = "PyTorch eager"
 
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How a bundle is timed."""
+
+    provider: Provider = "auto"
+    threads: int | None = None
+    """CPU threads of a request; None: one per core."""
+    k: int = 20
+    """Items per user; not used by CTR models."""
+    n_requests: int = 200
+    """Timed requests of one user or row each; of larger requests as many as have four times the users, at least 10."""
+    batch_sizes: Sequence[int] = BATCH_SIZES
+    seed: int = 0
+    """Draws the users or rows, all of them in the vocabulary of the first bundle."""
+
+
+DEFAULT_OPTIONS = BenchOptions()
+
 # Runs in a process of its own; what it imports is what serving imports.
 _MEMORY = """
 import ctypes, json, re, sys
-import numpy as np
-from serving import Retriever, Scorer, session
-from serving.bundle import task_of
+from serving import open_bundle, session
 
 def resident():
     try:
@@ -48,103 +67,92 @@ def resident():
         import psutil
         return psutil.Process().memory_info().rss
 
-empty, bundle, provider, threads, k, given = json.loads(sys.stdin.read())
+empty, bundle, provider, threads, calls = json.loads(sys.stdin.read())
 session.open_session(empty, provider, threads)
 before = resident()
-is_ctr = task_of(bundle) == "ctr"
-loaded = (Scorer if is_ctr else Retriever)(bundle, provider=provider, threads=threads)
+loaded = open_bundle(bundle, provider, threads)
 sizes = {"loaded": resident() - before}
-for n in (1, 256):
-    if is_ctr:
-        loaded.predict({name: values[:n] for name, values in given.items()})
-    else:
-        loaded.recommend(given[:n], k)
+for n, (method, arguments) in calls.items():
+    getattr(loaded, method)(*arguments)
     sizes[f"after {n}"] = resident() - before
 print(json.dumps(sizes))
 """
 
 
 def bench(
-    bundle: Path,
-    against: Path | None = None,
-    *,
-    provider: str = "auto",
-    threads: int | None = None,
-    k: int = 20,
-    n_requests: int = 200,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    seed: int = 0,
+    bundle: Path, against: Path | None = None, *, options: BenchOptions = DEFAULT_OPTIONS
 ) -> list[dict[str, Any]]:
     """Figures of every program.
 
     Args:
         bundle, against: folders; the second may be None.
-        n_requests: timed, of one user or row each; of larger requests as many as have four times the users, at least 10.
-        seed: draws the users or rows, all of them known to `bundle`.
 
     Returns: an object per program: ``program``, ``unit`` ("users" or "rows"), ``precision``, ``runtime``, ``disk_bytes``, ``memory``
-    (bytes ``loaded``, ``after 1``, ``after 256``; None for PyTorch), ``providers`` (kernels by provider), ``provider`` and ``sizes``:
-    per batch size ``batch``, ``n_requests``, ``p50_ms``, ``p95_ms``, ``p99_ms``, ``per_second`` and ``cpu_ms``, the median of all
-    threads' CPU time, which a busy machine stretches less.
+        (bytes ``loaded``, ``after 1``, ``after 256``; None for PyTorch), ``providers`` (kernels by provider), ``provider`` and ``sizes``:
+        per batch size ``batch``, ``n_requests``, ``p50_ms``, ``p95_ms``, ``p99_ms``, ``per_second`` and ``cpu_ms``, the median of all
+        threads' CPU time, which a busy machine stretches less.
 
     Raises:
         BundleError: a bundle is refused, or both take different requests.
     """
     bundles = {"bundle": bundle} | ({} if against is None else {"against": against})
-    subjects = {name: subject_of(path, provider, threads, k) for name, path in bundles.items()}
+    subjects = {name: subject_of(path, options.provider, options.threads, options.k) for name, path in bundles.items()}
     first = subjects["bundle"]
     if against is not None:
         check_comparable(bundle, first, against, subjects["against"])
     answers: dict[str, Answer] = {name: subject.answer for name, subject in subjects.items()}
     if (eager := first.eager()) is not None:
         answers[EAGER] = eager
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(options.seed)
     timed: dict[str, list[dict[str, Any]]] = {name: [] for name in answers}
-    for batch in batch_sizes:
+    for batch in options.batch_sizes:
         _log.info("%d %s a request ...", batch, first.unit)
-        n = min(n_requests, max(10, 4 * n_requests // batch))
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in answers}
-        for turn, request in enumerate([first.draw(rng, batch) for _ in range(WARM_UP + n)]):
-            # Whoever comes after another is some percent faster, so everyone does.
-            first_one = turn % len(answers)
-            for name in [*answers, *answers][first_one : first_one + len(answers)]:
-                started = time.perf_counter(), time.process_time()
-                answers[name](request)
-                seconds[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
-        for name, values in seconds.items():
-            timed[name].append(_figures(batch, *np.array(values[WARM_UP:]).T))
+        n = min(options.n_requests, max(10, 4 * options.n_requests // batch))
+        for name, figures in _time(answers, [first.draw(rng, batch) for _ in range(WARM_UP + n)], batch).items():
+            timed[name].append(figures)
+    calls = {n: first.call(rng, n) for n in (1, 256)}
     results = []
-    sample = first.sample(rng, 256)
     for name in answers:
-        entry: dict[str, Any] = {
-            "program": name,
-            "sizes": timed[name],
-            "memory": None,
-            "providers": None,
-            "disk_bytes": None,
-        }
-        entry["unit"] = first.unit
+        entry: dict[str, Any] = {"program": name, "unit": first.unit, "sizes": timed[name]}
+        entry |= dict.fromkeys(("memory", "providers", "disk_bytes"))
         if name in subjects:
-            manifest = subjects[name].manifest
             _log.info("memory of %s ...", bundles[name])
-            entry |= {
-                "program": subjects[name].name,
-                "precision": manifest["precision"],
-                "runtime": manifest.get("runtime", {}).get("mode", "as stored" if first.unit == "rows" else "folded"),
-                "disk_bytes": sum(path.stat().st_size for path in bundles[name].iterdir()),
-                "memory": memory(bundles[name], provider, threads, k, sample),
-                "providers": nodes_by_provider(bundles[name], provider),
-                "provider": subjects[name].provider,
-            }
+            entry |= _facts(bundles[name], subjects[name], calls, options)
         results.append(entry)
     return results
 
 
-def memory(bundle: Path, provider: str, threads: int | None, k: int, given: Any) -> dict[str, int]:
-    """Bytes that a fresh process grows by: ``loaded``, and after requests of 1 and of 256 users or rows (``after 1``, ``after 256``).
+def _time(answers: Mapping[str, Answer], requests: Sequence[Any], batch: int) -> dict[str, dict[str, Any]]:
+    """Figures of every program for the same requests, by turns."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in answers}
+    for turn, request in enumerate(requests):
+        # Whoever comes after another is some percent faster, so everyone does.
+        first_one = turn % len(answers)
+        for name in [*answers, *answers][first_one : first_one + len(answers)]:
+            started = time.perf_counter(), time.process_time()
+            answers[name](request)
+            seconds[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
+    return {name: _figures(batch, *np.array(values[WARM_UP:]).T) for name, values in seconds.items()}
+
+
+def _facts(bundle: Path, subject: Subject, calls: Mapping[int, Any], options: BenchOptions) -> dict[str, Any]:
+    """What of a bundle is measured or known beside its time."""
+    return {
+        "program": subject.name,
+        "precision": subject.manifest["precision"],
+        "runtime": subject.manifest["runtime"].get("mode", "as stored"),
+        "disk_bytes": sum(path.stat().st_size for path in bundle.iterdir()),
+        "memory": memory(bundle, options.provider, options.threads, calls),
+        "providers": nodes_by_provider(bundle, options.provider),
+        "provider": subject.provider,
+    }
+
+
+def memory(bundle: Path, provider: Provider, threads: int | None, calls: Mapping[int, Any]) -> dict[str, int]:
+    """Bytes that a fresh process grows by: ``loaded``, and after each of the calls, ``after 1`` and so on.
 
     Args:
-        given: 256 of them, as `pipeline.bench.serving_subjects` samples them.
+        calls: by number of users or rows, as `Subject.call` makes them.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "empty.onnx"
@@ -152,9 +160,11 @@ def memory(bundle: Path, provider: str, threads: int | None, k: int, given: Any)
         graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "empty", value[:1], value[1:])
         opset = [helper.make_opsetid("", OPSET)]
         file.write_bytes(helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION).SerializeToString())
-        given = json.dumps([str(file), str(bundle.absolute()), provider, threads, k, given])
+        arguments = json.dumps([str(file), str(bundle.absolute()), provider, threads, calls])
         root = Path(__file__).resolve().parents[2]
-        done = subprocess.run([sys.executable, "-c", _MEMORY], input=given, cwd=root, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", _MEMORY], input=arguments, cwd=root, capture_output=True, text=True
+        )
     if done.returncode:
         raise BundleError(
             f"{bundle}: measuring its memory failed ({(done.stderr.splitlines() or ['no reason given'])[-1]})"
@@ -171,7 +181,7 @@ def _figures(batch: int, seconds: NDArray[np.float64], cpu_seconds: NDArray[np.f
 def size_table(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Header and rows: bytes on disk and in memory."""
     header = ("program", "precision", "runtime", "on disk", "MB loaded", "after 1", "after 256", "on CUDA")
-    lines = [header]
+    lines: list[tuple[str, ...]] = [header]
     for entry in results:
         if entry["memory"] is None:
             continue
@@ -194,7 +204,7 @@ def size_table(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 def markdown_table(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Header and rows: latency and throughput per batch size and program."""
     unit = results[0]["unit"]
-    lines = [(unit, "program", "p50 ms", "p95 ms", "p99 ms", "CPU ms", f"{unit}/s")]
+    lines: list[tuple[str, ...]] = [(unit, "program", "p50 ms", "p95 ms", "p99 ms", "CPU ms", f"{unit}/s")]
     for i, size in enumerate(results[0]["sizes"]):
         for entry in results:
             row = entry["sizes"][i]

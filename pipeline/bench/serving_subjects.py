@@ -1,23 +1,31 @@
 """What the benchmark of serving asks of a bundle: requests of its own ids, their answers, and the same from PyTorch eager.
 
-A retrieval bundle is asked for the best items of users, a click-through model's for probabilities of rows.
+A retrieval bundle is asked for the best items of users, a CTR bundle for probabilities of rows.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from pipeline.export.nodes import stored_ids
-from serving.bundle import MODEL, BundleError, task_of
+from serving.bundle_model import Provider
+from serving.errors import BundleError
+from serving.manifest import MODEL
+from serving.raw_ids import RawIds
 from serving.retriever import Retriever
 from serving.scorer import Scorer
+from serving.tasks import open_bundle
+
+if TYPE_CHECKING:
+    from pipeline.ctr.data import Part
+    from pipeline.ctr.weights import TrainedCtr
 
 Answer = Callable[[Any], Any]
 
@@ -27,20 +35,22 @@ class Subject(Protocol):
 
     Attributes:
         manifest, provider: as loaded.
+        fields: names and types of the values that a request holds.
         unit: what a request holds many of.
         name: of the program, for tables.
     """
 
     manifest: dict[str, Any]
     provider: str
+    fields: dict[str, Any]
     unit: str
     name: str
 
     def draw(self, rng: np.random.Generator, n: int) -> Any:
         """A request of n users or rows, known to the model, for `answer`."""
 
-    def sample(self, rng: np.random.Generator, n: int) -> Any:
-        """The same as JSON."""
+    def call(self, rng: np.random.Generator, n: int) -> tuple[str, list[Any]]:
+        """Name of a method of the loaded bundle and its arguments, as JSON, for n users or rows."""
 
     def answer(self, request: Any) -> Any: ...
 
@@ -48,43 +58,37 @@ class Subject(Protocol):
         """The trained model of the run folder around the bundle, from raw values; None where there is none, or of other ids."""
 
 
-def subject_of(bundle: Path, provider: str, threads: int | None, k: int) -> Subject:
+def subject_of(bundle: Path, provider: Provider, threads: int | None, k: int) -> Subject:
     """Load a bundle.
 
     Raises:
         BundleError: it is refused.
     """
-    kind = ClickSubject if task_of(bundle) == "ctr" else RetrievalSubject
-    return kind(bundle, provider, threads, k)
+    loaded = open_bundle(bundle, provider, threads)
+    return CtrSubject(loaded, threads) if isinstance(loaded, Scorer) else RetrievalSubject(loaded, threads, k)
 
 
 def check_comparable(bundle: Path, one: Subject, against: Path, other: Subject) -> None:
     """Raise BundleError if both bundles cannot take the same requests."""
-    if _types(one.manifest) != _types(other.manifest):
+    if one.fields != other.fields:
         raise BundleError(f"{against}: takes other ids or columns than {bundle}; compare bundles of the same log")
-
-
-def _types(manifest: dict[str, Any]) -> dict[str, Any]:
-    if manifest["task"] == "ctr":
-        return {column["name"]: (column["role"], column["dtype"]) for column in manifest["columns"]}
-    return dict(manifest["id_types"])
 
 
 class RetrievalSubject:
     unit = "users"
 
-    def __init__(self, bundle: Path, provider: str, threads: int | None, k: int) -> None:
-        self._loaded = Retriever(bundle, provider=provider, threads=threads)
-        self.path, self.threads, self.k = bundle, threads, k
-        self.manifest, self.provider = self._loaded.manifest, self._loaded.provider
-        self.name = f"{self.manifest.get('model', 'mf')} {self.manifest['method']['users']}"
-        self._ids = stored_ids(onnx.load(str(bundle / MODEL)), "user")
+    def __init__(self, loaded: Retriever, threads: int | None, k: int) -> None:
+        self._loaded, self.path, self.threads, self.k = loaded, loaded.path, threads, k
+        self.manifest, self.provider = loaded.manifest, loaded.provider
+        self.fields = dict(self.manifest["id_types"])
+        self.name = f"{self.manifest['model']} {self.manifest['method']['users']}"
+        self._ids = stored_ids(onnx.load(str(self.path / MODEL)), "user")
 
     def draw(self, rng: np.random.Generator, n: int) -> NDArray:
         return self._ids[rng.integers(0, len(self._ids), n)]
 
-    def sample(self, rng: np.random.Generator, n: int) -> list[Any]:
-        return _plain(self.draw(rng, n))
+    def call(self, rng: np.random.Generator, n: int) -> tuple[str, list[Any]]:
+        return "recommend", [_plain(self.draw(rng, n)), self.k]
 
     def answer(self, request: NDArray) -> Any:
         return self._loaded.recommend(request, self.k)
@@ -118,15 +122,15 @@ class RetrievalSubject:
         return answer
 
 
-class ClickSubject:
+class CtrSubject:
     unit = "rows"
 
-    def __init__(self, bundle: Path, provider: str, threads: int | None, k: int) -> None:
-        self._loaded = Scorer(bundle, provider=provider, threads=threads)
-        self.path, self.threads = bundle, threads
-        self.manifest, self.provider = self._loaded.manifest, self._loaded.provider
+    def __init__(self, loaded: Scorer, threads: int | None) -> None:
+        self._loaded, self.path, self.threads = loaded, loaded.path, threads
+        self.manifest, self.provider = loaded.manifest, loaded.provider
+        self.fields = {column["name"]: (column["role"], column["dtype"]) for column in self.manifest["columns"]}
         self.name = f"{self.manifest['model']} {self.manifest['method']}"
-        graph = onnx.load(str(bundle / MODEL))
+        graph = onnx.load(str(self.path / MODEL))
         columns = [column for column in self.manifest["columns"] if column["role"] != "dense"]
         self._ids: dict[str, NDArray] = {}
         for number, column in enumerate(columns):
@@ -135,7 +139,7 @@ class ClickSubject:
                 self._ids[column["name"]] = stored_ids(graph, f"/{number}")
 
     def draw(self, rng: np.random.Generator, n: int) -> dict[str, Any]:
-        """Every value for itself, uniformly from those known; numbers as they spread in training; one value in every list."""
+        """Ids uniformly from the vocabulary, column by column; numbers with the mean and deviation of training; lists of one value."""
         request: dict[str, Any] = {}
         for column in self.manifest["columns"]:
             name = column["name"]
@@ -148,8 +152,8 @@ class ClickSubject:
                 request[name] = values if column["role"] == "categorical" else [[value] for value in _plain(values)]
         return request
 
-    def sample(self, rng: np.random.Generator, n: int) -> dict[str, list[Any]]:
-        return {name: _plain(values) for name, values in self.draw(rng, n).items()}
+    def call(self, rng: np.random.Generator, n: int) -> tuple[str, list[Any]]:
+        return "predict", [{name: _plain(values) for name, values in self.draw(rng, n).items()}]
 
     def answer(self, request: dict[str, Any]) -> Any:
         return self._loaded.predict(request)
@@ -162,45 +166,51 @@ class ClickSubject:
         import torch
 
         from graphhash.models.ctr_bytes import store_rounded
-        from pipeline.ctr.data import Part
         from pipeline.ctr.evaluate import predict
         from pipeline.ctr.weights import load_ctr
 
         trained = load_ctr(method, run / "ingest")
         features = trained.features
-        vocabularies = {c.name: v for c, v in zip(features.all_columns, trained.vocabularies, strict=True)}
-        if {name: v.content_hash for name, v in vocabularies.items()} != self.manifest["vocabulary_hashes"]:
+        hashes = zip(features.all_columns, trained.vocabularies, strict=True)
+        if {column.name: ids.content_hash for column, ids in hashes} != self.manifest["vocabulary_hashes"]:
             return None
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         stored = {column["name"]: column.get("precision") for column in self.manifest["columns"]}
         store_rounded(trained.model, [stored[column.name] for column in features.all_columns])
 
-        def entries(name: str, values: Any) -> NDArray[np.int32]:
-            # A missing value that is known comes behind the vocabulary, where an unknown one is if it is not.
-            return vocabularies[name].rows(values, missing="fallback").astype(np.int32)
-
-        def answer(raw: dict[str, Any]) -> NDArray[np.float32]:
-            n = len(next(iter(raw.values())))
-            categorical, dense = (
-                np.empty((n, len(features.columns)), np.int32),
-                np.empty((n, len(features.dense)), np.float32),
-            )
-            for i, column in enumerate(features.columns):
-                categorical[:, i] = entries(column.name, raw[column.name]) if column.name in self._ids else 0
-            for i, number in enumerate(features.dense):
-                dense[:, i] = (raw[number.name] - number.mean) / number.std
-            bags = []
-            for column in features.bags:
-                bag = np.full((n, column.width), -1, np.int32)
-                if column.name in self._ids:
-                    bag[:, 0] = entries(column.name, [value for (value,) in raw[column.name]])
-                bags.append(bag)
+        def answer(raw: dict[str, Any]) -> NDArray[np.floating]:
             with torch.no_grad():
-                logits = predict(trained.model, Part(np.zeros(n, np.uint8), categorical, dense, tuple(bags), None))
+                logits = predict(trained.model, self._entries_of(trained, raw))
             return 1 / (1 + np.exp(-logits))
 
         return answer
+
+    def _entries_of(self, trained: TrainedCtr, raw: dict[str, Any]) -> Part:
+        """Rows of raw values as `draw` makes them, as the model in PyTorch takes them."""
+        from pipeline.ctr.data import Part
+
+        features, n = trained.features, len(next(iter(raw.values())))
+        vocabularies = {c.name: v for c, v in zip(features.all_columns, trained.vocabularies, strict=True)}
+
+        def entries(name: str, values: Any) -> NDArray[np.int32]:
+            # A missing value comes behind the vocabulary if training has seen one, where an OOV one is if it has not.
+            return vocabularies[name].rows(values, missing="fallback").astype(np.int32)
+
+        categorical = np.empty((n, len(features.columns)), np.int32)
+        for i, column in enumerate(features.columns):
+            categorical[:, i] = entries(column.name, raw[column.name]) if column.name in self._ids else 0
+        dense = np.empty((n, len(features.dense)), np.float32)
+        for i, number in enumerate(features.dense):
+            dense[:, i] = (raw[number.name] - number.mean) / number.std
+        multi_valued = []
+        for column in features.bags:
+            assert column.width is not None, column
+            values = np.full((n, column.width), -1, np.int32)
+            if column.name in self._ids:
+                values[:, 0] = entries(column.name, [value for (value,) in raw[column.name]])
+            multi_valued.append(values)
+        return Part(np.zeros(n, np.uint8), categorical, dense, tuple(multi_valued), None)
 
 
 def _method_dir(run: Path, manifest: dict[str, Any]) -> Path | None:
@@ -208,5 +218,5 @@ def _method_dir(run: Path, manifest: dict[str, Any]) -> Path | None:
     return method if (method / "checkpoint").is_dir() else None
 
 
-def _plain(values: Sequence[Any]) -> list[Any]:
+def _plain(values: RawIds) -> list[Any]:
     return [value.item() if isinstance(value, np.generic) else value for value in values]

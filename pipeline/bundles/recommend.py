@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from graphhash.graph.vocabulary import Vocabulary
+    from pipeline.distributed.shards import ShardedCsr
 
 
 def recommend(
@@ -47,8 +48,10 @@ def recommend(
     types = retriever.manifest["id_types"]
     users = _as_type(user_ids, types["user_id"], "user id")
     always = _as_type(exclude, types["item_id"], "item id")
-    left_out = _seen(bundle, users, retriever.manifest) if exclude_seen else [[] for _ in users]
-    answer = retriever.recommend(users, k, exclude=[[*always, *seen] for seen in left_out])
+    seen = _seen(bundle, users, retriever.manifest) if exclude_seen else None
+    answer = retriever.recommend(
+        users, k, exclude=[[*always, *(() if seen is None else seen[i])] for i in range(len(users))]
+    )
     return [
         {
             "user_id": user,
@@ -95,17 +98,21 @@ def _seen(bundle: Path, users: Sequence[Any], manifest: dict[str, Any]) -> list[
         vocabularies = {side: Vocabulary.load(folder / f"{side}.parquet") for side in ("users", "items")}
         other = [side for side, ids in vocabularies.items() if not _begins_with(ids, manifest, side)]
         if not other:
-            break
-    else:
-        raise DataError(
-            f"{run}/ingest/{other[0]}.parquet: not the ids that {bundle} was made with; export the bundle again"
-        )
-    train = ShardedCsr.open(folder / graph)
-    seen = []
+            return _items_of(ShardedCsr.open(folder / graph), vocabularies, users)
+    raise DataError(
+        f"{run}/ingest/{other[0]}.parquet: not the ids that {bundle} was made with; export the bundle again"
+    )
+
+
+def _items_of(graph: ShardedCsr, vocabularies: dict[str, Vocabulary], users: Sequence[Any]) -> list[np.ndarray]:
+    """Raw ids of the items of each user in a graph of users x items."""
+    import numpy as np
+
+    found = []
     for row in vocabularies["users"].rows(list(users), missing="fallback").tolist():
-        items = train.read(row, row + 1)[1] if row < train.n_rows else []
-        seen.append(vocabularies["items"].take(items))
-    return seen
+        items = graph.read(row, row + 1)[1] if row < graph.n_rows else np.empty(0, np.int64)
+        found.append(vocabularies["items"].take(items))
+    return found
 
 
 def _begins_with(vocabulary: Vocabulary, manifest: dict[str, Any], side: str) -> bool:

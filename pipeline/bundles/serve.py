@@ -1,6 +1,6 @@
 """The HTTP server of a bundle: replicas of the app behind Ray Serve, or one process without Ray.
 
-The app is serving/app.py; this module only starts it and takes it down. Every replica watches the bundle's folder by
+The apps are in `serving.http`; this module only starts and stops them. Every replica watches the bundle's folder by
 itself, so a newer bundle reaches all of them without a restart.
 """
 
@@ -50,16 +50,17 @@ class ServeSettings:
 
 def build_app(settings: ServeSettings) -> Any:
     """The ASGI app over the bundle, which is loaded here; BundleError when it cannot be used."""
-    from serving.bundle import task_of
     from serving.http.app import create_app
     from serving.http.ctr_app import create_ctr_app
-    from serving.http.live_bundle import LiveBundle, LiveScorer
+    from serving.http.live_bundle import LiveBundle
+    from serving.retriever import Retriever
+    from serving.scorer import Scorer
+    from serving.tasks import model_class
 
-    if task_of(settings.bundle) == "ctr":
-        clicks = LiveScorer(settings.bundle, settings.provider, settings.threads_each)
-        return create_ctr_app(clicks, settings.limits, watch_s=settings.watch_s)
-    live = LiveBundle(settings.bundle, settings.provider, settings.threads_each)
-    return create_app(live, settings.limits, watch_s=settings.watch_s)
+    where = settings.bundle, settings.provider, settings.threads_each
+    if model_class(settings.bundle) is Scorer:
+        return create_ctr_app(LiveBundle(Scorer, *where), settings.limits, watch_s=settings.watch_s)
+    return create_app(LiveBundle(Retriever, *where), settings.limits, watch_s=settings.watch_s)
 
 
 def serve_alone(settings: ServeSettings, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -103,13 +104,10 @@ def ray_serve(settings: ServeSettings, host: str, port: int) -> Iterator[str]:
     import ray
 
     from pipeline.distributed.session import ray_session
-    from serving.bundle import task_of
-    from serving.retriever import Retriever
-    from serving.scorer import Scorer
+    from serving import open_bundle
 
     # The replicas would fail in other processes, again and again; here the reason can be told.
-    kind = Scorer if task_of(settings.bundle) == "ctr" else Retriever
-    provider = kind(settings.bundle, settings.provider, settings.threads_each).provider
+    provider = open_bundle(settings.bundle, settings.provider, settings.threads_each).provider
     with _bound(host, port) as listener:
         port = listener.getsockname()[1]
     figures = tempfile.mkdtemp(prefix="graphhash-metrics-")
@@ -173,7 +171,8 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Inherited by connections. Otherwise a body waits for the acknowledgement of its head, for 40 ms: asyncio sets it for sockets of its own.
+        # Inherited by connections. Otherwise a body waits for the acknowledgement of its head, for 40 ms: asyncio sets it for sockets
+        # of its own.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             listener.bind((host, port))

@@ -4,7 +4,7 @@
     DIR/NAME/1/model.onnx          (and its external data beside it)
     DIR/NAME_score/...             user_id, candidate_item_id -> candidate_score, known, candidate_known
 
-or, of a click-through model,
+or, of a CTR model,
 
     DIR/NAME/...                   every column -> probability, logit, known
 
@@ -22,27 +22,67 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from graphhash.errors import ArgumentError
 from pipeline.export.subgraph import keep_part
-from serving.bundle import MODEL, BundleError, check_bundle
+from serving.bundle import check_bundle
+from serving.errors import BundleError
+from serving.manifest import MODEL
 
-_TYPES = {
+_TYPES: dict[int, str] = {
     TensorProto.INT64: "TYPE_INT64",
     TensorProto.STRING: "TYPE_STRING",
     TensorProto.FLOAT: "TYPE_FP32",
     TensorProto.DOUBLE: "TYPE_FP64",
     TensorProto.BOOL: "TYPE_BOOL",
 }
-# Suffix of the served model's name -> its inputs and outputs. What else the graph takes becomes a constant.
-_SERVED = {
-    "": (("user_id", "exclude_item_id"), ("item_id", "score", "known")),
-    "_score": (("user_id", "candidate_item_id"), ("candidate_score", "known", "candidate_known")),
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model of the repository, as a part of the bundle's graph.
+
+    Attributes:
+        suffix: of its name.
+        inputs, outputs: of the graph, that requests and answers have; None: all of them.
+        constants: values of other inputs.
+        axes: sizes of named axes.
+    """
+
+    suffix: str
+    inputs: tuple[str, ...] | None
+    outputs: tuple[str, ...] | None
+    constants: dict[str, NDArray]
+    axes: dict[str, int]
+
+
+def _retrieval_models(manifest: Mapping[str, Any], k: int) -> list[ServedModel]:
+    n_best = min(k, manifest["n_items"])
+    constants, axes = {"k": np.array(n_best, np.int64)}, {"k_or_all": n_best}
+    candidates = ("candidate_score", "known", "candidate_known")
+    return [
+        ServedModel("", ("user_id", "exclude_item_id"), ("item_id", "score", "known"), constants, axes),
+        ServedModel("_score", ("user_id", "candidate_item_id"), candidates, constants, axes),
+    ]
+
+
+def _ctr_models(manifest: Mapping[str, Any], k: int) -> list[ServedModel]:
+    n_categorical = sum(column["role"] == "categorical" for column in manifest["columns"])
+    return [ServedModel("", None, None, {}, {"n_categorical": n_categorical})]
+
+
+SERVED_MODELS: dict[str, Callable[[Mapping[str, Any], int], list[ServedModel]]] = {
+    "retrieval": _retrieval_models,
+    "ctr": _ctr_models,
 }
 
 
@@ -55,14 +95,14 @@ def write_triton(
         bundle: checked here.
         out: the model repository; other models in it are left alone.
         name: of the model that recommends; the one that scores candidates is `{name}_score`.
-        k: items per user, at most the catalogue; a click-through model has no use for it.
+        k: items per user, at most the number of items; not used by CTR models.
         gpu: run on the GPUs of the server, instead of its CPUs.
         max_batch_size: users, or rows, of one run.
 
-    Returns: the model folders. A bundle of format 1 scores no candidates and gives one.
+    Returns: the model folders.
 
     Raises:
-        BundleError: the bundle fails its check, or a model's folder would replace what is none.
+        BundleError: the bundle fails its check, or a model's folder would replace something else.
         ArgumentError: k, `max_batch_size` or `name` is out of range.
     """
     if k < 1 or max_batch_size < 1:
@@ -70,24 +110,16 @@ def write_triton(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ArgumentError(f"the model's name is {name!r}; use letters, digits, '_', '-' and '.'")
     manifest = check_bundle(bundle)
-    if manifest["task"] == "ctr":
-        model = onnx.load(bundle / MODEL, load_external_data=False)
-        _batch_first(
-            model.graph, {"n_categorical": sum(column["role"] == "categorical" for column in manifest["columns"])}
-        )
-        config = triton_config(model, name, gpu=gpu, max_batch_size=max_batch_size)
-        return [_publish(bundle, model, config, out / name)]
     folders = []
-    for suffix, (inputs, outputs) in _SERVED.items():
-        if not set(outputs) <= manifest["outputs"].keys():
-            continue
+    for served in SERVED_MODELS[manifest["task"]](manifest, k):
         # Tensors outside of the file stay there.
         model = onnx.load(bundle / MODEL, load_external_data=False)
-        n_best = min(k, manifest["n_items"])
-        keep_part(model.graph, inputs, outputs, {"k": np.array(n_best, np.int64)})
-        _batch_first(model.graph, {"k_or_all": n_best})
-        config = triton_config(model, name + suffix, gpu=gpu, max_batch_size=max_batch_size)
-        folders.append(_publish(bundle, model, config, out / (name + suffix)))
+        if served.inputs is not None and served.outputs is not None:
+            keep_part(model.graph, served.inputs, served.outputs, served.constants)
+        _batch_first(model.graph, served.axes)
+        folder = out / (name + served.suffix)
+        config = triton_config(model, folder.name, gpu=gpu, max_batch_size=max_batch_size)
+        folders.append(_publish(bundle, model, config, folder))
     return folders
 
 

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from pipeline.cli.bench_load import load
 from pipeline.cli.options import Epilog, ctr_data_options, print_table, task_option, write_json
 from pipeline.cli.sweeps import Lists, Values
 from pipeline.config.run_config import CTR_MODELS, FORMATS, MODELS
@@ -50,11 +49,7 @@ def bench() -> None:
     Examples:
       graphhash bench cluster --interactions 100000
       graphhash bench train --data gowalla --split given
-      graphhash bench load out/bundle
     """
-
-
-bench.add_command(load)
 
 
 @bench.command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -33,7 +34,7 @@ def recommend(
     k: int,
     exclude: str | None,
     exclude_seen: bool,
-    provider: str,
+    provider: Literal["auto", "cpu", "cuda"],
     threads: int | None,
     json_file: str | None,
 ) -> None:
@@ -72,7 +73,7 @@ graphhash check out/bundle --provider cuda --json findings.json
 @click.argument("bundle", metavar="BUNDLE")
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--json", "json_file", metavar="FILE", help="Write the findings to FILE as well.")
-def check(bundle: str, provider: str, json_file: str | None) -> None:
+def check(bundle: str, provider: Literal["auto", "cpu", "cuda"], json_file: str | None) -> None:
     """Verify everything about a bundle, and explain it: files, hashes, inputs, types, ranges of maps, a trial request, providers.
 
     Ends with code 1 and one line at the first thing that is wrong.
@@ -119,7 +120,7 @@ graphhash bench serve out/bundle --against full/bundle --threads 2 --plot latenc
 def bench_serve(
     bundle: str,
     against: str | None,
-    provider: str,
+    provider: Literal["auto", "cpu", "cuda"],
     threads: int | None,
     k: int,
     requests: int,
@@ -130,21 +131,14 @@ def bench_serve(
 ) -> None:
     """Time a bundle's answers, from raw ids to raw ids, for 1 to 256 users a request; of a click-through model, rows and probabilities.
 
-    Next to it run the bundle of --against and, where the bundle lies in its run folder, the trained model in PyTorch eager, by turns, so that
-    a slow minute of the machine hits all of them. Resident memory is measured in a fresh process per bundle: what loading it adds, and what
-    requests of 1 and of 256 users leave behind (proportional set size).
+    Next to it run the bundle of --against and, where the bundle lies in its run folder, the trained model in PyTorch eager, by turns,
+    so that a slow minute of the machine hits all of them. Resident memory is measured in a fresh process per bundle: what loading it
+    adds, and what requests of 1 and of 256 users leave behind (proportional set size).
     """
-    from pipeline.bench.serving import bench, draw, markdown_table, size_table
+    from pipeline.bench.serving import BenchOptions, bench, draw, markdown_table, size_table
 
-    results = bench(
-        Path(bundle),
-        against and Path(against),
-        provider=provider,
-        threads=threads,
-        k=k,
-        n_requests=requests,
-        seed=seed,
-    )
+    options = BenchOptions(provider=provider, threads=threads, k=k, n_requests=requests, seed=seed)
+    results = bench(Path(bundle), Path(against) if against else None, options=options)
     header, *rows = size_table(results)
     print_table(header, rows)
     print()

@@ -41,7 +41,7 @@ def exit_codes() -> Iterator[None]:
         except (click.Abort, KeyboardInterrupt):
             _interrupted()
         except SystemExit as error:
-            # Ray turns Ctrl-C into SystemExit(1). Without a Ctrl-C it is the command's own verdict, such as that of `bench load`.
+            # Ray turns Ctrl-C into SystemExit(1). Without a Ctrl-C it is the exit code of the command itself.
             if error.code == 1 and signal.SIGINT in received:
                 _interrupted()
             raise
@@ -104,7 +104,7 @@ def _fail(message: str, code: int) -> NoReturn:
 def _is_expected(error: Exception) -> bool:
     """Whether an error speaks to the user: one of ours, or the operating system's. Any other one is a defect of ours."""
     from graphhash.errors import GraphHashError
-    from serving.bundle import BundleError
+    from serving.errors import BundleError
 
     return isinstance(error, (GraphHashError, BundleError, OSError)) or _is_servings(error)
 

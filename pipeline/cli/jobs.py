@@ -104,7 +104,7 @@ def register(
     """
     from pipeline.storage.uris import bundle_folder, is_uri
     from pipeline.tracking.registry import register as add
-    from serving.bundle import MANIFEST
+    from serving.manifest import MANIFEST
 
     folder = bundle_folder(bundle)
     if not is_uri(bundle) and not (folder / MANIFEST).exists() and (folder / "bundle").is_dir():

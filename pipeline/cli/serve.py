@@ -72,10 +72,10 @@ def serve(
 ) -> None:
     """Answer over HTTP from an exported bundle: recommendations, scores, health, metrics, and a page at /; or probabilities of a click.
 
-    POST /v1/recommend {"user_ids": [42], "k": 20, "exclude": [[7]]} and POST /v1/score {"user_id": 42, "item_ids":
-    [7, 8]}, of a model of clicks POST /v1/predict {"rows": [{"user_id": 42, ...}]}; /docs says it all. When the bundle's folder, or what a link in its place points to, is replaced, the new
-    bundle answers within --watch seconds plus its loading, and no request is dropped; one that fails its check or
-    takes ids of other types is refused, and the old one goes on (/readyz says why). There is no
+    POST /v1/recommend {"user_ids": [42], "k": 20, "exclude": [[7]]} and POST /v1/score {"user_id": 42, "item_ids": [7, 8]}, of a model
+    of clicks POST /v1/predict {"rows": [{"user_id": 42, ...}]}; /docs says it all. When the bundle's folder, or what a link in its
+    place points to, is replaced, the new bundle answers within --watch seconds plus its loading, and no request is dropped; one that
+    fails its check or takes ids of other types is refused, and the old one goes on (/readyz says why). There is no
     authentication: put a proxy that has it in front before --host opens the server to others. Ctrl-C stops.
     """
     from pipeline.bundles.serve import ServeSettings, serve_alone, serve_on_ray

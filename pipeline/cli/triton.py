@@ -33,7 +33,8 @@ graphhash triton out/bundle models --name shop -k 200 --gpu
     help="Users, or rows of clicks, of one run.",
 )
 def triton(bundle: str, out: str, name: str, k: int, gpu: bool, max_batch: int) -> None:
-    """Write a bundle into the NVIDIA Triton model repository DIR: a model that recommends and one that scores candidates, or one that predicts clicks.
+    """Write a bundle into the NVIDIA Triton model repository DIR: a model that recommends and one that scores candidates, or one that
+    predicts clicks.
 
     All batch requests dynamically. Start the server with `tritonserver --model-repository DIR`.
     """

@@ -25,7 +25,9 @@ from pipeline.ctr.onnx_graph import ctr_graph, describe_columns
 from pipeline.ctr.weights import TrainedCtr
 from pipeline.export.nodes import describe, inside_bytes
 from pipeline.export.publish import check_place, publish, save_graph, unknown_id
-from serving.bundle import METADATA, BundleError, identity, write_manifest
+from serving.bundle import write_manifest
+from serving.errors import BundleError
+from serving.manifest import METADATA, identity
 from serving.scorer import Scorer
 
 # Of logits, beside the model with its tables rounded as they are stored; a probability moves by a quarter of it at most.

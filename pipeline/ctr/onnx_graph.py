@@ -155,7 +155,7 @@ def describe_columns(trained: TrainedCtr, precisions: Sequence[str]) -> list[dic
         described = {
             "name": column.name,
             "input": names[column.name],
-            "role": "categorical" if column.width is None else "bag",
+            "role": "categorical" if column.width is None else "multi_valued",
             "dtype": column.kind,
             "n_ids": column.n_ids,
             "missing": missing_id(column, vocabulary),

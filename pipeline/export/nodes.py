@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.quantization import STEPS, pack_nibbles, quantize_rows
-from serving.bundle import BundleError
+from serving.errors import BundleError
 
 OPSET, ML_OPSET, IR_VERSION = 20, 4, 10
 ONNX_TYPES = {

@@ -11,7 +11,8 @@ import onnx
 
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.storage.atomic import replace_folder
-from serving.bundle import MANIFEST, MODEL, BundleError
+from serving.errors import BundleError
+from serving.manifest import MANIFEST, MODEL
 
 EXTERNAL_DATA = "model.onnx.data"
 # Protobuf ends at 2^31 - 1 bytes; the rest is room for lengths and the nodes.
@@ -70,3 +71,4 @@ def unknown_id(vocabulary: Vocabulary) -> int | str:
         unknown = np.flatnonzero(vocabulary.rows(candidates, missing="fallback") == len(vocabulary))
         if len(unknown):
             return candidates[unknown[0]]
+    raise AssertionError("a vocabulary is finite")

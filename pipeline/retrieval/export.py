@@ -30,7 +30,9 @@ from pipeline.retrieval.evaluate import K, as_shipped
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
 from pipeline.retrieval.onnx_scores import folding_bytes
-from serving.bundle import METADATA, BundleError, identity, write_manifest
+from serving.bundle import write_manifest
+from serving.errors import BundleError
+from serving.manifest import METADATA, identity
 from serving.retriever import Retriever
 
 TIE_RULE = "higher score first, equal scores by lower item row"

@@ -353,7 +353,8 @@ def _log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: M
 def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     """The bundle as it is, and its graph as a model of MLflow's onnx flavour with a call that works as example."""
     from pipeline.tracking.registry import BUNDLE_TAG, known_example
-    from serving.bundle import MODEL, check_bundle
+    from serving.bundle import check_bundle
+    from serving.manifest import MODEL
     from serving.session import only_errors
 
     only_errors()  # MLflow opens a session to try the example.

@@ -277,7 +277,7 @@ def _store(client: Any, store: Store, bundle: Path, manifest: Mapping[str, Any],
     """Store the bundle and its graph in a run that is made for it."""
     import numpy as np
 
-    from serving.bundle import MODEL
+    from serving.manifest import MODEL
 
     if manifest["task"] == "ctr":
         example, outputs = click_example(manifest), ()

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import BundleError
+from serving.errors import BundleError
 from serving.http.api_schema import RecommendRequest, RequestError, ScoreRequest
 from serving.http.gate import ServingMetrics
-from serving.http.live_bundle import LoadedBundle
-from serving.retriever import Retriever, _as_ids
+from serving.raw_ids import RawIds, as_id_array
+from serving.retriever import Retriever
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Limits:
     max_waiting: int = 1024
     """Requests that wait for the model; the next is told to come again."""
     timeout_s: float = 10.0
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,40 +112,42 @@ def checked_ids(ids: Any, kind: str, name: str, limit: int | None = None) -> NDA
     if limit is not None and len(ids) > limit:
         raise RequestError(f"{name} has {len(ids)} ids; at most {limit} a request")
     try:
-        return _as_ids(ids, kind, name)
+        return as_id_array(ids, kind, name)
     except ValueError as error:
         raise RequestError(str(error)) from None
 
 
 def run_jobs(
-    jobs: Sequence[RecommendJob | ScoreJob], loaded: LoadedBundle, metrics: ServingMetrics
+    jobs: Sequence[RecommendJob | ScoreJob], retriever: Retriever, metrics: ServingMetrics
 ) -> list[bytes | Exception]:
     """One run of the model for all users that are asked for together, and one for each list of candidates."""
     results: dict[int, bytes | Exception] = {}
     asked = [(i, job) for i, job in enumerate(jobs) if isinstance(job, RecommendJob)]
     if asked:
-        for (i, _), result in zip(asked, _recommend_all([job for _, job in asked], loaded, metrics), strict=True):
+        for (i, _), result in zip(asked, _recommend_all([job for _, job in asked], retriever, metrics), strict=True):
             results[i] = result
     for i, job in enumerate(jobs):
         if isinstance(job, ScoreJob):
             try:
-                results[i] = _score(job, loaded, metrics)
+                results[i] = _score(job, retriever, metrics)
             except BundleError as error:
                 results[i] = error
     return [results[i] for i in range(len(jobs))]
 
 
 def _recommend_all(
-    jobs: Sequence[RecommendJob], loaded: LoadedBundle, metrics: ServingMetrics
+    jobs: Sequence[RecommendJob], retriever: Retriever, metrics: ServingMetrics
 ) -> Sequence[bytes | Exception]:
     users = np.concatenate([job.user_ids for job in jobs])
-    exclude = None
+    exclude: list[RawIds] | None = None
     if any(job.exclude is not None for job in jobs):
-        exclude = [ids for job in jobs for ids in (job.exclude or [[]] * job.n_users)]
+        exclude = []
+        for job in jobs:
+            exclude += [[]] * job.n_users if job.exclude is None else job.exclude
     metrics.run_users.observe(len(users))
     try:
         # The k best are the first k of more: ties have one order.
-        answer = loaded.retriever.recommend(users, max(job.k for job in jobs), exclude)
+        answer = retriever.recommend(users, max(job.k for job in jobs), exclude)
     except BundleError as error:
         return [error] * len(jobs)
     metrics.users.inc(len(users))
@@ -167,19 +172,19 @@ def _recommend_all(
             )
         ]
         start += job.n_users
-        bodies.append(json.dumps({"bundle": loaded.name, "results": results}, separators=(",", ":")).encode())
+        bodies.append(json.dumps({"bundle": retriever.name, "results": results}, separators=(",", ":")).encode())
     return bodies
 
 
-def _score(job: ScoreJob, loaded: LoadedBundle, metrics: ServingMetrics) -> bytes:
-    answer = loaded.retriever.score(job.user_id, job.item_ids[None, :])
+def _score(job: ScoreJob, retriever: Retriever, metrics: ServingMetrics) -> bytes:
+    answer = retriever.score(job.user_id, job.item_ids[None, :])
     known, known_items = bool(answer.known[0]), answer.known_items[0].tolist()
     metrics.users.inc()
     metrics.unknown_users.inc(not known)
     metrics.unknown_items.inc(known_items.count(False))
     return json.dumps(
         {
-            "bundle": loaded.name,
+            "bundle": retriever.name,
             "user_id": job.user_id.tolist()[0],
             "known": known,
             "item_ids": job.item_ids.tolist(),

@@ -6,7 +6,7 @@
     GET  /v1/explain     what the page shows, all ids as text: ?user_id=42&k=10; without user_id, of some user
     GET  /healthz, /readyz, /metrics, /docs, /openapi.json
 
-    app = create_app(LiveBundle("out/bundle"))
+    app = create_app(LiveBundle(Retriever, "out/bundle"))
     uvicorn.run(app)
 
 Every error is `{"error": one line}`: 4xx for what the client can mend, 503 with Retry-After for what passes by itself.
@@ -20,21 +20,25 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 
-from serving.bundle import BundleError
-from serving.http.answers import Limits, RecommendJob, ScoreJob, checked_k, recommend_job, run_jobs, score_job
+from serving.http.answers import (
+    DEFAULT_LIMITS,
+    Limits,
+    RecommendJob,
+    ScoreJob,
+    checked_k,
+    recommend_job,
+    run_jobs,
+    score_job,
+)
 from serving.http.api_docs import docs_page
 from serving.http.api_schema import (
     ERRORS,
-    MediaTypeError,
     RecommendRequest,
     RecommendResponse,
     RequestError,
@@ -42,10 +46,12 @@ from serving.http.api_schema import (
     ScoreResponse,
     parse,
 )
+from serving.http.app_frame import add_common, answer, body_schema, lifespan_of
 from serving.http.buckets_shown import Explainer
-from serving.http.gate import CONTENT_TYPE, LOG, HttpGate, ServingMetrics, error_body
-from serving.http.live_bundle import LiveBundle, LiveScorer
-from serving.http.micro_batches import MicroBatches, Overloaded
+from serving.http.gate import ServingMetrics
+from serving.http.live_bundle import LiveBundle
+from serving.http.micro_batches import MicroBatches
+from serving.retriever import Retriever
 
 PAGE = Path(__file__).with_name("page.html")
 ROUTES = frozenset(
@@ -53,7 +59,9 @@ ROUTES = frozenset(
 )
 
 
-def create_app(live: LiveBundle, limits: Limits = Limits(), *, watch_s: float = 2.0, n_workers: int = 1) -> FastAPI:
+def create_app(
+    live: LiveBundle[Retriever], limits: Limits = DEFAULT_LIMITS, *, watch_s: float = 2.0, n_workers: int = 1
+) -> FastAPI:
     """The app over a loaded bundle.
 
     Args:
@@ -94,7 +102,7 @@ def create_app(live: LiveBundle, limits: Limits = Limits(), *, watch_s: float = 
     async def recommend(request: Request) -> Response:
         """Items best first, ties by the bundle's rule. Users the model does not know get its fallback, `known` false."""
         body = parse(RecommendRequest, request, await request.body())
-        return await answer(batches, recommend_job(body, live.current.retriever, limits), limits)
+        return await answer(batches, recommend_job(body, live.current, limits), limits)
 
     @app.post(
         "/v1/score",
@@ -105,22 +113,22 @@ def create_app(live: LiveBundle, limits: Limits = Limits(), *, watch_s: float = 
     async def score(request: Request) -> Response:
         """One score per item, in the order asked for; items the model does not know are marked in `known_items`."""
         body = parse(ScoreRequest, request, await request.body())
-        return await answer(batches, score_job(body, live.current.retriever, limits), limits)
+        return await answer(batches, score_job(body, live.current, limits), limits)
 
     @app.get("/v1/explain", summary="A user's recommendations and buckets, ids as text", responses=ERRORS)
     async def explain(request: Request, user_id: str | None = None, k: int = 10) -> Response:
         """What the page at / shows. Without `user_id`, of a known user drawn at random."""
         if unknown := sorted(request.query_params.keys() - {"user_id", "k"}):
             raise RequestError(f"no parameter {unknown[0]!r:.60}; there are user_id and k")
-        loaded = live.current
-        k = checked_k(k, loaded.retriever, limits)
+        retriever = live.current
+        k = checked_k(k, retriever, limits)
         async with asyncio.timeout(limits.timeout_s):
-            result = await asyncio.to_thread(explainer.explain, loaded, user_id, k)
+            result = await asyncio.to_thread(explainer.explain, retriever, user_id, k)
         return Response(json.dumps(result), media_type="application/json", headers={"cache-control": "no-store"})
 
     @app.get("/readyz", summary="Which bundle answers, and why not the newest")
     async def readyz() -> dict[str, Any]:
-        retriever = live.current.retriever
+        retriever = live.current
         return {
             "status": "ready",
             "bundle": live.current.name,
@@ -148,99 +156,6 @@ def create_app(live: LiveBundle, limits: Limits = Limits(), *, watch_s: float = 
 
     add_common(app, metrics, ROUTES, limits)
     return app
-
-
-def lifespan_of(live: LiveBundle | LiveScorer, metrics: ServingMetrics, watch_s: float, batches: MicroBatches) -> Any:
-    """While an app runs: looking for a new bundle; at its end the batches are closed."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(watch(live, metrics, watch_s)) if watch_s else None
-        yield
-        if watching is not None:
-            watching.cancel()
-        batches.close()
-
-    return lifespan
-
-
-async def answer(batches: MicroBatches, job: Any, limits: Limits) -> Response:
-    """The answer of the run that takes the job; raises what the run has for it instead, or TimeoutError."""
-    async with asyncio.timeout(limits.timeout_s):
-        result = await batches.submit(job)
-    if isinstance(result, Exception):
-        raise result
-    return Response(result, media_type="application/json")
-
-
-def add_common(app: FastAPI, metrics: ServingMetrics, routes: frozenset[str], limits: Limits) -> None:
-    """What every app has: /healthz, /metrics, errors of one line, and bounds on bodies."""
-
-    @app.get("/healthz", summary="Whether the process answers")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/metrics", summary="Figures in Prometheus's text format", response_class=Response)
-    async def prometheus() -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
-
-    add_errors(app)
-    app.add_middleware(
-        HttpGate, metrics=metrics, routes=routes, max_body_bytes=limits.max_body_bytes, timeout_s=limits.timeout_s
-    )
-
-
-def add_errors(app: FastAPI) -> None:
-    """Every error of ours as its status and one line."""
-
-    def handler(kind: type[Exception], status: int, text: Any = str, headers: Any = None) -> None:
-        async def handle(_: Request, error: Exception) -> Response:
-            return Response(error_body(text(error)), status, headers, "application/json")
-
-        app.add_exception_handler(kind, handle)
-
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        text = {
-            404: f"no route {request.url.path!r:.80}; see /docs",
-            405: f"{request.method} is not taken here; see /docs",
-        }
-        message = text.get(error.status_code, str(error.detail))
-        return Response(error_body(message), error.status_code, error.headers, "application/json")
-
-    app.add_exception_handler(HTTPException, http_error)
-    handler(RequestError, 400)
-    handler(MediaTypeError, 415)
-    handler(RequestValidationError, 400, lambda e: f"{e.errors()[0]['loc'][-1]}: {e.errors()[0]['msg']}")
-    again = {"retry-after": "1"}
-    handler(Overloaded, 503, headers=again)
-    handler(TimeoutError, 503, lambda _: "no answer in time; ask for fewer users, or again later", headers=again)
-    handler(BundleError, 503, headers=again)
-
-
-async def watch(live: LiveBundle | LiveScorer, metrics: ServingMetrics, watch_s: float) -> None:
-    """Look for a new bundle for as long as the server runs."""
-    while True:
-        await asyncio.sleep(watch_s)
-        before, refused = live.current.name, live.refused
-        try:
-            loaded = await asyncio.to_thread(live.refresh)
-        except Exception:  # Whatever it is, it must not end the watching.
-            LOG.exception("looking for a new bundle failed")
-            continue
-        if loaded is not None:
-            metrics.bundle.labels(before).set(0)
-            metrics.bundle.labels(loaded.name).set(1)
-            metrics.reloads.labels("loaded").inc()
-            LOG.warning("bundle %s replaces %s", loaded.name, before)
-        elif live.refused and live.refused != refused:
-            metrics.reloads.labels("refused").inc()
-            LOG.warning("bundle %s stays: %s", before, live.refused)
-
-
-def body_schema(model: Any) -> dict[str, Any]:
-    """A request's model for the OpenAPI description."""
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _policy(page: bytes) -> str:

@@ -1,6 +1,6 @@
 """Which rows of the tables a user reads, and which items read the same: for the page of `graphhash serve`.
 
-Reads the bucket maps from the bundle's graph, under the names that export gives them (pipeline/onnx_nodes.py):
+Reads the bucket maps from the bundle's graph, under the names that export gives them (pipeline/export):
 `user_rows`, `item_rows`, `SIDE_codebook` and `SIDE_codes` for weights, `shared_table` where users and items have
 one table. A side without rows has a vector for each id, and no buckets.
 """
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import MANIFEST, MODEL, BundleError
+from serving.errors import BundleError
 from serving.http.answers import id_from_text
-from serving.http.live_bundle import LoadedBundle
 from serving.http.onnx_tensors import OnnxTensors, Strings, read_tensors
+from serving.manifest import MANIFEST, MODEL
+from serving.retriever import Retriever
 
 N_SHOWN_ITEMS = 8
 
@@ -38,12 +39,12 @@ class BucketsShown:
 
     def __init__(self, bundle: Path) -> None:
         tensors = read_tensors(bundle / MODEL)
-        self._tensors = tensors.initializers
         try:
             self.user_ids = _user_ids(tensors)
-            self.item_ids = _item_ids(tensors.initializers)
+            self.item_ids = _item_ids(tensors)
         except KeyError as error:
             raise ValueError(f"it has no tensor {error}") from None
+        self._tensors = tensors.arrays
         self.shared = "shared_table" in self._tensors
 
     def random_user(self, rng: np.random.Generator) -> int | str:
@@ -55,7 +56,7 @@ class BucketsShown:
 
         Args:
             side: "user" or "item".
-            entry: row of the id; the number of ids for unknown ones.
+            entry: row of the id; the number of ids for out-of-vocabulary ones.
         """
         rows, weights = self._rows(side), self._weights(side, entry)
         if rows is None:
@@ -106,14 +107,18 @@ class BucketsShown:
         return codebook[self._tensors[f"{side}_codes"][entry]]
 
     def _readers(self, side: str, bucket: int) -> NDArray[np.int64]:
-        """Ids that read a bucket; the entries behind theirs are the unknown ids' and padding."""
-        rows = self._rows(side)[: len(self.user_ids if side == "user" else self.item_ids)]
+        """Ids that read a bucket; the entries behind theirs are the OOV entry and padding."""
+        rows = self._rows(side)
+        assert rows is not None, side
+        rows = rows[: len(self.user_ids if side == "user" else self.item_ids)]
         readers = np.flatnonzero((rows == bucket).any(axis=1))
         reads = (rows[readers] == bucket) & (self._weights(side, readers) != 0)
         return readers[reads.any(axis=1)]
 
     def _heaviest(self, items: NDArray[np.int64], bucket: int) -> list[int | str]:
-        weights = np.where(self._rows("item")[items] == bucket, self._weights("item", items), 0).sum(axis=1)
+        rows = self._rows("item")
+        assert rows is not None
+        weights = np.where(rows[items] == bucket, self._weights("item", items), 0).sum(axis=1)
         best = items[np.argsort(-weights, kind="stable")[:N_SHOWN_ITEMS]]
         return [_plain(self.item_ids, item) for item in best.tolist()]
 
@@ -121,7 +126,7 @@ class BucketsShown:
 def find(ids: NDArray[np.int64] | Strings, wanted: int | str) -> int | None:
     """Row of a raw id, or None."""
     if isinstance(ids, Strings):
-        return ids.find(wanted)
+        return ids.find(str(wanted))
     found = np.flatnonzero(ids == wanted)
     return int(found[0]) if len(found) else None
 
@@ -130,7 +135,7 @@ def _user_ids(tensors: OnnxTensors) -> NDArray[np.int64] | Strings:
     """Raw user ids in row order, out of what the graph looks rows up in."""
     if "user_id" in tensors.encoder_keys:
         return tensors.encoder_keys["user_id"]
-    stored = tensors.initializers
+    stored = tensors.arrays
     first = int(stored["user_first_id"])
     if "user_of_place" not in stored:
         return np.arange(first, int(stored["user_last_id"]) + 1)
@@ -141,10 +146,11 @@ def _user_ids(tensors: OnnxTensors) -> NDArray[np.int64] | Strings:
     return ids
 
 
-def _item_ids(stored: dict[str, NDArray | Strings]) -> NDArray[np.int64] | Strings:
+def _item_ids(tensors: OnnxTensors) -> NDArray[np.int64] | Strings:
     """Raw item ids in row order, out of what the graph makes them from."""
-    if "item_ids" in stored:
-        return stored["item_ids"]
+    if "item_ids" in tensors.initializers:
+        return tensors.initializers["item_ids"]
+    stored = tensors.arrays
     first = int(stored["item_id_first"])
     places = stored["item_id_places"] if "item_id_places" in stored else np.arange(int(stored["n_items"]))
     return first + places.astype(np.int64)
@@ -161,7 +167,7 @@ class Explainer:
         self._of: tuple[str, BucketsShown] | None = None
         self._rng = np.random.default_rng()
 
-    def explain(self, loaded: LoadedBundle, text: str | None, k: int) -> dict[str, Any]:
+    def explain(self, retriever: Retriever, text: str | None, k: int) -> dict[str, Any]:
         """What `/v1/explain` answers, JSON-able, ids as text.
 
         Args:
@@ -172,12 +178,12 @@ class Explainer:
             ValueError: the id is not of the model's type.
             BundleError: the bundle's files are being replaced.
         """
-        if self._of is None or self._of[0] != loaded.name:
-            self._of = (loaded.name, _shown(loaded))
+        if self._of is None or self._of[0] != retriever.name:
+            self._of = (retriever.name, _shown(retriever))
         shown = self._of[1]
-        kind = loaded.retriever.manifest["id_types"]["user_id"]
+        kind = retriever.manifest["id_types"]["user_id"]
         user_id = shown.random_user(self._rng) if text is None else id_from_text(text, kind)
-        answer = loaded.retriever.recommend([user_id], k)
+        answer = retriever.recommend([user_id], k)
         buckets = shown.of_user(user_id)
         mine = {entry["bucket"] for entry in buckets} if shown.shared else set()
         # Where tables are shared the user's buckets say how many items read them, and counting is not free.
@@ -196,7 +202,7 @@ class Explainer:
                 }
             )
         return {
-            "bundle": loaded.name,
+            "bundle": retriever.name,
             "user_id": str(user_id),
             "known": bool(answer.known[0]),
             "shared_table": shown.shared,
@@ -205,9 +211,9 @@ class Explainer:
         }
 
 
-def _shown(loaded: LoadedBundle) -> BucketsShown:
+def _shown(retriever: Retriever) -> BucketsShown:
     """The maps of the loaded bundle: the folder may hold a newer one by now."""
-    path, manifest = loaded.retriever.path, loaded.retriever.manifest
+    path, manifest = retriever.path, retriever.manifest
     try:
         shown = BucketsShown(path)
         # After the file is mapped: bundles are only ever replaced by newer ones.

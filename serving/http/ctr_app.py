@@ -3,9 +3,9 @@
     POST /v1/predict     {"rows": [{"user_id": 42, "item_id": "a", "price": null}]}, or {"columns": {"user_id": [42], ...}}
     GET  /healthz, /readyz, /metrics, /docs (and /), /openapi.json
 
-    app = create_ctr_app(LiveScorer("out/bundle"))
+    app = create_ctr_app(LiveBundle(Scorer, "out/bundle"))
 
-Errors, limits, micro-batches and the replacement of the bundle are those of `serving.http.app`.
+Errors, limits, micro-batches and the replacement of the bundle are in `serving.http.app_frame`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fastapi import FastAPI, Request, Response
 from numpy.typing import NDArray
 from pydantic import Field
 
-from serving.bundle import BundleError
-from serving.http.answers import Limits
+from serving.errors import BundleError
+from serving.http.answers import DEFAULT_LIMITS, Limits
 from serving.http.api_docs import docs_page
 from serving.http.api_schema import ERRORS, ApiRequest, PredictResponse, RequestError, parse
-from serving.http.app import add_common, answer, body_schema, lifespan_of
+from serving.http.app_frame import add_common, answer, body_schema, lifespan_of
 from serving.http.gate import ServingMetrics
-from serving.http.live_bundle import LiveScorer, LoadedScorer
+from serving.http.live_bundle import LiveBundle
 from serving.http.micro_batches import MicroBatches
 from serving.scorer import Scorer
 
@@ -82,20 +82,19 @@ def _by_column(rows: list[dict[str, Any]], scorer: Scorer) -> dict[str, list[Any
     return columns
 
 
-def run_jobs(jobs: Sequence[PredictJob], loaded: LoadedScorer, metrics: ServingMetrics) -> list[bytes | Exception]:
+def run_jobs(jobs: Sequence[PredictJob], scorer: Scorer, metrics: ServingMetrics) -> list[bytes | Exception]:
     """One run of the model for all rows that are asked for together; of each request alone, where one of them has no answer."""
     try:
-        return _run_together(jobs, loaded, metrics)
+        return _run_together(jobs, scorer, metrics)
     except BundleError as error:
         return [error] * len(jobs)
     except ValueError as error:
         if len(jobs) == 1:
             return [RequestError(str(error))]
-        return [answer for job in jobs for answer in run_jobs([job], loaded, metrics)]
+        return [answer for job in jobs for answer in run_jobs([job], scorer, metrics)]
 
 
-def _run_together(jobs: Sequence[PredictJob], loaded: LoadedScorer, metrics: ServingMetrics) -> list[bytes | Exception]:
-    scorer = loaded.scorer
+def _run_together(jobs: Sequence[PredictJob], scorer: Scorer, metrics: ServingMetrics) -> list[bytes | Exception]:
     feed = {
         column["input"]: _joined([job.feed[column["input"]] for job in jobs], column.get("missing"))
         for column in scorer.manifest["columns"]
@@ -116,7 +115,7 @@ def _run_together(jobs: Sequence[PredictJob], loaded: LoadedScorer, metrics: Ser
         rows = slice(start, start + job.n_users)
         start += job.n_users
         value = {
-            "bundle": loaded.name,
+            "bundle": scorer.name,
             "probabilities": answer.probabilities[rows].tolist(),
             "unknown": [[names[i] for i in np.flatnonzero(flags)] for flags in unknown[rows]],
         }
@@ -134,7 +133,9 @@ def _joined(parts: Sequence[NDArray], missing: Any) -> NDArray:
     )
 
 
-def create_ctr_app(live: LiveScorer, limits: Limits = Limits(), *, watch_s: float = 2.0, n_workers: int = 1) -> FastAPI:
+def create_ctr_app(
+    live: LiveBundle[Scorer], limits: Limits = DEFAULT_LIMITS, *, watch_s: float = 2.0, n_workers: int = 1
+) -> FastAPI:
     """The app over a loaded bundle; arguments as for `serving.http.app.create_app`, ``limits.max_users`` are rows."""
     metrics = ServingMetrics()
     metrics.bundle.labels(live.current.name).set(1)
@@ -158,12 +159,12 @@ def create_ctr_app(live: LiveScorer, limits: Limits = Limits(), *, watch_s: floa
     async def predict(request: Request) -> Response:
         """In the order of the rows. Columns whose value training has not shown are named in `unknown`, and read as an average value."""
         body = parse(PredictRequest, request, await request.body())
-        job = predict_job(body, live.current.scorer, limits)
+        job = predict_job(body, live.current, limits)
         return await answer(batches, job, limits)
 
     @app.get("/readyz", summary="Which bundle answers, and why not the newest")
     async def readyz() -> dict[str, Any]:
-        scorer = live.current.scorer
+        scorer = live.current
         return {
             "status": "ready",
             "bundle": live.current.name,
@@ -176,7 +177,7 @@ def create_ctr_app(live: LiveScorer, limits: Limits = Limits(), *, watch_s: floa
     @app.get("/", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        page = docs_page(app.openapi(), {"/v1/predict": {"rows": [example_row(live.current.scorer)]}})
+        page = docs_page(app.openapi(), {"/v1/predict": {"rows": [example_row(live.current)]}})
         return Response(page, media_type="text/html; charset=utf-8")
 
     add_common(app, metrics, ROUTES, limits)
@@ -188,5 +189,5 @@ def example_row(scorer: Scorer) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for column in scorer.manifest["columns"]:
         value: Any = {"int64": 1, "string": "a", "float64": column.get("mean")}[column["dtype"]]
-        row[column["name"]] = [value] if column["role"] == "bag" else value
+        row[column["name"]] = [value] if column["role"] == "multi_valued" else value
     return row

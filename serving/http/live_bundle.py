@@ -1,153 +1,131 @@
 """The bundle that a server answers from, replaced by a newer one while requests go on.
 
-A server holds one `LiveBundle`. Each request takes `current` once and keeps it to its end, so a replacement drops
-nothing: the old session goes when its last request is done. `refresh()` looks at the folder, and loads what is new:
+A server holds one `LiveBundle`. Each request takes `current` once and keeps it to its end, so a replacement drops no request: the old
+session goes when its last request is done. `refresh()` looks at the folder, and loads a bundle that is new there:
 
-    live = LiveBundle("out/bundle")
-    live.current.retriever.recommend([42])
+    live = LiveBundle(Retriever, "out/bundle")
+    live.current.recommend([42])
     live.refresh()        # every few seconds, from a thread
 
-What is replaced is the folder or a link to it, as `graphhash export` and `graphhash update` do it. A new bundle that
-fails its check, cannot be loaded or takes ids of other types is refused, and the old one goes on.
+What is replaced is the folder or a link to it, as `graphhash export` and `graphhash update` do it. A new bundle that fails its check or
+takes other requests is refused, and the old one stays until the folder changes again. A new bundle that cannot be read or loaded now
+(an I/O error, no memory) is tried again, with pauses that double from FIRST_RETRY_S to MAX_RETRY_S.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+import time
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
-from serving.bundle import MANIFEST, BundleError
-from serving.retriever import Retriever
-from serving.scorer import Scorer
+from serving.bundle_model import BundleModel, Provider
+from serving.errors import BundleError, BundleLoadError, first_line
+from serving.manifest import MANIFEST
+
+FIRST_RETRY_S = 2.0
+MAX_RETRY_S = 300.0
 
 # Name, size, time and number of each file: what changes when a folder is replaced or written to.
 Fingerprint = tuple[tuple[str, int, int, int], ...]
+Model = TypeVar("Model", bound=BundleModel)
 
 
-@dataclass(frozen=True, eq=False)
-class LoadedBundle:
-    """A loaded bundle and `name`, the first 12 digits of its manifest's hash, which is in every answer."""
-
-    retriever: Retriever
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedScorer:
-    """The same of a click-through model."""
-
-    scorer: Scorer
-    name: str
-
-
-Loaded = TypeVar("Loaded", LoadedBundle, LoadedScorer)
-
-
-class _Live(ABC, Generic[Loaded]):
+class LiveBundle(Generic[Model]):
     """See above. All methods may be called from any thread; one `refresh` runs at a time.
 
     Args:
-        path, provider, threads: as for `Retriever`.
+        model_class: the class that loads the bundle, `Retriever` or `Scorer`.
+        path, provider, threads: as for `model_class`.
 
     Attributes:
-        current: the bundle to answer from.
+        current: the model to answer from.
         refused: why the newest bundle in the folder is not in use, one line; None while it is.
+        n_failures: attempts in a row that could not load the newest bundle and will be repeated.
 
     Raises:
-        BundleError: as `Retriever`.
+        BundleError: as `model_class`.
     """
 
     def __init__(
-        self, path: Path | str, provider: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None = None
+        self, model_class: type[Model], path: Path | str, provider: Provider = "auto", threads: int | None = None
     ) -> None:
         self.path = Path(path)
-        self._provider, self._threads = provider, threads
+        self._model_class, self._provider, self._threads = model_class, provider, threads
         self._lock = threading.Lock()
         # Taken before loading: a replacement meanwhile is then seen by the next refresh.
         self._seen = _fingerprint(self.path)
+        self._retry_at: float | None = None
         self.refused: str | None = None
-        self.current: Loaded = self._load()
+        self.n_failures = 0
+        self.current: Model = self._load()
 
-    def refresh(self) -> Loaded | None:
+    def refresh(self) -> Model | None:
         """Load the folder's bundle if it is another one, and answer from it from now on. Returns it, or None.
 
-        A folder that is as it was at the last look is not read again, refused or not. A folder that is not there is
-        no reason to complain: while it is replaced there is none for a moment.
+        A folder that has not changed since the last look is not read again, unless loading it failed and the pause is over. A missing
+        folder is
+        ignored: while a folder is replaced there is none for a moment.
         """
         with self._lock:
             seen = _fingerprint(self.path)
-            if seen == self._seen or not any(name == MANIFEST for name, *_ in seen):
+            if not any(name == MANIFEST for name, *_ in seen):
                 return None
-            self._seen = seen
+            if seen == self._seen and not self._is_retry_due():
+                return None
+            if seen != self._seen:
+                self.n_failures = 0
+            self._seen, self._retry_at = seen, None
             try:
                 loaded = self._load()
-                self._check_types(loaded)
+                self._check_requests(loaded)
+            except BundleLoadError as error:
+                self._try_again(str(error))
+                return None
             except BundleError as error:
-                self.refused = str(error)
+                self.refused, self.n_failures = str(error), 0
+                return None
+            except Exception as error:  # Whatever it is, the old bundle goes on, and the new one is not given up.
+                self._try_again(f"{self.path}: {type(error).__name__}: {first_line(error)}")
                 return None
             if _fingerprint(self.path) != seen:  # Replaced again while it was read: it may be of both.
                 self._seen = ()
                 return None
-            self.refused = None
+            self.refused, self.n_failures = None, 0
             if loaded.name == self.current.name:
                 return None
             self.current = loaded
             return loaded
 
-    @abstractmethod
-    def _load(self) -> Loaded:
-        """The bundle at the path, after a first run."""
-
-    @abstractmethod
-    def _check_types(self, loaded: Loaded) -> None:
-        """Raise BundleError if the clients of the bundle in use could not ask this one."""
-
-
-class LiveBundle(_Live[LoadedBundle]):
-    """The bundle of a retrieval model; see the head of this file, and :class:`_Live` for arguments and attributes."""
-
-    def _load(self) -> LoadedBundle:
-        # A link may point elsewhere between two of its files.
-        retriever = Retriever(self.path.resolve(), self._provider, self._threads)
+    def _load(self) -> Model:
+        # Resolved, because a link may point elsewhere between two of its files.
+        loaded = self._model_class(self.path.resolve(), self._provider, self._threads)
         # The first run of a session allocates its memory; no client is to wait for it.
-        unknown = {"int64": 0, "string": ""}[retriever.manifest["id_types"]["user_id"]]
-        retriever.recommend([unknown], k=1)
-        return LoadedBundle(retriever, retriever.manifest["manifest_sha256"][:12])
+        loaded.warm_up()
+        return loaded
 
-    def _check_types(self, loaded: LoadedBundle) -> None:
-        before, after = (one.retriever.manifest["id_types"] for one in (self.current, loaded))
-        if before != after:
+    def _check_requests(self, loaded: Model) -> None:
+        """Raise BundleError if the model needs what clients of the one in use do not send, or in another type.
+
+        Requests that wait were checked with the model in use.
+        """
+        for name, kind in sorted(loaded.request_fields - self.current.request_fields):
             raise BundleError(
-                f"{self.path}: takes ids of types {after}, the clients of the one in use send {before}; "
-                "start another server for it"
+                f"{self.path}: takes {name!r} ({kind}), which clients of the bundle in use do not send; start another server for it"
             )
 
+    def _is_retry_due(self) -> bool:
+        return self._retry_at is not None and time.monotonic() >= self._retry_at
 
-class LiveScorer(_Live[LoadedScorer]):
-    """The same for a click-through model: `current.scorer` answers, and a bundle that takes other columns is refused."""
-
-    def _load(self) -> LoadedScorer:
-        scorer = Scorer(self.path.resolve(), self._provider, self._threads)
-        scorer.predict({name: [None] for name in scorer.columns})
-        return LoadedScorer(scorer, scorer.manifest["manifest_sha256"][:12])
-
-    def _check_types(self, loaded: LoadedScorer) -> None:
-        # Requests that wait were checked with the one in use.
-        before, after = (
-            {
-                (column["name"], column["dtype"], column["role"], column.get("missing"))
-                for column in one.scorer.manifest["columns"]
-            }
-            for one in (self.current, loaded)
+    def _try_again(self, reason: str) -> None:
+        pause_s = min(MAX_RETRY_S, FIRST_RETRY_S * 2 ** min(self.n_failures, 30))
+        self.n_failures += 1
+        self._retry_at = time.monotonic() + pause_s
+        self.refused = (
+            f"a bundle newer than the one in use could not be loaded ({reason}); trying again in {pause_s:g} s "
+            f"(attempts so far: {self.n_failures})"
         )
-        for name, dtype, role, _ in sorted(after - before, key=str):
-            raise BundleError(
-                f"{self.path}: takes {name!r}, {role}, as {dtype}; the clients of the one in use do not send that; start another server for it"
-            )
 
 
 def _fingerprint(folder: Path) -> Fingerprint:

@@ -11,21 +11,27 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 
 class Job(Protocol):
     """What a request asks of the model: an array of n_users x width at most goes in or comes out."""
 
-    n_users: int
-    width: int
+    @property
+    def n_users(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+
+J = TypeVar("J", bound=Job)
 
 
 class Overloaded(RuntimeError):
     """Too many requests wait already."""
 
 
-class MicroBatches:
+class MicroBatches(Generic[J]):
     """Runs `run(jobs)`, a blocking function from jobs to as many results, on threads, for one event loop.
 
     Args:
@@ -38,7 +44,7 @@ class MicroBatches:
 
     def __init__(
         self,
-        run: Callable[[Sequence[Job]], Sequence[Any]],
+        run: Callable[[Sequence[J]], Sequence[Any]],
         *,
         max_users: int,
         max_cells: int,
@@ -46,12 +52,12 @@ class MicroBatches:
         max_waiting: int = 1024,
     ) -> None:
         self._run, self._max_users, self._max_cells, self._max_waiting = run, max_users, max_cells, max_waiting
-        self._waiting: deque[tuple[Job, asyncio.Future]] = deque()
+        self._waiting: deque[tuple[J, asyncio.Future]] = deque()
         self._idle = n_workers
         self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="model")
         self._tasks: set[asyncio.Task] = set()
 
-    async def submit(self, job: Job) -> Any:
+    async def submit(self, job: J) -> Any:
         """The job's result. A caller that is cancelled before its run begins takes its job out.
 
         Raises:
@@ -94,8 +100,8 @@ class MicroBatches:
         finally:
             self._idle += 1
 
-    def _take(self) -> list[tuple[Job, asyncio.Future]]:
-        batch: list[tuple[Job, asyncio.Future]] = []
+    def _take(self) -> list[tuple[J, asyncio.Future]]:
+        batch: list[tuple[J, asyncio.Future]] = []
         n_users = width = 0
         while self._waiting:
             job, future = self._waiting[0]

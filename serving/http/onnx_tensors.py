@@ -76,6 +76,11 @@ class OnnxTensors:
     initializers: dict[str, NDArray | Strings]
     encoder_keys: dict[str, NDArray | Strings]
 
+    @property
+    def arrays(self) -> dict[str, NDArray]:
+        """The initializers that hold numbers."""
+        return {name: values for name, values in self.initializers.items() if not isinstance(values, Strings)}
+
 
 def read_tensors(model: Path) -> OnnxTensors:
     """Map the tensors of an ONNX file, external data too.
@@ -88,15 +93,16 @@ def read_tensors(model: Path) -> OnnxTensors:
         graph = next((span for field, span in _fields(data, (0, len(data))) if field == _MODEL_GRAPH), None)
         if not isinstance(graph, tuple):
             raise ValueError("it has no graph")
-        initializers, keys = {}, {}
-        for field, span in _fields(data, graph):
+        initializers: dict[str, NDArray | Strings] = {}
+        keys: dict[str, NDArray | Strings] = {}
+        for field, value in _fields(data, graph):
             if field == _GRAPH_INITIALIZER:
-                name, values = _tensor(data, span, model.parent)
+                name, values = _tensor(data, _span(value), model.parent)
                 initializers[name] = values
             elif field == _GRAPH_NODE:
-                node = dict(reversed(list(_fields(data, span))))  # The first of each field.
+                node = dict(reversed(list(_fields(data, _span(value)))))  # The first of each field.
                 if _bytes(data, node.get(_NODE_OP_TYPE)) == b"LabelEncoder":
-                    keys[_bytes(data, node.get(_NODE_INPUT)).decode()] = _keys(data, span, model.parent)
+                    keys[_bytes(data, node.get(_NODE_INPUT)).decode()] = _keys(data, _span(value), model.parent)
     except IndexError:
         raise ValueError("it is cut short") from None
     return OnnxTensors(initializers, keys)
@@ -105,50 +111,56 @@ def read_tensors(model: Path) -> OnnxTensors:
 def _keys(data: mmap.mmap, node: Span, folder: Path) -> NDArray | Strings:
     for field, span in _fields(data, node):
         if field == _NODE_ATTRIBUTE:
-            attribute = dict(_fields(data, span))
+            attribute = dict(_fields(data, _span(span)))
             if _bytes(data, attribute.get(_ATTRIBUTE_NAME)) == b"keys_tensor":
-                return _tensor(data, attribute[_ATTRIBUTE_TENSOR], folder)[1]
+                return _tensor(data, _span(attribute[_ATTRIBUTE_TENSOR]), folder)[1]
     raise ValueError("a LabelEncoder has no keys_tensor")
 
 
 def _tensor(data: mmap.mmap, span: Span, folder: Path) -> tuple[str, NDArray | Strings]:
-    dims, kind, name, raw = [], 0, "", None
-    strings: list[Span] = []
-    external: dict[str, str] = {}
+    """Name and values of a TensorProto; no values of types that are of no use here, such as bool, and of small constants."""
+    fields: dict[int, list[Span | int]] = {}
     for field, value in _fields(data, span):
-        if field == _DIMS:
-            dims.append(value)
-        elif field == _DATA_TYPE:
-            kind = value
-        elif field == _NAME:
-            name = _bytes(data, value).decode()
-        elif field == _RAW:
-            raw = value
-        elif field == _STRINGS:
-            strings.append(value)
-        elif field == _EXTERNAL:
-            entry = dict(_fields(data, value))
-            external[_bytes(data, entry.get(1)).decode()] = _bytes(data, entry.get(2)).decode()
+        fields.setdefault(field, []).append(value)
+    name = _bytes(data, fields.get(_NAME, [0])[-1]).decode()
+    dims = [size for size in fields.get(_DIMS, []) if isinstance(size, int)]
+    kind = fields.get(_DATA_TYPE, [0])[-1]
     if kind == _STRING:
-        spans = np.array(strings, np.int64).reshape(-1, 2)
+        spans = np.array([_span(text) for text in fields.get(_STRINGS, [])], np.int64).reshape(-1, 2)
         return name, Strings(data, spans[:, 0], spans[:, 1])
-    if kind not in _DTYPES:
-        return name, np.empty(0)  # Of no use here, such as bool.
+    if not isinstance(kind, int) or kind not in _DTYPES:
+        return name, np.empty(0)
     dtype, count = np.dtype(_DTYPES[kind]), int(np.prod(dims, dtype=np.int64))
     source = data
-    if external:
+    if _EXTERNAL in fields:
+        external = dict(_entry(data, _span(entry)) for entry in fields[_EXTERNAL])
         source, start = _map(folder / external["location"]), int(external.get("offset", 0))
-        raw = (start, start + int(external.get("length", count * dtype.itemsize)))
-    if raw is None:  # Small constants may be written value by value.
+        stop = start + int(external.get("length", count * dtype.itemsize))
+    elif _RAW in fields:
+        start, stop = _span(fields[_RAW][-1])
+    else:  # Small constants may be written value by value.
         return name, np.empty(0)
-    if raw[1] - raw[0] != count * dtype.itemsize or raw[1] > len(source):
-        raise ValueError(f"tensor {name!r} has {raw[1] - raw[0]} bytes for shape {dims}")
-    return name, np.frombuffer(source, dtype, count, raw[0]).reshape(dims)
+    if stop - start != count * dtype.itemsize or stop > len(source):
+        raise ValueError(f"tensor {name!r} has {stop - start} bytes for shape {dims}")
+    return name, np.frombuffer(source, dtype, count, start).reshape(dims)
+
+
+def _entry(data: mmap.mmap, span: Span) -> tuple[str, str]:
+    """Key and value of a StringStringEntryProto."""
+    entry = dict(_fields(data, span))
+    return _bytes(data, entry.get(1)).decode(), _bytes(data, entry.get(2)).decode()
 
 
 def _map(path: Path) -> mmap.mmap:
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _span(value: Span | int) -> Span:
+    """A field's place; ValueError for a number, which a well-formed file has not where a message is expected."""
+    if isinstance(value, int):
+        raise ValueError(f"the number {value} stands for a message")
+    return value
 
 
 def _bytes(data: mmap.mmap, span: Span | int | None) -> bytes:

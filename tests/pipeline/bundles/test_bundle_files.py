@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from graphhash.graph.vocabulary import Vocabulary
-from pipeline.bench.serving import as_markdown, bench, draw
+from pipeline.bench.serving import BenchOptions, as_markdown, bench, draw
 from pipeline.bundles.check import check
 from pipeline.export.nodes import Graph, decode_ids, encode_ids, stored_ids
 from serving import BundleError, Retriever
@@ -151,7 +151,8 @@ def test_the_graph_numbers_ids_as_the_vocabulary_does(ids):
 
 def test_check_explains_a_good_bundle(exported):
     found = {finding.what: finding.text for finding in check(exported, "cpu")}
-    assert "trial request" in found and "12 items" in found["trial request"]
+    assert "trial request" in found
+    assert "12 items" in found["trial request"]
     assert found["ids"] == "9 users and 12 items, each once"
     assert "CPUExecutionProvider 100 %" in found["provider"]
     assert "users read 3 of 4 rows, uint16" in found["maps"]
@@ -189,16 +190,14 @@ def test_the_benchmark_measures_time_memory_and_placement(exported, tmp_path):
     results = bench(
         exported,
         tmp_path / "b",
-        provider="cpu",
-        threads=1,
-        k=3,
-        n_requests=5,
-        batch_sizes=(1, 4),
+        options=BenchOptions("cpu", threads=1, k=3, n_requests=5, batch_sizes=(1, 4)),
     )
-    assert [size["batch"] for size in results[0]["sizes"]] == [1, 4] and len(results) == 2
+    assert [size["batch"] for size in results[0]["sizes"]] == [1, 4]
+    assert len(results) == 2
     for entry in results:
         assert entry["disk_bytes"] == sum(path.stat().st_size for path in exported.iterdir())
-        assert set(entry["memory"]) == {"loaded", "after 1", "after 256"} and entry["memory"]["loaded"] > 0
+        assert set(entry["memory"]) == {"loaded", "after 1", "after 256"}
+        assert entry["memory"]["loaded"] > 0
         assert entry["providers"]["CPUExecutionProvider"] > 20
         assert all(0 < size["p50_ms"] <= size["p95_ms"] <= size["p99_ms"] for size in entry["sizes"])
     assert as_markdown(results).count("\n| 4 |") == 2

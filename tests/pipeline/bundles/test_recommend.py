@@ -45,7 +45,8 @@ def test_answers_are_those_of_the_model(case):
     path, small, _ = case
     users = small.users.ids.to_pylist()
     for user, answer in zip(users, recommend(path / "bundle", [str(user) for user in users], 5), strict=True):
-        assert answer["user_id"] == user and answer["known"] is True
+        assert answer["user_id"] == user
+        assert answer["known"] is True
         item_ids, scores, _ = naive_answer(small, user, 5, [])
         assert items_of(answer) == item_ids
         assert [item["score"] for item in answer["items"]] == scores
@@ -70,7 +71,8 @@ def test_unknown_user_is_marked_and_has_seen_nothing(case):
     path, small, _ = case
     unknown = "424242" if small.users.kind == "int64" else "nobody"
     (answer,) = recommend(path / "bundle", [unknown], 100, exclude_seen=True)
-    assert answer["known"] is False and len(answer["items"]) == len(small.items)
+    assert answer["known"] is False
+    assert len(answer["items"]) == len(small.items)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_id_of_another_type_is_refused(tmp_path, text, message):
 
 
 def test_bundle_outside_its_run_folder_knows_nothing_seen(tmp_path):
-    small, _ = make_run(tmp_path / "run", "int64")
+    _small, _ = make_run(tmp_path / "run", "int64")
     shutil.copytree(tmp_path / "run" / "bundle", tmp_path / "alone")
     with pytest.raises(DataError, match="what users have seen is not known"):
         recommend(tmp_path / "alone", ["1"], 5, exclude_seen=True)

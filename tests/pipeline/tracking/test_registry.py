@@ -14,7 +14,8 @@ from pipeline.errors import RegistryError
 from pipeline.tracking.client import client_of, current_store
 from pipeline.tracking.registry import RECOMMENDATION, click_example, measured_on, model_example, register
 from serving import Scorer
-from serving.bundle import BundleError, check_bundle
+from serving.bundle import check_bundle
+from serving.errors import BundleError
 from tests.helpers.small_ctr import export_small, raw_log, small_ctr
 from tests.helpers.small_models import small_model
 

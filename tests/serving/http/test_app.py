@@ -11,6 +11,8 @@ import threading
 import numpy as np
 import pytest
 
+from serving import Retriever, bundle
+from serving.http import live_bundle
 from serving.http.answers import Limits
 from serving.http.app import create_app
 from serving.http.live_bundle import LiveBundle
@@ -34,7 +36,10 @@ def bundles(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clients(bundles):
-    return {kind: AsgiClient(create_app(LiveBundle(folder, "cpu", 1), LIMITS)) for kind, (_, folder) in bundles.items()}
+    return {
+        kind: AsgiClient(create_app(LiveBundle(Retriever, folder, "cpu", 1), LIMITS))
+        for kind, (_, folder) in bundles.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,8 @@ def test_recommends_like_the_obvious_loop(kind, ids, bundles, clients):
     exclude = [ids[: n % 4] for n in range(len(users))]
     for k in (1, 7, 23, 24, 10**30):
         answer = clients[kind].post("/v1/recommend", {"user_ids": users, "k": k, "exclude": exclude})
-        assert answer.status == 200 and answer.headers["content-type"] == "application/json"
+        assert answer.status == 200
+        assert answer.headers["content-type"] == "application/json"
         assert answer.json()["results"] == [
             expected(small, user, k, out) for user, out in zip(users, exclude, strict=True)
         ]
@@ -84,7 +90,7 @@ def test_an_empty_batch_gets_an_empty_answer(client):
 
 def test_requests_at_the_same_time_share_runs_and_get_their_own_answers(bundles):
     small, folder = bundles["int64"]
-    client = AsgiClient(create_app(LiveBundle(folder, "cpu", 1), LIMITS))
+    client = AsgiClient(create_app(LiveBundle(Retriever, folder, "cpu", 1), LIMITS))
     rng = np.random.default_rng(0)
     asked = []
     for n in range(60):
@@ -154,13 +160,14 @@ def test_strings_are_refused_one_by_one_too(clients):
         (rb'{"user_ids": ["\ud800"]}', "Invalid JSON"),
     ):
         answer = clients["string"].post("/v1/recommend", body)
-        assert answer.status == 400 and re.search(message, answer.error)
+        assert answer.status == 400
+        assert re.search(message, answer.error)
     assert clients["string"].post("/v1/score", {"user_id": 3, "item_ids": []}).status == 400
     assert clients["string"].post("/v1/score", {"user_id": "a", "item_ids": ["x"] * 41}).status == 400
 
 
 def test_k_over_the_limit_is_refused_only_where_the_catalogue_has_more(bundles):
-    client = AsgiClient(create_app(LiveBundle(bundles["int64"][1], "cpu", 1), Limits(max_k=5)))
+    client = AsgiClient(create_app(LiveBundle(Retriever, bundles["int64"][1], "cpu", 1), Limits(max_k=5)))
     assert client.post("/v1/recommend", {"user_ids": [3], "k": 5}).status == 200
     assert client.post("/v1/recommend", {"user_ids": [3], "k": 6}).error == "k is 6; at most 5 items a user"
 
@@ -185,12 +192,14 @@ def test_a_large_body_is_refused_before_it_is_read(client):
             yield b" " * 1000
 
     answer = client.run(client.request("POST", "/v1/recommend", stream()))
-    assert answer.status == 413 and "larger than 20000 bytes" in answer.error and sent == 21_000
+    assert answer.status == 413
+    assert "larger than 20000 bytes" in answer.error
+    assert sent == 21_000
     assert answer.headers["connection"] == "close"
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(bundles):
-    client = AsgiClient(create_app(LiveBundle(bundles["int64"][1], "cpu", 1), Limits(timeout_s=0.05)))
+    client = AsgiClient(create_app(LiveBundle(Retriever, bundles["int64"][1], "cpu", 1), Limits(timeout_s=0.05)))
 
     async def slow():
         yield b"{"
@@ -200,17 +209,17 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(bundles):
 
 
 def test_what_waits_too_long_or_in_too_long_a_line_is_told_to_come_again(bundles):
-    live = LiveBundle(bundles["int64"][1], "cpu", 1)
+    live = LiveBundle(Retriever, bundles["int64"][1], "cpu", 1)
     client = AsgiClient(create_app(live, Limits(timeout_s=0.2, max_waiting=2)))
     block, entered = threading.Event(), threading.Event()
-    recommend = live.current.retriever.recommend
+    recommend = live.current.recommend
 
     def blocked(*arguments):
         entered.set()
         block.wait()
         return recommend(*arguments)
 
-    live.current.retriever.recommend = blocked
+    live.current.recommend = blocked
     body = json.dumps({"user_ids": [3], "k": 2}).encode()
 
     async def many():
@@ -230,9 +239,9 @@ def test_what_waits_too_long_or_in_too_long_a_line_is_told_to_come_again(bundles
 
 
 def test_a_defect_is_told_without_a_traceback(bundles, caplog):
-    live = LiveBundle(bundles["int64"][1], "cpu", 1)
+    live = LiveBundle(Retriever, bundles["int64"][1], "cpu", 1)
     client = AsgiClient(create_app(live))
-    live.current.retriever.recommend = lambda *_: 1 / 0
+    live.current.recommend = lambda *_: 1 / 0
     answer = client.post("/v1/recommend", {"user_ids": [3]})
     assert (answer.status, answer.error) == (500, "the server failed; its log says why")
     assert "ZeroDivisionError" in caplog.text
@@ -250,7 +259,7 @@ def other_scores(folder, **options):
 def test_a_replaced_bundle_answers_from_the_next_look_on(tmp_path):
     old = small_model()
     old.export(tmp_path / "bundle")
-    live = LiveBundle(tmp_path / "bundle", "cpu", 1)
+    live = LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1)
     client = AsgiClient(create_app(live))
     request = {"user_ids": [3], "k": 5}
     first = client.post("/v1/recommend", request).json()
@@ -264,24 +273,22 @@ def test_a_replaced_bundle_answers_from_the_next_look_on(tmp_path):
     assert second["results"] == [expected(new, 3, 5, [])] != first["results"]
     assert second["bundle"] == client.get("/readyz").json()["bundle"] != first["bundle"]
     # A request that began before goes on with what it began with.
-    assert before.retriever.recommend([3], 5).item_ids[0].tolist() == [
-        i["item_id"] for i in first["results"][0]["items"]
-    ]
+    assert before.recommend([3], 5).item_ids[0].tolist() == [i["item_id"] for i in first["results"][0]["items"]]
 
 
 def test_a_link_in_the_bundles_place_may_be_turned(tmp_path):
     small_model().export(tmp_path / "a")
     other_scores(tmp_path / "b")
     (tmp_path / "bundle").symlink_to("a")
-    live = LiveBundle(tmp_path / "bundle", "cpu", 1)
+    live = LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1)
     (tmp_path / "next").symlink_to("b")
     (tmp_path / "next").rename(tmp_path / "bundle")
-    assert live.refresh().retriever.path == tmp_path / "b"
+    assert live.refresh().path == tmp_path / "b"
 
 
 def test_a_bundle_that_fails_its_check_is_refused_and_the_old_one_goes_on(tmp_path):
     small_model().export(tmp_path / "bundle")
-    live = LiveBundle(tmp_path / "bundle", "cpu", 1)
+    live = LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1)
     client = AsgiClient(create_app(live))
     before = client.post("/v1/recommend", {"user_ids": [3]}).json()
     other_scores(tmp_path / "bundle")
@@ -294,23 +301,78 @@ def test_a_bundle_that_fails_its_check_is_refused_and_the_old_one_goes_on(tmp_pa
     assert live.refresh() is None
     # Whole again, as when copying it has come to its end.
     model.write_bytes(whole)
-    assert live.refresh() is not None and client.get("/readyz").json()["refused"] is None
+    assert live.refresh() is not None
+    assert client.get("/readyz").json()["refused"] is None
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_bundle_that_could_not_be_read_is_tried_again_and_said_so(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(live_bundle, "time", clock)
+    small_model().export(tmp_path / "bundle")
+    live = LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1)
+    client = AsgiClient(create_app(live))
+    before = live.current
+    other_scores(tmp_path / "bundle")
+    attempts = []
+
+    def no_files(path):
+        attempts.append(path)
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bundle, "file_sha256", no_files)
+        for pause_s in (2, 4, 8):
+            assert live.refresh() is None
+            assert live.current is before
+            refused = client.get("/readyz").json()["refused"]
+            assert "newer than the one in use could not be loaded" in refused
+            assert "Too many open files" in refused
+            assert f"trying again in {pause_s} s" in refused
+            n_attempts = len(attempts)
+            assert live.refresh() is None and len(attempts) == n_attempts, "it waits"
+            clock.now += pause_s
+    assert live.refresh() is live.current is not before
+    assert client.get("/readyz").json()["refused"] is None
+    assert live.n_failures == 0
+
+
+def test_an_error_that_nobody_expects_is_tried_again_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(live_bundle, "FIRST_RETRY_S", 0.0)
+    small_model().export(tmp_path / "bundle")
+    live = LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1)
+    new = other_scores(tmp_path / "bundle")
+    with monkeypatch.context() as patched:
+        patched.setattr(Retriever, "warm_up", lambda self: [].pop())
+        assert live.refresh() is None
+        assert "IndexError: pop from empty list" in live.refused
+    assert live.refresh().recommend([3], 5).item_ids[0].tolist() == naive_answer(new, 3, 5, [])[0]
 
 
 def test_a_bundle_of_other_ids_is_refused_and_no_folder_is_no_bundle(tmp_path):
     small_model().export(tmp_path / "bundle")
-    live = LiveBundle(tmp_path / "bundle", "cpu", 1)
+    live = LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1)
     before = live.current
     shutil.rmtree(tmp_path / "bundle")
-    assert live.refresh() is None and live.refused is None
+    assert live.refresh() is None
+    assert live.refused is None
     small_model(users="string").export(tmp_path / "bundle")
-    assert live.refresh() is None and "start another server for it" in live.refused
+    assert live.refresh() is None
+    assert "start another server for it" in live.refused
     assert live.current is before
 
 
-def test_the_app_looks_for_a_new_bundle_by_itself(tmp_path):
+def test_the_app_looks_for_a_new_bundle_by_itself(tmp_path, monkeypatch, caplog):
     small_model().export(tmp_path / "bundle")
-    live = LiveBundle(tmp_path / "bundle", "cpu", 1)
+    live = LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1)
     client = AsgiClient(create_app(live, watch_s=0.01))
     before = live.current.name
 
@@ -323,13 +385,26 @@ def test_the_app_looks_for_a_new_bundle_by_itself(tmp_path):
             # In one step: a write would show an empty file first, which is another look and another refusal.
             (tmp_path / "damaged").write_bytes(b"x")
             (tmp_path / "damaged").replace(tmp_path / "bundle" / "model.onnx")
+            text = ""
             async with asyncio.timeout(30):
-                while live.refused is None:
+                while 'graphhash_reloads_total{result="refused"}' not in text:
                     await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)
-            return (await client.request("GET", "/metrics")).body.decode()
+                    text = (await client.request("GET", "/metrics")).body.decode()
+            assert live.refused is not None
+            # A bundle that cannot be loaded now is counted at every attempt.
+            monkeypatch.setattr(live_bundle, "FIRST_RETRY_S", 0.0)
+            monkeypatch.setattr(Retriever, "warm_up", lambda self: [].pop())
+            await asyncio.to_thread(small_model().export, tmp_path / "bundle")
+            async with asyncio.timeout(30):
+                while 'graphhash_reloads_total{result="failed"} 3.0' not in text:
+                    await asyncio.sleep(0.01)
+                    text = (await client.request("GET", "/metrics")).body.decode()
+            return text
 
     text = client.run(live_on())
+    assert re.search(
+        "bundle .* stays: a bundle newer than the one in use could not be loaded .*IndexError", caplog.text
+    )
     assert f'graphhash_bundle{{bundle="{before}"}} 0.0' in text
     assert f'graphhash_bundle{{bundle="{live.current.name}"}} 1.0' in text
     assert 'graphhash_reloads_total{result="loaded"} 1.0' in text
@@ -337,7 +412,7 @@ def test_the_app_looks_for_a_new_bundle_by_itself(tmp_path):
 
 
 def test_health_and_figures(bundles):
-    client = AsgiClient(create_app(LiveBundle(bundles["string"][1], "cpu", 1)))
+    client = AsgiClient(create_app(LiveBundle(Retriever, bundles["string"][1], "cpu", 1)))
     client.post("/v1/recommend", {"user_ids": ["a", "nobody", "b?"], "k": 2})
     client.post("/v1/score", {"user_id": "a", "item_ids": ["a", "?"]})
     client.get("/a/path/of/anybody")
@@ -365,7 +440,9 @@ def test_the_description_names_every_route_and_needs_nothing_from_elsewhere(clie
     paths = client.get("/openapi.json").json()["paths"]
     assert paths.keys() == {"/v1/recommend", "/v1/score", "/v1/explain", "/healthz", "/readyz", "/metrics"}
     schema = paths["/v1/recommend"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert schema["required"] == ["user_ids"] and schema["properties"].keys() == {"user_ids", "k", "exclude"}
+    assert schema["required"] == ["user_ids"]
+    assert schema["properties"].keys() == {"user_ids", "k", "exclude"}
     page = client.get("/docs")
-    assert page.status == 200 and all(f" {path}</code>" in page.body.decode() for path in paths)
+    assert page.status == 200
+    assert all(f" {path}</code>" in page.body.decode() for path in paths)
     assert b"//" not in page.body.replace(b"http://127.0.0.1:8000/", b"")

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.mf import MatrixFactorization
+from serving import Retriever
 from serving.http.app import create_app
 from serving.http.buckets_shown import N_SHOWN_ITEMS, BucketsShown
 from serving.http.live_bundle import LiveBundle
@@ -58,7 +59,8 @@ def test_buckets_and_who_shares_them_are_the_maps_own(kind, external, runtime, t
         for row in got:
             assert row["n_users"] == len(readers(small.user_map, row["bucket"]))
             sharing = readers(small.item_map, row["bucket"])
-            assert row["n_items"] == len(sharing) and len(row["items"]) == min(N_SHOWN_ITEMS, len(sharing))
+            assert row["n_items"] == len(sharing)
+            assert len(row["items"]) == min(N_SHOWN_ITEMS, len(sharing))
             weights = [naive_buckets(small.item_map, items.index(item))[row["bucket"]] for item in row["items"]]
             every = sorted((naive_buckets(small.item_map, i)[row["bucket"]] for i in sharing), reverse=True)
             assert weights == every[: len(weights)]
@@ -75,7 +77,8 @@ def test_items_with_a_table_of_their_own_share_nothing_with_users(maps, tmp_path
     assert not shown.shared
     (*rows,) = shown.of_user(3)
     if maps == "full":
-        assert rows == [] and shown.of_item(3) == {}
+        assert rows == []
+        assert shown.of_item(3) == {}
         return
     bucket = int(small.user_map.rows[small.users.rows([3])[0], 0])
     assert rows == [
@@ -91,7 +94,8 @@ def test_ids_are_found_however_the_graph_looks_them_up(ids, tmp_path):
     tensors = read_tensors(tmp_path / "bundle" / "model.onnx")
     assert "user_first_id" in tensors.initializers
     shown = BucketsShown(tmp_path / "bundle")
-    assert shown.user_ids.tolist() == list(ids) and shown.item_ids.tolist() == items.ids.to_pylist()
+    assert shown.user_ids.tolist() == list(ids)
+    assert shown.item_ids.tolist() == items.ids.to_pylist()
 
 
 def test_tensors_are_those_that_the_onnx_package_reads(tmp_path):
@@ -118,7 +122,7 @@ def test_a_file_that_is_cut_is_refused(kept, tmp_path):
 def test_explaining_gives_ids_as_text_and_marks_what_is_shared(tmp_path):
     small = shared_model("int64")
     small.export(tmp_path / "bundle")
-    live = LiveBundle(tmp_path / "bundle", "cpu", 1)
+    live = LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1)
     client = AsgiClient(create_app(live))
     user = 2**53 + 1  # JavaScript's numbers end before.
     answer = client.get(f"/v1/explain?user_id={user}&k=5").json()
@@ -132,7 +136,8 @@ def test_explaining_gives_ids_as_text_and_marks_what_is_shared(tmp_path):
     assert client.get("/v1/explain").json()["known"] is True
     for query in ("user_id=a", "user_id=1e3", f"user_id={2**63}", "k=0", "k=a", "k=1001x", "other=1"):
         refused = client.get(f"/v1/explain?{query}")
-        assert refused.status == 400 and refused.error
+        assert refused.status == 400
+        assert refused.error
     # The maps of a newer bundle do not explain the answers of the older one.
     small_model().export(tmp_path / "bundle")
     client = AsgiClient(create_app(live))

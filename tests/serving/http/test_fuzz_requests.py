@@ -20,7 +20,7 @@ from serving import Retriever, Scorer
 from serving.http.answers import Limits
 from serving.http.app import create_app
 from serving.http.ctr_app import create_ctr_app
-from serving.http.live_bundle import LiveBundle, LiveScorer
+from serving.http.live_bundle import LiveBundle
 from tests.helpers.asgi_client import Answer, AsgiClient
 from tests.helpers.small_ctr import export_small, raw_log, small_ctr
 from tests.helpers.small_models import INT_IDS, STRING_IDS, small_model
@@ -104,7 +104,8 @@ def _other_bytes(rng: random.Random, body: bytes) -> bytes:
 def refused(method: str, path: str, body: bytes, answer: Answer, route: set[str]) -> bool:
     """Whether nothing was computed; the answer is then a clear one."""
     assert answer.status in {200, 307, 400, 404, 405, 413, 415}, (method, path, body[:300], answer)
-    assert b"Traceback" not in answer.body and b'File "' not in answer.body
+    assert b"Traceback" not in answer.body
+    assert b'File "' not in answer.body
     if answer.status >= 400 and method != "HEAD":
         assert len(answer.error) <= 500
     return answer.status != 200 or method != "POST" or path not in route
@@ -117,7 +118,8 @@ def check_retrieval(retriever: Retriever, method: str, path: str, body: bytes, a
     if path == "/v1/score":
         expected = retriever.score([asked["user_id"]], [asked["item_ids"]])
         assert (got["user_id"], got["item_ids"]) == (asked["user_id"], asked["item_ids"])
-        assert got["scores"] == expected.scores[0].tolist() and got["known_items"] == expected.known_items[0].tolist()
+        assert got["scores"] == expected.scores[0].tolist()
+        assert got["known_items"] == expected.known_items[0].tolist()
         return
     expected = retriever.recommend(asked["user_ids"], asked.get("k", 20), asked.get("exclude"))
     assert [result["user_id"] for result in got["results"]] == asked["user_ids"]
@@ -180,7 +182,7 @@ def hammer(client: AsgiClient, valid: list, check) -> None:
 @pytest.mark.parametrize(("kind", "ids"), [("int64", INT_IDS), ("string", STRING_IDS)])
 def test_mutated_requests_get_a_right_answer_or_a_reason(kind, ids, tmp_path):
     small_model(users=kind, items=kind).export(tmp_path / "bundle")
-    client = AsgiClient(create_app(LiveBundle(tmp_path / "bundle", "cpu", 1), LIMITS))
+    client = AsgiClient(create_app(LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1), LIMITS))
     valid = [
         ("POST", "/v1/recommend", {"user_ids": ids[:3], "k": 5}),
         ("POST", "/v1/recommend", {"user_ids": ids[2:5], "k": 2, "exclude": [ids[:2], [], ids[4:5]]}),
@@ -192,7 +194,7 @@ def test_mutated_requests_get_a_right_answer_or_a_reason(kind, ids, tmp_path):
 @pytest.mark.timeout(0 if N_MUTATIONS > 5000 else 120)
 def test_mutated_rows_of_clicks_get_a_right_answer_or_a_reason(tmp_path):
     export_small(small_ctr("deepfm"), tmp_path / "bundle")
-    client = AsgiClient(create_ctr_app(LiveScorer(tmp_path / "bundle", "cpu", 1), LIMITS))
+    client = AsgiClient(create_ctr_app(LiveBundle(Scorer, tmp_path / "bundle", "cpu", 1), LIMITS))
     # JSON has no NaN.
     log = {name: [None if value != value else value for value in values] for name, values in raw_log(3).items()}
     rows = [dict(zip(log, row, strict=True)) for row in zip(*log.values(), strict=True)]
