@@ -35,7 +35,7 @@ class BundleModel(ABC):
     Raises:
         BundleError: the bundle fails its check, is of another task, or CUDA was requested and is not in use.
         BundleLoadError: a file cannot be read, or ONNX Runtime cannot load the model.
-        ValueError: `provider` or `threads` is out of range.
+        InputError: `provider` or `threads` is out of range.
     """
 
     task: ClassVar[str]

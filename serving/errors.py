@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 
-class BundleError(RuntimeError):
+class ServingError(Exception):
+    """An error whose message is one line for the user."""
+
+
+class InputError(ServingError, ValueError):
+    """An option, or a raw value of a request, that is of the wrong type or out of range."""
+
+
+class BundleError(ServingError, RuntimeError):
     """A bundle that cannot be used, or cannot be written."""
 
 

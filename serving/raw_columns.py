@@ -1,6 +1,6 @@
 """Raw values of columns, checked, as the tensors that a CTR model takes; no value is converted that could mean another one.
 
-None and NaN are missing everywhere; so is the empty text. Every error is a ValueError of one line that names the column, the row and
+None and NaN are missing everywhere; so is the empty text. Every error is an InputError of one line that names the column, the row and
 the value.
 """
 
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.errors import InputError
+
 # Whole numbers above this may have been rounded on their way into a float.
 _EXACT = 2**53
 _INTEGER = re.compile(r"-?(0|[1-9]\d{0,18})")
@@ -25,14 +27,14 @@ def as_ids(values: Any, kind: str, missing: int | str, name: str) -> NDArray:
     An int64 column takes whole numbers, and arrays of floats that are whole, as pandas makes them of numbers beside missing ones.
 
     Raises:
-        ValueError: a value is of another type, leaves int64, or is the one that stands for missing ones.
+        InputError: a value is of another type, leaves int64, or is the one that stands for missing ones.
     """
     array = _one_axis(values, name)
     ids = _int64(array, missing, name) if kind == "int64" else _strings(array, name)
     if isinstance(missing, int):
         given = np.flatnonzero((ids == missing) & ~_is_missing(array))
         if len(given):
-            raise ValueError(
+            raise InputError(
                 f"{name}[{given[0]}] is {missing}, which stands for a missing value here; pass None for one"
             )
     return ids
@@ -45,7 +47,7 @@ def as_numbers(values: Any, mean: float, std: float, name: str) -> NDArray[np.fl
         mean, std: of training.
 
     Raises:
-        ValueError: a value is no number, or infinite, or would be once it is ``(value - mean) / std`` in float32.
+        InputError: a value is no number, or infinite, or would be once it is ``(value - mean) / std`` in float32.
     """
     array = _one_axis(values, name)
     if array.dtype.kind == "O":
@@ -54,22 +56,22 @@ def as_numbers(values: Any, mean: float, std: float, name: str) -> NDArray[np.fl
             if isinstance(array[i], (bool, np.bool_)) or not isinstance(
                 array[i], (int, float, np.integer, np.floating)
             ):
-                raise ValueError(f"{name}[{i}] is {array[i]!r:.60}; this column takes numbers")
+                raise InputError(f"{name}[{i}] is {array[i]!r:.60}; this column takes numbers")
         array = np.where(gone, np.nan, array)
     elif array.dtype.kind not in "iuf":
-        raise ValueError(f"{name}[0] is {array[0].item()!r:.60}; this column takes numbers")
+        raise InputError(f"{name}[0] is {array[0].item()!r:.60}; this column takes numbers")
     try:
         numbers = array.astype(np.float64)
     except OverflowError:
-        raise ValueError(f"{name} holds a number that is too large for float64; pass None, or a smaller one") from None
+        raise InputError(f"{name} holds a number that is too large for float64; pass None, or a smaller one") from None
     if np.isinf(numbers).any():
-        raise ValueError(
+        raise InputError(
             f"{name}[{np.argmax(np.isinf(numbers))}] is infinite; this column takes finite numbers, or None"
         )
     with np.errstate(over="ignore"):
         far = np.abs((numbers - mean) / std) > np.finfo(np.float32).max
     if far.any():
-        raise ValueError(
+        raise InputError(
             f"{name}[{np.argmax(far)}] is {numbers[np.argmax(far)]:g}, too far from training's for float32; fix it, or pass None"
         )
     return numbers
@@ -83,7 +85,7 @@ def as_multi_valued(values: Any, kind: str, missing: int | str, width: int, sepa
             `missing`, are left out, and those behind the first `width` do not count.
 
     Raises:
-        ValueError: as :func:`as_ids`.
+        InputError: as :func:`as_ids`.
     """
     if isinstance(values, np.ndarray) and values.ndim == 2:
         rows: list[Sequence[Any] | NDArray] = list(values)
@@ -94,7 +96,7 @@ def as_multi_valued(values: Any, kind: str, missing: int | str, width: int, sepa
     owners = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     try:
         ids = _int64(flat, missing, name) if kind == "int64" else _strings(flat, name)
-    except ValueError:
+    except InputError:
         # Which row it is takes a look at every row.
         for i, row in enumerate(rows):
             one = np.fromiter(row, object, len(row))
@@ -118,7 +120,7 @@ def part_of_times(values: Any, form: str, part: str, missing: int | str, name: s
         values: datetimes, or texts or whole numbers that are written as `form`, of strptime, says.
 
     Raises:
-        ValueError: a value is no such time.
+        InputError: a value is no such time.
     """
     array = _one_axis(values, name)
     if array.dtype.kind == "M":
@@ -127,7 +129,7 @@ def part_of_times(values: Any, form: str, part: str, missing: int | str, name: s
     parts = np.empty(len(array), np.int64)
     for i, value in enumerate(array.tolist()):
         if not (_none(value) or isinstance(value, (str, int, float, datetime))):
-            raise ValueError(f"{name}[{i}] is {value!r:.60}, no time like {form!r}")
+            raise InputError(f"{name}[{i}] is {value!r:.60}, no time like {form!r}")
         if value not in found:
             found[value] = missing if _none(value) or value == "" else _part(value, form, part, f"{name}[{i}]")
         parts[i] = found[value]
@@ -141,11 +143,11 @@ def _part(value: Any, form: str, part: str, name: str) -> int:
         if not isinstance(value, (bool, str)) and float(value).is_integer():
             text = str(int(value))
         if not isinstance(text, str):
-            raise ValueError(f"{name} is {value!r:.60}, no time like {form!r}")
+            raise InputError(f"{name} is {value!r:.60}, no time like {form!r}")
         try:
             value = datetime.strptime(text, form)
         except ValueError:
-            raise ValueError(f"{name} is {text!r:.60}, no time like {form!r}") from None
+            raise InputError(f"{name} is {text!r:.60}, no time like {form!r}") from None
     return value.hour if part == "hour" else value.weekday()
 
 
@@ -160,7 +162,7 @@ def _one_axis(values: Any, name: str) -> NDArray:
         or not (hasattr(values, "__len__") or array is not None)
         or (array is not None and array.ndim != 1)
     ):
-        raise ValueError(f"{name} is {values!r:.60}; pass a list of values, one a row")
+        raise InputError(f"{name} is {values!r:.60}; pass a list of values, one a row")
     return np.fromiter(values, object, len(values)) if array is None else array
 
 
@@ -173,10 +175,10 @@ def _row(value: Any, kind: str, separator: str, name: str) -> Sequence[Any] | ND
             return parts
         wrong = [part for part in parts if part and not _INTEGER.fullmatch(part)]
         if wrong:
-            raise ValueError(f"{name} has {wrong[0]!r:.60}; this column takes int64 ids")
+            raise InputError(f"{name} has {wrong[0]!r:.60}; this column takes int64 ids")
         return [int(part) if part else None for part in parts]
     if not isinstance(value, (list, tuple, np.ndarray)) or (isinstance(value, np.ndarray) and value.ndim != 1):
-        raise ValueError(f"{name} is {value!r:.60}; pass a list of ids")
+        raise InputError(f"{name} is {value!r:.60}; pass a list of ids")
     return value
 
 
@@ -188,18 +190,18 @@ def _int64(array: NDArray, missing: int | str, name: str) -> NDArray[np.int64]:
     if kind == "O":
         for i in np.flatnonzero(~gone):
             if isinstance(array[i], (bool, np.bool_)) or not isinstance(array[i], (int, np.integer)):
-                raise ValueError(f"{name}[{i}] is {array[i]!r:.60}; this column takes int64 ids")
+                raise InputError(f"{name}[{i}] is {array[i]!r:.60}; this column takes int64 ids")
     elif kind == "f":
         wrong = ~gone & ((array != np.floor(array)) | (np.abs(array) > _EXACT))
         if wrong.any():
-            raise ValueError(
+            raise InputError(
                 f"{name}[{np.argmax(wrong)}] is {array[np.argmax(wrong)].item()!r}; this column takes int64 ids"
             )
     elif kind not in "iu":
-        raise ValueError(f"{name}[0] is {array[0].item()!r:.60}; this column takes int64 ids")
+        raise InputError(f"{name}[0] is {array[0].item()!r:.60}; this column takes int64 ids")
     given = array[~gone]
     if len(given) and (int(given.min()) < -(2**63) or int(given.max()) > 2**63 - 1):
-        raise ValueError(f"{name} spans {given.min()}..{given.max()}, which leaves int64; ids are -2^63..2^63-1")
+        raise InputError(f"{name} spans {given.min()}..{given.max()}, which leaves int64; ids are -2^63..2^63-1")
     ids = np.full(len(array), missing, np.int64)
     ids[~gone] = given.astype(np.int64)
     return ids
@@ -214,17 +216,17 @@ def _strings(array: NDArray, name: str) -> NDArray[np.object_]:
     if array.dtype.kind != "O":
         if gone.all():
             return np.full(len(array), "", object)  # A column of nothing is one of NaN.
-        raise ValueError(
+        raise InputError(
             f"{name}[{np.argmin(gone)}] is {array[np.argmin(gone)].item()!r:.60}; this column takes string ids, pass str values"
         )
     for i in np.flatnonzero(~gone):
         if not isinstance(array[i], str):
-            raise ValueError(f"{name}[{i}] is {array[i]!r:.60}; this column takes string ids, pass str values")
+            raise InputError(f"{name}[{i}] is {array[i]!r:.60}; this column takes string ids, pass str values")
     texts = np.where(gone, "", array)
     try:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: {error.object[error.start]!a} cannot be written as UTF-8; pass valid text") from None
+        raise InputError(f"{name}: {error.object[error.start]!a} cannot be written as UTF-8; pass valid text") from None
     return texts
 
 

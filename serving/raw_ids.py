@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.errors import InputError
+
 # A sequence of int or str, or an array of them, shape (n,).
 RawIds = Sequence[Any] | NDArray
 
 
 def checked_k(k: Any, n_items: int) -> int:
-    """`k` as an int, at most `n_items`; ValueError unless it is a whole number from 1."""
+    """`k` as an int, at most `n_items`; InputError unless it is a whole number from 1."""
     try:
         value = operator.index(k)
     except TypeError:
-        raise ValueError(f"k is {k!r}; pass a whole number from 1") from None
+        raise InputError(f"k is {k!r}; pass a whole number from 1") from None
     if isinstance(k, bool) or value < 1:
-        raise ValueError(f"k is {k!r}; pass a whole number from 1")
+        raise InputError(f"k is {k!r}; pass a whole number from 1")
     return min(value, n_items)
 
 
@@ -32,7 +34,7 @@ def as_id_array(ids: Any, kind: str, name: str) -> NDArray:
         name: of the argument, for errors.
 
     Raises:
-        ValueError: not a flat sequence of ids of this kind; one line with the first wrong value.
+        InputError: not a flat sequence of ids of this kind; one line with the first wrong value.
     """
     array = np.asarray(ids) if hasattr(ids, "__array__") else None
     if (
@@ -40,7 +42,7 @@ def as_id_array(ids: Any, kind: str, name: str) -> NDArray:
         or not (hasattr(ids, "__len__") or array is not None)
         or (array is not None and array.ndim != 1)
     ):
-        raise ValueError(f"{name} is {ids!r:.60}; pass a list of {kind} ids")
+        raise InputError(f"{name} is {ids!r:.60}; pass a list of {kind} ids")
     if array is None or array.dtype.kind not in "biufU":
         # A list goes in value by value: numpy would turn [1, "a"] into strings, and [1, True] into integers.
         array = np.fromiter(ids, object, count=len(ids))
@@ -53,7 +55,7 @@ def as_id_matrix(lists: Any, kind: str, n_users: int) -> NDArray:
     """Candidates as int64 or as an object array of str, shape (n_users, n).
 
     Raises:
-        ValueError: not one list per user, lists of several lengths, or as :func:`as_id_array`.
+        InputError: not one list per user, lists of several lengths, or as :func:`as_id_array`.
     """
     array = np.asarray(lists) if hasattr(lists, "__array__") else None
     if (
@@ -61,16 +63,16 @@ def as_id_matrix(lists: Any, kind: str, n_users: int) -> NDArray:
         or not (hasattr(lists, "__len__") or array is not None)
         or (array is not None and array.ndim == 0)
     ):
-        raise ValueError(f"item_ids is {lists!r:.60}; pass one list of item ids per user")
+        raise InputError(f"item_ids is {lists!r:.60}; pass one list of item ids per user")
     rows = lists if array is None else array
     if len(rows) != n_users:
-        raise ValueError(f"item_ids has {len(rows)} lists for {n_users} users; pass one list of item ids per user")
+        raise InputError(f"item_ids has {len(rows)} lists for {n_users} users; pass one list of item ids per user")
     if array is not None and array.ndim == 2 and array.dtype.kind in "iuU":
         return as_id_array(array.ravel(), kind, "item_ids").reshape(array.shape)
     converted = [as_id_array(ids, kind, f"item_ids[{i}]") for i, ids in enumerate(rows)]
     lengths = {len(row) for row in converted}
     if len(lengths) > 1:
-        raise ValueError(
+        raise InputError(
             f"item_ids has lists of {min(lengths)} to {max(lengths)} items; pass as many for every user, or ask in parts"
         )
     if not converted:
@@ -82,10 +84,10 @@ def _as_int64(array: NDArray, name: str) -> NDArray[np.int64]:
     if array.dtype.kind == "O":
         _refuse_others(array, (int, np.integer), "int64", name)
     elif array.dtype.kind not in "iu":
-        raise ValueError(f"{name}[0] is {array[0].item()!r}; this model takes int64 ids")
+        raise InputError(f"{name}[0] is {array[0].item()!r}; this model takes int64 ids")
     low, high = array.min(), array.max()
     if int(low) < -(2**63) or int(high) > 2**63 - 1:
-        raise ValueError(f"{name} spans {low}..{high}, which leaves int64; ids are -2^63..2^63-1")
+        raise InputError(f"{name} spans {low}..{high}, which leaves int64; ids are -2^63..2^63-1")
     return array.astype(np.int64)
 
 
@@ -93,16 +95,16 @@ def _as_strings(array: NDArray, name: str) -> NDArray[np.object_]:
     if array.dtype.kind == "U":
         array = array.astype(object)
     if array.dtype.kind != "O":
-        raise ValueError(f"{name}[0] is {array[0].item()!r}; this model takes string ids, pass str values")
+        raise InputError(f"{name}[0] is {array[0].item()!r}; this model takes string ids, pass str values")
     _refuse_others(array, (str,), "string", name)
     try:
         "".join(array).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: {error.object[error.start]!a} cannot be written as UTF-8; pass valid text") from None
+        raise InputError(f"{name}: {error.object[error.start]!a} cannot be written as UTF-8; pass valid text") from None
     return array
 
 
 def _refuse_others(array: NDArray, types: tuple[type, ...], kind: str, name: str) -> None:
     for i, value in enumerate(array):
         if not isinstance(value, types) or isinstance(value, bool):
-            raise ValueError(f"{name}[{i}] is {value!r:.60}; this model takes {kind} ids")
+            raise InputError(f"{name}[{i}] is {value!r:.60}; this model takes {kind} ids")

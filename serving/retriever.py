@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving.bundle_model import BundleModel, Provider
+from serving.errors import InputError
 from serving.raw_ids import RawIds, as_id_array, as_id_matrix, checked_k
 
 # Scores of one chunk of users; ONNX Runtime holds about three times as much while it runs.
@@ -91,16 +92,16 @@ class Retriever(BundleModel):
             exclude: for each user, raw item ids not to recommend; out-of-vocabulary ids and repeats are ignored.
 
         Raises:
-            ValueError: ids of another type, k below 1, or `exclude` of another length than `user_ids`.
+            InputError: ids of another type, k below 1, or `exclude` of another length than `user_ids`.
         """
         types = self.manifest["id_types"]
         users = as_id_array(user_ids, types["user_id"], "user_ids")
         k = checked_k(k, self.n_items)
         if exclude is not None:
             if isinstance(exclude, str | bytes) or not hasattr(exclude, "__len__"):
-                raise ValueError(f"exclude is {exclude!r:.60}; pass one list of item ids per user")
+                raise InputError(f"exclude is {exclude!r:.60}; pass one list of item ids per user")
             if len(exclude) != len(users):
-                raise ValueError(
+                raise InputError(
                     f"exclude has {len(exclude)} lists for {len(users)} users; pass one list of item ids per user"
                 )
         item_ids: list[NDArray] = []
@@ -131,7 +132,7 @@ class Retriever(BundleModel):
                 each, out-of-vocabulary ones are answered, see `known_items`.
 
         Raises:
-            ValueError: ids of another type, or lists that are not as many as users, or not of one length.
+            InputError: ids of another type, or lists that are not as many as users, or not of one length.
         """
         types = self.manifest["id_types"]
         users = as_id_array(user_ids, types["user_id"], "user_ids")

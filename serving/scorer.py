@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from serving.bundle_model import BundleModel, Provider
 from serving.ctr_manifest import ColumnSpec
+from serving.errors import InputError
 from serving.raw_columns import as_ids, as_multi_valued, as_numbers, part_of_times
 
 # Bytes that one chunk of rows reads from tables, about a third of what a run takes.
@@ -88,7 +89,7 @@ class Scorer(BundleModel):
                 number of its format, or as datetime.
 
         Raises:
-            ValueError: a column is not there, is of another length, or has a value of another type; one line with column, row and value.
+            InputError: a column is not there, is of another length, or has a value of another type; one line with column, row and value.
         """
         return self.answer(self.tensors(columns))
 
@@ -98,7 +99,7 @@ class Scorer(BundleModel):
         n_rows = len(next(iter(feed.values())))
         for column in self._columns:
             if len(feed[column["input"]]) != n_rows:
-                raise ValueError(
+                raise InputError(
                     f"column {column['name']!r} has {len(feed[column['input']])} rows, {self._columns[0]['name']!r} has {n_rows}; "
                     "pass as many values of every column"
                 )
@@ -117,7 +118,7 @@ class Scorer(BundleModel):
             known[part] = results[2] if categorical else known[part]
         if not np.isfinite(logits).all():
             row = int(np.argmin(np.isfinite(logits)))
-            raise ValueError(
+            raise InputError(
                 f"row {row} gives no finite number; its dense columns are too far from those of training, fix them or pass None"
             )
         return Predictions(probabilities, logits, {name: known[:, i] for i, name in enumerate(categorical)})
@@ -131,7 +132,7 @@ class Scorer(BundleModel):
             )
         if name not in columns:
             made = f" (it is the {time['part']} of {time['column']!r}, which will do)" if time else ""
-            raise ValueError(f"no column {name!r}{made}; this model reads {', '.join(map(repr, self.columns))}")
+            raise InputError(f"no column {name!r}{made}; this model reads {', '.join(map(repr, self.columns))}")
         if column["role"] == "dense":
             return as_numbers(columns[name], column["mean"], column["std"], name)
         if column["role"] == "multi_valued":

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.errors import BundleError, BundleLoadError, first_line
+from serving.errors import BundleError, BundleLoadError, InputError, first_line
 
 ORT_TYPES = {
     "int64": "tensor(int64)",
@@ -22,11 +22,11 @@ ORT_TYPES = {
 
 
 def check_options(provider: str, threads: int | None) -> None:
-    """Raise ValueError for a provider that there is not, and for a number of threads below 1."""
+    """Raise InputError for a provider that there is not, and for a number of threads below 1."""
     if provider not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"provider is {provider!r}; use 'auto', 'cpu' or 'cuda'")
+        raise InputError(f"provider is {provider!r}; use 'auto', 'cpu' or 'cuda'")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads is {threads!r}; use a number from 1, or None for all cores")
+        raise InputError(f"threads is {threads!r}; use a number from 1, or None for all cores")
 
 
 def open_session(

@@ -104,15 +104,6 @@ def _fail(message: str, code: int) -> NoReturn:
 def _is_expected(error: Exception) -> bool:
     """Whether an error speaks to the user: one of ours, or the operating system's. Any other one is a defect of ours."""
     from graphhash.errors import GraphHashError
-    from serving.errors import BundleError
+    from serving.errors import ServingError
 
-    return isinstance(error, (GraphHashError, BundleError, OSError)) or _is_servings(error)
-
-
-def _is_servings(error: Exception) -> bool:
-    """Whether ``serving``, which imports nothing of ours, refused an argument with a plain ValueError."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    raised_in = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
-    return isinstance(error, ValueError) and raised_in.partition(".")[0] == "serving"
+    return isinstance(error, (GraphHashError, ServingError, OSError))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import BundleError
+from serving.errors import BundleError, InputError
 from serving.http.api_schema import RecommendRequest, RequestError, ScoreRequest
 from serving.http.gate import ServingMetrics
 from serving.raw_ids import RawIds, as_id_array
@@ -113,7 +113,7 @@ def checked_ids(ids: Any, kind: str, name: str, limit: int | None = None) -> NDA
         raise RequestError(f"{name} has {len(ids)} ids; at most {limit} a request")
     try:
         return as_id_array(ids, kind, name)
-    except ValueError as error:
+    except InputError as error:
         raise RequestError(str(error)) from None
 
 

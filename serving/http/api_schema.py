@@ -12,13 +12,15 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 from starlette.requests import Request
 
+from serving.errors import InputError
+
 RawId = Annotated[Any, Field(json_schema_extra={"anyOf": [{"type": "integer"}, {"type": "string"}]})]
 _ID_LIST = {"items": {"anyOf": [{"type": "integer"}, {"type": "string"}]}}
 
 M = TypeVar("M", bound=BaseModel)
 
 
-class RequestError(ValueError):
+class RequestError(InputError):
     """A request that is refused; the message goes to the client with status 400."""
 
 

@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request, Response
 from numpy.typing import NDArray
 from pydantic import Field
 
-from serving.errors import BundleError
+from serving.errors import BundleError, InputError
 from serving.http.answers import DEFAULT_LIMITS, Limits
 from serving.http.api_docs import docs_page
 from serving.http.api_schema import ERRORS, ApiRequest, PredictResponse, RequestError, parse
@@ -66,7 +66,7 @@ def predict_job(body: PredictRequest, scorer: Scorer, limits: Limits) -> Predict
         columns = {name: [] for name in scorer.columns}
     try:
         feed = scorer.tensors(columns)
-    except ValueError as error:
+    except InputError as error:
         raise RequestError(str(error)) from None
     return PredictJob(feed, len(next(iter(feed.values()))))
 
@@ -88,7 +88,7 @@ def run_jobs(jobs: Sequence[PredictJob], scorer: Scorer, metrics: ServingMetrics
         return _run_together(jobs, scorer, metrics)
     except BundleError as error:
         return [error] * len(jobs)
-    except ValueError as error:
+    except InputError as error:
         if len(jobs) == 1:
             return [RequestError(str(error))]
         return [answer for job in jobs for answer in run_jobs([job], scorer, metrics)]
