@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from pipeline.bench.serving_subjects import Answer, Subject, check_comparable, subject_of
-from pipeline.export.nodes import IR_VERSION, OPSET
+from pipeline.export.graph import IR_VERSION, OPSET
 from serving.bundle_model import Provider
 from serving.errors import BundleError
 from serving.node_placement import nodes_by_provider

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pipeline.export.nodes import stored_ids
+from pipeline.export.ids import stored_ids
 from serving.bundle_model import Provider
 from serving.errors import BundleError
 from serving.manifest import MODEL

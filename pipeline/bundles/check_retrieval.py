@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from pipeline.export.nodes import stored_ids
+from pipeline.export.ids import stored_ids
 from serving.errors import BundleError
 from serving.retriever import Retriever
 

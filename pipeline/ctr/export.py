@@ -23,7 +23,8 @@ from pipeline.ctr.evaluate import predict
 from pipeline.ctr.ingest import PARTS
 from pipeline.ctr.onnx_graph import ctr_graph, describe_columns
 from pipeline.ctr.weights import TrainedCtr
-from pipeline.export.nodes import describe, inside_bytes
+from pipeline.export.graph import describe
+from pipeline.export.ids import inside_bytes
 from pipeline.export.publish import check_place, publish, save_graph, unknown_id
 from serving.bundle import write_manifest
 from serving.errors import BundleError

@@ -30,7 +30,9 @@ from graphhash.models.ctr_layers import FieldEmbeddings, shared_tables
 from pipeline.ctr.data import Column
 from pipeline.ctr.schema import TIME_PARTS
 from pipeline.ctr.weights import TrainedCtr
-from pipeline.export.nodes import ONNX_TYPES, Graph, StoredMap, Table, encode_ids, read_vectors
+from pipeline.export.graph import ONNX_TYPES, Graph
+from pipeline.export.ids import encode_ids
+from pipeline.export.tables import StoredMap, Table, read_vectors
 
 OUTPUTS = ("probability", "logit", "known")
 # Names inside the graph begin with these; a column that is called so gets another input.

@@ -24,7 +24,8 @@ from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import CatalogueScores, RetrievalModel
 from graphhash.nn.embedding import BucketEmbedding
-from pipeline.export.nodes import describe, inside_bytes
+from pipeline.export.graph import describe
+from pipeline.export.ids import inside_bytes
 from pipeline.export.publish import check_place, publish, save_graph, unknown_id
 from pipeline.retrieval.evaluate import K, as_shipped
 from pipeline.retrieval.models import name_of

@@ -25,7 +25,9 @@ from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.quantization import bias_dtype
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.neumf import NeuMF
-from pipeline.export.nodes import ONNX_TYPES, Graph, as_stored, decode_ids, encode_ids
+from pipeline.export.graph import ONNX_TYPES, Graph
+from pipeline.export.ids import decode_ids, encode_ids
+from pipeline.export.tables import as_stored
 from pipeline.retrieval.onnx_neumf import NeuMFScores
 from pipeline.retrieval.onnx_scores import Parts, Scores, stored_parts
 from pipeline.retrieval.onnx_topk import BucketsFirst, best_of, has_buckets_first, top_types, with_ordered_buckets

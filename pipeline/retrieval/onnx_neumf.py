@@ -7,7 +7,8 @@ import torch
 from onnx import TensorProto, helper
 
 from graphhash.models.neumf import NeuMF
-from pipeline.export.nodes import Graph, as_stored
+from pipeline.export.graph import Graph
+from pipeline.export.tables import as_stored
 from pipeline.retrieval.onnx_scores import Scores, as_array
 
 

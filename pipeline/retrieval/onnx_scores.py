@@ -28,7 +28,8 @@ from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.quantization import bias_dtype
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel
-from pipeline.export.nodes import Graph, StoredMap, Table, as_stored, read_vectors
+from pipeline.export.graph import Graph
+from pipeline.export.tables import StoredMap, Table, as_stored, read_vectors
 
 # Table rows that a chunk's vectors are read from; at dim 64 they are 2 MiB as float32.
 _CHUNK_LOOKUPS = 2**13

@@ -21,7 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from pipeline.export.nodes import Graph
+from pipeline.export.graph import Graph
 from pipeline.retrieval.onnx_scores import Parts, Scores
 
 # Buckets over items, up to which buckets come first.

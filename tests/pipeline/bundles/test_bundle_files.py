@@ -14,7 +14,8 @@ import pytest
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.bench.serving import BenchOptions, as_markdown, bench, draw
 from pipeline.bundles.check import check
-from pipeline.export.nodes import Graph, decode_ids, encode_ids, stored_ids
+from pipeline.export.graph import Graph
+from pipeline.export.ids import decode_ids, encode_ids, stored_ids
 from serving import BundleError, Retriever
 from tests.helpers.small_models import INT_IDS, STRING_IDS, small_model
 from tests.helpers.tampering import rewrite
