@@ -24,13 +24,7 @@ if TYPE_CHECKING:
     from graphhash.graph.vocabulary import Vocabulary
     from graphhash.maps.balanced_maps import balanced_maps
     from graphhash.maps.bucket_map import BucketMap, full_map
-    from graphhash.maps.community_maps import (
-        double_graph_maps,
-        double_soft_maps,
-        graph_maps,
-        multilevel_maps,
-        soft_maps,
-    )
+    from graphhash.maps.community_maps import double_graph_maps, graph_maps, multilevel_maps
     from graphhash.maps.hashes import (
         double_frequency_map,
         double_map,
@@ -40,6 +34,7 @@ if TYPE_CHECKING:
         modulo_map,
         quotient_remainder_map,
     )
+    from graphhash.maps.soft_maps import double_soft_maps, soft_maps
     from graphhash.models.mf import MatrixFactorization, bpr_loss
     from graphhash.nn.embedding import BucketEmbedding
 
@@ -91,7 +86,7 @@ _MODULE_OF = {
     "double_frequency_map": "graphhash.maps.hashes",
     "double_graph_maps": "graphhash.maps.community_maps",
     "double_map": "graphhash.maps.hashes",
-    "double_soft_maps": "graphhash.maps.community_maps",
+    "double_soft_maps": "graphhash.maps.soft_maps",
     "frequency_map": "graphhash.maps.hashes",
     "full_map": "graphhash.maps.bucket_map",
     "graph_maps": "graphhash.maps.community_maps",
@@ -102,7 +97,7 @@ _MODULE_OF = {
     "modulo_map": "graphhash.maps.hashes",
     "multilevel_maps": "graphhash.maps.community_maps",
     "quotient_remainder_map": "graphhash.maps.hashes",
-    "soft_maps": "graphhash.maps.community_maps",
+    "soft_maps": "graphhash.maps.soft_maps",
 }
 
 

@@ -58,3 +58,9 @@ class Labels:
     def rows(self) -> int:
         """Rows of both sides."""
         return self.user_rows + self.item_rows
+
+
+def compact_side(side: NDArray[np.integer]) -> tuple[NDArray[np.int32], int]:
+    """Communities of one side renumbered 0..n-1 in ascending order, int32, of the shape of ``side``, and n."""
+    present, buckets = np.unique(side, return_inverse=True)
+    return buckets.astype(np.int32).ravel(), len(present)

@@ -11,6 +11,8 @@ from scipy.sparse import coo_array, csr_array
 
 from graphhash.errors import DataError
 
+SIDES = ("users", "items")
+
 
 def biadjacency(
     users: NDArray[np.integer],

@@ -1,16 +1,15 @@
-"""Bucket maps: which rows of a small table an id reads, and with which weights.
+"""Bucket maps: which rows of a compressed embedding table an id reads, and with which weights.
 
-One representation serves every method. A map holds, for each of ``n_ids`` ids and one more entry for unknown ids, the
-same number of lookups; the embedding of an id is ``sum_j weights[id, j] * table[rows[id, j]]``. A plain hash is one lookup
-of weight 1. Models read the map and never learn how it was made.
+One representation serves every method. A map holds the same number of row indices for each of ``n_ids`` ids and for one more entry, which
+stands for out-of-vocabulary (OOV) ids. The embedding of an id is ``sum_j weights[id, j] * table[rows[id, j]]``; a plain hash has one index
+per id, of weight 1. Models read the map and do not depend on how it was made.
 
-Weights are stored as a byte per id: the number of its profile, one of at most 256 rows of weights (``graphhash.maps.codebook``).
+Weights are stored as one byte per id: its code in a weight codebook of at most 256 rows (``graphhash.maps.codebook``).
 
-The maps are made in ``graphhash.maps.hashes`` (hashing baselines) and ``graphhash.maps.community_maps`` (what follows from communities).
+Maps are made in ``graphhash.maps.hashes`` (hashing baselines), ``graphhash.maps.community_maps`` and ``graphhash.maps.soft_maps``.
 
-One table row of every map belongs to unknown ids alone: the last one. It is not trained; the trainer fills it with the
-interaction-weighted mean vector, so an unknown id is answered like the average one. Users and items may read one table between
-them (``shared``); its last two rows are then the unknown user's and the unknown item's.
+The last row of every table is the OOV row. It is not trained; the trainer sets it to the interaction-weighted mean vector, so an OOV id is
+scored like the average one. Users and items may read one table (``shared``); its last two rows are then the OOV rows of users and items.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ MAX_CODES = 256
 
 @dataclass(frozen=True, eq=False)
 class BucketMap:
-    """Rows and weights of every id of one side, users or items.
+    """Table rows and weights of every id of one side, users or items.
 
     Args:
-        rows: table rows, int32, shape (n_ids + 1, indices_per_id), in [0, n_buckets); the last entry is for unknown ids.
-        n_buckets: rows of the table, the last of which is the unknown ids' own (of a shared table, one of the last two).
+        rows: table rows, int32, shape (n_ids + 1, indices_per_id), in [0, n_buckets); the last entry is for OOV ids.
+        n_buckets: rows of the table (``num_embeddings``), the last of which is the OOV row (of a shared table, one of the last two).
         method: name of the method, for reports.
-        identity: the map is ``rows[id] = id`` with one lookup of weight 1, and need not be stored.
-        codebook: weights of the lookups, float32, shape (n_codes, indices_per_id), at most 256; None: every weight is 1, none is stored.
-        codes: profile of every id, uint8, shape (n_ids + 1,); given with ``codebook``.
+        identity: the map is ``rows[id] = id`` with one index per id, of weight 1, and need not be stored.
+        codebook: rows of weights, float32, shape (n_codes, indices_per_id), n_codes at most 256; None: every weight is 1, none is stored.
+        codes: codebook row of every id, uint8, shape (n_ids + 1,); given with ``codebook``.
         shared: the maps of users and items were made together, and read the same table.
 
     Raises:
-        ArgumentError: shapes differ, a row leaves the table, or the unknown ids' entry does not read their row.
+        ArgumentError: shapes differ, a row leaves the table, or the OOV entry does not read the OOV row.
     """
 
     rows: NDArray[np.int32]
@@ -58,7 +57,7 @@ class BucketMap:
         if self.rows.ndim != 2 or self.rows.dtype != np.int32:
             raise ArgumentError(f"bucket rows must be 2-D int32, got {self.rows.ndim}-D {self.rows.dtype}")
         if len(self.rows) < 2:
-            raise ArgumentError("a bucket map needs at least one id besides the entry for unknown ids")
+            raise ArgumentError("a bucket map needs at least one id besides the OOV entry")
         low, high = int(self.rows.min()), int(self.rows.max())
         if low < 0 or high >= self.n_buckets:
             raise ArgumentError(f"buckets span {low}..{high}, table has {self.n_buckets} rows")
@@ -67,21 +66,18 @@ class BucketMap:
         if self.codebook is not None:
             self._check_codebook(self.codebook, self.codes)
         elif self.indices_per_id > 1:
-            raise ArgumentError(f"a map of {self.indices_per_id} lookups needs codebook: unknown ids read one row")
-        least = self.n_buckets - (2 if self.shared else 1)
-        if self.unknown_row < least or self.weights[-1, 0] != 1 or self.weights[-1, 1:].any():
+            raise ArgumentError(f"a map of {self.indices_per_id} indices per id needs a codebook: OOV ids read one row")
+        first_oov = self.n_buckets - (2 if self.shared else 1)
+        if self.oov_row < first_oov or self.weights[-1, 0] != 1 or self.weights[-1, 1:].any():
             raise ArgumentError(
-                f"the entry for unknown ids must read the last table row {self.n_buckets - 1} with weight 1"
-                + (
-                    f", or the one before it, as the table is shared; it reads {self.unknown_row}"
-                    if self.shared
-                    else ""
-                )
+                f"the OOV entry must read the last table row {self.n_buckets - 1} with weight 1"
+                + (f", or the one before it, as the table is shared; it reads {self.oov_row}" if self.shared else "")
             )
         if self.identity and not np.array_equal(self.rows[:, 0], np.arange(len(self.rows))):
             raise ArgumentError("an identity map must have rows 0..n_ids")
 
-    def _check_codebook(self, codebook: NDArray, codes: NDArray) -> None:
+    def _check_codebook(self, codebook: NDArray, codes: NDArray | None) -> None:
+        assert codes is not None
         if codebook.ndim != 2 or codebook.dtype != np.float32 or codebook.shape[1] != self.indices_per_id:
             raise ArgumentError(
                 f"codebook must be float32 of shape (n_codes, {self.indices_per_id}), got {codebook.dtype} of shape {codebook.shape}"
@@ -92,49 +88,50 @@ class BucketMap:
             )
         if not 1 <= len(codebook) <= MAX_CODES or codes.max() >= len(codebook):
             raise ArgumentError(
-                f"ids have codebook up to {codes.max()}, there are {len(codebook)} (of at most {MAX_CODES})"
+                f"codes go up to {codes.max()}, the codebook has {len(codebook)} rows (of at most {MAX_CODES})"
             )
         if not np.isfinite(codebook).all():
-            raise ArgumentError("codebook must be finite numbers")
+            raise ArgumentError("the codebook must hold finite numbers")
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """Weight of every lookup, float32, of the shape of ``rows``; made anew at every call."""
+        """Weight of every index, float32, of the shape of ``rows``; computed at every call."""
         if self.codebook is None:
             return np.ones(self.rows.shape, np.float32)
+        assert self.codes is not None
         return self.codebook[self.codes]
 
     @property
     def n_ids(self) -> int:
-        """Known ids; the entry for unknown ids is not counted."""
+        """Ids of the vocabulary; the OOV entry is not counted."""
         return len(self.rows) - 1
 
     @property
-    def unknown_row(self) -> int:
-        """The table row of unknown ids."""
+    def oov_row(self) -> int:
+        """The table row of out-of-vocabulary ids."""
         return int(self.rows[-1, 0])
 
     @property
     def indices_per_id(self) -> int:
-        """Table rows read for one id."""
+        """Table rows read per id: the number of hash functions of a hashing method."""
         return self.rows.shape[1]
 
     @property
     def rows_dtype(self) -> np.dtype:
-        """Smallest type that stores the rows: uint16 while the table allows, else int32."""
+        """Type in which rows are stored: uint16 for tables of at most 65,536 rows, else int32."""
         return np.dtype(np.uint16 if self.n_buckets <= 2**16 else np.int32)
 
     @property
     def nbytes(self) -> int:
-        """Bytes the stored map takes: rows, codebook and their numbers; none for an identity map."""
+        """Bytes of the stored map: rows, codebook and codes; 0 for an identity map."""
         if self.identity:
             return 0
-        weights = 0 if self.codebook is None else self.codebook.nbytes + self.codes.nbytes
+        weights = sum(array.nbytes for array in (self.codebook, self.codes) if array is not None)
         return self.rows.size * self.rows_dtype.itemsize + weights
 
     @property
     def content_hash(self) -> str:
-        """Hex sha256 of shape, rows, weights and table size."""
+        """Hexadecimal sha256 of shape, rows, weights and table size."""
         table = f"{self.n_buckets} shared" if self.shared else f"{self.n_buckets}"
         digest = hashlib.sha256(f"{self.rows.shape} {table}".encode())
         for array in (self.rows, self.codebook, self.codes):
@@ -142,8 +139,8 @@ class BucketMap:
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write the map to one ``.npz`` file in its small types."""
-        arrays = {
+        """Write the map to one ``.npz`` file: rows in :attr:`rows_dtype`, none of an identity map."""
+        arrays: dict[str, NDArray | np.generic] = {
             "format_version": np.int64(FORMAT_VERSION),
             "shape": np.array(self.rows.shape, np.int64),
             "n_buckets": np.int64(self.n_buckets),
@@ -152,7 +149,7 @@ class BucketMap:
         }
         if not self.identity:
             arrays["rows"] = self.rows.astype(self.rows_dtype)
-        if self.codebook is not None:
+        if self.codebook is not None and self.codes is not None:
             arrays |= {"codebook": self.codebook, "codes": self.codes}
         with open(path, "wb") as file:
             np.savez(file, **arrays)
@@ -192,17 +189,18 @@ def table_rows(users: BucketMap, items: BucketMap) -> int:
 
 
 def full_map(n_ids: int) -> BucketMap:
-    """One row an id and one for unknown ids: the uncompressed table."""
+    """One row per id and the OOV row: the uncompressed table."""
     rows = np.arange(n_ids + 1, dtype=np.int32)[:, None]
     return BucketMap(rows, n_ids + 1, "full", identity=True)
 
 
 def plain_map(buckets: NDArray, n_buckets: int, method: str) -> BucketMap:
-    """Map of lookups of weight 1 each; the unknown ids' entry is appended.
+    """Map whose indices all have weight 1; the OOV entry is appended.
 
     Args:
         buckets: table rows of every id, shape (n_ids, indices_per_id), in [0, n_buckets - 1).
-        n_buckets: rows of the table, the unknown ids' row among them.
+        n_buckets: rows of the table, the OOV row among them.
+        method: name of the method, for reports.
     """
     rows = np.concatenate([buckets, np.full((1, buckets.shape[1]), n_buckets - 1)]).astype(np.int32)
     if buckets.shape[1] == 1:

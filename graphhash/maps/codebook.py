@@ -1,7 +1,7 @@
-"""Weight codebook: the weights of all ids as one byte an id and a small table of rows of weights.
+"""Weight codebook: the weights of all ids as one byte per id, its code, and a small table of rows of weights.
 
-An id's weights fall from its first lookup to its last, and how fast is nearly all that tells two ids apart. 256 rows of weights, found
-by k-means (Lloyd, IEEE Trans. Inf. Theory 1982), therefore say it as well as a number per lookup does, at a fraction of the bytes.
+An id's weights fall from its first index to its last, and ids differ mostly in how fast they fall. A codebook of 256 rows, found by
+k-means (Lloyd, IEEE Trans. Inf. Theory 1982), therefore represents them as well as a number per index does, in a fraction of the bytes.
 """
 
 from __future__ import annotations
@@ -14,41 +14,42 @@ from scipy.cluster.vq import kmeans2, vq
 
 from graphhash.maps.bucket_map import MAX_CODES
 
-# More rows than this are drawn from, evenly: codebook do not get better by more.
+# k-means sees at most so many rows, evenly spaced: more do not improve the codebook.
 SAMPLE = 16_384
 ROUNDS = 10
-# Rows whose nearest profile is looked up at a time: their distances to all codebook are 16 MB.
+# Rows whose code is searched at a time: their distances to all codebook rows take 16 MB.
 BLOCK = 1 << 13
 
 
 def weight_codebook(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Profiles near the rows of ``weights``, and the profile of every row.
+    """A codebook for the rows of ``weights``, and the code of every row.
 
-    Where there are at most 256 different rows they are the codebook, and nothing is lost. The last row of ``weights``, which is that
-    of unknown ids, keeps a profile to itself in any case.
+    At most 256 distinct rows are the codebook themselves, and nothing is lost. The last row of ``weights``, the OOV entry's, is the last
+    row of the codebook, which no other row shares.
 
     Args:
-        weights: shape (n, indices_per_id), the known rows of unit length.
+        weights: float32, shape (n, indices_per_id), all but the last of unit length.
 
-    Returns: codebook, float32, shape (n_codes, indices_per_id), all but the last of unit length; the number of each row's, uint8, shape (n,).
+    Returns: codebook, float32, shape (n_codes, indices_per_id), all but the last of unit length; codes, uint8, shape (n,).
     """
-    known, unknown = weights[:-1], weights[-1:]
-    # To sort all rows takes longer than all the rest, and where a few thousand already differ too much it is for nothing.
+    known, oov = weights[:-1], weights[-1:]
+    # Sorting all rows would take longer than the rest, and is useless where the sample already holds too many distinct rows.
     few = len(np.unique(_spaced(known), axis=0)) < MAX_CODES
     distinct, codes = np.unique(known, axis=0, return_inverse=True) if few else (known, None)
     if len(distinct) > MAX_CODES - 1:
         distinct, codes = _nearest(known)
-    codebook = np.concatenate([distinct, unknown]).astype(np.float32)
+    codebook = np.concatenate([distinct, oov]).astype(np.float32)
     return codebook, np.append(codes.ravel(), len(distinct)).astype(np.uint8)
 
 
 def _nearest(known: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Codebook by k-means, float32, and the code of every row, int32."""
     sample = _spaced(known).astype(np.float64)
-    # Started from rows evenly spaced by their first weight, so that nothing is drawn.
+    # Initial centres are rows evenly spaced by their first weight, so that nothing is random.
     ordered = sample[np.argsort(sample[:, 0], kind="stable")]
     start = ordered[np.linspace(0, len(ordered) - 1, MAX_CODES - 1).astype(np.int64)]
     with warnings.catch_warnings():
-        # A profile that no id is near stays where it is, and does no harm.
+        # An empty cluster keeps its centre, which does no harm.
         warnings.filterwarnings("ignore", message="One of the clusters is empty")
         centres, _ = kmeans2(sample, start, iter=ROUNDS, minit="matrix", missing="warn")
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
@@ -57,13 +58,13 @@ def _nearest(known: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def nearest_codes(weights: NDArray[np.float32], codebook: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The nearest of given codebook of every row, by Euclidean distance.
+    """The nearest codebook row of every row of ``weights``, by Euclidean distance.
 
     Args:
-        weights: shape (n, indices_per_id).
-        codebook: shape (n_codes, indices_per_id), at most 256.
+        weights: float32, shape (n, indices_per_id).
+        codebook: float32, shape (n_codes, indices_per_id), n_codes at most 256.
 
-    Returns: numbers of codebook, uint8, shape (n,).
+    Returns: codes, uint8, shape (n,).
     """
     centres = codebook.astype(np.float64)
     parts = [vq(weights[i : i + BLOCK].astype(np.float64), centres)[0] for i in range(0, len(weights), BLOCK)]

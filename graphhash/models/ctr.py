@@ -145,7 +145,7 @@ class CtrModel(nn.Module):
     """``logit = head(vectors, dense) + first-order weights + id biases``; see :meth:`CtrSpec.build`.
 
     Attributes:
-        embeddings: of every column, in the order of the maps: ``table``, ``n_ids``, ``unknown_row``, ``all()``.
+        embeddings: of every column, in the order of the maps: ``table``, ``n_ids``, ``oov_row``, ``all()``.
     """
 
     def __init__(self, spec: CtrSpec, maps: Sequence[BucketMap], n_dense: int, n_bags: int):

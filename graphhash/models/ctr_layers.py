@@ -40,7 +40,7 @@ class TableSlice:
         return self.n_ids + 1
 
     @property
-    def unknown_row(self) -> int:
+    def oov_row(self) -> int:
         return self.n_ids
 
     @property
@@ -215,8 +215,8 @@ def shared_tables(maps: Sequence[BucketMap]) -> dict[int, int]:
     for number, bucket_map in enumerate(maps):
         if not bucket_map.shared:
             continue
-        size, row = bucket_map.n_buckets, bucket_map.unknown_row
-        partners = [n for n in waiting if maps[n].n_buckets == size and maps[n].unknown_row != row]
+        size, row = bucket_map.n_buckets, bucket_map.oov_row
+        partners = [n for n in waiting if maps[n].n_buckets == size and maps[n].oov_row != row]
         if partners:
             first_of[number] = partners[0]
             waiting.remove(partners[0])
@@ -328,4 +328,4 @@ def _reads_unknown(column: BucketEmbedding | TableSlice, seen: Tensor) -> bool:
     if isinstance(column, TableSlice):
         return bool(seen[-1])
     seen = seen.to(column.rows.device)
-    return bool(((column.rows[seen] == column.unknown_row) & (column.weights[seen] != 0)).any())
+    return bool(((column.rows[seen] == column.oov_row) & (column.weights[seen] != 0)).any())

@@ -136,7 +136,7 @@ class LightGCN(nn.Module):
         """:meth:`vectors` with the unknown ids' last: (n_users + 1, dim) and (n_items + 1, dim). Nothing is propagated to them."""
         sides = zip(self.vectors(), (self.user_embedding, self.item_embedding), strict=True)
         return [
-            torch.cat([vectors, embedding.table[embedding.unknown_row][None] / (self.n_layers + 1)])
+            torch.cat([vectors, embedding.table[embedding.oov_row][None] / (self.n_layers + 1)])
             for vectors, embedding in sides
         ]
 

@@ -113,7 +113,7 @@ def embeddings(users: BucketMap, items: BucketMap, dim: int, seed: int) -> tuple
     Raises:
         ArgumentError: one map shares its table and the other does not, or both read the same row for unknown ids.
     """
-    if users.shared != items.shared or (users.shared and users.unknown_row == items.unknown_row):
+    if users.shared != items.shared or (users.shared and users.oov_row == items.oov_row):
         raise ArgumentError("the maps of users and items were not made together: pass both of one call")
     generator = torch.Generator().manual_seed(seed)
     of_users = BucketEmbedding(users, dim, std=INITIAL_STD, generator=generator)

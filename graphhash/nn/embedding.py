@@ -159,14 +159,14 @@ class BucketEmbedding(nn.Module):
         self.register_buffer("weights", torch.from_numpy(bucket_map.weights))
         self.register_buffer("fold_rows", None, persistent=False)
         self.register_buffer("fold_weights", None, persistent=False)
-        self.unknown_row = bucket_map.unknown_row
+        self.oov_row = bucket_map.oov_row
         if table is not None and table.shape != (self.n_buckets, dim):
             raise ArgumentError(f"the table is {tuple(table.shape)}, the map and dim need ({self.n_buckets}, {dim})")
         self.table = nn.Parameter(torch.empty(self.n_buckets, dim)) if table is None else table
         with torch.no_grad():
             if table is None:
                 self.table.normal_(std=std, generator=generator)
-            self.table[self.unknown_row] = 0
+            self.table[self.oov_row] = 0
 
     @property
     def n_folds(self) -> int:
@@ -181,8 +181,8 @@ class BucketEmbedding(nn.Module):
         Raises:
             ArgumentError: the map has another number of ids, rows or lookups, or another row for unknown ids.
         """
-        old = self.n_buckets, self.rows.shape[1], self.unknown_row
-        new = folded.n_buckets, folded.indices_per_id, folded.unknown_row
+        old = self.n_buckets, self.rows.shape[1], self.oov_row
+        new = folded.n_buckets, folded.indices_per_id, folded.oov_row
         if old != new or folded.n_ids % self.n_ids:
             raise ArgumentError(
                 f"a map of {folded.n_ids} ids, and {new} rows, lookups and unknown ids' row, is none of folds of {self.n_ids} ids and {old}"
@@ -224,7 +224,7 @@ class BucketEmbedding(nn.Module):
             frequencies: weight of every known id in the mean, shape (n_ids,), not negative, not all zero.
         """
         shares = (frequencies / frequencies.sum()).to(self.table)
-        self.table[self.unknown_row] = shares @ self.all()
+        self.table[self.oov_row] = shares @ self.all()
 
     def extra_repr(self) -> str:
         return f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, indices_per_id={self.rows.shape[1]}, dim={self.dim}"

@@ -29,7 +29,7 @@ SCORES = ("auc", "log_loss")
 LOSSES = ("bpr", "directau", "ials")
 RUNTIMES = ("auto", "folded", "compressed")
 PRECISIONS = ("auto", "float32", "float16", "int8", "int4")
-# Those of graphhash.maps.community_maps, which imports scipy.
+# Those of graphhash.maps.soft_maps, which imports scipy.
 HOPS = ("1", "2", "1+2")
 CLUSTER_METHODS = ("louvain", "leiden", "lpa", "balanced")
 

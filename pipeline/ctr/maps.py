@@ -17,8 +17,8 @@ from graphhash.clustering.labels import Labels
 from graphhash.errors import DataError
 from graphhash.graph.bipartite import biadjacency
 from graphhash.maps.bucket_map import BucketMap, full_map
-from graphhash.maps.community_maps import double_soft_maps, soft_maps
 from graphhash.maps.hashes import double_frequency_map, double_map, frequency_map, modulo_map, quotient_remainder_map
+from graphhash.maps.soft_maps import double_soft_maps, soft_maps
 from pipeline.ctr.data import Features, Part
 from pipeline.ctr.models import MAP_SETTINGS
 from pipeline.ctr.schema import HASHES, SMALL
@@ -181,7 +181,7 @@ def alone(bucket_map: BucketMap) -> BucketMap:
     if not bucket_map.shared:
         return bucket_map
     last = bucket_map.n_buckets - 2
-    rows = np.where(bucket_map.rows == bucket_map.unknown_row, last, bucket_map.rows).astype(np.int32)
+    rows = np.where(bucket_map.rows == bucket_map.oov_row, last, bucket_map.rows).astype(np.int32)
     return replace(bucket_map, rows=rows, n_buckets=last + 1, shared=False)
 
 

@@ -23,16 +23,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphhash.clustering.labels import Labels
+from graphhash.graph.bipartite import SIDES
+from graphhash.maps.affinities import csr_affinity_rows, row_degrees
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.maps.community_maps import (
-    SIDES,
-    SoftPlan,
-    check_soft,
-    csr_affinity_rows,
-    row_degrees,
-    unhashed_lookups,
-    with_hashed_row,
-)
+from graphhash.maps.soft_maps import SoftPlan, check_soft, n_soft_indices, with_hashed_row
 from pipeline.distributed.graph import OTHER, row_ranges
 from pipeline.distributed.session import run_tasks
 from pipeline.distributed.shards import ShardedCsr
@@ -98,7 +92,7 @@ def double_soft_maps(
     stored: StoredGraph, labels: Labels, *, indices_per_id: int, hops: str, seed: int
 ) -> tuple[BucketMap, BucketMap]:
     """:func:`graphhash.double_soft_maps` by Ray tasks, as :func:`soft_maps`."""
-    softs = soft_maps(stored, labels, indices_per_id=unhashed_lookups(indices_per_id), hops=hops)
+    softs = soft_maps(stored, labels, indices_per_id=n_soft_indices(indices_per_id), hops=hops)
     return with_hashed_row(softs[0], 0, seed=seed), with_hashed_row(softs[1], 1, seed=seed)
 
 

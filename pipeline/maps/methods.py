@@ -21,7 +21,7 @@ from graphhash.errors import ArgumentError
 from graphhash.graph.local import LocalGraph
 from graphhash.maps.balanced_maps import balanced_maps
 from graphhash.maps.bucket_map import BucketMap, full_map
-from graphhash.maps.community_maps import double_graph_maps, double_soft_maps, graph_maps, multilevel_maps, soft_maps
+from graphhash.maps.community_maps import double_graph_maps, graph_maps, multilevel_maps
 from graphhash.maps.hashes import (
     double_frequency_map,
     double_map,
@@ -31,6 +31,7 @@ from graphhash.maps.hashes import (
     modulo_map,
     quotient_remainder_map,
 )
+from graphhash.maps.soft_maps import double_soft_maps, soft_maps
 from pipeline.distributed import maps as ray_maps
 from pipeline.distributed.maps import StoredGraph
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphhash.errors import DataError
+from graphhash.graph.bipartite import SIDES
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.maps.community_maps import SIDES
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.storage.atomic import write_json_atomic
 

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from graphhash.graph.bipartite import SIDES
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.maps.community_maps import SIDES
-from graphhash.maps.placement import mean_scores, solved_vectors, typical_bias, with_own_rows, without_places
+from graphhash.maps.fold_in import with_own_rows, without_unassigned
+from graphhash.maps.fold_in_vectors import mean_scores, solved_vectors, typical_bias
 from graphhash.models.mf import MatrixFactorization
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import Inputs
@@ -105,7 +106,7 @@ def fold_in(trained: Trained, known: FoldedIn, new: NewLog) -> tuple[FoldedIn, F
         vocabularies={
             side: ids.only(kept[side]) if not kept[side].all() else ids for side, ids in new.vocabularies.items()
         },
-        maps={side: without_places(assignment.maps[side], new.n_known[side], is_assigned[side]) for side in SIDES},
+        maps={side: without_unassigned(assignment.maps[side], new.n_known[side], is_assigned[side]) for side in SIDES},
         labels={side: assignment.labels[side][:, kept[side][n_trained[side] :]] for side in SIDES},
         item_bias=np.concatenate([known.item_bias, biases]),
         user_rows=user_rows(known, assignment),

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphhash.errors import DataError
-from graphhash.graph.bipartite import biadjacency
+from graphhash.graph.bipartite import SIDES, biadjacency
 from graphhash.graph.vocabulary import Vocabulary, as_ids
-from graphhash.maps.community_maps import SIDES
 from pipeline.config.run_config import DataConfig
 from pipeline.logs.columns import Columns
 from pipeline.logs.kinds import find_kinds

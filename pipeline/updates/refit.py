@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 
 from graphhash.graph.interactions import edge_hash
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.maps.placement import with_new_ids
+from graphhash.maps.fold_in import with_new_ids
 from graphhash.models.mf import RetrievalModel
 from pipeline.distributed.session import ray_session
 from pipeline.distributed.shards import ShardedCsr

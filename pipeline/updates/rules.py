@@ -1,6 +1,6 @@
 """Cold-start assignment rules, one per method: the table rows of users and items that were not there in training.
 
-What a rule does for a kind of bucket map is in ``graphhash.maps.placement`` and in the hash functions; here each method names its rule.
+What a rule does for a kind of bucket map is in ``graphhash.maps.fold_in`` and in the hash functions; here each method names its rule.
 """
 
 from __future__ import annotations
@@ -16,10 +16,18 @@ from scipy.sparse import csr_array, vstack
 from graphhash.clustering.balanced import balanced_labels
 from graphhash.clustering.labels import Labels
 from graphhash.errors import DataError
+from graphhash.graph.bipartite import SIDES
 from graphhash.maps.bucket_map import BucketMap, plain_map
-from graphhash.maps.community_maps import SIDES, double_graph_maps, graph_maps, multilevel_maps
+from graphhash.maps.community_maps import double_graph_maps, graph_maps, multilevel_maps
+from graphhash.maps.fold_in import (
+    OpenCommunities,
+    assign_communities,
+    best_communities,
+    extended_labels,
+    soft_entries,
+    with_new_ids,
+)
 from graphhash.maps.hashes import lsh_structure_map, quotient_remainder_split, universal_hash
-from graphhash.maps.placement import best_communities, extended_labels, place_labels, soft_rows, with_new_ids
 from pipeline.maps.methods import METHODS, Inputs, multilevel_labels
 
 
@@ -57,7 +65,7 @@ class NewIds:
     def communities(self, labels: Labels, level: int) -> dict[str, NDArray[np.int32]]:
         """Communities of all ids in the clustering ``labels``, by side; -1 for an unassigned id."""
         earlier = {side: self.earlier[side][level] for side in SIDES}
-        return place_labels(self.inputs.graph, labels, earlier, self.edges)
+        return assign_communities(self.inputs.graph, labels, earlier, self.edges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,10 +197,9 @@ def _second_best(new: NewIds, labels: Labels, communities: Mapping[str, NDArray[
     totals = np.bincount(labels.items, new.degrees["items"], n_labels).astype(np.float64)
     holds_users = np.bincount(labels.users, minlength=n_labels) > 0
     n_trained = len(labels.users)
-    total_weight = new.degrees["users"].sum()
-    best = best_communities(
-        new.edges[n_trained:], communities["items"], totals, total_weight, labels.resolution, holds_users, 2
-    )
+    total_weight = float(new.degrees["users"].sum())
+    open_to_users = OpenCommunities(totals, total_weight, labels.resolution, holds_users)
+    best = best_communities(new.edges[n_trained:], communities["items"], open_to_users, 2)
     # The first is the community that the id is in, which was found with fewer of its neighbours where it was folded in earlier.
     first = communities["users"][n_trained:]
     return np.where(best[:, 0] == first, best[:, 1], best[:, 0])
@@ -214,14 +221,14 @@ def _double_soft(new: NewIds) -> Assignment:
         assert soft.codes is not None, "a soft map has codes"
         n_rows = known.n_buckets - (2 if known.shared else 1)
         hashed = universal_hash(np.arange(soft.n_ids), n_rows, np.random.default_rng([new.inputs.seed, number]))
-        rows = np.column_stack([soft.rows, np.append(hashed, known.unknown_row)])[known.n_ids : -1]
+        rows = np.column_stack([soft.rows, np.append(hashed, known.oov_row)])[known.n_ids : -1]
         maps[side] = with_new_ids(known, rows, soft.codes[known.n_ids : -1], assignment.is_assigned[side])
     return replace(assignment, maps=maps)
 
 
 def _soft_assignment(new: NewIds, maps: Mapping[str, BucketMap]) -> Assignment:
     inputs, communities = new.inputs, new.communities(new.inputs.labels, 0)
-    entries = soft_rows(inputs.graph, inputs.labels, communities, new.edges, maps, inputs.hops)
+    entries = soft_entries(inputs.graph, inputs.labels, communities, new.edges, maps, inputs.hops)
     longer = {side: with_new_ids(maps[side], *entries[side]) for side in SIDES}
     return Assignment(longer, {side: entries[side][2] for side in SIDES}, _untrained_labels(new, communities))
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired
 
-from graphhash.maps.community_maps import SIDES
+from graphhash.graph.bipartite import SIDES
 from graphhash.models.mf import MatrixFactorization
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed.shards import ShardedCsr

@@ -58,6 +58,14 @@ def random_graph(
     return graphhash.biadjacency(users, items, weights, n_users=n_users, n_items=n_items)
 
 
+def covering_graph(rng: np.random.Generator, n_users: int = 30, n_items: int = 24, n_edges: int = 150) -> csr_array:
+    """Random interactions of weight 1 to 3, at least one of every id."""
+    weights = rng.integers(1, 4, n_edges).astype(np.float32)
+    users = np.concatenate([np.arange(n_users), rng.integers(0, n_users, n_edges - n_users)])
+    items = np.concatenate([rng.permutation(n_items), rng.integers(0, n_items, n_edges - n_items)])
+    return graphhash.biadjacency(users, items, weights, n_users=n_users, n_items=n_items)
+
+
 def planted(seed: int, n_blocks: int, size: int, p_in: float, p_out: float) -> tuple[csr_array, np.ndarray, np.ndarray]:
     """Equal blocks of users and items with their memberships."""
     rng = np.random.default_rng(seed)

@@ -10,9 +10,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import graphhash
 from graphhash.clustering.labels import Labels
+from graphhash.maps.affinities import POWER
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.codebook import weight_codebook
-from graphhash.maps.community_maps import ITEM_DAMPING, POWER
+from graphhash.maps.soft_maps import ITEM_DAMPING
 from tests.helpers import graphs
 
 
@@ -57,12 +58,12 @@ def test_every_map_survives_saving(bucket_map, tmp_path):
 @pytest.mark.parametrize("bucket_map", every_map(), ids=lambda m: m.method)
 def test_unknown_ids_read_a_row_that_no_known_id_reads(bucket_map):
     known = bucket_map.rows[:-1][bucket_map.weights[:-1] > 0]
-    assert bucket_map.rows[-1, 0] == bucket_map.unknown_row
+    assert bucket_map.rows[-1, 0] == bucket_map.oov_row
     # Of a shared table the last two rows are the unknown user's and the unknown item's.
     n_others = bucket_map.n_buckets - (2 if bucket_map.shared else 1)
-    assert n_others <= bucket_map.unknown_row < bucket_map.n_buckets
+    assert n_others <= bucket_map.oov_row < bucket_map.n_buckets
     without = known >= n_others
-    assert not without.any() or ("soft" in bucket_map.method and (known[without] == bucket_map.unknown_row).all())
+    assert not without.any() or ("soft" in bucket_map.method and (known[without] == bucket_map.oov_row).all())
     assert bucket_map.weights[-1].sum() == 1
 
 
@@ -160,16 +161,16 @@ def test_one_hop_has_a_row_per_community_of_the_other_side_and_both_hops_one_tab
     users, items = graphhash.soft_maps(graph, labels, indices_per_id=2)
     assert users.shared and items.shared
     assert users.n_buckets == items.n_buckets == labels.user_rows + labels.item_rows + 2
-    assert (users.unknown_row, items.unknown_row) == (users.n_buckets - 2, users.n_buckets - 1)
+    assert (users.oov_row, items.oov_row) == (users.n_buckets - 2, users.n_buckets - 1)
 
 
 @pytest.mark.parametrize("hops", ["1", "2", "1+2"])
 def test_an_id_without_interactions_reads_the_unknown_row(hops):
     graph = graphs.isolated_user()
     users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=1), indices_per_id=2, hops=hops)
-    assert users.rows[2, 0] == users.unknown_row
+    assert users.rows[2, 0] == users.oov_row
     assert users.weights[2].tolist() == [1, 0]
-    assert items.rows[3, 0] == items.unknown_row
+    assert items.rows[3, 0] == items.oov_row
 
 
 def test_large_tables_store_rows_in_four_bytes():
@@ -191,11 +192,11 @@ def test_large_tables_store_rows_in_four_bytes():
         ({"codebook": np.ones((1, 1), np.float32), "codes": np.zeros(2, np.uint8)}, r"uint8 of shape \(3,\)"),
         (
             {"codebook": np.ones((1, 1), np.float32), "codes": np.ones(3, np.uint8)},
-            "codebook up to 1, there are 1",
+            "codes go up to 1, the codebook has 1",
         ),
         ({"codebook": np.full((1, 1), np.nan, np.float32), "codes": np.zeros(3, np.uint8)}, "finite"),
         ({"codebook": np.full((1, 1), 2, np.float32), "codes": np.zeros(3, np.uint8)}, "with weight 1"),
-        ({"rows": np.array([[0, 1], [1, 1], [3, 3]], np.int32)}, "2 lookups needs codebook"),
+        ({"rows": np.array([[0, 1], [1, 1], [3, 3]], np.int32)}, "2 indices per id needs a codebook"),
         (
             {"rows": np.array([[0], [1], [1]], np.int32), "shared": True},
             "or the one before it, as the table is shared; it reads 1",

@@ -11,8 +11,9 @@ import graphhash
 from graphhash.clustering.row_budget import fit_rows
 from graphhash.graph.local import LocalGraph
 from graphhash.maps import hashes
-from graphhash.maps.community_maps import ITEM_DAMPING, POWER, affinity_rows
+from graphhash.maps.affinities import POWER, affinity_rows
 from graphhash.maps.hashes import universal_hash
+from graphhash.maps.soft_maps import ITEM_DAMPING
 from pipeline.maps.methods import METHODS, Inputs
 from tests.helpers import graphs
 
@@ -185,7 +186,7 @@ def test_double_soft_keeps_a_share_of_the_rows_for_ids_alone(hops):
         hashed = naive_hash(others, free[number] - n_own, [5, number])
         assert (last[others] - low - n_own).tolist() == hashed
         assert (found.weights[:-1, -1] == 1).all() and found.weights[-1, -1] == 0
-        lonely = found.rows[:-1, 0] == found.unknown_row
+        lonely = found.rows[:-1, 0] == found.oov_row
         assert lonely.sum() == (1 if number == 0 else 0)
         n_communities = found.n_buckets - (2 if found.shared else 1) - (sum(free) if found.shared else free[number])
         assert mixed[~lonely].max() < n_communities
@@ -216,7 +217,7 @@ def test_a_fold_sees_its_own_graph_and_the_communities_all(share):
     for side in range(2):
         n_ids, n_mixed = graph.shape[side], soft[side].n_buckets - 2
         assert soft[side].n_ids == double[side].n_ids == 3 * n_ids
-        assert double[side].n_buckets == whole[side].n_buckets and double[side].unknown_row == whole[side].unknown_row
+        assert double[side].n_buckets == whole[side].n_buckets and double[side].oov_row == whole[side].oov_row
         for number, part in enumerate(folds):
             alone, ids = (
                 graphhash.soft_maps(part, merged, indices_per_id=3)[side],

@@ -140,7 +140,7 @@ def test_fields_are_what_one_lookup_at_a_time_reads(kind, joint_rows, monkeypatc
 def test_shared_maps_read_one_table_wherever_they_stand():
     fields = FieldEmbeddings(all_maps("soft"), 4, n_bags=1, std=0.1)
     assert fields.columns[0].table is fields.columns[2].table
-    assert fields.columns[0].unknown_row != fields.columns[2].unknown_row
+    assert fields.columns[0].oov_row != fields.columns[2].oov_row
     with pytest.raises(ValueError, match="column 0 shares its table with another one, which is not here"):
         FieldEmbeddings([pair_maps("soft")[0], full_map(3)], 4, std=0.1)
 
@@ -395,12 +395,12 @@ def test_unknown_ids_get_the_mean_where_training_has_shown_none(kind):
     counts = [torch.from_numpy(np.append(rng.integers(1, 9, m.n_ids), 0)) for m in maps]
     counts[1][-1] = 3
     parts = {"fields": model.fields, "wide": model.wide}
-    before = {name: [c.table[c.unknown_row].detach().clone() for c in part.columns] for name, part in parts.items()}
+    before = {name: [c.table[c.oov_row].detach().clone() for c in part.columns] for name, part in parts.items()}
     model.fill_oov(counts)
     for name, part in parts.items():
         for column, bucket_map in enumerate(maps):
             embedding = part.columns[column]
-            found = embedding.table[embedding.unknown_row].detach()
+            found = embedding.table[embedding.oov_row].detach()
             if column == 1:
                 assert torch.equal(found, before[name][1])
                 continue
@@ -417,15 +417,15 @@ def test_the_unknown_row_stays_where_known_ids_without_a_click_read_it():
     graph[3] = 0
     graph = graph.tocsr()
     users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=1.0), indices_per_id=2)
-    assert users.rows[3, 0] == users.unknown_row
+    assert users.rows[3, 0] == users.oov_row
     fields = noisy(FieldEmbeddings([users, items], 4, std=0.1))
     counts = [torch.tensor([1] * users.n_ids + [0]), torch.tensor([1] * items.n_ids + [0])]
-    before = fields.columns[0].table[users.unknown_row].detach().clone()
+    before = fields.columns[0].table[users.oov_row].detach().clone()
     fields.fill_oov(counts)
-    assert torch.equal(fields.columns[0].table[users.unknown_row], before)
+    assert torch.equal(fields.columns[0].table[users.oov_row], before)
     counts[0][3] = 0
     fields.fill_oov(counts)
-    assert not torch.equal(fields.columns[0].table[users.unknown_row], before)
+    assert not torch.equal(fields.columns[0].table[users.oov_row], before)
 
 
 # --- bytes

@@ -11,7 +11,7 @@ import torch
 from numpy.testing import assert_array_equal
 
 from graphhash.errors import DataError
-from graphhash.maps.community_maps import soft_maps
+from graphhash.maps.soft_maps import soft_maps
 from graphhash.models.ctr import CtrSpec, FeatureBatch
 from graphhash.models.ctr_layers import shared_tables
 from pipeline.config.run_config import DataConfig, RunConfig
@@ -175,7 +175,7 @@ def test_a_fold_with_all_the_clicks_leaves_an_empty_graph(made):
     fold = np.where(np.asarray(train.labels) > 0, 2, 0).astype(np.uint8)
     folded = cross_fitted_maps(features, train, graphs, labels, "soft", fold, indices_per_id=None, hops="1+2", seed=0)
     n_ids = features.columns[0].n_ids
-    assert (folded[0].rows[2 * n_ids : 3 * n_ids] == maps[0].unknown_row).all()
+    assert (folded[0].rows[2 * n_ids : 3 * n_ids] == maps[0].oov_row).all()
     assert_array_equal(folded[0].rows[:n_ids], maps[0].rows[:-1])
 
 
@@ -193,7 +193,7 @@ def test_a_map_alone_reads_what_it_read_before(made):
         own = alone(shared)
         table = np.random.default_rng(0).normal(size=(shared.n_buckets, 3))
         # The table without the other side's unknown row, the own one last.
-        kept = np.vstack([table[: shared.n_buckets - 2], table[shared.unknown_row]])
+        kept = np.vstack([table[: shared.n_buckets - 2], table[shared.oov_row]])
         before = (shared.weights[:, :, None] * table[shared.rows]).sum(1)
         assert (own.weights[:, :, None] * kept[own.rows]).sum(1) == pytest.approx(before, abs=1e-12)
         assert own.n_buckets == shared.n_buckets - 1 and not own.shared

@@ -7,7 +7,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import graphhash
-from graphhash.maps.community_maps import SoftPlan, row_degrees
+from graphhash.maps.affinities import row_degrees
+from graphhash.maps.soft_maps import SoftPlan
 from pipeline.distributed import maps as ray_maps
 from pipeline.distributed.maps import StoredGraph
 from pipeline.distributed.shards import ShardedCsr

@@ -122,7 +122,7 @@ def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(ru
     # Unknown users are answered like the average one.
     degrees = torch.from_numpy(ShardedCsr.open(run / "ingest" / "train").load().sum(axis=1)).float()
     expected = degrees @ model.user_embedding.all() / degrees.sum()
-    torch.testing.assert_close(model.user_embedding.table[users.unknown_row], expected)
+    torch.testing.assert_close(model.user_embedding.table[users.oov_row], expected)
     metrics = evaluate_method(config, "soft", run / "ingest", out)
     assert metrics["recall@20"] > 0.3
     assert metrics["bytes"] == sum(metrics["bytes_of"].values())

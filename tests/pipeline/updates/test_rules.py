@@ -9,8 +9,8 @@ import pytest
 from scipy.sparse import csr_array
 
 import graphhash
-from graphhash.maps.community_maps import SIDES
-from graphhash.maps.placement import without_places
+from graphhash.graph.bipartite import SIDES
+from graphhash.maps.fold_in import without_unassigned
 from pipeline.maps.methods import METHODS, Inputs
 from pipeline.updates.rules import RULES, NewIds
 
@@ -61,8 +61,8 @@ def test_known_ids_keep_their_entries_and_unknown_ids_stay_last(method):
         lost = after.rows[before.n_ids : -1][~assignment.is_assigned[side]]
         assert (lost == before.rows[-1]).all()
         if assignment.is_assigned[side].any():
-            assert (after.rows[before.n_ids : -1][assignment.is_assigned[side], 0] != before.unknown_row).all()
-        kept = without_places(after, before.n_ids, assignment.is_assigned[side])
+            assert (after.rows[before.n_ids : -1][assignment.is_assigned[side], 0] != before.oov_row).all()
+        kept = without_unassigned(after, before.n_ids, assignment.is_assigned[side])
         assert kept.n_ids == before.n_ids + assignment.is_assigned[side].sum()
     expected = {"full": [0, 0]}.get(
         method, [6, 4] if RULES[method].n_levels == 0 and method != "lsh_structure" else [5, 4]

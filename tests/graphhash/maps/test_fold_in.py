@@ -1,4 +1,4 @@
-"""Where new ids are placed, against the obvious second implementation of each rule."""
+"""Fold-in of new ids, each rule against the obvious second implementation."""
 
 from __future__ import annotations
 
@@ -9,42 +9,36 @@ from scipy.sparse import csr_array
 
 import graphhash
 from graphhash.clustering.labels import Labels
-from graphhash.maps import placement
+from graphhash.graph.bipartite import SIDES
+from graphhash.maps import fold_in_vectors
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.codebook import nearest_codes
-from graphhash.maps.community_maps import ITEM_DAMPING, SIDES, soft_maps
-from graphhash.maps.placement import (
-    SHRINKAGE,
+from graphhash.maps.fold_in import (
+    OpenCommunities,
+    assign_communities,
     best_communities,
-    place_labels,
-    soft_rows,
-    solved_vectors,
-    typical_bias,
+    soft_entries,
     with_new_ids,
     with_own_rows,
-    without_places,
+    without_unassigned,
 )
-
-
-def random_graph(rng, n_users=30, n_items=24, n_edges=150, weighted=True) -> csr_array:
-    weights = rng.integers(1, 4, n_edges).astype(np.float32) if weighted else None
-    # Every id has an interaction.
-    users = np.concatenate([np.arange(n_users), rng.integers(0, n_users, n_edges - n_users)])
-    items = np.concatenate([rng.permutation(n_items), rng.integers(0, n_items, n_edges - n_items)])
-    return graphhash.biadjacency(users, items, weights, n_users=n_users, n_items=n_items)
+from graphhash.maps.fold_in_vectors import SHRINKAGE, mean_scores, solved_vectors, typical_bias
+from graphhash.maps.soft_maps import ITEM_DAMPING, soft_maps
+from tests.helpers import graphs
 
 
 def degrees_of(graph: csr_array) -> dict[str, np.ndarray]:
     return {side: np.asarray(graph.sum(axis=axis), np.float64).ravel() for side, axis in (("users", 1), ("items", 0))}
 
 
-def grown(graph: csr_array, edges: dict[tuple[int, int], float], n_users: int, n_items: int) -> csr_array:
-    """The edges alone, in the shape of the graph with new ids."""
+def new_edges(edges: dict[tuple[int, int], float], n_users: int, n_items: int) -> csr_array:
+    """Interactions of new ids, in the shape of the graph with them."""
     pairs = np.array(list(edges)).reshape(-1, 2)
     return csr_array((np.array(list(edges.values()), np.float32), pairs.T), shape=(n_users, n_items))
 
 
-def nobody() -> dict[str, np.ndarray]:
+def none_yet() -> dict[str, np.ndarray]:
+    """Communities of ids folded in earlier: there are none."""
     return {side: np.empty(0, np.int32) for side in SIDES}
 
 
@@ -60,15 +54,14 @@ def modularity_with(graph, degrees, labels, row, row_degree, community) -> float
 @pytest.mark.parametrize("seed", range(5))
 def test_a_new_user_joins_the_community_of_largest_change_in_modularity(seed):
     rng = np.random.default_rng(seed)
-    graph = random_graph(rng)
+    graph = graphs.covering_graph(rng)
     labels = graphhash.cluster(graph, resolution=3.0)
     degrees = degrees_of(graph)
     rows = [{int(i): float(rng.integers(1, 4)) for i in rng.choice(24, 6, replace=False)} for _ in range(8)]
-    edges = grown(graph, {(30 + n, i): w for n, row in enumerate(rows) for i, w in row.items()}, 38, 24)
-    found = place_labels(graph, labels, nobody(), edges)
-    assert (found["items"] == labels.items).all()
-    assert (found["users"][:30] == labels.users).all()
-    for row, community in zip(rows, found["users"][30:], strict=True):
+    edges = new_edges({(30 + n, i): w for n, row in enumerate(rows) for i, w in row.items()}, 38, 24)
+    communities = assign_communities(graph, labels, none_yet(), edges)
+    assert (communities["items"] == labels.items).all() and (communities["users"][:30] == labels.users).all()
+    for row, community in zip(rows, communities["users"][30:], strict=True):
         reached = sorted({int(labels.items[i]) for i in row} & set(labels.users.tolist()))
         gains = [modularity_with(graph, degrees, labels, row, sum(row.values()), c) for c in reached]
         if not gains:
@@ -81,67 +74,65 @@ def test_a_new_user_joins_the_community_of_largest_change_in_modularity(seed):
 def test_second_best_communities_and_ties():
     rows = csr_array(np.array([[1.0, 1, 0, 0], [0, 0, 2, 1], [0, 0, 0, 0]]))
     labels = np.array([2, 0, 1, -1], np.int32)
-    best = best_communities(rows, labels, np.ones(3), 10.0, 1.0, np.array([True, True, True]), 2)
+    best = best_communities(rows, labels, OpenCommunities(np.ones(3), 10.0, 1.0, np.array([True, True, True])), 2)
     assert best.tolist() == [[0, 2], [1, -1], [-1, -1]]
-    closed = best_communities(rows, labels, np.ones(3), 10.0, 1.0, np.array([False, True, True]), 2)
+    closed = best_communities(rows, labels, OpenCommunities(np.ones(3), 10.0, 1.0, np.array([False, True, True])), 2)
     assert closed.tolist() == [[2, -1], [1, -1], [-1, -1]]
 
 
-def test_new_ids_that_met_each_other_are_placed_through_those_with_a_place():
-    """Known user 0 -> new item 3 -> new user 4 -> new item 4 -> new user 5; new user 6 met new item 5 alone."""
+def test_new_ids_are_assigned_through_new_ids_that_are_assigned():
+    """Trained user 0 -> new item 3 -> new user 4 -> new item 4 -> new user 5; new user 6 has new item 5 alone."""
     graph = graphhash.biadjacency([0, 0, 1, 2, 3], [0, 1, 1, 2, 2])
     labels = Labels(np.array([0, 0, 1, 1], np.int32), np.array([0, 0, 1], np.int32), 1.0, 0.0)
-    edges = grown(graph, {(0, 3): 1, (4, 3): 1, (4, 4): 1, (5, 4): 1, (6, 5): 1}, 7, 6)
-    found = place_labels(graph, labels, nobody(), edges)
-    assert found["items"].tolist() == [0, 0, 1, 0, 0, -1]
-    assert found["users"].tolist() == [0, 0, 1, 1, 0, 0, -1]
+    edges = new_edges({(0, 3): 1, (4, 3): 1, (4, 4): 1, (5, 4): 1, (6, 5): 1}, 7, 6)
+    communities = assign_communities(graph, labels, none_yet(), edges)
+    assert communities["items"].tolist() == [0, 0, 1, 0, 0, -1]
+    assert communities["users"].tolist() == [0, 0, 1, 1, 0, 0, -1]
 
 
-def test_where_no_community_is_open_it_is_that_of_those_who_share_the_neighbours():
+def test_where_no_community_is_open_it_is_that_of_ids_that_share_neighbours():
     graph = graphhash.biadjacency([0, 1, 1, 2], [0, 0, 1, 1], [3, 1, 1, 1])
     labels = Labels(np.array([0, 1, 2], np.int32), np.array([3, 3], np.int32), 1.0, 0.0)
-    found = place_labels(graph, labels, nobody(), grown(graph, {(3, 0): 1, (4, 1): 1, (5, 2): 1}, 6, 3))
-    # Item 2 has one new user alone, who has no place either.
-    assert found["users"].tolist() == [0, 1, 2, 0, 1, -1]
-    assert found["items"].tolist() == [3, 3, -1]
+    communities = assign_communities(graph, labels, none_yet(), new_edges({(3, 0): 1, (4, 1): 1, (5, 2): 1}, 6, 3))
+    # Item 2 has one user, which is unassigned as well.
+    assert communities["users"].tolist() == [0, 1, 2, 0, 1, -1] and communities["items"].tolist() == [3, 3, -1]
 
 
-def test_a_place_does_not_depend_on_what_else_the_log_holds():
+def test_a_community_does_not_depend_on_the_rest_of_the_log():
     rng = np.random.default_rng(3)
-    graph = random_graph(rng)
+    graph = graphs.covering_graph(rng)
     labels = graphhash.cluster(graph, resolution=2.0)
     rows = {(30 + n, int(i)): 1.0 for n in range(10) for i in rng.choice(24, 4, replace=False)}
-    together = place_labels(graph, labels, nobody(), grown(graph, rows, 40, 24))["users"][30:]
+    together = assign_communities(graph, labels, none_yet(), new_edges(rows, 40, 24))["users"][30:]
     for n in range(10):
-        alone = {(30, i): w for (u, i), w in rows.items() if u == 30 + n}
-        assert place_labels(graph, labels, nobody(), grown(graph, alone, 31, 24))["users"][30] == together[n]
+        single = {(30, i): w for (u, i), w in rows.items() if u == 30 + n}
+        assert assign_communities(graph, labels, none_yet(), new_edges(single, 31, 24))["users"][30] == together[n]
 
 
 @pytest.mark.parametrize("hops", ["1", "2", "1+2"])
 @pytest.mark.parametrize("side", SIDES)
-def test_soft_placement_of_a_trained_ids_twin_is_its_trained_row(hops, side):
-    """A twin of a trained id, with the same interactions, reads the same rows with the same profile."""
+def test_soft_entry_of_a_trained_ids_twin_is_its_trained_one(hops, side):
+    """A twin of a trained id, with the same interactions, reads the same rows with the same code."""
     rng = np.random.default_rng(0)
-    graph = random_graph(rng)
+    graph = graphs.covering_graph(rng)
     labels = graphhash.cluster(graph, resolution=4.0)
     maps = dict(zip(SIDES, soft_maps(graph, labels, indices_per_id=4, hops=hops), strict=True))
     if side == "users":
         edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()]))
     else:
         edges = csr_array(np.concatenate([np.zeros(graph.shape, np.float32), graph.toarray()], axis=1))
-    found = place_labels(graph, labels, nobody(), edges)
-    rows, codes, has_place = soft_rows(graph, labels, found, edges, maps, hops)[side]
+    communities = assign_communities(graph, labels, none_yet(), edges)
+    rows, codes, assigned = soft_entries(graph, labels, communities, edges, maps, hops)[side]
     known = maps[side]
-    assert has_place.all()
-    # Communities tie where lookups weigh the same; unit weights of 0 repeat the best row.
+    assert assigned.all()
     assert np.array_equal(rows, known.rows[:-1])
     assert np.array_equal(codes, known.codes[:-1])
 
 
-def test_soft_placement_against_dense_algebra():
-    """New users and new items that met each other, with every product written out."""
+def test_soft_entries_against_dense_algebra():
+    """New users with new items, every product written out."""
     rng = np.random.default_rng(1)
-    graph = random_graph(rng)
+    graph = graphs.covering_graph(rng)
     labels = graphhash.cluster(graph, resolution=4.0)
     hops, indices_per_id = "1+2", 5
     maps = dict(zip(SIDES, soft_maps(graph, labels, indices_per_id=indices_per_id, hops=hops), strict=True))
@@ -149,17 +140,17 @@ def test_soft_placement_against_dense_algebra():
     dense[30:, :] = rng.random((3, 26)) < 0.3
     dense[:30, 24:] = rng.random((30, 2)) < 0.2
     edges = csr_array(dense.astype(np.float32))
-    found = place_labels(graph, labels, nobody(), edges)
-    read = soft_rows(graph, labels, found, edges, maps, hops)
+    communities = assign_communities(graph, labels, none_yet(), edges)
+    read = soft_entries(graph, labels, communities, edges, maps, hops)
 
     user_labels, item_labels = np.unique(labels.users), np.unique(labels.items)
     n_user, n_buckets = len(user_labels), len(user_labels) + len(item_labels)
     b = graph.toarray().astype(float)
     k = np.concatenate([b.sum(1), dense[30:].sum(1)])
     d = np.concatenate([b.sum(0), dense[:, 24:].sum(0)])
-    of_user = np.array([list(user_labels).index(c) for c in found["users"]])
-    of_item = n_user + np.array([list(item_labels).index(c) for c in found["items"]])
-    # What an item hands on: trained ones the training graph's, new ones that of their own interactions.
+    of_user = np.array([list(user_labels).index(c) for c in communities["users"]])
+    of_item = n_user + np.array([list(item_labels).index(c) for c in communities["items"]])
+    # What an item passes on: its training interactions, or those of a new item.
     columns = np.concatenate([np.vstack([b, np.zeros((3, 24))]), dense[:, 24:]], axis=1)
     # The trained items' mean degree, so that new ones change nothing.
     d += ITEM_DAMPING * b.sum(0).mean()
@@ -181,7 +172,8 @@ def test_soft_placement_against_dense_algebra():
         assert distances[read["users"][1][user - 30]] == pytest.approx(distances.min(), abs=1e-6)
 
 
-def test_nearest_codebook_against_all_distances(rng=np.random.default_rng(2)):
+def test_nearest_codes_against_all_distances():
+    rng = np.random.default_rng(2)
     weights, codebook = rng.random((50, 3), np.float32), rng.random((9, 3), np.float32)
     expected = np.linalg.norm(weights[:, None] - codebook[None], axis=2).argmin(1)
     assert np.array_equal(nearest_codes(weights, codebook), expected)
@@ -200,7 +192,7 @@ def test_solved_vectors_are_the_minimum_of_their_loss():
     of_used = ((scores - 4.0) ** 2)[torch.from_numpy(used.toarray() > 0)].sum()
     loss = of_used + weight * ((scores - 0.5) ** 2).sum() + ridge * (solved**2).sum()
     loss.backward()
-    assert solved.grad.abs().max() < 1e-4 * float(loss)
+    assert solved.grad.abs().max() < 1e-4 * float(loss.detach())
     plain = solved_vectors(used, items, None, 4.0, 0.5)
     assert np.array_equal(plain, solved_vectors(used, items, np.zeros(20, np.float32), 4.0, 0.5))
     assert not solved_vectors(used, np.zeros_like(items), bias, 4.0, 0.5).any()
@@ -210,7 +202,7 @@ def test_many_users_are_solved_as_one_at_a_time(monkeypatch):
     rng = np.random.default_rng(5)
     items, used = rng.normal(size=(30, 4)).astype(np.float32), csr_array((rng.random((9, 30)) < 0.2).astype(np.float32))
     together = solved_vectors(used, items, None, 3.0, 0.1)
-    monkeypatch.setattr(placement, "_SOLVED", 2)
+    monkeypatch.setattr(fold_in_vectors, "_SOLVED", 2)
     assert np.allclose(solved_vectors(used, items, None, 3.0, 0.1), together, rtol=1e-6)
 
 
@@ -220,21 +212,19 @@ def test_mean_scores_are_those_of_interactions_and_of_all_pairs():
     graph = csr_array((rng.random((6, 8)) < 0.4).astype(np.float32))
     scores = users @ items.T + bias
     expected = scores[graph.toarray() > 0].mean(), scores.mean()
-    assert placement.mean_scores(graph, lambda *pair: scores[pair]) == pytest.approx(expected, abs=0.02)
+    assert mean_scores(graph, lambda *pair: scores[pair]) == pytest.approx(expected, abs=0.02)
 
 
-def test_rows_of_their_own_come_before_the_unknown_ids_row():
+def test_own_rows_come_before_the_oov_row():
     rows = np.array(
         [[0, 1], [1, 2], [2, 0], [3, 3], [0, 2], [3, 3]], np.int32
-    )  # 3 known ids, 2 new ones, of which one has a place.
+    )  # 3 known ids and 2 new ones, of which one is assigned.
     codebook = np.array([[0.8, 0.6], [1, 0]], np.float32)
-    placed = BucketMap(rows, 4, "soft", codebook=codebook, codes=np.array([0, 0, 0, 1, 0, 1], np.uint8))
-    own = with_own_rows(placed, 3, np.array([False, True]))
-    assert own.rows.tolist() == [[0, 1], [1, 2], [2, 0], [4, 4], [3, 3], [4, 4]]
-    assert own.n_buckets == 5
-    assert own.codes.tolist() == [0, 0, 0, 1, 1, 1]
-    assert own.weights[4].tolist() == [1, 0]
-    assert np.array_equal(with_own_rows(placed, 3, np.zeros(2, bool)).rows, rows)
+    bucket_map = BucketMap(rows, 4, "soft", codebook=codebook, codes=np.array([0, 0, 0, 1, 0, 1], np.uint8))
+    own = with_own_rows(bucket_map, 3, np.array([False, True]))
+    assert own.rows.tolist() == [[0, 1], [1, 2], [2, 0], [4, 4], [3, 3], [4, 4]] and own.n_buckets == 5
+    assert own.codes.tolist() == [0, 0, 0, 1, 1, 1] and own.weights[4].tolist() == [1, 0]
+    assert np.array_equal(with_own_rows(bucket_map, 3, np.zeros(2, bool)).rows, rows)
 
 
 def test_bias_is_that_of_items_next_in_degree():
@@ -247,6 +237,5 @@ def test_a_full_map_without_new_ids_stays_an_identity():
     known = full_map(3)
     assert with_new_ids(known, np.zeros((0, 1)), None, np.zeros(0, np.bool_)).identity
     longer = with_new_ids(known, np.zeros((2, 1)), None, np.zeros(2, np.bool_))
-    assert longer.rows[:, 0].tolist() == [0, 1, 2, 3, 3, 3]
-    assert not longer.identity
-    assert without_places(longer, 3, np.zeros(2, np.bool_)).rows[:, 0].tolist() == [0, 1, 2, 3]
+    assert longer.rows[:, 0].tolist() == [0, 1, 2, 3, 3, 3] and not longer.identity
+    assert without_unassigned(longer, 3, np.zeros(2, np.bool_)).rows[:, 0].tolist() == [0, 1, 2, 3]
