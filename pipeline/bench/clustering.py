@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClusteringBench:
-    """What is timed, and how often.
+    """Programs, resolutions and number of rounds of a benchmark.
 
     Args:
         resolutions: of the modularity.
@@ -219,7 +219,7 @@ def _timed(run: Run, biadjacency: csr_array, resolution: float) -> dict[str, Any
     return {
         "seconds": seconds,
         # The time outside the phases: the checks, the transposition and the degrees before them.
-        "phases": phases and {"prepare": seconds - sum(phases.values())} | phases,
+        "phases": {"prepare": seconds - sum(phases.values()), **phases} if phases else {},
         "rows": len(np.unique(users)) + len(np.unique(items)),
         "modularity": modularity(biadjacency, users, items, resolution=resolution),
     }
@@ -234,7 +234,7 @@ def _memory(graph: Path, program: str, threads: int | None, resolution: float) -
 def _resident_of_run(graph: Path, program: str, threads: int | None, resolution: float) -> dict[str, float]:
     biadjacency = ShardedCsr.open(graph).load()
     run, _ = PROGRAMS[program](biadjacency, threads)
-    # A program that keeps a graph type of its own does not need the matrix any more.
+    # A program that has built its own graph type does not need the matrix any more.
     del biadjacency
     gc.collect()
     start = _peak_mib(reset=True)

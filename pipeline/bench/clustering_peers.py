@@ -1,11 +1,11 @@
 """The programs of the clustering benchmark behind one interface: GraphHash and its peers.
 
     scikit-network       Louvain, one thread, Barber's modularity, called as in the GraphHash paper
-    scikit-network-fine  the same with tolerances 1e-5 instead of 1e-3: better labels, slower
+    scikit-network-fine  the same with tolerances 1e-5 instead of 1e-3: higher modularity, slower
     networkit            PLM (parallel Louvain), all threads; it has Newman's modularity only
     igraph               Leiden, one thread, two iterations as by default; Newman's modularity, since its
                          directed one, Barber's by definition, gives it lower Q by a third (measured)
-    igraph-fine          the same with ten iterations: better labels, slower
+    igraph-fine          the same with ten iterations: higher modularity, slower
 
 A program is a function of a matrix and a number of threads. It prepares itself, for example by building its own graph type, and
 returns a function that clusters, and the number of threads that this uses.
@@ -35,8 +35,10 @@ PEERS = {
     "igraph-fine": "igraph",
 }
 
-# Communities of users, communities of items, and seconds by phase, at a resolution.
-Run = Callable[[float], tuple[NDArray[np.integer], NDArray[np.integer], Mapping[str, float]]]
+# The community of every user and of every item, and seconds by phase.
+Communities = tuple[NDArray[np.integer], NDArray[np.integer], Mapping[str, float]]
+# Clusters at a resolution.
+Run = Callable[[float], Communities]
 
 
 def choose_programs(peers: Sequence[str]) -> list[str]:
@@ -59,11 +61,12 @@ def choose_programs(peers: Sequence[str]) -> list[str]:
 def _graphhash(biadjacency: csr_array, threads: int | None) -> tuple[Run, int]:
     import numba
 
-    n_threads = min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS)
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # Set when numba is imported.
+    n_threads = min(threads or most, most)
 
-    def run(resolution: float):
-        labels = cluster(biadjacency, resolution=resolution, threads=n_threads)
-        return labels.users, labels.items, labels.seconds
+    def run(resolution: float) -> Communities:
+        found = cluster(biadjacency, resolution=resolution, threads=n_threads)
+        return found.users, found.items, found.seconds
 
     return run, n_threads
 
@@ -73,7 +76,7 @@ def _scikit_network(biadjacency: csr_array, threads: int | None, **tolerances: f
 
     matrix = csr_matrix(biadjacency)
 
-    def run(resolution: float):
+    def run(resolution: float) -> Communities:
         louvain = Louvain(resolution=resolution, **tolerances).fit(matrix, force_bipartite=True)
         return louvain.labels_row_, louvain.labels_col_, {}
 
@@ -89,9 +92,9 @@ def _networkit(biadjacency: csr_array, threads: int | None) -> tuple[Run, int]:
     edges = (biadjacency.data.astype(np.float64), (users.astype(np.int64), items.astype(np.int64) + n_users))
     graph = networkit.GraphFromCoo(edges, n=sum(biadjacency.shape), weighted=bool((biadjacency.data != 1).any()))
 
-    def run(resolution: float):
-        labels = np.array(networkit.community.PLM(graph, gamma=resolution).run().getPartition().getVector())
-        return labels[:n_users], labels[n_users:], {}
+    def run(resolution: float) -> Communities:
+        communities = np.array(networkit.community.PLM(graph, gamma=resolution).run().getPartition().getVector())
+        return communities[:n_users], communities[n_users:], {}
 
     return run, networkit.getMaxNumberOfThreads()
 
@@ -105,10 +108,10 @@ def _igraph(biadjacency: csr_array, threads: int | None, n_iterations: int = 2) 
     graph = igraph.Graph(sum(biadjacency.shape), edges)
     weights = biadjacency.data.tolist() if (biadjacency.data != 1).any() else None
 
-    def run(resolution: float):
+    def run(resolution: float) -> Communities:
         found = graph.community_leiden("modularity", weights=weights, resolution=resolution, n_iterations=n_iterations)
-        labels = np.array(found.membership)
-        return labels[:n_users], labels[n_users:], {}
+        communities = np.array(found.membership)
+        return communities[:n_users], communities[n_users:], {}
 
     return run, 1
 

@@ -48,13 +48,13 @@ WARM_UP_USERS = 100
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What is timed, and how often.
+    """Methods, model and number of rounds of a benchmark.
 
     Args:
         methods: names in ``pipeline.maps.methods``.
         train: model, loss, dimension, seed, and the ``batch_size`` of the training in batches.
         indices_per_id: table rows read per id; None: the method's own number.
-        resolution: of the clustering, which decides about the rows of the compressed tables.
+        resolution: of the clustering, which determines the rows of the compressed tables.
         rounds: timed epochs per training, and timed evaluations.
     """
 
@@ -67,9 +67,9 @@ class BenchSettings:
     def trainings(self) -> list[tuple[str, TrainConfig]]:
         """Full-batch epochs and epochs of batches, by name; the first epoch of each is not timed."""
         batch_size = self.train.batch_size or 0
-        epochs = {"epochs": self.rounds + 1, "eval_every": self.rounds + 1}
+        epochs = self.rounds + 1
         return [
-            (name, replace(self.train, batch_size=size, **epochs))
+            (name, replace(self.train, batch_size=size, epochs=epochs, eval_every=epochs))
             for name, size in (("full-batch epoch", 0), (f"batches of {batch_size:,}", batch_size))
         ]
 
@@ -107,13 +107,19 @@ class PhaseTimer:
         rounds: those that have ended.
     """
 
-    def __init__(self, device: torch.device):
+    rounds: list[Round]
+    _phases: dict[str, float]
+    _started: float
+    _last: float
+    _cpu: float
+
+    def __init__(self, device: torch.device) -> None:
         self.device = device
         self.start()
 
     def start(self) -> None:
         """Forget everything; the first round begins now."""
-        self.rounds: list[Round] = []
+        self.rounds = []
         self._begin(self._now())
 
     def __call__(self, phase: str) -> None:
@@ -128,7 +134,7 @@ class PhaseTimer:
         self._begin(now)
 
     def _begin(self, now: float) -> None:
-        self._phases: dict[str, float] = {}
+        self._phases = {}
         self._started, self._last, self._cpu = now, now, time.process_time()
 
     def _now(self) -> float:

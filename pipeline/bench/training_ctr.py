@@ -100,7 +100,7 @@ def measure_ctr(config: RunConfig, ingest_dir: Path, cluster_dir: Path, *, round
 
 
 def _model_maker(
-    config: RunConfig, features: Features, cluster_dir: Path, fold: NDArray[np.integer]
+    config: RunConfig, features: Features, cluster_dir: Path, fold: NDArray[np.uint8]
 ) -> Callable[[str], CtrModel]:
     """A function that makes the untrained model of a method, with the cross-fitted maps of every fold.
 
@@ -112,14 +112,13 @@ def _model_maker(
     labels = load_pair_labels(cluster_dir, json.loads((cluster_dir / "cluster.json").read_text()))
 
     def make(method: str) -> CtrModel:
-        options = {
-            "indices_per_id": asked_lookups(config, features, method),
-            "hops": config.map.hops,
-            "seed": config.map.seed,
-        }
-        maps = make_maps(features, graphs, labels, method, **options)
+        n_indices, hops, seed = asked_lookups(config, features, method), config.map.hops, config.map.seed
+        maps = make_maps(features, graphs, labels, method, indices_per_id=n_indices, hops=hops, seed=seed)
         model = spec_of(config, method).build(maps, len(features.dense), len(features.bags))
-        model.use_folds(cross_fitted_maps(features, train, graphs, labels, method, fold, **options))
+        folded = cross_fitted_maps(
+            features, train, graphs, labels, method, fold, indices_per_id=n_indices, hops=hops, seed=seed
+        )
+        model.use_folds(folded)
         return model
 
     return make

@@ -1,4 +1,4 @@
-"""Benchmark of several workers: an epoch in this process, and in Ray Train with the numbers of workers that are asked for.
+"""Benchmark of several workers: an epoch in this process, and in Ray Train with given numbers of workers.
 
 The difference between this process and one worker is what Ray Train costs per epoch; between one worker and several, what they gain.
 Next to it stands a lower bound: the time in which the device copies as many bytes as an epoch reads and writes. An epoch is faster only
@@ -87,7 +87,7 @@ def _figures(times: Mapping[str, Any], n_interactions: int, n_bytes: int) -> dic
 
 
 def timed_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
-    """What a worker does: train as in a run; the first worker writes how long each epoch took."""
+    """The task of a worker: train as in a run; the first worker writes the seconds of each epoch."""
     watch = _Watch(device)
     with watch:
         state = fit_task(job, device, options | {"on_epoch": watch.end_epoch})
@@ -151,7 +151,7 @@ def bytes_to_move(n_interactions: int, dim: int, n_numbers: int, batch_size: int
 
 
 class _Watch:
-    """Marks the end of every epoch on the device, and how busy a GPU is while the block lasts."""
+    """Times the ends of epochs, and samples the utilization of a GPU while the block lasts."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._ended = device, threading.Event()

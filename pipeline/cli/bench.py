@@ -30,7 +30,7 @@ def _log_options(command: F) -> F:
             "--split",
             type=click.Choice(("random", "given")),
             default="random",
-            help="given: the test file of the data set is the test set.  [random]",
+            help="random: draw the test set; given: the data set's own test file.  [random]",
         ),
         click.option("--user-column", metavar="NAME", default="user_id", help="Column of user ids.  [user_id]"),
         click.option("--item-column", metavar="NAME", default="item_id", help="Column of item ids.  [item_id]"),

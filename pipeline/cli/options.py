@@ -247,29 +247,33 @@ _runtime_option = click.option(
 
 
 def export_options(command: F) -> F:
-    """What the bundle holds, and how it runs."""
+    """Precision and runtime of the bundle."""
     return _precision_option(_runtime_option(command))
 
 
 def load(options: dict[str, Any]) -> RunConfig:
-    """Settings from weak to strong: defaults, the run folder's (without --data), --config, options, overrides."""
+    """The settings of a command, from weak to strong: defaults, those of the run folder, --config, options, overrides.
+
+    Args:
+        options: of the command, by parameter name. With ``data`` the settings of the run folder are not read.
+    """
     from pipeline.storage.uris import is_uri
 
     out, remote = place(options["out"], options["work"])
-    given = {name: value for name, value in options.items() if name in KEYS and value is not None}
+    requested = {name: value for name, value in options.items() if name in KEYS and value is not None}
     for name in ("method", "levels"):
-        if name in given:
-            given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
+        if name in requested:
+            requested[name] = tuple(part.strip() for part in requested[name].split(",") if part.strip())
     for name in ("data", "user_features", "item_features", "schema"):
-        if given.get(name) and not is_uri(given[name]):
-            given[name] = str(Path(given[name]).absolute())
-    cli = {key: value for name, value in given.items() for key in KEYS[name]} | {"run.out": str(out)}
+        if requested.get(name) and not is_uri(requested[name]):
+            requested[name] = str(Path(requested[name]).absolute())
+    cli = {key: value for name, value in requested.items() for key in KEYS[name]} | {"run.out": str(out)}
     files = [Path(options["config_file"])] if options["config_file"] else []
-    if "data" not in given and remote is not None:
+    if "data" not in requested and remote is not None:
         from pipeline.runs.remote import Mirror
 
         Mirror(remote, out).fetch_file(CONFIG_FILE)
-    if "data" not in given and (out / CONFIG_FILE).is_file():
+    if "data" not in requested and (out / CONFIG_FILE).is_file():
         files.insert(0, out / CONFIG_FILE)
     config = RunConfig.load(files, options["overrides"], **cli)
     if not config.data.path:
@@ -277,19 +281,19 @@ def load(options: dict[str, Any]) -> RunConfig:
     if config.run.task == "ctr":
         from pipeline.ctr.log import named_shares
 
-        # A named data set brings its shares along; what was given is stronger.
+        # A named data set has default shares of validation and test.
         config = RunConfig.load(
             files, options["overrides"], defaults=named_shares(config.data.path, config.data.format), **cli
         )
-    # Where a run folder is kept is no setting to repeat elsewhere.
+    # The URI of an earlier command or of a file does not count: a run folder may have been copied.
     return RunConfig.from_flat(config.flat() | {"run.remote": remote})
 
 
 def place(out: str, work: str | None) -> tuple[Path, str | None]:
-    """Where a run folder is worked on, and its URI, if it is kept at one.
+    """The local run folder, and its URI where it is kept at one.
 
     Raises:
-        ConfigError: a path that would go away with a Ray job.
+        ConfigError: a path that would be deleted with a Ray job.
     """
     from pipeline.storage.uris import in_ray_job, is_uri, work_folder
 
@@ -304,6 +308,7 @@ def place(out: str, work: str | None) -> tuple[Path, str | None]:
 
 
 def write_json(file: str | None, value: Any) -> None:
+    """Write the file of ``--json``, if there is one."""
     if file is not None:
         from pipeline.storage.atomic import write_json_atomic
 
@@ -311,14 +316,12 @@ def write_json(file: str | None, value: Any) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns padded to their widest cell; the first to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    for line in (header, *rows):
-        print(
-            "  ".join(
-                c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-        )
+    """Print columns padded to their widest text, the first aligned left, the others right."""
+    lines = (header, *rows)
+    first, *others = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        texts = (text.rjust(width) for text, width in zip(line[1:], others, strict=True))
+        print("  ".join((line[0].ljust(first), *texts)).rstrip())
 
 
 def print_pairs(values: Mapping[str, Any], indent: str = "") -> None:

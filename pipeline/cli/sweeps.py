@@ -132,7 +132,7 @@ def compare(
 
     With --ratios each method gets as many rows as its own bucket maps leave of the bytes; with --rows or --resolution all get
     the same rows. `full` depends on no budget and is trained once per model and seed. Lists are separated by commas or spaces.
-    Any setting can be given at the end as SECTION.KEY=VALUE; it holds for all runs, one given with --for for those of a method.
+    Any setting can be overridden at the end as SECTION.KEY=VALUE, for all runs, or with --for, for those of a method.
     """
     _refuse_settings_of_options("compare", options["overrides"])
     requested_budgets = {

@@ -5,7 +5,7 @@
         ...
 
 `graphhash compare` gives it the points of a grid, `graphhash tune` the trials of a study. The scheduler takes the next run only when a
-slot of the pool is free, so a study decides about a trial with the results of all that ended before.
+slot of the pool is free, so a study chooses a trial when the results of all that ended before are known.
 
 A run's folder holds everything that it has computed, and :func:`finished` reads a result from there. A command that was stopped, by
 Ctrl-C or by SIGKILL, is therefore continued by the same command. A run that fails has a reason instead of metrics, and the others go on.
@@ -184,7 +184,7 @@ class RayPool:
 
 
 def _execute_in_task(spec: RunSpec, store: Store | None) -> Result:
-    """What a Ray task does: it trains in its own process, because Ray Train's workers take ten seconds to start."""
+    """The body of a Ray task. It trains in its own process, because Ray Train's workers take ten seconds to start."""
     from pipeline.training.workers import fit_here
 
     return execute(spec, spec.until, store=store, fit_job=fit_here)
@@ -196,8 +196,8 @@ def share_resources(n_runs: int, jobs: int | None) -> tuple[int, dict[str, Any]]
     Each gets a GPU where there are any; else at least CPUS_PER_RUN CPUs, or all of the widest machine if it has fewer.
 
     Args:
-        n_runs: that there are.
-        jobs: that were asked for; None: as many as possible.
+        n_runs: to be done.
+        jobs: runs at once; None: as many as possible.
     """
     import ray
 

@@ -1,8 +1,8 @@
-"""A study: an Optuna study whose trials are numbered and asked for in order, and the record of the trials asked for.
+"""An Optuna study with numbered trials, used by ask and tell, and the record of its trials on disk.
 
-The sampler gets a seed of its own for every trial, made from the seed of the study and the trial's number. Draws of the random sampler
-therefore depend on nothing else: not on the number of trials that run at once, and not on where a command was stopped. TPE looks at the
-scores that are known when it is asked, so that only trials one after the other repeat.
+The sampler is seeded anew for every trial, from the seed of the study and the trial's number. Draws of the random sampler therefore do
+not depend on the number of trials that run at once, or on where a command was stopped. TPE models the scores that are known when a trial
+is chosen, so it repeats only when trials run one after the other.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ SAMPLERS = ("random", "tpe")
 
 
 class Study:
-    """Asks for the settings of trial 0, 1, 2, ... and learns their scores, the higher the better.
+    """Chooses the settings of trial 0, 1, 2, ... and takes their scores, the higher the better.
 
     Args:
         space: settings to choose.
         sampler: one of SAMPLERS.
         seed: of the draws.
         first: settings of trial 0; the sampler chooses those of the space that are missing.
-        asked_before: settings of the trials that an earlier command asked for, in order; they are asked for again.
+        recorded: settings of the trials of an earlier command, in order; they are chosen again.
 
     Attributes:
-        settings: those of every trial that was asked for, by its number.
+        settings: chosen so far, by trial number.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class Study:
         sampler: str,
         seed: int,
         first: Mapping[str, Any],
-        asked_before: Sequence[Mapping[str, Any]] = (),
+        recorded: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._sampler, self._seed = space, sampler, seed
-        self._known = [dict(settings) for settings in asked_before] or [dict(first)]
+        self._known = [dict(settings) for settings in recorded] or [dict(first)]
         self._study = optuna.create_study(direction="maximize")
         self._trials: list[Trial] = []
         self.settings: list[dict[str, Any]] = []
@@ -92,11 +92,11 @@ def _sampler(name: str, seed: int, number: int) -> BaseSampler:
 
 @dataclass
 class SearchRecord:
-    """The settings of the trials that a search has asked for, in a JSON file. Results are in the trials' own folders.
+    """The chosen settings of a search's trials, kept in a JSON file. Results are in the run folders of the trials.
 
     Args:
-        file: where it is kept.
-        chosen_by: what decided about the settings; under other conditions the earlier trials are forgotten.
+        file: of the record.
+        chosen_by: everything that determines the settings, scores aside. A record with another value is not used.
         trials: settings of trial 0, 1, 2, ..., by dotted key.
         mlflow_run_id: of the run that the trials' runs are nested under.
     """

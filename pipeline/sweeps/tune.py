@@ -1,7 +1,7 @@
 """The search for a method's settings: trials chosen by Optuna, each a whole training, compared by the validation score alone.
 
 A trial is a run up to the stage `train` in the folder ``OUT/trials/<hash of its settings>`` (`pipeline.sweeps.scheduler`); the test is
-never read. The first trial is the method's own default. Trials that finished are kept, so the same command goes on where it was
+never read. The first trial has the method's defaults. Trials that finished are kept, so the same command goes on where it was
 stopped, and one that asks for more trials adds to them.
 
 No trial is stopped because another one is ahead (ASHA, medians). The learning rate falls to 0 over the epochs, and recall rises most
@@ -10,7 +10,7 @@ training of `graphhash run` does, and the winner repeats there.
 
     OUT/best.toml     all settings of the best trial: graphhash run --config OUT/best.toml --out DIR
     OUT/trials.csv    a line per trial, best first
-    OUT/tune.json     the settings of the trials asked for so far, with what they were chosen by, and the MLflow run
+    OUT/tune.json     the settings of all trials chosen so far, sampler, seed and space, and the id of the MLflow run
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How a search chooses.
+    """Space, sampler and size of a search.
 
     Args:
         space: settings to choose, by dotted key.
-        n_trials: how many trials there are to be, with those of earlier commands.
+        n_trials: number of trials, those of earlier commands included.
         seed: of the draws.
         sampler: one of `pipeline.sweeps.study.SAMPLERS`.
     """
@@ -57,7 +57,7 @@ class SearchSettings:
     sampler: str = "random"
 
     def chosen_by(self, base: RunConfig) -> dict[str, Any]:
-        """Everything that decides about the settings of a trial, but scores."""
+        """Everything that determines the settings of the trials, scores aside."""
         space = {key: str(values) for key, values in self.space.items()}
         return {
             "space": space,
@@ -68,7 +68,7 @@ class SearchSettings:
 
 
 def score_key(base: RunConfig) -> str:
-    """What trials are compared by: the score of the task on the validation rows, in the facts of a training."""
+    """The key of the validation score in the facts of a training, by which trials are compared."""
     return f"validation_{task_of(base).validation_metric}"
 
 
@@ -95,7 +95,7 @@ def tune(base: RunConfig, search: SearchSettings, *, jobs: int | None = None) ->
 
         stack.enter_context(ray_session(base.run.address))
         check_shared(out)
-        # The log is split once. Clusters are a trial's own affair: a budget in bytes gives rows by what its maps take.
+        # The log is split once. Each trial clusters: a budget in bytes gives rows by the size of the bucket maps.
         run(RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")}), until="ingest")
         record = SearchRecord.read(out / "tune.json", search.chosen_by(base))
         store = tracking.connect(base.run.experiment, out) if base.run.mlflow else None
@@ -134,7 +134,7 @@ def run_trials(
     """Run all trials of a search that are not finished.
 
     Args:
-        record: the settings asked for by an earlier command; those asked for here are added.
+        record: settings chosen by an earlier command; those chosen here are added.
         on_trial: told of each as it ends.
 
     Returns: the trials, in the order in which they were chosen.
@@ -144,10 +144,10 @@ def run_trials(
         sampler=search.sampler,
         seed=search.seed,
         first=default_point(base, search.space),
-        asked_before=record.trials,
+        recorded=record.trials,
     )
     ended: dict[int, Trial] = {}
-    # Numbers of the trials that wait for a run: settings may be chosen twice, and are trained once.
+    # Numbers of the trials that wait for a run. Settings that are chosen twice are trained once.
     waiting: dict[str, list[int]] = {}
 
     def end(number: int, result: Result) -> None:
@@ -196,7 +196,7 @@ def trial_spec(base: RunConfig, chosen: Mapping[str, Any]) -> RunSpec:
         ConfigError: the settings contradict each other.
     """
     name, out = trial_name(chosen), Path(base.run.out)
-    # A trial has CPUs of its own, and nothing to wait for in tasks that want more.
+    # The task of a trial holds its CPUs, so it cannot wait for further tasks that need some.
     config = RunConfig.from_flat(base.flat() | dict(chosen) | {"run.out": str(out / name), "cluster.shards": 0})
     return RunSpec(name, name, config, until="train", cached_sources=(out / "log",))
 

@@ -23,9 +23,9 @@ def score_of(settings) -> float:
     return -abs(math.log(settings["train.lr"] / 0.05)) + 0.1 * settings["map.indices_per_id"]
 
 
-def search(sampler: str, n_trials: int, *, n_running: int = 1, seed: int = 3, asked_before=()) -> list[dict]:
+def search(sampler: str, n_trials: int, *, n_running: int = 1, seed: int = 3, recorded=()) -> list[dict]:
     """The settings of a search in which the trial before the last of ``n_running`` ends first."""
-    study = Study(SPACE, sampler=sampler, seed=seed, first=FIRST, asked_before=asked_before)
+    study = Study(SPACE, sampler=sampler, seed=seed, first=FIRST, recorded=recorded)
     running: list[int] = []
     for _ in range(n_trials):
         running.append(study.ask())
@@ -36,7 +36,7 @@ def search(sampler: str, n_trials: int, *, n_running: int = 1, seed: int = 3, as
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_draws_lie_in_the_space_and_the_first_trial_is_the_one_given(sampler):
+def test_draws_lie_in_the_space_and_the_first_trial_has_the_defaults(sampler):
     trials = search(sampler, 30)
     assert FIRST.items() <= trials[0].items()
     for settings in trials:
@@ -67,7 +67,7 @@ def test_tpe_starts_at_random_and_then_prefers_what_scored_high():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(sampler, n_before):
     whole = search(sampler, 16)
-    assert search(sampler, 16, asked_before=whole[:n_before]) == whole
+    assert search(sampler, 16, recorded=whole[:n_before]) == whole
 
 
 def test_a_failed_trial_is_ignored():
@@ -77,7 +77,7 @@ def test_a_failed_trial_is_ignored():
     assert study.settings == search("random", 12, seed=0)
 
 
-def test_a_record_gives_back_the_settings_it_was_given(tmp_path):
+def test_a_record_returns_the_settings_that_were_added(tmp_path):
     record = SearchRecord.read(tmp_path / "tune.json", {"space": {"train.lr": "a"}, "first": {"train.hidden": ("8",)}})
     trials = search("random", 3)
     for number, settings in enumerate(trials):
