@@ -86,7 +86,7 @@ class Task(Protocol):
         comparison_budgets: of a comparison that is given none.
         models: settings of a model by the name that a comparison gives it; the first is the default.
         bytes_note: what the bytes of a comparison's table count.
-        decay_range: of `train.decay` in a search.
+        l2_total_range: of `train.l2_total` in a search.
         stage_fields: configuration keys that each stage reads, whatever their values.
     """
 
@@ -97,7 +97,7 @@ class Task(Protocol):
     comparison_budgets: tuple[tuple[str, float], ...]
     models: Mapping[str, Mapping[str, str]]
     bytes_note: str
-    decay_range: tuple[float, float]
+    l2_total_range: tuple[float, float]
     stage_fields: Mapping[str, tuple[str, ...]]
 
     def check_methods(self, methods: Sequence[str]) -> None:
@@ -147,7 +147,7 @@ class Task(Protocol):
         """Draw and write the report; returns its files."""
 
     def defaults(self, config: RunConfig, method: str) -> dict[str, float]:
-        """`train.lr` and `train.decay` of a method where they are not set."""
+        """`train.lr` and `train.l2_total` of a method where they are not set."""
 
 
 def measures_as_text(measures: Sequence[Measure], metrics: Mapping[str, Any]) -> list[str]:

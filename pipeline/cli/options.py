@@ -241,8 +241,8 @@ _precision_option = click.option(
 _runtime_option = click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
-    help="What serving keeps in memory. folded: a float32 vector per item, fastest; compressed: the small tables alone, and"
-    " requests take two times (1 user) to five times (256 users) as long.  [auto: folded where that takes up to 4 GiB]",
+    help="What serving keeps in memory. materialized: a float32 vector per item, fastest; compressed: the small tables alone, and"
+    " requests take two times (1 user) to five times (256 users) as long.  [auto: materialized where that takes up to 4 GiB]",
 )
 
 

@@ -202,7 +202,7 @@ graphhash run --config tuned/best.toml --out out
     multiple=True,
     metavar="SECTION.KEY=VALUES",
     help="Search a setting over a,b,c or over low..high; may be repeated.  [train.lr within a factor of 4 of the"
-    " method's, train.decay=0.0001..0.2 (ctr: 0.1..100), and map.hops=auto,1,2,1+2 for soft methods]",
+    " method's, train.l2_total=0.0001..0.2 (ctr: 0.1..100), and map.hops=auto,1,2,1+2 for soft methods]",
 )
 @budget_options
 @clustering_options

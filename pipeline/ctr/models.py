@@ -32,14 +32,14 @@ class CtrPreset:
 
     Args:
         lr: of Adam, falling to 0 along a half cosine over ``epochs``.
-        decay: weight decay of Adam, on every parameter, times the rows of the training log: beside a mean over more rows, the same prior weighs
+        l2_total: weight decay of Adam, on every parameter, times the rows of the training log: beside a mean over more rows, the same prior weighs
             less.
         epochs, batch_size: as in ``pipeline.config.run_config.TrainConfig``.
         hidden, dropout, n_cross, structure, std: as in :class:`graphhash.models.ctr.CtrSpec`.
     """
 
     lr: float = 1e-2
-    decay: float = 2.0
+    l2_total: float = 2.0
     epochs: int = 5
     batch_size: int = 1024
     hidden: tuple[int, ...] = (64, 32)
@@ -61,7 +61,7 @@ class CtrPreset:
 # 4e-2 .115, .540, .402; with full tables .149, .514, .403; .128, .518, .403; .115, -, .417. DeepFM with soft 1e-2 .119, -, .422; 2e-2 .118, -, .479.
 # Weight decay follows the rows of the log: for DLRM with soft 1e-4 .532 and 1e-5 .526 on MovieLens, where Frappe takes either; DeepFM with soft on
 # Avazu .549 for 1e-6 and initial deviation 0.2, .422 for 2.5e-4 and 0.05.
-CTR_PRESETS = dict.fromkeys(CTR_MODELS, CtrPreset()) | {"dlrm": CtrPreset(decay=10.0, epochs=6, batch_size=2048)}
+CTR_PRESETS = dict.fromkeys(CTR_MODELS, CtrPreset()) | {"dlrm": CtrPreset(l2_total=10.0, epochs=6, batch_size=2048)}
 
 
 def seldom_read(model: CtrModel, batch_size: int, bag_widths: tuple[int, ...] = ()) -> list[BucketEmbedding]:

@@ -32,7 +32,7 @@ def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
         n_rows: of the training log: a small one gets smaller batches than the preset's, so that an epoch has LEAST_STEPS steps.
     """
     train, preset = config.train, CTR_PRESETS[config.train.model]
-    decay = preset.decay if train.decay is None else train.decay
+    l2_total = preset.l2_total if train.l2_total is None else train.l2_total
     batch_size = (
         min(preset.batch_size, max(SMALLEST_BATCH, n_rows // LEAST_STEPS))
         if train.batch_size is None
@@ -40,7 +40,7 @@ def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
     )
     return FitSettings(
         lr=preset.lr if train.lr is None else train.lr,
-        weight_decay=decay / n_rows if train.weight_decay is None else train.weight_decay,
+        weight_decay=l2_total / n_rows if train.weight_decay is None else train.weight_decay,
         epochs=preset.epochs if train.epochs is None else train.epochs,
         eval_every=1 if train.eval_every is None else train.eval_every,
         patience=train.patience,

@@ -39,7 +39,7 @@ class Ctr:
         "float32 tables; the measures are of the test rows. Calibration is the mean prediction over the mean label, ECE the expected "
         "calibration error, group AUC the mean over the groups (users)."
     )
-    decay_range = (0.1, 100.0)
+    l2_total_range = (0.1, 100.0)
     stage_fields: Mapping[str, tuple[str, ...]] = {
         "ingest": (
             "run.task",
@@ -67,7 +67,7 @@ class Ctr:
             "train.model",
             "train.dim",
             "train.lr",
-            "train.decay",
+            "train.l2_total",
             "train.weight_decay",
             "train.epochs",
             "train.patience",
@@ -126,9 +126,9 @@ class Ctr:
             )
 
     def check_exportable(self, config: RunConfig) -> None:
-        if config.export.runtime == "folded":
+        if config.export.runtime == "materialized":
             raise ConfigError(
-                "export.runtime=folded has no part in run.task=ctr, whose tables stay as they are stored; leave it out"
+                "export.runtime=materialized is not supported with run.task=ctr, whose tables stay as they are stored; leave it out"
             )
 
     def needs_ray(self, stage: str, config: RunConfig) -> bool:
@@ -214,4 +214,4 @@ class Ctr:
         from pipeline.ctr.models import CTR_PRESETS
 
         preset = CTR_PRESETS[config.train.model]
-        return {"train.lr": preset.lr, "train.decay": preset.decay}
+        return {"train.lr": preset.lr, "train.l2_total": preset.decay}

@@ -1,6 +1,6 @@
 """The methods of a run by name: how each makes its bucket maps, and the settings it takes by default.
 
-The defaults of learning rate and decay were chosen on the validation recall of Gowalla (MF, BPR, full batch); MovieLens-1M agrees, where the
+The defaults of learning rate and weight decay were chosen on the validation recall of Gowalla (MF, BPR, full batch); MovieLens-1M agrees, where the
 best weight decay is seven times as large for a seventh of the rows.
 """
 
@@ -90,7 +90,7 @@ class Method:
         plain_items: whether all of this is said of users alone, and items read one row without a weight.
         item_bias: whether items get a trained scalar each by default.
         lr: of Adam.
-        decay: its weight decay times the rows of the tables.
+        l2_total: its weight decay times the rows of the tables.
     """
 
     make: Callable[[Inputs], Maps]
@@ -102,7 +102,7 @@ class Method:
     plain_items: bool = False
     item_bias: bool = False
     lr: float = 1e-2
-    decay: float = 1e-4
+    l2_total: float = 1e-4
 
     def lookups(self, asked: int | None) -> int:
         """Lookups per id when the configuration asks for ``asked``."""
@@ -204,7 +204,7 @@ def _balanced(inputs: Inputs) -> Maps:
 
 
 METHODS: dict[str, Method] = {
-    "full": Method(_full, "no compression: a row for every id", lr=4e-2, decay=0.02),
+    "full": Method(_full, "no compression: a row for every id", lr=4e-2, l2_total=0.02),
     "modulo": Method(_by_size(modulo_map, seeded=False), "row number modulo table size"),
     "double": Method(_by_size(double_map), "the sum of two hashed rows", indices_per_id=2, n_codes=2),
     "quotient_remainder": Method(
@@ -214,26 +214,26 @@ METHODS: dict[str, Method] = {
     "double_frequency": Method(
         _by_frequency(double_frequency_map), "frequent ids keep a row, the others hash twice", indices_per_id=2, n_codes=3
     ),
-    "lsh": Method(_lsh, "ids with similar features share a row, by random projections", lr=2e-2, decay=0.011),
-    "lsh_structure": Method(_lsh_structure, "ids with similar neighbours share a row, by random projections", lr=2e-2, decay=0.011),
-    "graph": Method(lambda inputs: graph_maps(inputs.labels), "GraphHash: ids of one community share a row", lr=2e-2, decay=0.011),
+    "lsh": Method(_lsh, "ids with similar features share a row, by random projections", lr=2e-2, l2_total=0.011),
+    "lsh_structure": Method(_lsh_structure, "ids with similar neighbours share a row, by random projections", lr=2e-2, l2_total=0.011),
+    "graph": Method(lambda inputs: graph_maps(inputs.labels), "GraphHash: ids of one community share a row", lr=2e-2, l2_total=0.011),
     "double_graph": Method(
         lambda inputs: double_graph_maps(inputs.labels, seed=inputs.seed), "the community's row plus a hashed one",
-        indices_per_id=2, n_codes=2, lr=2e-2, decay=0.011,
+        indices_per_id=2, n_codes=2, lr=2e-2, l2_total=0.011,
     ),
     "multilevel": Method(
-        _multilevel, "a coarse and a fine community's row", indices_per_id=2, n_codes=2, lr=2e-2, decay=0.011
+        _multilevel, "a coarse and a fine community's row", indices_per_id=2, n_codes=2, lr=2e-2, l2_total=0.011
     ),
     "balanced": Method(
         _balanced, "BACO: balanced communities of its own, two rows per user", indices_per_id=2, n_codes=2, plain_items=True,
-        lr=2e-2, decay=0.011,
+        lr=2e-2, l2_total=0.011,
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
-        indices_per_id=20, free_lookups=True, n_codes=256, item_bias=True, lr=4e-2, decay=0.02,
+        indices_per_id=20, free_lookups=True, n_codes=256, item_bias=True, lr=4e-2, l2_total=0.02,
     ),
     "double_soft": Method(
         _double_soft, "every id reads a mixture of its neighbours' communities plus a hashed row",
-        indices_per_id=20, least_lookups=2, free_lookups=True, n_codes=256, item_bias=True, lr=4e-2, decay=0.02,
+        indices_per_id=20, least_lookups=2, free_lookups=True, n_codes=256, item_bias=True, lr=4e-2, l2_total=0.02,
     ),
 }  # fmt: skip

@@ -30,7 +30,7 @@ from pipeline.export.publish import check_place, publish, save_graph, unknown_id
 from pipeline.retrieval.evaluate import K, as_shipped
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
-from pipeline.retrieval.onnx_scores import folding_bytes
+from pipeline.retrieval.onnx_scores import materialized_bytes
 from serving.bundle import write_manifest
 from serving.errors import BundleError
 from serving.manifest import METADATA, identity
@@ -40,8 +40,8 @@ TIE_RULE = "higher score first, equal scores by lower item row"
 # Absolute, and relative to the largest score in size, beside the model with its tables rounded as they are stored.
 TOLERANCE = 1e-5
 PRECISIONS = ("float32", "float16", "int8", "int4")
-RUNTIMES = ("auto", "folded", "compressed")
-# `auto` folds while ONNX Runtime needs no more for it at load than this.
+RUNTIMES = ("auto", "materialized", "compressed")
+# `auto` materializes while ONNX Runtime needs no more for it at load than this.
 _MOST_LOAD_BYTES = 2**32
 
 _CHECK_K = 100
@@ -71,7 +71,7 @@ def export_retrieval(
         user_map, item_map: the maps the model was made with, which know the weights' codebook.
         users, items: raw ids of the maps' entries.
         precision: type of the tables in the file, "float32", "float16", "int8" or "int4"; the item bias is float32 or float16.
-        runtime: "folded", "compressed" (see `pipeline.retrieval.onnx_scores`), or "auto": folded, where loading takes no more than 4 GiB.
+        runtime: "materialized", "compressed" (see `pipeline.retrieval.onnx_scores`), or "auto": materialized, where loading takes no more than 4 GiB.
         external_data_mib: tensors of more than this together go to a second file.
         metrics, provenance: for the manifest; JSON values.
         n_check: users compared, drawn by `seed`, an unknown one among them.
@@ -95,9 +95,9 @@ def export_retrieval(
     padding = unknown_id(items)
     stored_maps = (full_map(len(users)), full_map(len(items))) if isinstance(model, LightGCN) else (user_map, item_map)
     n_biases = 0 if model.item_bias is None else len(items)
-    kept_bytes, load_bytes = folding_bytes(*stored_maps, model.user_embedding.dim, n_biases)
+    kept_bytes, load_bytes = materialized_bytes(*stored_maps, model.user_embedding.dim, n_biases)
     if runtime == "auto":
-        runtime = "folded" if load_bytes <= _MOST_LOAD_BYTES else "compressed"
+        runtime = "materialized" if load_bytes <= _MOST_LOAD_BYTES else "compressed"
     graph = retrieval_graph(model, user_map, item_map, users, items, precision, runtime)
     content = {
         "task": "retrieval",
@@ -155,7 +155,7 @@ def _runtime(
     """The manifest's account of what a choice costs."""
     stored = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     costs = {
-        "folded": "ONNX Runtime makes a float32 vector of every item when it loads the file, and keeps them all, and so it does with users "
+        "materialized": "ONNX Runtime makes a float32 vector of every item when it loads the file, and keeps them all, and so it does with users "
         "and with small tables, each up to 64 MiB",
         "compressed": "table and map stay in memory as they are stored, and every request reads the items' vectors from them, which takes two to "
         "five times as long",
@@ -166,8 +166,8 @@ def _runtime(
     return {
         "mode": mode,
         "stored_bytes": stored,
-        "resident_bytes": stored + (kept_bytes if mode == "folded" else 0),
-        "load_bytes": stored + (load_bytes if mode == "folded" else 0),
+        "resident_bytes": stored + (kept_bytes if mode == "materialized" else 0),
+        "load_bytes": stored + (load_bytes if mode == "materialized" else 0),
         "cost": cost,
     }
 

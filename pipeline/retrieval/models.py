@@ -135,14 +135,14 @@ class TrainingPreset:
     """How a model is trained with a loss, unless told otherwise.
 
     Args:
-        lr, decay: None: the method's own, which are those of matrix factorisation with BPR.
+        lr, l2_total: None: the method's own, which are those of matrix factorisation with BPR.
         epochs, batch_size: as in ``pipeline.config.run_config.TrainConfig``.
     """
 
     lr: float | None = None
     epochs: int = 300
     batch_size: int | None = None
-    decay: float | None = None
+    l2_total: float | None = None
 
 
 # DirectAU's gamma where ids have SPARSE_NEIGHBOURS on average, and how it falls with more. Validation recall of full tables: Gowalla (21
@@ -164,8 +164,8 @@ PRESETS: dict[tuple[str, str], TrainingPreset] = {
     ("mf", "ials"): TrainingPreset(),
     ("neumf", "bpr"): TrainingPreset(lr=5e-3, epochs=20, batch_size=8192),
     # Propagation averages gradients, too, and wants larger steps: on MovieLens-1M .249 at 5e-2, .153 at 1e-2.
-    # It smooths by itself: with full tables validation recall is .279 for a decay of 0.003 and .232 for 0.02.
-    ("lightgcn", "bpr"): TrainingPreset(lr=1e-1, decay=3e-3),
+    # It smooths by itself: with full tables validation recall is .279 for l2_total of 0.003 and .232 for 0.02.
+    ("lightgcn", "bpr"): TrainingPreset(lr=1e-1, l2_total=3e-3),
     ("lightgcn", "directau"): TrainingPreset(lr=5e-3, epochs=20, batch_size=16384),
     ("lightgcn", "ials"): TrainingPreset(lr=1e-1),
 }

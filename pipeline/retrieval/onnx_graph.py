@@ -42,14 +42,14 @@ def retrieval_graph(
     users: Vocabulary,
     items: Vocabulary,
     precision: str,
-    runtime: str = "folded",
+    runtime: str = "materialized",
 ) -> onnx.ModelProto:
     """The graph as described above.
 
     Args:
         model, user_map, item_map, users, items: of one run; the caller has checked that they fit.
         precision: type of the stored tables, "float32", "float16", or "int8" or "int4" (with a float16 scale per row).
-        runtime: "folded" or "compressed", see `pipeline.retrieval.onnx_scores`.
+        runtime: "materialized" or "compressed", see `pipeline.retrieval.onnx_scores`.
 
     Raises:
         BundleError: a value of a table or of the bias is not finite in `precision`.

@@ -73,7 +73,7 @@ class NeuMFScores(Scores):
         )
         return graph.node("Add", [linear, self._network(graph, "candidate_deep", first)], "candidate_pair_scores")
 
-    def _of_folded(self, graph: Graph) -> str:
+    def _of_materialized(self, graph: Graph) -> str:
         biases = len(self.blocks) * [None] if self.bias is None else self._bias_of_blocks(graph)
         of_blocks = enumerate(zip(self.blocks, biases, strict=True))
         return self._joined(

@@ -1,6 +1,6 @@
 """Scores of the catalogue and of candidates as ONNX nodes, per model and per choice of memory against speed.
 
-`folded`: the items' vectors are an expression of constants, which ONNX Runtime computes when it loads the graph and keeps: a
+`materialized`: the items' vectors are an expression of constants, which ONNX Runtime computes when it loads the graph and keeps: a
 float32 vector per item, whatever the file holds. A request is one product. So are the users' vectors where they are few; of
 many users a small table, in float32.
 
@@ -37,13 +37,13 @@ _CHUNK_LOOKUPS = 2**13
 _PER_SUM = 8
 # Numbers of a table that are float32 at a time.
 _CHUNK_VALUES = 2**17
-# ONNX Runtime folds no more than 1 GiB into one constant. A folded catalogue is in blocks of at most so many numbers, 512 MiB; what
+# ONNX Runtime folds no more than 1 GiB into one constant. A materialized catalogue is in blocks of at most so many numbers, 512 MiB; what
 # is read for them, indices_per_id times as much, in pieces of 256 MiB, because a node's result is in memory twice while it is folded.
 _BLOCK_VALUES = 2**27
 _PIECE_VALUES = 2**26
-# Numbers of a table, 64 MiB, up to which a folded graph reads it in float32.
+# Numbers of a table, 64 MiB, up to which a materialized graph reads it in float32.
 _TABLE_VALUES = 2**24
-# Numbers of users' vectors, 64 MiB, up to which they are folded as well; more users are read from the table on request, which took
+# Numbers of users' vectors, 64 MiB, up to which they are materialized as well; more users are read from the table on request, which took
 # 3 to 6 % of a request's time on Gowalla.
 _USER_VALUES = 2**24
 # Users up to whom sums of buckets' scores are cheaper than vectors. On Gowalla, 17 lookups, in ms of CPU: 1 user 3 and 29,
@@ -78,19 +78,19 @@ def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap
     return Parts(*vectors, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
 
 
-def folded_users(user_map: BucketMap, dim: int) -> int:
-    """How many users' vectors a folded graph keeps beside what is stored."""
+def materialized_users(user_map: BucketMap, dim: int) -> int:
+    """How many users' vectors a materialized graph keeps beside what is stored."""
     return user_map.n_ids if user_map.codebook is not None and user_map.n_ids * dim <= _USER_VALUES else 0
 
 
 def unpacked_rows(bucket_map: BucketMap, dim: int) -> int:
-    """How many rows of a map's table a folded graph keeps in float32 beside what is stored; a full one stays as it is."""
+    """How many rows of a map's table a materialized graph keeps in float32 beside what is stored; a full one stays as it is."""
     return 0 if bucket_map.identity or bucket_map.n_buckets * dim > _TABLE_VALUES else bucket_map.n_buckets
 
 
-def folding_bytes(user_map: BucketMap, item_map: BucketMap, dim: int, n_biases: int) -> tuple[int, int]:
-    """About what a folded graph keeps in memory beside what is stored, and what it has there while it is folded: all that is read from tables."""
-    n_users, n_rows = folded_users(user_map, dim), unpacked_rows(item_map, dim)
+def materialized_bytes(user_map: BucketMap, item_map: BucketMap, dim: int, n_biases: int) -> tuple[int, int]:
+    """About what a materialized graph keeps in memory beside what is stored, and what it has there while loading: all that is read from tables."""
+    n_users, n_rows = materialized_users(user_map, dim), unpacked_rows(item_map, dim)
     n_rows += 0 if user_map.shared else unpacked_rows(user_map, dim)
     kept = 4 * dim * (item_map.n_ids + 1 + n_users + n_rows) + 4 * n_biases
     return kept, kept + 4 * dim * (item_map.n_ids * item_map.indices_per_id + n_users * user_map.indices_per_id)
@@ -122,9 +122,9 @@ class Scores:
         user_map = StoredMap.add(graph, "user", parts.user_map)
         if not compressed:
             self._unpack_tables(graph, parts)
-            self.blocks = self._folded_vectors(graph, "item", self.item_table, self.map, n_entries)
-        if not compressed and folded_users(parts.user_map, self.dim):
-            vectors = self._folded_vectors(graph, "user", self.user_table, user_map, parts.user_map.n_ids + 1)
+            self.blocks = self._materialized_vectors(graph, "item", self.item_table, self.map, n_entries)
+        if not compressed and materialized_users(parts.user_map, self.dim):
+            vectors = self._materialized_vectors(graph, "user", self.user_table, user_map, parts.user_map.n_ids + 1)
             self.users = graph.node("Gather", [*vectors, user], "user_vectors", axis=0)
         else:
             self.users = read_vectors(graph, "user", self.user_table, user_map, user)
@@ -163,7 +163,9 @@ class Scores:
         elif unpacked_rows(parts.user_map, self.dim):
             self.user_table = self.user_table.unpacked(graph, "user")
 
-    def _folded_vectors(self, graph: Graph, side: str, table: Table, stored: StoredMap, n_entries: int) -> list[str]:
+    def _materialized_vectors(
+        self, graph: Graph, side: str, table: Table, stored: StoredMap, n_entries: int
+    ) -> list[str]:
         """Vectors of all map entries, in blocks, as expressions of constants."""
         n_blocks = -(-n_entries * self.dim // _BLOCK_VALUES)
         if n_blocks == 1 and stored.codebook is None:
@@ -181,7 +183,7 @@ class Scores:
         return blocks
 
     def _prepare(self, graph: Graph, model: RetrievalModel) -> None:
-        """What of a request's users, or of a folded catalogue, all scores share."""
+        """What of a request's users, or of a materialized catalogue, all scores share."""
         if self.compressed or self.bias is None:
             return
         # The bias as one more dimension, where users have a 1: added to (batch, n_items) products it would take another pass over them.
@@ -197,7 +199,7 @@ class Scores:
 
     def all_scores(self, graph: Graph) -> str:
         """Scores of every item, shape (batch, n_columns); the columns from n_items on mean nothing."""
-        return self._of_chunks(graph) if self.compressed else self._of_folded(graph)
+        return self._of_chunks(graph) if self.compressed else self._of_materialized(graph)
 
     def pair_scores(self, graph: Graph, rows: str) -> str:
         """Scores of the items in `rows`, int64, shape (batch or 1, n): shape (batch, n)."""
@@ -212,7 +214,7 @@ class Scores:
             "Add", [scores, graph.node("Gather", [self.bias, rows], "candidate_bias", axis=0)], "candidate_sum"
         )
 
-    def _of_folded(self, graph: Graph) -> str:
+    def _of_materialized(self, graph: Graph) -> str:
         users = self.users
         if self.bias is not None:
             # Not Pad, which not every provider has in this opset.

@@ -8,7 +8,7 @@ item, and TopK takes the first of equals.
 
 Whether this is faster than the scan depends on how many items share a bucket, and on k + e, whose square is the number of items
 that are compared; a request is asked which way it goes. ms of CPU, scan and buckets first, of 41,000 items in 8,000 buckets, and of
-400,000 in 40,000 (folded, dim 64, random maps): 1 user, k = 20: 0.96 and 0.28, 8.9 and 0.9; 256 users: 20.7 and 10.7, 183 and 32;
+400,000 in 40,000 (materialized, dim 64, random maps): 1 user, k = 20: 0.96 and 0.28, 8.9 and 0.9; 256 users: 20.7 and 10.7, 183 and 32;
 256 users, k = 100: 29 and 40, 196 and 77; 256 users, k = 20, 30 items excluded: 21 and 27, 186 and 58.
 """
 

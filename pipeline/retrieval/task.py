@@ -42,7 +42,7 @@ class Retrieval:
         "Bytes are those of everything kept (tables, bucket maps, biases, and the graph that LightGCN reads), over those of full float32 "
         "tables; recall@20 and NDCG@20 are of the test interactions."
     )
-    decay_range = (1e-4, 0.2)
+    l2_total_range = (1e-4, 0.2)
     stage_fields: Mapping[str, tuple[str, ...]] = {
         "ingest": (
             "run.task",
@@ -73,7 +73,7 @@ class Retrieval:
             "train.loss",
             "train.dim",
             "train.lr",
-            "train.decay",
+            "train.l2_total",
             "train.weight_decay",
             "train.epochs",
             "train.patience",

@@ -121,10 +121,10 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
     epochs = preset.epochs if train.epochs is None else train.epochs
     batch_size = preset.batch_size if train.batch_size is None else train.batch_size
     own = default_settings(train, method)
-    decay = own["train.decay"] if train.decay is None else train.decay
+    l2_total = own["train.l2_total"] if train.l2_total is None else train.l2_total
     return RetrievalSettings(
         lr=own["train.lr"] if train.lr is None else train.lr,
-        weight_decay=decay / n_rows if train.weight_decay is None else train.weight_decay,
+        weight_decay=l2_total / n_rows if train.weight_decay is None else train.weight_decay,
         epochs=epochs,
         eval_every=max(1, epochs // EVALUATIONS) if train.eval_every is None else train.eval_every,
         patience=train.patience,
@@ -140,11 +140,11 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
 
 
 def default_settings(train: TrainConfig, method: Method) -> dict[str, float]:
-    """What `train.lr` and `train.decay` are unless told otherwise."""
+    """What `train.lr` and `train.l2_total` are unless told otherwise."""
     preset = PRESETS[train.model, train.loss]
     return {
         "train.lr": method.lr if preset.lr is None else preset.lr,
-        "train.decay": method.decay if preset.decay is None else preset.decay,
+        "train.l2_total": method.l2_total if preset.l2_total is None else preset.l2_total,
     }
 
 

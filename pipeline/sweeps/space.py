@@ -78,12 +78,12 @@ def _check_searchable(key: str) -> None:
 
 
 def default_space(base: RunConfig) -> Space:
-    """What is searched unless the user says otherwise: learning rate, decay, and the hops of soft methods."""
+    """What is searched unless the user says otherwise: learning rate, L2 regularisation, and the hops of soft methods."""
     from pipeline.maps.methods import METHODS
 
     (method,) = base.run.methods
     space: Space = {
-        key: Range(value / LR_FACTOR, value * LR_FACTOR) if key == "train.lr" else Range(*task_of(base).decay_range)
+        key: Range(value / LR_FACTOR, value * LR_FACTOR) if key == "train.lr" else Range(*task_of(base).l2_total_range)
         for key, value in task_of(base).defaults(base, method).items()
     }
     if METHODS[method].free_lookups:

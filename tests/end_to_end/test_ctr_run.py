@@ -187,12 +187,12 @@ def test_impossible_settings_are_refused_in_one_line(log, capsys):
     folder, data = log
     for words, reason in (
         (["--model", "mf"], "train.model=mf is not of run.task=ctr"),
-        (["--loss", "ials"], "train.loss=ials has no part in run.task=ctr"),
+        (["--loss", "ials"], "train.loss=ials is not supported with run.task=ctr"),
         (["--method", "lsh"], "method 'lsh' needs features"),
-        (["--runtime", "folded"], "export.runtime=folded has no part"),
+        (["--runtime", "materialized"], "export.runtime=materialized is not supported"),
         (["--shards", "2"], "have no part in run.task=ctr"),
         (["--bad-rows", "skip"], "stops at a bad row"),
-        (["--user-rows", "5", "--item-rows", "5"], "cluster.user_rows=5 has no part"),
+        (["--user-rows", "5", "--item-rows", "5"], "cluster.user_rows=5 is not supported"),
     ):
         assert command(folder, "run", *data, "--out", folder / "no", *words) == 2
         assert reason in capsys.readouterr().err
@@ -221,14 +221,14 @@ def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_loc
     )  # fmt: skip
     space = default_space(base)
     lr = ctr_settings(base, 1000).lr
-    assert {key.partition(".")[2] for key in space} == {"lr", "decay"} and default_point(base, space)[
-        "train.decay"
-    ] == CTR_PRESETS["dlrm"].decay
+    assert {key.partition(".")[2] for key in space} == {"lr", "l2_total"} and default_point(base, space)[
+        "train.l2_total"
+    ] == CTR_PRESETS["dlrm"].l2_total
     assert space["train.lr"] == Range(lr / 4, lr * 4) and default_point(base, space)["train.lr"] == lr
-    (trial,) = run_trials_of_search(base, {"train.lr": (0.02,), "train.decay": (1.0,)})
+    (trial,) = run_trials_of_search(base, {"train.lr": (0.02,), "train.l2_total": (1.0,)})
     assert score_key(base) == "validation_auc"
     assert 0.4 < trial.score < 1
-    (again,) = run_trials_of_search(base, {"train.lr": (0.02,), "train.decay": (1.0,)})
+    (again,) = run_trials_of_search(base, {"train.lr": (0.02,), "train.l2_total": (1.0,)})
     assert again.result.finished_before
     assert table([trial.facts()], {"train.lr": space["train.lr"]}, score_key(base))[0] == (
         "trial",
@@ -328,7 +328,7 @@ def test_a_model_of_retrieval_is_no_default_of_clicks():
     assert config.train.model == "dlrm" and ctr_settings(config, 200_000).batch_size == 2048
     # The same prior for logs of any size, unless told otherwise.
     assert [ctr_settings(config, n).weight_decay * n for n in (1000, 200_000)] == [10.0, 10.0]
-    for key, expected in (("train.decay", 4.0 / 500), ("train.weight_decay", 4.0)):
+    for key, expected in (("train.l2_total", 4.0 / 500), ("train.weight_decay", 4.0)):
         assert ctr_settings(RunConfig.from_flat({"run.task": "ctr", key: 4.0}), 500).weight_decay == expected
     # A small log sees enough steps, unless told otherwise.
     assert [ctr_settings(config, n).batch_size for n in (8192, 100)] == [128, 64]

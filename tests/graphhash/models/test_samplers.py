@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from graphhash.maps.bucket_map import full_map
 from graphhash.models.mf import MatrixFactorization
 from graphhash.models.samplers import SAMPLERS, NegativeSampler
-from pipeline.config import sections as config
+from pipeline.config import choices as config
 from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from tests.helpers import graphs

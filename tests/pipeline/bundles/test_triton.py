@@ -141,7 +141,7 @@ def test_configuration_agrees_with_the_model(options, gpu, tmp_path):
         assert not session.get_overridable_initializers()
 
 
-@pytest.mark.parametrize("runtime", ["folded", "compressed"])
+@pytest.mark.parametrize("runtime", ["materialized", "compressed"])
 @pytest.mark.parametrize(("kind", "ids", "unknown"), [("int64", INT_IDS, -99), ("string", STRING_IDS, "nobody")])
 def test_answers_are_the_bundles_own_whoever_shares_the_batch(kind, ids, unknown, runtime, tmp_path):
     small = small_model(users=kind, items=kind)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.run_config import ClusterConfig, DataConfig, RunConfig, TrainConfig, keys, parse_override
+from pipeline.config.run_config import SECTIONS, ClusterConfig, DataConfig, RunConfig, TrainConfig, keys, parse_override
+from pipeline.config.validation import fields_of
 from pipeline.errors import ConfigError
 
 
@@ -69,7 +71,7 @@ def test_two_budgets_in_one_layer_contradict():
     ],
 )
 def test_override_is_read_as_the_keys_own_type(override, value):
-    key, parsed = parse_override(override)
+    _key, parsed = parse_override(override)
     assert (parsed, type(parsed)) == (value, type(value))
     RunConfig.load(None, [override])
 
@@ -87,7 +89,7 @@ def test_override_is_read_as_the_keys_own_type(override, value):
         ("run.mlflow=maybe", "is not true or false"),
         ("train.patience=none", "is not a whole number"),
         ("run.methods=", "run.methods is empty"),
-        ("run.methods=../x", "no method's name"),
+        ("run.methods=../x", "is not a method"),
         ("run.methods=soft,soft", "names a method twice"),
         ("cluster.ratio=0", "must be above 0"),
         ("cluster.resolution=inf", "finite"),
@@ -99,6 +101,14 @@ def test_override_is_read_as_the_keys_own_type(override, value):
         ("data.bad_rows=skpi", "did you mean 'skip'?"),
         ("data.format=xml", "choices are auto"),
         ("data.user_column=item_id", "both 'item_id'"),
+        ("train.dim=0", "train.dim=0 is out of range; it must be from 1 to 65536"),
+        ("train.lr=-1", "train.lr=-1.0 is out of range; it must be a finite number above 0"),
+        ("cluster.ratio=2", "cluster.ratio=2.0 is out of range; it must be above 0 and at most 1"),
+        ("train.popularity_power=inf", "it must be a finite number"),
+        ("train.structure=stakced", "did you mean 'stacked'? choices are stacked, parallel"),
+        ("train.model=lightgnc", "did you mean 'lightgcn'?"),
+        ("train.decay=1", "train.decay was renamed; write train.l2_total"),
+        ("export.runtime=folded", "export.runtime='folded' was renamed; write 'materialized'"),
     ],
 )
 def test_bad_override_is_refused_with_the_remedy(text, message):
@@ -123,6 +133,11 @@ def test_split_must_leave_something_to_train_on():
         ("[train]\nlr = 'x'\n", "expected a number or none"),
         ("[run]\nmethods = 'soft'\n", "expected a list of texts"),
         ("[run]\nmethods = ['soft', 1]\n", "expected a list of texts"),
+        ("[train]\nlr = true\n", "train.lr=True is bool; expected a number or none"),
+        ("[train]\nhidden = [256, 128]\n", "train.hidden holds 256, which is int; expected a list of texts or none"),
+        ("[train]\ndim = 0\nepochs = 0\n", "from 1 to 65536; also train.epochs=0 is out of range"),
+        ("[train]\ndecay = 0.1\n", "train.decay was renamed; write train.l2_total"),
+        ("[cluster]\nrows = 5\nratio = 0.5\n", "cluster.rows=5 and cluster.ratio=0.5 contradict"),
         ("dim = 8\n", "stands outside any section"),
         ("[train\n", "not valid TOML"),
     ],
@@ -131,7 +146,24 @@ def test_bad_file_is_refused_by_name(toml, text, message):
     path = toml(text)
     with pytest.raises(ConfigError) as caught:
         RunConfig.load(path)
-    assert message in str(caught.value) and str(path) in str(caught.value)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_settings_are_validated_after_the_merge(toml):
+    path = toml("[train]\nmodel = 'dlrm'\ndim = 0\n")
+    config = RunConfig.load(path, ["train.dim=4"], **{"run.task": "ctr"})
+    assert (config.train.model, config.train.dim, config.train.patience) == ("dlrm", 4, 2)
+    with pytest.raises(ConfigError, match=f"^{path}: train.model=dlrm is not of run.task=retrieval"):
+        RunConfig.load(path, ["train.dim=4"])
+
+
+def test_an_error_names_no_file_that_has_no_part_in_it(toml):
+    path = toml("[train]\ndim = 8\n")
+    with pytest.raises(ConfigError, match=r"^train.epochs=0 is out of range"):
+        RunConfig.load(path, ["train.epochs=0"])
+    with pytest.raises(ConfigError, match=r"^train.dim=0 is out of range"):
+        RunConfig.load(path, ["train.dim=0"])
 
 
 def test_missing_and_binary_files_are_refused(tmp_path):
@@ -144,6 +176,29 @@ def test_missing_and_binary_files_are_refused(tmp_path):
 
 def test_whole_numbers_are_taken_where_numbers_are_expected():
     assert type(TrainConfig(lr=1).lr) is float
+
+
+def test_an_error_of_construction_is_one_line_and_survives_pickling():
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(dim=0, lr="x")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert str(caught.value).startswith("train.dim=0 is out of range")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"unknown key 'train.dimm'; did you mean 'dim'"):
+        TrainConfig(dimm=8)
+    with pytest.raises(ConfigError, match=r"train.dim=-1 is out of range"):
+        dataclasses.replace(TrainConfig(), dim=-1)
+
+
+def test_a_configuration_survives_pickling():
+    config = RunConfig.load(None, ["train.lr=0.1", "run.methods=soft,full"])
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_has_a_description(section):
+    missing = [name for name, field in fields_of(SECTIONS[section]).items() if not field.description]
+    assert not missing
 
 
 def test_values_are_frozen():

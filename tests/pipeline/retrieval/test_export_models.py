@@ -80,7 +80,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(onnx_scores, "_PIECE_VALUES", 4 * DIM)
 
 
-@pytest.mark.parametrize("runtime", ["folded", "folded, large", "compressed"])
+@pytest.mark.parametrize("runtime", ["materialized", "materialized, large", "compressed"])
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
 @pytest.mark.parametrize("maps", MAPS)
 @pytest.mark.parametrize("kind", MODELS)
@@ -117,7 +117,7 @@ def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, sma
     assert got.known_items.all() and not loaded.score(asked, [["nothing"]] * len(asked)).known_items.any()
 
 
-@pytest.mark.parametrize("runtime", ["folded", "compressed"])
+@pytest.mark.parametrize("runtime", ["materialized", "compressed"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_external_data_holds_the_tensors_of_every_model(kind, runtime, tmp_path):
     model, *both = trained(kind, "soft", True)
@@ -143,7 +143,7 @@ def test_a_compressed_graph_keeps_no_vector_per_item(tmp_path):
     model = MatrixFactorization(*maps, 16, item_bias=True, seed=0)
     ids = Vocabulary(np.arange(40)), Vocabulary(np.arange(5000))
     largest = {}
-    for runtime in ("folded", "compressed"):
+    for runtime in ("materialized", "compressed"):
         graph = retrieval_graph(model, *maps, *ids, "int8", runtime)
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / f"{runtime}.onnx")
@@ -154,4 +154,4 @@ def test_a_compressed_graph_keeps_no_vector_per_item(tmp_path):
             for tensor in onnx.load(tmp_path / f"{runtime}.onnx").graph.initializer
             if tensor.data_type == onnx.TensorProto.FLOAT
         )
-    assert largest["folded"] >= 5000 * 16 and largest["compressed"] <= 5100
+    assert largest["materialized"] >= 5000 * 16 and largest["compressed"] <= 5100

@@ -32,7 +32,7 @@ def session(model, maps, ids, precision, runtime) -> onnxruntime.InferenceSessio
     k=st.integers(1, 70),
     n_exclude=st.integers(0, 6),
     precision=st.sampled_from(["float32", "float16"]),
-    runtime=st.sampled_from(["folded", "compressed"]),
+    runtime=st.sampled_from(["materialized", "compressed"]),
 )
 def test_buckets_first_are_the_scan(seed, n_items, n_buckets, item_bias, k, n_exclude, precision, runtime):
     """Small whole numbers, so that sums are exact, and buckets and items tie often."""
@@ -69,7 +69,9 @@ def test_large_requests_scan_and_small_ones_do_not(tmp_path):
     rng = np.random.default_rng(0)
     maps = plain_map(np.zeros((3, 1), int), 2, "graph"), plain_map(rng.integers(0, 50, (2000, 1)), 51, "graph")
     model = MatrixFactorization(*maps, 4, item_bias=True, seed=0)
-    graph = retrieval_graph(model, *maps, Vocabulary(np.arange(3)), Vocabulary(np.arange(2000)), "float32", "folded")
+    graph = retrieval_graph(
+        model, *maps, Vocabulary(np.arange(3)), Vocabulary(np.arange(2000)), "float32", "materialized"
+    )
     for k, n_exclude, ran in (
         (5, 0, "bounds"),
         (5, 2, "bounds"),

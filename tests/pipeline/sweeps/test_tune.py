@@ -124,7 +124,7 @@ def test_failed_trials_are_named_and_come_last(trainings, tmp_path):
 
 
 def test_settings_that_contradict_each_other_are_a_bad_trial(trainings, tmp_path):
-    (trial,) = trials_of(trainings, tmp_path, 1, space={"train.decay": (0.1,), "train.weight_decay": (0.1,)})
+    (trial,) = trials_of(trainings, tmp_path, 1, space={"train.l2_total": (0.1,), "train.weight_decay": (0.1,)})
     assert trial.score is None
     assert "contradict each other" in trial.result.reason
 
@@ -196,7 +196,7 @@ def test_trials_are_listed_best_first_with_their_settings(search):
     assert scores[0] > 0
     for trial in search.trials():
         config = RunConfig.load(search.out / trial["run"] / "config.toml")
-        for key in ("train.lr", "train.decay", "map.hops", "map.indices_per_id"):
+        for key in ("train.lr", "train.l2_total", "map.hops", "map.indices_per_id"):
             assert str(config.flat()[key]) == trial[key]
     # The method's default is one of them.
     default = METHODS["soft"].lr

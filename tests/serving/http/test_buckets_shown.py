@@ -43,7 +43,7 @@ def readers(bucket_map: BucketMap, bucket: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["int64", "string"])
-@pytest.mark.parametrize("runtime", ["folded", "compressed"])
+@pytest.mark.parametrize("runtime", ["materialized", "compressed"])
 @pytest.mark.parametrize("external", [False, True], ids=["one file", "external data"])
 def test_buckets_and_who_shares_them_are_the_maps_own(kind, external, runtime, tmp_path):
     small = shared_model(kind)

@@ -1,0 +1,35 @@
+"""The words that a setting may be, as types and as tuples.
+
+They are spelt out here, and not imported from the code that they choose, because that code imports PyTorch or SciPy.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Task = Literal["retrieval", "ctr"]
+RetrievalFormat = Literal["auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet"]
+CtrFormat = Literal["libfm", "frappe", "avazu"]
+Format = Literal[RetrievalFormat, CtrFormat]
+ClusterMethod = Literal["louvain", "leiden", "lpa", "balanced"]
+SoftHops = Literal["1", "2", "1+2"]
+RetrievalModel = Literal["mf", "neumf", "lightgcn"]
+CtrModel = Literal["widedeep", "deepfm", "dcnv2", "dlrm"]
+Model = Literal[RetrievalModel, CtrModel]
+Loss = Literal["bpr", "directau", "ials"]
+Sampler = Literal["uniform", "uniform_rejecting", "popularity"]
+Score = Literal["auc", "log_loss"]
+Precision = Literal["auto", "float32", "float16", "int8", "int4"]
+Runtime = Literal["auto", "materialized", "compressed"]
+
+TASKS: tuple[str, ...] = get_args(Task)
+FORMATS: tuple[str, ...] = get_args(Format)
+CTR_FORMATS: tuple[str, ...] = get_args(CtrFormat)
+CLUSTER_METHODS: tuple[str, ...] = get_args(ClusterMethod)
+HOPS: tuple[str, ...] = get_args(SoftHops)
+MODELS: tuple[str, ...] = get_args(RetrievalModel)
+CTR_MODELS: tuple[str, ...] = get_args(CtrModel)
+LOSSES: tuple[str, ...] = get_args(Loss)
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+RUNTIMES: tuple[str, ...] = get_args(Runtime)
