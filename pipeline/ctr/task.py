@@ -214,4 +214,4 @@ class Ctr:
         from pipeline.ctr.models import CTR_PRESETS
 
         preset = CTR_PRESETS[config.train.model]
-        return {"train.lr": preset.lr, "train.l2_total": preset.decay}
+        return {"train.lr": preset.lr, "train.l2_total": preset.l2_total}
