@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
+    from pipeline.tracking.onnx_model import ModelCall
     from pipeline.training.job import TrainingSession
 
 # Settings that change no output of any task: places, and how much of a machine is used.
@@ -148,6 +149,13 @@ class Task(Protocol):
 
     def defaults(self, config: RunConfig, method: str) -> dict[str, float]:
         """`train.lr` and `train.l2_total` of a method where they are not set."""
+
+    def example_call(self, manifest: Mapping[str, Any], ingest_dir: Path | None = None) -> ModelCall:
+        """A call that a bundle answers, stored with the model in MLflow.
+
+        Args:
+            ingest_dir: RUN/ingest, which has the ids to call with; None: ids that need not be known.
+        """
 
 
 def measures_as_text(measures: Sequence[Measure], metrics: Mapping[str, Any]) -> list[str]:

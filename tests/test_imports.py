@@ -30,7 +30,8 @@ PIPELINE_ROWS = (
     ("retrieval", "ctr"),
     ("reports", "maps"),
     ("training",),
-    ("tracking", "export", "distributed"),
+    ("tracking",),
+    ("export", "distributed"),
     ("logs",),
     ("task",),
     ("storage", "config"),
@@ -70,12 +71,8 @@ ONLY_IN = {
 STILL_BROKEN: set[tuple[str, str]] = {
     ("pipeline.ctr.cluster", "pipeline.retrieval.cluster"),
     ("pipeline.ctr.models", "pipeline.retrieval.models"),
-    ("pipeline.tracking.registry", "pipeline.ctr.data"),
-    ("pipeline.tracking.registry", "pipeline.export.subgraph"),
 }
-STILL_CIRCULAR: set[frozenset[str]] = {
-    frozenset({"pipeline.tracking.client", "pipeline.tracking.registry", "pipeline.tracking.tracker"}),
-}
+STILL_CIRCULAR: set[frozenset[str]] = set()
 
 
 def module_name(path: Path) -> str:

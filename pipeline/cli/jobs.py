@@ -35,13 +35,28 @@ graphhash submit --env MLFLOW_TRACKING_TOKEN --driver-memory-gib 16 -- run --dat
     help="A variable of the job, seen on the dashboard; without value, as it is here.",
 )
 @click.option(
-    "--driver-cpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Reserved for the driver."
+    "--driver-cpus",
+    "num_cpus",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Reserved for the driver.",
 )
 @click.option(
-    "--driver-gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="The driver runs where one is."
+    "--driver-gpus",
+    "num_gpus",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="The driver runs where one is.",
 )
 @click.option(
-    "--driver-memory-gib", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Reserved for the driver."
+    "--driver-memory-gib",
+    "memory_gib",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Reserved for the driver.",
 )
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the job; Ctrl-C stops it.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
@@ -49,11 +64,9 @@ def submit(
     ray_address: str | None,
     working_dir: str | None,
     variables: tuple[str, ...],
-    driver_cpus: float,
-    driver_gpus: float,
-    driver_memory_gib: float,
     wait: bool,
     command: tuple[str, ...],
+    **reserved: float,
 ) -> int:
     """Run a command as a job of a Ray cluster: follow its output, and end with its exit code.
 
@@ -61,11 +74,12 @@ def submit(
     sent. The job goes on with the MLflow run and store of this command's environment (MLFLOW_RUN_ID, MLFLOW_TRACKING_URI).
     Data and run folder are on storage that the cluster's machines share, or at URIs: s3://, gs://, file://.
     """
+    from pipeline.runs.jobs import Driver
     from pipeline.runs.jobs import submit as send
 
     app = click.get_current_context().find_root().command
     assert isinstance(app, click.Group)
-    driver = {"num_cpus": driver_cpus, "num_gpus": driver_gpus, "memory": int(driver_memory_gib * 2**30)}
+    driver = Driver(reserved["num_cpus"], reserved["num_gpus"], int(reserved["memory_gib"] * 2**30))
     return send(
         checked_command(app, command),
         address=ray_address,
@@ -102,14 +116,14 @@ def register(
     than that of the version that has the alias, measured on the same log, split in the same way. Afterwards `models:/NAME@ALIAS`
     loads it. The store is MLFLOW_TRACKING_URI, or ./mlflow.db.
     """
+    from pipeline.bundles.register import register_bundle
     from pipeline.storage.uris import bundle_folder, is_uri
-    from pipeline.tracking.registry import register as add
     from serving.manifest import MANIFEST
 
     folder = bundle_folder(bundle)
     if not is_uri(bundle) and not (folder / MANIFEST).exists() and (folder / "bundle").is_dir():
         folder = folder / "bundle"
-    result = add(folder, name, alias=alias, experiment=experiment, metric=metric, force=force)
+    result = register_bundle(folder, name, alias=alias, experiment=experiment, metric=metric, force=force)
     before = result["before"]
     was = (
         f", before: version {before['version']}" + ("" if before["value"] is None else f" with {before['value']:.4f}")

@@ -20,6 +20,7 @@ from pipeline.task import (
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
+    from pipeline.tracking.onnx_model import ModelCall
     from pipeline.training.job import TrainingSession
 
 
@@ -215,3 +216,8 @@ class Ctr:
 
         preset = CTR_PRESETS[config.train.model]
         return {"train.lr": preset.lr, "train.l2_total": preset.l2_total}
+
+    def example_call(self, manifest: Mapping[str, Any], ingest_dir: Path | None = None) -> ModelCall:
+        from pipeline.ctr.example import known_call, unknown_call
+
+        return unknown_call(manifest) if ingest_dir is None else known_call(manifest, ingest_dir)

@@ -20,6 +20,7 @@ from pipeline.task import (
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
+    from pipeline.tracking.onnx_model import ModelCall
     from pipeline.training.job import TrainingSession
 
 
@@ -225,3 +226,8 @@ class Retrieval:
         from pipeline.retrieval.train import default_settings
 
         return default_settings(config.train, METHODS[method])
+
+    def example_call(self, manifest: Mapping[str, Any], ingest_dir: Path | None = None) -> ModelCall:
+        from pipeline.retrieval.example import known_call, unknown_call
+
+        return unknown_call(manifest) if ingest_dir is None else known_call(manifest, ingest_dir)

@@ -1,10 +1,10 @@
-"""A command as a job of a Ray cluster: checked here, sent with the code, followed to its end.
+"""A command as a job of a Ray cluster: sent with the code, and followed to its end.
 
     code = submit(["run", "--data", "s3://bucket/log.parquet", "--out", "s3://bucket/run"], address="http://head:8265")
 
-The job's driver runs on the head, or wherever the resources that it asks for are; what it starts uses the cluster's Ray, and its
-stages ask Ray for the CPUs and GPUs that they use. The driver reserves nothing by default: a reservation that nobody else could use
-would keep the stages from the machine. Only memory, which it does use, is worth reserving.
+The job's driver runs on the head, or where the resources that it reserves are. What it starts uses the cluster's Ray, and its stages ask
+Ray for the CPUs and GPUs that they use. The driver reserves nothing by default: a reservation would keep the stages from the machine.
+Only memory, which the driver does use, is worth reserving.
 
 When MLFLOW_RUN_ID is set, as `mlflow run` does, the job goes on with that run, in the same store: MLflow has one run from end to end.
 """
@@ -20,38 +20,49 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-# Handed on from here to the job. Credentials are not among them: a job's environment can be read by everybody who sees the dashboard.
-HANDED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "GRAPHHASH_WORK", "GRAPHHASH_DEBUG")
+# Variables that a job inherits. Credentials are not among them: everybody who sees the dashboard can read a job's environment.
+INHERITED = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "GRAPHHASH_WORK", "GRAPHHASH_DEBUG")
 # Data and results of this machine, beside what .gitignore names, which Ray leaves out by itself.
 EXCLUDED = ("/.git/", "/.venv/", "/tests/", "/mlruns/", "/mlartifacts/", "/mlflow.db*", "*.parquet", "*.npy", "*.npz")
-# For a stopped job to mark its MLflow runs and to put away what it has; Ray's own three seconds are too short for that.
+# Time of a stopped job to end its MLflow runs and to save its results; Ray's own three seconds are too short for that.
 STOP_WAIT_S = 60
-ASK_EVERY_S = 1.0
-# A connection to the dashboard that breaks is made again this often before the job counts as lost from sight.
+POLL_INTERVAL_S = 1.0
+# Attempts to reach the dashboard in a row before the job counts as out of reach.
 TRIES = 10
 
 
-def environment_of_job(given: Mapping[str, str]) -> dict[str, str]:
-    """The variables of the job: those of HANDED_ON that are set here, and `given` ones, which are stronger.
+@dataclass(frozen=True)
+class Driver:
+    """Resources that a job's driver reserves; it runs where these are."""
+
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    memory_bytes: int = 0
+
+
+def environment_of_job(requested: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the job: those of INHERITED that are set here, and the requested ones, which are stronger.
 
     A relative SQLite store is made absolute, as the job runs elsewhere; without any, it is the one that a command here would take.
     """
     from pipeline.tracking.client import absolute_uri
     from pipeline.tracking.tracker import DEFAULT_URI
 
-    variables = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name, "").strip()}
-    variables |= given
+    variables = {name: os.environ[name] for name in INHERITED if os.environ.get(name, "").strip()}
+    variables |= requested
     variables["MLFLOW_TRACKING_URI"] = absolute_uri(variables.get("MLFLOW_TRACKING_URI", DEFAULT_URI))
     return {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **variables}
 
@@ -62,7 +73,7 @@ def submit(
     address: str | None = None,
     working_dir: Path | None = None,
     variables: Mapping[str, str] | None = None,
-    driver: Mapping[str, float] | None = None,
+    driver: Driver = Driver(),
     wait: bool = True,
     write: Callable[[str], Any] = lambda text: print(text, end="", flush=True),
 ) -> int:
@@ -73,7 +84,7 @@ def submit(
         address: of the cluster's dashboard; None: RAY_API_SERVER_ADDRESS, or the usual port of this machine.
         working_dir: what is sent; None: this checkout, or nothing where the package is installed, as it has to be there then.
         variables: of the job's environment.
-        driver: ``num_cpus``, ``num_gpus``, ``memory`` (bytes) that the driver reserves; it then runs where these are.
+        driver: resources that the driver reserves.
         wait: follow the job to its end.
         write: takes the job's output as it comes.
 
@@ -87,10 +98,13 @@ def submit(
     if (working_dir := working_dir or _checkout()) is not None:
         runtime_env |= {"working_dir": str(working_dir), "excludes": list(EXCLUDED)}
     client = _client(address)
-    resources = {f"entrypoint_{key}": value for key, value in (driver or {}).items() if value}
     try:
         job = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "pipeline", *command]), runtime_env=runtime_env, **resources
+            entrypoint=shlex.join(["python", "-m", "pipeline", *command]),
+            runtime_env=runtime_env,
+            entrypoint_num_cpus=driver.num_cpus or None,
+            entrypoint_num_gpus=driver.num_gpus or None,
+            entrypoint_memory=driver.memory_bytes or None,
         )
     except (RuntimeError, OSError) as error:
         raise JobError(f"{address}: the job was refused: {_last_line(error)}") from error
@@ -100,7 +114,16 @@ def submit(
         return 0
     with _stop_signals() as stopped:
         info = _follow(client, job, stopped, write)
-    if stopped.is_set():
+    return _exit_code(job, info, was_stopped=stopped.is_set())
+
+
+def _exit_code(job: str, info: JobDetails, *, was_stopped: bool) -> int:
+    """The exit code of a job that has ended.
+
+    Raises:
+        JobError: its program never ran.
+    """
+    if was_stopped:
         _log.info("job %s: %s", job, info.status.value.lower())
         return 130
     if info.status.value == "SUCCEEDED":
@@ -112,13 +135,8 @@ def submit(
     return code if 0 < code < 256 else 1
 
 
-def _follow(
-    client: JobSubmissionClient,
-    job: str,
-    stopped: threading.Event,
-    write: Callable[[str], Any],
-) -> Any:
-    """Write the job's output as it comes, and return what the cluster knows about the job at its end."""
+def _follow(client: JobSubmissionClient, job: str, stopped: threading.Event, write: Callable[[str], Any]) -> JobDetails:
+    """Write the job's output as it comes, and return the job's details at its end. The event asks for the job to be stopped."""
     tail = threading.Thread(target=_tail, args=(client, job, write), daemon=True)
     tail.start()
     n_failed, asked_to_stop = 0, False
@@ -134,20 +152,21 @@ def _follow(
             n_failed += 1
             if n_failed == TRIES:
                 raise JobError(
-                    f"job {job}: the cluster does not answer any more ({_last_line(error)}); the job may go on; look again with: ray job status {job}"
+                    f"job {job}: the cluster no longer answers ({_last_line(error)}); the job may be running still; check it with: "
+                    f"ray job status {job}"
                 ) from error
-            time.sleep(n_failed * ASK_EVERY_S)
+            time.sleep(n_failed * POLL_INTERVAL_S)
             continue
         if info.status.is_terminal():
             # The last lines are still on their way.
             tail.join(timeout=10)
             return info
-        # Not when the job asks for attention but when the user does.
-        stopped.wait(ASK_EVERY_S) if not asked_to_stop else time.sleep(ASK_EVERY_S)
+        # Ctrl-C ends the wait.
+        stopped.wait(POLL_INTERVAL_S) if not asked_to_stop else time.sleep(POLL_INTERVAL_S)
 
 
 def _tail(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -> None:
-    """Write the log to its end; a connection that breaks goes on where it was, as each starts with the whole log."""
+    """Write the job's log to its end. A new connection sends the whole log again, of which only the rest is written."""
     n_written = 0
 
     async def follow() -> None:
@@ -161,11 +180,11 @@ def _tail(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) ->
                 n_written += len(fresh)
 
     for _ in range(TRIES):
-        # Whatever it is, the status of the job is asked for elsewhere and decides.
+        # The status of the job decides, which `_follow` polls; a lost log ends nothing.
         with contextlib.suppress(Exception):
             asyncio.run(follow())
             return
-        time.sleep(ASK_EVERY_S)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def _client(address: str) -> JobSubmissionClient:
@@ -176,26 +195,28 @@ def _client(address: str) -> JobSubmissionClient:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise JobError(
-            f"{address}: no Ray dashboard answers ({_last_line(error)}); give --ray-address http://HEAD:8265, and the cluster's token if it has one"
+            f"{address}: no Ray dashboard answers ({_last_line(error)}); give --ray-address http://HEAD:8265, and the cluster's token if "
+            "it has one"
         ) from error
 
 
 def _checkout() -> Path | None:
-    """The folder that holds the packages, if it is a checkout and not where pip installs to."""
+    """The checkout that holds the packages; None where they are installed."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "pyproject.toml").is_file() else None
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set while the block lasts; a second one goes through as always."""
+    """An event that Ctrl-C and SIGTERM set during the block; a second signal acts as before."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {int(number): signal.getsignal(number) for number in numbers}
 
-    def stop(number: int, _frame: Any) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
         stopped.set()
         signal.signal(number, before[number])
 

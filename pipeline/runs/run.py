@@ -21,7 +21,7 @@ from pipeline.runs.fingerprints import FileHashes
 from pipeline.runs.folder import RunFolder, StageResult
 from pipeline.runs.plan import LOG, STAGES, Step, check_methods, plan, root_reasons, steps_of
 from pipeline.runs.remote import run_folder
-from pipeline.runs.tasks import task_of
+from pipeline.runs.tasks import TASKS, task_of
 from pipeline.storage.atomic import write_json_atomic, write_text_atomic
 from pipeline.storage.uris import localised
 from pipeline.task import StageContext, Task, budget_of
@@ -153,7 +153,7 @@ def _open_store(
     """The MLflow store, connected to where something new is to be tracked, or something is left from an earlier command."""
     tracked = [step for step in steps.values() if step.name not in ("ingest", "cluster")]
     nothing_new = all(_up_to_date(folder, step) for step in tracked)
-    if not config.run.mlflow or (nothing_new and not tracking.has_left(folder.path)):
+    if not config.run.mlflow or (nothing_new and not tracking.has_undelivered(folder.path)):
         return None
     if store is not None:
         return store
@@ -352,7 +352,7 @@ def _log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: M
 
 def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     """The bundle as it is, and its graph as a model of MLflow's onnx flavour with a call that works as example."""
-    from pipeline.tracking.registry import BUNDLE_TAG, known_example
+    from pipeline.tracking.onnx_model import BUNDLE_TAG
     from serving.bundle import check_bundle
     from serving.manifest import MODEL
     from serving.session import only_errors
@@ -360,9 +360,9 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     only_errors()  # MLflow opens a session to try the example.
     bundle = folder.path / "bundle"
     manifest = check_bundle(bundle)
-    example, outputs = known_example(manifest, folder.path / "ingest")
+    call = TASKS[manifest["task"]].example_call(manifest, folder.path / "ingest")
     tracker.log_artifact(bundle, "bundle")
-    tracker.log_onnx_model(bundle / MODEL, example, {BUNDLE_TAG: manifest["manifest_sha256"]}, outputs)
+    tracker.log_onnx_model(bundle / MODEL, call, {BUNDLE_TAG: manifest["manifest_sha256"]})
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -57,7 +57,7 @@ def compare(
         pending = {point: spec for point, spec in specs.items() if point not in results}
         _log.info("compare: %d runs, %d of them finished before", len(specs), len(results))
         # An earlier command that was killed may have left its MLflow run open, with every run of the grid finished.
-        wanted = base.run.mlflow and (pending or tracking.has_left(out))
+        wanted = base.run.mlflow and (pending or tracking.has_undelivered(out))
         store = tracking.connect(base.run.experiment, out) if wanted else None
         earlier = _earlier_mlflow_run(out)
         tracker, nested = stack.enter_context(tracking.parent_run(store, "compare", base.flat(), run_id=earlier))

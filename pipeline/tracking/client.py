@@ -1,7 +1,4 @@
-"""How MLflow is told one thing: the client, its patience and its noise, its errors in one line.
-
-`pipeline.tracking.tracker` says what there is to tell. This module and `pipeline.tracking.registry` are the only ones that import MLflow.
-"""
+"""The MLflow client: timeouts, console output, errors of one line, and settings of the process that MLflow reads."""
 
 from __future__ import annotations
 
@@ -10,13 +7,12 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from pipeline.errors import TrackingError
 from pipeline.storage.locks import file_lock
-from pipeline.tracking.outbox import PROVISIONAL, Outbox
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,47 +45,7 @@ def one_line_errors(function: Callable[P, T]) -> Callable[P, T]:
     return checked
 
 
-def send(uri: str, outbox: Outbox | None, run_id: str, kind: str, content: Mapping[str, Any]) -> str | None:
-    """Tell the store one thing about a run. Returns the id of a run that this opened."""
-    from mlflow.entities import Metric, Param, RunStatus, RunTag
-
-    client = client_of(uri)
-    if run_id.startswith(PROVISIONAL) and kind != "create":
-        raise ValueError(f"the run {run_id} was never opened")
-    match kind:
-        case "create":
-            tags = dict(content["tags"])
-            if outbox is not None and "mlflow.parentRunId" in tags:
-                tags["mlflow.parentRunId"] = outbox.real_id(tags["mlflow.parentRunId"])
-            run = client.create_run(content["experiment_id"], content["start_time"], tags, run_name=content["name"])
-            return run.info.run_id
-        case "params":
-            client.log_batch(run_id, params=[Param(*entry) for entry in content["entries"]])
-        case "metrics":
-            client.log_batch(run_id, metrics=[Metric(*entry) for entry in content["entries"]])
-        case "tags":
-            client.log_batch(run_id, tags=[RunTag(*entry) for entry in content["entries"]])
-        case "rename":
-            client.update_run(run_id, name=content["name"])
-        case "status" if RunStatus.is_terminated(RunStatus.from_string(content["status"])):
-            client.set_terminated(run_id, content["status"], content["end_time"])
-        case "status":
-            client.update_run(run_id, status=content["status"])
-        case "artifact":
-            path = Path(content["path"])
-            if not path.exists():
-                raise FileNotFoundError(f"{path} is no longer there")
-            (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), content["folder"])
-        case "model":
-            from pipeline.tracking.registry import log_onnx_model
-
-            log_onnx_model(uri, run_id, Path(content["path"]), content["example"], content["tags"], content["outputs"])
-        case _:
-            raise ValueError(f"{kind!r} is nothing that a store can be told")
-    return None
-
-
-def is_away(error: BaseException | None) -> bool:
+def is_unreachable(error: BaseException | None) -> bool:
     """Whether the store could not be reached, or could not work: the same call may succeed later."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -101,11 +57,13 @@ def is_away(error: BaseException | None) -> bool:
 
 
 def error_code(error: BaseException | None) -> str:
+    """MLflow's code of an error, such as "RESOURCE_DOES_NOT_EXIST"; empty for an error that is not MLflow's."""
     return str(getattr(error, "error_code", ""))
 
 
 @functools.cache
 def client_of(uri: str) -> MlflowClient:
+    """The client of a store."""
     with quiet():
         from mlflow import MlflowClient
 
@@ -113,7 +71,7 @@ def client_of(uri: str) -> MlflowClient:
 
 
 def absolute_uri(uri: str) -> str:
-    """A relative SQLite path means another file in a process with another working directory."""
+    """The tracking URI with an absolute path: a relative SQLite path means another file in another working directory."""
     if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/"):
         return SQLITE + str(Path(uri.removeprefix(SQLITE)).resolve())
     return uri
@@ -148,19 +106,19 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def current_store(uri: str) -> Iterator[None]:
-    """Make a store the process's, by whose setting MLflow finds `models:/` URIs whatever client is asked; then put back what was set."""
+    """Make a store the process's default during the block: MLflow resolves `models:/` URIs there, whichever client is called."""
     import mlflow
 
-    named = os.environ.get("MLFLOW_TRACKING_URI")
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
         # Setting one sets the environment as well, and would outlast a later change there.
-        mlflow.set_tracking_uri(None if before == named else before)
-        if named is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = named
+        mlflow.set_tracking_uri(None if before == variable else before)  # type: ignore[arg-type]  # None unsets it, says its docstring
+        if variable is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = variable
 
 
 @contextmanager
@@ -174,26 +132,26 @@ def no_empty_folder(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def impatient() -> Any:
-    """MLflow's patience of minutes is wanted neither before a training has begun nor while it waits."""
+def short_timeouts() -> AbstractContextManager[None]:
+    """Give up on an unreachable server in seconds, not in minutes: before a training begins, and while it waits."""
     return environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(CONNECT_TIMEOUT_S)})
 
 
 @contextmanager
 def ignored_refusal() -> Iterator[None]:
-    """A run that was deleted meanwhile has nothing to be marked."""
+    """Ignore an error that is not about reaching the store, as for a run that was deleted meanwhile."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except (MlflowException, ValueError) as error:
-        if is_away(error):
+        if is_unreachable(error):
             raise
 
 
 @contextmanager
 def one_at_a_time(uri: str) -> Iterator[None]:
-    """Two processes that make the tables of one SQLite file at once fail, so they take turns, by a lock on its folder.
+    """Lock the folder of a SQLite store during the block: two processes that create its tables at once would both fail.
 
     A lock on the file itself would end the locks that SQLite holds on it.
     """

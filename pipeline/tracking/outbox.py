@@ -65,18 +65,18 @@ class Outbox:
         return len(self._entries())
 
     def deliver(
-        self, send: Callable[[str, str, dict[str, Any]], str | None], is_away: Callable[[Exception], bool]
+        self, send: Callable[[str, str, dict[str, Any]], str | None], is_unreachable: Callable[[Exception], bool]
     ) -> int:
         """Send every entry, in the order of their numbers, and remove it when it has arrived.
 
         Args:
             send: takes run id, kind and content; returns the id of a run that it opened, else None.
-            is_away: whether an error of `send` means that the store cannot be reached. Any other error is a refusal: the entry
+            is_unreachable: whether an error of `send` means that the store cannot be reached. Any other error is a refusal: the entry
                 goes to `refused/`, with the reason, and the next one is sent.
 
         Returns: the number of entries that arrived. 0 while another process delivers.
 
-        Raises: the error of `send` for which `is_away` holds; this entry and all later ones are kept.
+        Raises: the error of `send` for which `is_unreachable` holds; this entry and all later ones are kept.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -84,7 +84,7 @@ class Outbox:
                 stack.enter_context(file_lock(self.folder / "lock"))
             except (LockedError, NoLocksError):
                 return 0
-            return sum(self._deliver_one(path, send, is_away) for path in self._entries())
+            return sum(self._deliver_one(path, send, is_unreachable) for path in self._entries())
 
     def real_id(self, run: str) -> str:
         """The store's id of a run; the provisional one while it has none."""
@@ -109,7 +109,7 @@ class Outbox:
         self,
         path: Path,
         send: Callable[[str, str, dict[str, Any]], str | None],
-        is_away: Callable[[Exception], bool],
+        is_unreachable: Callable[[Exception], bool],
     ) -> bool:
         """Send an entry and remove it, or set it aside where it is refused; whether it arrived."""
         try:
@@ -120,7 +120,7 @@ class Outbox:
             return False
         except Exception as error:
             # A missing file is an artifact that has been made anew or removed since.
-            if is_away(error) and not isinstance(error, FileNotFoundError):
+            if is_unreachable(error) and not isinstance(error, FileNotFoundError):
                 raise
             self._refuse(path, str(error))
             return False

@@ -26,7 +26,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,26 +39,27 @@ from pipeline.tracking.client import (
     client_of,
     error_code,
     ignored_refusal,
-    impatient,
-    is_away,
+    is_unreachable,
     no_empty_folder,
     one_at_a_time,
     one_line_errors,
     quiet,
-    send,
+    short_timeouts,
 )
+from pipeline.tracking.delivery import send
+from pipeline.tracking.onnx_model import ModelCall
 from pipeline.tracking.outbox import FOLDER, Outbox, provisional_id
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 # MLflow's own limits on one log_batch call, and on the length of a value.
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
 MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 6000, 5000
 # A store that is away is asked again no sooner, so that a training is not held up at every epoch.
-ASK_AGAIN_S = 30.0
-_ask_again_at: dict[str, float] = {}
+RETRY_AFTER_S = 30.0
+_retry_at: dict[str, float] = {}
 _noted: set[str] = set()
 
 
@@ -102,11 +103,11 @@ def connect(experiment: str, folder: Path | None = None) -> Store:
             "or an absolute path, or go without: --no-mlflow"
         )
     outbox = None if folder is None else outbox_of(folder, uri)
-    with quiet(), impatient(), no_empty_folder(Path("mlruns")), one_at_a_time(uri):
+    with quiet(), short_timeouts(), no_empty_folder(Path("mlruns")), one_at_a_time(uri):
         store = _find_experiment(uri, experiment)
         if outbox:
             n_kept = len(outbox)
-            n_sent = outbox.deliver(functools.partial(send, uri, outbox), is_away)
+            n_sent = outbox.deliver(functools.partial(send, uri, outbox), is_unreachable)
             if n_kept:
                 refused = (
                     f"; the others are in {outbox.folder}/refused, each with the reason" if n_sent < n_kept else ""
@@ -145,7 +146,7 @@ def _find_experiment(uri: str, experiment: str) -> Store:
     return Store(uri, found.experiment_id)
 
 
-def has_left(folder: Path) -> bool:
+def has_undelivered(folder: Path) -> bool:
     """Whether an earlier command in a run folder has left something for :func:`connect` to deliver or to end."""
     return bool(outbox_of(folder, absolute_uri(os.environ.get("MLFLOW_TRACKING_URI", "").strip() or DEFAULT_URI)))
 
@@ -175,7 +176,7 @@ class Tracker:
         """Log parameters by dotted key. A value logged before cannot change."""
         entries = [[_name(key), str(value)[:MAX_PARAM_LENGTH]] for key, value in params.items()]
         for start in range(0, len(entries), MAX_PARAMS):
-            self._tell("params", {"entries": entries[start : start + MAX_PARAMS]})
+            self._send("params", {"entries": entries[start : start + MAX_PARAMS]})
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Log numbers at one step (an epoch). Entries that are no numbers are left out."""
@@ -186,70 +187,59 @@ class Tracker:
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         ]
         for start in range(0, len(entries), MAX_METRICS):
-            self._tell("metrics", {"entries": entries[start : start + MAX_METRICS]})
+            self._send("metrics", {"entries": entries[start : start + MAX_METRICS]})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags, such as the hashes of the bucket maps."""
         entries = [[_name(key), str(value)[:MAX_TAG_LENGTH]] for key, value in tags.items()]
         for start in range(0, len(entries), MAX_TAGS):
-            self._tell("tags", {"entries": entries[start : start + MAX_TAGS]})
+            self._send("tags", {"entries": entries[start : start + MAX_TAGS]})
 
     def rename(self, name: str) -> None:
         """Give the run another name."""
-        self._tell("rename", {"name": name})
+        self._send("rename", {"name": name})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file, or all of a folder, below `folder` of the run's artifacts. Delivered later, it is what lies there then."""
-        self._tell("artifact", {"path": str(Path(path).absolute()), "folder": folder})
+        self._send("artifact", {"path": str(Path(path).absolute()), "folder": folder})
 
-    def log_onnx_model(
-        self,
-        model_path: Path,
-        example: Mapping[str, np.ndarray],
-        tags: Mapping[str, str] | None = None,
-        outputs: Sequence[str] = (),
-    ) -> None:
+    def log_onnx_model(self, model_path: Path, call: ModelCall, tags: Mapping[str, str] | None = None) -> None:
         """Log an ONNX file as an MLflow model of the onnx flavour.
 
         Args:
             model_path: `model.onnx`, with its data file beside it if it has one.
-            example: one array per input that the logged model is to take; the graph's other inputs keep their defaults,
-                because a signature of MLflow's has no optional tensors. The signature is read from the graph.
+            call: an example, stored with the model. The signature is read from the graph.
             tags: of the model, to find it by.
-            outputs: those that the logged model is to give; none: all, and all inputs.
         """
-        arrays = {name: [array.dtype.str, array.tolist()] for name, array in example.items()}
-        self._tell(
-            "model",
-            {
-                "path": str(Path(model_path).absolute()),
-                "example": arrays,
-                "tags": dict(tags or {}),
-                "outputs": list(outputs),
-            },
-        )
+        content = {
+            "path": str(Path(model_path).absolute()),
+            "example": {name: [array.dtype.str, array.tolist()] for name, array in call.inputs.items()},
+            "tags": dict(tags or {}),
+            "outputs": list(call.outputs),
+        }
+        self._send("model", content)
 
     def end(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         # The last chance of this command to deliver what was kept.
-        _ask_again_at.pop(self.uri, None)
-        self._tell("status", {"status": status, "end_time": _now_ms()})
+        _retry_at.pop(self.uri, None)
+        self._send("status", {"status": status, "end_time": _now_ms()})
         if self.run_id is not None and self.outbox is not None:
             self.outbox.ended(self.run_id)
 
     @one_line_errors
-    def _tell(self, kind: str, content: dict[str, Any]) -> None:
+    def _send(self, kind: str, content: dict[str, Any]) -> None:
         if self.run_id is None or content.get("entries") == []:
             return
         if self.outbox is None:
             with quiet():
                 send(self.uri, None, self.run_id, kind, content)
             return
-        if time.monotonic() >= _ask_again_at.get(self.uri, 0.0):
+        if time.monotonic() >= _retry_at.get(self.uri, 0.0):
             try:
-                with quiet(), impatient():
+                with quiet(), short_timeouts():
                     n = len(self.outbox)
-                    if n and (n := self.outbox.deliver(functools.partial(send, self.uri, self.outbox), is_away)):
+                    if n and (n := self.outbox.deliver(functools.partial(send, self.uri, self.outbox), is_unreachable)):
                         _noted.discard(self.uri)
                         _note(f"MLflow answers again; {n} entries delivered")
                     # While another process delivers, older entries of this run may still lie there.
@@ -257,14 +247,14 @@ class Tracker:
                         send(self.uri, self.outbox, self.outbox.real_id(self.run_id), kind, content)
                         return
             except Exception as error:
-                if not is_away(error):
+                if not is_unreachable(error):
                     raise
                 if self.uri not in _noted:
                     _noted.add(self.uri)
                     _note(
                         f"MLflow does not answer; what it should get is kept in {self.outbox.folder} and delivered later"
                     )
-                _ask_again_at[self.uri] = time.monotonic() + ASK_AGAIN_S
+                _retry_at[self.uri] = time.monotonic() + RETRY_AFTER_S
         self.outbox.put(self.run_id, kind, content)
 
 
@@ -342,7 +332,7 @@ def _open(store: Store, name: str, *, alone: bool) -> Tracker:
     if store.adopted_run_id is not None and alone:
         tracker = store.tracker(store.adopted_run_id)
         # Whoever opened this run ends it, if we cannot: it is not noted as open.
-        tracker._tell("status", {"status": "RUNNING", "end_time": None})
+        tracker._send("status", {"status": "RUNNING", "end_time": None})
         tracker.set_tags(tags)
         return tracker
     parent = store.parent_run_id or store.adopted_run_id
@@ -350,11 +340,11 @@ def _open(store: Store, name: str, *, alone: bool) -> Tracker:
         tags["mlflow.parentRunId"] = parent
     content = {"experiment_id": store.experiment_id, "name": name, "tags": tags, "start_time": _now_ms()}
     try:
-        with quiet(), impatient():
+        with quiet(), short_timeouts():
             run_id = send(store.uri, store.outbox, "", "create", content)
             assert run_id is not None
     except Exception as error:
-        if store.outbox is None or not is_away(error):
+        if store.outbox is None or not is_unreachable(error):
             raise
         run_id = provisional_id()
         store.outbox.put(run_id, "create", content)
@@ -367,7 +357,7 @@ def _open(store: Store, name: str, *, alone: bool) -> Tracker:
 def _reopen(store: Store, run_id: str) -> Tracker | None:
     tracker = store.tracker(run_id)
     try:
-        tracker._tell("status", {"status": "RUNNING", "end_time": None})
+        tracker._send("status", {"status": "RUNNING", "end_time": None})
     except TrackingError as error:
         if error_code(error.__cause__) != "RESOURCE_DOES_NOT_EXIST":
             raise

@@ -325,7 +325,7 @@ def test_a_run_killed_after_its_last_stage_is_finished_by_the_next_command(calls
     run(config("run.mlflow=true"), until="export")
     run(config("run.mlflow=true"), until="export")
     assert recorder.runs["soft-0"]["end"] == ["FINISHED"], "nothing is left, and nobody is told"
-    monkeypatch.setattr(tracking, "has_left", lambda folder: True)
+    monkeypatch.setattr(tracking, "has_undelivered", lambda folder: True)
     recorder.killed = ("soft-0",)
     run(config("run.mlflow=true"), until="export")
     assert recorder.runs["soft-0"]["end"] == ["FINISHED", "FINISHED"]
@@ -340,7 +340,7 @@ def test_mlflow_that_is_still_away_does_not_stop_a_command_that_has_nothing_to_d
         raise tracking.TrackingError("away")
 
     monkeypatch.setattr(tracking, "connect", away)
-    monkeypatch.setattr(tracking, "has_left", lambda folder: True)
+    monkeypatch.setattr(tracking, "has_undelivered", lambda folder: True)
     run(config("run.mlflow=true"), until="export")
     assert "away; what it should get is kept" in caplog.messages
 

@@ -10,6 +10,7 @@ import pytest
 from pipeline.cli.jobs import checked_command
 from pipeline.cli.main import app
 from pipeline.errors import ConfigError
+from pipeline.runs.jobs import Driver
 
 
 def test_a_command_is_checked_and_gets_the_clusters_address():
@@ -50,4 +51,4 @@ def test_submit_sends_the_checked_words_of_the_command_line_that_it_is_part_of(g
     assert code == 3, "the exit code of the job's program"
     ((words, options),) = sent
     assert words == ["ingest", "--address", "auto", "--data", "s3://b/x", "--out", "/o"]
-    assert options["driver"] == {"num_cpus": 0, "num_gpus": 0, "memory": 2 * 2**30}
+    assert options["driver"] == Driver(0, 0, 2 * 2**30)

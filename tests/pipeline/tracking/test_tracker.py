@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from pipeline.errors import TrackingError
 from pipeline.tracking.client import client_of, current_store
+from pipeline.tracking.onnx_model import ModelCall
 from pipeline.tracking.tracker import Tracker, connect, parent_run, training_run
 from tests.helpers.asgi_client import AsgiClient
 from tests.helpers.small_models import naive_answer, small_model
@@ -160,7 +161,7 @@ def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, m
 
     with training_run(store, "soft", {}) as tracker:
         example = {"user_id": np.array([1, 0]), "k": np.array(2)}
-        tracker.log_onnx_model(model_path, example, {"note": "abc"}, ("score", "item_id"))
+        tracker.log_onnx_model(model_path, ModelCall(example, ("score", "item_id")), {"note": "abc"})
     assert mlflow.active_run() is None
     (logged,) = client_of(store.uri).search_logged_models([store.experiment_id], "tags.note = 'abc'")
     assert (logged.experiment_id, logged.source_run_id) == (store.experiment_id, tracker.run_id)
@@ -187,9 +188,8 @@ def test_logged_bundle_answers_loaded_served_and_by_its_alias(kind, users, store
     exclude = [[small.items.ids[4].as_py()], [padding]]
     example = {"user_id": np.array(users), "k": np.array(4), "exclude_item_id": np.array(exclude)}
     with training_run(store, "soft", {}) as tracker:
-        tracker.log_onnx_model(
-            tmp_path / "bundle" / "model.onnx", example, {"note": kind}, ("item_id", "score", "known")
-        )
+        call = ModelCall(example, ("item_id", "score", "known"))
+        tracker.log_onnx_model(tmp_path / "bundle" / "model.onnx", call, {"note": kind})
     assert capfd.readouterr() == ("", "")
     client = client_of(store.uri)
     (logged,) = client.search_logged_models([store.experiment_id], f"tags.note = '{kind}'")
@@ -216,7 +216,7 @@ def test_without_a_store_nothing_happens(tmp_path, model_path):
         tracker.log_metrics({"a": 1.0})
         tracker.set_tags({"a": 1})
         tracker.log_artifact(tmp_path)
-        tracker.log_onnx_model(model_path, {})
+        tracker.log_onnx_model(model_path, ModelCall({}))
     assert tracker == Tracker()
 
 

@@ -9,10 +9,13 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
+from pipeline.bundles.register import register_bundle
 from pipeline.cli.main import app
+from pipeline.ctr.example import example_call as ctr_call
 from pipeline.errors import RegistryError
+from pipeline.retrieval.example import RECOMMENDATION, example_call
 from pipeline.tracking.client import client_of, current_store
-from pipeline.tracking.registry import RECOMMENDATION, click_example, measured_on, model_example, register
+from pipeline.tracking.registry import measured_on
 from serving import Scorer
 from serving.bundle import check_bundle
 from serving.errors import BundleError
@@ -49,7 +52,7 @@ def bundle(tmp_path_factory):
 
 
 def add(bundle, name, **options):
-    return register(bundle, name, **{"alias": "champion", "experiment": "graphhash", **options})
+    return register_bundle(bundle, name, **{"alias": "champion", "experiment": "graphhash", **options})
 
 
 @pytest.mark.parametrize("ids", ["int64", "string"])
@@ -61,7 +64,7 @@ def test_a_registered_bundle_loads_by_its_alias_and_answers(store, bundle, ids):
     assert (result["version"], result["before"], result["uri"]) == ("1", None, f"models:/{name}@champion")
     with current_store(store):
         loaded = mlflow.pyfunc.load_model(result["uri"])
-    asked = model_example(check_bundle(path), np.array([0, 3, 999] if ids == "int64" else ["a", "日本", "nobody"]))
+    asked = example_call(check_bundle(path), [0, 3, 999] if ids == "int64" else ["a", "日本", "nobody"]).inputs
     session = onnxruntime.InferenceSession(str(path / "model.onnx"), providers=["CPUExecutionProvider"])
     expected = dict(zip(RECOMMENDATION, session.run(RECOMMENDATION, asked), strict=True))
     got = loaded.predict(asked)
@@ -91,7 +94,7 @@ def test_a_registered_bundle_of_clicks_loads_by_its_alias_and_predicts(store, bu
     got = loaded.predict(asked)
     assert got.keys() == {"probability", "logit", "known"}
     np.testing.assert_allclose(got["probability"], scorer.predict(log), rtol=1e-6)
-    example = click_example(check_bundle(path), {"user": "u0"})
+    example = ctr_call(check_bundle(path), {"user": "u0"}).inputs
     assert loaded.predict(example)["known"][0].tolist() == [True, True, False, False, True]
 
 
