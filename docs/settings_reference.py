@@ -1,17 +1,22 @@
-"""MkDocs hook: writes the tables of the configuration page from the settings and their descriptions."""
+"""MkDocs hook: writes the tables of the configuration page from the settings, their types and their descriptions."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
+import types
+import typing
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.config.sections import SECTIONS
 
 PLACE = "<!-- SETTINGS -->"
+NAMES = {bool: "true or false", float: "number", int: "integer", str: "text", type(None): "none"}
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -24,46 +29,54 @@ def settings_tables() -> str:
     parts = []
     for name, section in SECTIONS.items():
         parts += [f"## {name}", "", inspect.cleandoc(section.__doc__ or ""), ""]
-        parts += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        parts += [
-            f"| `{name}.{key}` | {_cell(kind)} | {_cell(_spelled(default))} | {_cell(text)} |"
-            for key, kind, default, text in _settings(section)
-        ]
+        parts += ["| key | values | default | meaning |", "|---|---|---|---|"]
+        parts += [" | ".join([f"| `{name}.{row[0]}`", *row[1:]]) + " |" for row in _settings(section)]
         parts.append("")
     return "\n".join(parts)
 
 
-def _settings(section: type) -> Iterator[tuple[str, str, Any, str]]:
-    """Name, type, default and description of every setting, in the order of the source."""
-    kinds, descriptions = _from_source(section)
-    fields = getattr(section, "model_fields", None)
-    for key, kind in kinds.items():
-        if fields is not None:
-            field = fields[key]
-            yield key, kind, field.get_default(call_default_factory=True), field.description or descriptions[key]
-        else:
-            field = next(f for f in dataclasses.fields(section) if f.name == key)
-            yield key, kind, field.default, descriptions[key]
+def _settings(section: type) -> Iterator[tuple[str, str, str, str]]:
+    """Name, values, default and description of every setting, in the order of the source."""
+    kinds = typing.get_type_hints(section, include_extras=True)
+    descriptions = _descriptions(section)
+    for field in dataclasses.fields(section):
+        text = descriptions.get(field.name, "").replace("|", "\\|")
+        yield field.name, _values(kinds[field.name]), _spelled(field.default), text
 
 
-def _from_source(section: type) -> tuple[dict[str, str], dict[str, str]]:
-    """The annotation and the docstring below every field of a class."""
+def _values(kind: Any) -> str:
+    """The values of a type, in words."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        found = [bound for extra in arguments[1:] for bound in _bounds(extra)]
+        return ", ".join([_values(arguments[0]), " and ".join(found)]) if found else _values(arguments[0])
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_values(argument) for argument in arguments)
+    if origin is tuple:
+        return f"list of {_values(arguments[0])}"
+    return NAMES.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _bounds(extra: Any) -> Iterator[str]:
+    """The bounds that a constraint states, such as `Field(ge=1)`."""
+    for part in (extra, *getattr(extra, "metadata", ())):
+        for name, words in BOUNDS.items():
+            bound = getattr(part, name, None)
+            if bound is not None:
+                yield f"{words} {bound:g}"
+
+
+def _descriptions(section: type) -> dict[str, str]:
+    """The docstring below every field of a class, by field."""
     body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
     assert isinstance(body, ast.ClassDef)
-    kinds: dict[str, str] = {}
-    descriptions: dict[str, str] = {}
-    last = None
-    for node in body.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            last = node.target.id
-            kinds[last], descriptions[last] = ast.unparse(node.annotation), ""
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and last is not None:
-            descriptions[last] = " ".join(str(node.value.value).split())
-            last = None
-        else:
-            last = None
-    kinds = {key: kind for key, kind in kinds.items() if not key.startswith("_") and "ClassVar" not in kind}
-    return kinds, descriptions
+    found: dict[str, str] = {}
+    for field, below in itertools.pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+            found[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    return found
 
 
 def _spelled(default: Any) -> str:
@@ -72,7 +85,3 @@ def _spelled(default: Any) -> str:
     if isinstance(default, tuple):
         return f"`{','.join(map(str, default))}`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "or") if " | " in text else text.replace("|", "\\|")
