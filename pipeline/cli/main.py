@@ -18,7 +18,7 @@ from pipeline.cli.demo import demo, synth
 from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.jobs import register, submit
 from pipeline.cli.serve import serve
-from pipeline.cli.stages import cluster, evaluate, export, ingest, run, train
+from pipeline.cli.stages import cluster, evaluate, export, ingest, run, status, train
 from pipeline.cli.sweeps import compare, tune
 from pipeline.cli.triton import triton
 from pipeline.cli.update import update
@@ -39,7 +39,7 @@ def app() -> None:
 
 bench.add_command(bench_serve)
 for command in (
-    *(synth, run, ingest, cluster, train, evaluate, export, demo),
+    *(synth, run, status, ingest, cluster, train, evaluate, export, demo),
     *(bench, submit, register, check, recommend, compare, tune, serve, triton, update),
 ):
     app.add_command(command)

@@ -42,13 +42,18 @@ graphhash run --task ctr --data frappe --resolution 5 --method double_soft,doubl
 @cluster_options
 @train_options
 @export_options
+@click.option("--dry-run", is_flag=True, help="Print every stage with the reason to compute it, and compute nothing.")
 @common_options
-def run(**_: Any) -> None:
+def run(dry_run: bool, **_: Any) -> None:
     """Do everything: ingest, cluster, train, evaluate, export, report.
 
     Leaves metrics.json, report.html, the bundle and every stage's output in the run folder. Any setting can be given
     at the end as SECTION.KEY=VALUE. With --task ctr the log is one of clicks.
     """
+    if dry_run:
+        options = click.get_current_context().params
+        _print_status(load(options), options["json_file"])
+        return
     outcome, config, json_file = _until("report")
     _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
@@ -169,6 +174,28 @@ def export(triton: str | None, **_: Any) -> None:
 
         for folder in write_triton(Path(config.run.out) / "bundle", Path(triton)):
             print(f"Triton model: {folder}")
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
+graphhash status out
+graphhash status s3://bucket/run
+""",
+)
+@click.argument("out", metavar="RUN")
+@click.option("--json", "json_file", metavar="FILE", help="Write the printed lines to FILE as well.")
+def status(out: str, json_file: str | None) -> None:
+    """Print the stages of a run folder: up to date, or the reason to compute them. Nothing is computed."""
+    _print_status(load({"out": out, "work": None, "config_file": None, "overrides": ()}), json_file)
+
+
+def _print_status(config: RunConfig, json_file: str | None) -> None:
+    from pipeline.runs.status import run_status
+
+    lines = run_status(config)
+    print(*lines, sep="\n")
+    write_json(json_file, lines)
 
 
 def _until(stage: str) -> tuple[RunResult, RunConfig, str | None]:

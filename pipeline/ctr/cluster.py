@@ -23,7 +23,7 @@ from pipeline.ctr.budget import rows_of_columns
 from pipeline.ctr.data import Features
 from pipeline.ctr.defaults import DEFAULT_BUDGET
 from pipeline.ctr.maps import Pair, check_compressed, find_pairs, pair_graph
-from pipeline.retrieval.cluster import describe, load_labels
+from pipeline.maps.communities import describe_communities, load_communities, save_communities
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import budget_of
 
@@ -67,8 +67,7 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
             raise DataError(f"columns {names[0]!r} and {names[1]!r}: {error}") from error
         folder = out_dir / str(number)
         folder.mkdir()
-        np.save(folder / "labels_users.npy", labels.users)
-        np.save(folder / "labels_items.npy", labels.items)
+        save_communities(labels, folder)
         # Of those that no click is of, all of a side are one community, and connected they are not.
         linked = _linked(graph, labels)
         facts.append(
@@ -76,7 +75,7 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
                 "columns": list(names),
                 "compressed": list(pair.compressed),
                 "method": config.cluster.method,
-                **describe(*linked),
+                **describe_communities(*linked),
             }
             | {"user_rows": labels.user_rows, "item_rows": labels.item_rows, "rows": labels.rows, "n_edges": graph.nnz}
             | {"n_isolated": [int((np.diff(side.indptr) == 0).sum()) for side in (graph, csr_array(graph.T.tocsr()))]}
@@ -88,7 +87,7 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
 
 def load_pair_labels(cluster_dir: Path, facts: dict[str, Any]) -> list[Labels]:
     """Labels of all pairs, as :func:`cluster_ctr` wrote them."""
-    return [load_labels(cluster_dir / str(number), pair) for number, pair in enumerate(facts["pairs"])]
+    return [load_communities(cluster_dir / str(number), pair) for number, pair in enumerate(facts["pairs"])]
 
 
 def pair_rows(features: Features, pairs: Sequence[Pair], total: int) -> list[int | tuple[int, int]]:

@@ -8,11 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from graphhash.models.ctr import HEADS, CtrModel, CtrSpec
 from graphhash.nn.embedding import BucketEmbedding
-from pipeline.retrieval.models import SELDOM
+from pipeline.training.seldom import seldom_embeddings
 
 CTR_MODELS = tuple(HEADS)
 
@@ -71,14 +69,10 @@ def seldom_read(model: CtrModel, batch_size: int, bag_widths: tuple[int, ...] = 
         batch_size: rows of the log that a step takes.
         bag_widths: of the batches' bags.
     """
-    reads: dict[Tensor, int] = {}
-    found = []
+    reads = []
     for part in (model.fields, model.wide, model.bias):
         if part is None:
             continue
         widths = [1] * part.n_categorical + list(bag_widths)[: len(part.columns) - part.n_categorical]
-        for embedding, columns in part.readers():
-            n_reads = sum(widths[c] for c in columns) * batch_size * embedding.rows.shape[1]
-            reads[embedding.table] = reads.get(embedding.table, 0) + n_reads
-            found.append(embedding)
-    return [e for e in found if e.table.device.type == "cpu" and reads[e.table] * SELDOM <= len(e.table)]
+        reads += [(embedding, sum(widths[c] for c in columns) * batch_size) for embedding, columns in part.readers()]
+    return seldom_embeddings(reads)

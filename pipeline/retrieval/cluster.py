@@ -14,21 +14,18 @@ import time
 from pathlib import Path
 
 import numba
-import numpy as np
 from tqdm import tqdm
 
 from graphhash.clustering.balanced import balanced_labels
 from graphhash.clustering.bounded import cluster_graph
 from graphhash.clustering.hierarchy import hierarchy_graph
-from graphhash.clustering.labels import Labels
-from graphhash.clustering.refinement import n_disconnected
 from graphhash.clustering.resolution_search import cluster_to_rows
 from graphhash.errors import DataError
-from graphhash.graph.bipartite import Graph
 from graphhash.graph.local import LocalGraph
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed.graph import RayGraph
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.maps.communities import describe_communities, save_communities
 from pipeline.maps.levels import write_levels
 from pipeline.retrieval.budget import rows_for_ratio
 from pipeline.retrieval.defaults import DEFAULT_BUDGET
@@ -88,7 +85,7 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
                 else:
                     labels = cluster_to_rows(graph, rows, on_cycle=on_cycle, **settings)
         clustered = time.perf_counter()
-        facts = {"method": config.cluster.method, **describe(graph, labels)}
+        facts = {"method": config.cluster.method, **describe_communities(graph, labels)}
         described = time.perf_counter()
         if config.cluster.levels:
             levels = hierarchy_graph(graph, [float(level) for level in config.cluster.levels], **settings)
@@ -98,8 +95,7 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
     finally:
         numba.set_num_threads(threads)
         levels_dir.cleanup()
-    np.save(out_dir / "labels_users.npy", labels.users)
-    np.save(out_dir / "labels_items.npy", labels.items)
+    save_communities(labels, out_dir)
     facts["seconds"] = {
         "load": round(loaded - started, 3),
         **{phase: round(seconds, 3) for phase, seconds in labels.seconds.items()},
@@ -109,41 +105,3 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
     }
     write_json_atomic(out_dir / "cluster.json", facts)
     return facts
-
-
-def load_labels(cluster_dir: Path, facts: dict) -> Labels:
-    """Labels written by :func:`cluster_run`.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
-    try:
-        users, items = (np.load(cluster_dir / f"labels_{side}.npy", allow_pickle=False) for side in ("users", "items"))
-        return Labels(users, items, facts["resolution"], facts["modularity"], tuple(facts["history"]))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{cluster_dir}: labels cannot be read ({error}); run 'graphhash cluster' again") from error
-
-
-def describe(graph: Graph, labels: Labels) -> dict:
-    """What a person wants to know of a clustering; ``n_disconnected`` counts communities that their edges do not hold together."""
-    sizes = {}
-    for side, values in (("users", labels.users), ("items", labels.items)):
-        counts = np.unique(values, return_counts=True)[1]
-        sizes[side] = {
-            "median": float(np.median(counts)),
-            "p99": float(np.percentile(counts, 99)),
-            "largest": int(counts.max()),
-        }
-    return {
-        "resolution": labels.resolution,
-        "modularity": labels.modularity,
-        "share_inside": graph.weight_inside(labels.users, labels.items) / graph.total_weight,
-        "n_communities": labels.n_communities,
-        "n_disconnected": n_disconnected(graph, labels.users, labels.items),
-        "user_rows": labels.user_rows,
-        "item_rows": labels.item_rows,
-        "rows": labels.rows,
-        "sizes": sizes,
-        "n_cycles": max(0, len(labels.history) - 1),
-        "history": list(labels.history),
-    }

@@ -16,9 +16,7 @@ from graphhash.models.mf import MatrixFactorization, RetrievalModel, margin_loss
 from graphhash.models.neumf import NeuMF
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.workers import Workers
-
-# A table is seldom read if a step reads at most one of this many of its rows.
-SELDOM = 8
+from pipeline.training.seldom import seldom_embeddings
 
 Sample = Callable[[Tensor, torch.Generator], Tensor]
 # Loss of a batch of interactions: model, users, items, and what draws negatives.
@@ -118,16 +116,9 @@ def seldom_read(model: RetrievalModel, loss: str, batch_size: int | None) -> lis
     """
     if batch_size is None or loss == "ials" or isinstance(model, LightGCN):
         return []  # Every vector is read.
-    embeddings = (model.user_embedding, model.item_embedding)
-    reads: dict[Tensor, int] = {}
     # A user, an item and, for BPR, another item; both sides may have one table.
-    for embedding, n_ids in zip(embeddings, (batch_size, (2 if loss == "bpr" else 1) * batch_size), strict=True):
-        reads[embedding.table] = reads.get(embedding.table, 0) + n_ids * embedding.rows.shape[1]
-    return [
-        embedding
-        for embedding in embeddings
-        if embedding.table.device.type == "cpu" and reads[embedding.table] * SELDOM <= len(embedding.table)
-    ]
+    n_items = (2 if loss == "bpr" else 1) * batch_size
+    return seldom_embeddings([(model.user_embedding, batch_size), (model.item_embedding, n_items)])
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from pipeline.config.run_config import TrainConfig
 from pipeline.distributed.maps import StoredGraph
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.logs.features import load_features
+from pipeline.maps.communities import load_communities
 from pipeline.maps.methods import METHODS, Inputs, Method
 from pipeline.retrieval.budget import asked_lookups, hops_of
-from pipeline.retrieval.cluster import load_labels
 from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.models import PRESETS, ModelSpec, default_gamma
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
@@ -56,7 +56,7 @@ def train_method(context: StageContext, method: str, out: Path, session: Trainin
     spec = METHODS[method]
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
-    labels = load_labels(cluster_dir, facts)
+    labels = load_communities(cluster_dir, facts)
     size = *graph.shape, graph.nnz
     indices_per_id, hops = spec.lookups(asked_lookups(config, method, *size)), hops_of(config, labels.rows, *size)
     # Over Ray where the clustering was; the maps are the same, bit for bit.

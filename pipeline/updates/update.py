@@ -24,9 +24,9 @@ from graphhash.models.mf import MatrixFactorization
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.errors import ConfigError, RunFolderError
+from pipeline.maps.communities import load_communities
 from pipeline.maps.methods import Inputs
 from pipeline.retrieval.budget import hops_of
-from pipeline.retrieval.cluster import load_labels
 from pipeline.retrieval.folded_in import FoldedIn, belongs_to, folded_in_dir
 from pipeline.retrieval.weights import load_method
 from pipeline.runs.folder import RunFolder, StageResult
@@ -126,7 +126,7 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
             f"or run 'graphhash run --out {folder.path} --method {method}' first"
         )
     stages = _stages(config, method, folder)
-    labels = load_labels(
+    labels = load_communities(
         folder.path / "cluster", json.loads((folder.path / "cluster" / "cluster.json").read_text(encoding="utf-8"))
     )
     graph = ShardedCsr.open(folder.path / "ingest" / "train").load()

@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 
 import graphhash
 from pipeline.distributed.shards import ShardedCsr
-from pipeline.retrieval.cluster import load_labels
+from pipeline.maps.communities import load_communities
 from tests.helpers import graphs
 
 # A process of its own, because this one may be in a Ray already.
@@ -135,7 +135,7 @@ def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
     out = tmp_path / "out"
     train = ShardedCsr.open(out / "ingest" / "train").load()
     expected = graphhash.cluster(train, resolution=4)
-    labels = load_labels(out / "cluster", json.loads((out / "cluster" / "cluster.json").read_text()))
+    labels = load_communities(out / "cluster", json.loads((out / "cluster" / "cluster.json").read_text()))
     assert_array_equal(labels.users, expected.users)
     assert_array_equal(labels.items, expected.items)
     assert "nodes that trained 2" in ended.stdout

@@ -12,6 +12,7 @@ import pytest
 
 import pipeline.maps.methods
 import pipeline.training.job  # noqa: F401  Before the stand-ins: what it imports needs the real modules.
+from pipeline.cli import main as cli
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.retrieval.task import Retrieval
@@ -148,6 +149,12 @@ def test_a_budget_in_bytes_is_clustered_again_when_other_bytes_change(config, ov
     assert by_rows[0] == by_rows[1]
 
 
+def command(*words) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(word) for word in words])
+    return ended.value.code
+
+
 def stages(calls) -> list[str]:
     return [call for call in calls if not call.startswith("ray")]
 
@@ -207,6 +214,27 @@ def test_a_command_for_a_later_stage_never_replaces_a_trained_model(calls, confi
     # What is not trained yet is no loss, and a damaged model is trained again.
     run(config("cluster.resolution=2", "run.methods=soft,graph"), until=until, keep_trained=True)
     assert stages(calls)[0] == "train graph"
+
+
+def test_status_and_dry_run_print_the_plan_and_compute_nothing(calls, config, tmp_path, capsys):
+    def printed(*words) -> list[str]:
+        calls.clear()
+        assert command(*words) == 0
+        assert calls == []
+        return capsys.readouterr().out.splitlines()
+
+    log, out = ("--data", tmp_path / "log.csv"), ("--out", tmp_path / "out")
+    names = ["ingest", "cluster", "train soft", "evaluate soft", "export"]
+    assert printed("run", *log, *out, "--dry-run")[:5] == [f"{name}: never computed here" for name in names]
+    assert not (tmp_path / "out").exists()
+    run(config())
+    assert printed("status", tmp_path / "out") == [f"{name}: up to date" for name in names] + [
+        "report: written by every run"
+    ]
+    dry = printed("run", *out, "--lr", "0.02", "--dry-run", "--json", tmp_path / "plan.json")
+    assert dry[2:4] == ["train soft: train.lr changed default -> 0.02", "evaluate soft: train soft changed"]
+    assert json.loads((tmp_path / "plan.json").read_text()) == dry
+    assert printed("status", tmp_path / "out")[2] == "train soft: up to date"
 
 
 def test_a_log_that_changed_is_not_trained_by_an_export(calls, config, tmp_path):

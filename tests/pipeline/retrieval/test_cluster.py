@@ -15,9 +15,10 @@ from pipeline.config.run_config import RunConfig
 from pipeline.distributed import graph as ray_graph
 from pipeline.distributed.graph import RayCommunities, RayGraph
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.maps.communities import load_communities
 from pipeline.maps.methods import METHODS
 from pipeline.retrieval.budget import asked_lookups, rows_for_ratio, spendable
-from pipeline.retrieval.cluster import cluster_run, load_labels
+from pipeline.retrieval.cluster import cluster_run
 from tests.helpers import graphs
 
 
@@ -97,7 +98,7 @@ def test_the_stage_writes_labels_and_facts_that_agree(tmp_path):
     out.mkdir()
     facts = cluster_run(config_of(cluster__resolution=2.0), tmp_path, out)
     assert json.loads((out / "cluster.json").read_text()) == facts
-    labels = load_labels(out, facts)
+    labels = load_communities(out, facts)
     assert facts["modularity"] == pytest.approx(graphhash.modularity(graph, labels.users, labels.items, resolution=2.0))
     assert facts["rows"] == labels.rows == len(set(labels.users)) + len(set(labels.items))
     users, items = graph.nonzero()
@@ -157,4 +158,4 @@ def test_a_row_budget_per_side_is_hit_exactly(tmp_path):
 def test_damaged_labels_are_refused(tmp_path):
     (tmp_path / "labels_users.npy").write_bytes(b"not an array")
     with pytest.raises(graphhash.DataError, match="labels cannot be read"):
-        load_labels(tmp_path, {"resolution": 1, "modularity": 0, "history": []})
+        load_communities(tmp_path, {"resolution": 1, "modularity": 0, "history": []})

@@ -118,7 +118,7 @@ def test_rows_that_wait_end_where_adam_takes_them_and_resume_to_the_same_bits(gr
     settings = dataclasses.replace(SETTINGS, epochs=20, batch_size=100)
     pairs = pairs_of(graph)
     adam = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None)
-    monkeypatch.setattr("pipeline.retrieval.models.SELDOM", 0)
+    monkeypatch.setattr("pipeline.training.seldom.SELDOM", 0)
     saved = {}
     keep = {"on_evaluation": lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s))}
     whole = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None, **keep)

@@ -1,0 +1,28 @@
+"""What a command would do in a run folder: every stage with the reason to compute it. Nothing is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config.run_config import RunConfig
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.plan import check_methods, describe_plan, plan
+from pipeline.runs.remote import Mirror
+from pipeline.storage.uris import localised
+
+
+def run_status(config: RunConfig, until: str = "report") -> list[str]:
+    """One line per stage: "cluster: up to date", or why it would be computed, "train soft: train.lr changed 0.04 -> 0.02".
+
+    A run folder at a URI is fetched, and so is a log at one.
+
+    Raises:
+        DataError, ConfigError: as :func:`pipeline.runs.plan.plan`.
+        RunFolderError: the run folder at a URI cannot be read.
+    """
+    check_methods(config.run.methods, config.run.task)
+    out = Path(config.run.out)
+    if config.run.remote is not None:
+        Mirror(config.run.remote, out).fetch()
+    lines = describe_plan(RunFolder(out), plan(localised(config), until))
+    return [*lines, "report: written by every run"] if until == "report" else lines
