@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from graphhash.models.ctr import CtrModel
 from pipeline.bench.training import PhaseTimer, columns, figures, shares
 from pipeline.config.run_config import RunConfig
-from pipeline.ctr.budget import asked_lookups
+from pipeline.ctr.budget import resolve_method
 from pipeline.ctr.cluster import cluster_ctr, load_pair_labels
 from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import predict, table_rows
@@ -112,7 +112,8 @@ def _model_maker(
     labels = load_pair_labels(cluster_dir, json.loads((cluster_dir / "cluster.json").read_text()))
 
     def make(method: str) -> CtrModel:
-        n_indices, hops, seed = asked_lookups(config, features, method), config.map.hops, config.map.seed
+        resolved = resolve_method(config, features, method)
+        n_indices, hops, seed = resolved.indices_per_id, resolved.hops, config.map.seed
         maps = make_maps(features, graphs, labels, method, indices_per_id=n_indices, hops=hops, seed=seed)
         model = spec_of(config, method).build(maps, len(features.dense), len(features.bags))
         folded = cross_fitted_maps(

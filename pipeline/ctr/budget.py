@@ -16,9 +16,10 @@ from graphhash.models.ctr_bytes import column_bytes, layer_bytes
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
 from pipeline.ctr.defaults import DEFAULT_BUDGET
-from pipeline.ctr.maps import find_pairs, lookups_of
+from pipeline.ctr.maps import CTR_HOPS, find_pairs, lookups_of
+from pipeline.ctr.models import CTR_PRESETS
 from pipeline.ctr.settings import spec_of
-from pipeline.maps.methods import METHODS
+from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.task import budget_of
 
 # Under a byte budget maps of soft methods take at most this share of what is left to compressed columns, by fewer lookups.
@@ -38,12 +39,25 @@ def full_bytes(spec: CtrSpec, features: Features) -> int:
     return sum(column.total for column in columns) + _layers(spec, features)
 
 
-def asked_lookups(config: RunConfig, features: Features, name: str) -> int | None:
-    """Lookups per id to ask of a method: ``map.indices_per_id`` where it is set; the number of `pipeline.ctr.models` for soft methods, under a
-    byte budget fewer where the maps would take more than a share of it; else None, the method's own number.
+def resolve_method(config: RunConfig, features: Features, name: str) -> ResolvedMethod:
+    """A method with every number of it decided by the configuration and the columns."""
+    preset = CTR_PRESETS[config.train.model]
+    return ResolvedMethod(
+        name=name,
+        indices_per_id=indices_per_id(config, features, name),
+        hops=CTR_HOPS if config.map.hops == "auto" else config.map.hops,
+        precision=config.planned_precision_of(name),
+        lr=preset.lr if config.train.lr is None else config.train.lr,
+        l2_total=preset.l2_total if config.train.l2_total is None else config.train.l2_total,
+    )
+
+
+def indices_per_id(config: RunConfig, features: Features, name: str) -> int:
+    """Rows that a method reads per id: ``map.indices_per_id`` where it is set; the number of `pipeline.ctr.models` for soft methods, under a
+    byte budget fewer where the maps would take more than a share of it; else the method's own number.
     """
     if config.map.indices_per_id is not None or not METHODS[name].free_lookups:
-        return config.map.indices_per_id
+        return lookups_of(name, config.map.indices_per_id)
     most = lookups_of(name, None)
     kind, ratio = budget_of(config, DEFAULT_BUDGET)
     if kind != "ratio":
@@ -74,7 +88,9 @@ def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any
     if not space.compressed:
         return 0
     plain = spec_of(config, "full")
-    most = max(_maps(config, name, asked_lookups(config, features, name), features, space.compressed) for name in names)
+    most = max(
+        _maps(config, name, indices_per_id(config, features, name), features, space.compressed) for name in names
+    )
     table_precision = config.planned_precision_of(names[0])
     wide = np.dtype(bias_dtype(table_precision)).itemsize if plain.first_order else 0
     rows = int((space.free(value) - most) // (row_bytes(plain.dim, table_precision) + wide))
@@ -114,15 +130,13 @@ def _layers(spec: CtrSpec, features: Features) -> int:
     return layer_bytes(spec.build(maps, len(features.dense), len(features.bags)))
 
 
-def _maps(
-    config: RunConfig, name: str, indices_per_id: int | None, features: Features, compressed: Iterable[int]
-) -> int:
+def _maps(config: RunConfig, name: str, n_indices: int, features: Features, compressed: Iterable[int]) -> int:
     """Most bytes of a method's maps and id biases."""
     total = 0
     for column in sorted(compressed):
         n_ids = features.columns[column].n_ids
         # Both sides of a map of users and items are counted alike; half of it is a column's.
-        total += METHODS[name].map_bytes(lookups_of(name, indices_per_id), 2, n_ids, n_ids) // 2
+        total += METHODS[name].map_bytes(n_indices, 2, n_ids, n_ids) // 2
         if spec_of(config, name).id_bias:
             total += np.dtype(bias_dtype(config.planned_precision_of(name))).itemsize * (n_ids + 1)
     return total

@@ -140,7 +140,7 @@ def make_maps(
             graphs[number],
             labels[number],
             lookups_of(method, indices_per_id),
-            CTR_HOPS if hops == "auto" else hops,
+            hops,
             seed + SEEDS_PER_PAIR * number,
             frequencies=(first, second),
         )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from graphhash.models.ctr import CtrModel
 from graphhash.models.ctr_layers import binary_loss
 from graphhash.nn.embedding import BucketEmbedding
-from pipeline.ctr.budget import asked_lookups
+from pipeline.ctr.budget import resolve_method
 from pipeline.ctr.cluster import load_pair_labels
 from pipeline.ctr.data import Features, Part, batch_of
 from pipeline.ctr.evaluate import measure, predict
@@ -52,7 +52,8 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
     pairs = find_pairs(features) if method != "full" else []
     graphs = [pair_graph(features, train, pair) for pair in pairs]
     labels = load_pair_labels(cluster_dir, facts) if pairs else []
-    how = {"indices_per_id": asked_lookups(config, features, method), "hops": config.map.hops, "seed": config.map.seed}
+    resolved = resolve_method(config, features, method)
+    how = {"indices_per_id": resolved.indices_per_id, "hops": resolved.hops, "seed": config.map.seed}
     maps = make_maps(features, graphs, labels, method, **how)
     save_maps(maps, out)
     fold = draw_folds(len(train), config.map.seed)

@@ -123,6 +123,26 @@ class Method:
         return self.item_bias and loss != "directau" if asked is None else asked
 
 
+@dataclass(frozen=True)
+class ResolvedMethod:
+    """A method of a run with every number decided: by the settings, the task's presets, the graph and the budget.
+
+    Args:
+        indices_per_id: table rows read per id.
+        hops: steps of the graph that soft methods mix over.
+        precision: of the stored tables, in which a byte budget counts rows.
+        lr: of Adam.
+        l2_total: weight decay times the rows of the tables (retrieval), or of the training log (CTR).
+    """
+
+    name: str
+    indices_per_id: int
+    hops: str
+    precision: str
+    lr: float
+    l2_total: float
+
+
 def _full(inputs: Inputs) -> Maps:
     return full_map(inputs.graph.shape[0]), full_map(inputs.graph.shape[1])
 

@@ -6,15 +6,19 @@ Everything that is stored counts: table rows, the map's row numbers, its weights
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from graphhash.errors import DataError
 from graphhash.maps.quantization import bias_dtype, row_bytes
 from graphhash.models.neumf import layer_numbers
 from pipeline.config.run_config import RunConfig
-from pipeline.maps.methods import METHODS
+from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.retrieval.defaults import DEFAULT_BUDGET
+from pipeline.retrieval.models import default_settings
 from pipeline.task import budget_of
 
 FULL_ITEMSIZE = 4
@@ -45,8 +49,94 @@ DENSE_LOOKUPS = (8, 4)
 MOST_LOOKUPS = 32
 
 
+@dataclass(frozen=True)
+class GraphSize:
+    """Size of the training graph."""
+
+    n_users: int
+    n_items: int
+    n_edges: int
+
+    @classmethod
+    def of(cls, graph: csr_array) -> GraphSize:
+        return cls(*graph.shape, graph.nnz)
+
+    @property
+    def n_ids(self) -> int:
+        return self.n_users + self.n_items
+
+    @property
+    def is_dense(self) -> bool:
+        return 2 * self.n_edges >= DENSE * self.n_ids
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    """The settings that decide how many bytes a method takes.
+
+    Args:
+        ratio: budget, a share of the bytes of full float32 tables; None: the budget is none of bytes.
+        dim: length of an embedding.
+        layer_bytes: of the model's own layers.
+        enough_rows: rows per id of a dense graph from which an id's own row is what it reads first.
+        indices_per_id, hops, item_bias: as in ``pipeline.config.sections.MapConfig``.
+        loss: name of the training loss.
+    """
+
+    ratio: float | None
+    dim: int
+    layer_bytes: int
+    enough_rows: float
+    indices_per_id: int | None
+    hops: str
+    item_bias: bool | None
+    loss: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> BudgetSettings:
+        kind, value = budget_of(config, DEFAULT_BUDGET)
+        train = config.train
+        return cls(
+            ratio=value if kind == "ratio" else None,
+            dim=train.dim,
+            layer_bytes=FULL_ITEMSIZE * layer_numbers(train.dim) if train.model == "neumf" else 0,
+            enough_rows=NEARLY_PROPAGATED if train.model == "lightgcn" else NEARLY,
+            indices_per_id=config.map.indices_per_id,
+            hops=config.map.hops,
+            item_bias=config.map.item_bias,
+            loss=train.loss,
+        )
+
+    def spendable(self, ratio: float, size: GraphSize) -> float:
+        """:func:`spendable`, without what the model's layers take."""
+        return spendable(ratio, size.n_users, size.n_items, self.dim) - self.layer_bytes
+
+
+def resolve_method(config: RunConfig, name: str, size: GraphSize, n_rows: int) -> ResolvedMethod:
+    """A method with every number of it decided by the configuration, the graph and the clustering.
+
+    Args:
+        n_rows: of the clustering, both sides together.
+    """
+    settings, precision = BudgetSettings.of(config), config.planned_precision_of(name)
+    defaults = default_settings(config.train, METHODS[name])
+    return ResolvedMethod(
+        name=name,
+        indices_per_id=indices_per_id(settings, name, precision, size),
+        hops=hops(settings, n_rows, size),
+        precision=precision,
+        lr=defaults["train.lr"] if config.train.lr is None else config.train.lr,
+        l2_total=defaults["train.l2_total"] if config.train.l2_total is None else config.train.l2_total,
+    )
+
+
+def planned_precisions(config: RunConfig) -> dict[str, str]:
+    """The precision in which a byte budget counts rows, by method of the run."""
+    return {name: config.planned_precision_of(name) for name in config.run.methods}
+
+
 def full_bytes(n_users: int, n_items: int, dim: int) -> int:
-    """Bytes of float32 tables with a row for every id and one per side for unknown ids."""
+    """Bytes of float32 tables with a row for every id and an OOV row per side."""
     return FULL_ITEMSIZE * dim * (n_users + n_items + 2)
 
 
@@ -56,103 +146,85 @@ def spendable(ratio: float, n_users: int, n_items: int, dim: int) -> float:
     return whole - min(GRAPH_BYTES, GRAPH_SHARE * whole)
 
 
-def _spendable(config: RunConfig, ratio: float, n_users: int, n_items: int) -> float:
-    """:func:`spendable`, without what the model's layers take."""
-    return spendable(ratio, n_users, n_items, config.train.dim) - _layer_bytes(config)
-
-
-def _layer_bytes(config: RunConfig) -> int:
-    return FULL_ITEMSIZE * layer_numbers(config.train.dim) if config.train.model == "neumf" else 0
-
-
-def hops_of(config: RunConfig, n_rows: int, n_users: int, n_items: int, n_edges: int) -> str:
-    """The steps that soft maps mix over: ``map.hops``, or what suits the graph.
+def hops(settings: BudgetSettings, n_rows: int, size: GraphSize) -> str:
+    """The steps that soft maps mix over: those that are set, or what suits the graph.
 
     Args:
         n_rows: of the clustering, both sides together.
-        n_users, n_items, n_edges: of the training graph.
     """
-    if config.map.hops != "auto":
-        return config.map.hops
-    return "2" if _is_dense(n_users, n_items, n_edges) and n_rows >= _enough(config) * (n_users + n_items) else "1+2"
+    if settings.hops != "auto":
+        return settings.hops
+    return "2" if size.is_dense and n_rows >= settings.enough_rows * size.n_ids else "1+2"
 
 
-def _enough(config: RunConfig) -> float:
-    """Rows per id of a dense graph from which an id's own row is what it reads first."""
-    return NEARLY_PROPAGATED if config.train.model == "lightgcn" else NEARLY
-
-
-def _is_dense(n_users: int, n_items: int, n_edges: int) -> bool:
-    return 2 * n_edges >= DENSE * (n_users + n_items)
-
-
-def asked_lookups(config: RunConfig, name: str, n_users: int, n_items: int, n_edges: int) -> int | None:
-    """Lookups per id to ask of a method: ``map.indices_per_id`` where it is set; under a byte budget as many as a share of it affords
-    that grows with the density of the graph, and at most MOST_LOOKUPS; else None, the method's own number.
+def indices_per_id(settings: BudgetSettings, name: str, precision: str, size: GraphSize) -> int:
+    """Rows that a method reads per id: as set; under a byte budget as many as a share of it affords that grows with the density of the
+    graph, and at most MOST_LOOKUPS; else the method's own number.
 
     Args:
-        n_users, n_items, n_edges: of the training graph.
+        precision: in which the budget counts rows.
     """
-    kind, ratio = budget_of(config, DEFAULT_BUDGET)
     method = METHODS[name]
-    if config.map.indices_per_id is not None or kind != "ratio" or not method.free_lookups:
-        return config.map.indices_per_id
-    n_ids, precision = n_users + n_items, config.planned_precision_of(name)
-    whole, row = _spendable(config, ratio, n_users, n_items), row_bytes(config.train.dim, precision)
-    if config.map.hops == "auto" and _is_dense(n_users, n_items, n_edges):
-        for indices_per_id in DENSE_LOOKUPS:
-            if _affordable(config, name, indices_per_id, whole, n_users, n_items) >= _enough(config) * n_ids + 2:
-                return indices_per_id
-    denser, share = max(0.0, math.log2(max(2 * n_edges / n_ids, 1) / SPARSE)), MAP_SHARE[precision]
+    if settings.indices_per_id is not None or settings.ratio is None or not method.free_lookups:
+        return method.lookups(settings.indices_per_id)
+    whole, row = settings.spendable(settings.ratio, size), row_bytes(settings.dim, precision)
+    if settings.hops == "auto" and size.is_dense:
+        for number in DENSE_LOOKUPS:
+            if _affordable(settings, name, precision, number, whole, size) >= settings.enough_rows * size.n_ids + 2:
+                return number
+    denser = max(0.0, math.log2(max(2 * size.n_edges / size.n_ids, 1) / SPARSE))
+    share = MAP_SHARE[precision]
     if precision == "int4":
-        denser = denser if _is_dense(n_users, n_items, n_edges) else 0.0
-        share = max(share, 1 - ROWS_PER_ID * n_ids * row / whole)
+        denser = denser if size.is_dense else 0.0
+        share = max(share, 1 - ROWS_PER_ID * size.n_ids * row / whole)
     allowed = min(share + SHARE_PER_DOUBLING * denser, MOST_SHARE) * whole
-    fitting = [n for n in range(1, MOST_LOOKUPS + 1) if method.map_bytes(n, 2, n_users, n_items) <= allowed]
+    fitting = [n for n in range(1, MOST_LOOKUPS + 1) if method.map_bytes(n, 2, size.n_users, size.n_items) <= allowed]
     return max([method.least_lookups, *fitting])
 
 
-def rows_for_ratio(config: RunConfig, ratio: float, n_users: int, n_items: int, n_edges: int) -> int:
+def rows_for_ratio(settings: BudgetSettings, ratio: float, precisions: Mapping[str, str], size: GraphSize) -> int:
     """Most rows, of both sides together, that keep every compressed method of the run within ``ratio`` of the full bytes.
 
     All methods of a run get the same rows, so the one that affords the fewest decides.
 
+    Args:
+        precisions: in which rows are counted, by method.
+
     Raises:
         DataError: the maps alone take more bytes than the ratio allows.
     """
-    full, allowed = full_bytes(n_users, n_items, config.train.dim), _spendable(config, ratio, n_users, n_items)
+    full, allowed = full_bytes(size.n_users, size.n_items, settings.dim), settings.spendable(ratio, size)
     # With a row for every id it would be method 'full'.
-    rows, heaviest = n_users + n_items + 1, None
-    for name in config.run.methods:
+    rows, heaviest = size.n_ids + 1, None
+    for name, precision in precisions.items():
         if name == "full":
             continue
-        indices_per_id = asked_lookups(config, name, n_users, n_items, n_edges)
-        if (fitting := _affordable(config, name, indices_per_id, allowed, n_users, n_items)) < rows:
+        number = indices_per_id(settings, name, precision, size)
+        if (fitting := _affordable(settings, name, precision, number, allowed, size)) < rows:
             rows, heaviest = fitting, name
     if rows < 4 and heaviest is not None:
-        maps = METHODS[heaviest].map_bytes(
-            asked_lookups(config, heaviest, n_users, n_items, n_edges), 2, n_users, n_items
-        )
-        layers = _layer_bytes(config)
-        beside = f", and the network's layers {layers / full:.1%}" if layers else ""
+        number = indices_per_id(settings, heaviest, precisions[heaviest], size)
+        maps = METHODS[heaviest].map_bytes(number, 2, size.n_users, size.n_items)
+        layers = f", and the network's layers {settings.layer_bytes / full:.1%}" if settings.layer_bytes else ""
         raise DataError(
             f"a ratio of {ratio:g} leaves no rows: the maps of method {heaviest!r} alone take {maps / full:.1%} of the full tables' "
-            f"bytes{beside}; raise the ratio or the dim, or lower map.indices_per_id"
+            f"bytes{layers}; raise the ratio or the dim, or lower map.indices_per_id"
         )
     return rows
 
 
 def _affordable(
-    config: RunConfig, name: str, indices_per_id: int | None, n_bytes: float, n_users: int, n_items: int
+    settings: BudgetSettings, name: str, precision: str, n_indices: int, n_bytes: float, size: GraphSize
 ) -> int:
     """Table rows of a method within ``n_bytes``, of both sides together; less than 0 where its maps take more."""
-    method, precision = METHODS[name], config.planned_precision_of(name)
-    bias = np.dtype(bias_dtype(precision)).itemsize if method.with_bias(config.map.item_bias, config.train.loss) else 0
+    method = METHODS[name]
+    has_bias = method.with_bias(settings.item_bias, settings.loss)
+    bias = np.dtype(bias_dtype(precision)).itemsize if has_bias else 0
 
     def rows(itemsize: int) -> int:
         """Where a row number takes ``itemsize`` bytes."""
-        beside = method.map_bytes(indices_per_id, itemsize, n_users, n_items) + bias * n_items
-        return int((n_bytes - beside) // row_bytes(config.train.dim, precision))
+        others = method.map_bytes(n_indices, itemsize, size.n_users, size.n_items) + bias * size.n_items
+        return int((n_bytes - others) // row_bytes(settings.dim, precision))
 
     # 16-bit row numbers do where no table outgrows them.
     fitting = rows(2)

@@ -27,7 +27,7 @@ from pipeline.distributed.graph import RayGraph
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import describe_communities, save_communities
 from pipeline.maps.levels import write_levels
-from pipeline.retrieval.budget import rows_for_ratio
+from pipeline.retrieval.budget import BudgetSettings, GraphSize, planned_precisions, rows_for_ratio
 from pipeline.retrieval.defaults import DEFAULT_BUDGET
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import budget_of
@@ -58,7 +58,8 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict:
     }
     kind, budget = budget_of(config, DEFAULT_BUDGET)
     if kind == "ratio":
-        kind, budget = "rows", rows_for_ratio(config, budget, by_user.n_rows, by_user.n_cols, by_user.n_edges)
+        size = GraphSize(by_user.n_rows, by_user.n_cols, by_user.n_edges)
+        kind, budget = "rows", rows_for_ratio(BudgetSettings.of(config), budget, planned_precisions(config), size)
     threads = numba.get_num_threads()
     levels_dir = tempfile.TemporaryDirectory(dir=out_dir, prefix="working-")
     try:

@@ -16,6 +16,8 @@ from graphhash.models.mf import MatrixFactorization, RetrievalModel, margin_loss
 from graphhash.models.neumf import NeuMF
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.workers import Workers
+from pipeline.config.run_config import TrainConfig
+from pipeline.maps.methods import Method
 from pipeline.training.seldom import seldom_embeddings
 
 Sample = Callable[[Tensor, torch.Generator], Tensor]
@@ -160,3 +162,12 @@ PRESETS: dict[tuple[str, str], TrainingPreset] = {
     ("lightgcn", "directau"): TrainingPreset(lr=5e-3, epochs=20, batch_size=16384),
     ("lightgcn", "ials"): TrainingPreset(lr=1e-1),
 }
+
+
+def default_settings(train: TrainConfig, method: Method) -> dict[str, float]:
+    """What `train.lr` and `train.l2_total` are unless they are set."""
+    preset = PRESETS[train.model, train.loss]
+    return {
+        "train.lr": method.lr if preset.lr is None else preset.lr,
+        "train.l2_total": method.l2_total if preset.l2_total is None else preset.l2_total,
+    }

@@ -223,7 +223,7 @@ class Retrieval:
 
     def defaults(self, config: RunConfig, method: str) -> dict[str, float]:
         from pipeline.maps.methods import METHODS
-        from pipeline.retrieval.train import default_settings
+        from pipeline.retrieval.models import default_settings
 
         return default_settings(config.train, METHODS[method])
 

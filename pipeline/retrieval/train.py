@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,19 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from graphhash.errors import DataError
 from graphhash.maps.bucket_map import BucketMap, table_rows
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
 from graphhash.nn.workers import Workers
 from pipeline.config.run_config import TrainConfig
-from pipeline.distributed.maps import StoredGraph
 from pipeline.distributed.shards import ShardedCsr
-from pipeline.logs.features import load_features
 from pipeline.maps.communities import load_communities
-from pipeline.maps.methods import METHODS, Inputs, Method
-from pipeline.retrieval.budget import asked_lookups, hops_of
+from pipeline.maps.methods import METHODS, Method
+from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.evaluate import K, rank_users
-from pipeline.retrieval.models import PRESETS, ModelSpec, default_gamma
+from pipeline.retrieval.maps import SIDES, make_maps
+from pipeline.retrieval.models import PRESETS, ModelSpec, default_gamma, default_settings
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.weights import save_model
 from pipeline.storage.atomic import write_json_atomic
@@ -53,21 +50,12 @@ def train_method(context: StageContext, method: str, out: Path, session: Trainin
         DataError: training failed; the message says why.
     """
     config, ingest_dir, cluster_dir = context.config, context.ingest_dir, context.cluster_dir
-    spec = METHODS[method]
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
     labels = load_communities(cluster_dir, facts)
-    size = *graph.shape, graph.nnz
-    indices_per_id, hops = spec.lookups(asked_lookups(config, method, *size)), hops_of(config, labels.rows, *size)
-    # Over Ray where the clustering was; the maps are the same, bit for bit.
-    stored = StoredGraph(ingest_dir, out, config.cluster.shards) if config.cluster.shards else None
-    features = partial(load_features, config.data, ingest_dir)
-    try:
-        maps = spec.make(Inputs(graph, labels, indices_per_id, hops, config.map.seed, features, stored))
-    except ValueError as error:
-        raise DataError(f"method {method!r}: {error}") from error
-    for side, bucket_map in zip(("users", "items"), maps, strict=True):
-        bucket_map.save(out / f"{side}.npz")
+    resolved = resolve_method(config, method, GraphSize.of(graph), labels.rows)
+    maps = make_maps(context, resolved, graph, labels, out)
+    spec = METHODS[method]
     settings = fit_settings(config.train, spec, table_rows(*maps), graph)
     model_spec = ModelSpec(
         config.train.model,
@@ -77,7 +65,7 @@ def train_method(context: StageContext, method: str, out: Path, session: Trainin
         settings.seed,
     )
     session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
-    hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(("users", "items"), maps, strict=True)}
+    hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(SIDES, maps, strict=True)}
     session.tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
     job = {
         "task": fit_task,
@@ -137,15 +125,6 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
         compile=train.compile,
         sparse_gradients=train.sparse_gradients,
     )
-
-
-def default_settings(train: TrainConfig, method: Method) -> dict[str, float]:
-    """What `train.lr` and `train.l2_total` are unless told otherwise."""
-    preset = PRESETS[train.model, train.loss]
-    return {
-        "train.lr": method.lr if preset.lr is None else preset.lr,
-        "train.l2_total": method.l2_total if preset.l2_total is None else preset.l2_total,
-    }
 
 
 def fit_task(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.errors import ConfigError, RunFolderError
 from pipeline.maps.communities import load_communities
 from pipeline.maps.methods import Inputs
-from pipeline.retrieval.budget import hops_of
+from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.folded_in import FoldedIn, belongs_to, folded_in_dir
 from pipeline.retrieval.weights import load_method
 from pipeline.runs.folder import RunFolder, StageResult
@@ -133,7 +133,7 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
     n_users, n_items = graph.shape
     model, *maps = load_method(folder.path / "methods" / method, folder.path / "ingest")
     assert isinstance(model, MatrixFactorization), "train.model is mf"
-    hops = hops_of(config, labels.rows, n_users, n_items, graph.nnz)
+    hops = resolve_method(config, method, GraphSize(n_users, n_items, graph.nnz), labels.rows).hops
     inputs = Inputs(graph, labels, maps[0].indices_per_id, hops, config.map.seed)
     return Trained(config, method, folder, stages, inputs, model, dict(zip(SIDES, maps, strict=True)))
 

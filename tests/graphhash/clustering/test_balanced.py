@@ -14,7 +14,7 @@ from graphhash.graph.local import LocalGraph
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.maps.methods import METHODS, Inputs
-from pipeline.retrieval.budget import rows_for_ratio, spendable
+from pipeline.retrieval.budget import BudgetSettings, GraphSize, planned_precisions, rows_for_ratio, spendable
 from tests.helpers import graphs
 
 GRAPHS = {
@@ -140,7 +140,8 @@ def test_labels_do_not_depend_on_threads_and_keep_the_cap():
 
 def test_a_ratio_counts_two_lookups_of_users_and_one_of_items():
     config = RunConfig.from_flat({"cluster.ratio": 0.25, "run.methods": ("balanced",), "train.dim": 32})
-    rows = rows_for_ratio(config, 0.25, 3000, 2000, 30_000)
+    size = GraphSize(3000, 2000, 30_000)
+    rows = rows_for_ratio(BudgetSettings.of(config), 0.25, planned_precisions(config), size)
     graph = graphs.random_graph(0, 300, 200, 3000)
     users, items = METHODS["balanced"].make(Inputs(graph, graphhash.cluster(graph, rows=100), 2, "1", 0))
     assert users.nbytes + items.nbytes == METHODS["balanced"].map_bytes(None, 2, 300, 200)

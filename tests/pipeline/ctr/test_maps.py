@@ -15,7 +15,7 @@ from graphhash.maps.soft_maps import soft_maps
 from graphhash.models.ctr import CtrSpec, FeatureBatch
 from graphhash.models.ctr_layers import shared_tables
 from pipeline.config.run_config import DataConfig, RunConfig
-from pipeline.ctr.budget import asked_lookups, full_bytes, rows_of_columns
+from pipeline.ctr.budget import full_bytes, resolve_method, rows_of_columns
 from pipeline.ctr.cluster import cluster_ctr, load_pair_labels, pair_rows
 from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import evaluate_ctr
@@ -269,15 +269,18 @@ def test_a_small_share_of_the_bytes_affords_fewer_lookups(made):
     features = Features.open(made / "ingest")
     most = MAP_SETTINGS["soft"]["indices_per_id"]
     found = [
-        asked_lookups(
+        resolve_method(
             config_of("soft", **{"cluster.resolution": None, "cluster.ratio": ratio, "train.dim": 64}), features, "soft"
-        )
+        ).indices_per_id
         for ratio in (0.2, 0.5, 0.9)
     ]
     assert 4 <= found[0] < found[1] <= found[2] <= most
-    assert asked_lookups(config_of("soft"), features, "soft") == most
-    assert asked_lookups(config_of("soft", **{"map.indices_per_id": 5}), features, "soft") == 5
-    assert asked_lookups(config_of("graph"), features, "graph") is None
+    soft = resolve_method(config_of("soft"), features, "soft")
+    assert (soft.name, soft.indices_per_id, soft.hops, soft.precision) == ("soft", most, "1+2", "int8")
+    # Without a budget it is the task's, as if it were given.
+    assert resolve_method(config_of("soft", **{"cluster.resolution": None}), features, "soft") == soft
+    assert resolve_method(config_of("soft", **{"map.indices_per_id": 5}), features, "soft").indices_per_id == 5
+    assert resolve_method(config_of("graph"), features, "graph").indices_per_id == 1
 
 
 def test_a_ratio_that_layers_alone_pass_is_refused(made):

@@ -9,10 +9,23 @@ from graphhash.maps.bucket_map import full_map
 from graphhash.maps.quantization import row_bytes
 from graphhash.models.neumf import NeuMF, layer_numbers
 from pipeline.config.run_config import RunConfig
-from pipeline.retrieval.budget import asked_lookups, hops_of, rows_for_ratio, spendable
+from pipeline.retrieval import budget
+from pipeline.retrieval.budget import BudgetSettings, GraphSize, planned_precisions, resolve_method, spendable
 
 USERS, ITEMS, DIM = 29_858, 40_981, 64
 EDGES = 20 * (USERS + ITEMS) // 2
+
+
+def rows_for_ratio(config, ratio, *size):
+    return budget.rows_for_ratio(BudgetSettings.of(config), ratio, planned_precisions(config), GraphSize(*size))
+
+
+def indices_per_id(config, name, *size):
+    return resolve_method(config, name, GraphSize(*size), 0).indices_per_id
+
+
+def hops(config, n_rows, *size):
+    return resolve_method(config, "soft", GraphSize(*size), n_rows).hops
 
 
 def config(precision, indices_per_id):
@@ -83,44 +96,43 @@ def test_there_are_fewer_rows_than_ids_however_many_bytes():
 def test_more_bytes_and_denser_graphs_get_more_lookups(ratio, degree, expected):
     config = RunConfig.load(None, [f"cluster.ratio={ratio}", "export.precision=int8", "map.hops=1+2"])
     graph = USERS, ITEMS, degree * (USERS + ITEMS) // 2
-    assert asked_lookups(config, "soft", *graph) == expected
-    assert asked_lookups(config, "graph", *graph) is None
-    assert asked_lookups(RunConfig.load(None, ["map.indices_per_id=5"]), "soft", *graph) == 5
+    assert indices_per_id(config, "soft", *graph) == expected
+    assert indices_per_id(config, "graph", *graph) == 1
+    assert indices_per_id(RunConfig.load(None, ["map.indices_per_id=5"]), "soft", *graph) == 5
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0.25, 24), (0.125, 10), (0.05, 3)])
 def test_in_4_bits_three_or_four_rows_for_ten_ids_and_the_rest_for_lookups(ratio, expected):
     config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
-    indices_per_id = asked_lookups(config, "soft", USERS, ITEMS, EDGES)
-    assert indices_per_id == expected
+    assert indices_per_id(config, "soft", USERS, ITEMS, EDGES) == expected
     rows = rows_for_ratio(config, ratio, USERS, ITEMS, EDGES) / (USERS + ITEMS)
     assert 0.25 < rows < 0.45 or ratio == 0.05
 
 
 @pytest.mark.parametrize(
-    ("degree", "ratio", "lookups", "hops"),
+    ("degree", "ratio", "lookups", "expected"),
     [(60, 0.25, 8, "2"), (60, 0.19, 4, "2"), (60, 0.125, None, "1+2"), (40, 0.25, None, "1+2")],
 )
-def test_dense_graphs_get_a_row_for_nearly_every_id_where_bytes_allow(degree, ratio, lookups, hops):
+def test_dense_graphs_get_a_row_for_nearly_every_id_where_bytes_allow(degree, ratio, lookups, expected):
     config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
     graph = USERS, ITEMS, degree * (USERS + ITEMS) // 2
     rows = rows_for_ratio(config, ratio, *graph)
     # The clustering leaves two rows to unknown ids.
-    assert hops_of(config, rows - 2, *graph) == hops
-    assert asked_lookups(config, "soft", *graph) == lookups or lookups is None
-    assert (rows >= 0.9 * (USERS + ITEMS)) == (hops == "2")
-    assert hops_of(RunConfig.load(None, ["map.hops=1"]), rows, *graph) == "1"
+    assert hops(config, rows - 2, *graph) == expected
+    assert indices_per_id(config, "soft", *graph) == lookups or lookups is None
+    assert (rows >= 0.9 * (USERS + ITEMS)) == (expected == "2")
+    assert hops(RunConfig.load(None, ["map.hops=1"]), rows, *graph) == "1"
 
 
 def test_lightgcn_makes_do_with_fewer_rows_per_id():
     config = RunConfig.load(None, ["cluster.ratio=0.25", "train.model=lightgcn"])
     graph = USERS, ITEMS, 60 * (USERS + ITEMS) // 2
     rows = rows_for_ratio(config, 0.25, *graph)
-    assert asked_lookups(config, "soft", *graph) == 4 and hops_of(config, rows - 2, *graph) == "2"
+    assert indices_per_id(config, "soft", *graph) == 4 and hops(config, rows - 2, *graph) == "2"
     assert 0.8 < rows / (USERS + ITEMS) < 0.9
 
 
 def test_codebook_count_where_ids_are_few():
     config = RunConfig.load(None, ["cluster.ratio=0.25", "export.precision=int8", "map.hops=1+2"])
-    indices_per_id = asked_lookups(config, "soft", 5436, 3700, 750_000)
-    assert rows_for_ratio(config, 0.25, 5436, 3700, 750_000) > 500 and 20 < indices_per_id < 27
+    n_indices = indices_per_id(config, "soft", 5436, 3700, 750_000)
+    assert rows_for_ratio(config, 0.25, 5436, 3700, 750_000) > 500 and 20 < n_indices < 27

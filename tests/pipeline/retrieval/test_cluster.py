@@ -17,7 +17,14 @@ from pipeline.distributed.graph import RayCommunities, RayGraph
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import load_communities
 from pipeline.maps.methods import METHODS
-from pipeline.retrieval.budget import asked_lookups, rows_for_ratio, spendable
+from pipeline.retrieval.budget import (
+    BudgetSettings,
+    GraphSize,
+    planned_precisions,
+    resolve_method,
+    rows_for_ratio,
+    spendable,
+)
 from pipeline.retrieval.cluster import cluster_run
 from tests.helpers import graphs
 
@@ -110,13 +117,14 @@ def test_the_stage_writes_labels_and_facts_that_agree(tmp_path):
 def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
     config = config_of(cluster__ratio=0.25, run__methods=methods, train__dim=64)
     n_users, n_items, n_edges = 3000, 2000, 40_000
-    rows = rows_for_ratio(config, 0.25, n_users, n_items, n_edges)
+    size = GraphSize(n_users, n_items, n_edges)
+    rows = rows_for_ratio(BudgetSettings.of(config), 0.25, planned_precisions(config), size)
     used = []
     for name in methods:
         if name == "full":
             continue
         spec = METHODS[name]
-        maps = spec.map_bytes(asked_lookups(config, name, n_users, n_items, n_edges), 2, n_users, n_items)
+        maps = spec.map_bytes(resolve_method(config, name, size, rows).indices_per_id, 2, n_users, n_items)
         row = row_bytes(64, config.precision_of(name))
         used.append((row * rows + maps + 2 * n_items * spec.item_bias, row))
     allowed = spendable(0.25, n_users, n_items, 64)
