@@ -107,6 +107,15 @@ class Task(Protocol):
     def check_exportable(self, config: RunConfig) -> None:
         """Raise ConfigError where a trained model cannot be exported with these settings."""
 
+    def data_defaults(self, config: RunConfig) -> dict[str, Any]:
+        """Settings that a known data set brings along, by dotted key; weaker than settings that are given."""
+
+    def precision_of(self, config: RunConfig, method: str) -> str:
+        """Type of a method's stored tables: float32, float16, int8 or int4."""
+
+    def planned_precision_of(self, config: RunConfig, method: str) -> str:
+        """Type of a method's tables in which a byte budget counts rows."""
+
     def needs_ray(self, stage: str, config: RunConfig) -> bool:
         """Whether the stage runs on Ray."""
 
@@ -156,6 +165,20 @@ class Task(Protocol):
         Args:
             ingest_dir: RUN/ingest, which has the ids to call with; None: ids that need not be known.
         """
+
+
+def stored_precision(config: RunConfig, auto: str) -> str:
+    """Type of stored tables: that of the export, else the one that the run was planned for, else `auto`."""
+    for precision in (config.export.precision, config.cluster.budget_precision):
+        if precision not in ("auto", None):
+            return precision
+    return auto
+
+
+def planned_precision(config: RunConfig, auto: str) -> str:
+    """Type of tables in which a byte budget counts rows; `auto` where the configuration leaves it open."""
+    precision = config.cluster.budget_precision or config.export.precision
+    return auto if precision == "auto" else precision
 
 
 def measures_as_text(measures: Sequence[Measure], metrics: Mapping[str, Any]) -> list[str]:

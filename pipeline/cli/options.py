@@ -278,13 +278,10 @@ def load(options: dict[str, Any]) -> RunConfig:
     config = RunConfig.load(files, options["overrides"], **cli)
     if not config.data.path:
         raise ConfigError(f"no data: give --data PATH ({options['out']} holds no settings of an earlier command)")
-    if config.run.task == "ctr":
-        from pipeline.ctr.log import named_shares
+    from pipeline.runs.tasks import task_of
 
-        # A named data set has default shares of validation and test.
-        config = RunConfig.load(
-            files, options["overrides"], defaults=named_shares(config.data.path, config.data.format), **cli
-        )
+    if defaults := task_of(config).data_defaults(config):
+        config = RunConfig.load(files, options["overrides"], defaults=defaults, **cli)
     # The URI of an earlier command or of a file does not count: a run folder may have been copied.
     return RunConfig.from_flat(config.flat() | {"run.remote": remote})
 

@@ -37,7 +37,6 @@ from pipeline.config.choices import (
 from pipeline.config.keys import check_key, check_value, keys, parse_override
 from pipeline.config.sections import (
     BUDGET_KEYS,
-    DEFAULT_RATIO,
     SECTIONS,
     TASK_DEFAULTS,
     ClusterConfig,
@@ -57,7 +56,6 @@ __all__ = [
     "CLUSTER_METHODS",
     "CTR_FORMATS",
     "CTR_MODELS",
-    "DEFAULT_RATIO",
     "FORMATS",
     "HOPS",
     "LOSSES",
@@ -95,23 +93,6 @@ class RunConfig:
     def _check(self) -> RunConfig:
         check_task(self)
         return self
-
-    def precision_of(self, method: str) -> str:
-        """Type of a method's stored tables: one of PRECISIONS but "auto", which is what the run was planned for."""
-        chosen = self.export.precision
-        return self._precision(method, (self.cluster.budget_precision or chosen) if chosen == "auto" else chosen)
-
-    def planned_precision_of(self, method: str) -> str:
-        """Type of a method's tables in which a byte budget counts rows."""
-        return self._precision(method, self.cluster.budget_precision or self.export.precision)
-
-    def _precision(self, method: str, chosen: str) -> str:
-        if chosen != "auto":
-            return chosen
-        if method == "full":
-            return "float32"
-        averaged = method in ("soft", "double_soft") and self.run.task == "retrieval" and self.train.model != "lightgcn"
-        return "int4" if averaged else "int8"
 
     @classmethod
     def load(

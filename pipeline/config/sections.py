@@ -28,7 +28,6 @@ from pipeline.errors import ConfigError
 
 # What a task has instead of the defaults below.
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {"ctr": {"train.model": "dlrm", "train.patience": 2}}
-DEFAULT_RATIO = 0.25
 BUDGET_KEYS = ("resolution", "rows", "user_rows", "item_rows", "ratio")
 
 Seed = Annotated[int, Field(ge=0)]
@@ -154,19 +153,6 @@ class ClusterConfig:
             raise ConfigError(
                 f"cluster.{given[0]} is given alone; give user_rows and item_rows, or rows for both together"
             )
-
-    @property
-    def budget(self) -> tuple[str, Any]:
-        """Kind and value of the budget: `resolution`, `rows`, `side_rows` (rows of users and of items) or `ratio`.
-
-        Ratio 0.25 when none is set.
-        """
-        if self.user_rows is not None:
-            return "side_rows", (self.user_rows, self.item_rows)
-        for key in BUDGET_KEYS:
-            if (value := getattr(self, key)) is not None:
-                return key, value
-        return "ratio", DEFAULT_RATIO
 
 
 @one_line_errors("map")

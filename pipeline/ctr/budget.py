@@ -15,7 +15,7 @@ from graphhash.models.ctr import CtrSpec
 from graphhash.models.ctr_bytes import column_bytes, layer_bytes
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
-from pipeline.ctr.defaults import DEFAULT_BUDGET
+from pipeline.ctr.defaults import DEFAULT_BUDGET, planned_precision_of, precision_of
 from pipeline.ctr.maps import CTR_HOPS, find_pairs, lookups_of
 from pipeline.ctr.models import CTR_PRESETS
 from pipeline.ctr.settings import spec_of
@@ -29,7 +29,7 @@ LEAST_LOOKUPS = 4
 
 def precisions_of(config: RunConfig, method: str, maps: Sequence[BucketMap]) -> list[str]:
     """Type of every column's stored table: with "auto" int8 for a compressed column, float32 for a full one."""
-    return [config.precision_of("full" if bucket_map.identity else method) for bucket_map in maps]
+    return [precision_of(config, "full" if bucket_map.identity else method) for bucket_map in maps]
 
 
 def full_bytes(spec: CtrSpec, features: Features) -> int:
@@ -46,7 +46,7 @@ def resolve_method(config: RunConfig, features: Features, name: str) -> Resolved
         name=name,
         indices_per_id=indices_per_id(config, features, name),
         hops=CTR_HOPS if config.map.hops == "auto" else config.map.hops,
-        precision=config.planned_precision_of(name),
+        precision=planned_precision_of(config, name),
         lr=preset.lr if config.train.lr is None else config.train.lr,
         l2_total=preset.l2_total if config.train.l2_total is None else config.train.l2_total,
     )
@@ -91,7 +91,7 @@ def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any
     most = max(
         _maps(config, name, indices_per_id(config, features, name), features, space.compressed) for name in names
     )
-    table_precision = config.planned_precision_of(names[0])
+    table_precision = planned_precision_of(config, names[0])
     wide = np.dtype(bias_dtype(table_precision)).itemsize if plain.first_order else 0
     rows = int((space.free(value) - most) // (row_bytes(plain.dim, table_precision) + wide))
     if rows < 4:
@@ -115,7 +115,7 @@ class _Space:
         pairs, plain, n_bags = find_pairs(features), spec_of(config, "full"), len(features.bags)
         compressed = frozenset(c for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on)
         kept = [full_map(column.n_ids) for c, column in enumerate(features.all_columns) if c not in compressed]
-        columns = column_bytes(plain, kept, [config.planned_precision_of("full")] * len(kept), n_bags) if kept else []
+        columns = column_bytes(plain, kept, [planned_precision_of(config, "full")] * len(kept), n_bags) if kept else []
         return cls(
             full_bytes(plain, features), _layers(plain, features) + sum(column.total for column in columns), compressed
         )
@@ -138,5 +138,5 @@ def _maps(config: RunConfig, name: str, n_indices: int, features: Features, comp
         # Both sides of a map of users and items are counted alike; half of it is a column's.
         total += METHODS[name].map_bytes(n_indices, 2, n_ids, n_ids) // 2
         if spec_of(config, name).id_bias:
-            total += np.dtype(bias_dtype(config.planned_precision_of(name))).itemsize * (n_ids + 1)
+            total += np.dtype(bias_dtype(planned_precision_of(config, name))).itemsize * (n_ids + 1)
     return total

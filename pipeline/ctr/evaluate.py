@@ -17,6 +17,7 @@ from graphhash.models.ctr_bytes import column_bytes, layer_bytes, store_rounded
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import full_bytes, precisions_of
 from pipeline.ctr.data import Part, batch_of
+from pipeline.ctr.defaults import precision_of
 from pipeline.ctr.weights import load_ctr
 
 # Rows whose logits are computed at a time.
@@ -65,7 +66,7 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
             "layers": layers,
         },
         "compressed": compressed,
-        "precision": config.precision_of(method),
+        "precision": precision_of(config, method),
         "item_bias": model.bias is not None,
     }
 

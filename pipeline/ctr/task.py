@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.ctr.defaults import DEFAULT_BUDGET, MEASURES
+from pipeline.ctr.defaults import DEFAULT_BUDGET, MEASURES, planned_precision_of, precision_of
 from pipeline.errors import ConfigError
 from pipeline.task import (
     Measure,
@@ -132,6 +132,17 @@ class Ctr:
                 "export.runtime=materialized is not supported with run.task=ctr, whose tables stay as they are stored; leave it out"
             )
 
+    def data_defaults(self, config: RunConfig) -> dict[str, Any]:
+        from pipeline.ctr.log import named_shares
+
+        return named_shares(config.data.path, config.data.format)
+
+    def precision_of(self, config: RunConfig, method: str) -> str:
+        return precision_of(config, method)
+
+    def planned_precision_of(self, config: RunConfig, method: str) -> str:
+        return planned_precision_of(config, method)
+
     def needs_ray(self, stage: str, config: RunConfig) -> bool:
         return stage == "train"
 
@@ -146,12 +157,12 @@ class Ctr:
             if budget[0] == "ratio":
                 compressed = sorted(name for name in config.run.methods if name != "full")
                 # Columns that stay full take bytes as well.
-                precisions = {name: config.planned_precision_of(name) for name in [*compressed, "full"]}
+                precisions = {name: planned_precision_of(config, name) for name in [*compressed, "full"]}
                 values |= chosen(config, self.byte_budget_fields)
                 values |= {"run.methods": compressed, "cluster.budget_precision": precisions}
         if stage in ("evaluate", "export"):
             # The evaluation rounds tables as the export stores them, those of full columns too.
-            values["export.precision"] = {name: config.precision_of(name) for name in (method, "full")}
+            values["export.precision"] = {name: precision_of(config, name) for name in (method, "full")}
         return values
 
     def log_files(self, config: RunConfig) -> list[Path]:

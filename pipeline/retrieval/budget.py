@@ -17,7 +17,7 @@ from graphhash.maps.quantization import bias_dtype, row_bytes
 from graphhash.models.neumf import layer_numbers
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import METHODS, ResolvedMethod
-from pipeline.retrieval.defaults import DEFAULT_BUDGET
+from pipeline.retrieval.defaults import DEFAULT_BUDGET, planned_precision_of
 from pipeline.retrieval.models import default_settings
 from pipeline.task import budget_of
 
@@ -118,7 +118,7 @@ def resolve_method(config: RunConfig, name: str, size: GraphSize, n_rows: int) -
     Args:
         n_rows: of the clustering, both sides together.
     """
-    settings, precision = BudgetSettings.of(config), config.planned_precision_of(name)
+    settings, precision = BudgetSettings.of(config), planned_precision_of(config, name)
     defaults = default_settings(config.train, METHODS[name])
     return ResolvedMethod(
         name=name,
@@ -132,7 +132,7 @@ def resolve_method(config: RunConfig, name: str, size: GraphSize, n_rows: int) -
 
 def planned_precisions(config: RunConfig) -> dict[str, str]:
     """The precision in which a byte budget counts rows, by method of the run."""
-    return {name: config.planned_precision_of(name) for name in config.run.methods}
+    return {name: planned_precision_of(config, name) for name in config.run.methods}
 
 
 def full_bytes(n_users: int, n_items: int, dim: int) -> int:

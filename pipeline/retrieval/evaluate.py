@@ -26,6 +26,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.distributed.session import run_tasks
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.retrieval.budget import full_bytes
+from pipeline.retrieval.defaults import precision_of
 from pipeline.retrieval.weights import load_method
 
 K = 20
@@ -43,7 +44,7 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``indices_per_id``, ``item_bias``.
     """
     model, users, items = load_method(method_dir, ingest_dir)
-    precision = config.precision_of(method)
+    precision = precision_of(config, method)
     parts = count_bytes(model, users, items, precision)
     n_shares = config.train.workers or 1
     shares = [(precision, method, ingest_dir, method_dir, number, n_shares) for number in range(n_shares)]

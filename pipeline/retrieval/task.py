@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.retrieval.defaults import DEFAULT_BUDGET, MEASURES
+from pipeline.retrieval.defaults import DEFAULT_BUDGET, MEASURES, planned_precision_of, precision_of
 from pipeline.task import (
     Measure,
     StageContext,
@@ -125,6 +125,15 @@ class Retrieval:
     def check_exportable(self, config: RunConfig) -> None:
         """Every model can be exported."""
 
+    def data_defaults(self, config: RunConfig) -> dict[str, Any]:
+        return {}
+
+    def precision_of(self, config: RunConfig, method: str) -> str:
+        return precision_of(config, method)
+
+    def planned_precision_of(self, config: RunConfig, method: str) -> str:
+        return planned_precision_of(config, method)
+
     def needs_ray(self, stage: str, config: RunConfig) -> bool:
         return {
             "ingest": True,
@@ -142,11 +151,11 @@ class Retrieval:
                 compressed = sorted(name for name in config.run.methods if name != "full")
                 values |= chosen(config, self.byte_budget_fields) | {
                     "run.methods": compressed,
-                    "cluster.budget_precision": {name: config.planned_precision_of(name) for name in compressed},
+                    "cluster.budget_precision": {name: planned_precision_of(config, name) for name in compressed},
                 }
         if stage in ("evaluate", "export"):
             # The evaluation rounds tables as the export stores them.
-            values["export.precision"] = config.precision_of(method)
+            values["export.precision"] = precision_of(config, method)
         return values
 
     def log_files(self, config: RunConfig) -> list[Path]:

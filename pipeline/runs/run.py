@@ -21,7 +21,7 @@ from pipeline.runs.fingerprints import FileHashes
 from pipeline.runs.folder import RunFolder, StageResult
 from pipeline.runs.plan import LOG, STAGES, Step, check_methods, plan, root_reasons, steps_of
 from pipeline.runs.remote import run_folder
-from pipeline.runs.tasks import TASKS, task_of
+from pipeline.runs.tasks import task_of
 from pipeline.storage.atomic import write_json_atomic, write_text_atomic
 from pipeline.storage.uris import localised
 from pipeline.task import StageContext, Task, budget_of
@@ -233,7 +233,7 @@ class _Stages:
                 exported = self._export(method, metrics)
                 seconds["export"] = exported.seconds
                 if not exported.skipped and tracker.run_id is not None:
-                    _log_bundle(tracker, self.folder)
+                    _log_bundle(tracker, self.folder, self.task)
         metrics["seconds"] = seconds
         return metrics
 
@@ -313,7 +313,7 @@ class _Stages:
 def over_budget(config: RunConfig, task: Task, method: str, metrics: Mapping[str, Any]) -> str | None:
     """A line where a method takes more bytes than its budget because it is stored in another precision than was planned."""
     kind, ratio = budget_of(config, task.default_budget)
-    planned, stored = config.planned_precision_of(method), config.precision_of(method)
+    planned, stored = task.planned_precision_of(config, method), task.precision_of(config, method)
     if kind != "ratio" or method == "full" or planned == stored or metrics["bytes_ratio"] <= ratio:
         return None
     return (
@@ -350,7 +350,7 @@ def _log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: M
     tracker.set_tags({f"graphhash.{key}": value for key, value in known.items() if "hash" in key})
 
 
-def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
+def _log_bundle(tracker: tracking.Tracker, folder: RunFolder, task: Task) -> None:
     """The bundle as it is, and its graph as a model of MLflow's onnx flavour with a call that works as example."""
     from pipeline.tracking.onnx_model import BUNDLE_TAG
     from serving.bundle import check_bundle
@@ -360,7 +360,7 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder) -> None:
     only_errors()  # MLflow opens a session to try the example.
     bundle = folder.path / "bundle"
     manifest = check_bundle(bundle)
-    call = TASKS[manifest["task"]].example_call(manifest, folder.path / "ingest")
+    call = task.example_call(manifest, folder.path / "ingest")
     tracker.log_artifact(bundle, "bundle")
     tracker.log_onnx_model(bundle / MODEL, call, {BUNDLE_TAG: manifest["manifest_sha256"]})
 

@@ -25,6 +25,7 @@ from graphhash.models.mf import RetrievalModel
 from pipeline.distributed.session import ray_session
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.retrieval.cluster import cluster_run
+from pipeline.retrieval.defaults import precision_of
 from pipeline.retrieval.evaluate import K, rank_users, store_rounded
 from pipeline.retrieval.folded_in import FoldedIn
 from pipeline.retrieval.train import train_method
@@ -76,7 +77,7 @@ def compare_with_refit(trained: Trained, known: FoldedIn, new: NewLog, *, share:
     # An unassigned item cannot be recommended.
     unassigned = new.n_known["items"] + np.flatnonzero(~assignment.is_assigned["items"])
     masked = interactions + _all_of(tested, unassigned, interactions.shape)
-    precision = trained.config.precision_of(trained.method)
+    precision = precision_of(trained.config, trained.method)
 
     def measured(users: BucketMap, rows: NDArray[np.float32]) -> Ranking:
         model = with_more_ids(trained.model, {"users": users, "items": assignment.maps["items"]}, bias, rows)

@@ -305,7 +305,7 @@ class Recorder:
         monkeypatch.setattr(tracking, "_reopen", lambda store, run_id: tracking.Tracker("uri", run_id))
         for name in ("log_params", "log_metrics", "set_tags", "log_artifact", "end"):
             monkeypatch.setattr(tracking.Tracker, name, self.noting(name))
-        monkeypatch.setattr(run_module, "_log_bundle", lambda tracker, folder: tracker.log_artifact("bundle"))
+        monkeypatch.setattr(run_module, "_log_bundle", lambda tracker, folder, task: tracker.log_artifact("bundle"))
 
     def open(self, store, name, *, alone):
         run_id = f"{name}-{len(self.runs)}"

@@ -17,6 +17,7 @@ from pipeline.cli import main as cli
 from pipeline.cli import options as cli_options
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import METHODS
+from pipeline.task import budget_of
 from tests.pipeline.cli.conftest import METRICS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -132,7 +133,7 @@ def test_without_data_the_run_folder_remembers(graphhash, runs, tmp_path):
     graphhash("train", "--out", out, "--config", tmp_path / "f.toml", "--lr", 0.1, "--resolution", 20)
     config = runs[1][0]
     assert (config.data.path, config.data.seed) == (runs[0][0].data.path, 3)
-    assert (config.train.epochs, config.train.lr, config.cluster.budget) == (5, 0.1, ("resolution", 20.0))
+    assert (config.train.epochs, config.train.lr, budget_of(config, ("ratio", 0.25))) == (5, 0.1, ("resolution", 20.0))
     # With --data a command starts from the defaults again.
     graphhash("train", "--data", "x", "--out", out)
     assert runs[2][0].train.epochs == RunConfig().train.epochs

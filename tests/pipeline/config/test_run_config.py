@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.config.run_config import SECTIONS, ClusterConfig, DataConfig, RunConfig, TrainConfig, keys, parse_override
 from pipeline.config.validation import fields_of
 from pipeline.errors import ConfigError
+from pipeline.task import budget_of
 
 
 @pytest.fixture
@@ -39,11 +40,9 @@ def test_later_file_is_stronger(tmp_path):
 
 def test_a_budget_replaces_the_budget_of_a_weaker_layer(toml):
     path = toml("[cluster]\nratio = 0.2\n")
-    assert RunConfig.load(path, **{"cluster.rows": 100}).cluster.budget == ("rows", 100)
-    assert RunConfig.load(path, ["cluster.resolution=7"], **{"cluster.rows": 100}).cluster.budget == (
-        "resolution",
-        7.0,
-    )
+    assert budget_of(RunConfig.load(path, **{"cluster.rows": 100}), ("ratio", 0.25)) == ("rows", 100)
+    config = RunConfig.load(path, ["cluster.resolution=7"], **{"cluster.rows": 100})
+    assert budget_of(config, ("ratio", 0.25)) == ("resolution", 7.0)
 
 
 def test_default_budget_is_a_quarter_of_the_bytes():

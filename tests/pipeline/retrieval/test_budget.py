@@ -11,6 +11,8 @@ from graphhash.models.neumf import NeuMF, layer_numbers
 from pipeline.config.run_config import RunConfig
 from pipeline.retrieval import budget
 from pipeline.retrieval.budget import BudgetSettings, GraphSize, planned_precisions, resolve_method, spendable
+from pipeline.retrieval.defaults import planned_precision_of, precision_of
+from pipeline.runs.tasks import task_of
 
 USERS, ITEMS, DIM = 29_858, 40_981, 64
 EDGES = 20 * (USERS + ITEMS) // 2
@@ -78,10 +80,21 @@ def test_compressed_tables_are_stored_in_few_bits_and_full_ones_are_not_unless_t
         RunConfig.load(None, settings)
         for settings in ([], ["train.model=lightgcn"], ["run.task=ctr", "train.model=dlrm"])
     ]
-    assert [auto[0].precision_of(method) for method in methods] == ["int4", "int4", "int8", "int8", "float32"]
-    for config_ in auto[1:]:
-        assert [config_.precision_of(method) for method in methods] == ["int8"] * 4 + ["float32"]
-    assert config("float16", 4).precision_of("full") == "float16"
+    stored = [[task_of(c).precision_of(c, method) for method in methods] for c in auto]
+    assert stored[0] == ["int4", "int4", "int8", "int8", "float32"]
+    assert stored[1] == stored[2] == ["int8"] * 4 + ["float32"]
+    assert precision_of(config("float16", 4), "full") == "float16"
+
+
+def test_rows_are_planned_in_the_precision_of_the_run_and_stored_in_that_of_the_export():
+    export = {"cluster.budget_precision": "auto", "export.precision": "float32"}
+    for settings, stored, planned in (
+        ({"export.precision": "int8"}, "int8", "int8"),
+        (export, "float32", "int4"),
+        ({"cluster.budget_precision": "int8"}, "int8", "int8"),
+    ):
+        config = RunConfig.from_flat(settings)
+        assert (precision_of(config, "soft"), planned_precision_of(config, "soft")) == (stored, planned)
 
 
 def test_there_are_fewer_rows_than_ids_however_many_bytes():

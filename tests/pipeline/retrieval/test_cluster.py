@@ -125,7 +125,7 @@ def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
             continue
         spec = METHODS[name]
         maps = spec.map_bytes(resolve_method(config, name, size, rows).indices_per_id, 2, n_users, n_items)
-        row = row_bytes(64, config.precision_of(name))
+        row = row_bytes(64, planned_precisions(config)[name])
         used.append((row * rows + maps + 2 * n_items * spec.item_bias, row))
     allowed = spendable(0.25, n_users, n_items, 64)
     heaviest, row = max(used)

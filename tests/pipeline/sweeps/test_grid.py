@@ -16,6 +16,7 @@ from pipeline.sweeps.grid import (
     parse_method_override,
     point_config,
 )
+from pipeline.task import budget_of
 
 MODELS = TASKS["retrieval"].models
 
@@ -55,7 +56,7 @@ def test_a_point_is_an_ordinary_run_of_one_method(budget, model):
     )
     point = GridPoint("soft" if budget else "full", model, 5, budget)
     config = point_config(base, point)
-    assert config.cluster.budget == ((budget.kind, budget.value) if budget else ("resolution", 1.0))
+    assert budget_of(config, ("ratio", 0.25)) == ((budget.kind, budget.value) if budget else ("resolution", 1.0))
     assert (config.data.seed, config.map.seed, config.train.seed) == (5, 5, 5)
     assert (config.run.methods, config.run.out) == ((point.method,), f"cmp/{point.folder}")
     assert {key: config.flat()[key] for key in MODELS[model]} == MODELS[model]
