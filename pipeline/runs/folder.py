@@ -147,8 +147,8 @@ class RunFolder:
 
         return self._run(name, settings, inputs, publish)
 
-    def borrow(
-        self, lender: Path, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], folder: str
+    def reuse(
+        self, source: Path, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], folder: str
     ) -> bool:
         """Take the output of `stage` with these arguments over from another run folder, if it is up to date there.
 
@@ -157,17 +157,17 @@ class RunFolder:
         Returns: whether it was taken over. What is up to date here stays.
         """
         assert self._lock is not None, "stages run inside `with RunFolder(...)`"
-        other, target = RunFolder(lender), self.path / folder
+        other, target = RunFolder(source), self.path / folder
         if self.would_skip(name, settings, inputs) or not other.would_skip(name, settings, inputs):
             return False
         partial = target.with_name(f".{target.name}{PARTIAL}")
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(lender / folder, partial, copy_function=link_or_copy)
+            shutil.copytree(source / folder, partial, copy_function=link_or_copy)
             replace_folder(partial, target)
             write_text_atomic(self._record_path(name), other._record_path(name).read_text(encoding="utf-8"))
         except (OSError, shutil.Error):
-            return False  # The lender is being written anew, or the disk is full: the stage itself will say which.
+            return False  # The source is being written anew, or the disk is full: the stage itself will say which.
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return self.would_skip(name, settings, inputs)

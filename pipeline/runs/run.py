@@ -9,7 +9,7 @@ before anything is done: MLflow is asked early whether it is there, and Ray star
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ def run(
     *,
     until: str = "report",
     store: tracking.Store | None = None,
-    lenders: Iterable[Path] = (),
+    reuse_from: Sequence[Path] = (),
     fit_job: FitJob | None = None,
     resume: bool | None = None,
     keep_trained: bool = False,
@@ -62,7 +62,7 @@ def run(
         config: `data.path` and `run.out` must be set.
         until: one of STAGES.
         store: where trainings are tracked; None: connected to when it is needed.
-        lenders: other run folders, where the log may be ingested, or even clustered, in the same way already.
+        reuse_from: other run folders, where the log may be ingested, or even clustered, in the same way already.
         fit_job: executes a training (see `pipeline.training.job.TrainingSession`).
         resume: whether trainings resume from their checkpoints; None: from those that there are. True: a training that has to be done has
             one, or ConfigError is raised.
@@ -84,14 +84,14 @@ def run(
         folder = stack.enter_context(run_folder(config))
         hashes.save()
         if config.run.remote is not None:
-            # What was fetched may hold ids that an update has placed.
+            # What was fetched may hold ids that an update has folded in, and the precision that rows were planned for.
+            if keep_trained:
+                given, config = with_recorded_precision(given), with_recorded_precision(config)
             steps = plan(config, until, hashes=hashes)
         if keep_trained:
             check_keeps_trained(folder, steps, config, until)
         write_text_atomic(out / CONFIG_FILE, given.to_toml())
-        for name in ("ingest", "cluster"):
-            if (step := steps.get(name)) is not None:
-                any(folder.borrow(lender, step.name, step.settings, step.inputs, name) for lender in lenders)
+        _reuse(folder, steps, reuse_from)
         store = _open_store(folder, steps, config, store)
         ray = _RayOnDemand(stack, config.run.address, out)
         stages = _Stages(folder, steps, config, task_of(config), store, ray, fit_job)
@@ -103,11 +103,7 @@ def run(
             return RunResult(ingest.result, cluster.result, [])
         if resume is not None:
             _check_resume(folder, steps, config, resume)
-        metrics = []
-        for method in config.run.methods:
-            metrics.append(stages.method(method, ingest, cluster))
-            if until != "train":
-                write_json_atomic(out / "metrics.json", metrics)
+        metrics = stages.methods(ingest, cluster, write=until != "train")
         if until == "report":
             stages.report(metrics)
         return RunResult(ingest.result, cluster.result, metrics)
@@ -145,6 +141,13 @@ def check_keeps_trained(folder: RunFolder, steps: Mapping[str, Step], config: Ru
         raise ConfigError(
             f"`graphhash {until}` would train {method} again: {'; '.join(why)}; {remedy} `graphhash train` first"
         )
+
+
+def _reuse(folder: RunFolder, steps: Mapping[str, Step], sources: Sequence[Path]) -> None:
+    """Take the ingested log and the clustering over from other run folders that have them."""
+    for name in ("ingest", "cluster"):
+        if (step := steps.get(name)) is not None:
+            any(folder.reuse(source, step.name, step.settings, step.inputs, name) for source in sources)
 
 
 def _open_store(
@@ -216,6 +219,15 @@ class _Stages:
 
         step = self.steps["cluster"]
         return self.folder.stage(step.name, step.settings, step.inputs, "cluster", compute)
+
+    def methods(self, ingest: StageResult, cluster: StageResult, *, write: bool) -> list[dict[str, Any]]:
+        """The metrics objects of all methods; `write`: also into `RUN/metrics.json`, anew after each method."""
+        metrics = []
+        for method in self.config.run.methods:
+            metrics.append(self.method(method, ingest, cluster))
+            if write:
+                write_json_atomic(self.folder.path / "metrics.json", metrics)
+        return metrics
 
     def method(self, method: str, ingest: StageResult, cluster: StageResult) -> dict[str, Any]:
         """Train, evaluate and, for the first method, export, inside one MLflow run. Returns the metrics object."""

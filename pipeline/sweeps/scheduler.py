@@ -125,7 +125,7 @@ def execute(spec: RunSpec, until: str, **options: Any) -> Result:
     trace = Path(spec.config.run.out) / "error.txt"
     try:
         with silenced():
-            metrics = run(spec.config, until=until, lenders=spec.cached_sources, **options).metrics
+            metrics = run(spec.config, until=until, reuse_from=spec.cached_sources, **options).metrics
     except Exception as error:
         write_text_atomic(trace, traceback.format_exc())
         # Ray hands on a task's error as a subclass whose text is the remote traceback; `cause` is the error itself.

@@ -103,7 +103,7 @@ def in_a_task(job, tracker):
     return ray.get(ray.remote(num_cpus=1)(fit_here).remote(job, tracker))
 
 alone = RunConfig.from_flat(settings | {"run.out": f"{folder}/alone"})
-run(alone, until="evaluate", fit_job=in_a_task, lenders=[ray_session.Path(folder, "out")])
+run(alone, until="evaluate", fit_job=in_a_task, reuse_from=[ray_session.Path(folder, "out")])
 ray.shutdown()
 cluster.shutdown()
 """

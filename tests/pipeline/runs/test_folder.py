@@ -237,14 +237,14 @@ def test_a_result_of_another_folder_is_taken_over_if_it_is_the_same(folder, tmp_
     with RunFolder(tmp_path / "other") as other:
         made = other.stage("cluster", {"g": 1.0}, {"log": "in"}, "cluster", writer("x"))
     for settings, inputs in (({"g": 2.0}, {"log": "in"}), ({"g": 1.0}, {"log": "out"})):
-        assert not folder.borrow(tmp_path / "other", "cluster", settings, inputs, "cluster")
-    assert not folder.borrow(tmp_path / "nowhere", "cluster", {"g": 1.0}, {"log": "in"}, "cluster")
+        assert not folder.reuse(tmp_path / "other", "cluster", settings, inputs, "cluster")
+    assert not folder.reuse(tmp_path / "nowhere", "cluster", {"g": 1.0}, {"log": "in"}, "cluster")
     assert not (folder.path / "cluster").exists()
-    assert folder.borrow(tmp_path / "other", "cluster", {"g": 1.0}, {"log": "in"}, "cluster")
+    assert folder.reuse(tmp_path / "other", "cluster", {"g": 1.0}, {"log": "in"}, "cluster")
     taken = folder.stage("cluster", {"g": 1.0}, {"log": "in"}, "cluster", writer("not computed"))
     assert (taken.skipped, taken.result, taken.seconds) == (True, made.result, made.seconds)
-    # What is up to date stays, and to make it anew leaves the lender as it was.
-    assert not folder.borrow(tmp_path / "other", "cluster", {"g": 1.0}, {"log": "in"}, "cluster")
+    # What is up to date stays, and to make it anew leaves the source as it was.
+    assert not folder.reuse(tmp_path / "other", "cluster", {"g": 1.0}, {"log": "in"}, "cluster")
     folder.stage("cluster", {"g": 3.0}, {"log": "in"}, "cluster", writer("y"))
     assert (tmp_path / "other" / "cluster" / "deep" / "a.txt").read_text() == "x"
     assert RunFolder(tmp_path / "other").would_skip("cluster", {"g": 1.0}, {"log": "in"})
@@ -258,5 +258,5 @@ def test_without_hard_links_a_result_is_copied(folder, tmp_path, monkeypatch):
         raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert folder.borrow(tmp_path / "other", "cluster", {}, {}, "cluster")
+    assert folder.reuse(tmp_path / "other", "cluster", {}, {}, "cluster")
     assert (folder.path / "cluster" / "deep" / "a.txt").read_text() == "x"

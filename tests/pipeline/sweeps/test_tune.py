@@ -245,7 +245,7 @@ def base(search, tmp_path):
     settings = {"data.path": str(search.folder / "log"), "data.seed": 3, "run.mlflow": False, "run.out": str(tmp_path)}
     config = RunConfig.from_flat(settings | {"cluster.resolution": 2.0, "train.dim": 8, "train.epochs": 4})
     log = RunConfig.from_flat(config.flat() | {"run.out": str(tmp_path / "log")})
-    run(log, until="ingest", lenders=[search.out / "log"])
+    run(log, until="ingest", reuse_from=[search.out / "log"])
     return config
 
 
