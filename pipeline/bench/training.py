@@ -86,7 +86,7 @@ class Subject:
     def make(cls, name: str, train: csr_array, labels: Labels, settings: BenchSettings) -> Subject:
         """From the training interactions and their communities."""
         method, config = METHODS[name], settings.train
-        n_indices = method.lookups(settings.indices_per_id)
+        n_indices = method.resolve_indices(settings.indices_per_id)
         maps = method.make(Inputs(train, labels, n_indices, hops=HOPS[-1], seed=config.seed))
         item_bias = method.with_bias(None, config.loss)
         return cls(method, maps, ModelSpec(config.model, config.dim, item_bias, config.n_layers, config.seed))

@@ -27,7 +27,7 @@ from pipeline.ctr.evaluate import predict, table_rows
 from pipeline.ctr.ingest import ingest_ctr
 from pipeline.ctr.maps import cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
 from pipeline.ctr.settings import ctr_settings, spec_of
-from pipeline.ctr.train import SCORES, click_loss, seldom_tables
+from pipeline.ctr.train import SCORES, ctr_loss, seldom_tables
 from pipeline.training.loop import fit
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def measure_ctr(config: RunConfig, ingest_dir: Path, cluster_dir: Path, *, round
         timer = PhaseTimer(device)
         seldom = seldom_tables(model, settings.batch_size, features)
         fit(
-            model, examples, settings, click_loss(len(features.bags)), None, score=SCORES["auc"], seldom=seldom,
+            model, examples, settings, ctr_loss(len(features.bags)), None, score=SCORES["auc"], seldom=seldom,
             on_epoch=lambda *_, timer=timer: timer.end_round(), lap=timer,
         )  # fmt: skip
         results.append(common | {"task": task} | figures(timer.rounds[1:], len(train)))

@@ -1,4 +1,4 @@
-"""Bytes of a click-through model, column by column, and how many rows of compressed columns a share of them allows."""
+"""Bytes of a CTR model, column by column, and how many rows of compressed columns a share of them allows."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from graphhash.models.ctr_bytes import column_bytes, layer_bytes
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
 from pipeline.ctr.defaults import DEFAULT_BUDGET, planned_precision_of, precision_of
-from pipeline.ctr.maps import CTR_HOPS, find_pairs, lookups_of
+from pipeline.ctr.maps import CTR_HOPS, find_pairs, resolve_indices
 from pipeline.ctr.models import CTR_PRESETS
 from pipeline.ctr.settings import spec_of
 from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.task import budget_of
 
-# Under a byte budget maps of soft methods take at most this share of what is left to compressed columns, by fewer lookups.
+# Under a byte budget maps of soft methods take at most this share of what is left to compressed columns, by fewer indices per id.
 MAP_SHARE = 0.6
-LEAST_LOOKUPS = 4
+LEAST_INDICES = 4
 
 
 def precisions_of(config: RunConfig, method: str, maps: Sequence[BucketMap]) -> list[str]:
@@ -56,23 +56,23 @@ def indices_per_id(config: RunConfig, features: Features, name: str) -> int:
     """Rows that a method reads per id: ``map.indices_per_id`` where it is set; the number of `pipeline.ctr.models` for soft methods, under a
     byte budget fewer where the maps would take more than a share of it; else the method's own number.
     """
-    if config.map.indices_per_id is not None or not METHODS[name].free_lookups:
-        return lookups_of(name, config.map.indices_per_id)
-    most = lookups_of(name, None)
+    if config.map.indices_per_id is not None or not METHODS[name].free_indices:
+        return resolve_indices(name, config.map.indices_per_id)
+    most = resolve_indices(name, None)
     kind, ratio = budget_of(config, DEFAULT_BUDGET)
     if kind != "ratio":
         return most
     space = _Space.of(config, features)
     fitting = [
         n
-        for n in range(LEAST_LOOKUPS, most)
+        for n in range(LEAST_INDICES, most)
         if _maps(config, name, n, features, space.compressed) <= MAP_SHARE * space.free(ratio)
     ]
-    return max(fitting, default=LEAST_LOOKUPS)
+    return max(fitting, default=LEAST_INDICES)
 
 
 def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any) -> int:
-    """Table rows that all compressed columns have together, those of unknown ids among them.
+    """Table rows that all compressed columns have together, OOV rows among them.
 
     Args:
         kind, value: "rows", or "ratio" of the bytes of the whole model with full float32 tables. All methods of a run get the same rows,

@@ -1,4 +1,4 @@
-"""The cluster stage of a click log: the graph of every pair of columns, clustered, to a budget that the pairs share.
+"""The cluster stage of CTR: the graph of every pair of columns, clustered to a budget that the pairs share.
 
 Files (``RUN/cluster/``): ``N/labels_users.npy`` and ``N/labels_items.npy`` of pair N (`pipeline.ctr.maps.find_pairs`; its first column
 stands for users), and ``cluster.json``.
@@ -27,20 +27,20 @@ from pipeline.maps.communities import describe_communities, load_communities, sa
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import budget_of
 
-# What a table of a pair needs at least, rows of unknown ids among them.
+# What a table of a pair needs at least, OOV rows among them.
 LEAST_ROWS = 8
 
 
 def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str, Any]:
-    """Cluster the pairs of a click log by the budget that the configuration names, and write the files above.
+    """Cluster the pairs of a CTR data set by the budget that the configuration names, and write the files above.
 
-    A resolution is every pair's own. Rows, or the rows that a ratio of the bytes leaves, are shared out by the ids of the columns
+    A resolution applies to every pair. Rows, or the rows that a ratio of the bytes leaves, are shared out by the ids of the columns
     that are compressed.
 
     Returns: ``pairs``, the figures of each with its ``columns``, and which of them are ``compressed``; ``seconds``.
 
     Raises:
-        DataError: a budget that cannot be met, or a pair without a click.
+        DataError: a budget that cannot be met, or a pair without a positive sample.
         ConfigError: no column can be compressed, and a method wants to.
     """
     started = time.perf_counter()
@@ -61,14 +61,14 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
         graph = pair_graph(features, train, pair)
         names = pair.names(features)
         try:
-            how = {"resolution": value} if rows is None else {"rows": rows[number]}
-            labels = cluster_connected(graph, **how, **settings)
+            options = {"resolution": value} if rows is None else {"rows": rows[number]}
+            labels = cluster_connected(graph, **options, **settings)
         except ValueError as error:
             raise DataError(f"columns {names[0]!r} and {names[1]!r}: {error}") from error
         folder = out_dir / str(number)
         folder.mkdir()
         save_communities(labels, folder)
-        # Of those that no click is of, all of a side are one community, and connected they are not.
+        # Ids without a positive sample are one community per side, which is not connected.
         linked = _linked(graph, labels)
         facts.append(
             {
@@ -91,7 +91,7 @@ def load_pair_labels(cluster_dir: Path, facts: dict[str, Any]) -> list[Labels]:
 
 
 def pair_rows(features: Features, pairs: Sequence[Pair], total: int) -> list[int | tuple[int, int]]:
-    """Rows of every pair's labels, out of ``total`` table rows of all compressed columns, those of unknown ids among them.
+    """Rows of every pair's labels, out of ``total`` table rows of all compressed columns, OOV rows among them.
 
     Raises:
         DataError: a pair gets too few.
@@ -120,7 +120,7 @@ def pair_rows(features: Features, pairs: Sequence[Pair], total: int) -> list[int
 
 
 def _linked(graph: csr_array, labels: Labels) -> tuple[LocalGraph, Labels]:
-    """The graph of the ids that have clicks, and their labels."""
+    """The graph of the ids that have positive samples, and their communities."""
     sides = [np.diff(graph.indptr) > 0, np.diff(csr_array(graph.T.tocsr()).indptr) > 0]
     part = csr_array(graph[sides[0]][:, sides[1]])
     found = Labels(labels.users[sides[0]], labels.items[sides[1]], labels.resolution, labels.modularity, labels.history)

@@ -1,4 +1,4 @@
-"""The evaluate stage of clicks: AUC, log loss and calibration on the test rows, and every byte of the model counted."""
+"""The evaluate stage of CTR: AUC, log loss and calibration on the test rows, and every byte of the model counted."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _totals(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> CtrTotals
 
 
 def _has_both(labels: NDArray[np.uint8], groups: NDArray[np.int64]) -> bool:
-    """Whether a group has a click and a row without one."""
+    """Whether a group has both a positive and a negative sample."""
     n_groups = int(groups.max()) + 1
     clicks = np.bincount(groups, labels, n_groups)
     return bool(((clicks > 0) & (clicks < np.bincount(groups, minlength=n_groups))).any())

@@ -1,7 +1,7 @@
-"""How the columns of a click log are compressed: pairs of columns with their graphs, and a bucket map for every column.
+"""Bucket maps of the columns of a CTR data set: pairs of columns with their graphs, and a map for every column.
 
-A pair is two columns that make a bipartite graph, of the clicks of train. The methods of `pipeline.maps.methods` take its first column for
-users and its second for items. A column whose partner has a partner of its own, or stays full, takes its own side of what they make.
+A pair is two columns whose positive training samples make a bipartite graph. The methods of `pipeline.maps.methods` take its first column
+for users and its second for items. A column whose partner has another partner, or stays full, takes its side of the two maps.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pipeline.maps.methods import METHODS, Inputs
 
 # Pairs draw their hash functions apart from each other; a pair uses its seed and the next one.
 SEEDS_PER_PAIR = 2
-# Training rows are split into so many folds, each of which reads mixtures made without its own clicks. Validation log loss of DLRM with soft
+# Training rows are split into so many folds, each of which reads mixtures made without its own positive samples. Validation log loss of DLRM with soft
 # on Frappe: 5 .1250, 10 .1236, 20 .1232; 15 % of the pairs hidden from all rows .168. Training holds a map per fold.
 N_FOLDS = 8
-# What `map.hops=auto` is for clicks.
+# What `map.hops=auto` is for CTR.
 CTR_HOPS = "1+2"
 
 
@@ -72,16 +72,16 @@ def check_compressed(features: Features, methods: Sequence[str]) -> None:
 
 
 def pair_graph(features: Features, part: Part, pair: Pair) -> csr_array:
-    """Who clicked what in train, once however often: first column x second column; rows with an unknown entry in either are left out.
+    """Pairs of ids in positive training samples, each once: first column x second column. Samples with an OOV id in either are left out.
 
     Raises:
-        DataError: no click has both.
+        DataError: no positive sample has both.
     """
-    graph = _clicked(features, part, pair, np.flatnonzero(part.labels))
+    graph = _positive_graph(features, part, pair, np.flatnonzero(part.labels))
     if not graph.nnz:
         names = " and ".join(map(repr, pair.names(features)))
         raise DataError(
-            f"no click of train has known ids in {names}: there is no graph; lower data.min_count, or keep both full"
+            f"no positive training sample has known ids in {names}: there is no graph; lower data.min_count, or keep both full"
         )
     return graph
 
@@ -92,15 +92,16 @@ def draw_folds(n_rows: int, seed: int) -> NDArray[np.uint8]:
 
 
 def fold_graphs(features: Features, part: Part, pair: Pair, fold: NDArray[np.uint8]) -> list[csr_array]:
-    """:func:`pair_graph` for the rows of each fold: without their own clicks, but with those of the same pair in other rows."""
+    """:func:`pair_graph` for the rows of each fold: without their own positive samples, but with those of the same pair in other rows."""
     labels = np.asarray(part.labels)
     return [
-        _clicked(features, part, pair, np.flatnonzero((labels > 0) & (fold != number))) for number in range(N_FOLDS)
+        _positive_graph(features, part, pair, np.flatnonzero((labels > 0) & (fold != number)))
+        for number in range(N_FOLDS)
     ]
 
 
-def _clicked(features: Features, part: Part, pair: Pair, clicked: NDArray[np.int64]) -> csr_array:
-    first, second = (np.asarray(part.categorical[clicked, number]) for number in pair.columns)
+def _positive_graph(features: Features, part: Part, pair: Pair, positive: NDArray[np.int64]) -> csr_array:
+    first, second = (np.asarray(part.categorical[positive, number]) for number in pair.columns)
     shape = [features.columns[number].n_ids for number in pair.columns]
     known = (first < shape[0]) & (second < shape[1])
     if not known.any():
@@ -121,7 +122,7 @@ def make_maps(
     seed: int,
     folds: Sequence[Sequence[csr_array]] | None = None,
 ) -> list[BucketMap]:
-    """The bucket map of every categorical column, then of every bag.
+    """The bucket map of every categorical column, then of every multi-valued one.
 
     Args:
         graphs, labels: of the pairs of `find_pairs`.
@@ -139,7 +140,7 @@ def make_maps(
         inputs = Inputs(
             graphs[number],
             labels[number],
-            lookups_of(method, indices_per_id),
+            resolve_indices(method, indices_per_id),
             hops,
             seed + SEEDS_PER_PAIR * number,
             frequencies=(first, second),
@@ -171,13 +172,15 @@ def make_maps(
     return [maps.get(number) or full_map(column.n_ids) for number, column in enumerate(features.all_columns)]
 
 
-def lookups_of(method: str, asked: int | None) -> int:
-    """Lookups per id of a method, where the configuration asks for ``asked``."""
-    return METHODS[method].lookups(MAP_SETTINGS.get(method, {}).get("indices_per_id") if asked is None else asked)
+def resolve_indices(method: str, requested: int | None) -> int:
+    """Indices per id of a method, where the configuration requests a number, or None."""
+    return METHODS[method].resolve_indices(
+        MAP_SETTINGS.get(method, {}).get("indices_per_id") if requested is None else requested
+    )
 
 
 def alone(bucket_map: BucketMap) -> BucketMap:
-    """A map that shares its table with another one, without the other's row for unknown ids."""
+    """A map that shares its table with another one, without the other's OOV row."""
     if not bucket_map.shared:
         return bucket_map
     last = bucket_map.n_buckets - 2
@@ -192,14 +195,14 @@ def cross_fitted_maps(
     labels: Sequence[Labels],
     method: str,
     fold: NDArray[np.uint8],
-    **how,
+    **options,
 ) -> dict[int, BucketMap]:
     """For training: the maps of the columns that are read by folds, by number (:meth:`graphhash.models.ctr.CtrModel.use_folds`).
 
     None unless the method is soft: communities and hashes are the same for all rows.
 
     Args:
-        part: train.  fold: of its rows (:func:`draw_folds`).  graphs, labels, method, how: as for :func:`make_maps`.
+        part: train.  fold: of its rows (:func:`draw_folds`).  graphs, labels, method, options: as for :func:`make_maps`.
 
     Raises:
         DataError: as :func:`make_maps`.
@@ -207,7 +210,7 @@ def cross_fitted_maps(
     if method not in MAP_SETTINGS:
         return {}
     folds = [fold_graphs(features, part, pair, fold) for pair in find_pairs(features)]
-    maps = make_maps(features, graphs, labels, method, folds=folds, **how)
+    maps = make_maps(features, graphs, labels, method, folds=folds, **options)
     return {
         number: maps[number] for number, column in enumerate(features.columns) if maps[number].n_ids != column.n_ids
     }

@@ -1,4 +1,4 @@
-"""The click-through models of a run by name, and how each is trained unless told otherwise.
+"""The CTR models of a run by name, and the preset that each is trained with.
 
 All defaults were chosen on validation rows, with the rows that ``graph`` has at resolution 5.
 """
@@ -15,9 +15,9 @@ from pipeline.training.seldom import seldom_embeddings
 CTR_MODELS = tuple(HEADS)
 
 # Settings of the maps that have any, as :func:`graphhash.soft_maps` and :func:`graphhash.double_soft_maps` take them; they are cross-fitted
-# (``pipeline.ctr.maps``). Frequencies are those of all training rows, clicked or not. Validation log loss of DLRM with soft on Frappe: 8 lookups
-# .124, 16 .116, 24 .113, 32 .110; on MovieLens-1M 8 .526, 24 .518. A lookup is 2 bytes an id, where a full row of 64 numbers is 256.
-# double_soft with 9 lookups, by share: 0.25 .123, 0.5 .127, 0.75 .179.
+# (``pipeline.ctr.maps``). Frequencies are those of all training rows, of both labels. Validation log loss of DLRM with soft on Frappe: 8 indices
+# .124, 16 .116, 24 .113, 32 .110; on MovieLens-1M 8 .526, 24 .518. An index is 2 bytes an id, where a full row of 64 numbers is 256.
+# double_soft with 9 indices, by share: 0.25 .123, 0.5 .127, 0.75 .179.
 MAP_SETTINGS: dict[str, dict[str, Any]] = {
     "soft": {"indices_per_id": 24, "hops": "1+2"},
     "double_soft": {"indices_per_id": 24, "hops": "1+2", "share": 0.25, "own": 0.5},
@@ -67,7 +67,7 @@ def seldom_read(model: CtrModel, batch_size: int, bag_widths: tuple[int, ...] = 
 
     Args:
         batch_size: rows of the log that a step takes.
-        bag_widths: of the batches' bags.
+        bag_widths: values per row of the multi-valued columns.
     """
     reads = []
     for part in (model.fields, model.wide, model.bias):

@@ -1,4 +1,4 @@
-"""The click-through model of a run and how it is trained: the settings, and the model's preset for what they leave open."""
+"""Model and training settings of a CTR run: those of the configuration, and the model's preset for what it leaves open."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pipeline.config.run_config import RunConfig
 from pipeline.ctr.models import CTR_PRESETS
 from pipeline.training.loop import FitSettings
 
-# Recipes were made on 200,000 rows; ten thousand would see forty steps of their batches in a training.
+# Presets were made on 200,000 rows; ten thousand would see forty steps of their batches in a training.
 LEAST_STEPS, SMALLEST_BATCH = 64, 64
 
 
 def spec_of(config: RunConfig, method: str) -> CtrSpec:
     """The model of a method, before it is made."""
     train = config.train
-    asked = {
+    requested = {
         "id_bias": config.map.item_bias,
         "hidden": None if train.hidden is None else tuple(map(int, train.hidden)),
         "dropout": train.dropout,
         "n_cross": train.n_cross,
         "structure": train.structure,
     }
-    given = {key: value for key, value in asked.items() if value is not None}
-    return CTR_PRESETS[train.model].spec(train.model, method, train.seed, dim=train.dim, **given)
+    overrides = {key: value for key, value in requested.items() if value is not None}
+    return CTR_PRESETS[train.model].spec(train.model, method, train.seed, dim=train.dim, **overrides)
 
 
 def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:

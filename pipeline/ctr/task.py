@@ -123,7 +123,7 @@ class Ctr:
     def check_methods(self, methods: Sequence[str]) -> None:
         if "lsh" in methods:
             raise ConfigError(
-                "method 'lsh' needs features of users and items, which run.task=ctr has none of; use lsh_structure"
+                "method 'lsh' needs features of users and items, which run.task=ctr does not read; use lsh_structure"
             )
 
     def check_exportable(self, config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""The train stage of clicks: bucket maps of all columns, then the loop of ``pipeline.training.loop`` where ``pipeline.retrieval.train`` runs it.
+"""The train stage of CTR: bucket maps of all columns, then the loop of ``pipeline.training.loop`` in Ray Train's workers.
 
 The epoch that is kept has the best AUC, or the least log loss, of the validation rows. Files: see ``pipeline.ctr.weights``, and ``history.json``.
 """
@@ -32,7 +32,7 @@ from pipeline.training.loop import LossOf, fit
 
 # Folder of the maps by folds, while there are such.
 FOLDS = "folds"
-# What the loop is to raise, by ``train.score``.
+# The metric that the loop maximises, by ``train.score``.
 SCORES = {"auc": "auc", "log_loss": "negative_log_loss"}
 
 
@@ -53,11 +53,11 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
     graphs = [pair_graph(features, train, pair) for pair in pairs]
     labels = load_pair_labels(cluster_dir, facts) if pairs else []
     resolved = resolve_method(config, features, method)
-    how = {"indices_per_id": resolved.indices_per_id, "hops": resolved.hops, "seed": config.map.seed}
-    maps = make_maps(features, graphs, labels, method, **how)
+    options = {"indices_per_id": resolved.indices_per_id, "hops": resolved.hops, "seed": config.map.seed}
+    maps = make_maps(features, graphs, labels, method, **options)
     save_maps(maps, out)
     fold = draw_folds(len(train), config.map.seed)
-    if folded := cross_fitted_maps(features, train, graphs, labels, method, fold, **how):
+    if folded := cross_fitted_maps(features, train, graphs, labels, method, fold, **options):
         (out / FOLDS).mkdir()
         save_folds(out / FOLDS, folded, fold)
     settings, spec = ctr_settings(config, len(train)), spec_of(config, method)
@@ -69,7 +69,7 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
     }
     session.tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
     job = {
-        "task": fit_clicks,
+        "task": fit_ctr_task,
         "folder": str(out.absolute()),
         "ingest": str(ingest_dir.absolute()),
         "spec": spec,
@@ -96,7 +96,7 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
     }
 
 
-def click_loss(n_bags: int) -> LossOf:
+def ctr_loss(n_bags: int) -> LossOf:
     """Binary cross-entropy of a batch of `pipeline.ctr.data.Part.tensors`, with or without folds; dropout draws from the generator."""
 
     def loss_of(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
@@ -109,7 +109,7 @@ def click_loss(n_bags: int) -> LossOf:
 
 
 def seldom_tables(model: CtrModel, batch_size: int | None, features: Features) -> list[BucketEmbedding]:
-    """Embeddings for ``pipeline.training.loop.fit`` to let wait; none where a step reads all rows."""
+    """Embeddings that ``pipeline.training.loop.fit`` may update lazily; none where a step reads all rows."""
     return [] if batch_size is None else seldom_read(model, batch_size, tuple(bag.width or 0 for bag in features.bags))
 
 
@@ -119,7 +119,7 @@ def validated(model: CtrModel, part: Part) -> dict[str, float]:
     return {"auc": measured["auc"], "log_loss": measured["log_loss"], "negative_log_loss": -measured["log_loss"]}
 
 
-def fit_clicks(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:
+def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
     """What each worker does: load, and fit (see ``pipeline.training.workers``)."""
     features, settings = Features.open(Path(job["ingest"])), job["settings"]
     maps = load_maps(Path(job["folder"]), features)
@@ -132,5 +132,5 @@ def fit_clicks(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -
     validation = features.part("validation")
     validate = (lambda model: validated(model, validation)) if len(validation) else None
     seldom = seldom_tables(model, settings.batch_size, features)
-    loss_of = click_loss(len(features.bags))
-    return fit(model, examples, settings, loss_of, validate, score=job["score"], seldom=seldom, **how)
+    loss_of = ctr_loss(len(features.bags))
+    return fit(model, examples, settings, loss_of, validate, score=job["score"], seldom=seldom, **options)

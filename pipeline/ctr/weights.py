@@ -1,6 +1,6 @@
-"""A trained click-through model on disk, beside its bucket maps: plain arrays, no pickle.
+"""A trained CTR model on disk, beside its bucket maps: plain arrays, no pickle.
 
-Files (``RUN/methods/<method>/``): ``maps/NN.npz`` (bucket map of column NN, in the order of schema.json: categorical, then bags) and
+Files (``RUN/methods/<method>/``): ``maps/NN.npz`` (bucket map of column NN, in the order of schema.json: categorical, then multi-valued) and
 ``checkpoint/model.npz``: ``spec``, the model's description as JSON, and every weight by its name in the module, float32.
 """
 
@@ -29,8 +29,8 @@ class TrainedCtr:
 
     Args:
         model: on the CPU, in evaluation mode.
-        maps: of every column, categorical, then bags.
-        vocabularies: of every column; entries of a missing value and of unknown ids are said in ``features``.
+        maps: of every column, categorical, then multi-valued.
+        vocabularies: of every column; ``features`` states the entries of a missing value and of OOV ids.
         features: columns, and mean and deviation of the dense ones.
     """
 

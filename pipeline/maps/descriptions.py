@@ -18,7 +18,7 @@ def how_ids_read(method: str, indices_per_id: int | None = None) -> str:
         indices_per_id: as trained; None: unknown, or not the same for all tables.
     """
     summary = METHODS[method].summary
-    if indices_per_id is None or not METHODS[method].free_lookups:
+    if indices_per_id is None or not METHODS[method].free_indices:
         return summary
     return f"{summary}: a weighted sum of {indices_per_id} rows"
 

@@ -67,7 +67,7 @@ class Inputs:
 
     @property
     def rows(self) -> tuple[int, int]:
-        """Rows of the user table and of the item table, the unknown ids' rows among them."""
+        """Rows of the user table and of the item table, the OOV rows among them."""
         return self.labels.user_rows + 1, self.labels.item_rows + 1
 
     @property
@@ -84,8 +84,8 @@ class Method:
         make: maps of users and items.
         summary: one line for tables and help.
         indices_per_id: rows read per id.
-        free_lookups: whether ``map.indices_per_id`` changes that number.
-        least_lookups: fewest that it can do with.
+        free_indices: whether ``map.indices_per_id`` changes that number.
+        least_indices: fewest that it can do with.
         n_codes: most rows of stored weights per side; 0: none is stored.
         plain_items: whether all of this is said of users alone, and items read one row without a weight.
         item_bias: whether items get a trained scalar each by default.
@@ -96,21 +96,21 @@ class Method:
     make: Callable[[Inputs], Maps]
     summary: str
     indices_per_id: int = 1
-    free_lookups: bool = False
-    least_lookups: int = 1
+    free_indices: bool = False
+    least_indices: int = 1
     n_codes: int = 0
     plain_items: bool = False
     item_bias: bool = False
     lr: float = 1e-2
     l2_total: float = 1e-4
 
-    def lookups(self, asked: int | None) -> int:
-        """Lookups per id when the configuration asks for ``asked``."""
-        return asked if asked is not None and self.free_lookups else self.indices_per_id
+    def resolve_indices(self, requested: int | None) -> int:
+        """Indices per id where the configuration requests a number, or None."""
+        return requested if requested is not None and self.free_indices else self.indices_per_id
 
-    def map_bytes(self, asked: int | None, row_bytes: int, n_users: int, n_items: int) -> int:
-        """Bytes of both maps, with ``row_bytes`` for a row number; codebook are counted as many as there can be."""
-        indices_per_id = self.lookups(asked)
+    def map_bytes(self, requested: int | None, row_bytes: int, n_users: int, n_items: int) -> int:
+        """Bytes of both maps, with ``row_bytes`` for a row number; codebooks are counted as large as they can be."""
+        indices_per_id = self.resolve_indices(requested)
 
         def side(n_ids: int) -> int:
             n_codes = min(self.n_codes, n_ids + 1)
@@ -118,9 +118,9 @@ class Method:
 
         return side(n_users) + ((n_items + 1) * row_bytes if self.plain_items else side(n_items))
 
-    def with_bias(self, asked: bool | None, loss: str) -> bool:
-        """Whether the model has an item bias when the configuration asks for ``asked``; DirectAU would not train one."""
-        return self.item_bias and loss != "directau" if asked is None else asked
+    def with_bias(self, requested: bool | None, loss: str) -> bool:
+        """Whether the model has an item bias when the configuration requests it, or not, or None; DirectAU would not train one."""
+        return self.item_bias and loss != "directau" if requested is None else requested
 
 
 @dataclass(frozen=True)
@@ -250,10 +250,10 @@ METHODS: dict[str, Method] = {
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
-        indices_per_id=20, free_lookups=True, n_codes=256, item_bias=True, lr=4e-2, l2_total=0.02,
+        indices_per_id=20, free_indices=True, n_codes=256, item_bias=True, lr=4e-2, l2_total=0.02,
     ),
     "double_soft": Method(
         _double_soft, "every id reads a mixture of its neighbours' communities plus a hashed row",
-        indices_per_id=20, least_lookups=2, free_lookups=True, n_codes=256, item_bias=True, lr=4e-2, l2_total=0.02,
+        indices_per_id=20, least_indices=2, free_indices=True, n_codes=256, item_bias=True, lr=4e-2, l2_total=0.02,
     ),
 }  # fmt: skip

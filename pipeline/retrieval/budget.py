@@ -24,29 +24,29 @@ from pipeline.task import budget_of
 FULL_ITEMSIZE = 4
 # Kept back from a budget for what a bundle holds beside its tensors, but no more than the share.
 GRAPH_BYTES, GRAPH_SHARE = 16_384, 0.004
-# Share of the bytes that the map takes where ids have 20 neighbours on average: lookups and rows trade against each other, and small
-# rows leave more for lookups. On Gowalla (21 neighbours), an eighth of the bytes: 8 lookups .162, 10 .155, 12 .155 validation recall.
+# Share of the bytes that the map takes where ids have 20 neighbours on average: indices and rows trade against each other, and small
+# rows leave more for indices. On Gowalla (21 neighbours), an eighth of the bytes: 8 indices .162, 10 .155, 12 .155 validation recall.
 MAP_SHARE = {"float32": 0.35, "float16": 0.45, "int8": 0.55, "int4": 0.68}
-# In 4 bits rows cost so little that more of them than this per id gain nothing, and the rest goes into lookups. On Gowalla, validation
-# recall of a quarter of the bytes: 20 lookups .179, 24 .181, 26 .182; of an eighth: 9 .170, 10 .170, 11 .170. On a random split of it 24
-# lookups .184, and 28 .181.
+# In 4 bits rows cost so little that more of them than this per id gain nothing, and the rest goes into indices. On Gowalla, validation
+# recall of a quarter of the bytes: 20 indices .179, 24 .181, 26 .182; of an eighth: 9 .170, 10 .170, 11 .170. On a random split of it 24
+# indices .184, and 28 .181.
 ROWS_PER_ID = 0.4
 SPARSE = 20
-# The share rises by this with every doubling of neighbours, which few lookups do not cover, up to MOST_SHARE. On MovieLens-1M (164
-# neighbours), a quarter of the bytes: 28 lookups .252, 20 lookups .239.
+# The share rises by this with every doubling of neighbours, which few indices do not cover, up to MOST_SHARE. On MovieLens-1M (164
+# neighbours), a quarter of the bytes: 28 indices .252, 20 indices .239.
 SHARE_PER_DOUBLING = 0.15
 MOST_SHARE = 0.9
 # From so many interactions an id on, the communities around an id say too little of it alone. Where there are bytes for nearly a row for
 # each, an id reads its own row and those of the ids most like it (two hops): on MovieLens-1M validation recall is .273 with 8 and
-# with 4 lookups, .258 with 28 lookups of both hops in 2,000 rows, and .276 with full tables.
+# with 4 indices, .258 with 28 indices of both hops in 2,000 rows, and .276 with full tables.
 DENSE = 50
 NEARLY = 0.9
 # LightGCN makes do with fewer, as it propagates what the rows say: MovieLens-1M's test recall is .306 with 8,000 rows for 9,746 ids and 4
-# lookups, and .278 with 994 rows and 30 lookups of both hops, both in 8 bits. MF at such a share has .245 and .253.
+# indices, and .278 with 994 rows and 30 indices of both hops, both in 8 bits. MF at such a share has .245 and .253.
 NEARLY_PROPAGATED = 0.8
-DENSE_LOOKUPS = (8, 4)
-# A bound on training time; 60 lookups instead of 28 raise MovieLens-1M's validation recall from .249 to .251.
-MOST_LOOKUPS = 32
+DENSE_INDICES = (8, 4)
+# A bound on training time; 60 indices instead of 28 raise MovieLens-1M's validation recall from .249 to .251.
+MOST_INDICES = 32
 
 
 @dataclass(frozen=True)
@@ -159,17 +159,17 @@ def hops(settings: BudgetSettings, n_rows: int, size: GraphSize) -> str:
 
 def indices_per_id(settings: BudgetSettings, name: str, precision: str, size: GraphSize) -> int:
     """Rows that a method reads per id: as set; under a byte budget as many as a share of it affords that grows with the density of the
-    graph, and at most MOST_LOOKUPS; else the method's own number.
+    graph, and at most MOST_INDICES; else the method's own number.
 
     Args:
         precision: in which the budget counts rows.
     """
     method = METHODS[name]
-    if settings.indices_per_id is not None or settings.ratio is None or not method.free_lookups:
-        return method.lookups(settings.indices_per_id)
+    if settings.indices_per_id is not None or settings.ratio is None or not method.free_indices:
+        return method.resolve_indices(settings.indices_per_id)
     whole, row = settings.spendable(settings.ratio, size), row_bytes(settings.dim, precision)
     if settings.hops == "auto" and size.is_dense:
-        for number in DENSE_LOOKUPS:
+        for number in DENSE_INDICES:
             if _affordable(settings, name, precision, number, whole, size) >= settings.enough_rows * size.n_ids + 2:
                 return number
     denser = max(0.0, math.log2(max(2 * size.n_edges / size.n_ids, 1) / SPARSE))
@@ -178,8 +178,8 @@ def indices_per_id(settings: BudgetSettings, name: str, precision: str, size: Gr
         denser = denser if size.is_dense else 0.0
         share = max(share, 1 - ROWS_PER_ID * size.n_ids * row / whole)
     allowed = min(share + SHARE_PER_DOUBLING * denser, MOST_SHARE) * whole
-    fitting = [n for n in range(1, MOST_LOOKUPS + 1) if method.map_bytes(n, 2, size.n_users, size.n_items) <= allowed]
-    return max([method.least_lookups, *fitting])
+    fitting = [n for n in range(1, MOST_INDICES + 1) if method.map_bytes(n, 2, size.n_users, size.n_items) <= allowed]
+    return max([method.least_indices, *fitting])
 
 
 def rows_for_ratio(settings: BudgetSettings, ratio: float, precisions: Mapping[str, str], size: GraphSize) -> int:

@@ -30,7 +30,7 @@ from pipeline.retrieval.defaults import precision_of
 from pipeline.retrieval.weights import load_method
 
 K = 20
-# Scores of one block of users and the whole catalogue: float32, 64 MiB.
+# Scores of one block of users and all items: float32, 64 MiB.
 BLOCK_SCORES = 2**24
 
 
@@ -127,7 +127,7 @@ class ShippedVectors:
             self.item_bias = torch.from_numpy(bias).to(device)
 
     def score_all_items(self) -> CatalogueScores:
-        """Scores of every item for each user, as ``LightGCN.catalogue``."""
+        """Scores of every item for each user, as ``LightGCN.score_all_items``."""
         users, items = self.vectors
         return lambda rows: product_of_catalogue(users[rows], items[:-1], self.item_bias)
 
@@ -180,7 +180,7 @@ def rank_users(
     on_block: Callable[[int], None] = lambda n: None,
     lap: Callable[[str], None] = lambda phase: None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Recall@k and NDCG@k of users, ranking the whole catalogue in blocks of users.
+    """Recall@k and NDCG@k of users, ranking all items in blocks of users.
 
     Args:
         model: on any device; the scores come from there, the ranking is done here.

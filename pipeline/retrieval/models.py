@@ -1,4 +1,4 @@
-"""The retrieval models and losses of a run by name, and how each is trained unless told otherwise."""
+"""The retrieval models and losses of a run by name, and the preset that each is trained with."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def _neumf(spec: ModelSpec, users: BucketMap, items: BucketMap, graph: csr_array
 
 def _lightgcn(spec: ModelSpec, users: BucketMap, items: BucketMap, graph: csr_array | None) -> LightGCN:
     assert graph is not None, "LightGCN needs the training graph"
-    how = {"n_layers": spec.n_layers, "item_bias": spec.item_bias, "seed": spec.seed}
-    return LightGCN(users, items, spec.dim, graph=graph, **how)
+    options = {"n_layers": spec.n_layers, "item_bias": spec.item_bias, "seed": spec.seed}
+    return LightGCN(users, items, spec.dim, graph=graph, **options)
 
 
 MODELS: dict[str, Callable[[ModelSpec, BucketMap, BucketMap, csr_array | None], RetrievalModel]] = {

@@ -37,7 +37,7 @@ def fit_retrieval(
     sample: Sample | None = None,
     lap: Callable[[str], None] = lambda phase: None,
     workers: Workers | None = None,
-    **how: Any,
+    **options: Any,
 ) -> dict[str, Any]:
     """Train a retrieval model; BPR draws one negative per interaction.
 
@@ -45,7 +45,7 @@ def fit_retrieval(
         users, items: rows of the training interactions of all workers, int64, shape (n_interactions,).
         validate: metrics, :data:`SCORE` among them, which is the one to raise.
         sample: draws an item for each of some users, as a :class:`NegativeSampler`; None: uniformly, not rejected.
-        lap, workers, how: as for :func:`pipeline.training.loop.fit`; there is one more phase, negatives.
+        lap, workers, options: as for :func:`pipeline.training.loop.fit`; there is one more phase, negatives.
 
     Returns, Raises: as :func:`pipeline.training.loop.fit`.
     """
@@ -73,5 +73,5 @@ def fit_retrieval(
     seldom = seldom_read(model, settings.loss, settings.batch_size)
     examples = users, items
     return fit(
-        model, examples, settings, loss_of, validate, score=SCORE, seldom=seldom, lap=lap, workers=workers, **how
+        model, examples, settings, loss_of, validate, score=SCORE, seldom=seldom, lap=lap, workers=workers, **options
     )

@@ -127,9 +127,9 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
     )
 
 
-def fit_task(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> dict[str, Any]:
+def fit_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
     """What each worker does: load, and fit (see ``pipeline.training.workers``)."""
-    folder, settings, workers = Path(job["folder"]), job["settings"], how["workers"]
+    folder, settings, workers = Path(job["folder"]), job["settings"], options["workers"]
     graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
     maps = BucketMap.load(folder / "users.npz"), BucketMap.load(folder / "items.npz")
     model = job["model"].build(*maps, graph)
@@ -142,7 +142,7 @@ def fit_task(job: dict[str, Any], device: torch.device, how: dict[str, Any]) -> 
     validate = _validation(graph, validation, job["eval_users"], settings.seed, workers) if validation.nnz else None
     kind, power = job["sampler"]
     sample = NegativeSampler(graph, kind, power=power, device=device)
-    return fit_retrieval(model, users, items, settings, validate, sample=sample, **how)
+    return fit_retrieval(model, users, items, settings, validate, sample=sample, **options)
 
 
 def shards_graph(propagation: str, n_edges: int, n_workers: int) -> bool:

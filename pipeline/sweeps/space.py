@@ -86,7 +86,7 @@ def default_space(base: RunConfig) -> Space:
         key: Range(value / LR_FACTOR, value * LR_FACTOR) if key == "train.lr" else Range(*task_of(base).l2_total_range)
         for key, value in task_of(base).defaults(base, method).items()
     }
-    if METHODS[method].free_lookups:
+    if METHODS[method].free_indices:
         space["map.hops"] = ("auto", *HOPS)
     return space
 
@@ -100,7 +100,7 @@ def default_point(base: RunConfig, space: Space) -> dict[str, Any]:
     known = base.flat() | task_of(base).defaults(base, method) | configured
     if budget_of(base, task_of(base).default_budget)[0] != "ratio":
         # Under a budget of bytes it depends on the graph.
-        known["map.indices_per_id"] = METHODS[method].lookups(base.map.indices_per_id)
+        known["map.indices_per_id"] = METHODS[method].resolve_indices(base.map.indices_per_id)
     return {key: known[key] for key, values in space.items() if known[key] in values}
 
 

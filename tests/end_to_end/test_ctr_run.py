@@ -23,7 +23,7 @@ from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import predict
 from pipeline.ctr.models import CTR_PRESETS
 from pipeline.ctr.settings import ctr_settings, spec_of
-from pipeline.ctr.train import SCORES, click_loss, validated
+from pipeline.ctr.train import SCORES, ctr_loss, validated
 from pipeline.ctr.weights import load_ctr
 from pipeline.errors import ConfigError
 from pipeline.runs.plan import plan
@@ -262,7 +262,7 @@ def trained_weights(parts, dropout=0.0, stop=None, state=None):
     settings = FitSettings(lr=1e-2, weight_decay=1e-6, epochs=3, eval_every=1, patience=9, batch_size=256, seed=1)
     states = []
     last = fit(
-        model, features.part("train").tensors(), settings, click_loss(len(features.bags)), None, score="auc", state=state,
+        model, features.part("train").tensors(), settings, ctr_loss(len(features.bags)), None, score="auc", state=state,
         on_evaluation=lambda s: states.append(copy.deepcopy(s)),
     )  # fmt: skip
     return last["model"], states
@@ -301,7 +301,7 @@ def test_training_may_keep_the_epoch_of_least_log_loss(parts):
         model = spec_of(config, "graph").build(maps, len(features.dense), len(features.bags))
         state = fit(
             model, features.part("train").tensors(), ctr_settings(config, len(features.part("train"))),
-            click_loss(len(features.bags)),
+            ctr_loss(len(features.bags)),
             lambda model: validated(model, validation), score=key,
         )  # fmt: skip
         best = {"auc": max, "log_loss": min}[name](entry[name] for entry in state["history"])
