@@ -1,7 +1,7 @@
 """The interface of a task: what a run computes in each stage, which settings each stage reads, and how models are measured.
 
-Retrieval (`pipeline.retrieval.task`) and click-through rate prediction (`pipeline.ctr.task`) implement it; `pipeline.runs.tasks` is the registry. The
-order of the stages, the run folder, tracking, comparison and search know a task through this interface alone.
+Retrieval (`pipeline.retrieval.task`) and click-through rate prediction (`pipeline.ctr.task`) implement it; `pipeline.runs.tasks` is the
+registry. The order of the stages, the run folder, tracking, comparison and search know a task through this interface alone.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Task(Protocol):
     def log_files(self, config: RunConfig) -> list[Path]:
         """The files whose names and content decide what is ingested."""
 
-    def method_files(self, config: RunConfig, method: str) -> list[Path]:
-        """Further files that the training of a method reads."""
+    def method_files(self, config: RunConfig, method: str) -> dict[str, Path]:
+        """Further files that the training of a method reads, by the name that messages give them."""
 
     def updates(self, run: Path, method: str, train_key: str) -> str | None:
         """Identifies the ids that updates added to a training; None where there are none."""

@@ -53,8 +53,9 @@ def resolve_method(config: RunConfig, features: Features, name: str) -> Resolved
 
 
 def indices_per_id(config: RunConfig, features: Features, name: str) -> int:
-    """Rows that a method reads per id: ``map.indices_per_id`` where it is set; the number of `pipeline.ctr.models` for soft methods, under a
-    byte budget fewer where the maps would take more than a share of it; else the method's own number.
+    """Rows that a method reads per id.
+
+    ``map.indices_per_id`` where it is set; the number of `pipeline.ctr.models` for soft methods, under a byte budget fewer where the maps would take more than a share of it; else the method's own number.
     """
     if config.map.indices_per_id is not None or not METHODS[name].free_indices:
         return resolve_indices(name, config.map.indices_per_id)
@@ -96,7 +97,8 @@ def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any
     rows = int((space.free(value) - most) // (row_bytes(plain.dim, table_precision) + wide))
     if rows < 4:
         raise DataError(
-            f"a ratio of {value:g} leaves no rows: layers and full columns take {space.fixed / space.whole:.1%} of the full model's bytes, and maps "
+            f"a ratio of {value:g} leaves no rows: layers and full columns take {space.fixed / space.whole:.1%} of the full "
+            f"model's bytes, and maps "
             f"{most / space.whole:.1%}; raise the ratio, or give --rows or --resolution"
         )
     return rows

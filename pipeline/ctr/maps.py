@@ -27,8 +27,8 @@ from pipeline.maps.methods import METHODS, Inputs
 
 # Pairs draw their hash functions apart from each other; a pair uses its seed and the next one.
 SEEDS_PER_PAIR = 2
-# Training rows are split into so many folds, each of which reads mixtures made without its own positive samples. Validation log loss of DLRM with soft
-# on Frappe: 5 .1250, 10 .1236, 20 .1232; 15 % of the pairs hidden from all rows .168. Training holds a map per fold.
+# Training rows are split into so many folds, each of which reads mixtures made without its own positive samples. Validation log loss of
+# DLRM with soft on Frappe: 5 .1250, 10 .1236, 20 .1232; 15 % of the pairs hidden from all rows .168. Training holds a map per fold.
 N_FOLDS = 8
 # What `map.hops=auto` is for CTR.
 CTR_HOPS = "1+2"

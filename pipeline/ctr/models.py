@@ -15,8 +15,8 @@ from pipeline.training.seldom import seldom_embeddings
 CTR_MODELS = tuple(HEADS)
 
 # Settings of the maps that have any, as :func:`graphhash.soft_maps` and :func:`graphhash.double_soft_maps` take them; they are cross-fitted
-# (``pipeline.ctr.maps``). Frequencies are those of all training rows, of both labels. Validation log loss of DLRM with soft on Frappe: 8 indices
-# .124, 16 .116, 24 .113, 32 .110; on MovieLens-1M 8 .526, 24 .518. An index is 2 bytes an id, where a full row of 64 numbers is 256.
+# (``pipeline.ctr.maps``). Frequencies are those of all training rows, of both labels. Validation log loss of DLRM with soft on Frappe:
+# 8 indices .124, 16 .116, 24 .113, 32 .110; on MovieLens-1M 8 .526, 24 .518. An index is 2 bytes an id, where a full row of 64 numbers is 256.
 # double_soft with 9 indices, by share: 0.25 .123, 0.5 .127, 0.75 .179.
 MAP_SETTINGS: dict[str, dict[str, Any]] = {
     "soft": {"indices_per_id": 24, "hops": "1+2"},
@@ -30,8 +30,8 @@ class CtrPreset:
 
     Args:
         lr: of Adam, falling to 0 along a half cosine over ``epochs``.
-        l2_total: weight decay of Adam, on every parameter, times the rows of the training log: beside a mean over more rows, the same prior weighs
-            less.
+        l2_total: weight decay of Adam, on every parameter, times the rows of the training log: beside a mean over more rows, the same prior
+            weighs less.
         epochs, batch_size: as in ``pipeline.config.run_config.TrainConfig``.
         hidden, dropout, n_cross, structure, std: as in :class:`graphhash.models.ctr.CtrSpec`.
     """
@@ -55,15 +55,16 @@ class CtrPreset:
         return CtrSpec(kind, seed=seed, **({"id_bias": method != "full"} | sizes | changes))
 
 
-# Validation log loss of Frappe, MovieLens-1M and the Avazu sample, by learning rate: DLRM with soft 3e-3 .124, .532, .401; 1e-2 .120, .532, .400;
-# 4e-2 .115, .540, .402; with full tables .149, .514, .403; .128, .518, .403; .115, -, .417. DeepFM with soft 1e-2 .119, -, .422; 2e-2 .118, -, .479.
-# Weight decay follows the rows of the log: for DLRM with soft 1e-4 .532 and 1e-5 .526 on MovieLens, where Frappe takes either; DeepFM with soft on
-# Avazu .549 for 1e-6 and initial deviation 0.2, .422 for 2.5e-4 and 0.05.
+# Validation log loss of Frappe, MovieLens-1M and the Avazu sample, by learning rate: DLRM with soft 3e-3 .124, .532, .401;
+# 1e-2 .120, .532, .400; 4e-2 .115, .540, .402; with full tables .149, .514, .403; .128, .518, .403; .115, -, .417. DeepFM with soft
+# 1e-2 .119, -, .422; 2e-2 .118, -, .479.
+# Weight decay follows the rows of the log: for DLRM with soft 1e-4 .532 and 1e-5 .526 on MovieLens, where Frappe takes either; DeepFM
+# with soft on Avazu .549 for 1e-6 and initial deviation 0.2, .422 for 2.5e-4 and 0.05.
 CTR_PRESETS = dict.fromkeys(CTR_MODELS, CtrPreset()) | {"dlrm": CtrPreset(l2_total=10.0, epochs=6, batch_size=2048)}
 
 
 def seldom_read(model: CtrModel, batch_size: int, bag_widths: tuple[int, ...] = ()) -> list[BucketEmbedding]:
-    """Embeddings of which a training step reads few rows, so that :class:`graphhash.nn.row_adam.RowAdam` is faster than Adam; none off the CPU.
+    """Embeddings of which a training step reads few rows, for :class:`graphhash.nn.row_adam.RowAdam`; none off the CPU.
 
     Args:
         batch_size: rows of the log that a step takes.

@@ -36,8 +36,8 @@ class Ctr:
         name: {"train.model": name} for name in ("dlrm", "dcnv2", "deepfm", "widedeep")
     }
     bytes_note = (
-        "Bytes are those of everything kept (tables, bucket maps, first-order weights, biases and layers), over those of the model with full "
-        "float32 tables; the measures are of the test rows. Calibration is the mean prediction over the mean label, ECE the expected "
+        "Bytes are those of everything kept (tables, bucket maps, first-order weights, biases and layers), over those of the model with "
+        "full float32 tables; the measures are of the test rows. Calibration is the mean prediction over the mean label, ECE the expected "
         "calibration error, group AUC the mean over the groups (users)."
     )
     l2_total_range = (0.1, 100.0)
@@ -170,8 +170,8 @@ class Ctr:
 
         return log_paths(config.data)
 
-    def method_files(self, config: RunConfig, method: str) -> list[Path]:
-        return []
+    def method_files(self, config: RunConfig, method: str) -> dict[str, Path]:
+        return {}
 
     def updates(self, run: Path, method: str, train_key: str) -> str | None:
         return None

@@ -1,6 +1,7 @@
 """The train stage of CTR: bucket maps of all columns, then the loop of ``pipeline.training.loop`` in Ray Train's workers.
 
-The epoch that is kept has the best AUC, or the least log loss, of the validation rows. Files: see ``pipeline.ctr.weights``, and ``history.json``.
+The epoch that is kept has the best AUC, or the least log loss, of the validation rows. Files: see ``pipeline.ctr.weights``, and
+``history.json``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A trained CTR model on disk, beside its bucket maps: plain arrays, no pickle.
 
-Files (``RUN/methods/<method>/``): ``maps/NN.npz`` (bucket map of column NN, in the order of schema.json: categorical, then multi-valued) and
-``checkpoint/model.npz``: ``spec``, the model's description as JSON, and every weight by its name in the module, float32.
+Files (``RUN/methods/<method>/``): ``maps/NN.npz`` (bucket map of column NN, in the order of schema.json: categorical, then multi-valued)
+and ``checkpoint/model.npz``: ``spec``, the model's description as JSON, and every weight by its name in the module, float32.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ A task that is lost with its worker or its node is run again (Ray's ``max_retrie
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -182,7 +183,7 @@ def row_ranges(lengths: NDArray[np.int64], n_shards: int, n_edges: int) -> list[
     """Row ranges of a stored shard: as large a share of ``n_shards`` as it has of the edges, so that a task reads one file."""
     n_pieces = max(1, round(n_shards * int(lengths.sum()) / n_edges))
     cuts = balanced_chunks(np.concatenate([[0], np.cumsum(lengths)]), n_pieces)
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 def _put(value: Any) -> Any:
@@ -203,9 +204,7 @@ def _run(task: Callable, places: list[tuple], *common: Any) -> list:
     n_tasks = max(1, min(len(places), int(ray.cluster_resources().get("CPU", 1))))
     cuts = np.linspace(0, len(places), n_tasks + 1).astype(int)
     try:
-        batches = ray.get(
-            [_remote().remote(task, places[a:b], *common) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-        )
+        batches = ray.get([_remote().remote(task, places[a:b], *common) for a, b in itertools.pairwise(cuts)])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, (OSError, DataError)):
             raise error.cause from error

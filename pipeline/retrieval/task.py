@@ -163,10 +163,13 @@ class Retrieval:
 
         return [Path(source.file) for source in find_sources(config.data.path, config.data.format, config.data.split)]
 
-    def method_files(self, config: RunConfig, method: str) -> list[Path]:
+    def method_files(self, config: RunConfig, method: str) -> dict[str, Path]:
         from pipeline.logs.features import feature_files
 
-        return list(feature_files(config.data)) if method == "lsh" else []
+        if method != "lsh":
+            return {}
+        users, items = feature_files(config.data)
+        return {"the user features": users, "the item features": items}
 
     def updates(self, run: Path, method: str, train_key: str) -> str | None:
         from pipeline.retrieval.folded_in import folded_in_id

@@ -1,8 +1,8 @@
 """The trained weights of a method on disk: ``checkpoint/model.npz`` beside the bucket maps, plain arrays, no pickle.
 
 ``model`` names the model, ``n_layers`` is LightGCN's; ``user_table`` and ``item_table`` are float32, shape (n_buckets, dim), the
-OOV row last, and there is no ``item_table`` where both sides share one; ``item_bias`` is float32, shape (n_items,), and there only where it was trained; every other array is a weight
-of the model's own layers, by its name in the module.
+OOV row last, and there is no ``item_table`` where both sides share one; ``item_bias`` is float32, shape (n_items,), and there only where
+it was trained; every other array is a weight of the model's own layers, by its name in the module.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fingerprints of input files: their names and content, with hashes kept in the run folder so that large logs are read once.
 
 A kept hash is used while path, size, modification time, inode and change time of the file are the same, and were older than the clock's
-granularity when it was hashed: an edit of equal size in the same instant would be missed otherwise. `RUN/.hashes.json` belongs to one machine and is not
-copied with a run folder at a URI.
+granularity when it was hashed: an edit of equal size in the same instant would be missed otherwise. `RUN/.hashes.json` belongs to one
+machine and is not copied with a run folder at a URI.
 """
 
 from __future__ import annotations

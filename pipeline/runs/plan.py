@@ -1,4 +1,4 @@
-"""What a run will do: its stages, and the key of each, which follows from the settings that it reads and the keys of the stages before it."""
+"""What a run will do: its stages and their keys. A key follows from the settings that a stage reads and the keys of earlier stages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
 VERSIONS = {"ingest": 1, "cluster": 5, "train": 7, "evaluate": 3, "export": 6}
 # Names of inputs that are files, as messages call them.
-LOG, FEATURES, UPDATES = "the log", "the features", "what updates added"
+LOG, UPDATES = "the log", "what updates added"
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ def plan(config: RunConfig, until: str, log: str | None = None, *, hashes: FileH
         cluster = add("cluster", "cluster", {"ingest": ingest.key})
     for number, method in enumerate(config.run.methods if reached >= STAGES.index("train") else ()):
         inputs = {"ingest": ingest.key, "cluster": cluster.key}
-        if files := task.method_files(config, method):
-            inputs[FEATURES] = hashes.fingerprint(files)
+        inputs |= {name: hashes.fingerprint([file]) for name, file in task.method_files(config, method).items()}
         train = add("train", f"train {method}", inputs, method)
         if reached >= STAGES.index("evaluate"):
             evaluate = add("evaluate", f"evaluate {method}", {train.name: train.key}, method)

@@ -310,11 +310,11 @@ class _Stages:
             store = store if run_id else None  # Trained without MLflow: there is nothing to add to.
         elif (begun := _checkpoints(self.folder, method, train).manifest()) is not None:
             run_id = begun.get("mlflow_run_id")
-        if all(_up_to_date(self.folder, step) for step in steps_of(self.steps, self.config, method)):
-            # A command that was killed after its last stage has left the run open, and it did finish.
-            if store is None or run_id not in store.killed:
-                yield tracking.Tracker()
-                return
+        nothing_new = all(_up_to_date(self.folder, step) for step in steps_of(self.steps, self.config, method))
+        # A command that was killed after its last stage has left the run open, and it did finish.
+        if nothing_new and (store is None or run_id not in store.killed):
+            yield tracking.Tracker()
+            return
         params = {key: value for key, value in self.config.flat().items() if key != "run.methods"}
         params |= {"method": method}
         alone = len(self.config.run.methods) == 1

@@ -53,10 +53,11 @@ def run_job(job: dict[str, Any], train: TrainConfig, method: str, session: Train
         "checkpoint_seconds": train.checkpoint_seconds,
     }
     with _progress_bar(method, job["settings"].epochs, folder / PROGRESS):
-        if session.fit_job is not None:
-            state = session.fit_job(job, session.tracker)
-        else:
-            state = run_on_ray(job["task"], job, session.tracker)
+        state = (
+            session.fit_job(job, session.tracker)
+            if session.fit_job is not None
+            else run_on_ray(job["task"], job, session.tracker)
+        )
     for file in (PROGRESS, NOTES):
         (folder / file).unlink(missing_ok=True)
     if session.checkpoints is None:

@@ -77,21 +77,28 @@ def run_dir(compared):
 
 def test_a_run_leaves_metrics_a_model_and_a_report(run_dir):
     (metrics,) = json.loads((run_dir / "metrics.json").read_text())
-    assert 0.7 < metrics["auc"] <= 1 and 0.7 < metrics["group_auc"] <= 1
-    assert metrics["log_loss"] < 0.6 and 0.7 < metrics["calibration"] < 1.4 and 0 <= metrics["ece"] < 0.2
-    assert metrics["compressed"] == ["user", "item"] and set(metrics["bytes_of"]["columns"]) == {
+    assert 0.7 < metrics["auc"] <= 1
+    assert 0.7 < metrics["group_auc"] <= 1
+    assert metrics["log_loss"] < 0.6
+    assert 0.7 < metrics["calibration"] < 1.4
+    assert 0 <= metrics["ece"] < 0.2
+    assert metrics["compressed"] == ["user", "item"]
+    assert set(metrics["bytes_of"]["columns"]) == {
         "user",
         "item",
         "device",
         "genres",
     }
     page = (run_dir / "report.html").read_text()
-    assert page.count("data:image/png") == 4 and "Bytes by feature" in page and "id bias" in page
+    assert page.count("data:image/png") == 4
+    assert "Bytes by feature" in page
+    assert "id bias" in page
     # The figures are those of the model that was kept.
     trained = load_ctr(run_dir / "methods" / "graph", run_dir / "ingest")
     test = trained.features.part("test")
     assert auc(np.asarray(test.labels), predict(trained.model, test)) == pytest.approx(metrics["auc"], abs=0.02)
-    assert [len(v) for v in trained.vocabularies] == [60, 40, 5, 3] and len(trained.maps) == 4
+    assert [len(v) for v in trained.vocabularies] == [60, 40, 5, 3]
+    assert len(trained.maps) == 4
 
 
 def test_the_bundle_of_a_run_predicts_from_raw_rows_what_the_model_does(run_dir, log):
@@ -103,11 +110,10 @@ def test_the_bundle_of_a_run_predicts_from_raw_rows_what_the_model_does(run_dir,
     scorer = Scorer(run_dir / "bundle", provider="cpu")
     (metrics,) = json.loads((run_dir / "metrics.json").read_text())
     loss = scorer.manifest["precision_loss"]
-    assert loss["log_loss"] == metrics["log_loss"] and abs(loss["relative"]) < 0.005
-    assert (
-        scorer.manifest["metrics"]["auc"] == metrics["auc"]
-        and scorer.manifest["provenance"]["data"]["n_test"] == metrics["n_test_rows"]
-    )
+    assert loss["log_loss"] == metrics["log_loss"]
+    assert abs(loss["relative"]) < 0.005
+    assert scorer.manifest["metrics"]["auc"] == metrics["auc"]
+    assert scorer.manifest["provenance"]["data"]["n_test"] == metrics["n_test_rows"]
     raw, config = columns(4000), RunConfig.load(run_dir / "config.toml")
     trained = load_ctr(run_dir / "methods" / "graph", run_dir / "ingest")
     store_rounded(trained.model, precisions_of(config, "graph", trained.maps))
@@ -132,7 +138,8 @@ def test_the_benchmark_of_serving_asks_bundle_and_torch_for_the_same_rows(run_di
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [entry["program"] for entry in figures] == 2 * [subject.name] + [EAGER]
     assert all(entry["unit"] == "rows" and entry["sizes"][-1]["batch"] == 256 for entry in figures)
-    assert figures[0]["memory"]["loaded"] > 0 and "rows/s" in capsys.readouterr().out
+    assert figures[0]["memory"]["loaded"] > 0
+    assert "rows/s" in capsys.readouterr().out
     small_model(users="int64").export(tmp_path / "retrieval")
     assert command(tmp_path, "bench", "serve", run_dir / "bundle", "--against", tmp_path / "retrieval") == 1
     assert "takes other ids or columns than" in capsys.readouterr().err
@@ -148,9 +155,11 @@ def test_mlflow_has_the_curve_of_validation_and_the_test(run_dir, compared):
     assert len(client.get_metric_history(metrics["mlflow_run_id"], "auc")) >= 2
     (model,) = client.search_logged_models([run.info.experiment_id])
     manifest = json.loads((run_dir / "bundle" / "manifest.json").read_text())
-    assert model.source_run_id == run.info.run_id and model.tags["graphhash.bundle"] == manifest["manifest_sha256"]
+    assert model.source_run_id == run.info.run_id
+    assert model.tags["graphhash.bundle"] == manifest["manifest_sha256"]
     assert "bundle/model.onnx" in {file.path for file in client.list_artifacts(run.info.run_id, "bundle")}
-    assert "graphhash.ingest.schema_hash" in run.data.tags and "graphhash.bucket_map_hash.user" in run.data.tags
+    assert "graphhash.ingest.schema_hash" in run.data.tags
+    assert "graphhash.bucket_map_hash.user" in run.data.tags
 
 
 def test_the_same_command_does_nothing_again(run_dir, capsys):
@@ -161,22 +170,28 @@ def test_the_same_command_does_nothing_again(run_dir, capsys):
 def test_a_comparison_names_the_measures_of_clicks(compared):
     result = json.loads((compared / "compare.json").read_text())
     lines = {line["method"]: line for line in result["summary"]}
-    assert set(lines) == {"graph", "modulo"} and not result["failed"]
-    assert lines["graph"]["rows"] == lines["modulo"]["rows"] and lines["graph"]["budget"] == "resolution 1"
+    assert set(lines) == {"graph", "modulo"}
+    assert not result["failed"]
+    assert lines["graph"]["rows"] == lines["modulo"]["rows"]
+    assert lines["graph"]["budget"] == "resolution 1"
     # The tastes are planted along the communities.
-    assert lines["graph"]["log_loss"] < lines["modulo"]["log_loss"] and lines["graph"]["auc"] > lines["modulo"]["auc"]
+    assert lines["graph"]["log_loss"] < lines["modulo"]["log_loss"]
+    assert lines["graph"]["auc"] > lines["modulo"]["auc"]
     table = (compared / "compare.md").read_text()
-    assert "| log loss | AUC | group AUC |" in table and "recall" not in table
+    assert "| log loss | AUC | group AUC |" in table
+    assert "recall" not in table
     assert (compared / "compare.png").stat().st_size > 5000
 
 
 def test_an_export_alone_makes_the_bundle_anew(run_dir, log, capsys):
-    folder, data = log
+    folder, _data = log
     assert command(folder, "export", "--out", run_dir, "--precision", "float32") == 0
     assert "bundle:" in capsys.readouterr().out
     manifest = json.loads((run_dir / "bundle" / "manifest.json").read_text())
-    assert manifest["precision"] == "float32" and manifest["precision_loss"]["relative"] == 0
-    assert command(folder, "check", run_dir / "bundle") == 0 and "trial request" in capsys.readouterr().out
+    assert manifest["precision"] == "float32"
+    assert manifest["precision_loss"]["relative"] == 0
+    assert command(folder, "check", run_dir / "bundle") == 0
+    assert "trial request" in capsys.readouterr().out
     assert command(folder, "triton", run_dir / "bundle", folder / "models") == 0
     assert f"Triton model: {folder / 'models' / 'graphhash'}" in capsys.readouterr().out
     assert command(folder, "recommend", run_dir / "bundle", "--user-id", "u1") == 1
@@ -212,7 +227,7 @@ def test_the_ingest_command_says_what_is_wrong_with_a_log(log, capsys):
 
 
 def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_local, tmp_path):
-    folder, data = log
+    _folder, data = log
     base = RunConfig.from_flat(
         {
             "run.task": "ctr", "run.methods": ("graph",), "run.out": str(tmp_path), "run.mlflow": False, "data.path": str(data[3]),
@@ -221,10 +236,10 @@ def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_loc
     )  # fmt: skip
     space = default_space(base)
     lr = ctr_settings(base, 1000).lr
-    assert {key.partition(".")[2] for key in space} == {"lr", "l2_total"} and default_point(base, space)[
-        "train.l2_total"
-    ] == CTR_PRESETS["dlrm"].l2_total
-    assert space["train.lr"] == Range(lr / 4, lr * 4) and default_point(base, space)["train.lr"] == lr
+    assert {key.partition(".")[2] for key in space} == {"lr", "l2_total"}
+    assert default_point(base, space)["train.l2_total"] == CTR_PRESETS["dlrm"].l2_total
+    assert space["train.lr"] == Range(lr / 4, lr * 4)
+    assert default_point(base, space)["train.lr"] == lr
     (trial,) = run_trials_of_search(base, {"train.lr": (0.02,), "train.l2_total": (1.0,)})
     assert score_key(base) == "validation_auc"
     assert 0.4 < trial.score < 1
@@ -325,7 +340,8 @@ def test_where_a_schema_lies_changes_nothing_and_what_it_says_does(log, tmp_path
 
 def test_a_model_of_retrieval_is_no_default_of_clicks():
     config = RunConfig.from_flat({"run.task": "ctr"})
-    assert config.train.model == "dlrm" and ctr_settings(config, 200_000).batch_size == 2048
+    assert config.train.model == "dlrm"
+    assert ctr_settings(config, 200_000).batch_size == 2048
     # The same prior for logs of any size, unless told otherwise.
     assert [ctr_settings(config, n).weight_decay * n for n in (1000, 200_000)] == [10.0, 10.0]
     for key, expected in (("train.l2_total", 4.0 / 500), ("train.weight_decay", 4.0)):

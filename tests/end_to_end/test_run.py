@@ -210,7 +210,8 @@ def test_a_command_for_a_later_stage_never_replaces_a_trained_model(calls, confi
     message = f"`graphhash {until}` would train soft again: {reason}; leave it out, or run `graphhash train` first"
     with pytest.raises(ConfigError) as refused:
         run(changed, until=until, keep_trained=True)
-    assert str(refused.value) == message and calls == []
+    assert str(refused.value) == message
+    assert calls == []
     # What is not trained yet is no loss, and a damaged model is trained again.
     run(config("cluster.resolution=2", "run.methods=soft,graph"), until=until, keep_trained=True)
     assert stages(calls)[0] == "train graph"
@@ -420,7 +421,8 @@ def test_the_same_command_goes_on_from_the_checkpoint_and_in_the_same_mlflow_run
     recorder, found = stopped
     run(config("run.mlflow=true"), until="train", resume=resume)
     assert found == [None, "epoch-000003-step-00000000"]
-    assert list(recorder.runs) == ["soft-0"] and recorder.runs["soft-0"]["end"] == ["KILLED", "FINISHED"]
+    assert list(recorder.runs) == ["soft-0"]
+    assert recorder.runs["soft-0"]["end"] == ["KILLED", "FINISHED"]
     assert not (tmp_path / "out" / "checkpoints" / "soft").exists()
     # What is finished needs no checkpoint.
     run(config("run.mlflow=true"), until="train", resume=True)
@@ -442,12 +444,12 @@ def test_other_numbers_of_workers_go_on_with_a_training(stopped, config, overrid
 
 
 def test_resume_without_a_checkpoint_is_refused(stopped, config):
-    with pytest.raises(ConfigError, match="--resume: .*checkpoints holds none of a training with these settings"):
+    with pytest.raises(ConfigError, match=r"--resume: .*checkpoints holds none of a training with these settings"):
         run(config("run.mlflow=true", "train.lr=0.5"), until="train", resume=True)
     assert len(stopped[1]) == 1
 
 
 def test_unknown_method_is_refused_before_any_work(calls, config):
-    with pytest.raises(ConfigError, match="unknown method 'sfot'; did you mean 'soft'?"):
+    with pytest.raises(ConfigError, match=r"unknown method 'sfot'; did you mean 'soft'?"):
         run(config("run.methods=graph,sfot"))
     assert calls == []

@@ -104,7 +104,7 @@ def test_a_pair_compresses_the_columns_that_ask_for_it(made):
     "method", [name for name in METHODS if name not in ("full", "lsh", "quotient_remainder", "multilevel")]
 )
 def test_all_methods_have_the_rows_of_graph_and_every_model_takes_them(made, method):
-    features, labels, maps = maps_of(made, method)
+    _features, labels, maps = maps_of(made, method)
     user_rows, item_rows = labels[0].user_rows + 1, labels[0].item_rows + 1
     rows = [user_rows + item_rows] * 2 if maps[0].shared else [user_rows, item_rows]
     if method == "balanced":
@@ -115,7 +115,8 @@ def test_all_methods_have_the_rows_of_graph_and_every_model_takes_them(made, met
     # One side of a shared table has no use for the other side's unknown row.
     expected = labels[1].user_rows + 1 + (labels[1].item_rows if maps[0].shared else 0)
     assert maps[2].n_buckets == expected or method == "balanced"
-    assert maps[3].identity and not maps[2].shared
+    assert maps[3].identity
+    assert not maps[2].shared
     # A hash of a schema is a column's own, whatever the method.
     assert (maps[4].method, maps[4].n_buckets) == ("double", 4)
     shared_tables(maps)
@@ -196,7 +197,8 @@ def test_a_map_alone_reads_what_it_read_before(made):
         kept = np.vstack([table[: shared.n_buckets - 2], table[shared.oov_row]])
         before = (shared.weights[:, :, None] * table[shared.rows]).sum(1)
         assert (own.weights[:, :, None] * kept[own.rows]).sum(1) == pytest.approx(before, abs=1e-12)
-        assert own.n_buckets == shared.n_buckets - 1 and not own.shared
+        assert own.n_buckets == shared.n_buckets - 1
+        assert not own.shared
     assert alone(own) is own
 
 
@@ -302,4 +304,5 @@ def test_ids_without_a_click_share_a_row(tmp_path):
     result = cluster_ctr(config_of("graph"), tmp_path / "ingest", tmp_path / "cluster")
     assert result["pairs"][0]["n_isolated"] == [20, 0]
     _features, _labels, (users, *_others) = maps_of(tmp_path, "graph")
-    assert len(set(users.rows[:20, 0].tolist())) == 1 and users.rows[0, 0] not in users.rows[20:, 0]
+    assert len(set(users.rows[:20, 0].tolist())) == 1
+    assert users.rows[0, 0] not in users.rows[20:, 0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -34,8 +35,11 @@ def test_what_is_read_is_what_was_written(weighted, n_shards, tmp_path):
     matrix = graph(weighted)
     written = ShardedCsr.write(tmp_path / "g", matrix, n_shards=n_shards)
     opened = ShardedCsr.open(tmp_path / "g")
-    assert opened == written and opened.n_shards == n_shards and opened.unit_weights != weighted
-    assert same(opened.load(), matrix) and opened.load().dtype == np.float32
+    assert opened == written
+    assert opened.n_shards == n_shards
+    assert opened.unit_weights != weighted
+    assert same(opened.load(), matrix)
+    assert opened.load().dtype == np.float32
     assert any(tmp_path.rglob("*.weights.npy")) == weighted
     for start, stop in [(0, 50), (3, 9), (10, 10), (49, 50), (0, 0)]:
         indptr, indices, weights = opened.read(start, stop)
@@ -57,20 +61,25 @@ def test_a_graph_without_edges_or_rows(tmp_path):
     for shape in [(0, 5), (5, 0), (4, 3)]:
         empty = csr_array(shape, dtype=np.float32)
         opened = ShardedCsr.write(tmp_path / f"{shape}", empty, n_shards=2)
-        assert opened.n_edges == 0 and opened.total_weight == 0 and opened.load().shape == shape
+        assert opened.n_edges == 0
+        assert opened.total_weight == 0
+        assert opened.load().shape == shape
 
 
 def test_a_read_within_one_shard_is_a_memory_map(tmp_path):
     opened = ShardedCsr.write(tmp_path / "g", graph(shape=(500, 300)), n_shards=1)
-    assert isinstance(opened.read(10, 20)[1], np.memmap) and not opened.read(10, 20)[1].flags.writeable
+    assert isinstance(opened.read(10, 20)[1], np.memmap)
+    assert not opened.read(10, 20)[1].flags.writeable
 
 
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 9))
 def test_no_shard_is_larger_than_its_share_and_one_row(edges_per_row, n_shards):
     starts = balanced_starts(np.array(edges_per_row, np.int64), n_shards)
-    assert len(starts) == n_shards + 1 and starts[0] == 0 and starts[-1] == len(edges_per_row)
+    assert len(starts) == n_shards + 1
+    assert starts[0] == 0
+    assert starts[-1] == len(edges_per_row)
     assert np.all(np.diff(starts) >= 0)
-    sizes = [sum(edges_per_row[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    sizes = [sum(edges_per_row[a:b]) for a, b in itertools.pairwise(starts)]
     assert max(sizes) <= sum(edges_per_row) / n_shards + max([*edges_per_row, 1])
 
 
@@ -110,7 +119,7 @@ def test_a_missing_short_or_changed_file_is_named(tmp_path):
     with pytest.raises(DataError, match="holds 1-D int64, not 1-D int32"):
         ShardedCsr.open(folder)
     np.save(folder / name, np.zeros(3, np.int32))
-    with pytest.raises(DataError, match="shards hold .* edges, meta.json says"):
+    with pytest.raises(DataError, match=r"shards hold .* edges, meta.json says"):
         ShardedCsr.open(folder)
 
 
@@ -132,5 +141,5 @@ def test_a_folder_without_sound_meta_is_no_graph(tmp_path):
 
 def test_rows_outside_the_graph_are_refused(tmp_path):
     opened = ShardedCsr.write(tmp_path / "g", graph(), n_shards=2)
-    with pytest.raises(ValueError, match="rows 3..51 are not within 0..50"):
+    with pytest.raises(ValueError, match=r"rows 3..51 are not within 0..50"):
         opened.read(3, 51)

@@ -126,7 +126,7 @@ def test_full_disk_is_one_line_and_loses_nothing(folder, code):
     def fail(out: Path) -> dict:
         raise OSError(code, os.strerror(code))
 
-    with pytest.raises(RunFolderError, match="disk is full.*stage 'cluster'.*Free some space") as caught:
+    with pytest.raises(RunFolderError, match=r"disk is full.*stage 'cluster'.*Free some space") as caught:
         folder.stage("cluster", {"v": 2}, {}, "cluster", fail)
     assert "\n" not in str(caught.value)
     assert folder.current("cluster").result == {"text": "old"}

@@ -43,7 +43,7 @@ def test_the_jobs_environment_has_an_absolute_store_and_the_callers_run(tmp_path
 
 
 def test_no_dashboard_is_one_line():
-    with pytest.raises(JobError, match="http://127.0.0.1:9: no Ray dashboard answers .*--ray-address"):
+    with pytest.raises(JobError, match=r"http://127.0.0.1:9: no Ray dashboard answers .*--ray-address"):
         jobs.submit(["ingest", "--data", "/x", "--out", "/o"], address="http://127.0.0.1:9")
 
 
@@ -102,7 +102,8 @@ def head():
             with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=2) as answer:
                 if answer.status == 200:
                     break
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+            assert process.poll() is None, (folder / "log").read_text()[-3000:]
+            assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
             time.sleep(0.3)
         yield environment, address
     finally:
