@@ -1,29 +1,21 @@
-"""Synth: a synthetic interaction log with planted communities and heavy tails, streamed to parquet.
+"""Synthetic interaction logs with planted communities and heavy tails, streamed to parquet.
 
-Every user and every item belongs to one community. A user's activity and an item's popularity fall off as
-powers of a rank (Zipf); a user draws each of its items by popularity, with probability 1 - mixing from its
-own community and else from all items. Pairs are distinct: drawing is without replacement, by rejection. A
-user whose community has too few items left takes the rest from all items, so `mixing` is then a lower bound
-of the share outside. Users get at least one interaction and at most half of the items, and the log holds
-exactly the number of rows asked for; unpopular items of a small log may have none.
+Every user and every item belongs to one community. A user's activity and an item's popularity fall off as powers of a rank (Zipf). A
+user draws each of its items by popularity, with probability 1 - mixing from its own community and else from all items. Pairs are
+distinct: drawing is without replacement, by rejection. A user whose community has too few items left takes the rest from all items,
+so `mixing` is then a lower bound of the share outside. Users get at least one interaction and at most half of the items, and the log
+holds exactly the number of rows asked for; unpopular items of a small log may have none.
 
-    OUT/log-00000.parquet ...           user_id, item_id: int64, not contiguous, about ROWS_PER_FILE rows a
-    file OUT/communities/users.parquet       user_id, community OUT/communities/items.parquet       item_id,
-    community OUT/synth.json                      the returned dict
-
-The communities lie in a folder of their own, so that OUT itself can be read as the log. Users are drawn in
-blocks with a generator per block, so that memory is bounded (about 40 bytes per user and item, and 200 MB)
-and the seed fixes every byte.
+`docs/formats.md` (Synthetic logs) lists the files. The communities lie in a folder of their own, so that the output folder can be
+read as the log. Users are drawn in blocks with a generator per block, so that memory is bounded (about 40 bytes per user and item,
+and 200 MB) and the seed fixes every byte.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import shutil
 import sys
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +27,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from graphhash.errors import ArgumentError
+from pipeline.storage.atomic import new_folder, write_json_atomic
 
 BLOCK_EDGES = 1_000_000
 ROWS_PER_FILE = 16_000_000
@@ -58,6 +51,15 @@ class _Catalogue:
 
     cumulative: NDArray[np.float64]
     starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Users:
+    """Users in order of their numbers: raw ids, communities and numbers of interactions, shape (n_users,) each."""
+
+    ids: NDArray[np.int64]
+    communities: NDArray[np.int32]
+    degrees: NDArray[np.int64]
 
 
 def synth(
@@ -93,13 +95,13 @@ def synth(
         np.searchsorted(item_community, np.arange(n_communities + 1)),
     )
 
-    partial = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.partial")
-    (partial / "communities").mkdir(parents=True)
-    try:
+    with new_folder(out) as partial:
+        (partial / "communities").mkdir()
         for side, ids, community in (("user", user_ids, user_community), ("item", item_ids, item_community)):
             table = pa.table({f"{side}_id": ids, "community": community})
             pq.write_table(table, partial / "communities" / f"{side}s.parquet")
-        n_files = _write_log(partial, degrees, user_community, user_ids, item_ids, catalogue, mixing, seed)
+        users = _Users(user_ids, user_community, degrees)
+        n_files = _write_log(partial, users, item_ids, catalogue, mixing, seed)
         result = {
             "n_users": n_users,
             "n_items": n_items,
@@ -110,12 +112,7 @@ def synth(
             "n_files": n_files,
             "seconds": time.perf_counter() - started,
         }
-        (partial / "synth.json").write_text(json.dumps(result, indent=1) + "\n")
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_json_atomic(partial / "synth.json", result)
     return result
 
 
@@ -165,9 +162,7 @@ def _degrees(activity: NDArray[np.float64], total: int, most: int) -> NDArray[np
 
 def _write_log(
     folder: Path,
-    degrees: NDArray[np.int64],
-    user_community: NDArray[np.int32],
-    user_ids: NDArray[np.int64],
+    users: _Users,
     item_ids: NDArray[np.int64],
     catalogue: _Catalogue,
     mixing: float,
@@ -175,7 +170,7 @@ def _write_log(
 ) -> int:
     """Write the log block by block, a row group each; returns the number of files."""
     schema = pa.schema([("user_id", pa.int64()), ("item_id", pa.int64())])
-    cumulative = np.cumsum(degrees)
+    cumulative = np.cumsum(users.degrees)
     bounds = np.flatnonzero(np.diff((cumulative - 1) // BLOCK_EDGES, prepend=-1, append=np.iinfo(np.int64).max))
     n_files, writer, room = 0, None, 0
     bar = tqdm(
@@ -190,15 +185,18 @@ def _write_log(
     try:
         for block, (start, stop) in enumerate(itertools.pairwise(bounds)):
             rng = np.random.default_rng([seed, 1, block])
-            users, items = _draw_block(rng, degrees[start:stop], user_community[start:stop], catalogue, mixing)
+            block_users = slice(start, stop)
+            drawn, items = _draw_block(
+                rng, users.degrees[block_users], users.communities[block_users], catalogue, mixing
+            )
             if room <= 0:
                 if writer is not None:
                     writer.close()
                 writer = pq.ParquetWriter(folder / f"log-{n_files:05d}.parquet", schema, compression="zstd")
                 n_files, room = n_files + 1, ROWS_PER_FILE
-            writer.write_table(pa.table([user_ids[start + users], item_ids[items]], schema=schema))
-            room -= len(users)
-            bar.update(len(users))
+            writer.write_table(pa.table([users.ids[start + drawn], item_ids[items]], schema=schema))
+            room -= len(drawn)
+            bar.update(len(drawn))
     finally:
         bar.close()
         if writer is not None:

@@ -1,24 +1,19 @@
-"""Partitions: the bodies of ingest's tasks. Plain functions over files; `pipeline.retrieval.ingest` runs them on Ray in
-this order.
+"""The tasks of the ingest stage, as plain functions over files. `pipeline.retrieval.ingest` runs them on Ray, step by step:
 
-    read     a chunk of the log            -> its rows, cut by user id into hash partitions
-    part-<chunk>.arrow merge    one partition                 -> distinct edges in local codes, and the ids
-    edges, users, items encode   one partition, vocabularies   -> rows of its ids, lowest edge hash of its
-    items       user_rows, item_rows, lowest split    one partition, lowest hashes  -> sorted edges of each
-    part of the split               train, train_by_item, ... build    a range of rows, all partitions -> one
-    shard of a ShardedCsr
+`read_part` -> `merge_partition` -> `encode_partition` -> `split_partition` -> `build_shard`
 
-All edges of a user are in one partition, so merging, leaks into test and the lowest hash of a user are local
-matters.
-Files: Arrow IPC for ids, .npy for numbers. Results are small dicts. Nothing here depends on the number of
-partitions but
-the work itself: parts are read in chunk order, so equal pairs are added in log order.
+What each reads and writes is listed in `docs/formats.md` (Ingest folder). All edges of a user are in one hash partition, so merging
+duplicates, leaks into the test and a user's lowest hash need no other partition. The result does not depend on the number of
+partitions: parts are read in chunk order, so equal pairs are added in log order.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -40,140 +35,171 @@ from pipeline.distributed.shards import ShardFacts, write_shard
 from pipeline.logs.columns import REJECTED_SCHEMA, Columns
 from pipeline.logs.readers import SKIP_REMEDY, read_chunk
 from pipeline.logs.sources import Chunk
+from pipeline.retrieval.ingest_files import Workspace, write_rejected
 
-EDGE_ARRAYS = ("users", "items", "weights")
 # Odd, so that its powers never vanish modulo 2^64.
 _STRING_BASE = np.uint64(0x9E3779B97F4A7C15)
+# Why a test row is rejected, by code; 0 is a good row.
+_TEST_REASONS = ("", "the user is not in train", "the item is not in train", "the pair is in train too, it would leak")
 
 
-def read_part(
-    work: Path, number: int, chunk: Chunk, columns: Columns, bad_rows: str, n_partitions: int
-) -> dict[str, int]:
-    """Write `part-<number>.arrow`, record batch i for partition i % n_partitions, and rejected rows."""
-    is_test = chunk.source.is_test
-    fields = [
-        ("user", _id_type(columns.user_kind)),
-        ("item", _id_type(columns.item_kind)),
-        ("weight", pa.float64()),
-    ]
-    fields += [("row", pa.int64())] if is_test else []
-    schema = pa.schema([field for field in fields if columns.weight or field[0] != "weight"])
+@dataclass(frozen=True)
+class Reading:
+    """How the log is read.
+
+    Args:
+        columns: with the kinds of ids.
+        bad_rows: "error" or "skip".
+    """
+
+    columns: Columns
+    bad_rows: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """How edges are split.
+
+    Args:
+        validation, test: shares of the edges.
+        given_test: there is a test file, so none are drawn for the test.
+    """
+
+    seed: int
+    validation: float
+    test: float
+    given_test: bool
+
+
+class ReadFacts(TypedDict):
+    """Rows of a chunk, without the rejected ones."""
+
+    n_rows: int
+    n_rejected: int
+
+
+class EncodeFacts(TypedDict):
+    """Rejected test rows of a partition; `problem` is (file number, row, message) of the first one with bad_rows="error"."""
+
+    n_rejected: int
+    problem: tuple[int, int, str] | None
+
+
+def read_part(work: Workspace, number: int, chunk: Chunk, reading: Reading) -> ReadFacts:
+    """Write the rows of a chunk, cut by hash of the user id into partitions, and its rejected rows.
+
+    Args:
+        number: of the chunk, in reading order.
+    """
+    is_test, columns = chunk.source.is_test, reading.columns
+    schema = _part_schema(columns, with_rows=is_test)
     n_rows, rejected = 0, []
     with (
-        pa.OSFile(str(work / f"part-{number:06d}.arrow"), "wb") as sink,
+        pa.OSFile(str(work.part(number)), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
     ):
-        for batch in read_chunk(chunk, columns, bad_rows=bad_rows, number_rows=is_test):
+        for batch in read_chunk(chunk, columns, bad_rows=reading.bad_rows, number_rows=is_test):
             n_rows += len(batch.rows)
             rejected.append(batch.rejected)
             data = {"user": batch.users, "item": batch.items}
             data |= {} if batch.weights is None else {"weight": pa.array(batch.weights)}
             data |= {"row": pa.array(batch.rows)} if is_test else {}
-            partition = user_partition(batch.users, n_partitions)
+            partition = user_partition(batch.users, work.n_partitions)
             order = np.argsort(partition, kind="stable")
             rows = pa.record_batch(data, schema=schema).take(pa.array(order))
-            bounds = np.searchsorted(partition[order], np.arange(n_partitions + 1)).tolist()
-            for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-                # A copy through take: a slice of a string column would be written with the whole column's
-                # bytes.
+            bounds = np.searchsorted(partition[order], np.arange(work.n_partitions + 1)).tolist()
+            for start, stop in itertools.pairwise(bounds):
+                # `take` copies: a slice of a string column alone would be written with the whole column's bytes.
                 writer.write_batch(rows.slice(start, stop - start))
-    return {"n_rows": n_rows, "n_rejected": _write_rejected(work / f"rejected-{number:06d}.arrow", rejected)}
+    return {"n_rows": n_rows, "n_rejected": write_rejected(work.rejected(number), rejected)}
 
 
-def merge_partition(
-    work: Path, partition: int, n_partitions: int, parts: list[int], max_weight: float
-) -> dict[str, int]:
-    """Write the distinct edges of a partition, in codes of its own ids, and these ids.
+def merge_partition(work: Workspace, partition: int, parts: Sequence[int], max_weight: float) -> int:
+    """Write the distinct edges of a partition, in codes of its own ids, and these ids. Returns the number of edges.
 
-    Raises DataError when the merged weight of a pair passes `max_weight`.
+    Args:
+        parts: numbers of the chunks of train.
+
+    Raises:
+        DataError: the merged weight of a pair exceeds `max_weight`.
     """
-    table = _read_partition(work, parts, partition, n_partitions)
+    table = work.read_partition(parts, partition)
     if table is None:
         table = pa.table({"user": pa.array([], pa.int64()), "item": pa.array([], pa.int64())})
     codes = {}
     for side in ("user", "item"):
         encoded = as_ids(table[side]).dictionary_encode()
         codes[side] = encoded.indices.to_numpy()
-        _write_ids(work / f"{side}s-{partition:06d}.arrow", encoded.dictionary)
-    weights = table["weight"].to_numpy() if "weight" in table.column_names else np.ones(len(table))
-    users, items, weights = merge_duplicates(codes["user"], codes["item"], weights)
+        work.write_ids(side, partition, encoded.dictionary)
+    users, items, weights = merge_duplicates(codes["user"], codes["item"], _weights(table))
     if len(weights) and weights.max() > max_weight:
         raise DataError(
             f"the weights of one user-item pair add up to {weights.max():g}, "
             f"float32 ends at {max_weight:g}; scale the weights down"
         )
-    _save_edges(work, "edges", partition, users, items, weights)
-    return {"n_edges": len(users)}
+    work.save_edges("edges", partition, users, items, weights)
+    return len(users)
 
 
 def encode_partition(
-    work: Path,
-    partition: int,
-    n_partitions: int,
-    seed: int,
-    tests: list[tuple[int, Chunk]],
-    columns: Columns,
-    bad_rows: str,
-) -> dict[str, Any]:
-    """Write the rows of a partition's ids and the lowest edge hash of each of its items; then the given test
-    edges.
+    work: Workspace, partition: int, seed: int, tests: Sequence[tuple[int, Chunk]], reading: Reading
+) -> EncodeFacts:
+    """Write the vocabulary rows of a partition's ids and the lowest edge hash of each of its items; then the given test edges.
 
     Args:
-        tests: part number and chunk of the given test file; empty with split="random".
+        seed: of the edge hashes.
+        tests: number and chunk of the given test file; empty with split="random".
 
-    Returns: n_rejected; and, with bad_rows="error", `problem`: (file number, row, message) of the first test
-        row whose user or item is unknown to train or whose pair is in train too, or None.
+    Returns: for test rows whose user or item train does not have, or whose pair is in train too.
     """
     rows, vocabularies = {}, {}
     for side in ("user", "item"):
-        vocabularies[side] = Vocabulary.load(work / f"{side}s.parquet")
-        rows[side] = vocabularies[side].rows(_read_ids(work / f"{side}s-{partition:06d}.arrow"))
-        np.save(work / f"{side}_rows-{partition:06d}.npy", rows[side])
-    users, items, _ = _load_edges(work, "edges", partition)
+        vocabularies[side] = Vocabulary.load(work.vocabulary(side))
+        rows[side] = vocabularies[side].rows(work.read_ids(side, partition))
+        work.save_rows(side, partition, rows[side])
+    users, items, _ = work.load_edges("edges", partition)
     hashes = edge_hash(rows["user"][users], rows["item"][items], seed=seed)
-    np.save(work / f"lowest-{partition:06d}.npy", lowest_hash(items, hashes, len(rows["item"])))
+    work.save_lowest(partition, lowest_hash(items, hashes, len(rows["item"])))
     if not tests:
         return {"n_rejected": 0, "problem": None}
-
-    n_items = len(vocabularies["item"])
-    train_keys = rows["user"][users].astype(np.int64) * n_items + rows["item"][items]
-    return _encode_test(work, partition, n_partitions, tests, vocabularies, train_keys, columns, bad_rows)
+    train_keys = rows["user"][users].astype(np.int64) * len(vocabularies["item"]) + rows["item"][items]
+    return _encode_test(work, partition, tests, vocabularies, train_keys, reading)
 
 
-def split_partition(
-    work: Path, partition: int, seed: int, validation: float, test: float, given_test: bool
-) -> dict[str, int]:
-    """Write the edges of each part of the split in row numbers, sorted by user (`train_by_item`: by item)."""
-    users, items, weights = _load_edges(work, "edges", partition)
-    user_rows, item_rows = (np.load(work / f"{side}_rows-{partition:06d}.npy") for side in ("user", "item"))
-    item_lowest = np.load(work / "item_lowest.npy", mmap_mode="r")[item_rows]
-    hashes = edge_hash(user_rows[users], item_rows[items], seed=seed)
+def split_partition(work: Workspace, partition: int, split: Split) -> dict[str, int]:
+    """Write the edges of each part of the split in vocabulary rows, sorted by user (`train_by_item`: by item).
+
+    Returns: edges of train, validation and test.
+    """
+    users, items, weights = work.load_edges("edges", partition)
+    user_rows, item_rows = (work.load_rows(side, partition) for side in ("user", "item"))
+    item_lowest = np.load(work.item_lowest, mmap_mode="r")[item_rows]
+    hashes = edge_hash(user_rows[users], item_rows[items], seed=split.seed)
     user_lowest = lowest_hash(users, hashes, len(user_rows))
-    parts = split_parts(hashes, user_lowest[users], item_lowest[items], validation=validation, test=test)
+    shares = {"validation": split.validation, "test": split.test}
+    parts = split_parts(hashes, user_lowest[users], item_lowest[items], **shares)
     users, items = user_rows[users], item_rows[items]
     counts = {}
     for name, part in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
-        if name == "test" and given_test:
-            counts[name] = _save_counts(work, name, partition, _load_edges(work, name, partition)[0])
+        if name == "test" and split.given_test:
+            counts[name] = work.save_counts(name, partition, work.load_edges(name, partition)[0])
             continue
         chosen = np.flatnonzero(parts == part)
         chosen = chosen[np.lexsort((items[chosen], users[chosen]))]
-        _save_edges(work, name, partition, users[chosen], items[chosen], weights[chosen])
-        counts[name] = _save_counts(work, name, partition, users[chosen])
+        work.save_edges(name, partition, users[chosen], items[chosen], weights[chosen])
+        counts[name] = work.save_counts(name, partition, users[chosen])
         if name == "train":
             chosen = chosen[np.argsort(items[chosen], kind="stable")]
-            _save_edges(work, "train_by_item", partition, items[chosen], users[chosen], weights[chosen])
-            _save_counts(work, "train_by_item", partition, items[chosen])
+            work.save_edges("train_by_item", partition, items[chosen], users[chosen], weights[chosen])
+            work.save_counts("train_by_item", partition, items[chosen])
     return counts
 
 
-def build_shard(
-    work: Path, out: Path, name: str, shard: int, start: int, stop: int, n_cols: int, n_partitions: int
-) -> ShardFacts:
-    """Gather rows [start, stop) of graph `name` from all partitions and write them as one shard."""
+def build_shard(work: Workspace, out: Path, name: str, shard: int, start: int, stop: int, n_cols: int) -> ShardFacts:
+    """Gather rows [start, stop) of graph `name` from all partitions and write them as one shard of `out / name`."""
     columns: list[list[NDArray]] = [[], [], []]
-    for partition in range(n_partitions):
-        arrays = _load_edges(work, name, partition)
+    for partition in range(work.n_partitions):
+        arrays = work.load_edges(name, partition)
         low, high = np.searchsorted(arrays[0], [start, stop])
         for column, array in zip(columns, arrays, strict=True):
             column.append(array[low:high])
@@ -184,27 +210,18 @@ def build_shard(
     return write_shard(out / name, shard, indptr, indices[order], weights[order], n_cols=n_cols)
 
 
-def count_rows(work: Path, name: str, n_rows: int, n_partitions: int) -> NDArray[np.int64]:
-    """Edges of each row of graph `name`, shape (n_rows,)."""
-    counts = np.zeros(n_rows, np.int64)
-    for partition in range(n_partitions):
-        rows, n_edges = np.load(work / f"{name}-{partition:06d}.counts.npy")
-        counts[rows] += n_edges
-    return counts
-
-
-def unique_ids(work: Path, side: str, n_partitions: int) -> pa.Array:
+def unique_ids(work: Workspace, side: str) -> pa.Array:
     """The ids of all partitions; those of users are distinct, those of items are not."""
-    return as_ids(pa.chunked_array([_read_ids(work / f"{side}s-{p:06d}.arrow") for p in range(n_partitions)]))
+    return as_ids(pa.chunked_array([work.read_ids(side, partition) for partition in range(work.n_partitions)]))
 
 
-def lowest_of_items(work: Path, n_items: int, n_partitions: int) -> NDArray[np.uint64]:
+def lowest_of_items(work: Workspace, n_items: int) -> NDArray[np.uint64]:
     """The lowest edge hash of each item over all partitions, shape (n_items,)."""
     lowest = np.full(n_items, np.iinfo(np.uint64).max, np.uint64)
-    for partition in range(n_partitions):
-        rows = np.load(work / f"item_rows-{partition:06d}.npy")
+    for partition in range(work.n_partitions):
+        rows = work.load_rows("item", partition)
         # Rows are distinct within a partition, so a plain assignment is enough.
-        lowest[rows] = np.minimum(lowest[rows], np.load(work / f"lowest-{partition:06d}.npy"))
+        lowest[rows] = np.minimum(lowest[rows], work.load_lowest(partition))
     return lowest
 
 
@@ -227,108 +244,77 @@ def user_partition(users: pa.Array, n_partitions: int) -> NDArray[np.int32]:
 
 
 def _encode_test(
-    work: Path,
+    work: Workspace,
     partition: int,
-    n_partitions: int,
-    tests: list[tuple[int, Chunk]],
-    vocabularies: dict[str, Vocabulary],
+    tests: Sequence[tuple[int, Chunk]],
+    vocabularies: Mapping[str, Vocabulary],
     train_keys: NDArray[np.int64],
-    columns: Columns,
-    bad_rows: str,
-) -> dict[str, Any]:
+    reading: Reading,
+) -> EncodeFacts:
+    """Write the test edges of a partition.
+
+    Args:
+        train_keys: user row * n_items + item row of each training edge.
+    """
     kept: list[list[NDArray]] = [[np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]]
     rejected, problems = [], []
     for number, chunk in tests:
-        table = _read_partition(work, [number], partition, n_partitions)
+        table = work.read_partition([number], partition)
         if table is None:
             continue
         users, items = (
             vocabularies[side].rows(table[side], missing="fallback").astype(np.int64) for side in ("user", "item")
         )
-        n_users, n_items = len(vocabularies["user"]), len(vocabularies["item"])
-        # The first reason that holds is given.
-        reason = np.zeros(len(users), np.int8)
-        reason[np.isin(users * n_items + items, train_keys)] = 3
-        reason[items == n_items] = 2
-        reason[users == n_users] = 1
+        reason = _test_reasons(users, items, vocabularies, train_keys)
         bad = reason > 0
         if bad.any():
-            reasons = pa.array(
-                [
-                    "",
-                    "the user is not in train",
-                    "the item is not in train",
-                    "the pair is in train too, it would leak",
-                ]
-            )
-            wrong = table.filter(pa.array(bad))
-            raw = pc.binary_join_element_wise(
-                *(
-                    pc.binary_join_element_wise(f"{name}=", as_ids(wrong[side]).cast(pa.string()), "")
-                    for name, side in ((columns.user, "user"), (columns.item, "item"))
-                ),
-                ", ",
-            )
-            bad_reasons = reasons.take(pa.array(reason[bad]))
-            source = pa.array(np.full(len(raw), chunk.number, np.int32))
-            arrays = [source, as_ids(wrong["row"]), bad_reasons, raw]
-            rejected.append(pa.table(arrays, schema=REJECTED_SCHEMA))
-            first = rejected[-1].sort_by("row").slice(0, 1).to_pylist()[0]
-            message = f"{chunk.source.file}: row {first['row']}: {first['reason']} ({first['raw']}); {SKIP_REMEDY}"
-            problems.append((chunk.number, first["row"], message))
-        weights = table["weight"].to_numpy() if "weight" in table.column_names else np.ones(len(users))
-        for column, values in zip(kept, (users, items, weights), strict=True):
+            rejected.append(_rejected_test_rows(table.filter(pa.array(bad)), reason[bad], chunk, reading.columns))
+            worst = rejected[-1].sort_by("row").slice(0, 1).to_pylist()[0]
+            message = f"{chunk.source.file}: row {worst['row']}: {worst['reason']} ({worst['raw']}); {SKIP_REMEDY}"
+            problems.append((chunk.number, worst["row"], message))
+        for column, values in zip(kept, (users, items, _weights(table)), strict=True):
             column.append(values[~bad])
-    if problems and bad_rows == "error":
+    if problems and reading.bad_rows == "error":
         return {"n_rejected": 0, "problem": min(problems)}
-    _save_edges(work, "test", partition, *merge_duplicates(*(np.concatenate(column) for column in kept)))
-    n_rejected = _write_rejected(work / f"rejected_test-{partition:06d}.arrow", rejected)
-    return {"n_rejected": n_rejected, "problem": None}
+    work.save_edges("test", partition, *merge_duplicates(*(np.concatenate(column) for column in kept)))
+    return {"n_rejected": write_rejected(work.rejected_test(partition), rejected), "problem": None}
 
 
-def _read_partition(work: Path, parts: list[int], partition: int, n_partitions: int) -> pa.Table | None:
-    batches = []
-    for number in parts:
-        reader = pa.ipc.open_file(pa.memory_map(str(work / f"part-{number:06d}.arrow")))
-        batches += [reader.get_batch(i) for i in range(partition, reader.num_record_batches, n_partitions)]
-    return pa.Table.from_batches(batches) if batches else None
+def _test_reasons(
+    users: NDArray[np.int64],
+    items: NDArray[np.int64],
+    vocabularies: Mapping[str, Vocabulary],
+    train_keys: NDArray[np.int64],
+) -> NDArray[np.int8]:
+    """Codes of _TEST_REASONS, shape (n,)."""
+    n_users, n_items = len(vocabularies["user"]), len(vocabularies["item"])
+    reason = np.zeros(len(users), np.int8)
+    # The first reason that holds is given.
+    reason[np.isin(users * n_items + items, train_keys)] = 3
+    reason[items == n_items] = 2
+    reason[users == n_users] = 1
+    return reason
 
 
-def _write_rejected(file: Path, tables: list[pa.Table]) -> int:
-    n_rejected = sum(table.num_rows for table in tables)
-    if n_rejected:
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, REJECTED_SCHEMA) as writer:
-            for table in tables:
-                writer.write_table(table)
-    return n_rejected
+def _rejected_test_rows(rows: pa.Table, reason: NDArray[np.int8], chunk: Chunk, columns: Columns) -> pa.Table:
+    raw = pc.binary_join_element_wise(
+        *(
+            pc.binary_join_element_wise(f"{name}=", as_ids(rows[side]).cast(pa.string()), "")
+            for name, side in ((columns.user, "user"), (columns.item, "item"))
+        ),
+        ", ",
+    )
+    source = pa.array(np.full(len(raw), chunk.number, np.int32))
+    reasons = pa.array(_TEST_REASONS).take(pa.array(reason))
+    return pa.table([source, as_ids(rows["row"]), reasons, raw], schema=REJECTED_SCHEMA)
 
 
-def _write_ids(file: Path, ids: pa.Array) -> None:
-    table = pa.table({"id": ids})
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+def _part_schema(columns: Columns, *, with_rows: bool) -> pa.Schema:
+    kinds = {"int64": pa.int64(), "string": pa.large_string()}
+    fields = [("user", kinds[columns.user_kind]), ("item", kinds[columns.item_kind])]
+    fields += [("weight", pa.float64())] if columns.weight else []
+    return pa.schema(fields + ([("row", pa.int64())] if with_rows else []))
 
 
-def _read_ids(file: Path) -> pa.Array:
-    column = pa.ipc.open_file(pa.memory_map(str(file))).read_all()["id"]
-    return as_ids(column)
-
-
-def _save_edges(work: Path, name: str, partition: int, *arrays: NDArray) -> None:
-    for key, array in zip(EDGE_ARRAYS, arrays, strict=True):
-        np.save(work / f"{name}-{partition:06d}.{key}.npy", array)
-
-
-def _save_counts(work: Path, name: str, partition: int, rows: NDArray[np.integer]) -> int:
-    np.save(work / f"{name}-{partition:06d}.counts.npy", np.array(np.unique(rows, return_counts=True), np.int64))
-    return len(rows)
-
-
-def _load_edges(work: Path, name: str, partition: int) -> list[NDArray]:
-    files = [work / f"{name}-{partition:06d}.{key}.npy" for key in EDGE_ARRAYS]
-    # An empty array cannot be memory-mapped, and a tiny one need not be.
-    return [np.load(file, mmap_mode="r" if file.stat().st_size > 4096 else None) for file in files]
-
-
-def _id_type(kind: str) -> pa.DataType:
-    return pa.int64() if kind == "int64" else pa.large_string()
+def _weights(table: pa.Table) -> NDArray[np.float64]:
+    return table["weight"].to_numpy() if "weight" in table.column_names else np.ones(len(table))
