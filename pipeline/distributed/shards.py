@@ -1,17 +1,8 @@
-"""ShardedCsr: a CSR graph on disk, cut into ranges of rows that hold about the same number of edges.
+"""A CSR graph on disk, cut into ranges of rows that hold about the same number of edges.
 
-A folder of plain .npy files, so that a task can memory-map one shard and touch nothing else. `meta.json` is
-written last: a folder without it is not a graph. Format (version 1), with s the shard number in five digits:
-
-    meta.json               format_version, n_rows, n_cols, n_edges, starts (row boundaries, n_shards + 1),
-    unit_weights,
-                            index_dtype, total_weight, files {name: sha256}
-    shard-<s>.indptr.npy    int64, (rows of the shard + 1,), from 0
-    shard-<s>.indices.npy   index_dtype, int32 while n_cols < 2^31, else int64; ascending in each row, no
-    duplicates shard-<s>.weights.npy   float32, positive; absent when every weight of the graph is 1
-
-Shards are written one by one by whoever holds them (`write_shard`, in Ray tasks) and then declared complete
-(`finish`).
+A folder of plain .npy files, so that a task can memory-map one shard and read nothing else. `meta.json` is written last: a folder
+without it is not a graph. `docs/formats.md` (Graph in shards) lists the files. Shards are written one by one by whoever holds
+them (`write_shard`, in Ray tasks) and then declared complete (`finish`).
 """
 
 from __future__ import annotations

@@ -1,19 +1,15 @@
-"""Sources: the files of an interaction log, their format, and the chunks in which tasks read them.
+"""The files of an interaction log, their formats, and the chunks in which tasks read them.
 
-What a path may be:
+A path is a file, a folder (the files directly in it) or a glob:
 
-    LightGCN        a folder with train.txt (and test.txt), or one such file: lines `user item item ...`
-    MovieLens-100K  a folder with u.data, or that file; MovieLens-1M: a folder with ratings.dat, or that file
-    csv, tsv, parquet   one file, a folder (the files directly in it) or a glob, all of one format, with named
-    columns
+- LightGCN: a folder with train.txt (and test.txt), or one such file: lines `user item item ...`
+- MovieLens-100K: a folder with u.data, or that file; MovieLens-1M: a folder with ratings.dat, or that file
+- csv, tsv, parquet: one file or several of one format, with named columns
 
-`format="auto"` goes by these names and by the extensions .csv, .tsv, .parquet, .pq and .txt (LightGCN).
-Hidden files and names that start with "_" are left out of folders. With split="random" every file of the log
-is read, a test file too; with split="given" there have to be a train and a test file: train.txt and test.txt,
-or files named train.* and test.* (also train-..., train_...) of one table format.
-
-Files are read in the order of their names, so the same log in other files with the same order of rows is the
-same log.
+`format="auto"` goes by these names and by the extensions .csv, .tsv, .parquet, .pq and .txt (LightGCN). Hidden files and names that
+start with "_" are left out of folders. With split="random" every file of the log is read, a test file too. With split="given" there
+have to be a train and a test file: train.txt and test.txt, or files named train.* and test.* (also train-..., train_...) of one table
+format. Files are read in the order of their names, so how a log is cut into files does not matter.
 """
 
 from __future__ import annotations
