@@ -204,7 +204,7 @@ class CtrSubject:
         for i, number in enumerate(features.dense):
             dense[:, i] = (raw[number.name] - number.mean) / number.std
         multi_valued = []
-        for column in features.bags:
+        for column in features.multi_valued:
             assert column.width is not None, column
             values = np.full((n, column.width), -1, np.int32)
             if column.name in self._ids:

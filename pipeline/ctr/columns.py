@@ -1,4 +1,4 @@
-"""The columns of a click log, checked: labels, raw ids, numbers and multi-valued ids out of whatever a file holds.
+"""Columns of labelled samples, checked: labels, raw ids, numbers and multi-valued ids of any file format.
 
 **Ids** are int64 or text, one of them in the whole log: parquet says which, and in text the first 1,000 decide (int64 where more than half
 are plain whole numbers, as in `pipeline.logs.columns`). A value of the other kind later is an error. Null and the empty text are *missing*;
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from graphhash.errors import DataError, did_you_mean, first_line
-from pipeline.ctr.schema import TIME_PARTS, Bag, Category, CtrSchema
+from pipeline.ctr.schema import TIME_PARTS, Category, CtrSchema, MultiValued
 from pipeline.logs.columns import NUMBER, PLAIN_INTEGER, is_number, text_kind
 from pipeline.logs.tables import Rows, listed_names
 
@@ -53,7 +53,7 @@ def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[C
         raise DataError(
             f"{head.file.path}: no column {label!r} for the label; {did_you_mean(label, names, cutoff=0.5)}the columns are {listed_names(names)}"
         )
-    parts: dict[str, list[str]] = {"categorical": [], "dense": [], "bags": []}
+    parts: dict[str, list[str]] = {"categorical": [], "dense": [], "multi_valued": []}
     left_out: dict[str, str] = {}
     for name, values in head.columns.items():
         if name != label:
@@ -67,7 +67,7 @@ def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[C
         label,
         tuple(map(Category, known)),
         tuple(parts["dense"]),
-        tuple(map(Bag, parts["bags"])),
+        tuple(map(MultiValued, parts["multi_valued"])),
         group=user if user in known else None,
     )
     return (schema.with_pair(user, item) if user in known and item in known else schema), left_out
@@ -77,7 +77,7 @@ def _guess(values: pa.Array, *, keep: bool) -> tuple[str, str]:
     """Part of a column, and why it is left out (else empty)."""
     kind = values.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return "bags", ""
+        return "multi_valued", ""
     if pa.types.is_temporal(kind):
         return "", "a time"
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
@@ -103,10 +103,12 @@ def with_kinds(schema: CtrSchema, head: Rows) -> CtrSchema:
         if values is None:
             return replace(column, kind="int64")  # A part of a time.
         if hasattr(column, "separator"):
-            values = split_bag(values, column.separator).flatten()
+            values = split_values(values, column.separator).flatten()
         return replace(column, kind=_kind(values))
 
-    return replace(schema, categories=tuple(map(decided, schema.categories)), bags=tuple(map(decided, schema.bags)))
+    return replace(
+        schema, categories=tuple(map(decided, schema.categories)), multi_valued=tuple(map(decided, schema.multi_valued))
+    )
 
 
 def _kind(values: pa.Array) -> str:
@@ -165,9 +167,9 @@ def ids_of(rows: Rows, column: Category) -> pa.Array:
     return checked_ids(rows, column.name, rows.columns[column.name], column.kind)
 
 
-def bag_of(rows: Rows, name: str, separator: str, kind: str) -> tuple[NDArray[np.int64], pa.Array]:
+def multi_valued_of(rows: Rows, name: str, separator: str, kind: str) -> tuple[NDArray[np.int64], pa.Array]:
     """Number of values of every row, shape (n,), and all values in order; missing ones are left out, and repeated ones stay."""
-    lists = split_bag(rows.columns[name], separator)
+    lists = split_values(rows.columns[name], separator)
     owners = pc.list_parent_indices(lists).to_numpy()
     values = checked_ids(rows, name, lists.flatten(), kind, owners)
     there = values.is_valid()
@@ -199,7 +201,7 @@ def with_times(rows: Rows, schema: CtrSchema) -> Rows:
     return replace(rows, columns=columns)
 
 
-def split_bag(values: pa.Array, separator: str) -> pa.Array:
+def split_values(values: pa.Array, separator: str) -> pa.Array:
     """Lists of values: what a list column holds, or the parts of a text; none of a missing one."""
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
         return values

@@ -1,4 +1,4 @@
-"""An ingested click log on disk, as `pipeline.ctr.ingest` leaves it: its columns, and its parts as memory maps."""
+"""An ingested CTR data set on disk, as `pipeline.ctr.ingest` leaves it: its columns, and its parts as memory maps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Column:
 
     Args:
         name: in the log.  kind: of its raw ids, "int64" or "string".
-        n_ids: known entries; entry ``n_ids`` is unknown.
+        n_ids: known entries; entry ``n_ids`` is out of vocabulary (OOV).
         has_missing: whether entry ``n_ids - 1`` stands for a missing value.
         vocabulary, counts: files of raw ids and of their rows in train.
         hash: of the vocabulary.
@@ -56,48 +56,49 @@ class Part:
 
     Args:
         labels: uint8, shape (n,).  categorical: int32, shape (n, n_categorical).  dense: float32, shape (n, n_dense).
-        bags: int32, shape (n, width) each, -1 for nothing.
+        multi_valued: int32, shape (n, width) each, -1 for nothing.
         groups: number of every row's group, int64, shape (n,); None for train, and where there is no group column.
     """
 
     labels: NDArray[np.uint8]
     categorical: NDArray[np.int32]
     dense: NDArray[np.float32]
-    bags: tuple[NDArray[np.int32], ...]
+    multi_valued: tuple[NDArray[np.int32], ...]
     groups: NDArray[np.int64] | None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def tensors(self, rows: slice = slice(None)) -> list[torch.Tensor]:
-        """Copies of some rows as tensors: labels, categorical, dense, bags, in their own types."""
+        """Copies of some rows as tensors: labels, categorical, dense, multi-valued, in their own types."""
         return [
-            torch.from_numpy(np.array(array[rows])) for array in (self.labels, self.categorical, self.dense, *self.bags)
+            torch.from_numpy(np.array(array[rows]))
+            for array in (self.labels, self.categorical, self.dense, *self.multi_valued)
         ]
 
 
-def batch_of(tensors: Sequence[torch.Tensor], n_bags: int) -> FeatureBatch:
+def batch_of(tensors: Sequence[torch.Tensor], n_multi_valued: int) -> FeatureBatch:
     """The features among what `Part.tensors` gives, on the same device; one tensor more is the fold of every row."""
     _labels, categorical, dense, *others = tensors
-    bags, fold = tuple(bag.long() for bag in others[:n_bags]), others[n_bags:]
-    return FeatureBatch(categorical.long(), dense, bags, fold[0].long() if fold else None)
+    multi_valued, fold = tuple(feature.long() for feature in others[:n_multi_valued]), others[n_multi_valued:]
+    return FeatureBatch(categorical.long(), dense, multi_valued, fold[0].long() if fold else None)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an ingested click log has, and where.
+    """An ingested CTR data set: its features, and where their files are.
 
     Args:
         folder: the ingest folder.
         schema: as it was read.
-        columns, bags, dense: those that were kept, in the order of the arrays.
+        columns, multi_valued, dense: those that were kept, in the order of the arrays.
         content_hash: of schema, vocabularies and statistics.
     """
 
     folder: Path
     schema: CtrSchema
     columns: tuple[Column, ...]
-    bags: tuple[Column, ...]
+    multi_valued: tuple[Column, ...]
     dense: tuple[DenseColumn, ...]
     content_hash: str
 
@@ -115,7 +116,7 @@ class Features:
                 folder,
                 CtrSchema.from_dict(tree["log"]),
                 tuple(Column(**column) for column in tree["columns"]),
-                tuple(Column(**bag) for bag in tree["bags"]),
+                tuple(Column(**feature) for feature in tree["multi_valued"]),
                 tuple(DenseColumn(**dense) for dense in tree["dense"]),
                 tree["content_hash"],
             )
@@ -126,15 +127,15 @@ class Features:
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
-        """Categorical columns, then bags: the order of a model's maps."""
-        return (*self.columns, *self.bags)
+        """Categorical columns, then multi-valued ones: the order of a model's maps."""
+        return (*self.columns, *self.multi_valued)
 
     def vocabulary(self, column: Column) -> Vocabulary:
         """Raw ids of a column; a missing value's entry comes after them."""
         return Vocabulary.load(self.folder / column.vocabulary)
 
     def counts(self, column: Column) -> NDArray[np.int64]:
-        """Rows of train of every entry, shape (n_ids + 1,), unknown last."""
+        """Rows of train of every entry, shape (n_ids + 1,), OOV last."""
         return _load(self.folder / column.counts)
 
     def part(self, name: str) -> Part:
@@ -145,9 +146,9 @@ class Features:
         """
         folder = self.folder / name
         arrays = [_load(folder / f"{array}.npy") for array in ("labels", "categorical", "dense")]
-        bags = tuple(_load(folder / f"bag_{i}.npy") for i in range(len(self.bags)))
+        multi_valued = tuple(_load(folder / f"multi_valued_{i}.npy") for i in range(len(self.multi_valued)))
         groups = folder / "groups.npy"
-        return Part(*arrays, bags, _load(groups) if groups.exists() else None)
+        return Part(*arrays, multi_valued, _load(groups) if groups.exists() else None)
 
 
 def _load(path: Path) -> NDArray:

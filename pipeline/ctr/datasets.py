@@ -1,8 +1,8 @@
-"""Named data sets of clicks, which bring their schema along, and what is peculiar about reading each.
+"""Named CTR data sets: their schemas, and what is special about reading each.
 
 frappe          a folder with frappe.csv, or that file: app use in context. For every row two apps that the user has not used are
                 drawn, with the same context and label 0; shares 70/20/10.
-movielens-1m    a folder with ratings.dat, users.dat and movies.dat: four stars and more are a click.
+movielens-1m    a folder with ratings.dat, users.dat and movies.dat: the label is 1 from four stars on.
 avazu           a folder with `train`, csv with the published header, and perhaps `test`, which may lack it.
 """
 
@@ -19,7 +19,7 @@ import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
 from graphhash.errors import DataError, first_line
-from pipeline.ctr.schema import Bag, Category, CtrSchema
+from pipeline.ctr.schema import Category, CtrSchema, MultiValued
 from pipeline.logs.columns import Columns
 from pipeline.logs.csv import header_of
 from pipeline.logs.readers import READERS
@@ -71,7 +71,7 @@ NAMED = {
                 *map(Category, ("gender", "age", "occupation", "year")),
                 Category("zip_prefix", kind="string"),
             ),
-            bags=(Bag("genres"),),
+            multi_valued=(MultiValued("genres"),),
             group="user_id",
             label_from=4,
         ),

@@ -1,4 +1,4 @@
-"""Publish a trained click-through model as a bundle: write the graph, compare it with the model on rows of the test, then put it in place.
+"""Publish a trained CTR model as a bundle: write the graph, compare it with the model on rows of the test, then put it in place.
 
 A failure of any kind leaves the previous bundle as it was.
 """
@@ -133,12 +133,12 @@ def _rows(trained: TrainedCtr, part: Part, n_check: int, seed: int) -> Part:
     """Rows of a part, and two more per categorical column: the first of them with an unknown value, and with the last known entry."""
     chosen = np.sort(np.random.default_rng(seed).choice(len(part), min(n_check, len(part)), replace=False))
     n_ids = [column.n_ids for column in trained.features.columns]
-    arrays = [np.array(array[chosen]) for array in (part.labels, part.categorical, part.dense, *part.bags)]
+    arrays = [np.array(array[chosen]) for array in (part.labels, part.categorical, part.dense, *part.multi_valued)]
     extra = [np.repeat(array[:1], 2 * len(n_ids), axis=0) for array in arrays]
     for number, n in enumerate(n_ids):
         extra[1][2 * number, number], extra[1][2 * number + 1, number] = n, n - 1
-    labels, categorical, dense, *bags = (np.concatenate(pair) for pair in zip(arrays, extra, strict=True))
-    return Part(labels, categorical, dense, tuple(bags), None)
+    labels, categorical, dense, *multi_valued = (np.concatenate(pair) for pair in zip(arrays, extra, strict=True))
+    return Part(labels, categorical, dense, tuple(multi_valued), None)
 
 
 def _as_stored(trained: TrainedCtr, precisions: Sequence[str], rows: Part) -> NDArray[np.float32]:
@@ -160,9 +160,9 @@ def raw_columns(trained: TrainedCtr, rows: Part) -> dict[str, Any]:
     features, columns = trained.features, {}
     for number, column in enumerate(features.columns):
         columns[column.name] = _raw_ids(trained, number, column)[_checked(column, rows.categorical[:, number])]
-    for number, column in enumerate(features.bags):
+    for number, column in enumerate(features.multi_valued):
         raw = _raw_ids(trained, len(features.columns) + number, column)
-        entries = rows.bags[number]
+        entries = rows.multi_valued[number]
         columns[column.name] = [raw[_checked(column, row[row >= 0])].tolist() for row in entries]
     for number, dense in enumerate(features.dense):
         # A missing number is 0 here, and so is the mean.
@@ -171,7 +171,7 @@ def raw_columns(trained: TrainedCtr, rows: Part) -> dict[str, Any]:
 
 
 def _raw_ids(trained: TrainedCtr, number: int, column: Column) -> NDArray:
-    """Raw value of every entry, None for missing, unknown last; shape (n_ids + 1,)."""
+    """Raw value of every entry, None for missing, OOV last; shape (n_ids + 1,)."""
     vocabulary = trained.vocabularies[number]
     raw = np.empty(column.n_ids + 1, object)
     raw[: len(vocabulary)] = vocabulary.ids.to_pylist()

@@ -1,17 +1,13 @@
-"""Ingest of a click log: two passes over its rows -> vocabularies, statistics, and encoded rows on disk.
+"""The ingest stage of CTR: labelled samples -> vocabularies, statistics, and encoded samples on disk, in two passes.
 
 The first pass counts, the second encodes; both hold a batch of rows, and what is kept per distinct id. Vocabularies, statistics of dense
 columns and all that is left out are of the training rows alone. They run in this process, over whole columns at a time.
 
-    schema.json                 what `pipeline.ctr.data.Features` reads: columns, sizes, statistics, hashes
-    vocabularies/NN.parquet     raw ids of every categorical, then of every multi-valued column, ascending
-    counts/NN.npy               rows of train (for bags: values) of every entry, int64, shape (n_ids + 1,), unknown last
-    train/ validation/ test/    categorical.npy int32 (n, n_categorical), dense.npy float32 (n, n_dense), labels.npy uint8 (n,),
-                                bag_N.npy int32 (n, width), -1 for nothing; groups.npy int64 (n,), not for train
+`docs/formats.md` (Ingest folder of CTR) lists the files.
 
 **Entries.** Ids that `min_count` rows of train or more have, ascending, are entries 0..; *missing* is the next entry, where train has it as
-often; the last one, ``n_ids``, is unknown. **Dense** columns are scaled to mean 0 and deviation 1 of train, and a missing number is its mean,
-0. A column that is the same in all of train, or has no entry, is dropped and named in schema.json. **Bags** are as wide as the
+often; the last one, ``n_ids``, is out-of-vocabulary (OOV). **Dense** columns are scaled to mean 0 and deviation 1 of train, and a missing number is its mean,
+0. A column that is the same in all of train, or has no entry, is dropped and named in schema.json. **Multi-valued** features are as wide as the
 longest row of train; later values of a longer row are cut, and counted.
 
 **Split.** "random": every row, numbered in reading order, draws its part from the seed (`graphhash.graph.interactions.edge_hash`). "given": test
@@ -36,10 +32,10 @@ from numpy.typing import NDArray
 from graphhash.errors import DataError
 from graphhash.graph.interactions import TEST, TRAIN, VALIDATION, edge_hash
 from graphhash.graph.vocabulary import Vocabulary
-from pipeline.ctr.columns import bag_of, dense_of, ids_of, labels_of
+from pipeline.ctr.columns import dense_of, ids_of, labels_of, multi_valued_of
 from pipeline.ctr.counts import IdCounts, Moments
-from pipeline.ctr.log import ClickLog, open_log
-from pipeline.ctr.schema import Bag, Category
+from pipeline.ctr.log import CtrLog, open_log
+from pipeline.ctr.schema import Category, MultiValued
 from pipeline.logs.tables import Rows
 from pipeline.storage.atomic import write_json_atomic
 
@@ -52,7 +48,7 @@ MAX_WIDTH = 256
 
 
 def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
-    """Read, check, split and store a click log in the folder `out`.
+    """Read, check, split and store a CTR data set in the folder `out`.
 
     Returns: n_train, n_validation, n_test (rows), positive_rate (by part), columns (entries by name), dense (names), dropped and left_out
         (reason by name), oov_rate (share of test rows by column), n_cut (values), schema_hash, seconds.
@@ -70,8 +66,9 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "log": log.schema.as_dict(),
         "columns": [encoder.describe() for encoder in encoders.columns],
-        "bags": [
-            encoder.describe() | {"width": width} for encoder, width in zip(encoders.bags, encoders.widths, strict=True)
+        "multi_valued": [
+            encoder.describe() | {"width": width}
+            for encoder, width in zip(encoders.multi_valued, encoders.widths, strict=True)
         ],
         "dense": [{"name": name, "mean": d.mean, "std": d.std} for name, d in encoders.dense.items()],
         "dropped": dropped,
@@ -79,11 +76,11 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()
     write_json_atomic(out / "schema.json", schema | {"content_hash": digest})
     sizes = {f"n_{part}": counts.n_rows[number] for part, number in PARTS.items()}
-    rates = {part: counts.n_clicks[n] / counts.n_rows[n] if counts.n_rows[n] else None for part, n in PARTS.items()}
+    rates = {part: counts.n_positive[n] / counts.n_rows[n] if counts.n_rows[n] else None for part, n in PARTS.items()}
     return {
         **sizes,
         "positive_rate": rates,
-        "columns": {encoder.name: encoder.n_ids for encoder in (*encoders.columns, *encoders.bags)},
+        "columns": {encoder.name: encoder.n_ids for encoder in (*encoders.columns, *encoders.multi_valued)},
         "dense": list(encoders.dense),
         "dropped": dropped,
         "left_out": log.left_out,
@@ -98,61 +95,61 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
 
 @dataclass
 class Counts:
-    """What the first pass finds; ids, bags and dense are of the training rows."""
+    """What the first pass finds; ids, multi-valued and dense are of the training rows."""
 
     ids: dict[str, IdCounts]
-    bags: dict[str, IdCounts]
+    multi_valued: dict[str, IdCounts]
     dense: dict[str, Moments]
     groups: IdCounts
     widths: dict[str, int]
     n_rows: list[int] = field(default_factory=lambda: [0, 0, 0])
-    n_clicks: list[int] = field(default_factory=lambda: [0, 0, 0])
+    n_positive: list[int] = field(default_factory=lambda: [0, 0, 0])
 
     def check(self, data: DataConfig) -> None:
         """Raise DataError for a part that lacks a class, or for no training rows."""
         for part, number in PARTS.items():
-            n, clicks = self.n_rows[number], self.n_clicks[number]
+            n, positive = self.n_rows[number], self.n_positive[number]
             share = {"validation": data.validation, "test": data.test}.get(part, 1.0)
             if not n and (part == "train" or share):
                 raise DataError(
                     f"{data.path}: {part} has no rows of {sum(self.n_rows)}; give more data, or other shares"
                 )
-            if n and clicks in (0, n):
-                what = "no clicks" if not clicks else "clicks alone"
+            if n and positive in (0, n):
+                what = "no positive labels" if not positive else "positive labels alone"
                 raise DataError(
                     f"{data.path}: {part} has {what} in {n} rows, and needs labels 0 and 1; give more data, shares or another seed"
                 )
 
 
-def _count(log: ClickLog, data: DataConfig) -> Counts:
+def _count(log: CtrLog, data: DataConfig) -> Counts:
     schema = log.schema
     counts = Counts(
         {c.name: IdCounts(c.kind) for c in schema.categories},
-        {bag.name: IdCounts(bag.kind) for bag in schema.bags},
+        {feature.name: IdCounts(feature.kind) for feature in schema.multi_valued},
         {name: Moments() for name in schema.dense},
         IdCounts("string"),
-        {bag.name: 0 for bag in schema.bags},
+        {feature.name: 0 for feature in schema.multi_valued},
     )
     for rows, parts in _with_parts(log, data):
         labels = labels_of(rows, schema)
         for number in PARTS.values():
             counts.n_rows[number] += int((parts == number).sum())
-            counts.n_clicks[number] += int(labels[parts == number].sum())
+            counts.n_positive[number] += int(labels[parts == number].sum())
         trained, held_out = pa.array(parts == TRAIN), pa.array(parts != TRAIN)
         for c in schema.categories:
             counts.ids[c.name].add(ids_of(rows, c).filter(trained))
         for name in schema.dense:
             counts.dense[name].add(dense_of(rows, name)[parts == TRAIN])
-        for bag in schema.bags:
-            lengths, values = bag_of(rows, bag.name, bag.separator, bag.kind)
-            counts.bags[bag.name].add(values.filter(pa.array(np.repeat(parts == TRAIN, lengths))))
-            counts.widths[bag.name] = max(counts.widths[bag.name], int(lengths[parts == TRAIN].max(initial=0)))
+        for feature in schema.multi_valued:
+            lengths, values = multi_valued_of(rows, feature.name, feature.separator, feature.kind)
+            counts.multi_valued[feature.name].add(values.filter(pa.array(np.repeat(parts == TRAIN, lengths))))
+            counts.widths[feature.name] = max(counts.widths[feature.name], int(lengths[parts == TRAIN].max(initial=0)))
         if schema.group is not None:
             counts.groups.add(_group(rows, schema.group).filter(held_out))
     return counts
 
 
-def _with_parts(log: ClickLog, data: DataConfig) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
+def _with_parts(log: CtrLog, data: DataConfig) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
     """Rows with the part of each, in both passes alike."""
     n_before = 0
     test = data.test if data.split == "random" else 0.0
@@ -184,7 +181,7 @@ class Encoder:
 
     name: str
     number: int
-    column: Category | Bag
+    column: Category | MultiValued
     vocabulary: Vocabulary
     has_missing: bool
     counts: NDArray[np.int64]
@@ -218,21 +215,21 @@ class Encoders:
     """All columns that are kept."""
 
     columns: list[Encoder]
-    bags: list[Encoder]
+    multi_valued: list[Encoder]
     widths: list[int]
     dense: dict[str, Moments]
     groups: Vocabulary
 
 
-def _encoders(log: ClickLog, counts: Counts, out: Path) -> tuple[Encoders, dict[str, str]]:
+def _encoders(log: CtrLog, counts: Counts, out: Path) -> tuple[Encoders, dict[str, str]]:
     """Encoders of what is kept, their vocabularies and counts written, and why other columns are dropped."""
     dropped: dict[str, str] = {}
-    encoders: dict[type, list[Encoder]] = {Category: [], Bag: []}
+    encoders: dict[type, list[Encoder]] = {Category: [], MultiValued: []}
     for folder in ("vocabularies", "counts"):
         (out / folder).mkdir()
     number = 0
-    found = {**counts.ids, **counts.bags}
-    for column in (*log.schema.categories, *log.schema.bags):
+    found = {**counts.ids, **counts.multi_valued}
+    for column in (*log.schema.categories, *log.schema.multi_valued):
         encoder = _encoder(column, number, found[column.name])
         if not encoder.n_ids:
             dropped[column.name] = (
@@ -251,53 +248,53 @@ def _encoders(log: ClickLog, counts: Counts, out: Path) -> tuple[Encoders, dict[
             dropped[name] = "it has no number in train"
         elif moments.low == moments.high:
             dropped[name] = f"it is {moments.low:g} in all of train"
-    if not encoders[Category] and not encoders[Bag]:
+    if not encoders[Category] and not encoders[MultiValued]:
         raise DataError("no column has an entry: every id of train is rarer than min_count; lower data.min_count")
-    widths = [counts.widths[encoder.name] for encoder in encoders[Bag]]
-    for encoder, width in zip(encoders[Bag], widths, strict=True):
+    widths = [counts.widths[encoder.name] for encoder in encoders[MultiValued]]
+    for encoder, width in zip(encoders[MultiValued], widths, strict=True):
         if width > MAX_WIDTH:
             raise DataError(
                 f"column {encoder.name!r} has a row of {width} values, of at most {MAX_WIDTH}; shorten the lists"
             )
     dense = {name: moments for name, moments in counts.dense.items() if name not in dropped}
     groups = Vocabulary(counts.groups.counted()[0])
-    return Encoders(encoders[Category], encoders[Bag], widths, dense, groups), dropped
+    return Encoders(encoders[Category], encoders[MultiValued], widths, dense, groups), dropped
 
 
-def _encoder(column: Category | Bag, number: int, found: IdCounts) -> Encoder:
+def _encoder(column: Category | MultiValued, number: int, found: IdCounts) -> Encoder:
     ids, n = found.counted()
     enough = n >= (column.min_count or 1)
     has_missing = isinstance(column, Category) and found.n_missing >= (column.min_count or 1)
-    n_unknown = int(n[~enough].sum()) + (0 if has_missing or isinstance(column, Bag) else found.n_missing)
+    n_oov = int(n[~enough].sum()) + (0 if has_missing or isinstance(column, MultiValued) else found.n_missing)
     vocabulary = Vocabulary(ids.filter(pa.array(enough)))
-    counts = np.concatenate([n[enough], [found.n_missing] if has_missing else [], [n_unknown]]).astype(np.int64)
+    counts = np.concatenate([n[enough], [found.n_missing] if has_missing else [], [n_oov]]).astype(np.int64)
     return Encoder(column.name, number, column, vocabulary, has_missing, counts)
 
 
-def _encode(log: ClickLog, data: DataConfig, counts: Counts, encoders: Encoders, out: Path) -> dict[str, Any]:
+def _encode(log: CtrLog, data: DataConfig, counts: Counts, encoders: Encoders, out: Path) -> dict[str, Any]:
     writers = {
         number: _Writer(out / part, counts.n_rows[number], encoders, log.schema.group) for part, number in PARTS.items()
     }
-    n_cut, n_unknown = 0, np.zeros(len(encoders.columns), np.int64)
+    n_cut, n_oov = 0, np.zeros(len(encoders.columns), np.int64)
     for rows, parts in _with_parts(log, data):
         labels = labels_of(rows, log.schema)
         # Straight into column order, and every part takes its rows.
         categorical = np.empty((len(rows), len(encoders.columns)), np.int32)
         for i, encoder in enumerate(encoders.columns):
             categorical[:, i] = encoder.entries(ids_of(rows, encoder.column))
-            n_unknown[i] += int((categorical[parts == TEST, i] == encoder.n_ids).sum())
+            n_oov[i] += int((categorical[parts == TEST, i] == encoder.n_ids).sum())
         dense = np.empty((len(rows), len(encoders.dense)), np.float32)
         for i, (name, moments) in enumerate(encoders.dense.items()):
             dense[:, i] = _standardised(rows, name, moments)
-        bags = []
-        for encoder, width in zip(encoders.bags, encoders.widths, strict=True):
-            table, cut = _bag(rows, encoder, width)
-            bags.append(table)
+        multi_valued = []
+        for encoder, width in zip(encoders.multi_valued, encoders.widths, strict=True):
+            table, cut = _padded(rows, encoder, width)
+            multi_valued.append(table)
             n_cut += cut
         for number, writer in writers.items():
             chosen = parts == number
             arrays = {"labels": labels, "categorical": categorical, "dense": dense} | {
-                f"bag_{i}": b for i, b in enumerate(bags)
+                f"multi_valued_{i}": b for i, b in enumerate(multi_valued)
             }
             if number != TRAIN and log.schema.group is not None:
                 arrays["groups"] = _group_numbers(_group(rows, log.schema.group), encoders.groups)
@@ -305,9 +302,7 @@ def _encode(log: ClickLog, data: DataConfig, counts: Counts, encoders: Encoders,
     for writer in writers.values():
         writer.close()
     n_test = max(1, counts.n_rows[TEST])
-    shares = {
-        encoder.name: round(n / n_test, 6) for encoder, n in zip(encoders.columns, n_unknown.tolist(), strict=True)
-    }
+    shares = {encoder.name: round(n / n_test, 6) for encoder, n in zip(encoders.columns, n_oov.tolist(), strict=True)}
     return {"oov_rate": shares, "n_cut": n_cut}
 
 
@@ -321,10 +316,10 @@ def _standardised(rows: Rows, name: str, moments: Moments) -> NDArray[np.float32
     return np.nan_to_num(scaled, nan=0.0)
 
 
-def _bag(rows: Rows, encoder: Encoder, width: int) -> tuple[NDArray[np.int32], int]:
+def _padded(rows: Rows, encoder: Encoder, width: int) -> tuple[NDArray[np.int32], int]:
     """Entries of every row's values, -1 behind them, shape (n, width), and how many were cut."""
-    assert isinstance(encoder.column, Bag)
-    lengths, values = bag_of(rows, encoder.name, encoder.column.separator, encoder.column.kind)
+    assert isinstance(encoder.column, MultiValued)
+    lengths, values = multi_valued_of(rows, encoder.name, encoder.column.separator, encoder.column.kind)
     table = np.full((len(rows), width), -1, np.int32)
     place = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     owner = np.repeat(np.arange(len(rows)), lengths)
@@ -349,7 +344,7 @@ class _Writer:
             "categorical": ((n_rows, len(encoders.columns)), np.int32),
             "dense": ((n_rows, len(encoders.dense)), np.float32),
         }
-        shapes |= {f"bag_{i}": ((n_rows, width), np.int32) for i, width in enumerate(encoders.widths)}
+        shapes |= {f"multi_valued_{i}": ((n_rows, width), np.int32) for i, width in enumerate(encoders.widths)}
         if group is not None and folder.name != "train":
             shapes["groups"] = ((n_rows,), np.int64)
         self.n_written = 0

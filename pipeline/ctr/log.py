@@ -1,4 +1,4 @@
-"""A click log: its files and its schema, found from the settings, and its rows in one order."""
+"""A CTR data set: its files and its schema, found from the settings, and its rows in one order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_COLUMNS = ("user_id", "item_id")
 
 
 @dataclass(frozen=True)
-class ClickLog:
+class CtrLog:
     """Files in reading order, what their columns are, and the columns that the schema was guessed without."""
 
     files: tuple[LogFile, ...]
@@ -53,7 +53,7 @@ def named_shares(path: str, format: str) -> dict[str, float]:
     return {"data.validation": NAMED[name].validation, "data.test": NAMED[name].test}
 
 
-def open_log(data: DataConfig) -> ClickLog:
+def open_log(data: DataConfig) -> CtrLog:
     """The log that the settings name, its schema read, known by name or guessed.
 
     Raises:
@@ -83,9 +83,9 @@ def open_log(data: DataConfig) -> ClickLog:
         schema = replace(
             schema,
             categories=tuple(_counted(c, data.min_count) for c in schema.categories),
-            bags=tuple(_counted(bag, data.min_count) for bag in schema.bags),
+            multi_valued=tuple(_counted(feature, data.min_count) for feature in schema.multi_valued),
         )
-    return ClickLog(files, with_kinds(schema, head), left_out)
+    return CtrLog(files, with_kinds(schema, head), left_out)
 
 
 def _files(data: DataConfig) -> list[LogFile]:

@@ -1,4 +1,4 @@
-"""The ONNX graph of a click-through model: raw values of every column in, the probability of a click out.
+"""The ONNX graph of a CTR model: raw values of every column in, the probability of a positive label out.
 
     categorical (batch,)          -> entries, missing and unknown ones by the convention of `pipeline.ctr.ingest`
     multi-valued (batch, n)       -> entries; padding and values behind the longest row of train weigh nothing
@@ -55,7 +55,7 @@ def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto
     """
     graph, features, model = Graph(), trained.features, trained.model
     names = input_names(trained)
-    inputs, entries, bags = [], {}, {}
+    inputs, entries, multi_valued = [], {}, {}
     for number, (column, vocabulary) in enumerate(zip(features.all_columns, trained.vocabularies, strict=True)):
         raw = names[column.name]
         axes, about = (
@@ -68,7 +68,7 @@ def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto
                 ["batch", f"n_{number}"],
                 f"raw ids of every row; {missing_id(column, vocabulary)!r} is none, and fills rows up",
             )
-            bags[number] = _bag_weights(graph, number, column, vocabulary, raw)
+            multi_valued[number] = _value_weights(graph, number, column, vocabulary, raw)
         inputs.append(helper.make_tensor_value_info(raw, ONNX_TYPES[column.kind], axes, about))
     for dense in features.dense:
         inputs.append(
@@ -78,7 +78,7 @@ def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto
         )
     numbers = _dense(graph, trained, names)
 
-    parts = _Parts(graph, trained, precisions, entries, bags)
+    parts = _Parts(graph, trained, precisions, entries, multi_valued)
     terms = [_head(graph, model.head, parts.vectors("", model.fields), numbers)]
     if model.wide is not None:
         axes = graph.constant("/axes_1_2", np.array([1, 2], np.int64))
@@ -90,7 +90,7 @@ def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto
     graph.node("Sigmoid", ["logit"], "probability")
     value = helper.make_tensor_value_info
     outputs = [
-        value("probability", TensorProto.FLOAT, ["batch"], "probability of a click"),
+        value("probability", TensorProto.FLOAT, ["batch"], "probability of a positive label"),
         value("logit", TensorProto.FLOAT, ["batch"], "its logit"),
     ]
     if features.columns:
@@ -149,7 +149,7 @@ def describe_columns(trained: TrainedCtr, precisions: Sequence[str]) -> list[dic
         for name, form in features.schema.times
         for part in TIME_PARTS
     }
-    separators = {bag.name: bag.separator for bag in features.schema.bags}
+    separators = {feature.name: feature.separator for feature in features.schema.multi_valued}
     columns = []
     for column, vocabulary, bucket_map, precision in zip(
         features.all_columns, trained.vocabularies, trained.maps, precisions, strict=True
@@ -203,8 +203,8 @@ def _entries(graph: Graph, number: int, column: Column, vocabulary: Vocabulary, 
     return graph.node("Add", [rows, graph.cast(is_unknown, f"{name}_step", TensorProto.INT64)], f"{name}_entry")
 
 
-def _bag_weights(graph: Graph, number: int, column: Column, vocabulary: Vocabulary, raw: str) -> str:
-    """Weights of a bag's values, float32, shape (batch, 1, n): a mean over the first ones that are there."""
+def _value_weights(graph: Graph, number: int, column: Column, vocabulary: Vocabulary, raw: str) -> str:
+    """Weights of the values of a multi-valued feature, float32, shape (batch, 1, n): a mean over the first ones that are there."""
     name, missing = f"/{number}", _missing(graph, number, column, vocabulary)
     there = graph.node("Not", [graph.node("Equal", [raw, missing], f"{name}_is_padding")], f"{name}_there")
     place = graph.node(
@@ -244,13 +244,13 @@ def _side_by_side(graph: Graph, columns: Sequence[str], name: str) -> str:
 
 @dataclass
 class _Parts:
-    """What of the graph reads tables: entries by the number of their column, and weights of the bags' values."""
+    """What of the graph reads tables: entries by the number of their column, and weights of multi-valued features."""
 
     graph: Graph
     trained: TrainedCtr
     precisions: Sequence[str]
     entries: dict[int, str]
-    bags: dict[int, str]
+    multi_valued: dict[int, str]
 
     def __post_init__(self):
         fields, maps = self.trained.model.fields, self.trained.maps
@@ -269,7 +269,7 @@ class _Parts:
                 tables[first] = self._table(
                     f"/{prefix}{first}", fields.columns[first].table, self._stored_as(fields, first)
                 )
-            if c not in self.bags:
+            if c not in self.multi_valued:
                 read = self._read(f"{name}_field", tables[first], c, self.entries[c])
                 parts.append(graph.node("Unsqueeze", [read, graph.axis(1)], f"{name}_one_field"))
                 continue
@@ -278,7 +278,7 @@ class _Parts:
             size = [graph.node("Shape", [self.entries[c]], f"{name}_size"), graph.axis(fields.dim)]
             shape = graph.node("Concat", size, f"{name}_shape", axis=0)
             values = graph.node("Reshape", [read, shape], f"{name}_values", allowzero=1)
-            parts.append(graph.node("MatMul", [self.bags[c], values], f"{name}_bag"))
+            parts.append(graph.node("MatMul", [self.multi_valued[c], values], f"{name}_mean"))
         return graph.node("Concat", parts, f"/{prefix}fields", axis=1)
 
     def _read(self, name: str, table: Table, column: int, entries: str) -> str:
@@ -324,7 +324,9 @@ class _Parts:
             )
             parts.append(
                 graph.node(
-                    "MatMul", [self.bags[c], read_vectors(graph, f"{name}_{c}", table, _PLAIN, rows)], f"{name}_{c}_bag"
+                    "MatMul",
+                    [self.multi_valued[c], read_vectors(graph, f"{name}_{c}", table, _PLAIN, rows)],
+                    f"{name}_{c}_mean",
                 )
             )
         return parts

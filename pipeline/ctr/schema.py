@@ -1,4 +1,4 @@
-"""The schema of a click log: which column is the label, and what the others are.
+"""The schema of a CTR data set: which column is the label, and what the others are.
 
 A schema comes from a TOML file (`data.schema`), from a named data set (`pipeline.ctr.datasets`), or is guessed from the first rows of the
 log. As TOML:
@@ -12,9 +12,9 @@ log. As TOML:
     partner = "item_id"             # the column on the other side of its graph
     compress = "method"             # auto, full, method, or the name of a hash
     rows = 1000                     # of a hash without a partner
-    min_count = 2                   # fewer rows of train than this make a value unknown
+    min_count = 2                   # fewer rows of train than this make a value out-of-vocabulary (OOV)
     kind = "string"                 # or int64
-    [bags.genres]                   # multi-valued; `separator`, `min_count`, `kind`
+    [multi_valued.genres]                   # multi-valued; `separator`, `min_count`, `kind`
     separator = "|"
     [times]                         # a time becomes two categorical columns, <name>_hour and <name>_weekday
     hour = "%y%m%d%H"
@@ -56,7 +56,7 @@ class Category:
 
 
 @dataclass(frozen=True)
-class Bag:
+class MultiValued:
     """A multi-valued column: values of a text between separators, or of a list."""
 
     name: str
@@ -67,7 +67,7 @@ class Bag:
 
 @dataclass(frozen=True)
 class CtrSchema:
-    """What the columns of a click log are.
+    """What the columns of a CTR data set are.
 
     Raises:
         DataError: a column has two parts, a partner is no categorical column, or a value is none of those allowed.
@@ -76,17 +76,17 @@ class CtrSchema:
     label: str
     categories: tuple[Category, ...] = ()
     dense: tuple[str, ...] = ()
-    bags: tuple[Bag, ...] = ()
+    multi_valued: tuple[MultiValued, ...] = ()
     times: tuple[tuple[str, str], ...] = ()
     group: str | None = None
     label_from: float | None = None
 
     def __post_init__(self):
-        names = [self.label, *self.dense, *(c.name for c in (*self.categories, *self.bags))]
+        names = [self.label, *self.dense, *(c.name for c in (*self.categories, *self.multi_valued))]
         for name in names:
             if names.count(name) > 1:
                 raise DataError(f"schema: column {name!r} is named {names.count(name)} times; give it one part")
-        if not self.categories and not self.bags:
+        if not self.categories and not self.multi_valued:
             raise DataError("schema: there is no categorical and no multi-valued column; name one in 'categorical'")
         known = {c.name for c in self.categories}
         for c in self.categories:
@@ -103,20 +103,22 @@ class CtrSchema:
                 raise DataError(f"schema: column {c.name!r} is hashed into no number of rows; give rows, or a partner")
             if c.rows is not None and (c.compress not in HASHES or c.rows < 4):
                 raise DataError(f"schema: column {c.name!r} has rows={c.rows}, which is for a hash, and 4 or more")
-        for c in (*self.categories, *self.bags):
+        for c in (*self.categories, *self.multi_valued):
             _check_choice(c.name, "kind", c.kind, KINDS)
             if c.min_count is not None and c.min_count < 1:
                 raise DataError(f"schema: column {c.name!r} has min_count={c.min_count}; it must be at least 1")
-        for bag in self.bags:
-            if not bag.separator:
-                raise DataError(f"schema: column {bag.name!r} has an empty separator; name the text between two values")
+        for feature in self.multi_valued:
+            if not feature.separator:
+                raise DataError(
+                    f"schema: column {feature.name!r} has an empty separator; name the text between two values"
+                )
 
     @property
     def names(self) -> list[str]:
         """Columns that have to be in the file, each once."""
         made = {f"{name}_{part}" for name, _ in self.times for part in TIME_PARTS}
         names = [self.label, *(c.name for c in self.categories if c.name not in made), *self.dense]
-        names += [bag.name for bag in self.bags] + [name for name, _ in self.times]
+        names += [feature.name for feature in self.multi_valued] + [name for name, _ in self.times]
         return list(dict.fromkeys([*names, *([self.group] if self.group else [])]))
 
     def category(self, name: str) -> Category:
@@ -142,7 +144,7 @@ class CtrSchema:
                 **values,
                 "categories": tuple(Category(**c) for c in values["categories"]),
                 "dense": tuple(values["dense"]),
-                "bags": tuple(Bag(**bag) for bag in values["bags"]),
+                "multi_valued": tuple(MultiValued(**feature) for feature in values["multi_valued"]),
                 "times": tuple((name, form) for name, form in values["times"]),
             }
         )
@@ -168,7 +170,7 @@ def read_schema(path: Path) -> CtrSchema:
 
 def _parse(tree: Mapping[str, Any]) -> CtrSchema:
     kinds = {"label": str, "label_from": (int, float), "group": str, "dense": list, "categorical": list,
-             "columns": dict, "bags": dict, "times": dict}  # fmt: skip
+             "columns": dict, "multi_valued": dict, "times": dict}  # fmt: skip
     _check_keys(tree, kinds, "schema")
     if "label" not in tree:
         raise DataError('schema: it names no label; write label = "click"')
@@ -180,13 +182,13 @@ def _parse(tree: Mapping[str, Any]) -> CtrSchema:
     options = {"compress": str, "partner": str, "rows": int, "min_count": int, "kind": str}
     for name, values in columns.items():
         _check_keys(values, options, f"schema: [columns.{name}]")
-    for name, values in tree.get("bags", {}).items():
-        _check_keys(values, {"separator": str, "min_count": int, "kind": str}, f"schema: [bags.{name}]")
+    for name, values in tree.get("multi_valued", {}).items():
+        _check_keys(values, {"separator": str, "min_count": int, "kind": str}, f"schema: [multi_valued.{name}]")
     return CtrSchema(
         tree["label"],
         tuple(Category(name, **columns.get(name, {})) for name in dict.fromkeys((*names, *made))),
         tuple(tree.get("dense", [])),
-        tuple(Bag(name, **values) for name, values in tree.get("bags", {}).items()),
+        tuple(MultiValued(name, **values) for name, values in tree.get("multi_valued", {}).items()),
         tuple(tree.get("times", {}).items()),
         tree.get("group"),
         tree.get("label_from"),

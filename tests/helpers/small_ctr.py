@@ -1,4 +1,4 @@
-"""Small click-through models with every kind of column, and the obvious way from raw values to their entries."""
+"""Small CTR models with every kind of column, and the obvious way from raw values to their entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.ctr import CtrSpec, FeatureBatch
 from pipeline.ctr.data import Column, DenseColumn, Features, Part, batch_of
 from pipeline.ctr.export import export_ctr
-from pipeline.ctr.schema import Bag, Category, CtrSchema
+from pipeline.ctr.schema import Category, CtrSchema, MultiValued
 from pipeline.ctr.weights import TrainedCtr
 from tests.helpers import graphs
 
@@ -36,11 +36,11 @@ def pair_maps(kind: str) -> tuple[BucketMap, BucketMap]:
 
 
 def small_ctr(
-    model: str = "dlrm", kind: str = "double_soft", *, dense: bool = True, bags: bool = True, **sizes: Any
+    model: str = "dlrm", kind: str = "double_soft", *, dense: bool = True, multi_valued: bool = True, **sizes: Any
 ) -> TrainedCtr:
-    """A model over users and items, two small columns, an hour, two bags and two numbers, with random weights.
+    """A model over users and items, two small columns, an hour, two multi-valued features and two numbers, with random weights.
 
-    Missing values are known in `user` and `device` and unknown in the others.
+    Missing values are known in `user` and `device` and OOV in the others.
     """
     vocabularies = {
         "user": Vocabulary([*(f"u{n}" for n in range(N_USERS - 3)), "日本", " "]),
@@ -52,8 +52,8 @@ def small_ctr(
         "tags": Vocabulary(np.array([5, 6, 9, 2**40])),
     }
     has_missing = {"user", "device", "only missing"}
-    widths = {"genres": 2, "tags": 3} if bags else {}
-    if not bags:
+    widths = {"genres": 2, "tags": 3} if multi_valued else {}
+    if not multi_valued:
         del vocabularies["genres"], vocabularies["tags"]
     columns = [
         Column(
@@ -69,7 +69,7 @@ def small_ctr(
         "click",
         tuple(Category(column.name) for column in categorical),
         tuple(d.name for d in DENSE) if dense else (),
-        tuple(Bag(name, "|" if name == "genres" else ",") for name in widths),
+        tuple(MultiValued(name, "|" if name == "genres" else ",") for name in widths),
         (("hour", "%y%m%d%H"),),
     )
     features = Features(
@@ -89,7 +89,7 @@ def small_ctr(
         **MODELS.get(model, {}),
         **sizes,
     }
-    built = CtrSpec(model.split()[0], **options).build(maps, len(features.dense), len(features.bags))
+    built = CtrSpec(model.split()[0], **options).build(maps, len(features.dense), len(features.multi_valued))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in built.parameters():
@@ -98,7 +98,7 @@ def small_ctr(
 
 
 def raw_log(n: int, seed: int = 0) -> dict[str, list]:
-    """Raw rows: known, unknown and missing values in every column."""
+    """Raw rows: known, OOV and missing values in every column."""
     rng = np.random.default_rng(seed)
 
     def pick(values: list) -> list:
@@ -140,26 +140,26 @@ def entries_of(trained: TrainedCtr, log: dict[str, list]) -> FeatureBatch:
 
     n = len(log["user"])
     categorical = np.array([[entry(c.name, log[c.name][row]) for c in features.columns] for row in range(n)], np.int32)
-    bags = []
-    for column in features.bags:
+    multi_valued = []
+    for column in features.multi_valued:
         table = np.full((n, column.width), -1, np.int32)
         for row, values in enumerate(log[column.name]):
             kept = [entry(column.name, v) for v in values or [] if v is not None and v != ""][: column.width]
             table[row, : len(kept)] = kept
-        bags.append(table)
+        multi_valued.append(table)
     dense = np.zeros((n, len(features.dense)), np.float32)
     for i, column in enumerate(features.dense):
         for row, value in enumerate(log[column.name]):
             dense[row, i] = 0 if value is None or value != value else (value - column.mean) / column.std
-    part = Part(np.zeros(n, np.uint8), categorical.reshape(n, -1), dense, tuple(bags), None)
-    return batch_of(part.tensors(), len(part.bags))
+    part = Part(np.zeros(n, np.uint8), categorical.reshape(n, -1), dense, tuple(multi_valued), None)
+    return batch_of(part.tensors(), len(part.multi_valued))
 
 
 def as_part(batch: FeatureBatch) -> Part:
     """The batch as rows of a log."""
     arrays = batch.categorical.numpy().astype(np.int32), batch.dense.numpy()
     return Part(
-        np.zeros(len(batch), np.uint8), *arrays, tuple(bag.numpy().astype(np.int32) for bag in batch.bags), None
+        np.zeros(len(batch), np.uint8), *arrays, tuple(feature.numpy().astype(np.int32) for feature in batch.bags), None
     )
 
 

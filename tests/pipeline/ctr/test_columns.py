@@ -9,11 +9,11 @@ import pytest
 
 from graphhash.errors import DataError
 from pipeline.config.run_config import DataConfig
-from pipeline.ctr.columns import bag_of, dense_of, ids_of, labels_of
+from pipeline.ctr.columns import dense_of, ids_of, labels_of, multi_valued_of
 from pipeline.ctr.log import open_log
 from pipeline.ctr.schema import Category
 from pipeline.logs.tables import find_files, read_rows
-from tests.helpers.clicks import columns, write_csv
+from tests.helpers.ctr_log import columns, write_csv
 
 
 def rows_of(path, names=None, split="random"):
@@ -75,12 +75,12 @@ def test_whole_numbers_beside_nulls_come_from_pandas_as_floats(tmp_path):
         ids_of(rows, Category("half", kind="int64"))
 
 
-def test_bags_are_texts_with_separators_or_lists(tmp_path):
+def test_multi_valued_features_are_texts_with_separators_or_lists(tmp_path):
     lists = [["a", "b"], [], None, ["b", None]]
     pq.write_table(pa.table({"tags": lists, "text": ["a|b", "", None, "b|"]}), tmp_path / "log.parquet")
     (rows,) = rows_of(tmp_path / "log.parquet")
     for name in ("tags", "text"):
-        counts, values = bag_of(rows, name, "|", "string")
+        counts, values = multi_valued_of(rows, name, "|", "string")
         assert counts.tolist() == [2, 0, 0, 1]
         assert values.to_pylist() == ["a", "b", "b"]
 
@@ -94,7 +94,7 @@ def test_a_schema_is_guessed_from_types(tmp_path):
     assert {c.name: (c.kind, c.partner) for c in schema.categories} == {
         "user": ("string", "item"), "item": ("int64", "user"), "device": ("string", None), "genres": ("string", None),
     }  # fmt: skip
-    assert [bag.name for bag in schema.bags] == ["tags"]
+    assert [feature.name for feature in schema.multi_valued] == ["tags"]
     assert log.left_out == {"row": "it differs in every row"}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from graphhash.errors import DataError
 from pipeline.config.run_config import DataConfig
-from pipeline.ctr.columns import bag_of, labels_of
+from pipeline.ctr.columns import labels_of, multi_valued_of
 from pipeline.ctr.datasets import find_name, named_files, read_named, unobserved
 from pipeline.ctr.log import open_log
 
@@ -63,7 +63,7 @@ def test_movielens_joins_users_and_movies(tmp_path):
     assert got["year"] == ["2001", None, None]
     schema = open_log(DataConfig(str(tmp_path))).schema
     assert labels_of(rows, schema).tolist() == [1, 0, 1]
-    counts, values = bag_of(rows, "genres", "|", "string")
+    counts, values = multi_valued_of(rows, "genres", "|", "string")
     assert counts.tolist() == [2, 1, 1]
     assert values.to_pylist() == ["Comedy", "Romance", "Drama", "Drama"]
     (tmp_path / "users.dat").unlink()

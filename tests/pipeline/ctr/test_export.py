@@ -1,4 +1,4 @@
-"""Bundles of click-through models answer like PyTorch: every model x map x precision, and every kind of raw value."""
+"""Bundles of CTR models answer like PyTorch: every model x map x precision, and every kind of raw value."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_raw_rows_get_the_logits_of_torch(model, kind, precision, tmp_path):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("parts", [{"dense": False}, {"bags": False}, {"hidden": (), "n_cross": 0}], ids=str)
+@pytest.mark.parametrize("parts", [{"dense": False}, {"multi_valued": False}, {"hidden": (), "n_cross": 0}], ids=str)
 def test_models_that_lack_a_part(model, parts, tmp_path):
     trained = small_ctr(model, "soft", **parts)
     export_small(trained, tmp_path / "bundle")
@@ -102,7 +102,7 @@ def test_the_graph_alone_takes_padding_anywhere_and_any_width(tmp_path):
 
 
 def test_columns_with_the_names_of_outputs_get_other_inputs(tmp_path):
-    trained = small_ctr(bags=False)
+    trained = small_ctr(multi_valued=False)
     renamed = {
         "user": "probability",
         "device": "column_probability",
@@ -115,7 +115,7 @@ def test_columns_with_the_names_of_outputs_get_other_inputs(tmp_path):
     trained = type(trained)(trained.model, trained.maps, trained.vocabularies, features)
     names = input_names(trained)
     assert names["probability"] == "column_column_probability" and names["column_probability"] == "column_probability"
-    part = as_part(entries_of(small_ctr(bags=False), raw_log(50)))
+    part = as_part(entries_of(small_ctr(multi_valued=False), raw_log(50)))
     export_ctr(
         trained,
         precisions_for(trained, "int8"),
@@ -130,7 +130,7 @@ def test_columns_with_the_names_of_outputs_get_other_inputs(tmp_path):
     got = Scorer(tmp_path / "b", provider="cpu").details(
         {renamed.get(name, name): values for name, values in log.items()}
     )
-    np.testing.assert_allclose(got.logits, expected_logits(small_ctr(bags=False), "int8", log), atol=1e-5)
+    np.testing.assert_allclose(got.logits, expected_logits(small_ctr(multi_valued=False), "int8", log), atol=1e-5)
 
 
 def test_tables_lie_in_their_small_types_and_outside_of_the_file_where_they_are_large(tmp_path):
@@ -188,7 +188,7 @@ def test_rows_of_the_log_become_the_raw_values_they_were_made_of():
     again = entries_of(trained, raw_columns(trained, part))
     assert np.array_equal(again.categorical.numpy(), part.categorical)
     np.testing.assert_allclose(again.dense.numpy(), part.dense, atol=1e-6)
-    assert all(np.array_equal(a.numpy(), b) for a, b in zip(again.bags, part.bags, strict=True))
+    assert all(np.array_equal(a.numpy(), b) for a, b in zip(again.bags, part.multi_valued, strict=True))
     part.categorical[0, 0] = 1000
     with pytest.raises(DataError, match="has entries"):
         raw_columns(trained, part)

@@ -1,4 +1,4 @@
-"""Ingestion of clicks: entries, statistics and parts as a row-by-row program makes them, and of the training rows alone."""
+"""Ingestion of a CTR data set: entries, statistics and parts as a row-by-row program makes them, and of the training rows alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.ctr.data import Features
 from pipeline.ctr.ingest import PARTS, ingest_ctr, row_parts
 from pipeline.ctr.maps import find_pairs, pair_graph
 from pipeline.logs import tables as tables
-from tests.helpers.clicks import SCHEMA, columns, write_csv, write_schema
+from tests.helpers.ctr_log import SCHEMA, columns, write_csv, write_schema
 
 
 def ingest(tmp_path, log, name="out", schema=SCHEMA, **settings):
@@ -41,7 +41,8 @@ def test_entries_dense_labels_and_bags_are_those_of_a_loop_over_rows(tmp_path, m
     facts, features = ingest(tmp_path, log, min_count=3)
     parts = parts_of(len(log["click"]))
     names = [c.name for c in features.columns]
-    assert names == ["user", "item", "device"] and [bag.name for bag in features.bags] == ["genres"]
+    assert names == ["user", "item", "device"]
+    assert [feature.name for feature in features.multi_valued] == ["genres"]
 
     trained = np.flatnonzero(parts == TRAIN)
     price = np.array([np.nan if p is None else p for p in log["price"]])
@@ -55,7 +56,8 @@ def test_entries_dense_labels_and_bags_are_those_of_a_loop_over_rows(tmp_path, m
         counts = Counter(v for row in trained for v in values[row])
         known = sorted(v for v, n in counts.items() if v is not None and n >= 3)
         known += [None] if counts[None] >= 3 else []
-        assert column.n_ids == len(known) and column.has_missing == (None in known)
+        assert column.n_ids == len(known)
+        assert column.has_missing == (None in known)
         assert features.counts(column).tolist() == [
             *(counts[v] for v in known),
             sum(n for v, n in counts.items() if v not in known),
@@ -73,7 +75,7 @@ def test_entries_dense_labels_and_bags_are_those_of_a_loop_over_rows(tmp_path, m
         assert part.categorical.tolist() == [[entry(c, log[c][r]) for c in names] for r in rows]
         expected = np.nan_to_num((price[rows] - mean) / std)
         assert part.dense[:, 0] == pytest.approx(expected, abs=1e-5)
-        assert [[v for v in row if v >= 0] for row in part.bags[0].tolist()] == [
+        assert [[v for v in row if v >= 0] for row in part.multi_valued[0].tolist()] == [
             [entry("genres", v) for v in split["genres"][r]] for r in rows
         ]
         assert facts["positive_rate"][name] == pytest.approx(np.mean(part.labels))
@@ -108,7 +110,8 @@ def test_nothing_of_validation_and_test_leaks_into_what_is_learned(tmp_path):
     _facts, changed = ingest(tmp_path, other, "changed")
     before, after = contents(tmp_path / "out"), contents(tmp_path / "changed")
     differing = {name for name in before if before[name] != after[name]}
-    assert differing and {name.split("/")[0] for name in differing} == {"validation", "test"}
+    assert differing
+    assert {name.split("/")[0] for name in differing} == {"validation", "test"}
     pair = find_pairs(features)[0]
     graphs = [pair_graph(f, f.part("train"), pair) for f in (features, changed)]
     assert (graphs[0] != graphs[1]).nnz == 0
@@ -123,7 +126,7 @@ def test_nothing_of_validation_and_test_leaks_into_what_is_learned(tmp_path):
     }
 
 
-def test_the_graph_holds_the_clicks_of_train_and_no_other_row(tmp_path):
+def test_the_graph_holds_the_positive_pairs_of_train_and_no_other_row(tmp_path):
     log = columns()
     _facts, features = ingest(tmp_path, log)
     parts = parts_of(len(log["click"]))
@@ -136,7 +139,7 @@ def test_the_graph_holds_the_clicks_of_train_and_no_other_row(tmp_path):
         if y and part == TRAIN
     }
     coo = graph.tocoo()
-    # However often they were clicked.
+    # However often they occur.
     assert {(users[u], items[i]): w for u, i, w in zip(coo.row, coo.col, coo.data, strict=True)} == dict.fromkeys(
         expected, 1.0
     )
@@ -158,7 +161,8 @@ def test_given_test_rows_come_from_their_file(tmp_path):
     facts = ingest_ctr(
         DataConfig(str(tmp_path / "log"), schema=write_schema(tmp_path), split="given"), tmp_path / "out"
     )
-    assert facts["n_test"] == 200 and facts["n_train"] + facts["n_validation"] == 800
+    assert facts["n_test"] == 200
+    assert facts["n_train"] + facts["n_validation"] == 800
     assert Features.open(tmp_path / "out").part("test").labels.tolist() == log["click"][800:]
 
 
@@ -197,9 +201,8 @@ def test_columns_that_say_nothing_are_dropped_and_named(tmp_path):
         "same": "it has one value in all of train", "nothing": "it has one value in all of train",
         "rare": "no id of train is frequent enough", "constant": "it is 3.5 in all of train", "empty": "it has no number in train",
     }  # fmt: skip
-    assert [c.name for c in features.columns] == ["user", "item", "device"] and [d.name for d in features.dense] == [
-        "price"
-    ]
+    assert [c.name for c in features.columns] == ["user", "item", "device"]
+    assert [d.name for d in features.dense] == ["price"]
     assert features.part("train").dense.shape[1] == 1
 
 
@@ -209,22 +212,24 @@ def test_ids_that_only_the_test_has_are_unknown(tmp_path):
         log["user"][row] = "stranger"
     facts, features = ingest(tmp_path, log)
     assert (features.part("test").categorical[:, 0] == features.columns[0].n_ids).all()
-    assert facts["oov_rate"]["user"] == 1.0 and features.counts(features.columns[0])[-1] == 0
+    assert facts["oov_rate"]["user"] == 1.0
+    assert features.counts(features.columns[0])[-1] == 0
 
 
-def test_values_beyond_the_longest_bag_of_train_are_cut_and_counted(tmp_path):
+def test_values_beyond_the_longest_multi_valued_of_train_are_cut_and_counted(tmp_path):
     log = columns(1000)
     row = int(np.flatnonzero(parts_of(1000) == TEST)[0])
     log["genres"][row] = "war|drama|comedy|war|war"
     facts, features = ingest(tmp_path, log)
-    assert features.bags[0].width == 3 and facts["n_cut"] == 2
+    assert features.multi_valued[0].width == 3
+    assert facts["n_cut"] == 2
 
 
-def only_test_clicks(log, parts):
+def no_positive_test(log, parts):
     log["click"] = [0 if part == TEST else click for click, part in zip(log["click"], parts, strict=True)]
 
 
-def clicks_alone(log, parts):
+def positives_alone(log, parts):
     log["click"] = [1] * len(parts)
 
 
@@ -247,20 +252,20 @@ def last_item_is_text(log, parts):
     log["item"] = [*map(str, log["item"][:-1]), "x"]
 
 
-def long_bags(log, parts):
+def long_lists(log, parts):
     log["genres"] = ["|".join(["war"] * 300)] * len(parts)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (only_test_clicks, "test has no clicks in"),
-        (clicks_alone, "train has clicks alone in"),
+        (no_positive_test, "test has no positive labels in"),
+        (positives_alone, "train has positive labels alone in"),
         (first_is("click", "2"), "row 2: label 'click' is 2"),
         (first_is("click", None), "row 2: label 'click' is missing"),
         (far_test_row, "too far from the rest"),
         (last_item_is_text, "row 601: column 'item' is 'x'"),
-        (long_bags, "'genres' has a row of 300 values"),
+        (long_lists, "'genres' has a row of 300 values"),
         (lambda log, parts: log.pop("user"), "no column 'user'"),
     ],
 )
@@ -269,7 +274,8 @@ def test_bad_logs_are_one_line_with_the_remedy(tmp_path, change, words):
     change(log, parts_of(600))
     with pytest.raises(DataError) as error:
         ingest(tmp_path, log)
-    assert words in str(error.value) and "\n" not in str(error.value)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_no_rows_left_for_a_part_is_an_error_unless_none_were_asked_for(tmp_path):
@@ -278,7 +284,9 @@ def test_no_rows_left_for_a_part_is_an_error_unless_none_were_asked_for(tmp_path
     with pytest.raises(DataError, match=r"has no rows of 12|needs labels 0 and 1"):
         ingest(tmp_path, log, validation=0.01, test=0.01)
     facts, features = ingest(tmp_path, log, "all", validation=0.0, test=0.0)
-    assert facts["n_train"] == 12 and len(features.part("test")) == 0 and facts["positive_rate"]["test"] is None
+    assert facts["n_train"] == 12
+    assert len(features.part("test")) == 0
+    assert facts["positive_rate"]["test"] is None
 
 
 def test_damaged_output_is_named(tmp_path):
@@ -301,7 +309,8 @@ def test_counts_and_moments_do_not_depend_on_batches(monkeypatch):
         moments.add(numbers[start : start + 70])
     values, n = counts.counted()
     expected = np.unique(ids, return_counts=True)
-    assert values.to_pylist() == expected[0].tolist() and n.tolist() == expected[1].tolist()
+    assert values.to_pylist() == expected[0].tolist()
+    assert n.tolist() == expected[1].tolist()
     assert (moments.mean, moments.std) == pytest.approx((numbers.mean(), numbers.std()), rel=1e-6)
 
 
@@ -319,4 +328,5 @@ def test_parquet_columns_of_their_own_types_are_read(tmp_path, kind):
     (tmp_path / "again").mkdir()
     ingest_ctr(DataConfig(str(tmp_path / "log.parquet"), schema=write_schema(tmp_path)), tmp_path / "again")
     one, two = (Features.open(tmp_path / name).part("train") for name in ("out", "again"))
-    assert np.array_equal(one.categorical, two.categorical) and np.array_equal(one.bags[0], two.bags[0])
+    assert np.array_equal(one.categorical, two.categorical)
+    assert np.array_equal(one.multi_valued[0], two.multi_valued[0])

@@ -36,7 +36,7 @@ def test_libfm_of_changing_width_is_one_multi_valued_column(tmp_path):
     (tmp_path / "log.svm").write_text("1 3:1 5:1\n0\n0 4:1\n")
     (rows,) = rows_of(tmp_path / "log.svm")
     assert rows.columns["features"].to_pylist() == [[3, 5], [], [4]]
-    assert open_log(DataConfig(str(tmp_path / "log.svm"))).schema.bags[0].name == "features"
+    assert open_log(DataConfig(str(tmp_path / "log.svm"))).schema.multi_valued[0].name == "features"
 
 
 @pytest.mark.parametrize(

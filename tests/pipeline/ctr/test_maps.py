@@ -1,4 +1,4 @@
-"""Bucket maps of the columns of a click log: which are compressed, with whom, how far, and that all methods have the same rows."""
+"""Bucket maps of the features of a CTR data set: which are compressed, with whom, how far, and that all methods have the same rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from pipeline.ctr.settings import spec_of
 from pipeline.ctr.weights import save_ctr, save_maps
 from pipeline.errors import ConfigError
 from pipeline.maps.methods import METHODS
-from tests.helpers.clicks import SCHEMA, columns, write_csv, write_schema
+from tests.helpers.ctr_log import SCHEMA, columns, write_csv, write_schema
 
 FOUR = """
 label = "click"
@@ -156,7 +156,7 @@ def test_no_row_reads_mixtures_that_know_its_label(made, method):
     assert torch.equal(model(batch), model(dataclasses.replace(batch, fold=None))) == (method == "graph")
 
 
-def test_a_pair_that_other_rows_clicked_stays_in_a_folds_graph(made):
+def test_a_pair_that_other_rows_have_stays_in_a_folds_graph(made):
     features = Features.open(made / "ingest")
     train, pair = features.part("train"), find_pairs(features)[0]
     fold = draw_folds(len(train), 0)
@@ -169,7 +169,7 @@ def test_a_pair_that_other_rows_clicked_stays_in_a_folds_graph(made):
         }
 
 
-def test_a_fold_with_all_the_clicks_leaves_an_empty_graph(made):
+def test_a_fold_with_all_the_positives_leaves_an_empty_graph(made):
     features, labels, maps = maps_of(made, "soft")
     train, pairs = features.part("train"), find_pairs(features)
     graphs = [pair_graph(features, train, pair) for pair in pairs]
@@ -293,7 +293,7 @@ def test_a_ratio_that_layers_alone_pass_is_refused(made):
         pair_rows(features, find_pairs(features), 10)
 
 
-def test_ids_without_a_click_share_a_row(tmp_path):
+def test_ids_without_an_edge_share_a_row(tmp_path):
     log = columns()
     log["click"] = [0 if u < "u020" else y for u, y in zip(log["user"], log["click"], strict=True)]
     (tmp_path / "ingest").mkdir()

@@ -1,4 +1,4 @@
-"""Recipes of click-through models, and which of their tables a step seldom reads."""
+"""Presets of CTR models, and which of their tables a step seldom reads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_settings_of_maps_are_those_that_the_maps_take():
 def test_tables_wait_where_a_batch_reads_few_of_their_rows(batch_size):
     maps = [full_map(50_000), full_map(3), modulo_map(900_000, 2001), full_map(4)]
     model = CtrSpec("widedeep", dim=4, id_bias=True).build(maps, 0, n_bags=1)
-    found = seldom_read(model, batch_size, bag_widths=(5,))
+    found = seldom_read(model, batch_size, multi_valued_widths=(5,))
     for part in (model.fields, model.wide):
         large, hashed = part.own
         # The small columns lie in one table of 9 rows, and are read six times a row of the log.

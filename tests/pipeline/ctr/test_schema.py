@@ -1,12 +1,12 @@
-"""The schema of a click log: what a file may say, and what is refused with a reason."""
+"""The schema of a CTR data set: what a file may say, and what is refused with a reason."""
 
 from __future__ import annotations
 
 import pytest
 
 from graphhash.errors import DataError
-from pipeline.ctr.schema import Bag, Category, CtrSchema, read_schema
-from tests.helpers.clicks import SCHEMA
+from pipeline.ctr.schema import Category, CtrSchema, MultiValued, read_schema
+from tests.helpers.ctr_log import SCHEMA
 
 
 def read(tmp_path, text):
@@ -20,7 +20,7 @@ def test_a_file_says_what_every_column_is(tmp_path):
     assert (schema.label, schema.label_from, schema.group, schema.dense) == ("stars", 4, "user", ("price",))
     assert schema.categories[0] == Category("user", "method", "item")
     assert [c.name for c in schema.categories] == ["user", "item", "device", "hour_hour", "hour_weekday"]
-    assert schema.bags == (Bag("genres", "|", 3, "string"),)
+    assert schema.multi_valued == (MultiValued("genres", "|", 3, "string"),)
     # What is read from the file, once, and the two parts of the time are not.
     assert schema.names == ["stars", "user", "item", "device", "price", "genres", "hour"]
     assert CtrSchema.from_dict(schema.as_dict()) == schema
@@ -42,14 +42,16 @@ def test_a_file_says_what_every_column_is(tmp_path):
         (('dense = ["price"]', "dense = [1]"), "no list of names"),
         (('separator = "|"', 'separator = ""'), "empty separator"),
         (('categorical = ["user", "item", "device"]', "categorical = ["), "not valid TOML"),
-        (('[bags.genres]', '[bags.genres]\nmin_count = 0'), "min_count=0"),
+        (('[multi_valued.genres]', '[multi_valued.genres]\nmin_count = 0'), "min_count=0"),
     ],
 )  # fmt: skip
 def test_a_wrong_schema_is_one_line_with_file_and_reason(tmp_path, change, words):
     assert change[0] in SCHEMA
     with pytest.raises(DataError) as error:
         read(tmp_path, SCHEMA.replace(*change, 1))
-    assert words in str(error.value) and "schema.toml" in str(error.value) and "\n" not in str(error.value)
+    assert words in str(error.value)
+    assert "schema.toml" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from graphhash.errors import DataError
 from pipeline.logs import tables
 from pipeline.logs.tables import find_files, read_rows
-from tests.helpers.clicks import columns, write_csv
+from tests.helpers.ctr_log import columns, write_csv
 
 
 def rows_of(path, names=None, split="random"):

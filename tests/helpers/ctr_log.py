@@ -1,4 +1,4 @@
-"""A small log of clicks with planted tastes, as columns and as files."""
+"""A small CTR data set with planted tastes, as columns and as files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ compress = "method"
 [columns.item]
 partner = "user"
 compress = "method"
-[bags.genres]
+[multi_valued.genres]
 separator = "|"
 """
 
 
 def columns(n_rows: int = 3000, n_users: int = 60, n_items: int = 40, seed: int = 0) -> dict[str, list]:
-    """Users of one of four groups click items of the same group; some values are missing (None)."""
+    """Users of one of four groups have positive labels with items of the same group; some values are missing (None)."""
     rng = np.random.default_rng(seed)
     # Drawn, so that no hash of an id's number finds them.
     user_group, item_group = rng.integers(4, size=n_users), rng.integers(4, size=n_items)
