@@ -30,7 +30,7 @@ ENOUGH_ROWS = 1000
 def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[CtrSchema, dict[str, str]]:
     """The schema of a log by the types of its first rows.
 
-    Numbers with a fraction are dense, lists are multi-valued, times and what differs in every row are left out, and all else is categorical.
+    Numbers with a fraction are dense, lists are multi-valued, times and what differs in every row are left out, all else is categorical.
 
     Args:
         label: its column; None: the one that is named like one.
@@ -50,8 +50,9 @@ def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[C
             )
         label = found[0]
     elif label not in names:
+        hint = did_you_mean(label, names, cutoff=0.5)
         raise DataError(
-            f"{head.file.path}: no column {label!r} for the label; {did_you_mean(label, names, cutoff=0.5)}the columns are {listed_names(names)}"
+            f"{head.file.path}: no column {label!r} for the label; {hint}the columns are {listed_names(names)}"
         )
     parts: dict[str, list[str]] = {"categorical": [], "dense": [], "multi_valued": []}
     left_out: dict[str, str] = {}

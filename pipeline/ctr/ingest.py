@@ -1,17 +1,16 @@
 """The ingest stage of CTR: labelled samples -> vocabularies, statistics, and encoded samples on disk, in two passes.
 
-The first pass counts, the second encodes; both hold a batch of rows, and what is kept per distinct id. Vocabularies, statistics of dense
-columns and all that is left out are of the training rows alone. They run in this process, over whole columns at a time.
+The first pass counts, the second encodes; both hold a batch of rows, and what is kept per distinct id. Vocabularies, statistics of
+dense features and all that is left out are those of the training samples alone. Both passes run in this process, over whole columns
+at a time. `docs/formats.md` (Ingest folder of CTR) lists the files.
 
-`docs/formats.md` (Ingest folder of CTR) lists the files.
+**Entries.** Ids that `min_count` training samples or more have, ascending, are entries 0..; *missing* is the next entry, where train
+has it as often; the last one, ``n_ids``, is out-of-vocabulary (OOV). **Dense** features are scaled to mean 0 and deviation 1 of train,
+and a missing number is its mean, 0. A feature that is the same in all of train, or has no entry, is dropped and named in schema.json.
+**Multi-valued** features are as wide as the longest row of train; later values of a longer row are cut, and counted.
 
-**Entries.** Ids that `min_count` rows of train or more have, ascending, are entries 0..; *missing* is the next entry, where train has it as
-often; the last one, ``n_ids``, is out-of-vocabulary (OOV). **Dense** columns are scaled to mean 0 and deviation 1 of train, and a missing number is its mean,
-0. A column that is the same in all of train, or has no entry, is dropped and named in schema.json. **Multi-valued** features are as wide as the
-longest row of train; later values of a longer row are cut, and counted.
-
-**Split.** "random": every row, numbered in reading order, draws its part from the seed (`graphhash.graph.interactions.edge_hash`). "given": test
-is the test file, and validation is drawn from train.
+**Split.** "random": every row, numbered in reading order, draws its part from the seed (`graphhash.graph.interactions.edge_hash`).
+"given": test is the test file, and validation is drawn from train.
 """
 
 from __future__ import annotations

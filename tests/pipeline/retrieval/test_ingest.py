@@ -147,7 +147,9 @@ def test_ingest_is_the_naive_one_for_any_shards_files_and_chunks(split, kind, we
             assert result[f"n_{name}"] == graphs[name].n_edges == len(edges)
         assert edges_of(graphs["train_by_item"]) == {(i, u): w for (u, i), w in single(parts["train"]).items()}
         assert all(graph.n_shards == n_shards for graph in graphs.values())
-        assert result["n_users"] == len(users) and result["n_items"] == len(items) and result["n_rejected"] == 0
+        assert result["n_users"] == len(users)
+        assert result["n_items"] == len(items)
+        assert result["n_rejected"] == 0
         assert json.loads((out / "ingest.json").read_text()) == result
         assert {p.name for p in out.iterdir()} == {"users.parquet", "items.parquet", "ingest.json", *GRAPHS}
         bytes_ = [a.tobytes() for name in GRAPHS for a in graphs[name].read(0, graphs[name].n_rows)]
@@ -165,7 +167,8 @@ def test_splits_are_disjoint_complete_and_keep_every_id_in_train(tmp_path):
     edges = {name: set(edges_of(ShardedCsr.open(tmp_path / "out" / name))) for name in ("train", "validation", "test")}
     assert sum(map(len, edges.values())) == len(set.union(*edges.values())) == len({row[:2] for row in log})
     train = ShardedCsr.open(tmp_path / "out" / "train").load()
-    assert np.all(np.diff(train.indptr) > 0) and np.all(train.sum(axis=0) > 0)
+    assert np.all(np.diff(train.indptr) > 0)
+    assert np.all(train.sum(axis=0) > 0)
 
 
 def test_without_a_weight_column_duplicates_count(tmp_path):
@@ -221,7 +224,9 @@ def test_a_test_row_that_does_not_fit_train_is_named(rows, words, shards, tmp_pa
     csv_log(folder, "test.csv", rows)
     with pytest.raises(DataError) as error:
         ingest(DataConfig(path=str(folder), split="given", shards=shards), tmp_path / "out")
-    assert words in str(error.value) and "--bad-rows skip" in str(error.value) and "\n" not in str(error.value)
+    assert words in str(error.value)
+    assert "--bad-rows skip" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_an_error_crosses_ray_as_one_line_from_the_first_file_and_leaves_the_old_result(tmp_path):
@@ -234,7 +239,8 @@ def test_an_error_crosses_ray_as_one_line_from_the_first_file_and_leaves_the_old
         pq.write_table(table, folder / f"log-{number}.parquet")
     with pytest.raises(DataError) as error:
         ingest(config, tmp_path / "out")
-    assert type(error.value) is DataError and len(error.value.args) == 1
+    assert type(error.value) is DataError
+    assert len(error.value.args) == 1
     assert f"{folder / 'log-2.parquet'}: row 2: column 'w' is not above zero" in str(error.value)
     assert (tmp_path / "out" / "ingest.json").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "out"]
@@ -257,7 +263,8 @@ def test_user_partitions_do_not_depend_on_neighbours_and_are_even():
         array = pa.array(ids) if isinstance(ids, np.ndarray) else pa.array(ids, pa.large_string())
         partition = user_partition(array, 10)
         assert np.array_equal(user_partition(array.slice(17, 500), 10), partition[17:517])
-        assert max(Counter(partition.tolist()).values()) < 1200 and math.isclose(partition.mean(), 4.5, abs_tol=0.1)
+        assert max(Counter(partition.tolist()).values()) < 1200
+        assert math.isclose(partition.mean(), 4.5, abs_tol=0.1)
     assert user_partition(pa.array(["", "a", ""], pa.large_string()), 7).tolist()[::2] == [user_partition(
         pa.array([""], pa.large_string()), 7)[0]] * 2  # fmt: skip
 
@@ -310,10 +317,12 @@ def test_an_interrupted_session_leaves_nothing_behind(tmp_path):
     ]  # fmt: skip
     folders = [Path(process.stdout.readline().strip()) for process in processes]
     for process, folder, send in zip(processes, folders, senders, strict=True):
-        assert folder.is_absolute() and folder.is_dir()
+        assert folder.is_absolute()
+        assert folder.is_dir()
         send(process.pid)
         process.communicate(timeout=60)
-        assert process.returncode != 0 and not folder.exists()
+        assert process.returncode != 0
+        assert not folder.exists()
     assert not (tmp_path / ".ray").exists()
 
 
@@ -329,4 +338,5 @@ def test_real_data_has_the_published_counts(name, split, counts, real_data, tmp_
     result = ingest(DataConfig(path=str(real_data / name), split=split), tmp_path / "out")
     result["train"] = result["n_train"] + result["n_validation"]
     result["all"] = result["train"] + result["n_test"]
-    assert {key: result[key] for key in counts} == counts and result["n_rejected"] == 0
+    assert {key: result[key] for key in counts} == counts
+    assert result["n_rejected"] == 0
