@@ -20,7 +20,7 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.errors import ConfigError
 from pipeline.training.workers import fit_and_save
 from tests.helpers import graphs
-from tests.helpers.clicks import columns, write_csv, write_schema
+from tests.helpers.ctr_log import columns, write_csv, write_schema
 
 TRAINING = ["batches", "negatives", "forward", "backward", "step"]
 
