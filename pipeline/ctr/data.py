@@ -71,10 +71,8 @@ class Part:
 
     def tensors(self, rows: slice = slice(None)) -> list[torch.Tensor]:
         """Copies of some rows as tensors: labels, categorical, dense, multi-valued, in their own types."""
-        return [
-            torch.from_numpy(np.array(array[rows]))
-            for array in (self.labels, self.categorical, self.dense, *self.multi_valued)
-        ]
+        arrays: list[NDArray] = [self.labels, self.categorical, self.dense, *self.multi_valued]
+        return [torch.from_numpy(np.array(array[rows])) for array in arrays]
 
 
 def batch_of(tensors: Sequence[torch.Tensor], n_multi_valued: int) -> FeatureBatch:
@@ -145,10 +143,10 @@ class Features:
             DataError: a file is missing or damaged.
         """
         folder = self.folder / name
-        arrays = [_load(folder / f"{array}.npy") for array in ("labels", "categorical", "dense")]
+        labels, categorical, dense = (_load(folder / f"{array}.npy") for array in ("labels", "categorical", "dense"))
         multi_valued = tuple(_load(folder / f"multi_valued_{i}.npy") for i in range(len(self.multi_valued)))
         groups = folder / "groups.npy"
-        return Part(*arrays, multi_valued, _load(groups) if groups.exists() else None)
+        return Part(labels, categorical, dense, multi_valued, _load(groups) if groups.exists() else None)
 
 
 def _load(path: Path) -> NDArray:

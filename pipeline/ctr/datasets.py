@@ -37,13 +37,12 @@ class Named:
     Args:
         schema: of its columns.
         landmark: the file that gives a folder away.
-        validation, test: shares of its protocol; None: those of any log.
+        shares: of validation and test in its protocol; None: those of any log.
     """
 
     schema: CtrSchema
     landmark: str
-    validation: float | None = None
-    test: float | None = None
+    shares: tuple[float, float] | None = None
 
 
 def _pair(first: str, second: str) -> tuple[Category, Category]:
@@ -60,8 +59,7 @@ NAMED = {
     "frappe": Named(
         CtrSchema("label", (*_pair("user", "item"), *map(Category, _FRAPPE_CONTEXT)), group="user"),
         "frappe.csv",
-        0.2,
-        0.1,
+        (0.2, 0.1),
     ),
     "movielens-1m": Named(
         CtrSchema(

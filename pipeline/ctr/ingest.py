@@ -228,7 +228,8 @@ def _encoders(log: CtrLog, counts: Counts, out: Path) -> tuple[Encoders, dict[st
         (out / folder).mkdir()
     number = 0
     found = {**counts.ids, **counts.multi_valued}
-    for column in (*log.schema.categories, *log.schema.multi_valued):
+    features: list[Category | MultiValued] = [*log.schema.categories, *log.schema.multi_valued]
+    for column in features:
         encoder = _encoder(column, number, found[column.name])
         if not encoder.n_ids:
             dropped[column.name] = (
@@ -280,6 +281,7 @@ def _encode(log: CtrLog, data: DataConfig, counts: Counts, encoders: Encoders, o
         # Straight into column order, and every part takes its rows.
         categorical = np.empty((len(rows), len(encoders.columns)), np.int32)
         for i, encoder in enumerate(encoders.columns):
+            assert isinstance(encoder.column, Category)
             categorical[:, i] = encoder.entries(ids_of(rows, encoder.column))
             n_oov[i] += int((categorical[parts == TEST, i] == encoder.n_ids).sum())
         dense = np.empty((len(rows), len(encoders.dense)), np.float32)
@@ -292,9 +294,8 @@ def _encode(log: CtrLog, data: DataConfig, counts: Counts, encoders: Encoders, o
             n_cut += cut
         for number, writer in writers.items():
             chosen = parts == number
-            arrays = {"labels": labels, "categorical": categorical, "dense": dense} | {
-                f"multi_valued_{i}": b for i, b in enumerate(multi_valued)
-            }
+            arrays: dict[str, NDArray] = {"labels": labels, "categorical": categorical, "dense": dense}
+            arrays |= {f"multi_valued_{i}": table for i, table in enumerate(multi_valued)}
             if number != TRAIN and log.schema.group is not None:
                 arrays["groups"] = _group_numbers(_group(rows, log.schema.group), encoders.groups)
             writer.add({name: array[chosen] for name, array in arrays.items()}, int(chosen.sum()))
@@ -347,7 +348,7 @@ class _Writer:
         if group is not None and folder.name != "train":
             shapes["groups"] = ((n_rows,), np.int64)
         self.n_written = 0
-        self.arrays: dict[str, NDArray] = {}
+        self.arrays: dict[str, np.memmap] = {}
         for name, (shape, dtype) in shapes.items():
             file = folder / f"{name}.npy"
             if 0 in shape:

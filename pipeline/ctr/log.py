@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from graphhash.errors import DataError
 from pipeline.ctr.columns import guess_schema, with_kinds, with_times
 from pipeline.ctr.datasets import NAMED, find_name, named_files, read_named
 from pipeline.ctr.libfm import LibfmFile, find_libfm, is_libfm, read_libfm
-from pipeline.ctr.schema import Category, CtrSchema, read_schema
+from pipeline.ctr.schema import Category, CtrSchema, MultiValued, read_schema
 from pipeline.logs.tables import LogFile, Rows, find_files, listed_names, read_rows
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
 
+FeatureT = TypeVar("FeatureT", Category, MultiValued)
 # As in pipeline.config.run_config, where a column of this name need not be there.
 DEFAULT_COLUMNS = ("user_id", "item_id")
 
@@ -48,9 +49,8 @@ def log_paths(data: DataConfig) -> list[Path]:
 def named_shares(path: str, format: str) -> dict[str, float]:
     """The shares that a named data set brings along, by key."""
     name = find_name(path, format)
-    if name is None or NAMED[name].validation is None:
-        return {}
-    return {"data.validation": NAMED[name].validation, "data.test": NAMED[name].test}
+    shares = NAMED[name].shares if name else None
+    return {} if shares is None else {"data.validation": shares[0], "data.test": shares[1]}
 
 
 def open_log(data: DataConfig) -> CtrLog:
@@ -104,5 +104,5 @@ def _read(file: LogFile, names: Sequence[str] | None, seed: int) -> Iterator[Row
     return read_libfm(file, names) if isinstance(file, LibfmFile) else read_rows(file, names)
 
 
-def _counted(column: Category, min_count: int) -> Category:
+def _counted(column: FeatureT, min_count: int) -> FeatureT:
     return column if column.min_count is not None else replace(column, min_count=min_count)

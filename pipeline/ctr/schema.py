@@ -82,7 +82,8 @@ class CtrSchema:
     label_from: float | None = None
 
     def __post_init__(self):
-        names = [self.label, *self.dense, *(c.name for c in (*self.categories, *self.multi_valued))]
+        of_ids: list[Category | MultiValued] = [*self.categories, *self.multi_valued]
+        names = [self.label, *self.dense, *(column.name for column in of_ids)]
         for name in names:
             if names.count(name) > 1:
                 raise DataError(f"schema: column {name!r} is named {names.count(name)} times; give it one part")
@@ -103,10 +104,12 @@ class CtrSchema:
                 raise DataError(f"schema: column {c.name!r} is hashed into no number of rows; give rows, or a partner")
             if c.rows is not None and (c.compress not in HASHES or c.rows < 4):
                 raise DataError(f"schema: column {c.name!r} has rows={c.rows}, which is for a hash, and 4 or more")
-        for c in (*self.categories, *self.multi_valued):
-            _check_choice(c.name, "kind", c.kind, KINDS)
-            if c.min_count is not None and c.min_count < 1:
-                raise DataError(f"schema: column {c.name!r} has min_count={c.min_count}; it must be at least 1")
+        for column in of_ids:
+            _check_choice(column.name, "kind", column.kind, KINDS)
+            if column.min_count is not None and column.min_count < 1:
+                raise DataError(
+                    f"schema: column {column.name!r} has min_count={column.min_count}; it must be at least 1"
+                )
         for feature in self.multi_valued:
             if not feature.separator:
                 raise DataError(

@@ -45,17 +45,18 @@ def feature_files(data: DataConfig) -> tuple[Path, Path]:
         ConfigError: one is not named.
         DataError: one is not there.
     """
-    for side in SIDES:
-        if not getattr(data, f"{side}_features"):
+    files = []
+    for side, named in zip(SIDES, (data.user_features, data.item_features), strict=True):
+        if not named:
             raise ConfigError(
                 f"method lsh needs data.{side}_features; name a csv, tsv or parquet file of ids and numbers "
                 f"(--{side}-features), or use lsh_structure, which needs none"
             )
-    files = Path(data.user_features), Path(data.item_features)
+        files.append(Path(named))
     for file in files:
         if not file.is_file():
             raise DataError(f"{file}: no such file of features; check the path")
-    return files
+    return files[0], files[1]
 
 
 def load_features(data: DataConfig, ingest_dir: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

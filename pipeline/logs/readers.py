@@ -63,9 +63,9 @@ def _read_parquet(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
     try:
         groups = range(chunk.start, chunk.stop)
         for batch in file.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=names, use_threads=False):
-            ids = [_plain(batch.column(name)) for name in (columns.user, columns.item)]
+            users, items = (_plain(batch.column(name)) for name in (columns.user, columns.item))
             weights = batch.column(columns.weight) if columns.weight else None
-            yield RawColumns(*ids, weights, np.arange(row, row + len(batch)), [])
+            yield RawColumns(users, items, weights, np.arange(row, row + len(batch)), [])
             row += len(batch)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
@@ -91,8 +91,8 @@ def _read_csv(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
                 span = np.arange(record, record + len(batch) + len(skipped))
                 rows = span[~np.isin(span, skipped)][: len(batch)]
                 record = int(rows[-1]) + 1 if len(rows) else record
-                ids = [batch.column(name) for name in (columns.user, columns.item)]
-                yield RawColumns(*ids, batch.column(columns.weight) if columns.weight else None, rows, malformed)
+                weights = batch.column(columns.weight) if columns.weight else None
+                yield RawColumns(batch.column(columns.user), batch.column(columns.item), weights, rows, malformed)
                 malformed = []
                 skipped[:] = [number for number in skipped if number >= record]
     except pa.ArrowException as error:

@@ -145,7 +145,7 @@ def _item_communities(rng: np.random.Generator, n_items: int, n_communities: int
 
 
 def _zipf(n: int, exponent: float) -> NDArray[np.float64]:
-    return (np.arange(n) + 10.0) ** -exponent
+    return (np.arange(n, dtype=np.float64) + 10.0) ** -exponent
 
 
 def _degrees(activity: NDArray[np.float64], total: int, most: int) -> NDArray[np.int64]:
@@ -172,7 +172,8 @@ def _write_log(
     schema = pa.schema([("user_id", pa.int64()), ("item_id", pa.int64())])
     cumulative = np.cumsum(users.degrees)
     bounds = np.flatnonzero(np.diff((cumulative - 1) // BLOCK_EDGES, prepend=-1, append=np.iinfo(np.int64).max))
-    n_files, writer, room = 0, None, 0
+    n_files, room = 0, 0
+    writer: pq.ParquetWriter | None = None
     bar = tqdm(
         total=int(cumulative[-1]),
         desc="synth",
@@ -189,7 +190,7 @@ def _write_log(
             drawn, items = _draw_block(
                 rng, users.degrees[block_users], users.communities[block_users], catalogue, mixing
             )
-            if room <= 0:
+            if writer is None or room <= 0:
                 if writer is not None:
                     writer.close()
                 writer = pq.ParquetWriter(folder / f"log-{n_files:05d}.parquet", schema, compression="zstd")
@@ -230,8 +231,9 @@ def _draw_block(
             items = np.clip(items, first, last - 1)
         else:
             items = rng.integers(first, last)
-        keys, where = np.unique(users * n_items + items, return_index=True)
-        position = np.searchsorted(drawn, keys)
+        pairs: NDArray[np.int64] = users * n_items + items
+        keys, where = np.unique(pairs, return_index=True)
+        position: NDArray[np.int64] = np.searchsorted(drawn, keys)
         is_new = np.ones(len(keys), bool)
         inside = position < len(drawn)
         is_new[inside] = drawn[position[inside]] != keys[inside]

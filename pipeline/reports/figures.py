@@ -66,8 +66,15 @@ def draw_points(
     axes.scatter(x, y, s=64, zorder=3, color=list(colours))
     # A label is about a quarter of the axis wide.
     for (a, b, label), height, colour in zip(points, spread(y, gap, x, 0.25 * span), colours, strict=True):
-        place = {"xytext": (a + 0.02 * span, height), "va": "center", "fontsize": 9.5, "color": colour}
-        axes.annotate(label, (a, b), bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0}, **place)
+        axes.annotate(
+            label,
+            (a, b),
+            xytext=(a + 0.02 * span, height),
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+            va="center",
+            fontsize=9.5,
+            color=colour,
+        )
 
 
 def spread(

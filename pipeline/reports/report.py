@@ -93,9 +93,17 @@ def draw_training(facts: RunFacts, label: str, *, from_zero: bool) -> Figure:
     for (x_end, y_end, method), label_y in zip(
         ends, spread([y for _, y, _ in ends], (high - low) * 0.065), strict=True
     ):
-        place = {"xytext": (8, label_y), "textcoords": ("offset points", "data"), "va": "center", "fontsize": 9.5}
-        axes.annotate(method, (x_end, y_end), color=facts.colour(method), annotation_clip=False, **place)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.annotate(
+            method,
+            (x_end, y_end),
+            xytext=(8, label_y),
+            textcoords=("offset points", "data"),
+            va="center",
+            fontsize=9.5,
+            color=facts.colour(method),
+            annotation_clip=False,
+        )
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # Locator's stub knows no options
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel(label, color=INK)
     return figure
