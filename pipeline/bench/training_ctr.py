@@ -81,7 +81,7 @@ def measure_ctr(config: RunConfig, ingest_dir: Path, cluster_dir: Path, *, round
         timer = PhaseTimer(device)
         seldom = seldom_tables(model, settings.batch_size, features)
         fit(
-            model, examples, settings, ctr_loss(len(features.bags)), None, score=SCORES["auc"], seldom=seldom,
+            model, examples, settings, ctr_loss(len(features.multi_valued)), None, score=SCORES["auc"], seldom=seldom,
             on_epoch=lambda *_, timer=timer: timer.end_round(), lap=timer,
         )  # fmt: skip
         results.append(common | {"task": task} | figures(timer.rounds[1:], len(train)))
@@ -115,7 +115,7 @@ def _model_maker(
         resolved = resolve_method(config, features, method)
         n_indices, hops, seed = resolved.indices_per_id, resolved.hops, config.map.seed
         maps = make_maps(features, graphs, labels, method, indices_per_id=n_indices, hops=hops, seed=seed)
-        model = spec_of(config, method).build(maps, len(features.dense), len(features.bags))
+        model = spec_of(config, method).build(maps, len(features.dense), len(features.multi_valued))
         folded = cross_fitted_maps(
             features, train, graphs, labels, method, fold, indices_per_id=n_indices, hops=hops, seed=seed
         )

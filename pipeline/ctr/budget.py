@@ -35,7 +35,7 @@ def precisions_of(config: RunConfig, method: str, maps: Sequence[BucketMap]) -> 
 def full_bytes(spec: CtrSpec, features: Features) -> int:
     """Bytes of the model with full float32 tables: columns and layers."""
     maps = [full_map(column.n_ids) for column in features.all_columns]
-    columns = column_bytes(spec, maps, ["float32"] * len(maps), len(features.bags))
+    columns = column_bytes(spec, maps, ["float32"] * len(maps), len(features.multi_valued))
     return sum(column.total for column in columns) + _layers(spec, features)
 
 
@@ -114,10 +114,14 @@ class _Space:
 
     @classmethod
     def of(cls, config: RunConfig, features: Features) -> _Space:
-        pairs, plain, n_bags = find_pairs(features), spec_of(config, "full"), len(features.bags)
+        pairs, plain, n_multi_valued = find_pairs(features), spec_of(config, "full"), len(features.multi_valued)
         compressed = frozenset(c for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on)
         kept = [full_map(column.n_ids) for c, column in enumerate(features.all_columns) if c not in compressed]
-        columns = column_bytes(plain, kept, [planned_precision_of(config, "full")] * len(kept), n_bags) if kept else []
+        columns = (
+            column_bytes(plain, kept, [planned_precision_of(config, "full")] * len(kept), n_multi_valued)
+            if kept
+            else []
+        )
         return cls(
             full_bytes(plain, features), _layers(plain, features) + sum(column.total for column in columns), compressed
         )
@@ -129,7 +133,7 @@ class _Space:
 
 def _layers(spec: CtrSpec, features: Features) -> int:
     maps = [full_map(1) for _ in features.all_columns]
-    return layer_bytes(spec.build(maps, len(features.dense), len(features.bags)))
+    return layer_bytes(spec.build(maps, len(features.dense), len(features.multi_valued)))
 
 
 def _maps(config: RunConfig, name: str, n_indices: int, features: Features, compressed: Iterable[int]) -> int:

@@ -51,7 +51,7 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
         logits = predict(model, test)
         metrics |= measure(test, logits) | {"curve": curve(test, logits)}
         metrics["log_loss_float32"] = metrics["log_loss"] if exact is None else measure(test, exact)["log_loss"]
-    columns = column_bytes(model.spec, maps, precisions, len(features.bags))
+    columns = column_bytes(model.spec, maps, precisions, len(features.multi_valued))
     names = [column.name for column in features.all_columns]
     layers = layer_bytes(model)
     total, full = sum(column.total for column in columns) + layers, full_bytes(model.spec, features)
@@ -84,7 +84,7 @@ def predict(model: CtrModel, part: Part) -> NDArray[np.float32]:
     logits = np.empty(len(part), np.float32)
     for start in range(0, len(part), BLOCK):
         tensors = [tensor.to(device) for tensor in part.tensors(slice(start, start + BLOCK))]
-        logits[start : start + BLOCK] = model(batch_of(tensors, len(part.bags))).cpu().numpy()
+        logits[start : start + BLOCK] = model(batch_of(tensors, len(part.multi_valued))).cpu().numpy()
     return logits
 
 
@@ -107,8 +107,8 @@ def measure(part: Part, logits: NDArray[np.float32]) -> dict[str, float | None]:
 
 def curve(part: Part, logits: NDArray[np.float32]) -> dict[str, list[float]]:
     """The reliability curve: ``predicted``, ``positive`` (means) and ``counts`` of every bin of predictions that has rows."""
-    predicted, clicked, counts = _totals(np.asarray(part.labels), logits).curve()
-    return {"predicted": predicted.tolist(), "positive": clicked.tolist(), "counts": counts.tolist()}
+    predicted, positive, counts = _totals(np.asarray(part.labels), logits).curve()
+    return {"predicted": predicted.tolist(), "positive": positive.tolist(), "counts": counts.tolist()}
 
 
 def _totals(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> CtrTotals:
@@ -120,5 +120,5 @@ def _totals(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> CtrTotals
 def _has_both(labels: NDArray[np.uint8], groups: NDArray[np.int64]) -> bool:
     """Whether a group has both a positive and a negative sample."""
     n_groups = int(groups.max()) + 1
-    clicks = np.bincount(groups, labels, n_groups)
-    return bool(((clicks > 0) & (clicks < np.bincount(groups, minlength=n_groups))).any())
+    positives = np.bincount(groups, labels, n_groups)
+    return bool(((positives > 0) & (positives < np.bincount(groups, minlength=n_groups))).any())

@@ -63,17 +63,17 @@ class CtrPreset:
 CTR_PRESETS = dict.fromkeys(CTR_MODELS, CtrPreset()) | {"dlrm": CtrPreset(l2_total=10.0, epochs=6, batch_size=2048)}
 
 
-def seldom_read(model: CtrModel, batch_size: int, bag_widths: tuple[int, ...] = ()) -> list[BucketEmbedding]:
+def seldom_read(model: CtrModel, batch_size: int, multi_valued_widths: tuple[int, ...] = ()) -> list[BucketEmbedding]:
     """Embeddings of which a training step reads few rows, for :class:`graphhash.nn.row_adam.RowAdam`; none off the CPU.
 
     Args:
         batch_size: rows of the log that a step takes.
-        bag_widths: values per row of the multi-valued columns.
+        multi_valued_widths: values per row of the multi-valued columns.
     """
     reads = []
     for part in (model.fields, model.wide, model.bias):
         if part is None:
             continue
-        widths = [1] * part.n_categorical + list(bag_widths)[: len(part.columns) - part.n_categorical]
+        widths = [1] * part.n_categorical + list(multi_valued_widths)[: len(part.columns) - part.n_categorical]
         reads += [(embedding, sum(widths[c] for c in columns) * batch_size) for embedding, columns in part.readers()]
     return seldom_embeddings(reads)

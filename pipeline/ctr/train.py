@@ -78,7 +78,7 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
         "score": SCORES[config.train.score],
     }
     state = run_job(job, config.train, method, session)
-    model = spec.build(maps, len(features.dense), len(features.bags))
+    model = spec.build(maps, len(features.dense), len(features.multi_valued))
     model.load_state_dict(state["best"])
     shutil.rmtree(out / FOLDS, ignore_errors=True)
     model.fill_oov([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
@@ -97,21 +97,25 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
     }
 
 
-def ctr_loss(n_bags: int) -> LossOf:
+def ctr_loss(n_multi_valued: int) -> LossOf:
     """Binary cross-entropy of a batch of `pipeline.ctr.data.Part.tensors`, with or without folds; dropout draws from the generator."""
 
     def loss_of(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         assert isinstance(model, CtrModel)
         if model.spec.dropout:
             model.use_generator(generator)
-        return binary_loss(model(batch_of(batch, n_bags)), batch[0])
+        return binary_loss(model(batch_of(batch, n_multi_valued)), batch[0])
 
     return loss_of
 
 
 def seldom_tables(model: CtrModel, batch_size: int | None, features: Features) -> list[BucketEmbedding]:
     """Embeddings that ``pipeline.training.loop.fit`` may update lazily; none where a step reads all rows."""
-    return [] if batch_size is None else seldom_read(model, batch_size, tuple(bag.width or 0 for bag in features.bags))
+    return (
+        []
+        if batch_size is None
+        else seldom_read(model, batch_size, tuple(feature.width or 0 for feature in features.multi_valued))
+    )
 
 
 def validated(model: CtrModel, part: Part) -> dict[str, float]:
@@ -124,7 +128,7 @@ def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, A
     """What each worker does: load, and fit (see ``pipeline.training.workers``)."""
     features, settings = Features.open(Path(job["ingest"])), job["settings"]
     maps = load_maps(Path(job["folder"]), features)
-    model = job["spec"].build(maps, len(features.dense), len(features.bags)).to(device)
+    model = job["spec"].build(maps, len(features.dense), len(features.multi_valued)).to(device)
     examples = features.part("train").tensors()
     if (folder := Path(job["folder"]) / FOLDS).is_dir():
         folded, fold = load_folds(folder)
@@ -133,5 +137,5 @@ def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, A
     validation = features.part("validation")
     validate = (lambda model: validated(model, validation)) if len(validation) else None
     seldom = seldom_tables(model, settings.batch_size, features)
-    loss_of = ctr_loss(len(features.bags))
+    loss_of = ctr_loss(len(features.multi_valued))
     return fit(model, examples, settings, loss_of, validate, score=job["score"], seldom=seldom, **options)

@@ -98,7 +98,7 @@ def load_ctr(method_dir: Path, ingest_dir: Path) -> TrainedCtr:
             weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "spec"}
             spec = json.loads(str(arrays["spec"]))
         spec |= {name: tuple(value) for name, value in spec.items() if isinstance(value, list)}
-        model = CtrSpec(**spec).build(maps, len(features.dense), len(features.bags))
+        model = CtrSpec(**spec).build(maps, len(features.dense), len(features.multi_valued))
         if set(weights) != {name for name, _ in model.named_parameters()}:
             raise ValueError(f"it holds {', '.join(sorted(weights))}")
         # The maps are buffers and come from their own files.

@@ -1,4 +1,4 @@
-"""Clicks from the command line: a comparison of methods, one of its runs to the report, the same again, and what is refused."""
+"""CTR from the command line: a comparison of methods, one of its runs to the report, the same again, and what is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pipeline.sweeps.trials import table
 from pipeline.sweeps.tune import SearchSettings, run_trials, score_key
 from pipeline.training.loop import FitSettings, fit
 from serving import Scorer
-from tests.helpers.clicks import columns, write_csv, write_schema
+from tests.helpers.ctr_log import columns, write_csv, write_schema
 from tests.helpers.small_models import small_model
 
 SMALL = ["train.dim=8", "train.hidden=16", "train.epochs=8", "--resolution", "1", "--batch-size", "128", "--lr", "0.02"]
@@ -273,11 +273,11 @@ def parts(run_dir):
 def trained_weights(parts, dropout=0.0, stop=None, state=None):
     features, maps = parts
     config = RunConfig.from_flat({"run.task": "ctr", "train.dim": 8, "train.hidden": ("16",), "train.dropout": dropout})
-    model = spec_of(config, "graph").build(maps, len(features.dense), len(features.bags))
+    model = spec_of(config, "graph").build(maps, len(features.dense), len(features.multi_valued))
     settings = FitSettings(lr=1e-2, weight_decay=1e-6, epochs=3, eval_every=1, patience=9, batch_size=256, seed=1)
     states = []
     last = fit(
-        model, features.part("train").tensors(), settings, ctr_loss(len(features.bags)), None, score="auc", state=state,
+        model, features.part("train").tensors(), settings, ctr_loss(len(features.multi_valued)), None, score="auc", state=state,
         on_evaluation=lambda s: states.append(copy.deepcopy(s)),
     )  # fmt: skip
     return last["model"], states
@@ -313,10 +313,10 @@ def test_training_may_keep_the_epoch_of_least_log_loss(parts):
     )
     validation = features.part("validation")
     for name, key in SCORES.items():
-        model = spec_of(config, "graph").build(maps, len(features.dense), len(features.bags))
+        model = spec_of(config, "graph").build(maps, len(features.dense), len(features.multi_valued))
         state = fit(
             model, features.part("train").tensors(), ctr_settings(config, len(features.part("train"))),
-            ctr_loss(len(features.bags)),
+            ctr_loss(len(features.multi_valued)),
             lambda model: validated(model, validation), score=key,
         )  # fmt: skip
         best = {"auc": max, "log_loss": min}[name](entry[name] for entry in state["history"])
