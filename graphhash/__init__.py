@@ -35,7 +35,8 @@ if TYPE_CHECKING:
         quotient_remainder_map,
     )
     from graphhash.maps.soft_maps import double_soft_maps, soft_maps
-    from graphhash.models.mf import MatrixFactorization, bpr_loss
+    from graphhash.models.losses import bpr_loss
+    from graphhash.models.mf import MatrixFactorization
     from graphhash.nn.embedding import BucketEmbedding
 
 __all__ = [
@@ -81,7 +82,7 @@ _MODULE_OF = {
     "balanced_labels": "graphhash.clustering.balanced",
     "balanced_maps": "graphhash.maps.balanced_maps",
     "biadjacency": "graphhash.graph.bipartite",
-    "bpr_loss": "graphhash.models.mf",
+    "bpr_loss": "graphhash.models.losses",
     "cluster": "graphhash.clustering.api",
     "double_frequency_map": "graphhash.maps.hashes",
     "double_graph_maps": "graphhash.maps.community_maps",

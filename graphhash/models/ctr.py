@@ -1,8 +1,9 @@
-"""Click-through models over compressed columns: Wide&Deep, DeepFM, DCN-V2 and DLRM.
+"""CTR models over compressed columns: Wide&Deep, DeepFM, DCN-V2 and DLRM.
 
-All read one :class:`FeatureBatch` and answer with logits. A model is the vectors of its columns and a head, which lets them interact;
-none asks how a column's bucket map was made. Everything that a model holds per id goes through the map: first-order weights are a
-scalar per bucket row. ``id_bias`` is the one exception, a scalar per id of the compressed columns, and has to be asked for.
+All take a :class:`FeatureBatch` and return logits. A model is an embedding layer (:class:`graphhash.models.ctr_layers.FieldEmbeddings`)
+and a head, in which the columns interact. No model depends on how a column's bucket map was made. Everything that a model holds per id
+goes through the map: first-order weights are a scalar per table row. ``id_bias``, a scalar per id of the compressed columns, is the one
+exception, and is off by default.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ STRUCTURES = ("stacked", "parallel")
 
 @dataclass(frozen=True, eq=False)
 class FeatureBatch:
-    """Features of some rows of a log.
+    """Features of some samples.
 
     Args:
-        categorical: entries of each column's vocabulary, int64, shape (batch, n_categorical); a column's ``n_ids`` is unknown.
+        categorical: entries of each column's vocabulary, int64, shape (batch, n_categorical); a column's ``n_ids`` stands for an OOV id.
         dense: normalised numbers, float32, shape (batch, n_dense), none of them NaN.
-        bags: entries of each multi-valued column, int64, shape (batch, width), -1 for nothing.
-        fold: in training with cross-fitted maps (:meth:`CtrModel.use_folds`), the fold of each row, int64, shape (batch,).
+        multi_valued: entries of each multi-valued (multi-hot) column, int64, shape (batch, width) each, -1 for an empty slot.
+        fold: fold of each sample, int64, shape (batch,), in training with cross-fitted maps (:meth:`CtrModel.use_folds`).
 
     Raises:
         ArgumentError: a type or shape is not as above.
@@ -45,14 +46,14 @@ class FeatureBatch:
 
     categorical: Tensor
     dense: Tensor
-    bags: tuple[Tensor, ...] = ()
+    multi_valued: tuple[Tensor, ...] = ()
     fold: Tensor | None = None
 
     def __post_init__(self):
         for name, tensor, dtype in (
             ("categorical", self.categorical, torch.int64),
             ("dense", self.dense, torch.float32),
-            *((f"bag {n}", bag, torch.int64) for n, bag in enumerate(self.bags)),
+            *((f"multi-valued column {n}", values, torch.int64) for n, values in enumerate(self.multi_valued)),
         ):
             if tensor.dtype != dtype or tensor.ndim != 2 or len(tensor) != len(self.categorical):
                 raise ArgumentError(
@@ -67,7 +68,7 @@ class FeatureBatch:
         return FeatureBatch(
             self.categorical.index_select(0, rows),
             self.dense.index_select(0, rows),
-            tuple(bag.index_select(0, rows) for bag in self.bags),
+            tuple(values.index_select(0, rows) for values in self.multi_valued),
             None if self.fold is None else self.fold.index_select(0, rows),
         )
 
@@ -75,13 +76,16 @@ class FeatureBatch:
         """The batch on another device."""
         fold = None if self.fold is None else self.fold.to(device)
         return FeatureBatch(
-            self.categorical.to(device), self.dense.to(device), tuple(bag.to(device) for bag in self.bags), fold
+            self.categorical.to(device),
+            self.dense.to(device),
+            tuple(values.to(device) for values in self.multi_valued),
+            fold,
         )
 
 
 @dataclass(frozen=True)
 class CtrSpec:
-    """What a model is, before it is made.
+    """Architecture and initial values of a CTR model.
 
     Args:
         kind: one of HEADS.
@@ -127,18 +131,18 @@ class CtrSpec:
         """Whether the model has first-order weights."""
         return self.kind in ("widedeep", "deepfm")
 
-    def build(self, maps: Sequence[BucketMap], n_dense: int, n_bags: int = 0) -> CtrModel:
+    def build(self, maps: Sequence[BucketMap], n_dense: int, n_multi_valued: int = 0) -> CtrModel:
         """The model with its initial weights.
 
         Args:
-            maps: of the categorical columns, then of the bags.
+            maps: of the categorical columns, then of the multi-valued ones.
             n_dense: dense columns.
-            n_bags: how many of the maps are bags'.
+            n_multi_valued: how many of the maps are of multi-valued columns.
 
         Raises:
             ArgumentError: as :class:`graphhash.models.ctr_layers.FieldEmbeddings`.
         """
-        return CtrModel(self, maps, n_dense, n_bags)
+        return CtrModel(self, maps, n_dense, n_multi_valued)
 
 
 class CtrModel(nn.Module):
@@ -148,13 +152,13 @@ class CtrModel(nn.Module):
         embeddings: of every column, in the order of the maps: ``table``, ``n_ids``, ``oov_row``, ``all()``.
     """
 
-    def __init__(self, spec: CtrSpec, maps: Sequence[BucketMap], n_dense: int, n_bags: int):
+    def __init__(self, spec: CtrSpec, maps: Sequence[BucketMap], n_dense: int, n_multi_valued: int):
         super().__init__()
         self.spec, self.n_dense = spec, n_dense
         generator = torch.Generator().manual_seed(spec.seed)
-        self.fields = FieldEmbeddings(maps, spec.dim, n_bags=n_bags, std=spec.std, generator=generator)
-        self.wide = FieldEmbeddings(maps, 1, n_bags=n_bags, std=0.0) if spec.first_order else None
-        compressed = compressed_columns(maps, n_bags) if spec.id_bias else []
+        self.fields = FieldEmbeddings(maps, spec.dim, n_multi_valued=n_multi_valued, std=spec.std, generator=generator)
+        self.wide = FieldEmbeddings(maps, 1, n_multi_valued=n_multi_valued, std=0.0) if spec.first_order else None
+        compressed = compressed_columns(maps, n_multi_valued) if spec.id_bias else []
         self.bias = FieldEmbeddings([full_map(maps[c].n_ids) for c in compressed], 1, std=0.0) if compressed else None
         self.register_buffer("bias_columns", torch.tensor(compressed, dtype=torch.int64), persistent=False)
         with torch.random.fork_rng(devices=[]):
@@ -167,10 +171,10 @@ class CtrModel(nn.Module):
         return self.fields.columns
 
     def forward(self, batch: FeatureBatch) -> Tensor:
-        """Logits of a click, shape (batch,)."""
-        logits = self.head(self.fields(batch.categorical, batch.bags, batch.fold), batch.dense)
+        """Logits of the positive label, float32, shape (batch,)."""
+        logits = self.head(self.fields(batch.categorical, batch.multi_valued, batch.fold), batch.dense)
         if self.wide is not None:
-            logits = logits + self.wide(batch.categorical, batch.bags, batch.fold).sum((1, 2))
+            logits = logits + self.wide(batch.categorical, batch.multi_valued, batch.fold).sum((1, 2))
         if self.wide_dense is not None:
             logits = logits + self.wide_dense(batch.dense).squeeze(1)
         if self.bias is not None:
@@ -183,9 +187,9 @@ class CtrModel(nn.Module):
         Raises:
             ArgumentError: as :meth:`graphhash.models.ctr_layers.FieldEmbeddings.use_folds`.
         """
-        for part in (self.fields, self.wide):
-            if part is not None:
-                part.use_folds(folded)
+        for layer in (self.fields, self.wide):
+            if layer is not None:
+                layer.use_folds(folded)
 
     def use_generator(self, generator: torch.Generator) -> None:
         """Let dropout draw from ``generator``, which is on the model's device."""
@@ -194,13 +198,12 @@ class CtrModel(nn.Module):
                 module.generator = generator
 
     def fill_oov(self, counts: Sequence[Tensor]) -> None:
-        """Give unknown ids the mean vector, weight and bias of the known ones in the columns where training has shown none.
+        """Set the OOV row of a column to the mean vector, weight and bias of its ids, where training did not read it.
 
-        Where unknown entries occurred, and where known ids read the unknown ids' row (of soft maps, those without a click), it is trained
-        and stays.
+        Where OOV entries occurred, and where ids read the OOV row (in soft maps, those without a positive), it is trained and stays.
 
         Args:
-            counts: of every column, how often each entry occurred in training, shape (n_ids + 1,), unknown last.
+            counts: of every column, how often each entry occurred in training, shape (n_ids + 1,), OOV last.
         """
         counts = [torch.as_tensor(c) for c in counts]
         for part in (self.fields, self.wide):
@@ -214,9 +217,9 @@ class CtrModel(nn.Module):
         return [module for module in self.modules() if isinstance(module, BucketEmbedding)]
 
 
-def compressed_columns(maps: Sequence[BucketMap], n_bags: int) -> list[int]:
+def compressed_columns(maps: Sequence[BucketMap], n_multi_valued: int) -> list[int]:
     """Numbers of the categorical columns that are not full."""
-    return [c for c, m in enumerate(maps[: len(maps) - n_bags]) if not m.identity]
+    return [c for c, m in enumerate(maps[: len(maps) - n_multi_valued]) if not m.identity]
 
 
 class DeepHead(nn.Module):
@@ -228,7 +231,7 @@ class DeepHead(nn.Module):
         self.out = nn.Linear(self.network.n_out, 1)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
-        return self.out(self.network(joined(vectors, dense))).squeeze(1)
+        return self.out(self.network(concatenated(vectors, dense))).squeeze(1)
 
 
 class DeepFmHead(DeepHead):
@@ -250,7 +253,7 @@ class DcnV2Head(nn.Module):
         self.out = nn.Linear(self.network.n_out + (0 if self.stacked else n_in), 1)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
-        first = joined(vectors, dense)
+        first = concatenated(vectors, dense)
         crossed = self.cross(first)
         units = self.network(crossed) if self.stacked else torch.cat([crossed, self.network(first)], 1)
         return self.out(units).squeeze(1)
@@ -283,7 +286,7 @@ HEADS: dict[str, Callable[[CtrSpec, int, int], nn.Module]] = {
 }
 
 
-def joined(vectors: Tensor, dense: Tensor) -> Tensor:
+def concatenated(vectors: Tensor, dense: Tensor) -> Tensor:
     """Vectors of all fields, shape (batch, n_fields, dim), and dense columns side by side: (batch, n_fields * dim + n_dense)."""
     flat = vectors.flatten(1)
     return torch.cat([flat, dense], 1) if dense.shape[1] else flat

@@ -1,7 +1,7 @@
-"""Where the bytes of a click-through model go, and what is left of its tables once stored.
+"""Stored bytes of a CTR model, and its tables as they read once stored in their precisions.
 
-Tables of vectors are stored in a column's precision. First-order weights and id biases are one number a row, for which 8 bits with a scale
-would be larger than float16: beside float32 tables they are float32, else float16. Layers are float32.
+Tables of vectors are stored in a column's precision. First-order weights and id biases are one number per row, for which 8 bits with a scale
+would take more than float16: with float32 tables they are float32, else float16. Layers are float32.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ class ColumnBytes:
 
 
 def column_bytes(
-    spec: CtrSpec, maps: Sequence[BucketMap], precisions: Sequence[str], n_bags: int = 0
+    spec: CtrSpec, maps: Sequence[BucketMap], precisions: Sequence[str], n_multi_valued: int = 0
 ) -> list[ColumnBytes]:
     """Stored bytes of every column; a table that two columns share is the first one's.
 
     Args:
         maps: as for :meth:`CtrSpec.build`.
-        precisions: of every column's table: "float32", "float16" or "int8".
+        precisions: of every column's table: "float32", "float16", "int8" or "int4".
+        n_multi_valued: how many of the maps are of multi-valued columns.
     """
-    second, biased = shared_tables(maps), compressed_columns(maps, n_bags) if spec.id_bias else []
+    second, biased = shared_tables(maps), compressed_columns(maps, n_multi_valued) if spec.id_bias else []
     columns = []
     for number, (bucket_map, precision) in enumerate(zip(maps, precisions, strict=True)):
         n_rows = 0 if number in second else bucket_map.n_buckets

@@ -1,6 +1,6 @@
-"""Layers of click-through models: the vectors of all columns, a perceptron, and the ways in which columns interact.
+"""Layers of CTR models: embeddings of all columns, a perceptron, and interactions of columns.
 
-A column is a *field*: a categorical column with one entry a row, or a bag, a multi-valued column with any number of them. All layers
+A column is a *field*: a categorical column has one entry per sample, a multi-valued (multi-hot) column any number of them. All layers
 work on the vectors of all fields at once, float32, shape (batch, n_fields, dim).
 """
 
@@ -23,12 +23,12 @@ JOINT_ROWS = 10_000
 
 @dataclass(frozen=True, eq=False)
 class TableSlice:
-    """A full column's part of the table that full columns have together; answers what a :class:`BucketEmbedding` does.
+    """The rows of one full column in the table that full columns share, with the interface of a :class:`BucketEmbedding`.
 
     Args:
         joint: the embedding that holds the table.
         start: the column's first row.
-        n_ids: known ids; row ``start + n_ids`` is the unknown ids' own.
+        n_ids: ids of the vocabulary; row ``start + n_ids`` is the OOV row.
     """
 
     joint: BucketEmbedding
@@ -49,7 +49,7 @@ class TableSlice:
         return self.joint.table[self.start : self.start + self.n_ids + 1]
 
     def all(self) -> Tensor:
-        """Vectors of all known ids, shape (n_ids, dim)."""
+        """Vectors of all ids, shape (n_ids, dim)."""
         return self.table[:-1]
 
     @torch.no_grad()
@@ -61,18 +61,18 @@ class TableSlice:
 class FieldEmbeddings(nn.Module):
     """The vectors of all fields of a batch.
 
-    Full columns of at most JOINT_ROWS rows are read from one table; the others by a :class:`BucketEmbedding` each. Two columns whose maps
-    are ``shared`` read one table: such a map goes with the next one of as many rows that has the other row for unknown ids.
+    Full columns of at most JOINT_ROWS rows are read from one table, the others by a :class:`BucketEmbedding` each. Two columns whose maps
+    are ``shared`` read one table: such a map is paired with the next one of as many rows and another OOV row.
 
     Args:
-        maps: of the categorical columns, then of the bags.
+        maps: of the categorical columns, then of the multi-valued ones.
         dim: length of a vector.
-        n_bags: how many of the maps belong to bags.
-        std: standard deviation of the normal initial values; unknown ids start at zero.
+        n_multi_valued: how many of the maps are of multi-valued columns.
+        std: standard deviation of the normal initial values; OOV rows start at zero.
         generator: draws them.
 
     Raises:
-        ArgumentError: there is no map, ``n_bags`` is out of range, or a shared map has no partner.
+        ArgumentError: there is no map, ``n_multi_valued`` is out of range, or a shared map has no partner.
 
     Attributes:
         columns: a BucketEmbedding or a TableSlice for every map, in the order of ``maps``.
@@ -84,23 +84,23 @@ class FieldEmbeddings(nn.Module):
         maps: Sequence[BucketMap],
         dim: int,
         *,
-        n_bags: int = 0,
+        n_multi_valued: int = 0,
         std: float,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if not maps or not 0 <= n_bags <= len(maps):
+        if not maps or not 0 <= n_multi_valued <= len(maps):
             raise ArgumentError(
-                f"a model needs one column or more, and bags among them, got {len(maps)} maps, {n_bags} of bags"
+                f"a model needs one column or more, got {len(maps)} maps, {n_multi_valued} of them of multi-valued columns"
             )
         self.n_ids = [m.n_ids for m in maps]
-        self.n_categorical, self.dim = len(maps) - n_bags, dim
+        self.n_categorical, self.dim = len(maps) - n_multi_valued, dim
         joint = [c for c, m in enumerate(maps) if m.identity and m.n_buckets <= JOINT_ROWS]
         starts, n_rows = {}, 0
         for column in joint:
             starts[column], n_rows = n_rows, n_rows + maps[column].n_buckets
         self.joint = BucketEmbedding(full_map(n_rows - 1), dim, std=std, generator=generator) if joint else None
-        self.joint_bags = [(c, starts[c]) for c in joint if c >= self.n_categorical]
+        self.joint_multi_valued = [(c, starts[c]) for c in joint if c >= self.n_categorical]
         in_joint = [c for c in joint if c < self.n_categorical]
         self.register_buffer("joint_columns", torch.tensor(in_joint, dtype=torch.int64), persistent=False)
         self.register_buffer(
@@ -116,7 +116,7 @@ class FieldEmbeddings(nn.Module):
                 table = own[tables[column]].table if column in tables else None
                 own[column] = BucketEmbedding(bucket_map, dim, std=std, generator=generator, table=table)
         self.own_columns, self.own = list(own), nn.ModuleList(own.values())
-        self.order = in_joint + [c for c, _ in self.joint_bags] + self.own_columns
+        self.order = in_joint + [c for c, _ in self.joint_multi_valued] + self.own_columns
         self.columns = [
             TableSlice(self.joint, starts[c], m.n_ids) if c in starts else own[c] for c, m in enumerate(maps)
         ]
@@ -124,36 +124,38 @@ class FieldEmbeddings(nn.Module):
             for column in joint:
                 self.columns[column].table[-1] = 0
 
-    def forward(self, categorical: Tensor, bags: Sequence[Tensor], fold: Tensor | None = None) -> Tensor:
+    def forward(self, categorical: Tensor, multi_valued: Sequence[Tensor], fold: Tensor | None = None) -> Tensor:
         """Vectors of every row's fields, shape (batch, n_fields, dim), in the order of ``order``.
 
         Args:
-            categorical: int64, shape (batch, n_categorical), a column's ``n_ids`` standing for unknown.
-            bags: int64, shape (batch, width) each, -1 for nothing; a bag's vector is the mean of its values', zero if it has none.
-            fold: of every row, int64, shape (batch,), for the maps of :meth:`use_folds`.
+            categorical: int64, shape (batch, n_categorical); a column's ``n_ids`` stands for an OOV id.
+            multi_valued: int64, shape (batch, width) each, -1 for an empty slot; the vector is the mean of the values', zero without any.
+            fold: of every sample, int64, shape (batch,), for the maps of :meth:`use_folds`.
 
         Raises:
-            IndexError: an entry is out of its column's range; looked for on a CPU alone, where it costs no waiting.
+            IndexError: an entry is out of its column's range; checked on a CPU only, where this needs no synchronisation.
         """
         if categorical.device.type == "cpu":
-            self._check(categorical, bags)
+            self._check(categorical, multi_valued)
         fields = []
         if self.joint is not None:
             entries = [categorical.index_select(1, self.joint_columns) + self.joint_starts]
-            entries += [bags[c - self.n_categorical].clamp_min(0) + start for c, start in self.joint_bags]
-            vectors = self.joint(torch.cat(entries, 1) if self.joint_bags else entries[0])
+            entries += [
+                multi_valued[c - self.n_categorical].clamp_min(0) + start for c, start in self.joint_multi_valued
+            ]
+            vectors = self.joint(torch.cat(entries, 1) if self.joint_multi_valued else entries[0])
             first, *others = vectors.split([part.shape[1] for part in entries], 1)
             fields = [first] + [
-                bag_mean(part, bags[c - self.n_categorical])
-                for (c, _), part in zip(self.joint_bags, others, strict=True)
+                multi_valued_mean(part, multi_valued[c - self.n_categorical])
+                for (c, _), part in zip(self.joint_multi_valued, others, strict=True)
             ]
         of_ids = () if fold is None else (fold.unsqueeze(1),)
         for column, embedding in zip(self.own_columns, self.own, strict=True):
             if column < self.n_categorical:
                 fields.append(embedding(categorical[:, column : column + 1], *of_ids))
             else:
-                values = bags[column - self.n_categorical]
-                fields.append(bag_mean(embedding(values.clamp_min(0)), values))
+                values = multi_valued[column - self.n_categorical]
+                fields.append(multi_valued_mean(embedding(values.clamp_min(0)), values))
         return torch.cat(fields, 1) if len(fields) > 1 else fields[0]
 
     def use_folds(self, folded: Mapping[int, BucketMap]) -> None:
@@ -165,7 +167,9 @@ class FieldEmbeddings(nn.Module):
         for number, bucket_map in folded.items():
             column = self.columns[number]
             if not isinstance(column, BucketEmbedding) or number >= self.n_categorical:
-                raise ArgumentError(f"column {number} has no map of its own, or is a bag: it cannot be read by folds")
+                raise ArgumentError(
+                    f"column {number} has no table of its own, or is multi-valued: it has no cross-fitted map"
+                )
             column.use_folds(bucket_map)
 
     def readers(self) -> list[tuple[BucketEmbedding, list[int]]]:
@@ -175,32 +179,32 @@ class FieldEmbeddings(nn.Module):
 
     @torch.no_grad()
     def fill_oov(self, counts: Sequence[Tensor]) -> None:
-        """Set the unknown ids' row to the mean vector of the known ids, in every column where nothing read it in training.
+        """Set the OOV row to the mean vector of the ids, in every column where training did not read it.
 
         Args:
-            counts: of every column, how often each entry occurred in training, shape (n_ids + 1,), unknown last.
+            counts: of every column, how often each entry occurred in training, shape (n_ids + 1,), OOV last.
         """
         for column, seen in zip(self.columns, counts, strict=True):
-            if seen[:-1].sum() > 0 and not _reads_unknown(column, seen > 0):
+            if seen[:-1].sum() > 0 and not _reads_oov(column, seen > 0):
                 column.fill_oov(seen[:-1])
 
-    def _check(self, categorical: Tensor, bags: Sequence[Tensor]) -> None:
-        if categorical.shape[1] != self.n_categorical or len(bags) != len(self.n_ids) - self.n_categorical:
+    def _check(self, categorical: Tensor, multi_valued: Sequence[Tensor]) -> None:
+        if categorical.shape[1] != self.n_categorical or len(multi_valued) != len(self.n_ids) - self.n_categorical:
             raise ArgumentError(
-                f"the model has {self.n_categorical} categorical columns and {len(self.n_ids) - self.n_categorical} bags, "
-                f"the batch {categorical.shape[1]} and {len(bags)}"
+                f"the model has {self.n_categorical} categorical columns and {len(self.n_ids) - self.n_categorical} multi-valued ones, "
+                f"the batch {categorical.shape[1]} and {len(multi_valued)}"
             )
         if categorical.numel() and ((categorical < 0) | (categorical > self.last_entries)).any():
             wrong = ((categorical < 0) | (categorical > self.last_entries)).nonzero()[0].tolist()
             raise IndexError(
-                f"column {wrong[1]} has entries 0..{self.n_ids[wrong[1]]}, the last for unknown ids; "
+                f"column {wrong[1]} has entries 0..{self.n_ids[wrong[1]]}, the last for OOV ids; "
                 f"row {wrong[0]} has {int(categorical[*wrong])}"
             )
-        for number, values in enumerate(bags):
+        for number, values in enumerate(multi_valued):
             last = self.n_ids[self.n_categorical + number]
             if values.numel() and not -1 <= int(values.min()) <= int(values.max()) <= last:
                 raise IndexError(
-                    f"bag {number} has entries 0..{last} and -1 for nothing; it spans {values.min()}..{values.max()}"
+                    f"multi-valued column {number} has entries 0..{last} and -1 for an empty slot; it spans {values.min()}..{values.max()}"
                 )
 
 
@@ -229,7 +233,7 @@ def shared_tables(maps: Sequence[BucketMap]) -> dict[int, int]:
     return first_of
 
 
-def bag_mean(vectors: Tensor, values: Tensor) -> Tensor:
+def multi_valued_mean(vectors: Tensor, values: Tensor) -> Tensor:
     """Mean of the vectors, shape (batch, width, dim), whose value, shape (batch, width), is not -1; zero for none: (batch, 1, dim)."""
     there = (values >= 0).to(vectors.dtype)
     weights = there / there.sum(1, keepdim=True).clamp_min(1)
@@ -237,7 +241,7 @@ def bag_mean(vectors: Tensor, values: Tensor) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Dropout that draws from ``generator`` (None: torch's global one), so that a training that is resumed draws what it would have.
+    """Dropout that draws from ``generator`` (None: torch's global one), so that a resumed training draws the same numbers.
 
     Args:
         rate: share of the units set to zero in training, in [0, 1); the others grow by ``1 / (1 - rate)``.
@@ -255,7 +259,7 @@ class Dropout(nn.Module):
 
 
 class Perceptron(nn.Sequential):
-    """Hidden layers of ReLU units with dropout behind each; no layer at all hands its input on.
+    """Hidden layers of ReLU units with dropout after each; without layers it returns its input.
 
     Args:
         n_in: length of the input.
@@ -323,8 +327,8 @@ def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
-def _reads_unknown(column: BucketEmbedding | TableSlice, seen: Tensor) -> bool:
-    """Whether one of the entries that were seen reads the unknown ids' row."""
+def _reads_oov(column: BucketEmbedding | TableSlice, seen: Tensor) -> bool:
+    """Whether one of the entries that occurred reads the OOV row."""
     if isinstance(column, TableSlice):
         return bool(seen[-1])
     seen = seen.to(column.rows.device)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.mf import (
-    CatalogueScores,
+    AllItemScores,
     PairScores,
     embeddings,
-    product_margins,
-    product_of_catalogue,
+    product_differences,
+    product_of_all_items,
     product_of_pairs,
 )
 from graphhash.nn.embedding import threads_for
@@ -119,21 +119,23 @@ class LightGCN(nn.Module):
         """Scores of user-item pairs: rows of shape (n,) each in, shape (n,) out."""
         return self.all_pairs()(users, items)
 
-    def margins(self, users: Tensor, better: Tensor, worse: Tensor, *, whole: bool = False) -> Tensor:
-        """``model(users, better) - model(users, worse)``, the graph propagated once for both."""
-        return product_margins(*self.vectors(), self.item_bias, users, better, worse)
+    def score_differences(
+        self, users: Tensor, positives: Tensor, negatives: Tensor, *, read_all: bool = False
+    ) -> Tensor:
+        """Pairwise score differences as in :class:`RetrievalModel`, shape (n,); the graph is propagated once for both."""
+        return product_differences(*self.vectors(), self.item_bias, users, positives, negatives)
 
     def all_pairs(self) -> PairScores:
         """Scores of many pairs, the graph propagated once for all of them."""
         return product_of_pairs(*self.vectors(), self.item_bias)
 
-    def score_all_items(self) -> CatalogueScores:
-        """Scores of every item for each user, shape (batch, n_items). The unknown user ``n_users`` has its layer-0 vector alone."""
-        user_vectors, item_vectors = self.vectors_and_unknown()
-        return lambda users: product_of_catalogue(user_vectors[users], item_vectors[:-1], self.item_bias)
+    def score_all_items(self) -> AllItemScores:
+        """Scores of every item for each user, shape (batch, n_items). The OOV user, row ``n_users``, has its layer-0 vector alone."""
+        user_vectors, item_vectors = self.vectors_with_oov()
+        return lambda users: product_of_all_items(user_vectors[users], item_vectors[:-1], self.item_bias)
 
-    def vectors_and_unknown(self) -> list[Tensor]:
-        """:meth:`vectors` with the unknown ids' last: (n_users + 1, dim) and (n_items + 1, dim). Nothing is propagated to them."""
+    def vectors_with_oov(self) -> list[Tensor]:
+        """:meth:`vectors` with the OOV vector last: (n_users + 1, dim) and (n_items + 1, dim). Nothing is propagated to it."""
         sides = zip(self.vectors(), (self.user_embedding, self.item_embedding), strict=True)
         return [
             torch.cat([vectors, embedding.table[embedding.oov_row][None] / (self.n_layers + 1)])

@@ -1,4 +1,4 @@
-"""Losses of retrieval models beyond BPR: DirectAU on vectors, implicit ALS on vectors and interactions."""
+"""Losses of retrieval models: BPR on scores, DirectAU on vectors, implicit ALS on vectors and interactions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ from torch.nn import functional
 
 from graphhash.errors import ArgumentError
 from graphhash.nn.workers import Workers
+
+
+def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """Bayesian personalised ranking: ``mean(-log sigmoid(positive - negative))`` (Rendle et al., UAI 2009, eq. 5).
+
+    Args:
+        positive: scores of interactions, shape (n,).
+        negative: scores of the same users' sampled negatives, shape (n,).
+
+    Returns: scalar.
+    """
+    return pairwise_logistic_loss(positive - negative)
+
+
+def pairwise_logistic_loss(differences: Tensor) -> Tensor:
+    """:func:`bpr_loss` of pairwise score differences, positive less negative, shape (n,)."""
+    return -functional.logsigmoid(differences).mean()
 
 
 def directau_loss(

@@ -1,17 +1,17 @@
-"""Retrieval models over bucket embeddings: matrix factorisation here, NeuMF and LightGCN in modules of their own.
+"""Retrieval models over bucket embeddings: their common calls, and matrix factorisation.
 
-A model is a pair of :class:`BucketEmbedding` and a way to score. All of them answer the same calls, so that training, evaluation
-and export never ask which one they hold, and none of them asks how its maps were made:
+A model is a pair of :class:`BucketEmbedding` and a way to score. All models, NeuMF and LightGCN among them, have the same methods, so
+training, evaluation and export do not depend on the model, and no model depends on how its bucket maps were made:
 
-    model(users, items)        scores of pairs                          (n,), (n,) -> (n,)
-    model.margins(u, i, j)     how far items i are ahead of items j     (n,), (n,), (n,) -> (n,)
-    model.all_pairs()          the same for many pairs of all ids: a function (users, items) -> (n,)
-    model.score_all_items()          scores of every item: a function users -> (batch, n_items)
+    model(users, items)               scores of pairs                     (n,), (n,) -> (n,)
+    model.score_differences(u, i, j)  score of (u, i) less that of (u, j)  (n,), (n,), (n,) -> (n,)
+    model.all_pairs()                 scores of many pairs of all ids     a function (users, items) -> (n,)
+    model.score_all_items()           scores of every item                a function users -> (batch, n_items)
 
 and those whose score is an inner product, for losses over vectors:
 
-    model.vectors()            of every id                              (n_users, dim), (n_items, dim)
-    model.pair_vectors(u, i)   of both ends of pairs                    (n, dim), (n, dim)
+    model.vectors()                   of every id                         (n_users, dim), (n_items, dim)
+    model.pair_vectors(u, i)          of both ends of pairs               (n, dim), (n, dim)
 
 Without an item bias, items of one bucket tie (unless the map mixes several buckets).
 """
@@ -23,11 +23,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.nn import _kernels as _embedding_kernels
+from graphhash.nn import _kernels
 from graphhash.nn.embedding import BucketEmbedding, gradient_slices, read_both, threads_for
 
 # Directions that training does not use keep their initial noise where weight decay is small. On Gowalla's full table 0.01
@@ -35,11 +34,11 @@ from graphhash.nn.embedding import BucketEmbedding, gradient_slices, read_both, 
 INITIAL_STD = 0.01
 
 PairScores = Callable[[Tensor, Tensor], Tensor]
-CatalogueScores = Callable[[Tensor], Tensor]
+AllItemScores = Callable[[Tensor], Tensor]
 
 
 class RetrievalModel(Protocol):
-    """What training, evaluation and export ask of a model; see the head of this file."""
+    """What training, evaluation and export need of a model; see the top of this module."""
 
     user_embedding: BucketEmbedding
     item_embedding: BucketEmbedding
@@ -47,11 +46,13 @@ class RetrievalModel(Protocol):
 
     def __call__(self, users: Tensor, items: Tensor) -> Tensor: ...
 
-    def margins(self, users: Tensor, better: Tensor, worse: Tensor, *, whole: bool = False) -> Tensor: ...
+    def score_differences(
+        self, users: Tensor, positives: Tensor, negatives: Tensor, *, read_all: bool = False
+    ) -> Tensor: ...
 
     def all_pairs(self) -> PairScores: ...
 
-    def score_all_items(self) -> CatalogueScores: ...
+    def score_all_items(self) -> AllItemScores: ...
 
 
 class MatrixFactorization(nn.Module):
@@ -83,35 +84,40 @@ class MatrixFactorization(nn.Module):
         scores = (self.user_embedding(users) * self.item_embedding(items)).sum(-1)
         return scores if self.item_bias is None else scores + self.item_bias.index_select(0, items)
 
-    def margins(self, users: Tensor, better: Tensor, worse: Tensor, *, whole: bool = False) -> Tensor:
-        """``model(users, better) - model(users, worse)``, rows of shape (n,) each in, shape (n,) out; users are read once for both.
+    def score_differences(
+        self, users: Tensor, positives: Tensor, negatives: Tensor, *, read_all: bool = False
+    ) -> Tensor:
+        """Pairwise score differences ``model(users, positives) - model(users, negatives)``; users are read once for both.
 
         Args:
-            whole: there are many triples, of all ids; every id's vector is then read from the table once.
+            users, positives, negatives: rows, int64, shape (n,) each.
+            read_all: read the vector of every id from the table once, which pays where there are many triples.
+
+        Returns: float32, shape (n,).
         """
-        if whole:
-            return product_margins(*self.vectors(), self.item_bias, users, better, worse)
+        if read_all:
+            return product_differences(*self.vectors(), self.item_bias, users, positives, negatives)
         n = len(users)
         places = torch.arange(2 * n, device=users.device)
-        items = torch.cat([better, worse])
-        margins = dot_margins(*self.pair_vectors(users, items), places[:n], places[:n], places[n:])
-        return margins if self.item_bias is None else margins + difference(self.item_bias, better, worse)
+        items = torch.cat([positives, negatives])
+        differences = dot_differences(*self.pair_vectors(users, items), places[:n], places[:n], places[n:])
+        return differences if self.item_bias is None else differences + difference(self.item_bias, positives, negatives)
 
     def all_pairs(self) -> PairScores:
         """Scores as :meth:`forward` gives them, for many pairs of all ids: every id's vector is read from the table once."""
         return product_of_pairs(*self.vectors(), self.item_bias)
 
-    def score_all_items(self) -> CatalogueScores:
-        """Scores of every item for each user: rows (batch,) in, shape (batch, n_items) out. A user's row may be ``n_users``, unknown."""
+    def score_all_items(self) -> AllItemScores:
+        """Scores of every item for each user: rows (batch,) in, shape (batch, n_items) out. Row ``n_users`` is the OOV user."""
         item_vectors = self.item_embedding.all()
-        return lambda users: product_of_catalogue(self.user_embedding(users), item_vectors, self.item_bias)
+        return lambda users: product_of_all_items(self.user_embedding(users), item_vectors, self.item_bias)
 
 
 def embeddings(users: BucketMap, items: BucketMap, dim: int, seed: int) -> tuple[BucketEmbedding, BucketEmbedding]:
     """Embeddings of users and items, of one table where their maps share it; the seed draws the users' first.
 
     Raises:
-        ArgumentError: one map shares its table and the other does not, or both read the same row for unknown ids.
+        ArgumentError: one map shares its table and the other does not, or both have the same OOV row.
     """
     if users.shared != items.shared or (users.shared and users.oov_row == items.oov_row):
         raise ArgumentError("the maps of users and items were not made together: pass both of one call")
@@ -131,21 +137,26 @@ def product_of_pairs(user_vectors: Tensor, item_vectors: Tensor, item_bias: Tens
     return scores
 
 
-def product_margins(
-    user_vectors: Tensor, item_vectors: Tensor, item_bias: Tensor | None, users: Tensor, better: Tensor, worse: Tensor
+def product_differences(
+    user_vectors: Tensor,
+    item_vectors: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
 ) -> Tensor:
-    """``product_of_pairs`` of (users, better) less that of (users, worse), shape (n,)."""
-    margins = dot_margins(user_vectors, item_vectors, users, better, worse)
-    return margins if item_bias is None else margins + difference(item_bias, better, worse)
+    """``product_of_pairs`` of (users, positives) less that of (users, negatives), shape (n,)."""
+    differences = dot_differences(user_vectors, item_vectors, users, positives, negatives)
+    return differences if item_bias is None else differences + difference(item_bias, positives, negatives)
 
 
-def difference(values: Tensor, better: Tensor, worse: Tensor) -> Tensor:
-    """``values[better] - values[worse]``, shape (n,)."""
-    # Not values[better], whose gradient several threads add up in any order.
-    return values.index_select(0, better) - values.index_select(0, worse)
+def difference(values: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """``values[positives] - values[negatives]``, shape (n,)."""
+    # index_select, because several threads add up the gradient of values[positives] in any order.
+    return values.index_select(0, positives) - values.index_select(0, negatives)
 
 
-def product_of_catalogue(user_vectors: Tensor, item_vectors: Tensor, item_bias: Tensor | None) -> Tensor:
+def product_of_all_items(user_vectors: Tensor, item_vectors: Tensor, item_bias: Tensor | None) -> Tensor:
     """``user_vectors @ item_vectors.T + item_bias``, shape (batch, n_items)."""
     if item_bias is None:
         return user_vectors @ item_vectors.T
@@ -174,7 +185,7 @@ class _CpuDotPairs(torch.autograd.Function):
         ctx.save_for_backward(left, right, left_rows, right_rows)
         products = torch.empty(len(left_rows))
         with threads_for(len(left_rows) * left.shape[1]):
-            _embedding_kernels.dot_pairs(
+            _kernels.dot_pairs(
                 left.detach().numpy(), right.detach().numpy(), left_rows.numpy(), right_rows.numpy(), products.numpy()
             )
         return products
@@ -184,51 +195,43 @@ class _CpuDotPairs(torch.autograd.Function):
         left, right, left_rows, right_rows = ctx.saved_tensors
         left_gradient, right_gradient = torch.zeros_like(left), torch.zeros_like(right)
         with threads_for(len(left_rows) * left.shape[1]):
-            _embedding_kernels.add_dot_gradients(
+            _kernels.add_dot_gradients(
                 left.numpy(), right.numpy(), left_rows.numpy(), right_rows.numpy(), gradients.contiguous().numpy(),
                 gradient_slices(left.shape[1]), left_gradient.numpy(), right_gradient.numpy(),
             )  # fmt: skip
         return left_gradient, right_gradient, None, None
 
 
-def dot_margins(left: Tensor, right: Tensor, left_rows: Tensor, better_rows: Tensor, worse_rows: Tensor) -> Tensor:
-    """``<left[left_rows[e]], right[better_rows[e]] - right[worse_rows[e]]>`` for every triple e; types as in :func:`dot_pairs`."""
+def dot_differences(
+    left: Tensor, right: Tensor, left_rows: Tensor, positive_rows: Tensor, negative_rows: Tensor
+) -> Tensor:
+    """``<left[left_rows[e]], right[positive_rows[e]] - right[negative_rows[e]]>`` for every triple e; types as in :func:`dot_pairs`."""
     if left.device.type == "cpu" and left.dtype == right.dtype == torch.float32:
-        return _CpuDotMargins.apply(left, right, left_rows, better_rows, worse_rows)
-    differences = right.index_select(0, better_rows) - right.index_select(0, worse_rows)
+        return _CpuDotDifferences.apply(left, right, left_rows, positive_rows, negative_rows)
+    differences = right.index_select(0, positive_rows) - right.index_select(0, negative_rows)
     return (left.index_select(0, left_rows) * differences).sum(-1)
 
 
-class _CpuDotMargins(torch.autograd.Function):
-    """:func:`dot_margins` on a CPU: every vector is read once, where two products would read the left ones twice."""
+class _CpuDotDifferences(torch.autograd.Function):
+    """:func:`dot_differences` on a CPU: every vector is read once, where two products would read the left ones twice."""
 
     @staticmethod
     def forward(ctx, left, right, *rows):
         ctx.save_for_backward(left, right, *rows)
-        margins = torch.empty(len(rows[0]))
-        with threads_for(len(margins) * left.shape[1]):
-            _embedding_kernels.dot_margins(
-                left.detach().numpy(), right.detach().numpy(), *(r.numpy() for r in rows), margins.numpy()
+        differences = torch.empty(len(rows[0]))
+        with threads_for(len(differences) * left.shape[1]):
+            _kernels.dot_differences(
+                left.detach().numpy(), right.detach().numpy(), *(r.numpy() for r in rows), differences.numpy()
             )
-        return margins
+        return differences
 
     @staticmethod
     def backward(ctx, gradients):
         left, right, *rows = ctx.saved_tensors
         left_gradient, right_gradient = torch.zeros_like(left), torch.zeros_like(right)
         with threads_for(len(gradients) * left.shape[1]):
-            _embedding_kernels.add_margin_gradients(
+            _kernels.add_dot_difference_gradients(
                 left.numpy(), right.numpy(), *(r.numpy() for r in rows), gradients.contiguous().numpy(),
                 gradient_slices(left.shape[1]), left_gradient.numpy(), right_gradient.numpy(),
             )  # fmt: skip
         return left_gradient, right_gradient, None, None, None
-
-
-def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
-    """Bayesian personalised ranking: ``mean(-log sigmoid(positive - negative))`` (Rendle et al., UAI 2009, eq. 5)."""
-    return margin_loss(positive - negative)
-
-
-def margin_loss(margins: Tensor) -> Tensor:
-    """:func:`bpr_loss` of how far each interaction's item is ahead of the other one, shape (n,)."""
-    return -functional.logsigmoid(margins).mean()

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.models.mf import CatalogueScores, PairScores, embeddings
+from graphhash.models.mf import AllItemScores, PairScores, embeddings
 
-# Pairs whose hidden units are held at once while a catalogue is scored: 128 MiB at 32 units.
-CATALOGUE_PAIRS = 2**20
+# Pairs whose hidden units are held at once while all items are scored: 128 MiB at 32 units.
+PAIRS_AT_ONCE = 2**20
 
 
 def layer_numbers(dim: int) -> int:
@@ -45,42 +45,44 @@ class NeuMF(nn.Module):
             raise ArgumentError(f"NeuMF needs a dim that is a multiple of 4, got {dim}")
         self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed)
         self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
-        self.half = dim // 2
+        self.half_dim = dim // 2
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # The first layer is a sum of a part for the user and one for the item, which a catalogue's scores share.
-            self.of_user = nn.Linear(self.half, self.half, bias=False)
-            self.of_item = nn.Linear(self.half, self.half)
-            self.hidden = nn.Linear(self.half, self.half // 2)
-            self.out = nn.Linear(self.half + self.half // 2, 1, bias=False)
+            # The first layer is a sum of a term of the user and one of the item, which all users' scores share.
+            self.of_user = nn.Linear(self.half_dim, self.half_dim, bias=False)
+            self.of_item = nn.Linear(self.half_dim, self.half_dim)
+            self.hidden = nn.Linear(self.half_dim, self.half_dim // 2)
+            self.out = nn.Linear(self.half_dim + self.half_dim // 2, 1, bias=False)
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of user-item pairs: rows of shape (n,) each in, shape (n,) out."""
         return self._score(self.user_embedding(users), self.item_embedding(items), items)
 
-    def margins(self, users: Tensor, better: Tensor, worse: Tensor, *, whole: bool = False) -> Tensor:
-        """``model(users, better) - model(users, worse)``; with ``whole`` every id's vector is read from the table once."""
-        score = self.all_pairs() if whole else self
-        return score(users, better) - score(users, worse)
+    def score_differences(
+        self, users: Tensor, positives: Tensor, negatives: Tensor, *, read_all: bool = False
+    ) -> Tensor:
+        """Pairwise score differences as in :class:`RetrievalModel`, shape (n,)."""
+        score = self.all_pairs() if read_all else self
+        return score(users, positives) - score(users, negatives)
 
     def all_pairs(self) -> PairScores:
         """Scores of many pairs, every id's vector read from the table once."""
         user_vectors, item_vectors = self.user_embedding.all(), self.item_embedding.all()
         return lambda users, items: self._score(user_vectors[users], item_vectors[items], items)
 
-    def score_all_items(self) -> CatalogueScores:
+    def score_all_items(self) -> AllItemScores:
         """Scores of every item for each user: rows (batch,) in, shape (batch, n_items) out."""
-        products, network = self.item_embedding.all().split(self.half, dim=1)
+        products, network = self.item_embedding.all().split(self.half_dim, dim=1)
         item_part = self.of_item(network)
-        of_product, of_network = self.out.weight.squeeze(0).split([self.half, self.half // 2])
+        of_product, of_network = self.out.weight.squeeze(0).split([self.half_dim, self.half_dim // 2])
 
         def scores(users: Tensor) -> Tensor:
-            user_products, user_network = self.user_embedding(users).split(self.half, dim=1)
+            user_products, user_network = self.user_embedding(users).split(self.half_dim, dim=1)
             result = (user_products * of_product) @ products.T
             if self.item_bias is not None:
                 result = result + self.item_bias
             user_part = self.of_user(user_network)
-            step = max(1, CATALOGUE_PAIRS // len(item_part))
+            step = max(1, PAIRS_AT_ONCE // len(item_part))
             deep = [
                 functional.relu(self.hidden(functional.relu(part[:, None] + item_part))) @ of_network
                 for part in user_part.split(step)
@@ -90,8 +92,8 @@ class NeuMF(nn.Module):
         return scores
 
     def _score(self, users: Tensor, items: Tensor, rows: Tensor) -> Tensor:
-        products = users[:, : self.half] * items[:, : self.half]
-        network = functional.relu(self.of_user(users[:, self.half :]) + self.of_item(items[:, self.half :]))
+        products = users[:, : self.half_dim] * items[:, : self.half_dim]
+        network = functional.relu(self.of_user(users[:, self.half_dim :]) + self.of_item(items[:, self.half_dim :]))
         network = functional.relu(self.hidden(network))
         scores = self.out(torch.cat([products, network], dim=1)).squeeze(1)
         return scores if self.item_bias is None else scores + self.item_bias[rows]

@@ -115,30 +115,30 @@ def dot_pairs(left, right, left_rows, right_rows, products):
 
 
 @njit(cache=True, parallel=True, fastmath={"reassoc"})
-def dot_margins(left, right, left_rows, better_rows, worse_rows, margins):
-    """``margins[e] = <left[left_rows[e]], right[better_rows[e]] - right[worse_rows[e]]>``; types as in :func:`dot_pairs`."""
-    for triple in prange(len(margins)):
-        a, b, c = left[left_rows[triple]], right[better_rows[triple]], right[worse_rows[triple]]
+def dot_differences(left, right, left_rows, positive_rows, negative_rows, differences):
+    """``differences[e] = <left[left_rows[e]], right[positive_rows[e]] - right[negative_rows[e]]>``; types as in :func:`dot_pairs`."""
+    for triple in prange(len(differences)):
+        a, b, c = left[left_rows[triple]], right[positive_rows[triple]], right[negative_rows[triple]]
         total = np.float32(0)
         for d in range(len(a)):
             total += a[d] * (b[d] - c[d])
-        margins[triple] = total
+        differences[triple] = total
 
 
 @njit(cache=True, parallel=True)
-def add_margin_gradients(
-    left, right, left_rows, better_rows, worse_rows, gradients, n_slices, left_gradient, right_gradient
+def add_dot_difference_gradients(
+    left, right, left_rows, positive_rows, negative_rows, gradients, n_slices, left_gradient, right_gradient
 ):
-    """Gradient of :func:`dot_margins` for both matrices, added up as in :func:`add_dot_gradients`."""
+    """Gradient of :func:`dot_differences` for both matrices, added up as in :func:`add_dot_gradients`."""
     dim = left.shape[1]
     for piece in prange(n_slices):
         low, high = piece * dim // n_slices, (piece + 1) * dim // n_slices
         for triple in range(len(gradients)):
-            a, b, c, gradient = left_rows[triple], better_rows[triple], worse_rows[triple], gradients[triple]
-            source, better, worse = left[a, low:high], right[b, low:high], right[c, low:high]
+            a, b, c, gradient = left_rows[triple], positive_rows[triple], negative_rows[triple], gradients[triple]
+            source, positive, negative = left[a, low:high], right[b, low:high], right[c, low:high]
             target, up, down = left_gradient[a, low:high], right_gradient[b, low:high], right_gradient[c, low:high]
             for d in range(high - low):
-                target[d] += gradient * (better[d] - worse[d])
+                target[d] += gradient * (positive[d] - negative[d])
             for d in range(high - low):
                 up[d] += gradient * source[d]
             for d in range(high - low):

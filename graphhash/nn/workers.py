@@ -1,9 +1,9 @@
-"""The workers of one training: what each of them learns from, and what they tell each other, over ``torch.distributed``.
+"""The workers of a data-parallel training: their shares of the examples, and their collectives over ``torch.distributed``.
 
-Every worker holds the whole model and a share of the examples. A step is one over a batch of *all* workers: each takes the gradient
-of its part, the parts are added up, and every worker makes the same step. So a batch means the same whatever the number of workers,
-and the weights stay alike, bit for bit. Gradients are added after the backward pass, in a call of its own and not by
-``DistributedDataParallel``: an all-reduce gives every worker the same bits, parts of different sizes weigh what they should, and a
+Every worker holds the whole model and a share of the examples. A step is over the batch of *all* workers: each computes the gradient of
+its part, the parts are summed, and every worker makes the same step. A batch size therefore means the same for any number of workers, and
+the weights stay equal, bit for bit. Gradients are summed after the backward pass by :meth:`Workers.sum_gradients` and not by
+``DistributedDataParallel``: an all-reduce gives every worker the same bits, parts of different sizes get their proper weights, and a
 row-wise optimiser gets its rows.
 """
 
@@ -25,12 +25,12 @@ SMALL_GRADIENT = 2**20
 
 @dataclass(frozen=True)
 class Workers:
-    """This worker among the others of its process group; by itself by default, and all calls are then free.
+    """This worker and the number of workers; a single one by default, for which all collectives cost nothing.
 
     Args:
         rank: number of this worker, 0 .. ``size - 1``.
         size: number of workers.
-        control: process group over CPUs, for what is no tensor of the training; None: the default group.
+        control: process group over CPUs, for numbers and objects; None: the default group.
     """
 
     rank: int = 0
@@ -38,19 +38,19 @@ class Workers:
     control: Any = None
 
     @classmethod
-    def joined(cls) -> Workers:
-        """Those of the process group that this process has joined, all of which have to call this; by itself without one."""
+    def from_process_group(cls) -> Workers:
+        """The workers of the default process group, all of which have to call this; a single worker where there is none."""
         if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return cls()
         control = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         return cls(dist.get_rank(), dist.get_world_size(), control)
 
     def share(self, n: int) -> slice:
-        """The own ones of ``n`` examples in any order that all workers know: every ``size``-th, so that shares are alike."""
+        """This worker's share of ``n`` examples, in an order that all workers have: every ``size``-th, so that shares are alike."""
         return slice(self.rank, n, self.size)
 
     def steps(self, n_examples: int, batch_size: int | None) -> list[tuple[int, int]]:
-        """How many examples each step of an epoch takes from the own share, and from all shares together.
+        """How many examples each step of an epoch takes from this worker's share, and from all shares together.
 
         Every worker has the same number of steps, none of them empty. All batches hold ``batch_size`` but the last, which holds the
         rest; a rest too small for a part to every worker goes with the batch before it.
@@ -72,7 +72,7 @@ class Workers:
         return list(zip(_differences(own), _differences(ends), strict=True))
 
     def seed(self, seed: int, epoch: int = 0) -> int:
-        """The seed of this worker's own draws; the first worker of a training from the start has ``seed`` itself."""
+        """The seed of this worker's random draws from ``epoch`` on; ``seed`` itself for the first worker from epoch 0."""
         if self.rank == 0 and epoch == 0:
             return seed
         import numpy as np
@@ -81,26 +81,30 @@ class Workers:
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Put the sum over all workers in the place of every gradient; the same parameters have one on every worker.
+        """Replace every gradient by its sum over all workers; the same parameters must have one on every worker.
 
-        Sparse ones are gathered: every worker has the entries of all, by rank.
+        Sparse gradients are gathered: every worker gets the entries of all, by rank.
         """
         if self.size == 1:
             return
-        having = [parameter for parameter in parameters if parameter.grad is not None]
-        small = [p.grad for p in having if not p.grad.is_sparse and p.grad.numel() < SMALL_GRADIENT]
-        for parameter in having:
-            if parameter.grad.is_sparse:
-                parameter.grad = self._gather_sparse(parameter.grad)
-            elif parameter.grad.numel() >= SMALL_GRADIENT:
-                parameter.grad = self.sum(parameter.grad.contiguous())
+        small = []
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.is_sparse:
+                parameter.grad = self._gather_sparse(gradient)
+            elif gradient.numel() >= SMALL_GRADIENT:
+                parameter.grad = self.sum(gradient.contiguous())
+            else:
+                small.append(gradient)
         if small:
             flat = self.sum(torch.cat([gradient.reshape(-1) for gradient in small]))
             for gradient, summed in zip(small, flat.split([gradient.numel() for gradient in small]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all workers, in the place of ``tensor``, of one shape everywhere."""
+        """The sum over all workers, written to ``tensor``, which has one shape on all of them."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -112,10 +116,10 @@ class Workers:
                 dist.broadcast(tensor.detach(), 0)
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int] | None = None) -> tuple[Tensor, int]:
-        """The rows of all workers by rank, without a gradient, and the place of the first own one.
+        """The rows of all workers by rank, without a gradient, and the position of this worker's first row.
 
         Args:
-            rows: shape (n, ...), n of each worker its own, the rest of the shape and the dtype alike.
+            rows: shape (n, ...), where n may differ between workers, but not the rest of the shape or the dtype.
             counts: every worker's n, where they are known.
         """
         if self.size == 1:
@@ -132,21 +136,21 @@ class Workers:
         """The sum of every worker's ``n``."""
         return n if self.size == 1 else sum(self._counts(n))
 
-    def tell(self, numbers: Sequence[int]) -> list[int]:
-        """The first worker's ``numbers``, of one length everywhere."""
+    def broadcast(self, numbers: Sequence[int]) -> list[int]:
+        """The first worker's ``numbers`` on all workers; of the same length on each."""
         if self.size == 1:
             return list(numbers)
-        told = torch.tensor(numbers, dtype=torch.int64)
-        dist.broadcast(told, 0, group=self.control)
-        return told.tolist()
+        sent = torch.tensor(numbers, dtype=torch.int64)
+        dist.broadcast(sent, 0, group=self.control)
+        return sent.tolist()
 
-    def tell_object(self, value: Any) -> Any:
-        """The first worker's ``value``."""
+    def broadcast_object(self, value: Any) -> Any:
+        """The first worker's ``value`` on all workers; it is pickled."""
         if self.size == 1:
             return value
-        told = [value]
-        dist.broadcast_object_list(told, 0, group=self.control)
-        return told[0]
+        sent = [value]
+        dist.broadcast_object_list(sent, 0, group=self.control)
+        return sent[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every worker's ``value``, by rank."""

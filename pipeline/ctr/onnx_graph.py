@@ -306,7 +306,7 @@ class _Parts:
         """Fields of the table that full columns have together: one lookup for all categorical ones."""
         graph = self.graph
         columns = fields.joint_columns.tolist()
-        kinds = {self._stored_as(fields, c) for c in (*columns, *(c for c, _ in fields.joint_bags))}
+        kinds = {self._stored_as(fields, c) for c in (*columns, *(c for c, _ in fields.joint_multi_valued))}
         if len(kinds) > 1:
             raise ArgumentError(
                 f"full columns are stored in {' and '.join(sorted(kinds))}, and have one table; give them one precision"
@@ -318,7 +318,7 @@ class _Parts:
             entries = _side_by_side(graph, [self.entries[c] for c in columns], f"{name}_entries")
             rows = graph.node("Add", [entries, starts], f"{name}_rows_read")
             parts.append(read_vectors(graph, f"{name}_read", table, _PLAIN, rows))
-        for c, start in fields.joint_bags:
+        for c, start in fields.joint_multi_valued:
             rows = graph.node(
                 "Add", [self.entries[c], graph.constant(f"/{c}_start", np.int64(start))], f"{name}_{c}_rows_read"
             )

@@ -21,7 +21,7 @@ from graphhash.maps.bucket_map import BucketMap, table_rows
 from graphhash.maps.quantization import bias_dtype, rounded, row_bytes
 from graphhash.metrics.ranking import ndcg_at_k, recall_at_k, top_k
 from graphhash.models.lightgcn import LightGCN
-from graphhash.models.mf import CatalogueScores, RetrievalModel, product_of_catalogue
+from graphhash.models.mf import AllItemScores, RetrievalModel, product_of_all_items
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed.session import run_tasks
 from pipeline.distributed.shards import ShardedCsr
@@ -120,16 +120,16 @@ class ShippedVectors:
         self.item_embedding, self.item_bias = model.item_embedding, model.item_bias
         device = model.item_embedding.table.device
         self.vectors = [
-            torch.from_numpy(rounded(v.cpu().numpy(), precision)).to(device) for v in model.vectors_and_unknown()
+            torch.from_numpy(rounded(v.cpu().numpy(), precision)).to(device) for v in model.vectors_with_oov()
         ]
         if model.item_bias is not None:
             bias = rounded(model.item_bias.detach().cpu().numpy(), bias_dtype(precision))
             self.item_bias = torch.from_numpy(bias).to(device)
 
-    def score_all_items(self) -> CatalogueScores:
+    def score_all_items(self) -> AllItemScores:
         """Scores of every item for each user, as ``LightGCN.score_all_items``."""
         users, items = self.vectors
-        return lambda rows: product_of_catalogue(users[rows], items[:-1], self.item_bias)
+        return lambda rows: product_of_all_items(users[rows], items[:-1], self.item_bias)
 
 
 @torch.no_grad()

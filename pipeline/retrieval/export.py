@@ -22,7 +22,7 @@ from graphhash.errors import ArgumentError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.lightgcn import LightGCN
-from graphhash.models.mf import CatalogueScores, RetrievalModel
+from graphhash.models.mf import AllItemScores, RetrievalModel
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
@@ -190,7 +190,7 @@ def _save(graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabu
 
 def _compare(
     folder: Path,
-    scores_of: CatalogueScores,
+    scores_of: AllItemScores,
     users: Vocabulary,
     items: Vocabulary,
     n_check: int,

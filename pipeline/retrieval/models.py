@@ -11,8 +11,8 @@ from torch import Tensor
 
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.lightgcn import LightGCN
-from graphhash.models.losses import directau_loss, ials_loss
-from graphhash.models.mf import MatrixFactorization, RetrievalModel, margin_loss
+from graphhash.models.losses import directau_loss, ials_loss, pairwise_logistic_loss
+from graphhash.models.mf import MatrixFactorization, RetrievalModel
 from graphhash.models.neumf import NeuMF
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.workers import Workers
@@ -92,7 +92,7 @@ def objective(
     """
 
     def bpr(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
-        return margin_loss(model.margins(users, items, negatives(users), whole=whole))
+        return pairwise_logistic_loss(model.score_differences(users, items, negatives(users), read_all=whole))
 
     def directau(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
         return directau_loss(*model.pair_vectors(users, items), gamma=gamma, workers=workers)

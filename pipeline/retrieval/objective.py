@@ -49,7 +49,7 @@ def fit_retrieval(
 
     Returns, Raises: as :func:`pipeline.training.loop.fit`.
     """
-    workers = Workers.joined() if workers is None else workers
+    workers = Workers.from_process_group() if workers is None else workers
     n_items = model.item_embedding.n_ids
     loss_of_batch = objective(
         settings.loss,

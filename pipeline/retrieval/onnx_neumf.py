@@ -17,8 +17,8 @@ class NeuMFScores(Scores):
 
     @torch.no_grad()
     def _prepare(self, graph: Graph, model: NeuMF) -> None:
-        self.half = model.half
-        of_product, of_network = model.out.weight.squeeze(0).split([model.half, model.half // 2])
+        self.half_dim = model.half_dim
+        of_product, of_network = model.out.weight.squeeze(0).split([model.half_dim, model.half_dim // 2])
         layers = {
             "of_item": model.of_item.weight.T, "of_item_bias": model.of_item.bias,
             "hidden": model.hidden.weight.T, "hidden_bias": model.hidden.bias,
@@ -26,7 +26,7 @@ class NeuMFScores(Scores):
         }  # fmt: skip
         for name, weight in layers.items():
             graph.constant(name, np.ascontiguousarray(as_stored(as_array(weight), f"layer {name}", "float32")))
-        halves = graph.constant("halves", np.array([self.half, self.half], np.int64))
+        halves = graph.constant("halves", np.array([self.half_dim, self.half_dim], np.int64))
         products, network = f"{self.users}_products", f"{self.users}_network"
         graph.node("Split", [self.users, halves], [products, network], axis=1)
         self.products = graph.node(

@@ -74,7 +74,7 @@ def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap
         return Parts(
             as_array(model.user_embedding.table), as_array(model.item_embedding.table), user_map, item_map, bias
         )
-    vectors = (as_array(of_side) for of_side in model.vectors_and_unknown())
+    vectors = (as_array(of_side) for of_side in model.vectors_with_oov())
     return Parts(*vectors, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
 
 

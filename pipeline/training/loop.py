@@ -103,7 +103,7 @@ def fit(
     Raises:
         DataError: the loss is no longer finite, or there are more workers than examples.
     """
-    workers = Workers.joined() if workers is None else workers
+    workers = Workers.from_process_group() if workers is None else workers
     device = next(model.parameters()).device
     if n_examples is None:
         n_examples = len(examples[0])
@@ -204,7 +204,7 @@ def fit(
             if epoch % settings.eval_every and epoch < settings.epochs:
                 continue
             model.eval()
-            metrics = workers.tell_object(validate(model) if validate is not None else {})
+            metrics = workers.broadcast_object(validate(model) if validate is not None else {})
             state |= snapshot(0, torch.zeros(()))
             if validate is None or metrics[score] > state["best_score"]:
                 reached = metrics[score] if validate is not None else math.inf
@@ -231,7 +231,7 @@ class _Control:
         now = time.monotonic()
         per_step = max(now - self._since, 1e-9) / self._n
         own = (self._ask() if self._workers.rank == 0 else CONTINUE, max(1, min(10_000, int(ASK_S / per_step))))
-        answer, self._until = self._workers.tell(own)
+        answer, self._until = self._workers.broadcast(own)
         self._n, self._since = 0, now
         return answer
 

@@ -190,9 +190,9 @@ def fit_and_save(
     Raises:
         DataError: the last state could not be written, or as `fit`.
     """
-    workers, states, folder = Workers.joined(), job["states"], Path(job["folder"])
+    workers, states, folder = Workers.from_process_group(), job["states"], Path(job["folder"])
     first = workers.rank == 0
-    start = workers.tell_object(states.newest(note) if first else None)
+    start = workers.broadcast_object(states.newest(note) if first else None)
     state = states.load(start) if start else None
     if report_again and state is not None and state["history"]:
         report(state["history"][-1])

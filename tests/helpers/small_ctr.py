@@ -159,7 +159,10 @@ def as_part(batch: FeatureBatch) -> Part:
     """The batch as rows of a log."""
     arrays = batch.categorical.numpy().astype(np.int32), batch.dense.numpy()
     return Part(
-        np.zeros(len(batch), np.uint8), *arrays, tuple(feature.numpy().astype(np.int32) for feature in batch.bags), None
+        np.zeros(len(batch), np.uint8),
+        *arrays,
+        tuple(feature.numpy().astype(np.int32) for feature in batch.multi_valued),
+        None,
     )
 
 

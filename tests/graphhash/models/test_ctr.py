@@ -22,9 +22,9 @@ from graphhash.models.ctr_layers import (
     DotInteraction,
     Dropout,
     FieldEmbeddings,
-    bag_mean,
     binary_loss,
     fm_interaction,
+    multi_valued_mean,
 )
 from graphhash.nn.row_adam import RowAdam
 from tests.helpers import graphs
@@ -81,7 +81,7 @@ def naive_fields(fields: FieldEmbeddings, maps: list[BucketMap], batch: FeatureB
             if column < n_categorical:
                 result[row, column] = naive_vector(bucket_map, table, int(batch.categorical[row, column]))
                 continue
-            values = [v for v in batch.bags[column - n_categorical][row].tolist() if v >= 0]
+            values = [v for v in batch.multi_valued[column - n_categorical][row].tolist() if v >= 0]
             if values:
                 result[row, column] = np.mean([naive_vector(bucket_map, table, v) for v in values], axis=0)
     return result
@@ -105,8 +105,8 @@ def test_a_batch_takes_rows_of_all_its_parts():
     taken = batch.take(rows)
     assert len(taken) == 3
     assert torch.equal(taken.categorical, batch.categorical[rows]) and torch.equal(taken.dense, batch.dense[rows])
-    assert torch.equal(taken.bags[0], batch.bags[0][rows])
-    assert torch.equal(batch.to("cpu").bags[0], batch.bags[0])
+    assert torch.equal(taken.multi_valued[0], batch.multi_valued[0][rows])
+    assert torch.equal(batch.to("cpu").multi_valued[0], batch.multi_valued[0])
 
 
 def test_a_batch_of_wrong_types_or_lengths_is_refused():
@@ -117,8 +117,8 @@ def test_a_batch_of_wrong_types_or_lengths_is_refused():
         replace(batch, dense=batch.dense.double())
     with pytest.raises(ValueError, match="dense must be"):
         replace(batch, dense=batch.dense[:3])
-    with pytest.raises(ValueError, match="bag 0 must be"):
-        replace(batch, bags=(batch.bags[0][:, 0],))
+    with pytest.raises(ValueError, match="multi-valued column 0 must be"):
+        replace(batch, multi_valued=(batch.multi_valued[0][:, 0],))
 
 
 # --- columns
@@ -129,16 +129,16 @@ def test_a_batch_of_wrong_types_or_lengths_is_refused():
 def test_fields_are_what_one_lookup_at_a_time_reads(kind, joint_rows, monkeypatch):
     monkeypatch.setattr(ctr_layers, "JOINT_ROWS", joint_rows)
     maps, batch = all_maps(kind), random_batch(40)
-    fields = noisy(FieldEmbeddings(maps, 6, n_bags=1, std=0.1))
+    fields = noisy(FieldEmbeddings(maps, 6, n_multi_valued=1, std=0.1))
     assert (fields.joint is None) == (joint_rows == 0)
     assert sorted(fields.order) == list(range(5))
-    found = fields(batch.categorical, batch.bags).detach().numpy()
+    found = fields(batch.categorical, batch.multi_valued).detach().numpy()
     np.testing.assert_allclose(found, naive_fields(fields, maps, batch)[:, fields.order], atol=1e-5)
     assert not found[0, fields.order.index(4)].any()
 
 
 def test_shared_maps_read_one_table_wherever_they_stand():
-    fields = FieldEmbeddings(all_maps("soft"), 4, n_bags=1, std=0.1)
+    fields = FieldEmbeddings(all_maps("soft"), 4, n_multi_valued=1, std=0.1)
     assert fields.columns[0].table is fields.columns[2].table
     assert fields.columns[0].oov_row != fields.columns[2].oov_row
     with pytest.raises(ValueError, match="column 0 shares its table with another one, which is not here"):
@@ -157,7 +157,7 @@ def test_two_pairs_of_shared_maps_keep_their_own_tables():
 
 def test_unknown_entries_start_at_zero_in_every_column():
     maps = all_maps("double")
-    fields = FieldEmbeddings(maps, 4, n_bags=1, std=0.1)
+    fields = FieldEmbeddings(maps, 4, n_multi_valued=1, std=0.1)
     unknown = torch.tensor([[m.n_ids for m in maps[:4]]])
     assert not fields(unknown, (torch.tensor([[N_GENRES, -1]]),)).any()
     known = fields(torch.zeros_like(unknown), (torch.zeros(1, 1, dtype=torch.int64),))
@@ -166,26 +166,30 @@ def test_unknown_entries_start_at_zero_in_every_column():
 
 @pytest.mark.parametrize("entry", [-1, N_SMALL[0] + 1])
 def test_entries_out_of_range_are_refused_in_joint_tables_too(entry):
-    fields = FieldEmbeddings(all_maps("full"), 4, n_bags=1, std=0.1)
+    fields = FieldEmbeddings(all_maps("full"), 4, n_multi_valued=1, std=0.1)
     batch = random_batch(3)
     batch.categorical[2, 1] = entry
-    with pytest.raises(IndexError, match=f"column 1 has entries 0..2, the last for unknown ids; row 2 has {entry}"):
-        fields(batch.categorical, batch.bags)
+    with pytest.raises(IndexError, match=f"column 1 has entries 0..2, the last for OOV ids; row 2 has {entry}"):
+        fields(batch.categorical, batch.multi_valued)
 
 
-def test_bags_out_of_range_and_missing_columns_are_refused():
-    fields = FieldEmbeddings(all_maps("full"), 4, n_bags=1, std=0.1)
+def test_multi_valued_entries_out_of_range_and_missing_columns_are_refused():
+    fields = FieldEmbeddings(all_maps("full"), 4, n_multi_valued=1, std=0.1)
     batch = random_batch(3)
-    with pytest.raises(IndexError, match=r"bag 0 has entries 0..5 and -1 for nothing; it spans 6..6"):
+    with pytest.raises(
+        IndexError, match=r"multi-valued column 0 has entries 0..5 and -1 for an empty slot; it spans 6..6"
+    ):
         fields(batch.categorical, (torch.full((3, 2), 6),))
-    with pytest.raises(ValueError, match="the model has 4 categorical columns and 1 bags, the batch 3 and 1"):
-        fields(batch.categorical[:, :3], batch.bags)
+    with pytest.raises(
+        ValueError, match="the model has 4 categorical columns and 1 multi-valued ones, the batch 3 and 1"
+    ):
+        fields(batch.categorical[:, :3], batch.multi_valued)
 
 
 def test_a_bag_is_the_mean_of_its_values():
     vectors = torch.tensor([[[1.0, 2], [3, 6], [9, 9]], [[1, 1], [1, 1], [1, 1]]])
     values = torch.tensor([[0, 4, -1], [-1, -1, -1]])
-    assert bag_mean(vectors, values).tolist() == [[[2, 4]], [[0, 0]]]
+    assert multi_valued_mean(vectors, values).tolist() == [[[2, 4]], [[0, 0]]]
 
 
 # --- interactions
@@ -230,7 +234,7 @@ def naive_perceptron(network, x):
 def test_logits_are_those_of_the_formulas(kind, structure, n_dense):
     maps, batch = all_maps("double_soft"), random_batch(6, n_dense=n_dense)
     spec = CtrSpec(kind, dim=4, hidden=(7, 5), dense_hidden=(6,), structure=structure, id_bias=True)
-    model = noisy(spec.build(maps, n_dense, n_bags=1))
+    model = noisy(spec.build(maps, n_dense, n_multi_valued=1))
     dense, head = batch.dense.numpy().astype(np.float64), model.head
     vectors = naive_fields(model.fields, maps, batch)[:, model.fields.order]
     first = np.concatenate([vectors.reshape(6, -1), dense], 1)
@@ -269,7 +273,7 @@ def test_logits_are_those_of_the_formulas(kind, structure, n_dense):
 def test_every_model_learns_with_every_map_and_moves_every_parameter(kind, maps):
     batch = random_batch(256)
     labels = ((batch.categorical[:, 0] + batch.categorical[:, 2]) % 2).float()
-    model = CtrSpec(kind, dim=8, hidden=(16,), id_bias=True).build(all_maps(maps), 2, n_bags=1)
+    model = CtrSpec(kind, dim=8, hidden=(16,), id_bias=True).build(all_maps(maps), 2, n_multi_valued=1)
     assert (model.bias is None) == (maps == "full")
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     before = binary_loss(model(batch), labels)
@@ -365,7 +369,7 @@ def test_rows_of_a_fold_are_read_through_its_maps(kind):
         rows = torch.nonzero(fold == number).ravel()
         torch.testing.assert_close(logits[rows], other(batch.take(rows)), rtol=1e-5, atol=1e-6)
     assert not torch.equal(logits, before)
-    with pytest.raises(ValueError, match="column 1 has no map of its own"):
+    with pytest.raises(ValueError, match="column 1 has no table of its own"):
         model.use_folds({1: folded[0]})
     with pytest.raises(ValueError, match="is none of folds of"):
         model.use_folds({0: full_map(N_USERS * 2)})
@@ -435,20 +439,20 @@ def test_bytes_are_those_of_every_stored_array():
     maps = all_maps("double_soft")
     spec = CtrSpec("deepfm", dim=8, hidden=(16,), id_bias=True)
     model = spec.build(maps, 2, 1)
-    columns = column_bytes(spec, maps, ["int8", "float32", "int8", "float16", "float32"], n_bags=1)
+    columns = column_bytes(spec, maps, ["int8", "float32", "int8", "float16", "float32"], n_multi_valued=1)
     n_buckets = maps[0].n_buckets
     assert columns[0].table == n_buckets * (8 + 2) and columns[2].table == 0
     assert (columns[0].wide, columns[2].wide, columns[1].wide) == (2 * n_buckets, 0, 4 * (N_SMALL[0] + 1))
     assert (columns[0].bias, columns[2].bias, columns[3].bias) == (2 * (N_USERS + 1), 2 * (N_ITEMS + 1), 0)
     assert columns[3].table == (N_SMALL[1] + 1) * 8 * 2 and columns[4].table == (N_GENRES + 1) * 8 * 4
     assert [c.map for c in columns] == [m.nbytes for m in maps]
-    in_float32 = column_bytes(spec, maps, ["float32"] * 5, n_bags=1)
+    in_float32 = column_bytes(spec, maps, ["float32"] * 5, n_multi_valued=1)
     of_ids = sum(c.total - c.map for c in in_float32)
     assert of_ids + layer_bytes(model) == 4 * sum(p.numel() for p in model.parameters())
 
 
 def test_models_without_wide_parts_or_biases_have_no_bytes_for_them():
-    columns = column_bytes(CtrSpec("dlrm", dim=8), all_maps("modulo"), ["int8"] * 5, n_bags=1)
+    columns = column_bytes(CtrSpec("dlrm", dim=8), all_maps("modulo"), ["int8"] * 5, n_multi_valued=1)
     assert not any(c.wide or c.bias for c in columns)
 
 

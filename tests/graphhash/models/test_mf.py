@@ -145,24 +145,26 @@ def pairs_of(graph):
     return torch.from_numpy(users.astype(np.int64)), torch.from_numpy(items.astype(np.int64))
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("read_all", [True, False])
 @pytest.mark.parametrize("model", MODELS)
-def test_margins_are_differences_of_scores(model, whole):
+def test_score_differences_are_differences_of_scores(model, read_all):
     built = with_random_bias(ModelSpec(model, 8, True, 2, seed=0).build(*maps_of(GRAPH, "soft"), GRAPH))
     users, items = pairs_of(GRAPH)
     others = items.flip(0)
     expected = built(users, items) - built(users, others)
-    torch.testing.assert_close(built.margins(users, items, others, whole=whole), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        built.score_differences(users, items, others, read_all=read_all), expected, rtol=1e-4, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("read_all", [True, False])
 @pytest.mark.parametrize("kind", ["full", "modulo", "soft"])
 @pytest.mark.parametrize(("model", "loss"), PRESETS)
-def test_one_step_lowers_the_loss_of_every_model_loss_and_map(model, loss, kind, whole):
+def test_one_step_lowers_the_loss_of_every_model_loss_and_map(model, loss, kind, read_all):
     built = ModelSpec(model, 8, loss != "directau", 2, seed=0).build(*maps_of(GRAPH, kind), GRAPH)
     users, items = pairs_of(GRAPH)
     negatives = torch.randint(GRAPH.shape[1], items.shape, generator=torch.Generator().manual_seed(0))
-    of = objective(loss, whole=whole, gamma=1.0, unobserved_weight=0.01)
+    of = objective(loss, whole=read_all, gamma=1.0, unobserved_weight=0.01)
 
     def value():
         return of(built, users, items, lambda _: negatives)

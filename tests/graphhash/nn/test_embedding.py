@@ -13,7 +13,8 @@ from torch import nn
 import graphhash
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.hashes import double_map
-from graphhash.models.mf import MatrixFactorization, bpr_loss, dot_margins, dot_pairs, margin_loss
+from graphhash.models.losses import bpr_loss, pairwise_logistic_loss
+from graphhash.models.mf import MatrixFactorization, dot_differences, dot_pairs
 from graphhash.nn.embedding import BucketEmbedding, read_both
 from tests.graphhash.maps.test_bucket_map import every_map
 
@@ -215,14 +216,14 @@ def test_the_margin_kernel_equals_the_loss_of_two_products_with_gradients(n):
     a, b, c = (torch.randint(0, m, (n,)) for m in (5, 6, 6))
     products = [torch.einsum("ed,ed->e", left.double()[a], right.double()[x]) for x in (b, c)]
     expected = bpr_loss(*products)
-    loss = margin_loss(dot_margins(left, right, a, b, c))
+    loss = pairwise_logistic_loss(dot_differences(left, right, a, b, c))
     torch.testing.assert_close(loss, expected.float())
     expected_gradients = torch.autograd.grad(expected, (left, right))
     for x, y in zip(torch.autograd.grad(loss, (left, right)), expected_gradients, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
     # In double precision torch's own operations are taken, as on a GPU.
-    other = dot_margins(left.double(), right.double(), a, b, c)
-    torch.testing.assert_close(other.float(), dot_margins(left, right, a, b, c))
+    other = dot_differences(left.double(), right.double(), a, b, c)
+    torch.testing.assert_close(other.float(), dot_differences(left, right, a, b, c))
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -236,7 +237,7 @@ def test_no_gradient_depends_on_threads(whole):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             model = MatrixFactorization(users, items, 64, item_bias=True, seed=0)
-            model.margins(u, p, n, whole=whole).square().sum().backward()
+            model.score_differences(u, p, n, read_all=whole).square().sum().backward()
             gradients.append([parameter.grad for parameter in model.parameters()])
     finally:
         torch.set_num_threads(before)

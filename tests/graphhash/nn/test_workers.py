@@ -54,7 +54,7 @@ def made(kind: str, method: str, workers: Workers = Workers(), sharded: bool = F
 
 def gradients(kind: str, loss: str, n: int, sharded: bool) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss and its gradient over the first n interactions, negatives given by the interaction alone."""
-    workers = Workers.joined()
+    workers = Workers.from_process_group()
     model, users, items = made(kind, "soft", workers, sharded, loss)
     users, items = (tensor[:n][workers.share(n)] for tensor in (users, items))
     loss_of = objective(loss, whole=True, gamma=0.7, unobserved_weight=0.3, workers=workers)
@@ -95,7 +95,7 @@ def test_a_sharded_graph_has_the_gradient_of_a_whole_one(trio, loss):
 
 
 def vectors_of_shards() -> tuple[torch.Tensor, torch.Tensor, int]:
-    model, *_ = made("lightgcn", "soft", Workers.joined(), True)
+    model, *_ = made("lightgcn", "soft", Workers.from_process_group(), True)
     with torch.no_grad():
         return *model.vectors(), len(model.indices_of_users)
 
@@ -153,7 +153,7 @@ def test_seeds_differ_between_workers_and_the_first_one_has_that_of_one_worker()
 
 def trained(method: str, settings: RetrievalSettings):
     """The state after a whole training, and every weight."""
-    workers = Workers.joined()
+    workers = Workers.from_process_group()
     model, users, items = made("mf", method)
     graph = graph_of()
     validate = _validation(graph, graph_of(), 50, 0, workers)
@@ -195,7 +195,7 @@ def metrics_of(n_users: int) -> dict[str, float]:
     nothing.data[:] = 0
     nothing.eliminate_zeros()
     model, *_ = made("mf", "soft")
-    return _validation(nothing, graph, n_users, 0, Workers.joined())(model)
+    return _validation(nothing, graph, n_users, 0, Workers.from_process_group())(model)
 
 
 @pytest.mark.parametrize("n_users", [0, 7, 1])

@@ -36,7 +36,7 @@ def test_settings_of_maps_are_those_that_the_maps_take():
 @pytest.mark.parametrize("batch_size", [10, 30, 3000])
 def test_tables_wait_where_a_batch_reads_few_of_their_rows(batch_size):
     maps = [full_map(50_000), full_map(3), modulo_map(900_000, 2001), full_map(4)]
-    model = CtrSpec("widedeep", dim=4, id_bias=True).build(maps, 0, n_bags=1)
+    model = CtrSpec("widedeep", dim=4, id_bias=True).build(maps, 0, n_multi_valued=1)
     found = seldom_read(model, batch_size, multi_valued_widths=(5,))
     for part in (model.fields, model.wide):
         large, hashed = part.own

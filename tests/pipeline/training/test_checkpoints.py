@@ -230,9 +230,9 @@ def trained_until_stopped(folder: str, stop_at: int, epochs: int):
 
 def run_to_the_end(folder: str, epochs: int):
     job = job_of(Path(folder), epochs)
-    if Workers.joined().rank == 0:
+    if Workers.from_process_group().rank == 0:
         job["states"].stop_file.unlink(missing_ok=True)
-    Workers.joined().tell([0])
+    Workers.from_process_group().broadcast([0])
     state, _ = train(job)
     return state["stopped"], state["epoch"], state["step"], dict(state["model"]), state["resumed"]
 

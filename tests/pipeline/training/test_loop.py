@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import graphhash
-from graphhash.models.mf import MatrixFactorization, bpr_loss
+from graphhash.models.losses import bpr_loss
+from graphhash.models.mf import MatrixFactorization
 from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.models import seldom_read
