@@ -235,15 +235,14 @@ def _bench_retrieval(methods: Sequence[str], workers: tuple[int, ...] | None, op
 def _bench_ctr(methods: Sequence[str], workers: tuple[int, ...] | None, options: dict[str, Any]) -> Figures:
     from pipeline.bench.training_ctr import bench_ctr, table
     from pipeline.config.run_config import RunConfig
-    from pipeline.ctr.log import named_shares
+    from pipeline.runs.tasks import task_of
 
     if workers:
         raise ConfigError("--workers is not supported with --task ctr; leave it out")
-    path = str(Path(options["data"]).absolute())
     settings = {f"data.{key}": options[key] for key in (*LOG_OPTIONS, *CTR_LOG_OPTIONS) if options[key] is not None}
     settings |= {
         "run.task": "ctr",
-        "data.path": path,
+        "data.path": str(Path(options["data"]).absolute()),
         "run.methods": tuple(methods),
         "train.model": options["model"] or "dlrm",
         "train.dim": options["dim"],
@@ -252,7 +251,8 @@ def _bench_ctr(methods: Sequence[str], workers: tuple[int, ...] | None, options:
         "map.indices_per_id": options["indices_per_id"],
     }
     settings |= dict.fromkeys(("data.seed", "map.seed", "train.seed"), options["seed"])
-    config = RunConfig.from_flat(named_shares(path, options["format"]) | settings)
+    config = RunConfig.from_flat(settings)
+    config = RunConfig.from_flat({**task_of(config).data_defaults(config), **settings})
     results = bench_ctr(config, rounds=options["epochs"])
     return results, table(results)
 

@@ -115,7 +115,7 @@ def _ingest(pending: Mapping[GridPoint, RunSpec]) -> None:
     first_of_seed = {point.seed: spec for point, spec in reversed(list(pending.items()))}
     for seed, spec in first_of_seed.items():
         with prefixed(f"seed {seed}"):
-            run(spec.config, until="ingest", reuse_from=spec.cached_sources)
+            run(spec.config, until="ingest", reuse_from=spec.reuse_from)
 
 
 def _announced(pending: Mapping[GridPoint, RunSpec]) -> Iterator[RunSpec]:

@@ -172,7 +172,7 @@ def grid_specs(
             config=config,
             until="evaluate",
             driver_until="cluster",
-            cached_sources=tuple(
+            reuse_from=tuple(
                 Path(configs[other].run.out) for other in points if other.seed == point.seed and other != point
             ),
         )

@@ -43,7 +43,7 @@ class RunSpec:
         until: its last stage.
         driver_until: the last stage that the driver computes before a pool's process takes over; None: there is none. Such are the
             stages that other runs reuse, and those that want the whole cluster.
-        cached_sources: other run folders. A finished log or clustering with the same settings is reused from there.
+        reuse_from: other run folders. A finished log or clustering with the same settings is reused from there.
     """
 
     name: str
@@ -51,7 +51,7 @@ class RunSpec:
     config: RunConfig
     until: str
     driver_until: str | None = None
-    cached_sources: tuple[Path, ...] = ()
+    reuse_from: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def execute(spec: RunSpec, until: str, **options: Any) -> Result:
     trace = Path(spec.config.run.out) / "error.txt"
     try:
         with silenced():
-            metrics = run(spec.config, until=until, reuse_from=spec.cached_sources, **options).metrics
+            metrics = run(spec.config, until=until, reuse_from=spec.reuse_from, **options).metrics
     except Exception as error:
         write_text_atomic(trace, traceback.format_exc())
         # Ray hands on a task's error as a subclass whose text is the remote traceback; `cause` is the error itself.

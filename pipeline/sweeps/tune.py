@@ -198,7 +198,7 @@ def trial_spec(base: RunConfig, chosen: Mapping[str, Any]) -> RunSpec:
     name, out = trial_name(chosen), Path(base.run.out)
     # The task of a trial holds its CPUs, so it cannot wait for further tasks that need some.
     config = RunConfig.from_flat(base.flat() | dict(chosen) | {"run.out": str(out / name), "cluster.shards": 0})
-    return RunSpec(name, name, config, until="train", cached_sources=(out / "log",))
+    return RunSpec(name, name, config, until="train", reuse_from=(out / "log",))
 
 
 def best_config(base: RunConfig, trial: Trial) -> RunConfig:

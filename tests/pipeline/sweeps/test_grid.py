@@ -107,7 +107,7 @@ def test_runs_of_one_seed_reuse_each_others_log():
     points = make_grid(["graph", "modulo"], ["mf"], [0, 1], [Budget("rows", 9)], "retrieval")
     specs = grid_specs(RunConfig.from_flat({"data.path": "log", "run.out": "cmp"}), points, [])
     for point, spec in specs.items():
-        assert {source.name for source in spec.cached_sources} == {
+        assert {source.name for source in spec.reuse_from} == {
             other.name.removeprefix("runs/")
             for twin, other in specs.items()
             if twin.seed == point.seed and twin != point
