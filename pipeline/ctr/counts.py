@@ -1,13 +1,21 @@
-"""Counts of ids, and mean and deviation of numbers, added up batch by batch."""
+"""What the first pass over a CTR data set counts: samples, ids, and mean and deviation of numbers, added up batch by batch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from graphhash.errors import DataError
+from graphhash.graph.interactions import TEST, TRAIN, VALIDATION
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import DataConfig
+
+PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 # Counts that wait to be added up: one more value_counts costs less than to hold them.
 PENDING = 2_000_000
 
@@ -69,3 +77,31 @@ class Moments:
     @property
     def std(self) -> float:
         return (self.squares / max(1, self.n)) ** 0.5
+
+
+@dataclass
+class Counts:
+    """What the first pass finds; ids, multi-valued and dense are of the training rows."""
+
+    ids: dict[str, IdCounts]
+    multi_valued: dict[str, IdCounts]
+    dense: dict[str, Moments]
+    groups: IdCounts
+    widths: dict[str, int]
+    n_rows: list[int] = field(default_factory=lambda: [0, 0, 0])
+    n_positive: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+    def check(self, data: DataConfig) -> None:
+        """Raise DataError for a part that lacks a class, or for no training rows."""
+        for part, number in PARTS.items():
+            n, positive = self.n_rows[number], self.n_positive[number]
+            share = {"validation": data.validation, "test": data.test}.get(part, 1.0)
+            if not n and (part == "train" or share):
+                raise DataError(
+                    f"{data.path}: {part} has no rows of {sum(self.n_rows)}; give more data, or other shares"
+                )
+            if n and positive in (0, n):
+                what = "no positive labels" if not positive else "positive labels alone"
+                raise DataError(
+                    f"{data.path}: {part} has {what} in {n} rows, and needs labels 0 and 1; give more data, shares or another seed"
+                )

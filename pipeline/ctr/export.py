@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from graphhash.errors import DataError
 from graphhash.models.ctr_bytes import store_rounded
+from pipeline.ctr.counts import PARTS
 from pipeline.ctr.data import Column, Features, Part
 from pipeline.ctr.evaluate import predict
-from pipeline.ctr.ingest import PARTS
 from pipeline.ctr.onnx_graph import ctr_graph, describe_columns
 from pipeline.ctr.weights import TrainedCtr
 from pipeline.export.graph import describe

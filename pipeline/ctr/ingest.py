@@ -19,7 +19,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,8 @@ from graphhash.errors import DataError
 from graphhash.graph.interactions import TEST, TRAIN, VALIDATION, edge_hash
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.ctr.columns import dense_of, ids_of, labels_of, multi_valued_of
-from pipeline.ctr.counts import IdCounts, Moments
+from pipeline.ctr.counts import PARTS, Counts, IdCounts, Moments
+from pipeline.ctr.encoders import Encoder, Encoders, make_encoders
 from pipeline.ctr.log import CtrLog, open_log
 from pipeline.ctr.schema import Category, MultiValued
 from pipeline.logs.tables import Rows
@@ -41,9 +41,7 @@ from pipeline.storage.atomic import write_json_atomic
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
 
-PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 FORMAT_VERSION = 1
-MAX_WIDTH = 256
 
 
 def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
     log = open_log(data)
     counts = _count(log, data)
     counts.check(data)
-    encoders, dropped = _encoders(log, counts, out)
+    encoders, dropped = make_encoders(log.schema, counts, out)
     facts = _encode(log, data, counts, encoders, out)
     schema = {
         "format_version": FORMAT_VERSION,
@@ -87,37 +85,6 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
         "schema_hash": digest,
         "seconds": round(time.perf_counter() - started, 3),
     }
-
-
-# ---- first pass
-
-
-@dataclass
-class Counts:
-    """What the first pass finds; ids, multi-valued and dense are of the training rows."""
-
-    ids: dict[str, IdCounts]
-    multi_valued: dict[str, IdCounts]
-    dense: dict[str, Moments]
-    groups: IdCounts
-    widths: dict[str, int]
-    n_rows: list[int] = field(default_factory=lambda: [0, 0, 0])
-    n_positive: list[int] = field(default_factory=lambda: [0, 0, 0])
-
-    def check(self, data: DataConfig) -> None:
-        """Raise DataError for a part that lacks a class, or for no training rows."""
-        for part, number in PARTS.items():
-            n, positive = self.n_rows[number], self.n_positive[number]
-            share = {"validation": data.validation, "test": data.test}.get(part, 1.0)
-            if not n and (part == "train" or share):
-                raise DataError(
-                    f"{data.path}: {part} has no rows of {sum(self.n_rows)}; give more data, or other shares"
-                )
-            if n and positive in (0, n):
-                what = "no positive labels" if not positive else "positive labels alone"
-                raise DataError(
-                    f"{data.path}: {part} has {what} in {n} rows, and needs labels 0 and 1; give more data, shares or another seed"
-                )
 
 
 def _count(log: CtrLog, data: DataConfig) -> Counts:
@@ -169,106 +136,6 @@ def row_parts(first: int, n_rows: int, *, seed: int, validation: float, test: fl
 
 def _group(rows: Rows, name: str) -> pa.Array:
     return rows.columns[name].cast(pa.large_string())
-
-
-# ---- second pass
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Raw ids of one column -> entries."""
-
-    name: str
-    number: int
-    column: Category | MultiValued
-    vocabulary: Vocabulary
-    has_missing: bool
-    counts: NDArray[np.int64]
-
-    @property
-    def n_ids(self) -> int:
-        return len(self.vocabulary) + self.has_missing
-
-    def entries(self, ids: pa.Array) -> NDArray[np.int32]:
-        """Entries of raw ids, shape (n,)."""
-        missing = ids.is_null().to_numpy(zero_copy_only=False)
-        known = self.vocabulary.rows(ids.drop_null(), missing="fallback")
-        entries = np.full(len(ids), len(self.vocabulary) if self.has_missing else self.n_ids, np.int32)
-        entries[~missing] = np.where(known == len(self.vocabulary), self.n_ids, known)
-        return entries
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "kind": self.column.kind,
-            "n_ids": self.n_ids,
-            "has_missing": self.has_missing,
-            "vocabulary": f"vocabularies/{self.number:02d}.parquet",
-            "counts": f"counts/{self.number:02d}.npy",
-            "hash": self.vocabulary.content_hash,
-        }
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """All columns that are kept."""
-
-    columns: list[Encoder]
-    multi_valued: list[Encoder]
-    widths: list[int]
-    dense: dict[str, Moments]
-    groups: Vocabulary
-
-
-def _encoders(log: CtrLog, counts: Counts, out: Path) -> tuple[Encoders, dict[str, str]]:
-    """Encoders of what is kept, their vocabularies and counts written, and why other columns are dropped."""
-    dropped: dict[str, str] = {}
-    encoders: dict[type, list[Encoder]] = {Category: [], MultiValued: []}
-    for folder in ("vocabularies", "counts"):
-        (out / folder).mkdir()
-    number = 0
-    found = {**counts.ids, **counts.multi_valued}
-    features: list[Category | MultiValued] = [*log.schema.categories, *log.schema.multi_valued]
-    for column in features:
-        encoder = _encoder(column, number, found[column.name])
-        if not encoder.n_ids:
-            dropped[column.name] = (
-                "no id of train is frequent enough" if column.min_count else "it has no value in train"
-            )
-            continue
-        if np.count_nonzero(encoder.counts) == 1 and isinstance(column, Category):
-            dropped[column.name] = "it has one value in all of train"
-            continue
-        encoder.vocabulary.save(out / "vocabularies" / f"{number:02d}.parquet")
-        np.save(out / "counts" / f"{number:02d}.npy", encoder.counts)
-        encoders[type(column)].append(encoder)
-        number += 1
-    for name, moments in counts.dense.items():
-        if not moments.n:
-            dropped[name] = "it has no number in train"
-        elif moments.low == moments.high:
-            dropped[name] = f"it is {moments.low:g} in all of train"
-    if not encoders[Category] and not encoders[MultiValued]:
-        raise DataError("no column has an entry: every id of train is rarer than min_count; lower data.min_count")
-    widths = [counts.widths[encoder.name] for encoder in encoders[MultiValued]]
-    for encoder, width in zip(encoders[MultiValued], widths, strict=True):
-        if width > MAX_WIDTH:
-            raise DataError(
-                f"column {encoder.name!r} has a row of {width} values, of at most {MAX_WIDTH}; shorten the lists"
-            )
-    dense = {name: moments for name, moments in counts.dense.items() if name not in dropped}
-    groups = Vocabulary(counts.groups.counted()[0])
-    return Encoders(encoders[Category], encoders[MultiValued], widths, dense, groups), dropped
-
-
-def _encoder(column: Category | MultiValued, number: int, found: IdCounts) -> Encoder:
-    ids, n = found.counted()
-    enough = n >= (column.min_count or 1)
-    has_missing = isinstance(column, Category) and found.n_missing >= (column.min_count or 1)
-    n_oov = int(n[~enough].sum()) + (0 if has_missing or isinstance(column, MultiValued) else found.n_missing)
-    vocabulary = Vocabulary(ids.filter(pa.array(enough)))
-    counts = np.concatenate([n[enough], [found.n_missing] if has_missing else [], [n_oov]]).astype(np.int64)
-    return Encoder(column.name, number, column, vocabulary, has_missing, counts)
 
 
 def _encode(log: CtrLog, data: DataConfig, counts: Counts, encoders: Encoders, out: Path) -> dict[str, Any]:

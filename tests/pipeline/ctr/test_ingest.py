@@ -15,9 +15,9 @@ from graphhash.errors import DataError
 from graphhash.graph.interactions import TEST, TRAIN, VALIDATION
 from pipeline.config.run_config import DataConfig
 from pipeline.ctr import counts as ctr_counts
-from pipeline.ctr.counts import IdCounts, Moments
+from pipeline.ctr.counts import PARTS, IdCounts, Moments
 from pipeline.ctr.data import Features
-from pipeline.ctr.ingest import PARTS, ingest_ctr, row_parts
+from pipeline.ctr.ingest import ingest_ctr, row_parts
 from pipeline.ctr.maps import find_pairs, pair_graph
 from pipeline.logs import tables as tables
 from tests.helpers.ctr_log import SCHEMA, columns, write_csv, write_schema
