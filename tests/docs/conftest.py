@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
     for name in ("out", "ctr"):
         (folder / name).mkdir()
     named.export(folder / "out" / "bundle")
-    export_small(small_ctr(bags=False), folder / "ctr" / "bundle")
+    export_small(small_ctr(multi_valued=False), folder / "ctr" / "bundle")
     # A spreadsheet has no lists, and pandas makes floats of numbers beside missing ones.
     log = {
         name: values

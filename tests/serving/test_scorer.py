@@ -35,7 +35,7 @@ def loaded(bundle):
 def numbers(tmp_path_factory):
     """A bundle without a text column, whose inputs can be bound."""
     folder = tmp_path_factory.mktemp("numbers") / "bundle"
-    trained = small_ctr(bags=False)
+    trained = small_ctr(multi_valued=False)
     users = trained.vocabularies[0]
     trained.vocabularies[0] = Vocabulary(np.arange(len(users)))
     first, *others = trained.features.columns

@@ -188,7 +188,7 @@ def test_rows_of_the_log_become_the_raw_values_they_were_made_of():
     again = entries_of(trained, raw_columns(trained, part))
     assert np.array_equal(again.categorical.numpy(), part.categorical)
     np.testing.assert_allclose(again.dense.numpy(), part.dense, atol=1e-6)
-    assert all(np.array_equal(a.numpy(), b) for a, b in zip(again.bags, part.multi_valued, strict=True))
+    assert all(np.array_equal(a.numpy(), b) for a, b in zip(again.multi_valued, part.multi_valued, strict=True))
     part.categorical[0, 0] = 1000
     with pytest.raises(DataError, match="has entries"):
         raw_columns(trained, part)
