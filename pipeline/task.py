@@ -89,6 +89,8 @@ class Task(Protocol):
         bytes_note: what the bytes of a comparison's table count.
         l2_total_range: of `train.l2_total` in a search.
         stage_fields: configuration keys that each stage reads, whatever their values.
+        byte_budget_fields: those that the cluster stage reads as well where a ratio of the bytes is the budget.
+        unread_fields: those of other tasks.
     """
 
     name: str
@@ -100,6 +102,8 @@ class Task(Protocol):
     bytes_note: str
     l2_total_range: tuple[float, float]
     stage_fields: Mapping[str, tuple[str, ...]]
+    byte_budget_fields: tuple[str, ...]
+    unread_fields: frozenset[str]
 
     def check_methods(self, methods: Sequence[str]) -> None:
         """Raise ConfigError for a method that the task does not support."""

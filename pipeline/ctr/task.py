@@ -85,7 +85,7 @@ class Ctr:
         "export": ("export.external_data_mib",),
     }
     # Read where a ratio of the bytes is the budget: they decide how many rows fit.
-    byte_budget_fields = (
+    byte_budget_fields: tuple[str, ...] = (
         "map.indices_per_id",
         "map.item_bias",
         "train.model",

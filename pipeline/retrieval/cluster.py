@@ -140,5 +140,6 @@ def _cluster(
         # Each side has one more row, for OOV ids.
         rows = int(value) - 2 if kind == "rows" else (value[0] - 1, value[1] - 1)
         if config.cluster.method == "balanced":
+            assert biadjacency is not None, "the configuration refuses shards with this method"
             return balanced_labels(biadjacency, rows=rows, max_size=config.cluster.max_size)
         return cluster_to_rows(graph, rows, on_cycle=on_cycle, **_options(config))

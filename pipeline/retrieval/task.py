@@ -95,7 +95,7 @@ class Retrieval:
         "export": ("export.runtime", "export.external_data_mib"),
     }
     # Read where a ratio of the bytes is the budget: they decide how many rows fit.
-    byte_budget_fields = (
+    byte_budget_fields: tuple[str, ...] = (
         "map.indices_per_id",
         "map.hops",
         "map.item_bias",
@@ -184,7 +184,7 @@ class Retrieval:
     def cluster(self, context: StageContext, out: Path) -> dict[str, Any]:
         from pipeline.retrieval.cluster import cluster_run
 
-        return cluster_run(context.config, context.ingest_dir, out)
+        return dict(cluster_run(context.config, context.ingest_dir, out))
 
     def train(self, context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
         from pipeline.retrieval.train import train_method

@@ -18,7 +18,8 @@ def seldom_embeddings(reads: Iterable[tuple[BucketEmbedding, int]]) -> list[Buck
     Args:
         reads: every embedding with the number of ids that a step looks up in it. Embeddings may share a table.
     """
-    found, rows_read = [], dict[Tensor, int]()
+    found: list[BucketEmbedding] = []
+    rows_read: dict[Tensor, int] = {}
     for embedding, n_ids in reads:
         rows_read[embedding.table] = rows_read.get(embedding.table, 0) + n_ids * embedding.rows.shape[1]
         found.append(embedding)
