@@ -25,7 +25,7 @@ from pipeline.ctr.cluster import cluster_ctr, load_pair_labels
 from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import predict, table_rows
 from pipeline.ctr.ingest import ingest_ctr
-from pipeline.ctr.maps import cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
+from pipeline.ctr.maps import MapOptions, cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
 from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.train import SCORES, ctr_loss, seldom_tables
 from pipeline.training.loop import fit
@@ -113,12 +113,10 @@ def _model_maker(
 
     def make(method: str) -> CtrModel:
         resolved = resolve_method(config, features, method)
-        n_indices, hops, seed = resolved.indices_per_id, resolved.hops, config.map.seed
-        maps = make_maps(features, graphs, labels, method, indices_per_id=n_indices, hops=hops, seed=seed)
+        options = MapOptions(resolved.indices_per_id, resolved.hops, config.map.seed)
+        maps = make_maps(features, graphs, labels, method, options)
         model = spec_of(config, method).build(maps, len(features.dense), len(features.multi_valued))
-        folded = cross_fitted_maps(
-            features, train, graphs, labels, method, fold, indices_per_id=n_indices, hops=hops, seed=seed
-        )
+        folded = cross_fitted_maps(features, train, graphs, labels, method, fold, options)
         model.use_folds(folded)
         return model
 

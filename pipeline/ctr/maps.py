@@ -46,6 +46,21 @@ class Pair:
         return first, second
 
 
+@dataclass(frozen=True)
+class MapOptions:
+    """Options of the maps of a method.
+
+    Args:
+        indices_per_id: table rows read per id; None: the method's own number.
+        hops: steps of the graph that soft methods mix over.
+        seed: of the hash functions.
+    """
+
+    indices_per_id: int | None
+    hops: str
+    seed: int
+
+
 def find_pairs(features: Features) -> list[Pair]:
     """The pairs of the columns that are compressed with a partner, in the order of their first columns."""
     numbers = {column.name: number for number, column in enumerate(features.columns)}
@@ -116,10 +131,7 @@ def make_maps(
     graphs: Sequence[csr_array],
     labels: Sequence[Labels],
     method: str,
-    *,
-    indices_per_id: int | None,
-    hops: str,
-    seed: int,
+    options: MapOptions,
     folds: Sequence[Sequence[csr_array]] | None = None,
 ) -> list[BucketMap]:
     """The bucket map of every categorical column, then of every multi-valued one.
@@ -127,7 +139,6 @@ def make_maps(
     Args:
         graphs, labels: of the pairs of `find_pairs`.
         method: one of METHODS; "full" leaves everything full, what the schema hashes too.
-        indices_per_id, hops, seed: as in ``pipeline.config.run_config.MapConfig``.
         folds: of every pair, what :func:`fold_graphs` gives: the mixtures of soft methods are then those of folds
             (:func:`graphhash.soft_maps`), for training.
 
@@ -136,40 +147,44 @@ def make_maps(
     """
     maps: dict[int, BucketMap] = {}
     for number, pair in enumerate(find_pairs(features) if method != "full" else []):
-        first, second = (features.counts(features.columns[column])[:-1] for column in pair.columns)
+        users, items = (features.counts(features.columns[column])[:-1] for column in pair.columns)
         inputs = Inputs(
             graphs[number],
             labels[number],
-            resolve_indices(method, indices_per_id),
-            hops,
-            seed + SEEDS_PER_PAIR * number,
-            frequencies=(first, second),
+            resolve_indices(method, options.indices_per_id),
+            options.hops,
+            options.seed + SEEDS_PER_PAIR * number,
+            frequencies=(users, items),
         )
-        ways = [
-            _way(features, column, method) if used else None
-            for column, used in zip(pair.columns, pair.compressed, strict=True)
-        ]
-        for way in dict.fromkeys(filter(None, ways)):
-            try:
-                made = (
-                    _soft(way, inputs, folds[number] if folds else ())
-                    if way in MAP_SETTINGS
-                    else METHODS[way].make(inputs)
-                )
-            except ValueError as error:
-                names = " and ".join(map(repr, pair.names(features)))
-                raise DataError(f"method {way!r} of columns {names}: {error}") from error
-            together = ways == [way, way]
-            for side, column in enumerate(pair.columns):
-                if ways[side] == way:
-                    maps[column] = made[side] if together else alone(made[side])
+        maps |= _pair_maps(features, pair, inputs, method, folds[number] if folds else ())
     for number, column in enumerate(features.columns):
         category = features.schema.category(column.name)
         if number not in maps and category.rows is not None and method != "full":
-            maps[number] = _hashed(
-                category.compress, column.n_ids, category.rows, features.counts(column)[:-1], seed + number
-            )
+            counts = features.counts(column)[:-1]
+            maps[number] = _hashed(category.compress, column.n_ids, category.rows, counts, options.seed + number)
     return [maps.get(number) or full_map(column.n_ids) for number, column in enumerate(features.all_columns)]
+
+
+def _pair_maps(
+    features: Features, pair: Pair, inputs: Inputs, method: str, folds: Sequence[csr_array]
+) -> dict[int, BucketMap]:
+    """The maps of the columns that a pair compresses, by number."""
+    ways = [
+        _way(features, column, method) if used else None
+        for column, used in zip(pair.columns, pair.compressed, strict=True)
+    ]
+    maps: dict[int, BucketMap] = {}
+    for way in dict.fromkeys(filter(None, ways)):
+        try:
+            made = _soft(way, inputs, folds) if way in MAP_SETTINGS else METHODS[way].make(inputs)
+        except ValueError as error:
+            names = " and ".join(map(repr, pair.names(features)))
+            raise DataError(f"method {way!r} of columns {names}: {error}") from error
+        together = ways == [way, way]
+        for side, column in enumerate(pair.columns):
+            if ways[side] == way:
+                maps[column] = made[side] if together else alone(made[side])
+    return maps
 
 
 def resolve_indices(method: str, requested: int | None) -> int:
@@ -195,7 +210,7 @@ def cross_fitted_maps(
     labels: Sequence[Labels],
     method: str,
     fold: NDArray[np.uint8],
-    **options,
+    options: MapOptions,
 ) -> dict[int, BucketMap]:
     """For training: the maps of the columns that are read by folds, by number (:meth:`graphhash.models.ctr.CtrModel.use_folds`).
 
@@ -210,7 +225,7 @@ def cross_fitted_maps(
     if method not in MAP_SETTINGS:
         return {}
     folds = [fold_graphs(features, part, pair, fold) for pair in find_pairs(features)]
-    maps = make_maps(features, graphs, labels, method, folds=folds, **options)
+    maps = make_maps(features, graphs, labels, method, options, folds)
     return {
         number: maps[number] for number, column in enumerate(features.columns) if maps[number].n_ids != column.n_ids
     }

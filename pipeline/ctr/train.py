@@ -22,7 +22,7 @@ from pipeline.ctr.budget import resolve_method
 from pipeline.ctr.cluster import load_pair_labels
 from pipeline.ctr.data import Features, Part, batch_of
 from pipeline.ctr.evaluate import measure, predict
-from pipeline.ctr.maps import cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
+from pipeline.ctr.maps import MapOptions, cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
 from pipeline.ctr.models import seldom_read
 from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, save_maps
@@ -54,11 +54,11 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
     graphs = [pair_graph(features, train, pair) for pair in pairs]
     labels = load_pair_labels(cluster_dir, facts) if pairs else []
     resolved = resolve_method(config, features, method)
-    options = {"indices_per_id": resolved.indices_per_id, "hops": resolved.hops, "seed": config.map.seed}
-    maps = make_maps(features, graphs, labels, method, **options)
+    options = MapOptions(resolved.indices_per_id, resolved.hops, config.map.seed)
+    maps = make_maps(features, graphs, labels, method, options)
     save_maps(maps, out)
     fold = draw_folds(len(train), config.map.seed)
-    if folded := cross_fitted_maps(features, train, graphs, labels, method, fold, **options):
+    if folded := cross_fitted_maps(features, train, graphs, labels, method, fold, options):
         (out / FOLDS).mkdir()
         save_folds(out / FOLDS, folded, fold)
     settings, spec = ctr_settings(config, len(train)), spec_of(config, method)

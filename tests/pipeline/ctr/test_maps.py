@@ -21,6 +21,7 @@ from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import evaluate_ctr
 from pipeline.ctr.ingest import ingest_ctr
 from pipeline.ctr.maps import (
+    MapOptions,
     Pair,
     alone,
     check_compressed,
@@ -89,7 +90,7 @@ def maps_of(made, method):
     train = features.part("train")
     graphs = [pair_graph(features, train, pair) for pair in find_pairs(features)]
     labels = load_pair_labels(made / "cluster", json.loads((made / "cluster" / "cluster.json").read_text()))
-    return features, labels, make_maps(features, graphs, labels, method, indices_per_id=None, hops="1+2", seed=0)
+    return features, labels, make_maps(features, graphs, labels, method, MapOptions(None, "1+2", 0))
 
 
 def test_a_pair_compresses_the_columns_that_ask_for_it(made):
@@ -130,13 +131,13 @@ def test_no_row_reads_mixtures_that_know_its_label(made, method):
     features, labels, maps = maps_of(made, method)
     train, pairs = features.part("train"), find_pairs(features)
     graphs, fold = [pair_graph(features, train, pair) for pair in pairs], draw_folds(len(train), 0)
-    how = {"indices_per_id": None, "hops": "1+2", "seed": 0}
-    folded = cross_fitted_maps(features, train, graphs, labels, method, fold, **how)
+    options = MapOptions(None, "1+2", 0)
+    folded = cross_fitted_maps(features, train, graphs, labels, method, fold, options)
     assert list(folded) == ([] if method == "graph" else [0, 1, 2])
     flipped = dataclasses.replace(
         train, labels=np.where(fold == 3, 1 - np.asarray(train.labels), train.labels).astype(np.uint8)
     )
-    again = cross_fitted_maps(features, flipped, graphs, labels, method, fold, **how)
+    again = cross_fitted_maps(features, flipped, graphs, labels, method, fold, options)
     changed = []
     for number in folded:
         # Whatever the labels of a fold's rows are, these rows read the same; the other folds do not.
@@ -174,7 +175,7 @@ def test_a_fold_with_all_the_positives_leaves_an_empty_graph(made):
     train, pairs = features.part("train"), find_pairs(features)
     graphs = [pair_graph(features, train, pair) for pair in pairs]
     fold = np.where(np.asarray(train.labels) > 0, 2, 0).astype(np.uint8)
-    folded = cross_fitted_maps(features, train, graphs, labels, "soft", fold, indices_per_id=None, hops="1+2", seed=0)
+    folded = cross_fitted_maps(features, train, graphs, labels, "soft", fold, MapOptions(None, "1+2", 0))
     n_ids = features.columns[0].n_ids
     assert (folded[0].rows[2 * n_ids : 3 * n_ids] == maps[0].oov_row).all()
     assert_array_equal(folded[0].rows[:n_ids], maps[0].rows[:-1])
@@ -251,7 +252,7 @@ def test_a_ratio_of_the_bytes_is_kept_by_every_method(made, tmp_path):
     labels = load_pair_labels(cluster_dir, json.loads((cluster_dir / "cluster.json").read_text()))
     used = []
     for method in config.run.methods:
-        maps = make_maps(features, graphs, labels, method, indices_per_id=3, hops="1+2", seed=0)
+        maps = make_maps(features, graphs, labels, method, MapOptions(3, "1+2", 0))
         (tmp_path / method).mkdir()
         save_maps(maps, tmp_path / method)
         save_ctr(spec_of(config, method).build(maps, 0), tmp_path / method)
