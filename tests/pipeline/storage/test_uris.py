@@ -1,7 +1,4 @@
-"""Logs and run folders at URIs: on disk (file://), in memory, and by pyarrow's own S3 client against a small server on loopback.
-
-No store of a cloud is asked.
-"""
+"""Logs and run folders at URIs: on disk (file://), in memory, and by pyarrow's own S3 client against moto's server on loopback."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from pipeline.runs import remote as mirrors
 from pipeline.runs.remote import Mirror, held_folder, run_folder
 from pipeline.runs.run import run
 from pipeline.storage.uris import bundle_folder, fetch, is_uri, localised, open_uri, work_folder
-from tests.helpers.s3_server import s3_server
+from tests.helpers.s3 import s3_bucket
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,20 +39,15 @@ def in_memory(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def s3():
-    with s3_server() as (bucket, query), pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        yield bucket, query
+def bucket():
+    with s3_bucket() as bucket:
+        yield bucket
 
 
 @pytest.fixture(params=[on_disk, in_memory, "s3"], ids=["on disk", "in memory", "s3"])
 def opened(request, tmp_path):
     if request.param == "s3":
-        bucket, query = request.getfixturevalue("s3")
-        bucket.clear()
-        filesystem, path = open_uri(f"s3://bucket/run?{query}")
+        filesystem, path = open_uri(request.getfixturevalue("bucket").uri(tmp_path.name))
     else:
         filesystem, path = request.param(tmp_path)
     filesystem.create_dir(path, recursive=True)
@@ -109,20 +101,20 @@ def test_a_password_in_a_uri_is_refused_and_not_repeated():
     assert "bucket/run" in str(caught.value)
 
 
-def test_a_bucket_that_says_no_is_one_line(s3, tmp_path):
-    bucket, query = s3
-    bucket.clear()
-    bucket["log.csv"] = (b"user_id,item_id\n1,2\n", 1e9)
-    assert fetch(f"s3://bucket/log.csv?{query}", tmp_path).read_text() == "user_id,item_id\n1,2\n"
-    bucket.away = True
-    try:
+def test_a_bucket_that_denies_access_is_one_line(bucket, tmp_path):
+    log = bucket.uri("denied/log.csv")
+    with open_uri(log)[0].open_output_stream("bucket/denied/log.csv") as stream:
+        stream.write(b"user_id,item_id\n1,2\n")
+    assert fetch(log, tmp_path).read_text() == "user_id,item_id\n1,2\n"
+    run = Mirror(bucket.uri("denied/run"), tmp_path / "run")
+    with bucket.access_denied():
         with pytest.raises(DataError, match=r"cannot be read \(.*check the path, the region, and the credentials on"):
-            fetch(f"s3://bucket/log.csv?{query}", tmp_path)
-        with pytest.raises(RunFolderError, match=r"cannot be written \(.*check the path and the credentials"):
-            with Mirror(f"s3://bucket/run?{query}", tmp_path / "run").held():
-                pass
-    finally:
-        bucket.away = False
+            fetch(log, tmp_path)
+        with (
+            pytest.raises(RunFolderError, match=r"cannot be written \(.*check the path and the credentials"),
+            run.held(),
+        ):
+            pass
 
 
 def test_a_log_is_copied_once_and_again_when_it_changes(opened, tmp_path):
