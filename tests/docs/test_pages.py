@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import PAGES, ROOT
+from tests.test_imports import PIPELINE_ROWS
 
 README = ROOT / "README.md"
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -74,3 +75,17 @@ def test_every_page_of_docs_is_in_the_navigation():
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1]
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if ROOT / "docs" in page.parents}
     assert set(re.findall(r"[\w/-]+\.md", nav)) == pages
+
+
+def test_the_architecture_page_shows_the_rows_that_are_tested():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = [re.findall(r"`(\w+)(?:/|\.py)`", cell) for cell in re.findall(r"^\| \d+ \| (.+?) \|", page, re.MULTILINE)]
+    rooms = {
+        path.stem
+        for path in (ROOT / "pipeline").iterdir()
+        if not path.name.startswith((".", "_")) and path.name != "deploy"
+    }
+    assert {room for row in shown for room in row} == rooms
+    rows = {room: number for number, row in enumerate(PIPELINE_ROWS) for room in row}
+    tested = [rows[row[0]] for row in shown]
+    assert tested == sorted(tested)
