@@ -21,7 +21,8 @@ from graphhash.models.ctr_bytes import store_rounded
 from pipeline.ctr.counts import PARTS
 from pipeline.ctr.data import Column, Features, Part
 from pipeline.ctr.evaluate import predict
-from pipeline.ctr.onnx_graph import ctr_graph, describe_columns
+from pipeline.ctr.onnx_graph import ctr_graph
+from pipeline.ctr.onnx_inputs import describe_columns
 from pipeline.ctr.weights import TrainedCtr
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes

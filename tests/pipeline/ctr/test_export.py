@@ -15,7 +15,8 @@ from graphhash.graph.vocabulary import Vocabulary
 from graphhash.models.ctr_bytes import store_rounded
 from pipeline.ctr import export as ctr_export
 from pipeline.ctr.export import export_ctr, precision_loss, raw_columns
-from pipeline.ctr.onnx_graph import ctr_graph, input_names, missing_id
+from pipeline.ctr.onnx_graph import ctr_graph
+from pipeline.ctr.onnx_inputs import input_names, missing_id
 from serving import BundleError, Scorer, check_bundle
 from tests.helpers.small_ctr import MODELS, as_part, entries_of, export_small, precisions_for, raw_log, small_ctr
 

@@ -1,0 +1,71 @@
+"""The heads of CTR models as ONNX nodes, as the `forward` of the heads in `graphhash.models.ctr`."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from graphhash.models.ctr import DcnV2Head, DeepFmHead, DlrmHead
+from pipeline.export.graph import Graph
+from pipeline.export.layers import as_array, axes_1_2, linear, perceptron, squeezed
+
+
+def head_logit(graph: Graph, head: nn.Module, vectors: str, numbers: str | None) -> str:
+    """The head's logit, float32, shape (batch,).
+
+    Args:
+        vectors: of the fields, float32, shape (batch, n_fields, dim).
+        numbers: the dense columns, float32, shape (batch, n_dense); None without any.
+    """
+    if isinstance(head, DlrmHead):
+        units = _dlrm(graph, head, vectors, numbers)
+    else:
+        flat = graph.node("Flatten", [vectors], "/vectors_flat", axis=1)
+        first = flat if numbers is None else graph.node("Concat", [flat, numbers], "/joined", axis=1)
+        if isinstance(head, DcnV2Head):
+            units = _dcn(graph, head, first)
+        else:
+            assert isinstance(head.network, nn.Module)
+            units = perceptron(graph, "/deep", head.network, first)
+    assert isinstance(head.out, nn.Module)
+    logit = squeezed(graph, linear(graph, "/out", head.out, units), "/head")
+    if not isinstance(head, DeepFmHead):
+        return logit
+    return graph.node("Add", [logit, _factorization(graph, vectors)], "/head_and_fm")
+
+
+def _dcn(graph: Graph, head: DcnV2Head, first: str) -> str:
+    """Units of the cross network, and of the deep network behind it or beside it."""
+    crossed = first
+    for n, layer in enumerate(head.cross.layers):
+        product = graph.node("Mul", [first, linear(graph, f"/cross_{n}", layer, crossed)], f"/cross_{n}_product")
+        crossed = graph.node("Add", [product, crossed], f"/cross_{n}_out")
+    if head.stacked:
+        return perceptron(graph, "/deep", head.network, crossed)
+    return graph.node("Concat", [crossed, perceptron(graph, "/deep", head.network, first)], "/parallel", axis=1)
+
+
+def _dlrm(graph: Graph, head: DlrmHead, vectors: str, numbers: str | None) -> str:
+    """Units of the network over the inner products of all pairs of vectors."""
+    of_dense = None
+    if head.dense is not None:
+        assert numbers is not None
+        of_dense = perceptron(graph, "/dense_network", head.dense, numbers)
+        field = graph.node("Unsqueeze", [of_dense, graph.axis(1)], "/dense_field")
+        vectors = graph.node("Concat", [field, vectors], "/all_fields", axis=1)
+    turned = graph.node("Transpose", [vectors], "/fields_turned", perm=[0, 2, 1])
+    products = graph.node("Flatten", [graph.node("MatMul", [vectors, turned], "/products")], "/products_flat", axis=1)
+    units = graph.node("Gather", [products, graph.constant("/pairs", as_array(head.dots.pairs))], "/dots", axis=1)
+    units = units if of_dense is None else graph.node("Concat", [of_dense, units], "/dense_and_dots", axis=1)
+    return perceptron(graph, "/deep", head.network, units)
+
+
+def _factorization(graph: Graph, vectors: str) -> str:
+    """Half of the square of the sum less the sum of the squares, shape (batch,)."""
+    total = graph.node("ReduceSum", [vectors, graph.axis(1)], "/fm_sum", keepdims=0)
+    squared = graph.node("Mul", [total, total], "/fm_squared_sum")
+    square = graph.node("ReduceSum", [squared, graph.axis(1)], "/fm_square", keepdims=0)
+    squares = graph.node("Mul", [vectors, vectors], "/fm_squared")
+    squares = graph.node("ReduceSum", [squares, axes_1_2(graph)], "/fm_squares", keepdims=0)
+    twice = graph.node("Sub", [square, squares], "/fm_twice")
+    return graph.node("Mul", [twice, graph.constant("/half", np.float32(0.5))], "/fm")
