@@ -80,7 +80,7 @@ def _as_type(ids: Sequence[str], kind: str, what: str) -> list[Any]:
 
 
 def _seen(bundle: Path, users: Sequence[Any], manifest: dict[str, Any]) -> list[np.ndarray]:
-    """Raw ids of the items that each user has in the run's training interactions and updates; none for an unknown user."""
+    """Raw ids of the items that each user has in the run's training interactions and updates; none for an out-of-vocabulary user."""
     from graphhash.graph.vocabulary import Vocabulary
     from pipeline.distributed.shards import ShardedCsr
     from pipeline.retrieval.folded_in import SEEN, folded_in_dir

@@ -57,7 +57,7 @@ def recommend(
         threads=threads,
     )
     for answer in answers:
-        print(f"user {answer['user_id']}" + ("" if answer["known"] else " (unknown: the fallback answers)"))
+        print(f"user {answer['user_id']}" + ("" if answer["known"] else " (out of vocabulary: the OOV row answers)"))
         rows = [(str(i + 1), str(item["item_id"]), f"{item['score']:.4f}") for i, item in enumerate(answer["items"])]
         print_table(("rank", "item", "score"), rows)
     write_json(json_file, answers)
@@ -129,7 +129,7 @@ def bench_serve(
     markdown: str | None,
     json_file: str | None,
 ) -> None:
-    """Time a bundle's answers, from raw ids to raw ids, for 1 to 256 users a request; of a click-through model, rows and probabilities.
+    """Time a bundle's answers, from raw ids to raw ids, for 1 to 256 users a request; of a CTR model, rows and probabilities.
 
     Next to it run the bundle of --against and, where the bundle lies in its run folder, the trained model in PyTorch eager, by turns,
     so that a slow minute of the machine hits all of them. Resident memory is measured in a fresh process per bundle: what loading it

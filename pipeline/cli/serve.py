@@ -38,7 +38,7 @@ graphhash serve out/bundle --no-ray --host 0.0.0.0
     default=1000,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Users, or rows of clicks, of a request and of a run.",
+    help="Users, or rows, of a request and of a run.",
 )
 @click.option("--max-k", default=1000, show_default=True, type=click.IntRange(min=1), help="Items per user.")
 @click.option("--max-body-mib", default=4.0, show_default=True, type=click.FloatRange(0, min_open=True))
@@ -70,13 +70,13 @@ def serve(
     timeout: float,
     watch: float,
 ) -> None:
-    """Answer over HTTP from an exported bundle: recommendations, scores, health, metrics, and a page at /; or probabilities of a click.
+    """Answer over HTTP from an exported bundle: recommendations, scores, health, metrics, and a page at /; of a CTR model, probabilities.
 
-    POST /v1/recommend {"user_ids": [42], "k": 20, "exclude": [[7]]} and POST /v1/score {"user_id": 42, "item_ids": [7, 8]}, of a model
-    of clicks POST /v1/predict {"rows": [{"user_id": 42, ...}]}; /docs says it all. When the bundle's folder, or what a link in its
-    place points to, is replaced, the new bundle answers within --watch seconds plus its loading, and no request is dropped; one that
-    fails its check or takes ids of other types is refused, and the old one goes on (/readyz says why). There is no
-    authentication: put a proxy that has it in front before --host opens the server to others. Ctrl-C stops.
+    POST /v1/recommend {"user_ids": [42], "k": 20, "exclude": [[7]]} and POST /v1/score {"user_id": 42, "item_ids": [7, 8]}; of a CTR
+    model POST /v1/predict {"rows": [{"user_id": 42, ...}]}. /docs describes all fields. When the bundle's folder, or a link in its place,
+    is replaced, the new bundle answers within --watch seconds plus its loading, and no request is dropped. A bundle that fails its check
+    or takes ids of other types is refused, one that cannot be loaded is tried again, and meanwhile the old one answers (/readyz says why).
+    There is no authentication: put a proxy that has it in front before --host opens the server to others. Ctrl-C stops.
     """
     from pipeline.bundles.serve import ServeSettings, serve_alone, serve_on_ray
     from serving.http.answers import Limits

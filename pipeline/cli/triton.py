@@ -30,7 +30,7 @@ graphhash triton out/bundle models --name shop -k 200 --gpu
     default=256,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Users, or rows of clicks, of one run.",
+    help="Users, or rows, of one run.",
 )
 def triton(bundle: str, out: str, name: str, k: int, gpu: bool, max_batch: int) -> None:
     """Write a bundle into the NVIDIA Triton model repository DIR: a model that recommends and one that scores candidates, or one that

@@ -26,7 +26,7 @@ from pipeline.ctr.onnx_inputs import describe_columns
 from pipeline.ctr.weights import TrainedCtr
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
-from pipeline.export.publish import check_place, publish, save_graph, unknown_id
+from pipeline.export.publish import check_place, oov_id, publish, save_graph
 from serving.bundle import write_manifest
 from serving.errors import BundleError
 from serving.manifest import METADATA, identity
@@ -60,7 +60,7 @@ def export_ctr(
         method, precision: of the run, for the manifest.
         external_data_mib: tensors of more than this together go to a second file.
         metrics, provenance: for the manifest; JSON values.
-        n_check: rows compared at most; rows of unknown and missing values are added to them.
+        n_check: rows compared at most; rows of OOV and missing values are added to them.
 
     Returns: the manifest.
 
@@ -131,7 +131,7 @@ def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _rows(trained: TrainedCtr, part: Part, n_check: int, seed: int) -> Part:
-    """Rows of a part, and two more per categorical column: the first of them with an unknown value, and with the last known entry."""
+    """Rows of a part, and two more per categorical column: the first of them with an OOV value, and with the last known entry."""
     chosen = np.sort(np.random.default_rng(seed).choice(len(part), min(n_check, len(part)), replace=False))
     n_ids = [column.n_ids for column in trained.features.columns]
     arrays = [np.array(array[chosen]) for array in (part.labels, part.categorical, part.dense, *part.multi_valued)]
@@ -153,7 +153,7 @@ def _as_stored(trained: TrainedCtr, precisions: Sequence[str], rows: Part) -> ND
 
 
 def raw_columns(trained: TrainedCtr, rows: Part) -> dict[str, Any]:
-    """Raw values that ingestion would make these rows of, by column; unknown entries as a value that no column has.
+    """Raw values that ingestion would make these rows of, by column; OOV entries as a value that no column has.
 
     Raises:
         DataError: an entry is out of its column's range.
@@ -176,13 +176,13 @@ def _raw_ids(trained: TrainedCtr, number: int, column: Column) -> NDArray:
     vocabulary = trained.vocabularies[number]
     raw = np.empty(column.n_ids + 1, object)
     raw[: len(vocabulary)] = vocabulary.ids.to_pylist()
-    raw[column.n_ids] = _unknown(column, vocabulary)
+    raw[column.n_ids] = _oov_value(column, vocabulary)
     return raw
 
 
-def _unknown(column: Column, vocabulary: Any) -> int | str:
+def _oov_value(column: Column, vocabulary: Any) -> int | str:
     if len(vocabulary):
-        return unknown_id(vocabulary)
+        return oov_id(vocabulary)
     return "unknown" if column.kind == "string" else -1
 
 
@@ -217,7 +217,7 @@ def _compare(scorer: Scorer, trained: TrainedCtr, rows: Part, expected: NDArray[
     for number, column in enumerate(trained.features.columns):
         if not np.array_equal(got.known[column.name], rows.categorical[:, number] < column.n_ids):
             raise BundleError(
-                f"the exported graph does not tell known values of {column.name!r} from unknown ones; report this with the vocabulary"
+                f"the exported graph does not tell known values of {column.name!r} from OOV ones; report this with the vocabulary"
             )
     if trained.features.dense:
         name = trained.features.dense[0].name

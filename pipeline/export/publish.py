@@ -52,7 +52,7 @@ def save_graph(graph: onnx.ModelProto, folder: Path, inside: int, external_data_
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Put `folder` in the place of `out`. A folder cannot be replaced in one step, so the old one steps aside first."""
+    """Put `folder` in the place of `out`. A folder cannot be replaced in one step, so the old one is renamed first."""
     for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -63,12 +63,12 @@ def publish(folder: Path, out: Path) -> None:
     os.close(parent)
 
 
-def unknown_id(vocabulary: Vocabulary) -> int | str:
+def oov_id(vocabulary: Vocabulary) -> int | str:
     """An id that is not in the vocabulary."""
     for start in itertools.count(step=1000):
         numbers = range(start, start + 1000)
         candidates = [-1 - i for i in numbers] if vocabulary.kind == "int64" else [f"unknown-{i}" for i in numbers]
-        unknown = np.flatnonzero(vocabulary.rows(candidates, missing="fallback") == len(vocabulary))
-        if len(unknown):
-            return candidates[unknown[0]]
+        oov = np.flatnonzero(vocabulary.rows(candidates, missing="fallback") == len(vocabulary))
+        if len(oov):
+            return candidates[oov[0]]
     raise AssertionError("a vocabulary is finite")

@@ -26,11 +26,11 @@ from graphhash.models.mf import AllItemScores, RetrievalModel
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
-from pipeline.export.publish import check_place, publish, save_graph, unknown_id
+from pipeline.export.publish import check_place, oov_id, publish, save_graph
 from pipeline.retrieval.evaluate import K, as_shipped
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
-from pipeline.retrieval.onnx_scores import materialized_bytes
+from pipeline.retrieval.onnx_parts import materialized_bytes
 from serving.bundle import write_manifest
 from serving.errors import BundleError
 from serving.manifest import METADATA, identity
@@ -67,14 +67,15 @@ def export_retrieval(
     """Write the bundle `out`, whole or not at all; a bundle that was there is replaced at the end.
 
     Args:
-        model: trained, the unknown ids' rows filled; on any device.
+        model: trained, the OOV rows filled; on any device.
         user_map, item_map: the maps the model was made with, which know the weights' codebook.
         users, items: raw ids of the maps' entries.
         precision: type of the tables in the file, "float32", "float16", "int8" or "int4"; the item bias is float32 or float16.
-        runtime: "materialized", "compressed" (see `pipeline.retrieval.onnx_scores`), or "auto": materialized, where loading takes no more than 4 GiB.
+        runtime: "materialized", "compressed" (see `pipeline.retrieval.onnx_scores`), or "auto": materialized, where loading takes no more
+            than 4 GiB.
         external_data_mib: tensors of more than this together go to a second file.
         metrics, provenance: for the manifest; JSON values.
-        n_check: users compared, drawn by `seed`, an unknown one among them.
+        n_check: users compared, drawn by `seed`, an OOV one among them.
 
     Returns: the manifest.
 
@@ -92,7 +93,7 @@ def export_retrieval(
     _check_fit("user", model.user_embedding, user_map, users)
     _check_fit("item", model.item_embedding, item_map, items)
     check_place(out)
-    padding = unknown_id(items)
+    padding = oov_id(items)
     stored_maps = (full_map(len(users)), full_map(len(items))) if isinstance(model, LightGCN) else (user_map, item_map)
     n_biases = 0 if model.item_bias is None else len(items)
     kept_bytes, load_bytes = materialized_bytes(*stored_maps, model.user_embedding.dim, n_biases)
@@ -155,10 +156,10 @@ def _runtime(
     """The manifest's account of what a choice costs."""
     stored = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     costs = {
-        "materialized": "ONNX Runtime makes a float32 vector of every item when it loads the file, and keeps them all, and so it does with users "
-        "and with small tables, each up to 64 MiB",
-        "compressed": "table and map stay in memory as they are stored, and every request reads the items' vectors from them, which takes two to "
-        "five times as long",
+        "materialized": "ONNX Runtime makes a float32 vector of every item when it loads the file, and keeps them all, and so it does "
+        "with users and with small tables, each up to 64 MiB",
+        "compressed": "table and map stay in memory as they are stored, and every request reads the items' vectors from them, which takes "
+        "two to five times as long",
     }
     cost = costs[mode]
     if isinstance(model, LightGCN):
@@ -204,7 +205,7 @@ def _compare(
     step = max(1, _CHECK_SCORES // len(items))
     for start in range(0, len(rows), step):
         chunk = rows[start : start + step]
-        raw = [unknown_id(users) if row == len(users) else users.take([row])[0] for row in chunk]
+        raw = [oov_id(users) if row == len(users) else users.take([row])[0] for row in chunk]
         with torch.no_grad():
             expected = scores_of(torch.from_numpy(chunk)).numpy()
         answers = [(raw, None, min(_CHECK_K, len(items)))]
@@ -221,7 +222,7 @@ def _compare(
             got = retriever.recommend(asked, k, excluded)
             if not np.array_equal(got.known, chunk[: len(asked)] < len(users)):
                 raise BundleError(
-                    "the exported graph does not tell known users from unknown ones; report this with the vocabulary"
+                    "the exported graph does not tell known users from OOV ones; report this with the vocabulary"
                 )
             for user, item_ids, scores, row in zip(asked, got.item_ids, got.scores, truth, strict=True):
                 _compare_user(user, items.rows(item_ids), scores, row, k)
@@ -232,10 +233,10 @@ def _compare(
 def _compare_candidates(
     retriever: Retriever, users: list[Any], expected: NDArray, items: Vocabulary, rng: np.random.Generator
 ) -> None:
-    """Raise BundleError unless candidates, an unknown one among them, score as in the catalogue."""
+    """Raise BundleError unless candidates, an OOV one among them, score as in the catalogue."""
     rows = rng.integers(0, len(items), (len(users), min(_CHECK_K, len(items))))
-    unknown = np.full((len(users), 1), unknown_id(items), np.int64 if items.kind == "int64" else object)
-    got = retriever.score(users, np.concatenate([items.take(rows), unknown], axis=1))
+    oov = np.full((len(users), 1), oov_id(items), np.int64 if items.kind == "int64" else object)
+    got = retriever.score(users, np.concatenate([items.take(rows), oov], axis=1))
     wanted = np.take_along_axis(expected, rows, axis=1)
     worst = np.abs(got.scores[:, :-1] - wanted).max(initial=0)
     allowed = TOLERANCE * (1 + np.abs(expected).max(initial=0))
@@ -246,7 +247,7 @@ def _compare_candidates(
         )
     if not got.known_items[:, :-1].all() or got.known_items[:, -1].any():
         raise BundleError(
-            "the exported graph does not tell known candidates from unknown ones; report this with the vocabulary"
+            "the exported graph does not tell known candidates from OOV ones; report this with the vocabulary"
         )
 
 

@@ -1,8 +1,8 @@
 """The ONNX graph of a retrieval model: raw user ids in, the best raw item ids out, and scores of candidates.
 
-    user_id -> rows -> Gather rows and weights -> Gather table -> weighted sum
-    If k > 0: scores (`pipeline.retrieval.onnx_scores`) -> the k best items that are not excluded (`pipeline.retrieval.onnx_topk`) -> raw ids
-    candidate_item_id -> rows -> vectors -> scores with the user
+    user_id -> rows -> Gather rows and weights -> Gather table -> weighted sum If k > 0: scores (`pipeline.retrieval.onnx_scores`) ->
+    the k best items that are not excluded (`pipeline.retrieval.onnx_topk`) -> raw ids candidate_item_id -> rows -> vectors -> scores
+    with the user
 
 Candidates are an input with an empty default, so that who only recommends need not know of them, and k = 0 leaves the
 catalogue out, so that who only scores does not pay for it: ONNX Runtime computes all outputs, asked for or not.
@@ -29,7 +29,8 @@ from pipeline.export.graph import ONNX_TYPES, Graph
 from pipeline.export.ids import decode_ids, encode_ids
 from pipeline.export.tables import as_stored
 from pipeline.retrieval.onnx_neumf import NeuMFScores
-from pipeline.retrieval.onnx_scores import Parts, Scores, stored_parts
+from pipeline.retrieval.onnx_parts import Parts, stored_parts
+from pipeline.retrieval.onnx_scores import Scores
 from pipeline.retrieval.onnx_topk import BucketsFirst, best_of, has_buckets_first, top_types, with_ordered_buckets
 
 OPTIONAL_INPUTS = ("candidate_item_id",)
@@ -71,7 +72,7 @@ def retrieval_graph(
 
     value, item_type = helper.make_tensor_value_info, ONNX_TYPES[items.kind]
     inputs = [
-        value("user_id", ONNX_TYPES[users.kind], ["batch"], "raw user ids; unknown ones read the fallback vector"),
+        value("user_id", ONNX_TYPES[users.kind], ["batch"], "raw user ids; out-of-vocabulary ones read the OOV row"),
         value(
             "k",
             TensorProto.INT64,
@@ -82,13 +83,13 @@ def retrieval_graph(
             "exclude_item_id",
             item_type,
             ["batch", "n_exclude"],
-            "raw item ids not to recommend; unknown ids are ignored",
+            "raw item ids not to recommend; out-of-vocabulary ids are ignored",
         ),
         value(
             "candidate_item_id",
             item_type,
             ["batch_or_1", "n_candidates"],
-            "raw item ids to score, a row per user or one row for all; none by default; unknown ones read the fallback vector",
+            "raw item ids to score, a row per user or one row for all; none by default; out-of-vocabulary ones read the OOV row",
         ),
     ]
     graph.initializers.append(helper.make_tensor("candidate_item_id", item_type, [1, 0], []))

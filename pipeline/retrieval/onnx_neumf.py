@@ -8,8 +8,9 @@ from onnx import TensorProto, helper
 
 from graphhash.models.neumf import NeuMF
 from pipeline.export.graph import Graph
+from pipeline.export.layers import as_array
 from pipeline.export.tables import as_stored
-from pipeline.retrieval.onnx_scores import Scores, as_array
+from pipeline.retrieval.onnx_scores import Scores
 
 
 class NeuMFScores(Scores):

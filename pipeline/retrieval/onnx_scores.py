@@ -17,22 +17,19 @@ constant does not, so that ONNX Runtime cannot fold it.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.quantization import bias_dtype
-from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel
 from pipeline.export.graph import Graph
 from pipeline.export.tables import StoredMap, Table, as_stored, read_vectors
+from pipeline.retrieval.onnx_chunks import Chunk, padded, scan_chunks, split_evenly
+from pipeline.retrieval.onnx_parts import Parts, materialized_users, unpacked_rows
 
 # Table rows that a chunk's vectors are read from; at dim 64 they are 2 MiB as float32.
-_CHUNK_LOOKUPS = 2**13
+_CHUNK_ROWS = 2**13
 # Chunks of vectors in a chunk of sums of buckets' scores, which are smaller.
 _PER_SUM = 8
 # Numbers of a table that are float32 at a time.
@@ -41,59 +38,9 @@ _CHUNK_VALUES = 2**17
 # is read for them, indices_per_id times as much, in pieces of 256 MiB, because a node's result is in memory twice while it is folded.
 _BLOCK_VALUES = 2**27
 _PIECE_VALUES = 2**26
-# Numbers of a table, 64 MiB, up to which a materialized graph reads it in float32.
-_TABLE_VALUES = 2**24
-# Numbers of users' vectors, 64 MiB, up to which they are materialized as well; more users are read from the table on request, which took
-# 3 to 6 % of a request's time on Gowalla.
-_USER_VALUES = 2**24
 # Users up to whom sums of buckets' scores are cheaper than vectors. On Gowalla, 17 lookups, in ms of CPU: 1 user 3 and 29,
 # 8 users 11 and 34, 32 users 55 and 40.
 FEW_USERS = 24
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What of a model is stored: tables, float32, shape (n_rows, dim), the maps into them, and the bias."""
-
-    user_table: NDArray[np.float32]
-    item_table: NDArray[np.float32]
-    user_map: BucketMap
-    item_map: BucketMap
-    item_bias: NDArray[np.float32] | None
-
-    @property
-    def dim(self) -> int:
-        return self.user_table.shape[1]
-
-
-@torch.no_grad()
-def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap) -> Parts:
-    """The tables and maps that a graph stores of a model: LightGCN's vectors are tables of their own, with a row for every id."""
-    bias = None if model.item_bias is None else as_array(model.item_bias)
-    if not isinstance(model, LightGCN):
-        return Parts(
-            as_array(model.user_embedding.table), as_array(model.item_embedding.table), user_map, item_map, bias
-        )
-    vectors = (as_array(of_side) for of_side in model.vectors_with_oov())
-    return Parts(*vectors, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
-
-
-def materialized_users(user_map: BucketMap, dim: int) -> int:
-    """How many users' vectors a materialized graph keeps beside what is stored."""
-    return user_map.n_ids if user_map.codebook is not None and user_map.n_ids * dim <= _USER_VALUES else 0
-
-
-def unpacked_rows(bucket_map: BucketMap, dim: int) -> int:
-    """How many rows of a map's table a materialized graph keeps in float32 beside what is stored; a full one stays as it is."""
-    return 0 if bucket_map.identity or bucket_map.n_buckets * dim > _TABLE_VALUES else bucket_map.n_buckets
-
-
-def materialized_bytes(user_map: BucketMap, item_map: BucketMap, dim: int, n_biases: int) -> tuple[int, int]:
-    """About what a materialized graph keeps in memory beside what is stored, and what it has there while loading: all that is read from tables."""
-    n_users, n_rows = materialized_users(user_map, dim), unpacked_rows(item_map, dim)
-    n_rows += 0 if user_map.shared else unpacked_rows(user_map, dim)
-    kept = 4 * dim * (item_map.n_ids + 1 + n_users + n_rows) + 4 * n_biases
-    return kept, kept + 4 * dim * (item_map.n_ids * item_map.indices_per_id + n_users * user_map.indices_per_id)
 
 
 class Scores:
@@ -105,7 +52,7 @@ class Scores:
         compressed: see the head of this file.
 
     Attributes:
-        n_columns: scores of `all_scores` per user: n_items, the unknown ids' entry, and what fills the last chunk up.
+        n_columns: scores of `all_scores` per user: n_items, the OOV entry, and what fills the last chunk up.
     """
 
     def __init__(
@@ -113,7 +60,7 @@ class Scores:
     ) -> None:
         self.shared, self.dim, self.compressed = graph, parts.dim, compressed
         n_entries, indices_per_id = parts.item_map.n_ids + 1, parts.item_map.indices_per_id
-        self.n_sums = -(-n_entries * indices_per_id // (_CHUNK_LOOKUPS * _PER_SUM))
+        self.n_sums = -(-n_entries * indices_per_id // (_CHUNK_ROWS * _PER_SUM))
         self.n_columns = n_entries
         if compressed:
             self.chunk = -(-n_entries // (self.n_sums * _PER_SUM))
@@ -135,10 +82,10 @@ class Scores:
         item_table = parts.item_table
         self.n_tables = 1
         if self.compressed and parts.item_map.identity:
-            item_table = _padded(item_table, self.n_columns)
+            item_table = padded(item_table, self.n_columns)
         elif self.compressed:
             self.n_tables = -(-item_table.size // _CHUNK_VALUES)
-            item_table = _padded(item_table, -(-len(item_table) // self.n_tables) * self.n_tables)
+            item_table = padded(item_table, -(-len(item_table) // self.n_tables) * self.n_tables)
         if parts.item_map.shared:
             # A table that both sides share is stored once.
             self.user_table = self.item_table = Table.add(graph, "shared", item_table, precision)
@@ -148,8 +95,8 @@ class Scores:
         self.map = StoredMap.add(graph, "item", parts.item_map, self.n_columns)
         self.bias: str | None = None
         if parts.item_bias is not None:
-            # The unknown ids' entry has none.
-            bias = _padded(as_stored(parts.item_bias, "item bias", bias_dtype(precision)), self.n_columns)
+            # The OOV entry has none.
+            bias = padded(as_stored(parts.item_bias, "item bias", bias_dtype(precision)), self.n_columns)
             stored = graph.constant("item_bias", bias)
             self.bias = stored if bias.dtype == np.float32 else graph.cast(stored, "bias", TensorProto.FLOAT)
 
@@ -171,9 +118,11 @@ class Scores:
         if n_blocks == 1 and stored.codebook is None:
             return [read_vectors(graph, side, table, stored, None)]
         blocks = []
-        for block, (first, end) in enumerate(itertools.pairwise(_split(n_entries, n_blocks))):
+        for block, (first, end) in enumerate(itertools.pairwise(split_evenly(n_entries, n_blocks))):
             n_pieces = -(-(end - first) * stored.indices_per_id * self.dim // _PIECE_VALUES)
-            bounds = [graph.constant(f"{side}_bound_{n}", np.array([n])) for n in first + _split(end - first, n_pieces)]
+            bounds = [
+                graph.constant(f"{side}_bound_{n}", np.array([n])) for n in first + split_evenly(end - first, n_pieces)
+            ]
             names = [f"{side}_{block}_{i}" for i in range(n_pieces)]
             pieces = [
                 read_vectors(graph, name, table, stored, Chunk(name, *ends))
@@ -231,7 +180,10 @@ class Scores:
         return scores[0] if len(scores) == 1 else graph.node("Concat", scores, "catalogue_scores", axis=1)
 
     def _bias_of_blocks(self, graph: Graph) -> list[str]:
-        bounds = [graph.constant(f"block_bound_{n}", np.array([n])) for n in _split(self.n_columns, len(self.blocks))]
+        assert self.bias is not None
+        bounds = [
+            graph.constant(f"block_bound_{n}", np.array([n])) for n in split_evenly(self.n_columns, len(self.blocks))
+        ]
         return [Chunk(f"block_{i}", *ends)(graph, self.bias) for i, ends in enumerate(itertools.pairwise(bounds))]
 
     def _of_vectors(self, graph: Graph, name: str, vectors: str, bias: str | None) -> str:
@@ -267,7 +219,7 @@ class Scores:
             vectors = read_vectors(body, "chunk", self.item_table, self.map, part)
             return self._of_vectors(body, "chunk", vectors, None if self.bias is None else part(body, self.bias))
 
-        return _scan(graph, "items", self.n_columns, self.chunk, scores)
+        return scan_chunks(graph, "items", self.n_columns, self.chunk, scores)
 
     def bucket_scores(self, graph: Graph, n_buckets: int) -> str:
         """Inner products of every user with the first `n_buckets` rows of the items' table: shape (batch, n_buckets)."""
@@ -291,7 +243,7 @@ class Scores:
             )
 
         n_rows = self.item_table.shape[0]
-        return _scan(graph, "buckets", n_rows, n_rows // self.n_tables, of_buckets)
+        return scan_chunks(graph, "buckets", n_rows, n_rows // self.n_tables, of_buckets)
 
     def _scan_sums(self, graph: Graph) -> str:
         """`sum_j weights[item, j] * <user, table[rows[item, j]]>`: buckets first, then items."""
@@ -306,58 +258,14 @@ class Scores:
             shape = body.node("Concat", [batch, body.axis(1)], "sum_shape", axis=0)
             rows = body.node("Expand", [rows, shape], "sum_rows_of_user")
             sums = body.node("GatherElements", [buckets, rows], "sum_terms", axis=1)
-            if self.map.codebook is not None:
-                profile = body.cast(part(body, self.map.codes), "sum_profile", TensorProto.INT32)
-                weights = body.node("Gather", [self.map.codebook, profile], "sum_weights", axis=0)
-                sums = body.node("Reshape", [sums, "per_lookup"], "sum_terms_of_item")
+            if self.map.codebook is not None and self.map.codes is not None:
+                codes = body.cast(part(body, self.map.codes), "sum_codes", TensorProto.INT32)
+                weights = body.node("Gather", [self.map.codebook, codes], "sum_weights", axis=0)
+                sums = body.node("Reshape", [sums, "per_index"], "sum_terms_of_item")
                 sums = body.node("Mul", [sums, weights], "sum_weighted")
                 sums = body.node("ReduceSum", [sums, body.axis(2)], "sum_of_item", keepdims=0)
             return sums if self.bias is None else body.node("Add", [sums, part(body, self.bias)], "sum_and_bias")
 
         graph.constant("one_row", np.array([1, -1], np.int64))
-        graph.constant("per_lookup", np.array([0, -1, self.map.indices_per_id], np.int64))
-        return _scan(graph, "sums", self.n_columns, self.chunk * _PER_SUM, of_items)
-
-
-class Chunk:
-    """Where a chunk of a `Scan` over stored arrays lies; called, it cuts its part out of one of them."""
-
-    def __init__(self, name: str, start: str, stop: str) -> None:
-        self.name, self.start, self.stop = name, start, stop
-
-    def __call__(self, graph: Graph, stored: str) -> str:
-        return graph.node("Slice", [stored, self.start, self.stop, graph.axis(0)], f"{stored}_{self.name}")
-
-
-def _scan(graph: Graph, name: str, n: int, chunk: int, scores) -> str:
-    """Scores of n entries in chunks of as many: what `scores(body, part)` gives, shape (batch, chunk), as shape (batch, n)."""
-    assert n % chunk == 0, (n, chunk)
-    starts = graph.constant(f"{name}_starts", np.arange(0, n, chunk, dtype=np.int64)[:, None])
-    body = Graph(graph)
-    stop = body.node(
-        "Add", [f"{name}_start", body.constant(f"{name}_chunk", np.array([chunk], np.int64))], f"{name}_stop"
-    )
-    output = scores(body, Chunk(name, f"{name}_start", stop))
-    scan = body.body(
-        f"{name}_chunks",
-        [helper.make_tensor_value_info(f"{name}_start", TensorProto.INT64, [1])],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [None, None])],
-    )
-    # (batch, n_chunks, chunk)
-    stack = graph.node("Scan", [starts], f"{name}_stack", body=scan, num_scan_inputs=1, scan_output_axes=[1])
-    flat = graph.constant(f"{name}_flat", np.array([0, n], np.int64))
-    return graph.node("Reshape", [stack, flat], f"{name}_scores_of_all")
-
-
-def _split(n: int, n_parts: int) -> NDArray[np.int64]:
-    """Bounds of nearly equal parts of n things."""
-    return np.arange(n_parts + 1) * n // n_parts
-
-
-def _padded(array: NDArray, n: int) -> NDArray:
-    """`array` with zeros behind it, n rows in all."""
-    return np.concatenate([array, np.zeros((n - len(array), *array.shape[1:]), array.dtype)])
-
-
-def as_array(tensor: torch.Tensor) -> NDArray:
-    return tensor.detach().cpu().numpy()
+        graph.constant("per_index", np.array([0, -1, self.map.indices_per_id], np.int64))
+        return scan_chunks(graph, "sums", self.n_columns, self.chunk * _PER_SUM, of_items)

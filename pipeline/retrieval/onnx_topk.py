@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from pipeline.export.graph import Graph
-from pipeline.retrieval.onnx_scores import Parts, Scores
+from pipeline.retrieval.onnx_parts import Parts
+from pipeline.retrieval.onnx_scores import Scores
 
 # Buckets over items, up to which buckets come first.
 MOST_BUCKETS = 0.5
@@ -39,7 +40,7 @@ def has_buckets_first(parts: Parts) -> bool:
 
 
 def with_ordered_buckets(parts: Parts) -> Parts:
-    """The same with the items' buckets numbered by the row of their best item; those without items, and the unknown ids', last."""
+    """The same with the items' buckets numbered by the row of their best item; those without items, and the OOV one, last."""
     best = _members(parts)[0]
     order = np.argsort(best, kind="stable")
     number = np.empty_like(order)
@@ -74,7 +75,7 @@ def scan(graph: Graph, scores: Scores, n_items: int, excluded: str, batch: str, 
         excluded: rows, int64, shape (batch, n_exclude).
         batch, k: int64, shape (1,).
     """
-    # Column n_items is the unknown ids' entry: it takes the excluded ids that are no items, and is always
+    # Column n_items is the OOV entry: it takes the excluded ids that are no items, and is always
     # excluded itself, as is what fills the last chunk up.
     surplus = graph.constant("surplus_columns", np.arange(n_items, scores.n_columns)[None])
     padding = graph.node(
@@ -104,7 +105,7 @@ class BucketsFirst:
         bias = np.zeros(self.n_items, np.float32) if parts.item_bias is None else parts.item_bias
         # A bucket without items has no best one.
         graph.constant("best_bias", np.append(bias, -np.inf)[best].astype(np.float32))
-        # Behind the last item stands the unknown ids' entry, for slots that a bucket does not fill.
+        # Behind the last item stands the OOV entry, for slots that a bucket does not fill.
         small = np.uint16 if self.n_items < 2**16 else np.int32
         graph.constant("bucket_members", np.append(members, self.n_items).astype(small))
         graph.constant("bucket_starts", starts.astype(np.int32))

@@ -151,7 +151,7 @@ def _recommend_all(
     except BundleError as error:
         return [error] * len(jobs)
     metrics.users.inc(len(users))
-    metrics.unknown_users.inc(int((~answer.known).sum()))
+    metrics.oov_users.inc(int((~answer.known).sum()))
     bodies, start = [], 0
     for job in jobs:
         results = [
@@ -180,8 +180,8 @@ def _score(job: ScoreJob, retriever: Retriever, metrics: ServingMetrics) -> byte
     answer = retriever.score(job.user_id, job.item_ids[None, :])
     known, known_items = bool(answer.known[0]), answer.known_items[0].tolist()
     metrics.users.inc()
-    metrics.unknown_users.inc(not known)
-    metrics.unknown_items.inc(known_items.count(False))
+    metrics.oov_users.inc(not known)
+    metrics.oov_items.inc(known_items.count(False))
     return json.dumps(
         {
             "bundle": retriever.name,

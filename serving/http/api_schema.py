@@ -60,7 +60,7 @@ class ScoredItem(BaseModel):
 
 class UserItems(BaseModel):
     user_id: RawId
-    known: Annotated[bool, Field(description="False: the model has never seen the user; the fallback answered.")]
+    known: Annotated[bool, Field(description="False: the user is out of vocabulary, and answered from the OOV row.")]
     items: Annotated[list[ScoredItem], Field(description="Best first.")]
 
 
@@ -74,14 +74,16 @@ class ScoreResponse(BaseModel):
     user_id: RawId
     known: bool
     item_ids: list[RawId]
-    scores: Annotated[list[float], Field(description="One per item, in the order asked for.")]
+    scores: Annotated[list[float], Field(description="One per item, in the order of the request.")]
     known_items: list[bool]
 
 
 class PredictResponse(BaseModel):
     bundle: str
-    probabilities: Annotated[list[float], Field(description="Of a click, one per row, in the order asked for.")]
-    unknown: Annotated[list[list[str]], Field(description="Per row, the columns whose value the model does not know.")]
+    probabilities: Annotated[
+        list[float], Field(description="Click probabilities, one per row, in the order of the request.")
+    ]
+    oov: Annotated[list[list[str]], Field(description="Per row, the columns with an out-of-vocabulary value.")]
 
 
 class Error(BaseModel):

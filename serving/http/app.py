@@ -100,7 +100,7 @@ def create_app(
         openapi_extra=body_schema(RecommendRequest),
     )
     async def recommend(request: Request) -> Response:
-        """Items best first, ties by the bundle's rule. Users the model does not know get its fallback, `known` false."""
+        """Items best first, ties by the bundle's rule. Out-of-vocabulary users are answered from the OOV row, `known` false."""
         body = parse(RecommendRequest, request, await request.body())
         return await answer(batches, recommend_job(body, live.current, limits), limits)
 
@@ -111,15 +111,15 @@ def create_app(
         openapi_extra=body_schema(ScoreRequest),
     )
     async def score(request: Request) -> Response:
-        """One score per item, in the order asked for; items the model does not know are marked in `known_items`."""
+        """One score per item, in the order of the request; out-of-vocabulary items are marked in `known_items`."""
         body = parse(ScoreRequest, request, await request.body())
         return await answer(batches, score_job(body, live.current, limits), limits)
 
     @app.get("/v1/explain", summary="A user's recommendations and buckets, ids as text", responses=ERRORS)
     async def explain(request: Request, user_id: str | None = None, k: int = 10) -> Response:
         """What the page at / shows. Without `user_id`, of a known user drawn at random."""
-        if unknown := sorted(request.query_params.keys() - {"user_id", "k"}):
-            raise RequestError(f"no parameter {unknown[0]!r:.60}; there are user_id and k")
+        if others := sorted(request.query_params.keys() - {"user_id", "k"}):
+            raise RequestError(f"no parameter {others[0]!r:.60}; there are user_id and k")
         retriever = live.current
         k = checked_k(k, retriever, limits)
         async with asyncio.timeout(limits.timeout_s):

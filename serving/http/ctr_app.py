@@ -1,4 +1,4 @@
-"""The HTTP app of a click-through model: probabilities of a click, as JSON. FastAPI, without Ray.
+"""The HTTP app of a CTR model: click probabilities, as JSON. FastAPI, without Ray.
 
     POST /v1/predict     {"rows": [{"user_id": 42, "item_id": "a", "price": null}]}, or {"columns": {"user_id": [42], ...}}
     GET  /healthz, /readyz, /metrics, /docs (and /), /openapi.json
@@ -103,12 +103,10 @@ def _run_together(jobs: Sequence[PredictJob], scorer: Scorer, metrics: ServingMe
     metrics.run_rows.observe(len(answer.probabilities))
     metrics.rows.inc(len(answer.probabilities))
     for name, known in answer.known.items():
-        if n_unknown := int((~known).sum()):
-            metrics.unknown_values.labels(name).inc(n_unknown)
+        if n_oov := int((~known).sum()):
+            metrics.oov_values.labels(name).inc(n_oov)
     names = list(answer.known)
-    unknown = (
-        ~np.column_stack(list(answer.known.values())) if names else np.zeros((len(answer.probabilities), 0), np.bool_)
-    )
+    oov = ~np.column_stack(list(answer.known.values())) if names else np.zeros((len(answer.probabilities), 0), np.bool_)
     bodies: list[bytes | Exception] = []
     start = 0
     for job in jobs:
@@ -117,7 +115,7 @@ def _run_together(jobs: Sequence[PredictJob], scorer: Scorer, metrics: ServingMe
         value = {
             "bundle": scorer.name,
             "probabilities": answer.probabilities[rows].tolist(),
-            "unknown": [[names[i] for i in np.flatnonzero(flags)] for flags in unknown[rows]],
+            "oov": [[names[i] for i in np.flatnonzero(flags)] for flags in oov[rows]],
         }
         bodies.append(json.dumps(value, separators=(",", ":")).encode())
     return bodies
@@ -147,17 +145,17 @@ def create_ctr_app(
         run, max_users=limits.max_users, max_cells=limits.max_cells, n_workers=n_workers, max_waiting=limits.max_waiting
     )
 
-    app = FastAPI(title="GraphHash", description="Probabilities of a click by raw values.", docs_url=None, redoc_url=None,
+    app = FastAPI(title="GraphHash", description="Click probabilities by raw values.", docs_url=None, redoc_url=None,
                   lifespan=lifespan_of(live, metrics, watch_s, batches))  # fmt: skip
 
     @app.post(
         "/v1/predict",
-        summary="The probability of a click of each row",
+        summary="The click probability of each row",
         responses={200: {"model": PredictResponse}, **ERRORS},
         openapi_extra=body_schema(PredictRequest),
     )
     async def predict(request: Request) -> Response:
-        """In the order of the rows. Columns whose value training has not shown are named in `unknown`, and read as an average value."""
+        """In the order of the rows. Columns with an out-of-vocabulary value are named in `oov`, and read the OOV row."""
         body = parse(PredictRequest, request, await request.body())
         job = predict_job(body, live.current, limits)
         return await answer(batches, job, limits)

@@ -41,14 +41,17 @@ class ServingMetrics:
         )
         self.run_users = make(Histogram, "run_users", "Users in one run of the model.", buckets=_SIZES)
         self.users = make(Counter, "users", "User ids asked for.")
-        self.unknown_users = make(Counter, "unknown_users", "User ids that the model does not know.")
-        self.unknown_items = make(Counter, "unknown_items", "Candidate items that the model does not know.")
-        self.run_rows = make(Histogram, "run_rows", "Rows of clicks in one run of the model.", buckets=_SIZES)
-        self.rows = make(Counter, "rows", "Rows of clicks that were predicted.")
-        self.unknown_values = make(
-            Counter, "unknown_values", "Values that the model does not know, by column.", ("column",)
+        self.oov_users = make(Counter, "oov_users", "Out-of-vocabulary user ids.")
+        self.oov_items = make(Counter, "oov_items", "Out-of-vocabulary candidate items.")
+        self.run_rows = make(Histogram, "run_rows", "Rows in one run of the model.", buckets=_SIZES)
+        self.rows = make(Counter, "rows", "Rows that were predicted.")
+        self.oov_values = make(Counter, "oov_values", "Out-of-vocabulary values, by column.", ("column",))
+        self.reloads = make(
+            Counter,
+            "reloads",
+            "New bundles that were loaded or refused, and failed attempts to load one, which are repeated.",
+            ("result",),
         )
-        self.reloads = make(Counter, "reloads", "New bundles loaded, or refused.", ("result",))
         self.bundle = make(
             Gauge,
             "bundle",

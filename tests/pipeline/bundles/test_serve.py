@@ -202,14 +202,14 @@ def test_the_page_shows_a_users_items_and_buckets_and_nothing_that_ids_say_is_ru
         assert [html.unescape(item) for item, _ in rows] == ids
         assert [float(score) for _, score in rows] == scores
         assert user in text
-        assert "is known." in text
+        assert "is in the vocabulary." in text
         assert "The user's buckets" in text
         assert "Bundle" in text
         assert "14 users with string ids" in text
         unknown = rendered(f"http://{host}:{port}/?user_id=nobody")
-        assert "is unknown: the fallback answers." in unknown
+        assert "is out of vocabulary: the OOV row answers." in unknown
         some = rendered(f"http://{host}:{port}/")
-        assert "is known." in some
+        assert "is in the vocabulary." in some
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_its_policy_lets_only_its_own_script_run(tmp_path):

@@ -223,7 +223,7 @@ def test_recommend_prints_ranks_and_marks_unknown_users(graphhash, monkeypatch, 
         "rank  item    score",
         "1       17   2.5000",
         "2        4  -1.0000",
-        "user x (unknown: the fallback answers)",
+        "user x (out of vocabulary: the OOV row answers)",
         "rank  item    score",
     ]
     assert [answer["known"] for answer in json.loads((tmp_path / "f.json").read_text())] == [

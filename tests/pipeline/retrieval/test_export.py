@@ -33,7 +33,7 @@ def folder_bytes(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def unknown_ids(kind: str) -> list:
+def oov_ids(kind: str) -> list:
     return [-5, 99] if kind == "int64" else ["nobody", "a\0", "日"]
 
 
@@ -44,10 +44,10 @@ def test_bundle_answers_like_the_obvious_loop(options, precision, tmp_path):
     small.export(tmp_path / "bundle", precision=precision)
     retriever = Retriever(tmp_path / "bundle", provider="cpu", threads=1)
     item_ids = small.items.ids.to_pylist()
-    users = small.users.ids.to_pylist() + unknown_ids(small.users.kind)
+    users = small.users.ids.to_pylist() + oov_ids(small.users.kind)
     rng = np.random.default_rng(1)
     some = [[item_ids[i] for i in rng.integers(0, len(item_ids), n % 9)] for n in range(len(users))]
-    with_unknown = [ids + ids[:2] + unknown_ids(small.items.kind) for ids in some]
+    with_unknown = [ids + ids[:2] + oov_ids(small.items.kind) for ids in some]
     for k in (1, 4, len(item_ids), len(item_ids) + 5):
         for exclude in (None, some, with_unknown, [item_ids] * len(users)):
             got = retriever.recommend(users, k, exclude)

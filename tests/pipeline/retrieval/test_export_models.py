@@ -13,7 +13,7 @@ from graphhash.maps.hashes import double_map, modulo_map
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import MatrixFactorization
 from graphhash.models.neumf import NeuMF
-from pipeline.retrieval import onnx_scores
+from pipeline.retrieval import onnx_parts, onnx_scores
 from pipeline.retrieval.evaluate import as_shipped
 from pipeline.retrieval.export import export_retrieval
 from serving import Retriever
@@ -72,7 +72,7 @@ def trained(kind: str, maps: str, item_bias: bool):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Several chunks, blocks and pieces even here, and more users than the short way takes in a part of the requests."""
-    monkeypatch.setattr(onnx_scores, "_CHUNK_LOOKUPS", 8)
+    monkeypatch.setattr(onnx_scores, "_CHUNK_ROWS", 8)
     monkeypatch.setattr(onnx_scores, "_PER_SUM", 3)
     monkeypatch.setattr(onnx_scores, "_CHUNK_VALUES", 40)
     monkeypatch.setattr(onnx_scores, "FEW_USERS", 5)
@@ -88,8 +88,8 @@ def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, sma
     item_bias = maps != "modulo"
     runtime, *large = runtime.split(", ")
     if large:
-        monkeypatch.setattr(onnx_scores, "_USER_VALUES", 0)
-        monkeypatch.setattr(onnx_scores, "_TABLE_VALUES", 0)
+        monkeypatch.setattr(onnx_parts, "_USER_VALUES", 0)
+        monkeypatch.setattr(onnx_parts, "_TABLE_VALUES", 0)
     model, *both = trained(kind, maps, item_bias)
     users, items = Vocabulary(np.arange(5, 5 + N_USERS)), vocabulary("string", N_ITEMS)
     manifest = export_retrieval(

@@ -427,8 +427,8 @@ def test_health_and_figures(bundles):
         'graphhash_requests_total{route="other",status="404"} 1.0',
         'graphhash_request_seconds_count{route="/v1/score"} 1.0',
         "graphhash_users_total 4.0",
-        "graphhash_unknown_users_total 2.0",
-        "graphhash_unknown_items_total 1.0",
+        "graphhash_oov_users_total 2.0",
+        "graphhash_oov_items_total 1.0",
         "graphhash_run_users_sum 3.0",
         f'graphhash_bundle{{bundle="{ready["bundle"]}"}} 1.0',
     ):

@@ -54,13 +54,13 @@ def test_rows_and_columns_get_the_scorers_answer(client, bundle):
     assert rows.body == columns.body
     answer = rows.json()
     np.testing.assert_allclose(answer["probabilities"], expected.probabilities, rtol=1e-6)
-    assert answer["unknown"] == [[name for name, known in expected.known.items() if not known[i]] for i in range(20)]
+    assert answer["oov"] == [[name for name, known in expected.known.items() if not known[i]] for i in range(20)]
     assert answer["bundle"] == Scorer(bundle, provider="cpu").manifest["manifest_sha256"][:12]
     for nothing in ({"rows": []}, {"columns": {name: [] for name in log}}):
         assert client.post("/v1/predict", nothing).json()["probabilities"] == []
     figures = client.get("/metrics").body.decode()
     assert "graphhash_rows_total 40.0" in figures
-    assert 'graphhash_unknown_values_total{column="user"}' in figures
+    assert 'graphhash_oov_values_total{column="user"}' in figures
     assert 'graphhash_requests_total{route="/v1/predict",status="200"} 4.0' in figures
 
 

@@ -143,7 +143,7 @@ def check_clicks(scorer: Scorer, method: str, path: str, body: bytes, answer: An
     # Rows that run together may differ in the last bit.
     np.testing.assert_allclose(got["probabilities"], expected.probabilities, rtol=1e-5, atol=1e-7)
     n_rows = len(expected.probabilities)
-    assert got["unknown"] == [[name for name, known in expected.known.items() if not known[i]] for i in range(n_rows)]
+    assert got["oov"] == [[name for name, known in expected.known.items() if not known[i]] for i in range(n_rows)]
 
 
 def hammer(client: AsgiClient, valid: list, check) -> None:

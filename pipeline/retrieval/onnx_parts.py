@@ -1,0 +1,65 @@
+"""What a retrieval model's graph stores: tables, bucket maps and the bias; and what of them a session materializes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.models.lightgcn import LightGCN
+from graphhash.models.mf import RetrievalModel
+from pipeline.export.layers import as_array
+
+# Numbers of a table, 64 MiB, up to which a materialized graph reads it in float32.
+_TABLE_VALUES = 2**24
+# Numbers of users' vectors, 64 MiB, up to which they are materialized as well; more users are read from the table on request, which took
+# 3 to 6 % of a request's time on Gowalla.
+_USER_VALUES = 2**24
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a model is stored: tables, float32, shape (n_rows, dim), the maps into them, and the bias."""
+
+    user_table: NDArray[np.float32]
+    item_table: NDArray[np.float32]
+    user_map: BucketMap
+    item_map: BucketMap
+    item_bias: NDArray[np.float32] | None
+
+    @property
+    def dim(self) -> int:
+        return self.user_table.shape[1]
+
+
+@torch.no_grad()
+def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap) -> Parts:
+    """The tables and maps that a graph stores of a model: LightGCN's vectors are tables of their own, with a row for every id."""
+    bias = None if model.item_bias is None else as_array(model.item_bias)
+    if not isinstance(model, LightGCN):
+        return Parts(
+            as_array(model.user_embedding.table), as_array(model.item_embedding.table), user_map, item_map, bias
+        )
+    users, items = (as_array(of_side) for of_side in model.vectors_with_oov())
+    return Parts(users, items, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
+
+
+def materialized_users(user_map: BucketMap, dim: int) -> int:
+    """How many users' vectors a materialized graph keeps beside what is stored."""
+    return user_map.n_ids if user_map.codebook is not None and user_map.n_ids * dim <= _USER_VALUES else 0
+
+
+def unpacked_rows(bucket_map: BucketMap, dim: int) -> int:
+    """How many rows of a map's table a materialized graph keeps in float32 beside what is stored; a full one stays as it is."""
+    return 0 if bucket_map.identity or bucket_map.n_buckets * dim > _TABLE_VALUES else bucket_map.n_buckets
+
+
+def materialized_bytes(user_map: BucketMap, item_map: BucketMap, dim: int, n_biases: int) -> tuple[int, int]:
+    """About what a session of a materialized graph keeps beside what is stored, and what it needs for that while it loads, in bytes."""
+    n_users, n_rows = materialized_users(user_map, dim), unpacked_rows(item_map, dim)
+    n_rows += 0 if user_map.shared else unpacked_rows(user_map, dim)
+    kept = 4 * dim * (item_map.n_ids + 1 + n_users + n_rows) + 4 * n_biases
+    return kept, kept + 4 * dim * (item_map.n_ids * item_map.indices_per_id + n_users * user_map.indices_per_id)
