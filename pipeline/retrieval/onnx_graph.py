@@ -70,8 +70,14 @@ def retrieval_graph(
     _best_items(graph, scores, BucketsFirst(graph, parts) if ordered else None, items, excluded)
     _candidates(graph, scores, candidates)
 
+    # Candidates are none by default.
+    graph.initializers.append(helper.make_tensor("candidate_item_id", ONNX_TYPES[items.kind], [1, 0], []))
+    return graph.model("retrieval", _inputs(users, items), _outputs(items))
+
+
+def _inputs(users: Vocabulary, items: Vocabulary) -> list[onnx.ValueInfoProto]:
     value, item_type = helper.make_tensor_value_info, ONNX_TYPES[items.kind]
-    inputs = [
+    return [
         value("user_id", ONNX_TYPES[users.kind], ["batch"], "raw user ids; out-of-vocabulary ones read the OOV row"),
         value(
             "k",
@@ -92,8 +98,11 @@ def retrieval_graph(
             "raw item ids to score, a row per user or one row for all; none by default; out-of-vocabulary ones read the OOV row",
         ),
     ]
-    graph.initializers.append(helper.make_tensor("candidate_item_id", item_type, [1, 0], []))
-    outputs = [
+
+
+def _outputs(items: Vocabulary) -> list[onnx.ValueInfoProto]:
+    value, item_type = helper.make_tensor_value_info, ONNX_TYPES[items.kind]
+    return [
         value("item_id", item_type, ["batch", "k_or_all"], "raw item ids, best first"),
         value(
             "score",
@@ -107,7 +116,6 @@ def retrieval_graph(
             "candidate_known", TensorProto.BOOL, ["batch_or_1", "n_candidates"], "whether the candidate is in the model"
         ),
     ]
-    return graph.model("retrieval", inputs, outputs)
 
 
 def _item_rows(graph: Graph, items: Vocabulary) -> tuple[str, str]:

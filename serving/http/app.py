@@ -71,7 +71,6 @@ def create_app(
         n_workers: runs of the model at a time.
     """
     metrics = ServingMetrics()
-    explainer = Explainer()
     metrics.bundle.labels(live.current.name).set(1)
 
     def run(jobs: Sequence[RecommendJob | ScoreJob]) -> list[bytes | Exception]:
@@ -92,6 +91,16 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan_of(live, metrics, watch_s, batches),
     )
+
+    _add_answers(app, live, batches, limits)
+    _add_explanations(app, live, limits)
+    _add_pages(app)
+    add_common(app, metrics, ROUTES, limits)
+    return app
+
+
+def _add_answers(app: FastAPI, live: LiveBundle[Retriever], batches: MicroBatches[Any], limits: Limits) -> None:
+    """The routes that run the model."""
 
     @app.post(
         "/v1/recommend",
@@ -114,6 +123,11 @@ def create_app(
         """One score per item, in the order of the request; out-of-vocabulary items are marked in `known_items`."""
         body = parse(ScoreRequest, request, await request.body())
         return await answer(batches, score_job(body, live.current, limits), limits)
+
+
+def _add_explanations(app: FastAPI, live: LiveBundle[Retriever], limits: Limits) -> None:
+    """The routes that describe the bundle and its answers."""
+    explainer = Explainer()
 
     @app.get("/v1/explain", summary="A user's recommendations and buckets, ids as text", responses=ERRORS)
     async def explain(request: Request, user_id: str | None = None, k: int = 10) -> Response:
@@ -139,6 +153,9 @@ def create_app(
             "refused": live.refused,
         }
 
+
+def _add_pages(app: FastAPI) -> None:
+    """The routes for people."""
     page = PAGE.read_bytes()
     page_headers = {
         "content-security-policy": _policy(page),
@@ -153,9 +170,6 @@ def create_app(
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return Response(docs_page(app.openapi()), media_type="text/html; charset=utf-8")
-
-    add_common(app, metrics, ROUTES, limits)
-    return app
 
 
 def _policy(page: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from serving import BundleError, Retriever
 from tests.helpers.small_models import INT_IDS, STRING_IDS, small_model
 from tests.helpers.tampering import rewrite
 
+# GRAPHHASH_FUZZ=2000 damages so many bundles; the default suits a suite that runs often.
+N_DAMAGED = int(os.environ.get("GRAPHHASH_FUZZ", 400))
 USERS = ["", "a", "日本", "nobody"]
 
 
@@ -73,12 +76,12 @@ def mutate(folder: Path, rng: np.random.Generator) -> None:
     path.write_bytes(data)
 
 
-def test_two_thousand_damaged_bundles_are_refused_or_answer_as_before(exported, tmp_path):
+def test_damaged_bundles_are_refused_or_answer_as_before(exported, tmp_path):
     expected, rng, n_accepted = answer(exported), np.random.default_rng(0), 0
     originals = {path.name: path.read_bytes() for path in exported.iterdir()}
     folder = tmp_path / "bundle"
     folder.mkdir()
-    for _ in range(2000):
+    for _ in range(N_DAMAGED):
         for path in folder.iterdir():
             path.unlink()
         for name, data in originals.items():
@@ -91,7 +94,9 @@ def test_two_thousand_damaged_bundles_are_refused_or_answer_as_before(exported, 
             continue
         assert got == expected
         n_accepted += 1
-    assert n_accepted < 400  # A byte that was written as it was, and words that changed places with themselves.
+    assert (
+        n_accepted < 0.2 * N_DAMAGED
+    )  # A byte that was written as it was, and words that changed places with themselves.
 
 
 def test_golden_requests_have_their_answers(exported):

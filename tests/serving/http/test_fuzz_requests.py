@@ -25,7 +25,7 @@ from tests.helpers.asgi_client import Answer, AsgiClient
 from tests.helpers.small_ctr import export_small, raw_log, small_ctr
 from tests.helpers.small_models import INT_IDS, STRING_IDS, small_model
 
-N_MUTATIONS = int(os.environ.get("GRAPHHASH_FUZZ", 600))
+N_MUTATIONS = int(os.environ.get("GRAPHHASH_FUZZ", 300))
 LIMITS = Limits(max_body_bytes=30_000, max_users=50, max_k=30, max_items=40, max_cells=1000, timeout_s=30)
 JUNK = [
     None, True, False, 0, -1, 1, 3, 23, 10**6, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**400, 0.5, -0.0, 1e300,
