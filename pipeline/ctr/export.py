@@ -6,9 +6,8 @@ A failure of any kind leaves the previous bundle as it was.
 from __future__ import annotations
 
 import copy
-import shutil
-import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ from pipeline.ctr.onnx_inputs import describe_columns
 from pipeline.ctr.weights import TrainedCtr
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
-from pipeline.export.publish import check_place, oov_id, publish, save_graph
+from pipeline.export.publish import oov_id, save_graph, staged_bundle
 from serving.bundle import write_manifest
 from serving.errors import BundleError
-from serving.manifest import METADATA, identity
+from serving.manifest import MANIFEST, METADATA, identity
 from serving.scorer import Scorer
 
 # Of logits, beside the model with its tables rounded as they are stored; a probability moves by a quarter of it at most.
@@ -37,30 +36,41 @@ ABSOLUTE, RELATIVE = 1e-4, 1e-5
 N_CHECK = 4096
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a CTR bundle is made.
+
+    Attributes:
+        method, precision: of the run, for the manifest.
+        external_data_mib: tensors of more than this together go to a second file.
+        n_check: rows compared at most; rows of OOV and missing values are added to them.
+        seed: draws the rows to compare on.
+    """
+
+    method: str
+    precision: str
+    external_data_mib: float = 1024
+    n_check: int = N_CHECK
+    seed: int = 0
+
+
 def export_ctr(
     trained: TrainedCtr,
     precisions: Sequence[str],
     out: Path,
+    options: ExportOptions,
     *,
     part: Part,
-    method: str,
-    precision: str,
-    external_data_mib: float = 1024,
     metrics: dict[str, Any],
     provenance: dict[str, Any],
-    n_check: int = N_CHECK,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Write the bundle `out`, whole or not at all; a bundle that was there is replaced at the end.
 
     Args:
         trained: the model, as it was trained, on the CPU, with the maps, vocabularies and statistics of its run.
         precisions: of every column's table.
-        part: rows to compare on, drawn by `seed`: of the test, or of another part.
-        method, precision: of the run, for the manifest.
-        external_data_mib: tensors of more than this together go to a second file.
+        part: rows to compare on: of the test, or of another part.
         metrics, provenance: for the manifest; JSON values.
-        n_check: rows compared at most; rows of OOV and missing values are added to them.
 
     Returns: the manifest.
 
@@ -68,53 +78,52 @@ def export_ctr(
         BundleError: ONNX Runtime and the model disagree, a value does not fit its precision, or `out` is something else than a bundle.
             Nothing is published then.
     """
-    out = Path(out).absolute()
-    check_place(out)
-    graph = ctr_graph(trained, precisions)
-    features, model = trained.features, trained.model
-    columns = describe_columns(trained, precisions)
-    named = list(zip(features.all_columns, trained.maps, trained.vocabularies, strict=True))
+    with staged_bundle(Path(out).absolute()) as folder:
+        graph = ctr_graph(trained, precisions)
+        content = _content(trained, precisions, graph, options, metrics) | {"provenance": provenance}
+        rows = _rows(trained, part, options.n_check, options.seed)
+        expected = _as_stored(trained, precisions, rows)
+        # The graph's own metadata do not hold the comparison, which is not made yet.
+        onnx.helper.set_model_props(graph, {METADATA: identity(content)})
+        inside = sum(inside_bytes(vocabulary, decoded=False) for vocabulary in trained.vocabularies if len(vocabulary))
+        tolerance = {"absolute": ABSOLUTE, "relative": RELATIVE, "n_rows": len(rows)}
+        save_graph(graph, folder, inside, options.external_data_mib)
+        del graph
+        write_manifest(folder, content | {"tolerance": tolerance | {"largest": 0.0}})
+        largest = _compare(Scorer(folder, provider="cpu"), trained, rows, expected)
+        (folder / MANIFEST).unlink()
+        return write_manifest(folder, content | {"tolerance": tolerance | {"largest": largest}})
+
+
+def _content(
+    trained: TrainedCtr,
+    precisions: Sequence[str],
+    graph: onnx.ModelProto,
+    options: ExportOptions,
+    metrics: dict[str, Any],
+) -> dict[str, Any]:
+    """The manifest but for `provenance` and `tolerance`."""
+    model = trained.model
+    named = list(zip(trained.features.all_columns, trained.maps, trained.vocabularies, strict=True))
     layers = {name: getattr(model.spec, name) for name in ("hidden", "dense_hidden", "n_cross", "structure")}
-    content = {
+    return {
         "task": "ctr",
         "inputs": describe(graph.graph.input),
         "outputs": describe(graph.graph.output),
-        "columns": columns,
+        "columns": describe_columns(trained, precisions),
         "model": model.spec.kind,
         "layers": {name: list(value) if isinstance(value, tuple) else value for name, value in layers.items()},
         "dim": model.spec.dim,
         "id_bias": model.bias is not None,
-        "method": method,
-        "precision": precision,
+        "method": options.method,
+        "precision": options.precision,
         "precision_loss": precision_loss(metrics),
         "calibration": {name: metrics.get(name) for name in ("calibration", "ece")},
         "runtime": {"stored_bytes": sum(len(tensor.raw_data) for tensor in graph.graph.initializer)},
         "bucket_map_hashes": {column.name: bucket_map.content_hash for column, bucket_map, _ in named},
         "vocabulary_hashes": {column.name: vocabulary.content_hash for column, _, vocabulary in named},
         "metrics": metrics,
-        "provenance": provenance,
     }
-    rows = _rows(trained, part, n_check, seed)
-    expected = _as_stored(trained, precisions, rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        # The graph's own metadata do not hold the comparison, which is not made yet.
-        onnx.helper.set_model_props(graph, {METADATA: identity(content)})
-        inside = sum(inside_bytes(vocabulary, decoded=False) for vocabulary in trained.vocabularies if len(vocabulary))
-        tolerance = {"absolute": ABSOLUTE, "relative": RELATIVE, "n_rows": len(rows)}
-        trial = work / "trial"
-        trial.mkdir()
-        save_graph(graph, trial, inside, external_data_mib)
-        del graph
-        write_manifest(trial, content | {"tolerance": tolerance | {"largest": 0.0}})
-        largest = _compare(Scorer(trial, provider="cpu"), trained, rows, expected)
-        (trial / "manifest.json").unlink()
-        manifest = write_manifest(trial, content | {"tolerance": tolerance | {"largest": largest}})
-        publish(trial, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return manifest
 
 
 def data_facts(ingest_dir: Path) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class Ctr:
         self, context: StageContext, method: str, out: Path, metrics: dict[str, Any], train_key: str
     ) -> dict[str, Any]:
         from pipeline.ctr.budget import precisions_of
-        from pipeline.ctr.export import data_facts, export_ctr
+        from pipeline.ctr.export import ExportOptions, data_facts, export_ctr
         from pipeline.ctr.weights import load_ctr
 
         trained = load_ctr(context.method_dir(method), context.ingest_dir)
@@ -209,10 +209,8 @@ class Ctr:
             trained,
             precisions_of(context.config, method, trained.maps),
             out,
+            ExportOptions(method, metrics["precision"], context.config.export.external_data_mib),
             part=next(part for part in parts if len(part)),
-            method=method,
-            precision=metrics["precision"],
-            external_data_mib=context.config.export.external_data_mib,
             metrics=bundle_metrics(metrics),
             provenance=shared_provenance(context.config, metrics, data_facts(context.ingest_dir)),
         )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +53,25 @@ def save_graph(graph: onnx.ModelProto, folder: Path, inside: int, external_data_
         size_threshold=1024,
     )
     onnx.checker.check_model(str(folder / MODEL), full_check=True)
+
+
+@contextmanager
+def staged_bundle(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out`, which takes its place when the block ends without an error, and is removed otherwise.
+
+    Raises:
+        BundleError: `out` is something else than a bundle.
+    """
+    check_place(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        folder = work / "bundle"
+        folder.mkdir()
+        yield folder
+        publish(folder, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def publish(folder: Path, out: Path) -> None:

@@ -82,7 +82,7 @@ class Table:
         if self.shape[1] % 2:
             ends = [graph.constant(f"{name}_dim", np.array([self.shape[1]], np.int64)), graph.axis(-1)]
             codes = graph.node("Slice", [codes, graph.axis(0), *ends], f"{name}_nibbles_of_dim")
-        return graph.node("Sub", [codes, zero], f"{name}_codes")
+        return graph.node("Sub", [codes, zero], f"{name}_int4_values")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ of any kind leaves the previous bundle as it was.
 from __future__ import annotations
 
 import copy
-import shutil
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from graphhash.errors import ArgumentError
 from graphhash.graph.vocabulary import Vocabulary
@@ -26,7 +26,7 @@ from graphhash.models.mf import AllItemScores, RetrievalModel
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
-from pipeline.export.publish import check_place, oov_id, publish, save_graph
+from pipeline.export.publish import oov_id, save_graph, staged_bundle
 from pipeline.retrieval.evaluate import K, as_shipped
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
@@ -48,99 +48,140 @@ _CHECK_K = 100
 _CHECK_SCORES = 2**25
 
 
-def export_retrieval(
-    model: RetrievalModel,
-    user_map: BucketMap,
-    item_map: BucketMap,
-    users: Vocabulary,
-    items: Vocabulary,
-    out: Path,
-    *,
-    precision: str = "float32",
-    runtime: str = "auto",
-    external_data_mib: float = 1024,
-    metrics: dict[str, Any],
-    provenance: dict[str, Any],
-    n_check: int = 256,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Write the bundle `out`, whole or not at all; a bundle that was there is replaced at the end.
+@dataclass(frozen=True)
+class TrainedRetrieval:
+    """A trained model, and what it was trained on.
 
-    Args:
-        model: trained, the OOV rows filled; on any device.
+    Attributes:
+        model: its OOV rows filled; on any device.
         user_map, item_map: the maps the model was made with, which know the weights' codebook.
         users, items: raw ids of the maps' entries.
+
+    Raises:
+        ArgumentError: model, maps and vocabularies do not belong together.
+    """
+
+    model: RetrievalModel
+    user_map: BucketMap
+    item_map: BucketMap
+    users: Vocabulary
+    items: Vocabulary
+
+    def __post_init__(self) -> None:
+        _check_fit("user", self.model.user_embedding, self.user_map, self.users)
+        _check_fit("item", self.model.item_embedding, self.item_map, self.items)
+
+    @property
+    def materialized_bytes(self) -> tuple[int, int]:
+        """About what a session keeps of materialized vectors, and what it needs for them while it loads."""
+        maps = self.user_map, self.item_map
+        if isinstance(self.model, LightGCN):
+            maps = full_map(len(self.users)), full_map(len(self.items))
+        n_biases = 0 if self.model.item_bias is None else len(self.items)
+        return materialized_bytes(*maps, self.model.user_embedding.dim, n_biases)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a retrieval bundle is made.
+
+    Attributes:
         precision: type of the tables in the file, "float32", "float16", "int8" or "int4"; the item bias is float32 or float16.
         runtime: "materialized", "compressed" (see `pipeline.retrieval.onnx_scores`), or "auto": materialized, where loading takes no more
             than 4 GiB.
         external_data_mib: tensors of more than this together go to a second file.
+        n_check: users compared, an OOV one among them.
+        seed: draws the users to compare on.
+
+    Raises:
+        ArgumentError: `precision` or `runtime` is not a choice, or `n_check` is below 1.
+    """
+
+    precision: str = "float32"
+    runtime: str = "auto"
+    external_data_mib: float = 1024
+    n_check: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("precision", self.precision, PRECISIONS),
+            ("runtime", self.runtime, RUNTIMES),
+        ):
+            if value not in choices:
+                raise ArgumentError(f"{name} is {value!r}; use one of {', '.join(choices)}")
+        if self.n_check < 1:
+            raise ArgumentError(f"n_check is {self.n_check}; compare at least 1 user")
+
+
+DEFAULT_OPTIONS = ExportOptions()
+
+
+def export_retrieval(
+    trained: TrainedRetrieval,
+    out: Path,
+    options: ExportOptions = DEFAULT_OPTIONS,
+    *,
+    metrics: dict[str, Any],
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the bundle `out`, whole or not at all; a bundle that was there is replaced at the end.
+
+    Args:
         metrics, provenance: for the manifest; JSON values.
-        n_check: users compared, drawn by `seed`, an OOV one among them.
 
     Returns: the manifest.
 
     Raises:
-        ArgumentError: model, maps and vocabularies do not belong together, or `precision` or `runtime` is unknown.
-        BundleError: scores or ids of ONNX Runtime and the model disagree, a value does not fit `precision`,
+        BundleError: scores or ids of ONNX Runtime and the model disagree, a value does not fit the precision,
             or `out` is something else than a bundle. Nothing is published then.
     """
-    out = Path(out).absolute()
-    for name, value, choices in (("precision", precision, PRECISIONS), ("runtime", runtime, RUNTIMES)):
-        if value not in choices:
-            raise ArgumentError(f"{name} is {value!r}; use one of {', '.join(choices)}")
-    if n_check < 1:
-        raise ArgumentError(f"n_check is {n_check}; compare at least 1 user")
-    _check_fit("user", model.user_embedding, user_map, users)
-    _check_fit("item", model.item_embedding, item_map, items)
-    check_place(out)
-    padding = oov_id(items)
-    stored_maps = (full_map(len(users)), full_map(len(items))) if isinstance(model, LightGCN) else (user_map, item_map)
-    n_biases = 0 if model.item_bias is None else len(items)
-    kept_bytes, load_bytes = materialized_bytes(*stored_maps, model.user_embedding.dim, n_biases)
-    if runtime == "auto":
-        runtime = "materialized" if load_bytes <= _MOST_LOAD_BYTES else "compressed"
-    graph = retrieval_graph(model, user_map, item_map, users, items, precision, runtime)
-    content = {
+    model, users, items = trained.model, trained.users, trained.items
+    with staged_bundle(Path(out).absolute()) as folder:
+        runtime = options.runtime
+        if runtime == "auto":
+            runtime = "materialized" if trained.materialized_bytes[1] <= _MOST_LOAD_BYTES else "compressed"
+        graph = retrieval_graph(model, trained.user_map, trained.item_map, users, items, options.precision, runtime)
+        content = _content(trained, graph, options.precision, runtime)
+        content |= {"precision_loss": precision_loss(metrics), "metrics": metrics, "provenance": provenance}
+        onnx.helper.set_model_props(graph, {METADATA: identity(content)})
+        _save(graph, folder, users, items, options.external_data_mib)
+        del graph
+        manifest = write_manifest(folder, content)
+        copied = copy.deepcopy(model)
+        assert isinstance(copied, nn.Module)
+        with torch.no_grad():
+            scores_of = as_shipped(copied.cpu(), options.precision).score_all_items()
+        _compare(folder, scores_of, users, items, options.n_check, np.random.default_rng(options.seed))
+    return manifest
+
+
+def _content(trained: TrainedRetrieval, graph: onnx.ModelProto, precision: str, runtime: str) -> dict[str, Any]:
+    """The manifest but for metrics and provenance."""
+    model, users, items = trained.model, trained.users, trained.items
+    maps = {"users": trained.user_map, "items": trained.item_map}
+    return {
         "task": "retrieval",
         "inputs": describe([value for value in graph.graph.input if value.name not in OPTIONAL_INPUTS]),
         "optional_inputs": describe([value for value in graph.graph.input if value.name in OPTIONAL_INPUTS]),
         "outputs": describe(graph.graph.output),
         "id_types": {"user_id": users.kind, "item_id": items.kind},
-        "padding_item_id": padding,
+        "padding_item_id": oov_id(items),
         "n_users": len(users),
         "n_items": len(items),
         "dim": model.user_embedding.dim,
         "model": name_of(model),
-        "runtime": _runtime(model, runtime, graph, kept_bytes, load_bytes),
-        "method": {"users": user_map.method, "items": item_map.method},
-        "n_buckets": {"users": user_map.n_buckets, "items": item_map.n_buckets},
-        "indices_per_id": {"users": user_map.indices_per_id, "items": item_map.indices_per_id},
+        "runtime": _runtime(model, runtime, graph, *trained.materialized_bytes),
+        "method": {side: bucket_map.method for side, bucket_map in maps.items()},
+        "n_buckets": {side: bucket_map.n_buckets for side, bucket_map in maps.items()},
+        "indices_per_id": {side: bucket_map.indices_per_id for side, bucket_map in maps.items()},
         "item_bias": model.item_bias is not None,
         "precision": precision,
-        "precision_loss": precision_loss(metrics),
         "tie_rule": TIE_RULE,
         "tolerance": {"absolute": TOLERANCE, "relative": TOLERANCE},
-        "bucket_map_hashes": {"users": user_map.content_hash, "items": item_map.content_hash},
+        "bucket_map_hashes": {side: bucket_map.content_hash for side, bucket_map in maps.items()},
         "vocabulary_hashes": {"users": users.content_hash, "items": items.content_hash},
-        "metrics": metrics,
-        "provenance": provenance,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        folder = work / "bundle"
-        folder.mkdir()
-        onnx.helper.set_model_props(graph, {METADATA: identity(content)})
-        _save(graph, folder, users, items, external_data_mib)
-        del graph
-        manifest = write_manifest(folder, content)
-        with torch.no_grad():
-            scores_of = as_shipped(copy.deepcopy(model).cpu(), precision).score_all_items()
-        _compare(folder, scores_of, users, items, n_check, np.random.default_rng(seed))
-        publish(folder, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return manifest
 
 
 def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
@@ -208,7 +249,7 @@ def _compare(
         raw = [oov_id(users) if row == len(users) else users.take([row])[0] for row in chunk]
         with torch.no_grad():
             expected = scores_of(torch.from_numpy(chunk)).numpy()
-        answers = [(raw, None, min(_CHECK_K, len(items)))]
+        answers: list[tuple[list[Any], NDArray | None, int]] = [(raw, None, min(_CHECK_K, len(items)))]
         if start == 0:
             # Two users are asked for every item, so that each item's vector is read, and again without a
             # third of them.

@@ -200,7 +200,7 @@ class Retrieval:
         self, context: StageContext, method: str, out: Path, metrics: dict[str, Any], train_key: str
     ) -> dict[str, Any]:
         from graphhash.graph.vocabulary import Vocabulary
-        from pipeline.retrieval.export import export_retrieval
+        from pipeline.retrieval.export import ExportOptions, TrainedRetrieval, export_retrieval
         from pipeline.retrieval.folded_in import FoldedIn, folded_in_dir
         from pipeline.retrieval.weights import load_method, with_more_ids
 
@@ -217,13 +217,9 @@ class Retrieval:
             # Metrics are of the training alone.
             provenance |= {"updates": list(folded_in.updates)} if folded_in.updates else {}
         return export_retrieval(
-            model,
-            *maps,
-            *vocabularies,
+            TrainedRetrieval(model, *maps, *vocabularies),
             out,
-            precision=metrics["precision"],
-            runtime=config.export.runtime,
-            external_data_mib=config.export.external_data_mib,
+            ExportOptions(metrics["precision"], config.export.runtime, config.export.external_data_mib),
             metrics=bundle_metrics(metrics),
             provenance=provenance,
         )

@@ -13,7 +13,7 @@ from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.ctr import CtrSpec, FeatureBatch
 from pipeline.ctr.data import Column, DenseColumn, Features, Part, batch_of
-from pipeline.ctr.export import export_ctr
+from pipeline.ctr.export import ExportOptions, export_ctr
 from pipeline.ctr.schema import Category, CtrSchema, MultiValued
 from pipeline.ctr.weights import TrainedCtr
 from tests.helpers import graphs
@@ -176,13 +176,11 @@ def precisions_for(trained: TrainedCtr, precision: str) -> list[str]:
 
 
 def export_small(trained: TrainedCtr, out: Path, precision: str = "int8", **options: Any) -> dict:
-    part = as_part(entries_of(trained, raw_log(50)))
+    named = {name: options.pop(name) for name in ("external_data_mib", "n_check", "seed") if name in options}
     given = {
-        "part": part,
-        "method": "m",
-        "precision": precision,
+        "part": as_part(entries_of(trained, raw_log(50))),
         "metrics": {"log_loss": 0.3},
         "provenance": {"run": "test"},
         **options,
     }
-    return export_ctr(trained, precisions_for(trained, precision), out, **given)
+    return export_ctr(trained, precisions_for(trained, precision), out, ExportOptions("m", precision, **named), **given)

@@ -16,8 +16,9 @@ from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.hashes import modulo_map
 from graphhash.models.mf import MatrixFactorization
-from pipeline.retrieval.export import export_retrieval
+from pipeline.retrieval.export import ExportOptions, TrainedRetrieval, export_retrieval
 
+FACTS = {"metrics": {"recall@20": 0.25}, "provenance": {"run": "test"}}
 INT_IDS = [-(2**63), -7, -1, 0, 3, 12, 2**31, 2**53 + 1, 2**63 - 1]
 STRING_IDS = ["", " ", "0", "a", "a\0b", "Ünïcode", "日本", "🙂", "x" * 300]
 
@@ -31,10 +32,9 @@ class SmallModel:
     items: Vocabulary
 
     def export(self, out: Path, **options) -> dict:
-        parts = (self.model, self.user_map, self.item_map, self.users, self.items)
-        return export_retrieval(
-            *parts, out, **{"metrics": {"recall@20": 0.25}, "provenance": {"run": "test"}, **options}
-        )
+        trained = TrainedRetrieval(self.model, self.user_map, self.item_map, self.users, self.items)
+        facts = {name: options.pop(name, default) for name, default in FACTS.items()}
+        return export_retrieval(trained, out, ExportOptions(**options), **facts)
 
 
 def soft_map(n_ids: int, n_buckets: int, indices_per_id: int, rng: np.random.Generator) -> BucketMap:

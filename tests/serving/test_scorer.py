@@ -12,7 +12,7 @@ import pytest
 
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.bundles.check import check
-from pipeline.ctr.export import export_ctr
+from pipeline.ctr.export import ExportOptions, export_ctr
 from serving import BundleError, Retriever, Scorer, bundle_model, check_bundle, session
 from tests.helpers.small_ctr import N_ITEMS, as_part, entries_of, export_small, precisions_for, raw_log, small_ctr
 from tests.helpers.small_models import small_model
@@ -48,9 +48,8 @@ def numbers(tmp_path_factory):
         trained,
         precisions_for(trained, "int8"),
         folder,
+        ExportOptions("m", "int8"),
         part=part,
-        method="m",
-        precision="int8",
         metrics={},
         provenance={},
     )

@@ -14,7 +14,7 @@ from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.models.ctr_bytes import store_rounded
 from pipeline.ctr import export as ctr_export
-from pipeline.ctr.export import export_ctr, precision_loss, raw_columns
+from pipeline.ctr.export import ExportOptions, export_ctr, precision_loss, raw_columns
 from pipeline.ctr.onnx_graph import ctr_graph
 from pipeline.ctr.onnx_inputs import input_names, missing_id
 from serving import BundleError, Scorer, check_bundle
@@ -124,9 +124,8 @@ def test_columns_with_the_names_of_outputs_get_other_inputs(tmp_path):
         trained,
         precisions_for(trained, "int8"),
         tmp_path / "b",
+        ExportOptions("m", "int8"),
         part=part,
-        method="m",
-        precision="int8",
         metrics={},
         provenance={},
     )

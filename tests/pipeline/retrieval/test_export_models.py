@@ -15,7 +15,7 @@ from graphhash.models.mf import MatrixFactorization
 from graphhash.models.neumf import NeuMF
 from pipeline.retrieval import onnx_parts, onnx_scores
 from pipeline.retrieval.evaluate import as_shipped
-from pipeline.retrieval.export import export_retrieval
+from pipeline.retrieval.export import ExportOptions, TrainedRetrieval, export_retrieval
 from serving import Retriever
 from tests.helpers.small_models import soft_map, vocabulary
 
@@ -93,7 +93,11 @@ def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, sma
     model, *both = trained(kind, maps, item_bias)
     users, items = Vocabulary(np.arange(5, 5 + N_USERS)), vocabulary("string", N_ITEMS)
     manifest = export_retrieval(
-        model, *both, users, items, tmp_path / "bundle", precision=precision, runtime=runtime, metrics={}, provenance={}
+        TrainedRetrieval(model, *both, users, items),
+        tmp_path / "bundle",
+        ExportOptions(precision, runtime),
+        metrics={},
+        provenance={},
     )
     assert (manifest["model"], manifest["runtime"]["mode"], manifest["precision"]) == (kind, runtime, precision)
     loaded = Retriever(tmp_path / "bundle", provider="cpu", threads=1)
@@ -121,10 +125,10 @@ def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, sma
 @pytest.mark.parametrize("kind", MODELS)
 def test_external_data_holds_the_tensors_of_every_model(kind, runtime, tmp_path):
     model, *both = trained(kind, "soft", True)
-    parts = (model, *both, Vocabulary(np.arange(N_USERS)), Vocabulary(np.arange(N_ITEMS)))
-    how = {"runtime": runtime, "metrics": {}, "provenance": {}}
-    one = export_retrieval(*parts, tmp_path / "one", **how)
-    two = export_retrieval(*parts, tmp_path / "two", external_data_mib=0.001, **how)
+    parts = TrainedRetrieval(model, *both, Vocabulary(np.arange(N_USERS)), Vocabulary(np.arange(N_ITEMS)))
+    facts = {"metrics": {}, "provenance": {}}
+    one = export_retrieval(parts, tmp_path / "one", ExportOptions(runtime=runtime), **facts)
+    two = export_retrieval(parts, tmp_path / "two", ExportOptions(runtime=runtime, external_data_mib=0.001), **facts)
     assert sorted(one["files"]) == ["model.onnx"] and sorted(two["files"]) == ["model.onnx", "model.onnx.data"]
     a, b = (Retriever(tmp_path / name, threads=1).recommend(range(N_USERS), 20) for name in ("one", "two"))
     assert [ids.tolist() for ids in a.item_ids] == [ids.tolist() for ids in b.item_ids]
