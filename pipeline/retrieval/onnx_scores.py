@@ -38,7 +38,7 @@ _CHUNK_VALUES = 2**17
 # is read for them, indices_per_id times as much, in pieces of 256 MiB, because a node's result is in memory twice while it is folded.
 _BLOCK_VALUES = 2**27
 _PIECE_VALUES = 2**26
-# Users up to whom sums of buckets' scores are cheaper than vectors. On Gowalla, 17 lookups, in ms of CPU: 1 user 3 and 29,
+# Users up to whom sums of buckets' scores are cheaper than vectors. On Gowalla, 17 indices per item, in ms of CPU: 1 user 3 and 29,
 # 8 users 11 and 34, 32 users 55 and 40.
 FEW_USERS = 24
 

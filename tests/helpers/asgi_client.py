@@ -24,7 +24,10 @@ class Answer:
     def error(self) -> str:
         """The one line of an error; fails for anything else."""
         text = self.json()["error"]
-        assert self.json().keys() == {"error"} and text and "\n" not in text and "Traceback" not in text
+        assert self.json().keys() == {"error"}
+        assert text
+        assert "\n" not in text
+        assert "Traceback" not in text
         return text
 
 

@@ -225,7 +225,7 @@ def test_bundles_and_options_of_another_kind_are_refused(bundle, tmp_path):
     with pytest.raises(BundleError, match="made for the task 'ctr', not 'retrieval'"):
         Retriever(bundle)
     for options in ({"provider": "tpu"}, {"threads": 0}, {"threads": True}):
-        with pytest.raises(ValueError, match="is .*; use"):
+        with pytest.raises(ValueError, match=r"is .*; use"):
             Scorer(bundle, **options)
 
 
@@ -319,5 +319,5 @@ def test_check_finds_a_map_that_leaves_its_table(bundle, tmp_path):
         folder,
         lambda m: m["files"].update({"model.onnx": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}),
     )
-    with pytest.raises(BundleError, match="the map of 'user' has .* span 0..60000"):
+    with pytest.raises(BundleError, match=r"the map of 'user' has .* span 0..60000"):
         list(check(folder, "cpu"))

@@ -87,16 +87,16 @@ def test_damaged_bundles_are_refused_or_answer_as_before(exported, tmp_path):
         for name, data in originals.items():
             (folder / name).write_bytes(data)
         mutate(folder, rng)
+        got, reason = None, ""
         try:
             got = answer(folder)
         except BundleError as error:
-            assert "\n" not in str(error)
-            continue
-        assert got == expected
-        n_accepted += 1
-    assert (
-        n_accepted < 0.2 * N_DAMAGED
-    )  # A byte that was written as it was, and words that changed places with themselves.
+            reason = str(error)
+        assert "\n" not in reason
+        assert reason or got == expected
+        n_accepted += not reason
+    # A byte may be written as it was, and words may change places with themselves.
+    assert n_accepted < 0.2 * N_DAMAGED
 
 
 def test_golden_requests_have_their_answers(exported):

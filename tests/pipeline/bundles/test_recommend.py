@@ -92,5 +92,5 @@ def test_bundle_outside_its_run_folder_knows_nothing_seen(tmp_path):
     with pytest.raises(DataError, match="what users have seen is not known"):
         recommend(tmp_path / "alone", ["1"], 5, exclude_seen=True)
     Vocabulary.from_ids(np.arange(9)).save(tmp_path / "run" / "ingest" / "users.parquet")
-    with pytest.raises(DataError, match="not the ids that .* was made with"):
+    with pytest.raises(DataError, match=r"not the ids that .* was made with"):
         recommend(tmp_path / "run" / "bundle", ["1"], 5, exclude_seen=True)

@@ -71,7 +71,7 @@ def test_what_keeps_a_server_from_starting_is_one_line(tmp_path):
             serve_alone(settings, "127.0.0.1", port, print)
         with pytest.raises(ServeError, match="Address already in use"), ray_serve(settings, "127.0.0.1", port):
             pass
-    with pytest.raises(ServeError, match="cannot listen at no.such.host.invalid"):
+    with pytest.raises(ServeError, match=r"cannot listen at no.such.host.invalid"):
         serve_alone(settings, "no.such.host.invalid", 0, print)
     with pytest.raises(BundleError, match="no bundle there"):
         serve_alone(ServeSettings(tmp_path / "none", Limits()), "127.0.0.1", 0, print)
@@ -216,10 +216,12 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_policy_lets_only_its_own_
     small_model().export(tmp_path / "bundle")
     page = (Path(__file__).parents[3] / "serving" / "http" / "page.html").read_text()
     assert not re.search(r"https?://|innerHTML|outerHTML|insertAdjacentHTML|document\.write|\son\w+=", page)
-    with on_a_thread(ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0)) as (host, port):
-        with urllib.request.urlopen(f"http://{host}:{port}/") as answer:
-            policy = answer.headers["content-security-policy"]
-            assert answer.read().decode() == page
+    with (
+        on_a_thread(ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0)) as (host, port),
+        urllib.request.urlopen(f"http://{host}:{port}/") as answer,
+    ):
+        policy = answer.headers["content-security-policy"]
+        assert answer.read().decode() == page
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy
 

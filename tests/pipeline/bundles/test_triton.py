@@ -218,7 +218,7 @@ def test_a_second_writing_replaces_the_first_and_nothing_else(tmp_path):
     assert "dims: [ 6 ]" in (tmp_path / "models" / "graphhash" / "config.pbtxt").read_text()
     with pytest.raises(BundleError, match="is no Triton model"):
         write_triton(tmp_path / "bundle", tmp_path / "models", name="other")
-    with pytest.raises(ValueError, match="the model's name is '../up'"):
+    with pytest.raises(ValueError, match=r"the model's name is '../up'"):
         write_triton(tmp_path / "bundle", tmp_path / "models", name="../up")
     with pytest.raises(BundleError, match="no bundle there"):
         write_triton(tmp_path, tmp_path / "models")

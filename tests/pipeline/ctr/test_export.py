@@ -80,7 +80,9 @@ def test_the_graph_alone_takes_padding_anywhere_and_any_width(tmp_path):
     missing = {
         c.name: missing_id(c, v) for c, v in zip(trained.features.all_columns, trained.vocabularies, strict=True)
     }
-    assert missing["device"] == -(2**63) + 1 and missing["item"] == -(2**63) and missing["user"] == ""
+    assert missing["device"] == -(2**63) + 1
+    assert missing["item"] == -(2**63)
+    assert missing["user"] == ""
     log = raw_log(3)
     log |= {"genres": [["war", "drama"], [], ["comedy"]], "tags": [[5, 6, 9], [], [2**40]]}
     feed = {}
@@ -118,7 +120,8 @@ def test_columns_with_the_names_of_outputs_get_other_inputs(tmp_path):
     features = type(trained.features)(**{**vars(trained.features), "columns": columns})
     trained = type(trained)(trained.model, trained.maps, trained.vocabularies, features)
     names = input_names(trained)
-    assert names["probability"] == "column_column_probability" and names["column_probability"] == "column_probability"
+    assert names["probability"] == "column_column_probability"
+    assert names["column_probability"] == "column_probability"
     part = as_part(entries_of(small_ctr(multi_valued=False), raw_log(50)))
     export_ctr(
         trained,
@@ -147,13 +150,17 @@ def test_tables_lie_in_their_small_types_and_outside_of_the_file_where_they_are_
     dtypes = {
         tensor.name: numpy_helper.to_array(tensor).dtype.name for tensor in graph.initializer if tensor.data_type != 8
     }
-    assert dtypes["/0_table"] == "int8" and dtypes["/0_rows"] == "uint16" and dtypes["/0_codes"] == "uint8"
-    assert dtypes["/wide_0_table"] == dtypes["/bias_0_table"] == "float16" and dtypes["/joint_table"] == "float32"
+    assert dtypes["/0_table"] == "int8"
+    assert dtypes["/0_rows"] == "uint16"
+    assert dtypes["/0_codes"] == "uint8"
+    assert dtypes["/wide_0_table"] == dtypes["/bias_0_table"] == "float16"
+    assert dtypes["/joint_table"] == "float32"
     one, two = (
         export_small(trained, tmp_path / "one"),
         export_small(trained, tmp_path / "two", external_data_mib=0.0001),
     )
-    assert sorted(one["files"]) == ["model.onnx"] and sorted(two["files"]) == ["model.onnx", "model.onnx.data"]
+    assert sorted(one["files"]) == ["model.onnx"]
+    assert sorted(two["files"]) == ["model.onnx", "model.onnx.data"]
     log = raw_log(50)
     assert np.array_equal(*(Scorer(tmp_path / name, provider="cpu", threads=1).predict(log) for name in ("one", "two")))
 
@@ -208,14 +215,16 @@ def test_the_manifest_says_what_the_precision_costs_and_how_close_the_graph_is(t
     }
     trained = small_ctr()
     manifest = export_small(trained, tmp_path / "bundle", metrics=metrics)
-    assert manifest["precision_loss"]["relative"] == pytest.approx(1 / 30) and precision_loss({})["relative"] is None
+    assert manifest["precision_loss"]["relative"] == pytest.approx(1 / 30)
+    assert precision_loss({})["relative"] is None
     assert manifest["calibration"] == {"calibration": 1.01, "ece": 0.02}
     tolerance = manifest["tolerance"]
-    assert (
-        0 <= tolerance["largest"] <= tolerance["absolute"] + tolerance["relative"] * 100 and tolerance["n_rows"] == 60
-    )
+    assert 0 <= tolerance["largest"] <= tolerance["absolute"] + tolerance["relative"] * 100
+    assert tolerance["n_rows"] == 60
     assert manifest["bucket_map_hashes"]["user"] == trained.maps[0].content_hash
     column = {c["name"]: c for c in manifest["columns"]}
-    assert column["genres"]["width"] == 2 and column["price"]["std"] == 2.5 and column["user"]["precision"] == "int8"
+    assert column["genres"]["width"] == 2
+    assert column["price"]["std"] == 2.5
+    assert column["user"]["precision"] == "int8"
     assert column["hour_hour"]["time"] == {"column": "hour", "format": "%y%m%d%H", "part": "hour"}
     assert check_bundle(tmp_path / "bundle") == json.loads((tmp_path / "bundle" / "manifest.json").read_text())

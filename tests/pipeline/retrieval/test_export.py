@@ -69,11 +69,13 @@ def test_graph_alone_needs_no_excluded_items_and_marks_left_over_slots(tmp_path)
     ids, scores, known, *candidates = session.run(
         None, {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": none}
     )
-    assert ids[0].tolist() == naive_answer(small, 3, 2, [])[0] and known.tolist() == [True]
+    assert ids[0].tolist() == naive_answer(small, 3, 2, [])[0]
+    assert known.tolist() == [True]
     everything = np.array([small.items.ids.to_pylist()[1:]], object)
     assert [part.shape for part in candidates] == [(1, 0), (1, 0)]
     ids, scores, *_ = session.run(None, {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": everything})
-    assert ids[0, 0] == small.items.ids[0].as_py() and np.isfinite(scores[0, 0])
+    assert ids[0, 0] == small.items.ids[0].as_py()
+    assert np.isfinite(scores[0, 0])
     assert scores[0, 1] == -np.inf
 
 
@@ -253,12 +255,15 @@ def test_parts_of_different_runs_are_refused(tmp_path):
 def test_manifest_states_what_the_model_is(tmp_path):
     small = small_model(users="string")
     manifest = small.export(tmp_path / "bundle")
-    assert manifest["n_users"] == 14 and manifest["n_items"] == 23 and manifest["dim"] == 4
+    assert manifest["n_users"] == 14
+    assert manifest["n_items"] == 23
+    assert manifest["dim"] == 4
     assert manifest["id_types"] == {"user_id": "string", "item_id": "int64"}
     assert manifest["method"] == {"users": "soft", "items": "soft"}
     assert manifest["n_buckets"] == {"users": 6, "items": 6}
     assert manifest["bucket_map_hashes"]["items"] == small.item_map.content_hash
     assert manifest["vocabulary_hashes"]["users"] == small.users.content_hash
-    assert manifest["metrics"] == {"recall@20": 0.25} and manifest["provenance"] == {"run": "test"}
+    assert manifest["metrics"] == {"recall@20": 0.25}
+    assert manifest["provenance"] == {"run": "test"}
     assert manifest["padding_item_id"] not in small.items.ids.to_pylist()
     assert manifest["outputs"]["score"]["dtype"] == "float32"

@@ -118,7 +118,8 @@ def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, sma
     candidates = np.random.default_rng(1).integers(0, N_ITEMS, (len(asked), 9))
     got = loaded.score(asked, items.take(candidates))
     np.testing.assert_allclose(got.scores, np.take_along_axis(expected, candidates, 1), rtol=0, atol=allowed)
-    assert got.known_items.all() and not loaded.score(asked, [["nothing"]] * len(asked)).known_items.any()
+    assert got.known_items.all()
+    assert not loaded.score(asked, [["nothing"]] * len(asked)).known_items.any()
 
 
 @pytest.mark.parametrize("runtime", ["materialized", "compressed"])
@@ -129,7 +130,8 @@ def test_external_data_holds_the_tensors_of_every_model(kind, runtime, tmp_path)
     facts = {"metrics": {}, "provenance": {}}
     one = export_retrieval(parts, tmp_path / "one", ExportOptions(runtime=runtime), **facts)
     two = export_retrieval(parts, tmp_path / "two", ExportOptions(runtime=runtime, external_data_mib=0.001), **facts)
-    assert sorted(one["files"]) == ["model.onnx"] and sorted(two["files"]) == ["model.onnx", "model.onnx.data"]
+    assert sorted(one["files"]) == ["model.onnx"]
+    assert sorted(two["files"]) == ["model.onnx", "model.onnx.data"]
     a, b = (Retriever(tmp_path / name, threads=1).recommend(range(N_USERS), 20) for name in ("one", "two"))
     assert [ids.tolist() for ids in a.item_ids] == [ids.tolist() for ids in b.item_ids]
     assert [scores.tolist() for scores in a.scores] == [scores.tolist() for scores in b.scores]
@@ -158,4 +160,5 @@ def test_a_compressed_graph_keeps_no_vector_per_item(tmp_path):
             for tensor in onnx.load(tmp_path / f"{runtime}.onnx").graph.initializer
             if tensor.data_type == onnx.TensorProto.FLOAT
         )
-    assert largest["materialized"] >= 5000 * 16 and largest["compressed"] <= 5100
+    assert largest["materialized"] >= 5000 * 16
+    assert largest["compressed"] <= 5100

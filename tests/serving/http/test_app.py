@@ -338,7 +338,8 @@ def test_a_bundle_that_could_not_be_read_is_tried_again_and_said_so(tmp_path, mo
             assert "Too many open files" in refused
             assert f"trying again in {pause_s} s" in refused
             n_attempts = len(attempts)
-            assert live.refresh() is None and len(attempts) == n_attempts, "it waits"
+            assert live.refresh() is None
+            assert len(attempts) == n_attempts, "it waits"
             clock.now += pause_s
     assert live.refresh() is live.current is not before
     assert client.get("/readyz").json()["refused"] is None
