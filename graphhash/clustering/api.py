@@ -5,7 +5,8 @@ The algorithm is described in ``graphhash.clustering.engine``.
 
 from __future__ import annotations
 
-import numba
+from typing import Any
+
 from scipy.sparse import csr_array
 
 from graphhash.clustering.balanced import balanced_labels
@@ -14,6 +15,7 @@ from graphhash.clustering.labels import Labels
 from graphhash.clustering.resolution_search import cluster_to_rows
 from graphhash.errors import ArgumentError
 from graphhash.graph.local import LocalGraph
+from graphhash.graph.threads import numba_threads
 
 
 def cluster(
@@ -54,10 +56,13 @@ def cluster(
         raise ArgumentError(
             f"give either a resolution or a number of rows, got resolution={resolution} and rows={rows}"
         )
-    settings = {"method": method, "max_size": max_size, "tolerance": tolerance, "max_cycles": max_cycles}
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS))
-    try:
+    settings: dict[str, Any] = {
+        "method": method,
+        "max_size": max_size,
+        "tolerance": tolerance,
+        "max_cycles": max_cycles,
+    }
+    with numba_threads(threads):
         if method == "balanced":
             if rows is None:
                 raise ArgumentError(
@@ -68,8 +73,6 @@ def cluster(
         if rows is not None:
             if initial is not None:
                 raise ArgumentError("initial labels go with a resolution, not with a number of rows")
-
             return cluster_to_rows(graph, rows, **settings)
+        assert resolution is not None
         return cluster_graph(graph, resolution, initial=initial, **settings)
-    finally:
-        numba.set_num_threads(before)

@@ -1,7 +1,7 @@
-"""Clustering a graph in which some ids have no interaction at all.
+"""Clustering of a graph with isolated ids, which have no interaction.
 
-Modularity says nothing of them, so each would stay a community, and a table row, of its own. Where positives alone are edges that can
-be most ids: those who never clicked. All of a side's share one community here.
+Modularity does not depend on the community of an isolated id, so each would stay a community, and a table row, of its own. Where only
+positive samples are edges, most ids can be isolated. All isolated ids of a side share one community here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from graphhash.clustering.labels import Labels
 
 
 def cluster_connected(biadjacency: csr_array, *, rows: int | tuple[int, int] | None = None, **settings: Any) -> Labels:
-    """:func:`graphhash.clustering.api.cluster` of the ids that have interactions, with one more community per side for those that have none.
+    """:func:`graphhash.clustering.api.cluster` of the ids that have interactions, with one more community per side for isolated ids.
 
-    Where every id has one, this is ``cluster``.
+    Without isolated ids this is ``cluster``.
 
     Args:
         biadjacency: interactions, shape (n_users, n_items).
@@ -30,18 +30,18 @@ def cluster_connected(biadjacency: csr_array, *, rows: int | tuple[int, int] | N
         ArgumentError: as there.
     """
     graph = csr_array(biadjacency)
-    linked = [np.diff(graph.indptr) > 0, np.diff(csr_array(graph.T.tocsr()).indptr) > 0]
-    alone = [not side.all() for side in linked]
-    if not any(alone):
+    connected = [np.diff(graph.indptr) > 0, np.diff(csr_array(graph.T.tocsr()).indptr) > 0]
+    isolated = [not side.all() for side in connected]
+    if not any(isolated):
         return cluster(graph, rows=rows, **settings)
     if isinstance(rows, int):
-        rows = rows - sum(alone)
+        rows = rows - sum(isolated)
     elif rows is not None:
-        rows = (rows[0] - alone[0], rows[1] - alone[1])
-    found = cluster(csr_array(graph[linked[0]][:, linked[1]]), rows=rows, **settings)
+        rows = (rows[0] - isolated[0], rows[1] - isolated[1])
+    found = cluster(csr_array(graph[connected[0]][:, connected[1]]), rows=rows, **settings)
     first = 1 + max(int(found.users.max()), int(found.items.max()))
     sides = []
-    for number, (labels, side) in enumerate(zip((found.users, found.items), linked, strict=True)):
+    for number, (labels, side) in enumerate(zip((found.users, found.items), connected, strict=True)):
         whole = np.full(len(side), first + number, np.int32)
         whole[side] = labels
         sides.append(whole)

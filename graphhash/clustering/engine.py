@@ -1,16 +1,16 @@
 """The alternating ascent of a clustering at one resolution, on any graph.
 
-Maximises Barber's bipartite modularity at a resolution (see ``graphhash.clustering.modularity``). The key fact: a user's gain depends on item
-labels alone and an item's on user labels alone. So moving *all* users with the items fixed, then all items with the users
+Maximises Barber's bipartite modularity at a resolution (see ``graphhash.clustering.modularity``). The key fact: a user's gain depends
+on item labels alone and an item's on user labels alone. So moving *all* users with the items fixed, then all items with the users
 fixed, is exact coordinate ascent: it never lowers modularity, needs no locks, and gives the same labels, bit for bit, for any
-number of threads or shards. Those half-sweeps alternate with Louvain moves (Blondel et al., 2008; ``graphhash.clustering.merging``) on the
-graph whose nodes are the communities so far:
+number of threads or shards. Those half-sweeps alternate with Louvain moves (Blondel et al., 2008; ``graphhash.clustering.merging``) on
+the graph whose nodes are the communities so far:
 
     half-sweeps from singletons -> [contract -> Louvain moves, level by level -> project back -> half-sweeps] until Q stands still
 
 The larger side moves first (measured: higher modularity on every graph tried). That is ``method="louvain"``. ``"leiden"`` goes on from
-there with ``graphhash.clustering.refinement`` until Q stands still again, and every community is connected; ``"lpa"`` (label propagation) does
-half-sweeps alone.
+there with ``graphhash.clustering.refinement`` until Q stands still again, and every community is connected; ``"lpa"`` (label
+propagation) does half-sweeps alone.
 
 The graph is reached through a handful of row-parallel operations (``graphhash.graph.bipartite.Graph``): over threads in
 ``graphhash.graph.local``, over files and machines in ``pipeline.distributed.graph``.
@@ -18,14 +18,13 @@ The graph is reached through a handful of row-parallel operations (``graphhash.g
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 
 from graphhash.clustering import refinement
 from graphhash.clustering.labels import Labels
 from graphhash.clustering.state import ClusteringState
-from graphhash.errors import ArgumentError
+from graphhash.errors import ArgumentError, did_you_mean
 from graphhash.graph.bipartite import Graph
 
 METHODS = ("louvain", "leiden", "lpa", "balanced")
@@ -49,12 +48,11 @@ def ascend(
     if not 0 <= tolerance < 1 or max_cycles < 1:
         raise ArgumentError(f"tolerance must be in [0, 1) and max_cycles at least 1, got {tolerance} and {max_cycles}")
     if method not in METHODS:
-        close = difflib.get_close_matches(method, METHODS, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(method, METHODS)
         raise ArgumentError(f"unknown clustering method {method!r}; {hint}methods are {', '.join(METHODS)}")
     if method == "balanced":
         raise ArgumentError(
-            "method 'balanced' takes its turns one after the other and not over a Graph: see graphhash.balanced"
+            "method 'balanced' takes its turns one after the other and not over a Graph: see graphhash.balanced_labels"
         )
     if initial is not None and (len(initial.users), len(initial.items)) != (graph.n_users, graph.n_items):
         raise ArgumentError(

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -23,6 +23,7 @@ from graphhash.clustering.row_budget import modularity_of
 from graphhash.errors import ArgumentError
 from graphhash.graph.bipartite import Graph
 from graphhash.graph.local import LocalGraph
+from graphhash.graph.threads import numba_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,22 +76,18 @@ def hierarchy(
     Raises:
         ArgumentError: no resolution, or not ascending, or what :func:`graphhash.cluster` refuses.
     """
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS))
-    try:
-        settings = {"method": method, "tolerance": tolerance, "max_cycles": max_cycles}
+    settings = {"method": method, "tolerance": tolerance, "max_cycles": max_cycles}
+    with numba_threads(threads):
         return hierarchy_graph(LocalGraph(biadjacency), resolutions, nested=nested, **settings)
-    finally:
-        numba.set_num_threads(before)
 
 
-def hierarchy_graph(graph: Graph, resolutions: Sequence[float], *, nested: bool = True, **settings) -> Hierarchy:
+def hierarchy_graph(graph: Graph, resolutions: Sequence[float], *, nested: bool = True, **settings: Any) -> Hierarchy:
     """:func:`hierarchy` on any :class:`graphhash.graph.bipartite.Graph`; ``settings`` are those of ``cluster_graph``."""
     resolutions = tuple(float(resolution) for resolution in resolutions)
     if not resolutions or any(math.isnan(r) for r in resolutions) or list(resolutions) != sorted(set(resolutions)):
         raise ArgumentError(f"resolutions must be ascending and at least one, got {resolutions}")
     levels = []
-    within = graph
+    within: Graph = graph
     for resolution in resolutions:
         labels = cluster_graph(within, resolution, **settings)
         levels.append(labels)

@@ -37,8 +37,8 @@ def move_communities(
     Returns: number of moves.
     """
     n_nodes = communities.n_nodes
-    group_users = np.bincount(labels, user_degrees, n_nodes)
-    group_items = np.bincount(labels, item_degrees, n_nodes)
+    group_users = np.bincount(labels, user_degrees, n_nodes).astype(np.float64, copy=False)
+    group_items = np.bincount(labels, item_degrees, n_nodes).astype(np.float64, copy=False)
     grouping = Grouping(labels, user_degrees, item_degrees, group_users, group_items)
     active, moved = np.ones(n_nodes, np.bool_), np.zeros(n_nodes, np.bool_)
     n_moves = 0
@@ -76,7 +76,7 @@ def merge(
     user_degrees: NDArray[np.float64],
     item_degrees: NDArray[np.float64],
     scale: float,
-    dtype: np.dtype,
+    dtype: type[np.signedinteger],
 ) -> tuple[NDArray[np.integer], int]:
     """Move communities between groups, groups between groups of groups, and so on until nothing gains.
 
@@ -93,5 +93,5 @@ def merge(
         n_groups = _kernels.compact_labels(labels, np.empty(0, dtype), n_groups)
         groups = labels[groups]
         communities = communities.contract(labels, n_groups)
-        user_degrees = np.bincount(labels, user_degrees, n_groups)
-        item_degrees = np.bincount(labels, item_degrees, n_groups)
+        user_degrees = np.bincount(labels, user_degrees, n_groups).astype(np.float64, copy=False)
+        item_degrees = np.bincount(labels, item_degrees, n_groups).astype(np.float64, copy=False)

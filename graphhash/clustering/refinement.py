@@ -94,8 +94,8 @@ def refine(run: ClusteringState) -> None:
     community = np.empty(n_parts, run.dtype)
     community[user_parts], community[item_parts] = users, items
     communities = graph.contract(user_parts, item_parts, n_parts)
-    user_degrees = np.bincount(user_parts, graph.user_degrees, n_parts)
-    item_degrees = np.bincount(item_parts, graph.item_degrees, n_parts)
+    user_degrees = np.bincount(user_parts, graph.user_degrees, n_parts).astype(np.float64, copy=False)
+    item_degrees = np.bincount(item_parts, graph.item_degrees, n_parts).astype(np.float64, copy=False)
     merging.move_communities(communities, user_degrees, item_degrees, run.scale, community)
     users, items = community[user_parts], community[item_parts]
     run.n_communities = _kernels.compact_labels(users, items, run.n_communities)

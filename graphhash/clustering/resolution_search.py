@@ -73,8 +73,10 @@ def search_resolution(graph: Graph, share: Callable[[Labels], float], start: flo
 
     Returns: where no resolution tried reaches 1, the labels of largest share; where lower ones stop to lessen it, those of least.
     """
-    above = below = None  # The labels nearest to the goal on either side.
-    low = high = None  # (log resolution, log share) of them.
+    above: Labels | None = None  # The labels nearest to the goal on either side.
+    below: Labels | None = None
+    low: tuple[float, float] | None = None  # (log resolution, log share) of them.
+    high: tuple[float, float] | None = None
     log_resolution = math.log(start)
     for _ in range(MAX_STEPS):
         labels = cluster_graph(graph, math.exp(log_resolution), **settings)
@@ -92,14 +94,14 @@ def search_resolution(graph: Graph, share: Callable[[Labels], float], start: flo
             low = point
             if below is None or reached > share(below):
                 below = labels
-        if low is None:
-            log_resolution = high[0] - math.log(4)
-        elif high is None:
-            log_resolution = low[0] + math.log(4)
+        if low is None or high is None:
+            log_resolution = point[0] - math.log(4) if reached >= 1 else point[0] + math.log(4)
         elif abs(high[0] - low[0]) < 1e-6:
             break
         else:
             part = (SLACK / 2 - low[1]) / max(high[1] - low[1], 1e-12)
             # Away from the ends, so that every step shrinks the bracket.
             log_resolution = low[0] + min(max(part, 0.05), 0.95) * (high[0] - low[0])
-    return below if above is None else above
+    found = below if above is None else above
+    assert found is not None
+    return found

@@ -108,10 +108,10 @@ def cap_sizes(graph: Graph, labels: Labels, max_size: int, *, tolerance: float =
         users = np.where(oversize[users], n_labels + found.users, users).astype(np.int32)
         items = np.where(oversize[items], n_labels + found.items, items).astype(np.int32)
         n_labels = _kernels.compact_labels(users, items, n_labels + found.n_communities)
-    pieces = [side + n_labels * (_rank_in_label(side) // max_size) for side in (users, items)]
+    pieces: list[NDArray[np.int64]] = [side + n_labels * (_rank_in_label(side) // max_size) for side in (users, items)]
     _, numbered = np.unique(np.concatenate(pieces), return_inverse=True)
-    numbered = numbered.astype(np.int32).ravel()
-    return _relabelled(graph, labels, numbered[: len(users)], numbered[len(users) :])
+    renumbered = numbered.astype(np.int32).ravel()
+    return _relabelled(graph, labels, renumbered[: len(users)], renumbered[len(users) :])
 
 
 def modularity_of(graph: Graph, users: NDArray, items: NDArray, resolution: float) -> float:
@@ -164,14 +164,14 @@ def _merge(
         int(c): dict(zip((pairs[a:b] % n_labels).tolist(), values[a:b].tolist(), strict=True))
         for c, a, b in zip(smallest, starts[smallest], starts[smallest + 1], strict=True)
     }
-    # Without a common edge, the best partner is the one with the least degree on the other side.
-    strangers = present[np.lexsort((present, other[present]))].tolist()
+    # Among buckets without a common edge, the best partner has the least degree on the other side.
+    unconnected = present[np.lexsort((present, other[present]))].tolist()
     room = np.inf if max_size is None else max_size
     alive = sizes > 0
     into = np.arange(n_labels, dtype=np.int32)
     queue = [(int(sizes[c]), int(c)) for c in smallest]
     heapq.heapify(queue)
-    merged = []
+    merged: list[int] = []
     while len(merged) < n_merges:
         if not queue:
             raise ArgumentError(
@@ -182,9 +182,9 @@ def _merge(
         if not alive[c] or size != sizes[c]:
             continue
         candidates = [d for d in weights[c] if d != c and alive[d] and size + sizes[d] <= room]
-        stranger = next((d for d in strangers if d != c and alive[d] and size + sizes[d] <= room), None)
-        if stranger is not None and stranger not in candidates:
-            candidates.append(stranger)
+        candidate = next((d for d in unconnected if d != c and alive[d] and size + sizes[d] <= room), None)
+        if candidate is not None and candidate not in candidates:
+            candidates.append(candidate)
         if not candidates:
             continue  # Nothing has room for the smallest bucket; only buckets as small are left to try.
         d = min(candidates, key=lambda d: (own[c] * other[d] - weights[c].get(d, 0.0), d))
@@ -196,8 +196,8 @@ def _merge(
             for label, weight in weights[c].items():
                 weights[d][label] = weights[d].get(label, 0.0) + weight
             heapq.heappush(queue, (int(sizes[d]), d))
-        if len(strangers) > 2 * (len(present) - len(merged)):
-            strangers = [d for d in strangers if alive[d]]
+        if len(unconnected) > 2 * (len(present) - len(merged)):
+            unconnected = [d for d in unconnected if alive[d]]
     for c in reversed(merged):
         into[c] = into[into[c]]
     return into[labels]

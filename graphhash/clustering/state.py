@@ -68,7 +68,7 @@ class ClusteringState:
                     fresh[side],
                     self.active[side],
                 )
-                n_moved += np.count_nonzero(moved != self.labels[side])
+                n_moved += int(np.count_nonzero(moved != self.labels[side]))
                 self.labels[side] = moved
                 self.active[side] = np.zeros(self.sizes[side], np.bool_)
                 self.active[other] |= awake
@@ -99,8 +99,9 @@ class ClusteringState:
         communities = self.graph.contract(users, items, n_nodes)
         contracted = time.perf_counter()
         self.seconds["contract"] += contracted - started
-        degrees = [np.bincount(self.labels[side], self.degrees[side], n_nodes) for side in ("users", "items")]
-        groups, self.n_communities = merging.merge(communities, *degrees, self.scale, self.dtype)
+        user_degrees = np.bincount(users, self.degrees["users"], n_nodes).astype(np.float64, copy=False)
+        item_degrees = np.bincount(items, self.degrees["items"], n_nodes).astype(np.float64, copy=False)
+        groups, self.n_communities = merging.merge(communities, user_degrees, item_degrees, self.scale, self.dtype)
         self.labels = {"users": groups[users], "items": groups[items]}
         self.wake_all()
         self.seconds["louvain"] += time.perf_counter() - contracted

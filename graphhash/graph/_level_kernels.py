@@ -71,7 +71,7 @@ def contract_bipartite(
         starts: int64, shape (n_communities + 1,): where the row of each community begins; it may have as many entries as it has
             edges, or as there are communities, and one more is written.
         ends: int64, shape (n_communities,), written: where it ends.
-        columns, values: the labels' type and float64, shape (starts[-1],), written between starts and ends; a row's columns are in no order.
+        columns, values: the labels' type and float64, shape (starts[-1],), written from starts to ends; a row's columns are in no order.
     """
     for chunk in prange(len(chunks) - 1):
         sums = scratch[get_thread_id()]

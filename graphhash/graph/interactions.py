@@ -38,7 +38,7 @@ def merge_duplicates(
     if first.all():
         return users, items, weights[order].astype(np.float64)
     total = np.bincount(np.cumsum(first) - 1, weights=weights[order], minlength=int(first.sum()))
-    return users[first], items[first], total
+    return users[first], items[first], total.astype(np.float64, copy=False)
 
 
 def edge_hash(users: NDArray[np.integer], items: NDArray[np.integer], *, seed: int) -> NDArray[np.uint64]:

@@ -84,7 +84,8 @@ class Rows:
     def inside(self, labels, other_labels):
         """These rows with the edges alone whose ends share a label that is not negative, and with the same degrees."""
         kept = _refine_kernels.keep_inside(self.indptr, self.indices, self.weights, labels, other_labels, self.chunks)
-        return Rows(*kept, self.degrees)
+        kept_indptr, kept_indices, kept_weights = kept
+        return Rows(kept_indptr, kept_indices, kept_weights, self.degrees)
 
     def joined(self, labels, other_labels):
         """See :meth:`Graph.joined`; ``labels`` are these rows' own."""
@@ -106,7 +107,7 @@ class Rows:
         edges = np.repeat(self.indptr[rows] - ends + lengths, lengths) + np.arange(lengths.sum())
         own, other = np.repeat(labels[rows].astype(np.int64), lengths), other_labels[self.indices[edges]]
         outside = own != other
-        weights = np.float64(self.weights[edges][outside]) if len(self.weights) else np.ones(outside.sum())
+        weights = self.weights[edges][outside].astype(np.float64) if len(self.weights) else np.ones(outside.sum())
         return sum_pairs((own * n_labels + other)[outside], weights)
 
 
@@ -199,7 +200,8 @@ def sum_parts(
     room = _room(np.bincount(own, ends - starts, n_rows).astype(np.int64), columns.dtype, n_groups)
     identity = np.arange(n_groups, dtype=columns.dtype)
     _level_kernels.contract_rows(group_starts, rows, starts, ends, columns, values, identity, first, *room)
-    return LocalCommunities(*room[2:], first, n_groups)
+    starts, ends, columns, values = room[2:]
+    return LocalCommunities(starts, ends, columns, values, first, n_groups)
 
 
 def _room(n_edges: NDArray[np.int64], dtype: np.dtype, n_labels: int):
@@ -285,7 +287,7 @@ def scratch(n_labels: int) -> NDArray[np.float64]:
 def sum_pairs(pairs: NDArray[np.int64], weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The distinct pairs, ascending, and the sum of each one's weights."""
     distinct, place = np.unique(pairs, return_inverse=True)
-    return distinct, np.bincount(place.ravel(), weights, len(distinct))
+    return distinct, np.bincount(place.ravel(), weights, len(distinct)).astype(np.float64, copy=False)
 
 
 def row_sums(indptr: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float64]:

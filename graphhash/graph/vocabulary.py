@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from graphhash.errors import ArgumentError, DataError
+from graphhash.errors import ArgumentError, DataError, first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Vocabulary:
         Args:
             ids: raw ids of this vocabulary's kind. Strings cost a pass over the whole vocabulary in each
                 call: look up in batches.
-            missing: "error" raises DataError naming the first unknown id; "fallback" gives it row len(self).
+            missing: "error" raises DataError naming the first out-of-vocabulary id; "fallback" gives it row len(self).
         """
         if missing not in ("error", "fallback"):
             raise ArgumentError(f"missing is {missing!r}; use 'error' or 'fallback'")
@@ -128,11 +128,11 @@ class Vocabulary:
         """sha256 (hex) of kind, order and content; the same for every chunking, offset and string width."""
         digest = hashlib.sha256(f"{self.kind} {len(self)}\n".encode())
         if self.kind == "int64":
-            digest.update(np.ascontiguousarray(self.ids.to_numpy(), "<i8"))
+            digest.update(np.ascontiguousarray(self.ids.to_numpy(), "<i8").data)
         else:
             offsets, text = string_bytes(self.ids)
-            digest.update(np.diff(offsets).astype("<i8"))
-            digest.update(np.ascontiguousarray(text[offsets[0] : offsets[-1]]))
+            digest.update(np.diff(offsets).astype("<i8").data)
+            digest.update(np.ascontiguousarray(text[offsets[0] : offsets[-1]]).data)
         return digest.hexdigest()
 
     def save(self, path: Path | str) -> None:
@@ -146,7 +146,7 @@ class Vocabulary:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise DataError(
-                f"{path}: not a readable vocabulary ({_first_line(error)}); run the ingest stage again"
+                f"{path}: not a readable vocabulary ({first_line(error)}); run the ingest stage again"
             ) from None
         if table.column_names != ["id"]:
             raise DataError(f"{path}: a vocabulary has one column 'id', not {table.column_names}; run ingest again")
@@ -175,7 +175,7 @@ def as_ids(ids: pa.Array | pa.ChunkedArray | ArrayLike) -> pa.Array:
         try:
             array = pa.array(ids)
         except (pa.ArrowException, UnicodeError, OverflowError) as error:
-            raise DataError(f"ids must be all int64 or all strings: {_first_line(error)}") from None
+            raise DataError(f"ids must be all int64 or all strings: {first_line(error)}") from None
     if pa.types.is_null(array.type) and len(array) == 0:
         return array.cast(pa.int64())
     if array.null_count:
@@ -187,7 +187,7 @@ def as_ids(ids: pa.Array | pa.ChunkedArray | ArrayLike) -> pa.Array:
         try:
             return array.cast(pa.int64())
         except pa.ArrowException as error:
-            raise DataError(f"ids must fit int64: {_first_line(error)}") from None
+            raise DataError(f"ids must fit int64: {first_line(error)}") from None
     if _is_text(array.type):
         fits = array.nbytes < 2**31
         return array.cast(pa.string() if fits else pa.large_string())
@@ -206,7 +206,3 @@ def string_bytes(strings: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8
 
 def _is_text(dtype: pa.DataType) -> bool:
     return pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -37,8 +37,8 @@ def affinity_rows(
     Returns: buckets, int32, and weights, float32, both of shape (n_rows, indices_per_id). Entries of weight 0 repeat the row's first
         bucket; a row without neighbours has bucket ``n_buckets``, which stands for the OOV row, at weight 1.
     """
-    arrays = ((matrix.indptr, matrix.indices, matrix.data) for matrix in (graph, sources))
-    return csr_affinity_rows(*arrays, sources.shape[1], indices_per_id, split=split)
+    edges, entries = ((matrix.indptr, matrix.indices, matrix.data) for matrix in (graph, sources))
+    return csr_affinity_rows(edges, entries, sources.shape[1], indices_per_id, split=split)
 
 
 def csr_affinity_rows(

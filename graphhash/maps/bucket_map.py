@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -135,12 +136,12 @@ class BucketMap:
         table = f"{self.n_buckets} shared" if self.shared else f"{self.n_buckets}"
         digest = hashlib.sha256(f"{self.rows.shape} {table}".encode())
         for array in (self.rows, self.codebook, self.codes):
-            digest.update(b"none" if array is None else np.ascontiguousarray(array))
+            digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the map to one ``.npz`` file: rows in :attr:`rows_dtype`, none of an identity map."""
-        arrays: dict[str, NDArray | np.generic] = {
+        arrays: dict[str, Any] = {
             "format_version": np.int64(FORMAT_VERSION),
             "shape": np.array(self.rows.shape, np.int64),
             "n_buckets": np.int64(self.n_buckets),
@@ -172,9 +173,9 @@ class BucketMap:
                 shape = tuple(arrays["shape"])
                 identity = "rows" not in arrays
                 rows = np.arange(shape[0], dtype=np.int32)[:, None] if identity else arrays["rows"].astype(np.int32)
-                codebook = (arrays["codebook"], arrays["codes"]) if "codebook" in arrays else (None, None)
+                codebook, codes = (arrays.get(name) for name in ("codebook", "codes"))
                 n_buckets, method, shared = int(arrays["n_buckets"]), str(arrays["method"]), bool(arrays["shared"])
-                return cls(rows, n_buckets, method, identity, *codebook, shared)
+                return cls(rows, n_buckets, method, identity, codebook, codes, shared)
         except (OSError, KeyError, ValueError, BadZipFile, EOFError) as error:
             if isinstance(error, DataError):
                 raise

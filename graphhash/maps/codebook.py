@@ -35,7 +35,8 @@ def weight_codebook(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], 
     known, oov = weights[:-1], weights[-1:]
     # Sorting all rows would take longer than the rest, and is useless where the sample already holds too many distinct rows.
     few = len(np.unique(_spaced(known), axis=0)) < MAX_CODES
-    distinct, codes = np.unique(known, axis=0, return_inverse=True) if few else (known, None)
+    codes: NDArray[np.integer]
+    distinct, codes = np.unique(known, axis=0, return_inverse=True) if few else _nearest(known)
     if len(distinct) > MAX_CODES - 1:
         distinct, codes = _nearest(known)
     codebook = np.concatenate([distinct, oov]).astype(np.float32)

@@ -24,7 +24,7 @@ from scipy.sparse import csr_array, vstack
 
 from graphhash.clustering.labels import Labels
 from graphhash.graph.bipartite import SIDES
-from graphhash.maps.affinities import affinity_rows, one_hot
+from graphhash.maps.affinities import affinity_rows, one_hot, row_degrees
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.codebook import nearest_codes
 from graphhash.maps.soft_maps import SoftPlan
@@ -77,7 +77,7 @@ def assign_communities(
     total_weight = float(degrees["users"].sum())
     open_to, communities, n_known = {}, {}, {}
     for side, other in (SIDES, SIDES[::-1]):
-        totals = np.bincount(trained[other], degrees[other], n_labels)
+        totals = np.bincount(trained[other], degrees[other], n_labels).astype(np.float64)
         is_open = np.bincount(trained[side], minlength=n_labels) > 0
         open_to[side] = OpenCommunities(totals, total_weight, labels.resolution, is_open)
         n_known[side] = len(trained[side]) + len(assigned[side])
@@ -167,7 +167,7 @@ def soft_entries(
     Returns: by side, rows, int32, shape (n_new, indices_per_id); codes, uint8, shape (n_new,); and which ids are assigned, bool.
     """
     graphs = {"users": csr_array(graph), "items": csr_array(graph.T)}
-    plan = SoftPlan.of(labels, *(np.asarray(graphs[side].sum(axis=1), np.float64).ravel() for side in SIDES), hops)
+    plan = SoftPlan.of(labels, row_degrees(graphs["users"]), row_degrees(graphs["items"]), hops)
     edges = _between_assigned(edges, communities)
     all_edges = {"users": edges, "items": csr_array(edges.T)}
     buckets, degrees = {}, {}
@@ -176,7 +176,7 @@ def soft_entries(
         known = np.where(communities[side] >= 0, communities[side], trained[0])
         rank = np.searchsorted(np.unique(trained), known)
         buckets[side] = (rank + (plan.n_user_buckets if hops == "1+2" and side == "items" else 0)).astype(np.int32)
-        own = np.asarray(all_edges[side].sum(axis=1), np.float64).ravel()[len(trained) :]
+        own = row_degrees(all_edges[side])[len(trained) :]
         degrees[side] = np.concatenate([plan.degrees[side], own])
     # The plan of trained ids, followed by new ones as if they had been trained.
     extended = replace(plan, buckets=buckets, degrees=degrees)
@@ -213,6 +213,7 @@ def with_new_ids(
     rows = np.concatenate([known.rows[:-1], rows, known.rows[-1:]])
     if known.codes is None:
         return replace(known, rows=rows, identity=identity)
+    assert codes is not None
     new_codes = np.where(assigned, codes, known.codes[-1]).astype(np.uint8)
     return replace(known, rows=rows, codes=np.concatenate([known.codes[:-1], new_codes, known.codes[-1:]]))
 
@@ -263,7 +264,7 @@ def _best_after_two_steps(
 
 def _between_assigned(edges: csr_array, communities: Sides) -> csr_array:
     """The interactions whose both ends are assigned."""
-    edges = edges.tocoo()
-    users, items = edges.coords
+    coo = edges.tocoo()
+    users, items = coo.coords
     kept = (communities["users"][users] >= 0) & (communities["items"][items] >= 0)
-    return csr_array((edges.data[kept], (users[kept], items[kept])), shape=edges.shape)
+    return csr_array((coo.data[kept], (users[kept], items[kept])), shape=edges.shape)

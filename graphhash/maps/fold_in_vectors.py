@@ -32,7 +32,7 @@ def solved_vectors(
     liked: float,
     random: float,
 ) -> NDArray[np.float32]:
-    """Vectors of users for frozen items: one half-step of implicit ALS (Hu et al., ICDM 2008, eq. 4), with scores of trained users as targets.
+    """Vectors of users for frozen items: one half-step of implicit ALS (Hu et al., ICDM 2008, eq. 4) to scores of trained users.
 
     The vector p of a user with items S minimises ``sum_S (p q_i + b_i - liked)^2 + w sum_all (p q_i + b_i - random)^2 + r |p|^2``,
     with r = SHRINKAGE times the mean of |q_i|^2, and w such that the second sum has the weight of the third: ``w tr(Q^T Q) = r dim``.

@@ -149,12 +149,12 @@ def _frequency(degrees: NDArray, n_buckets: int, *, n_hashes: int, method: str, 
     rows[ranked[:n_own]] = np.arange(n_own)[:, None]
     if n_hashes == 1:
         return plain_map(rows, n_buckets, method)
-    rows = np.concatenate([rows, np.full((1, n_hashes), n_buckets - 1)]).astype(np.int32)
+    with_oov = np.concatenate([rows, np.full((1, n_hashes), n_buckets - 1)]).astype(np.int32)
     codebook = np.array([[1, 1], [0.5, 0.5], [1, 0]], np.float32)
     codes = np.zeros(n_ids + 1, np.uint8)
     codes[ranked[:n_own]] = 1
     codes[-1] = 2
-    return BucketMap(rows, n_buckets, method, codebook=codebook, codes=codes)
+    return BucketMap(with_oov, n_buckets, method, codebook=codebook, codes=codes)
 
 
 def frequency_rows(

@@ -31,7 +31,7 @@ def quantize_rows(table: NDArray[np.float32], precision: str = "int8") -> tuple[
         raise ArgumentError(f"{table[~np.isfinite(table)].flat[0]}, which is not finite")
     steps = STEPS[precision]
     largest = np.abs(table).max(axis=1, keepdims=True, initial=0)
-    best = None
+    best: tuple[NDArray[np.int8], NDArray[np.float16], NDArray[np.float32]] | None = None
     for cut in CUTS[precision]:
         with np.errstate(over="ignore"):
             scales = np.maximum((cut * largest / steps).astype(np.float16), SMALLEST)
@@ -43,7 +43,12 @@ def quantize_rows(table: NDArray[np.float32], precision: str = "int8") -> tuple[
             best = codes, scales, errors
         else:
             better = errors < best[2]
-            best = tuple(np.where(better, new, old) for new, old in zip((codes, scales, errors), best, strict=True))
+            best = (
+                np.where(better, codes, best[0]),
+                np.where(better, scales, best[1]),
+                np.where(better, errors, best[2]),
+            )
+    assert best is not None
     return best[0], best[1]
 
 
@@ -61,7 +66,7 @@ def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     half = (shifted.shape[1] + 1) // 2
     high = np.full((len(codes), half), 8, np.uint8)
     high[:, : shifted.shape[1] - half] = shifted[:, half:]
-    return shifted[:, :half] | (high << 4)
+    return shifted[:, :half] | (high << np.uint8(4))
 
 
 def rounded(table: NDArray[np.float32], precision: str) -> NDArray[np.float32]:

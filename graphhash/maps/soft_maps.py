@@ -72,14 +72,15 @@ def soft_maps(
         check_soft(graph.shape, labels, indices_per_id, hops)
     for graph in folds or (biadjacency,):
         graphs = {"users": graph, "items": graph.T.tocsr()}
-        plan = SoftPlan.of(labels, *(row_degrees(graphs[side]) for side in SIDES), hops)
+        plan = SoftPlan.of(labels, row_degrees(graphs["users"]), row_degrees(graphs["items"]), hops)
         for side, other in (SIDES, SIDES[::-1]):
             sources = plan.sources(other, graphs[other], 0)
             found[side].append(affinity_rows(graphs[side], sources, indices_per_id, split=plan.n_user_buckets))
-    users, items = (
-        plan.bucket_map(side, *map(np.concatenate, zip(*found[side], strict=True)), "soft") for side in SIDES
-    )
-    return users, items
+    maps = []
+    for side in SIDES:
+        rows, weights = (np.concatenate(parts) for parts in zip(*found[side], strict=True))
+        maps.append(plan.bucket_map(side, rows, weights, "soft"))
+    return maps[0], maps[1]
 
 
 def double_soft_maps(
@@ -120,7 +121,8 @@ def double_soft_maps(
     if share:
         if min(n_free) < 1:
             raise ArgumentError(
-                f"share {share} of {labels.user_rows} user rows and {labels.item_rows} item rows leaves a side no row to hash into; raise it"
+                f"share {share} of {labels.user_rows} user rows and {labels.item_rows} item rows leaves a side no row to hash "
+                "into; raise it"
             )
         kept = {"user_rows": labels.user_rows - n_free[0], "item_rows": labels.item_rows - n_free[1]}
         labels = fit_rows(LocalGraph(biadjacency), labels, **kept)

@@ -1,4 +1,4 @@
-"""How good predicted click probabilities are: AUC, log loss and calibration, in numpy.
+"""Metrics of predicted click-through rates: AUC, log loss and calibration, in numpy.
 
 Log loss and calibration are sums, and :class:`CtrTotals` adds them up batch by batch. AUC needs all scores, and sorts them once.
 """
@@ -16,7 +16,7 @@ N_BINS = 20
 
 
 def auc(labels: NDArray, scores: NDArray) -> float:
-    """Area under the ROC curve: the share of pairs of a click and no click that are in order, a tie being half of one.
+    """Area under the ROC curve: the share of pairs of a positive and a negative that are ranked correctly, where a tie counts half.
 
     Exact, by one sort (Mann and Whitney, 1947).
 
@@ -27,13 +27,13 @@ def auc(labels: NDArray, scores: NDArray) -> float:
     Raises:
         DataError: a label is neither 0 nor 1, a class is missing, or a score is NaN.
     """
-    clicked = check_labels(labels)
-    n_clicked = int(clicked.sum())
-    if n_clicked in (0, len(clicked)):
+    positive = check_labels(labels)
+    n_positive = int(positive.sum())
+    if n_positive in (0, len(positive)):
         raise DataError(
-            f"AUC needs clicks and rows without one, all {len(clicked)} labels are {int(n_clicked > 0)}; take a larger or another split"
+            f"AUC needs positives and negatives, all {len(positive)} labels are {int(n_positive > 0)}; take a larger or another split"
         )
-    in_order, pairs = _ordered_pairs(clicked, scores, np.zeros(len(clicked), np.int64))
+    in_order, pairs = _ordered_pairs(positive, scores, np.zeros(len(positive), np.int64))
     return float(in_order[0] / pairs[0])
 
 
@@ -42,49 +42,49 @@ def group_auc(labels: NDArray, scores: NDArray, groups: NDArray) -> float:
 
     Args:
         labels, scores: as for :func:`auc`.
-        groups: any values that sort, users say, shape (n,).
+        groups: group of each sample, such as its user, any sortable values, shape (n,).
 
     Raises:
         DataError: as :func:`auc`; no group has both classes.
     """
-    clicked = check_labels(labels)
+    positive = check_labels(labels)
     _, numbers = np.unique(groups, return_inverse=True)
-    in_order, pairs = _ordered_pairs(clicked, scores, numbers.ravel())
+    in_order, pairs = _ordered_pairs(positive, scores, numbers.ravel())
     both = pairs > 0
     if not both.any():
         raise DataError(
-            f"no group has clicks and rows without one: {len(pairs)} groups of {len(clicked)} rows; take a larger split"
+            f"no group has positives and negatives: {len(pairs)} groups of {len(positive)} rows; take a larger split"
         )
     return float(np.average(in_order[both] / pairs[both], weights=np.bincount(numbers.ravel())[both]))
 
 
-def _ordered_pairs(clicked: NDArray[np.bool_], scores: NDArray, groups: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
+def _ordered_pairs(positive: NDArray[np.bool_], scores: NDArray, groups: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
     """Per group, pairs in order and all pairs, float64; groups are numbered from 0 without a gap."""
     scores = np.asarray(scores)
-    if scores.shape != clicked.shape:
-        raise ArgumentError(f"{clicked.shape} labels and {scores.shape} scores")
+    if scores.shape != positive.shape:
+        raise ArgumentError(f"{positive.shape} labels and {scores.shape} scores")
     if np.isnan(scores).any():
         raise DataError(
             f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN; training diverged, lower the learning rate"
         )
     order = np.lexsort((scores, groups))
-    scores, groups, clicked = scores[order], groups[order], clicked[order]
+    scores, groups, positive = scores[order], groups[order], positive[order]
     new_group = np.diff(groups, prepend=-1) > 0
-    # Rows of one group and score are a tie; its clicks beat all rows without one before it, and half of its own.
+    # Samples of one group and score are a tie; its positives beat all negatives before it, and half of its own.
     new_tie = new_group.copy()
     new_tie[1:] |= scores[1:] != scores[:-1]
     tie = np.cumsum(new_tie) - 1
-    clicks = np.bincount(tie, clicked)
-    others = np.bincount(tie, ~clicked)
-    before = np.cumsum(others) - others
+    n_positive = np.bincount(tie, positive)
+    n_negative = np.bincount(tie, ~positive)
+    before = np.cumsum(n_negative) - n_negative
     group_of_tie = groups[new_tie]
     before -= before[tie[new_group]][group_of_tie]
-    in_order = np.bincount(group_of_tie, clicks * (before + others / 2))
-    return in_order, np.bincount(group_of_tie, clicks) * np.bincount(group_of_tie, others)
+    in_order = np.bincount(group_of_tie, n_positive * (before + n_negative / 2))
+    return in_order, np.bincount(group_of_tie, n_positive) * np.bincount(group_of_tie, n_negative)
 
 
 def losses(labels: NDArray, logits: NDArray) -> NDArray[np.float64]:
-    """Log loss of every row, ``log(1 + exp(-z))`` for a click and ``log(1 + exp(z))`` without, in nats; no overflow at any logit.
+    """Log loss of every sample in nats, ``log(1 + exp(-z))`` for a positive and ``log(1 + exp(z))`` for a negative; no logit overflows.
 
     Raises:
         DataError: a label is neither 0 nor 1.
@@ -135,10 +135,10 @@ class CtrTotals:
 
     @property
     def calibration(self) -> float:
-        """Mean prediction over mean label; DataError without a click."""
+        """Mean prediction over mean label; DataError without a positive."""
         clicks = float(self.clicked.sum())
         if not clicks:
-            raise DataError(f"calibration needs a click, there is none in {self._rows()} rows; take a larger split")
+            raise DataError(f"calibration needs a positive, there is none in {self._rows()} rows; take a larger split")
         return float(self.predicted.sum()) / clicks
 
     @property
@@ -164,7 +164,7 @@ def probability(logits: NDArray) -> NDArray[np.float64]:
 
 
 def check_labels(labels: NDArray) -> NDArray[np.bool_]:
-    """Whether each label is a click; DataError for a label that is neither 0 nor 1."""
+    """Whether each label is positive, bool, shape (n,); DataError for a label that is neither 0 nor 1."""
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise ArgumentError(f"labels must be 1-D, got shape {labels.shape}")

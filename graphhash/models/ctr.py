@@ -152,6 +152,8 @@ class CtrModel(nn.Module):
         embeddings: of every column, in the order of the maps: ``table``, ``n_ids``, ``oov_row``, ``all()``.
     """
 
+    bias_columns: Tensor
+
     def __init__(self, spec: CtrSpec, maps: Sequence[BucketMap], n_dense: int, n_multi_valued: int):
         super().__init__()
         self.spec, self.n_dense = spec, n_dense

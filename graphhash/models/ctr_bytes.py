@@ -1,7 +1,7 @@
 """Stored bytes of a CTR model, and its tables as they read once stored in their precisions.
 
-Tables of vectors are stored in a column's precision. First-order weights and id biases are one number per row, for which 8 bits with a scale
-would take more than float16: with float32 tables they are float32, else float16. Layers are float32.
+Tables of vectors are stored in a column's precision. First-order weights and id biases are one number per row, for which 8 bits with
+a scale would take more than float16: with float32 tables they are float32, else float16. Layers are float32.
 """
 
 from __future__ import annotations

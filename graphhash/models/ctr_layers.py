@@ -79,6 +79,10 @@ class FieldEmbeddings(nn.Module):
         order: the number of the map behind every field that comes out.
     """
 
+    joint_columns: Tensor
+    joint_starts: Tensor
+    last_entries: Tensor
+
     def __init__(
         self,
         maps: Sequence[BucketMap],
@@ -118,7 +122,8 @@ class FieldEmbeddings(nn.Module):
         self.own_columns, self.own = list(own), nn.ModuleList(own.values())
         self.order = in_joint + [c for c, _ in self.joint_multi_valued] + self.own_columns
         self.columns = [
-            TableSlice(self.joint, starts[c], m.n_ids) if c in starts else own[c] for c, m in enumerate(maps)
+            TableSlice(self.joint, starts[c], m.n_ids) if self.joint is not None and c in starts else own[c]
+            for c, m in enumerate(maps)
         ]
         with torch.no_grad():
             for column in joint:
@@ -175,7 +180,11 @@ class FieldEmbeddings(nn.Module):
     def readers(self) -> list[tuple[BucketEmbedding, list[int]]]:
         """Every embedding that is read by a lookup, and the numbers of the columns that it reads for."""
         joint = [] if self.joint is None else [(self.joint, [c for c in self.order if c not in self.own_columns])]
-        return joint + [(embedding, [column]) for column, embedding in zip(self.own_columns, self.own, strict=True)]
+        for column in self.own_columns:
+            embedding = self.columns[column]
+            assert isinstance(embedding, BucketEmbedding)
+            joint.append((embedding, [column]))
+        return joint
 
     @torch.no_grad()
     def fill_oov(self, counts: Sequence[Tensor]) -> None:
@@ -249,7 +258,8 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
-        self.rate, self.generator = rate, None
+        self.rate = rate
+        self.generator: torch.Generator | None = None
 
     def forward(self, units: Tensor) -> Tensor:
         if not self.training or not self.rate:
@@ -310,6 +320,8 @@ class DotInteraction(nn.Module):
 
     Pairs (i, j), i > j, come as (1, 0), (2, 0), (2, 1), (3, 0), ...
     """
+
+    pairs: Tensor
 
     def __init__(self, n_fields: int):
         super().__init__()

@@ -184,7 +184,8 @@ class _Propagate(torch.autograd.Function):
         shards = ctx.shards
         if shards is not None:
             gradient = shards.workers.sum(gradient.clone(memory_format=torch.contiguous_format))
-        product = _multiply(*ctx.saved_tensors, gradient)
+        indptr, indices, values = ctx.saved_tensors
+        product = _multiply(indptr, indices, values, gradient)
         if shards is not None:
             first, last = shards.back_bounds[shards.workers.rank : shards.workers.rank + 2]
             whole = product.new_zeros(ctx.n_vectors, product.shape[1])

@@ -1,4 +1,4 @@
-"""BucketEmbedding: an embedding layer whose small table is read through a bucket map.
+"""BucketEmbedding: an embedding layer whose compressed table is read through a bucket map.
 
 A drop-in for ``torch.nn.Embedding``: ids in, vectors out, trained by any optimiser. The map is a buffer, so it moves with
 ``.to()`` and is saved with the weights.
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numba
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from graphhash.errors import ArgumentError
+from graphhash.graph.threads import numba_threads
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.nn import _kernels as _embedding_kernels
+from graphhash.nn import _kernels
 
 # Below this many multiplications, waking other threads takes longer than the work.
 SMALL_WORK = 1_000_000
@@ -25,13 +25,8 @@ SMALL_WORK = 1_000_000
 @contextmanager
 def threads_for(work: int) -> Iterator[None]:
     """Kernels in the block take torch's number of threads, or one where ``work``, in multiplications, is small."""
-    before = numba.get_num_threads()
-    n_threads = 1 if work < SMALL_WORK else torch.get_num_threads()
-    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))
-    try:
+    with numba_threads(1 if work < SMALL_WORK else torch.get_num_threads()):
         yield
-    finally:
-        numba.set_num_threads(before)
 
 
 def gradient_slices(dim: int) -> int:
@@ -39,8 +34,8 @@ def gradient_slices(dim: int) -> int:
     return max(1, min(dim // 16, torch.get_num_threads()))
 
 
-class _CpuLookup(torch.autograd.Function):
-    """The lookup on a CPU: torch's own gather and scatter of several weighted rows an id are many times slower."""
+class _CpuRead(torch.autograd.Function):
+    """Weighted sums of table rows on a CPU, several times faster than torch's gather and scatter of several rows per id."""
 
     @staticmethod
     def forward(ctx, table, rows, weights, weighted, sparse, ids):
@@ -49,7 +44,7 @@ class _CpuLookup(torch.autograd.Function):
         ctx.weighted, ctx.sparse, ctx.shape = weighted, sparse, table.shape
         vectors = torch.empty(len(ids), table.shape[1])
         with threads_for(vectors.numel() * rows.shape[1]):
-            _embedding_kernels.read_rows(
+            _kernels.read_rows(
                 rows.numpy(), weights.numpy(), weighted, ids.numpy(), table.detach().numpy(), vectors.numpy()
             )
         return vectors
@@ -61,15 +56,15 @@ class _CpuLookup(torch.autograd.Function):
             return _sparse_gradient(ctx, gradients), None, None, None, None, None
         table_gradient = torch.zeros(ctx.shape)
         with threads_for(gradients.numel() * rows.shape[1]):
-            _embedding_kernels.add_to_rows(
+            _kernels.add_to_rows(
                 rows.numpy(), weights.numpy(), ctx.weighted, ids.numpy(), gradients.contiguous().numpy(),
                 gradient_slices(ctx.shape[1]), table_gradient.numpy(),
             )  # fmt: skip
         return table_gradient, None, None, None, None, None
 
 
-class _CpuLookupTwice(torch.autograd.Function):
-    """Two lookups in one table: one round of threads and one gradient of the table, where two of them would be added up."""
+class _CpuReadTwice(torch.autograd.Function):
+    """Two reads of one table at once: one parallel section, and one gradient of the table instead of a sum of two."""
 
     @staticmethod
     def forward(ctx, table, weighted, rows, weights, ids, rows_2, weights_2, ids_2):
@@ -81,7 +76,7 @@ class _CpuLookupTwice(torch.autograd.Function):
         vectors, vectors_2 = (torch.empty(len(i), table.shape[1]) for i in (ids, ids_2))
         first, second = (m.numpy() for m in maps[:3]), (m.numpy() for m in maps[3:])
         with threads_for((len(ids) + len(ids_2)) * rows.shape[1] * table.shape[1]):
-            _embedding_kernels.read_rows_twice(
+            _kernels.read_rows_twice(
                 *first, vectors.numpy(), *second, vectors_2.numpy(), weighted, table.detach().numpy()
             )
         return vectors, vectors_2
@@ -92,7 +87,7 @@ class _CpuLookupTwice(torch.autograd.Function):
         table_gradient = torch.zeros(ctx.shape)
         first, second = (m.numpy() for m in maps[:3]), (m.numpy() for m in maps[3:])
         with threads_for((len(gradients) + len(gradients_2)) * maps[0].shape[1] * ctx.shape[1]):
-            _embedding_kernels.add_to_rows_twice(
+            _kernels.add_to_rows_twice(
                 *first, gradients.contiguous().numpy(), *second, gradients_2.contiguous().numpy(), ctx.weighted,
                 gradient_slices(ctx.shape[1]), table_gradient.numpy(),
             )  # fmt: skip
@@ -105,7 +100,7 @@ def _check_entries(ids: Tensor, rows: Tensor) -> None:
 
 
 def _sparse_gradient(ctx, gradients: Tensor) -> Tensor:
-    """The gradient of the table as a sparse tensor with an entry per lookup, rows not summed."""
+    """The gradient of the table as a sparse tensor with an entry per index read, rows not summed."""
     rows, weights, ids = ctx.saved_tensors
     if ctx.weighted:
         values = gradients.unsqueeze(1) * weights.index_select(0, ids).unsqueeze(2)
@@ -119,9 +114,9 @@ class BucketEmbedding(nn.Module):
     """``embedding(id) = sum_j weights[id, j] * table[rows[id, j]]``.
 
     Args:
-        bucket_map: rows and weights of ``n_ids`` ids and the entry for unknown ids.
+        bucket_map: rows and weights of ``n_ids`` ids and the OOV entry.
         dim: length of a vector.
-        std: standard deviation of the normal initial values; the unknown ids' row starts at zero.
+        std: standard deviation of the normal initial values; the OOV row starts at zero.
         generator: draws the initial values; torch's global generator when None.
         table: of another embedding, to read the same one; None: a new one. Maps with ``shared`` are made for this:
             ``items = BucketEmbedding(item_map, dim, table=users.table)``.
@@ -134,8 +129,14 @@ class BucketEmbedding(nn.Module):
         rows: buffer, int32, shape (n_ids + 1, indices_per_id).
         weights: buffer, float32, same shape.
         sparse_gradient: as in ``torch.nn.Embedding(sparse=True)``, on a CPU; ``graphhash.nn.row_adam`` can use it.
-        n_folds: maps of :meth:`use_folds`; 0 for none. They are not saved.
+        oov_row: table row of out-of-vocabulary ids.
+        n_folds: folds of :meth:`use_folds`, 0 without; their maps are not saved.
     """
+
+    rows: Tensor
+    weights: Tensor
+    fold_rows: Tensor | None
+    fold_weights: Tensor | None
 
     def __init__(
         self,
@@ -173,26 +174,26 @@ class BucketEmbedding(nn.Module):
         return 0 if self.fold_rows is None else (len(self.fold_rows) - 1) // self.n_ids
 
     def use_folds(self, folded: BucketMap) -> None:
-        """Let ids that come with a fold be read through another map of the same table, made for training (:func:`graphhash.soft_maps`).
+        """Read ids that are given with a fold through a cross-fitted map of the same table (:func:`graphhash.soft_maps`).
 
         Args:
             folded: of ``n_folds * n_ids`` ids; number ``fold * n_ids + id`` is ``id`` in that fold.
 
         Raises:
-            ArgumentError: the map has another number of ids, rows or lookups, or another row for unknown ids.
+            ArgumentError: the map has another number of ids, table rows or indices per id, or another OOV row.
         """
         old = self.n_buckets, self.rows.shape[1], self.oov_row
         new = folded.n_buckets, folded.indices_per_id, folded.oov_row
         if old != new or folded.n_ids % self.n_ids:
             raise ArgumentError(
-                f"a map of {folded.n_ids} ids, and {new} rows, lookups and unknown ids' row, is none of folds of {self.n_ids} ids and {old}"
+                f"a map of {folded.n_ids} ids, with {new} rows, indices per id and OOV row, is none of folds of {self.n_ids} ids, {old}"
             )
         self.fold_rows = torch.from_numpy(folded.rows.copy()).to(self.rows.device)
         self.fold_weights = torch.from_numpy(folded.weights).to(self.rows.device)
 
     def entries(self, ids: Tensor, fold: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Rows and weights of the map that is read, and its entries, flat, of ``ids``; arguments as in :meth:`forward`."""
-        if fold is None or self.fold_rows is None:
+        if fold is None or self.fold_rows is None or self.fold_weights is None:
             return self.rows, self.weights, ids.reshape(-1)
         entries = torch.where(ids < self.n_ids, ids + fold * self.n_ids, len(self.fold_rows) - 1)
         return self.fold_rows, self.fold_weights, entries.reshape(-1)
@@ -201,27 +202,27 @@ class BucketEmbedding(nn.Module):
         """Vectors of ids, shape (*ids.shape, dim).
 
         Args:
-            ids: any integer shape, values 0..n_ids; n_ids stands for an unknown id.
+            ids: any integer shape, values 0..n_ids; n_ids stands for an OOV id.
             fold: of each id, int64, a shape that spreads to that of ``ids``; without :meth:`use_folds` it changes nothing.
         """
         rows, weights, flat = self.entries(ids, fold)
         if self.table.device.type == "cpu" and self.table.dtype == torch.float32:
-            vectors = _CpuLookup.apply(self.table, rows, weights, self.weighted, self.sparse_gradient, flat)
+            vectors = _CpuRead.apply(self.table, rows, weights, self.weighted, self.sparse_gradient, flat)
         else:
             vectors = functional.embedding(rows.index_select(0, flat), self.table)
             vectors = (vectors * weights.index_select(0, flat).unsqueeze(-1)).sum(1)
         return vectors.reshape(*ids.shape, self.dim)
 
     def all(self) -> Tensor:
-        """Vectors of all known ids, shape (n_ids, dim)."""
+        """Vectors of all ids, shape (n_ids, dim)."""
         return self(torch.arange(self.n_ids, device=self.table.device))
 
     @torch.no_grad()
     def fill_oov(self, frequencies: Tensor) -> None:
-        """Set the unknown ids' row to the mean vector of the known ids.
+        """Set the OOV row to the mean vector of the ids.
 
         Args:
-            frequencies: weight of every known id in the mean, shape (n_ids,), not negative, not all zero.
+            frequencies: weight of every id in the mean, shape (n_ids,), not negative, not all zero.
         """
         shares = (frequencies / frequencies.sum()).to(self.table)
         self.table[self.oov_row] = shares @ self.all()
@@ -243,6 +244,6 @@ def read_both(
     alike = right.table is table and left.weighted == right.weighted and left_ids.ndim == right_ids.ndim == 1
     if not (plain and alike):
         return left(left_ids), right(right_ids)
-    return _CpuLookupTwice.apply(
+    return _CpuReadTwice.apply(
         table, left.weighted, left.rows, left.weights, left_ids, right.rows, right.weights, right_ids
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ class RowAdam(torch.optim.Adam):
             self._hooks.append(embedding.register_forward_pre_hook(self._before_reading))
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # A closure's loss is never returned.
         """One step of Adam; rows without a gradient take it later."""
         assert closure is None, "a closure would read rows in the middle of a step"
         gradients = {table: table.grad for table in self._waiting}
@@ -115,6 +116,7 @@ class RowAdam(torch.optim.Adam):
         waiting, state = self._waiting[table], self.state.get(table)
         if not waiting.n_steps:
             return
+        assert state is not None
         late = _late_rows(rows, waiting.done, waiting.n_steps)
         n_missed = waiting.n_steps - waiting.done[late]
         with threads_for(int(n_missed.sum()) * table.shape[1]):

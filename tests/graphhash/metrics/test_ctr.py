@@ -31,7 +31,7 @@ def test_auc_is_the_share_of_pairs_in_order(rows):
     clicks, others = [s for y, s in rows if y], [s for y, s in rows if not y]
     labels, scores = np.array([y for y, _ in rows]), np.array([s for _, s in rows])
     if not clicks or not others:
-        with pytest.raises(DataError, match="AUC needs clicks"):
+        with pytest.raises(DataError, match="AUC needs positives and negatives"):
             auc(labels, scores)
         return
     pairs = [(a > b) + (a == b) / 2 for a in clicks for b in others]
@@ -58,7 +58,7 @@ def test_group_auc_weighs_groups_of_both_classes_by_their_rows():
 
 
 def test_group_auc_needs_a_group_with_both_classes():
-    with pytest.raises(DataError, match="no group has clicks and rows without one: 2 groups"):
+    with pytest.raises(DataError, match="no group has positives and negatives: 2 groups"):
         group_auc(np.array([0, 0, 1]), np.zeros(3), np.array([5, 5, 9]))
 
 
@@ -121,5 +121,5 @@ def test_totals_without_rows_or_clicks_say_so():
     with pytest.raises(DataError, match="no row to evaluate"):
         totals.log_loss
     totals.add(np.array([0, 0]), np.array([1.0, 2.0]))
-    with pytest.raises(DataError, match="calibration needs a click, there is none in 2 rows"):
+    with pytest.raises(DataError, match="calibration needs a positive, there is none in 2 rows"):
         totals.calibration
