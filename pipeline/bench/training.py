@@ -37,6 +37,7 @@ from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import fit_retrieval
 from pipeline.retrieval.train import fit_settings
+from pipeline.training.loop import Callbacks
 
 _log = logging.getLogger(__name__)
 
@@ -214,7 +215,8 @@ def _time_training(subject: Subject, train: csr_array, config: TrainConfig, time
     sample = NegativeSampler(train, device=timer.device)
     users, items = users.to(timer.device), items.to(timer.device)
     timer.start()
-    fit_retrieval(model, users, items, settings, None, sample=sample, on_epoch=lambda *_: timer.end_round(), lap=timer)
+    callbacks = Callbacks(on_epoch=lambda *_: timer.end_round(), on_phase=timer)
+    fit_retrieval(model, users, items, settings, None, sample=sample, callbacks=callbacks)
     return model
 
 

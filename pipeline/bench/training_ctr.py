@@ -28,7 +28,7 @@ from pipeline.ctr.ingest import ingest_ctr
 from pipeline.ctr.maps import MapOptions, cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
 from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.train import SCORES, ctr_loss, seldom_tables
-from pipeline.training.loop import fit
+from pipeline.training.loop import Callbacks, Objective, fit
 
 _log = logging.getLogger(__name__)
 
@@ -80,10 +80,9 @@ def measure_ctr(config: RunConfig, ingest_dir: Path, cluster_dir: Path, *, round
         _log.info("%s: %s", method, task)
         timer = PhaseTimer(device)
         seldom = seldom_tables(model, settings.batch_size, features)
-        fit(
-            model, examples, settings, ctr_loss(len(features.multi_valued)), None, score=SCORES["auc"], seldom=seldom,
-            on_epoch=lambda *_, timer=timer: timer.end_round(), lap=timer,
-        )  # fmt: skip
+        objective = Objective(ctr_loss(len(features.multi_valued)), SCORES["auc"], rarely_read=seldom)
+        callbacks = Callbacks(on_epoch=lambda *_, timer=timer: timer.end_round(), on_phase=timer)
+        fit(model, examples, settings, objective, callbacks=callbacks)
         results.append(common | {"task": task} | figures(timer.rounds[1:], len(train)))
         if not len(test):
             continue

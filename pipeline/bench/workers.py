@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pipeline.retrieval.train import fit_settings, fit_task
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import CheckpointManager
+from pipeline.training.loop import Callbacks
 from pipeline.training.workers import run_on_ray
 
 _log = logging.getLogger(__name__)
@@ -90,7 +92,7 @@ def timed_task(job: dict[str, Any], device: torch.device, options: dict[str, Any
     """The task of a worker: train as in a run; the first worker writes the seconds of each epoch."""
     watch = _Watch(device)
     with watch:
-        state = fit_task(job, device, options | {"on_epoch": watch.end_epoch})
+        state = fit_task(job, device, options | {"callbacks": replace(options["callbacks"], on_epoch=watch.end_epoch)})
     if options["workers"].rank == 0:
         write_json_atomic(Path(job["folder"]) / TIMES, watch.times())
     return state
@@ -112,7 +114,7 @@ def _time_on_ray(
         "eval_users": 0,
         "sampler": ("uniform", 0.0),
         "propagation": propagation,
-        "states": CheckpointManager(work / "states"),
+        "checkpoints": CheckpointManager(work / "checkpoints"),
         "workers": n_workers,
         "checkpoint_seconds": 0.0,
     }
@@ -130,7 +132,7 @@ def _time_here(subject: Subject, graph: csr_array, settings: RetrievalSettings) 
     users, items = interactions(graph)
     model, sample = subject.model.build(*subject.maps, graph).to(device), NegativeSampler(graph, device=device)
     with watch:
-        fit_retrieval(model, users, items, settings, None, sample=sample, on_epoch=watch.end_epoch)
+        fit_retrieval(model, users, items, settings, None, sample=sample, callbacks=Callbacks(on_epoch=watch.end_epoch))
     times = watch.times()
     return times | {"start_s": max(0.0, watch.marks[0] - times["rounds_s"][0] - watch.began)}
 

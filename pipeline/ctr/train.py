@@ -29,7 +29,7 @@ from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, sa
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import StageContext
 from pipeline.training.job import TrainingSession, run_job
-from pipeline.training.loop import LossOf, fit
+from pipeline.training.loop import LossOf, Objective, fit
 
 # Folder of the maps by folds, while there are such.
 FOLDS = "folds"
@@ -138,4 +138,4 @@ def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, A
     validate = (lambda model: validated(model, validation)) if len(validation) else None
     seldom = seldom_tables(model, settings.batch_size, features)
     loss_of = ctr_loss(len(features.multi_valued))
-    return fit(model, examples, settings, loss_of, validate, score=job["score"], seldom=seldom, **options)
+    return fit(model, examples, settings, Objective(loss_of, job["score"], validate, seldom), **options)

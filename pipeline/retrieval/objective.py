@@ -13,7 +13,7 @@ from graphhash.models.mf import RetrievalModel
 from graphhash.nn.workers import Workers
 from pipeline.retrieval.evaluate import K
 from pipeline.retrieval.models import Sample, objective, seldom_read
-from pipeline.training.loop import FitSettings, fit
+from pipeline.training.loop import Callbacks, FitSettings, Objective, fit
 
 SCORE = f"recall@{K}"
 
@@ -35,9 +35,9 @@ def fit_retrieval(
     validate: Callable[[RetrievalModel], dict[str, float]] | None,
     *,
     sample: Sample | None = None,
-    lap: Callable[[str], None] = lambda phase: None,
+    callbacks: Callbacks = Callbacks(),
+    state: dict[str, Any] | None = None,
     workers: Workers | None = None,
-    **options: Any,
 ) -> dict[str, Any]:
     """Train a retrieval model; BPR draws one negative per interaction.
 
@@ -45,7 +45,7 @@ def fit_retrieval(
         users, items: rows of the training interactions of all workers, int64, shape (n_interactions,).
         validate: metrics, :data:`SCORE` among them, which is the one to raise.
         sample: draws an item for each of some users, as a :class:`NegativeSampler`; None: uniformly, not rejected.
-        lap, workers, options: as for :func:`pipeline.training.loop.fit`; there is one more phase, negatives.
+        callbacks, state, workers: as for :func:`pipeline.training.loop.fit`; there is one more phase, negatives.
 
     Returns, Raises: as :func:`pipeline.training.loop.fit`.
     """
@@ -65,13 +65,11 @@ def fit_retrieval(
                 drawn = torch.randint(n_items, batch_users.shape, generator=generator, device=batch_users.device)
             else:
                 drawn = sample(batch_users, generator)
-            lap("negatives")
+            callbacks.on_phase("negatives")
             return drawn
 
         return loss_of_batch(model, *batch, negatives)
 
-    seldom = seldom_read(model, settings.loss, settings.batch_size)
-    examples = users, items
-    return fit(
-        model, examples, settings, loss_of, validate, score=SCORE, seldom=seldom, lap=lap, workers=workers, **options
-    )
+    rarely_read = seldom_read(model, settings.loss, settings.batch_size)
+    aim = Objective(loss_of, SCORE, validate, rarely_read)
+    return fit(model, (users, items), settings, aim, callbacks=callbacks, state=state, workers=workers)

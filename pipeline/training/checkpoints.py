@@ -1,11 +1,11 @@
-"""The states of a training on disk, from which it goes on after a crash or Ctrl-C.
+"""Checkpoints of a training on disk, from which it resumes after a crash or Ctrl-C.
 
-    FOLDER/epoch-000120-step-00000000/state.pt        what pipeline.training.loop hands out (torch.save, read without pickle's code)
+    FOLDER/epoch-000120-step-00000000/state.pt        the state of pipeline.training.loop (torch.save, read with weights_only)
     FOLDER/epoch-000120-step-00000000/manifest.json   {"version": 1, "key": ..., "epoch": ..., "step": ..., "bytes": ..., "sha256": ..., ...}
 
-A state holds the last weights and the best ones. It is written into a hidden folder, flushed, and renamed, so that it is there whole or
-not at all; the two newest are kept. One whose file is shorter than it was or has another checksum is refused, and the one before it
-taken. The key says which settings and data a state belongs to; states of another one are not looked at.
+A checkpoint holds the last weights and the best ones. It is written into a hidden folder, flushed, and renamed, so that it is there whole
+or not at all; the two newest are kept. A checkpoint whose file is truncated or has another checksum is refused, and the one before it is
+taken. The key identifies the settings and data that a checkpoint belongs to; checkpoints of another key are ignored.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ VERSION = 1
 KEPT = 2
 STATE = "state.pt"
 MANIFEST = "manifest.json"
-# A file of this name asks the training to write a state and to leave.
+# A file of this name makes the training write a checkpoint and stop.
 STOP_FILE = "stop"
 
 
 @dataclass(frozen=True)
 class CheckpointManager:
-    """The states in one folder.
+    """The checkpoints in one folder.
 
     Args:
         folder: made when there is something to write.
         key: of the training.
-        facts: JSON values to keep beside every state.
+        facts: JSON values to keep beside every checkpoint.
     """
 
     folder: Path
@@ -48,10 +48,10 @@ class CheckpointManager:
         return self.folder / STOP_FILE
 
     def save(self, state: Mapping[str, Any]) -> Path:
-        """Write a state, and remove all but the two newest.
+        """Write a checkpoint, and remove all but the two newest.
 
         Raises:
-            OSError: it cannot be written; those that were there are left.
+            OSError: it cannot be written; the earlier ones are kept.
         """
         import torch
 
@@ -84,24 +84,24 @@ class CheckpointManager:
             shutil.rmtree(old, ignore_errors=True)
         return target
 
-    def newest(self, note: Callable[[str], None] = lambda line: None) -> str | None:
-        """The name of the newest state that is whole; None: there is none.
+    def newest(self, warn: Callable[[str], None] = lambda line: None) -> str | None:
+        """The name of the newest checkpoint that is whole; None: there is none.
 
         Args:
-            note: told in a line of every state that is refused, and why.
+            warn: called with a line for every checkpoint that is refused, and why.
         """
-        for name, _ in self._whole(note):
+        for name, _ in self._whole(warn):
             return name
         return None
 
     def manifest(self) -> dict[str, Any] | None:
-        """What is known of the newest state that is whole."""
+        """The manifest of the newest checkpoint that is whole."""
         for _, manifest in self._whole(lambda line: None):
             return manifest
         return None
 
     def load(self, name: str) -> dict[str, Any]:
-        """The state of this name, on the CPU."""
+        """The state in the checkpoint of this name, on the CPU."""
         import torch
 
         return torch.load(self.folder / name / STATE, weights_only=True, map_location="cpu")
@@ -113,7 +113,7 @@ class CheckpointManager:
         """Newest first."""
         return sorted(self.folder.glob("epoch-*"), reverse=True)
 
-    def _whole(self, note: Callable[[str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _whole(self, warn: Callable[[str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
         for folder in self._folders():
             try:
                 manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ class CheckpointManager:
                         f"the checksum of {STATE} is {digest[:12]}..., it was {manifest['sha256'][:12]}..."
                     )
             except (OSError, ValueError, KeyError, TypeError) as error:
-                note(f"{folder}: this checkpoint is damaged and not used ({error}); the one before it is tried")
+                warn(f"{folder}: this checkpoint is damaged and not used ({error}); the one before it is tried")
                 continue
             yield folder.name, manifest
 

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from pipeline.config.run_config import TrainConfig
 from pipeline.tracking.tracker import Tracker
+from pipeline.training.checkpointing import PROGRESS, progress_of
 from pipeline.training.checkpoints import CheckpointManager
-from pipeline.training.workers import NOTES, PROGRESS, progress_of, run_on_ray
+from pipeline.training.workers import NOTES, run_on_ray
 
 FitJob = Callable[[dict[str, Any], Tracker], dict[str, Any]]
 
@@ -46,9 +47,9 @@ def run_job(job: dict[str, Any], train: TrainConfig, method: str, session: Train
         DataError: training failed; the message says why.
     """
     folder = Path(job["folder"])
-    saved = CheckpointManager(folder / "states") if session.checkpoints is None else session.checkpoints
+    saved = CheckpointManager(folder / "checkpoints") if session.checkpoints is None else session.checkpoints
     job |= {
-        "states": dataclasses.replace(saved, folder=saved.folder.absolute()),
+        "checkpoints": dataclasses.replace(saved, folder=saved.folder.absolute()),
         "workers": train.workers,
         "checkpoint_seconds": train.checkpoint_seconds,
     }

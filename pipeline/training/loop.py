@@ -1,7 +1,7 @@
 """The training loop: a page of straight code over tensors on one device, for every task, model and loss.
 
-Where the process has joined a process group (``torch.distributed``), as in a Ray Train worker, it trains with the others: see
-``graphhash.nn.workers``. One process alone gives the same bits in every run on a CPU; several give the same as several.
+In a process group (``torch.distributed``), as in a Ray Train worker, it trains together with the other workers: see
+``graphhash.nn.workers``. One worker gives the same bits in every run on a CPU; several give the same bits as the same number before.
 """
 
 from __future__ import annotations
@@ -25,19 +25,24 @@ from pipeline.training.speedups import compiled, reduced_precision
 
 _log = logging.getLogger(__name__)
 
-# Loss of a batch, the mean over its examples: the model, the batch, and where what is random is drawn from.
+# Mean loss over the examples of a batch: the model, the batch, and the generator for whatever is random.
 LossOf = Callable[[nn.Module, Sequence[Tensor], torch.Generator], Tensor]
-# Examples of at most this many numbers are put in a new order all at once, larger ones batch by batch.
+# Examples of at most this many numbers are permuted all at once, larger ones batch by batch.
 SMALL_EXAMPLE = 4
-# What `ask` answers: nothing is wanted; hand the state to `on_save`; the same, and return.
+# What `Callbacks.poll` returns: go on; hand the state to `on_save`; the same, and return.
 CONTINUE, SAVE, STOP = 0, 1, 2
-# About how often it is asked.
-ASK_S = 0.2
+# About how often it is polled.
+POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What :func:`fit` needs to know; as in ``pipeline.config.run_config.TrainConfig``, every default decided."""
+    """Settings of :func:`fit`, as in ``pipeline.config.run_config.TrainConfig``, every default resolved.
+
+    Args:
+        patience: evaluations without a better score before training stops.
+        batch_size: examples per step, of all workers together; None: an epoch is one step.
+    """
 
     lr: float
     weight_decay: float
@@ -50,178 +55,264 @@ class FitSettings:
     compile: bool = False
     sparse_gradients: bool = False
 
+    def lr_of(self, epoch: int) -> float:
+        """The learning rate of an epoch, from 1: a half cosine from ``lr`` to 0 (Loshchilov and Hutter, ICLR 2017).
+
+        It reaches the recall of a constant rate in half the epochs.
+        """
+        progress = (epoch - 1) / self.epochs
+        return self.lr * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training minimises, and what it is validated by.
+
+    Args:
+        loss_of: see :data:`LossOf`; several workers call it for their parts of a batch, at the same time. A term that is not a mean over
+            examples has to take care of this (see ``pipeline.retrieval.models``).
+        score: the metric to raise.
+        validate: metrics of a model; None: no validation, the last epoch is the best. All workers call it at the same time, and may
+            share the work; the first worker's metrics count.
+        rarely_read: embeddings of which a step reads few rows (:class:`RowAdam`). Several workers exchange only these rows with
+            ``settings.sparse_gradients``, and whole gradients without.
+    """
+
+    loss_of: LossOf
+    score: str
+    validate: Callable[[Any], dict[str, float]] | None = None
+    rarely_read: Sequence[BucketEmbedding] = ()
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions that :func:`fit` calls.
+
+    Args:
+        on_epoch: with number and mean loss of every epoch.
+        on_evaluation: with the state after every evaluation: ``model`` (weights), ``optimizer``, ``epoch`` (done), ``step`` (done in the
+            next one), ``workers`` (generators of each), ``best`` (weights), ``best_score``, ``best_epoch``, ``n_worse``, ``history``,
+            ``seconds``, ``resumed`` (epochs at which the training was resumed). It is valid until the next step.
+        on_save: with the state, when ``poll`` returned SAVE or STOP.
+        poll: between steps, some times a second, on the first worker: returns CONTINUE, SAVE or STOP.
+        on_phase: with the name of every phase of a step when it ends: batches, forward, backward, step.
+        warn: with a line on what is unavailable.
+    """
+
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None
+    on_evaluation: Callable[[dict[str, Any]], None] = lambda state: None
+    on_save: Callable[[dict[str, Any]], None] = lambda state: None
+    poll: Callable[[], int] = lambda: CONTINUE
+    on_phase: Callable[[str], None] = lambda phase: None
+    warn: Callable[[str], None] = _log.warning
+
 
 def fit(
     model: nn.Module,
     examples: Sequence[Tensor],
     settings: FitSettings,
-    loss_of: LossOf,
-    validate: Callable[[Any], dict[str, float]] | None,
+    objective: Objective,
     *,
-    score: str,
-    seldom: Sequence[BucketEmbedding] = (),
+    callbacks: Callbacks = Callbacks(),
     state: dict[str, Any] | None = None,
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
-    on_evaluation: Callable[[dict[str, Any]], None] = lambda state: None,
-    on_save: Callable[[dict[str, Any]], None] = lambda state: None,
-    ask: Callable[[], int] = lambda: CONTINUE,
-    lap: Callable[[str], None] = lambda phase: None,
-    note: Callable[[str], None] = _log.warning,
     workers: Workers | None = None,
-    n_examples: int | None = None,
 ) -> dict[str, Any]:
     """Train with Adam, the learning rate falling to 0 over the epochs.
 
     Args:
         model: on the device to train on; left with the last epoch's weights.
-        examples: what is learned from, tensors of equal length; a batch takes the same rows of each. Each worker takes its share and
-            moves it to the model's device.
-        settings: see there; ``patience`` counts evaluations, and with ``batch_size`` None an epoch is one step. A batch is that of all
-            workers together.
-        loss_of: see :data:`LossOf`; several workers call it for their parts of a batch, at the same time. A term that is no mean over
-            examples has to take care of this (see ``pipeline.retrieval.models``).
-        validate: metrics of a model; None: no validation, the last epoch is the best. All workers call it at the same time, and may
-            share the work; the first worker's metrics count.
-        score: the metric to raise.
-        seldom: embeddings of which a step reads few rows (:class:`RowAdam`). Several workers pass on these rows alone with
-            ``settings.sparse_gradients``, and whole gradients without.
-        state: what an earlier call handed to ``on_evaluation`` or ``on_save``, or returned; training goes on from there. With another
-            number of workers it goes on with other draws.
-        on_epoch: told the number and loss of every epoch.
-        on_evaluation: told the state after every evaluation: ``model``, ``optimizer``, ``epoch`` (done), ``step`` (done in the next
-            one), ``workers`` (draws of each), ``best`` (weights), ``best_score``, ``best_epoch``, ``n_worse``, ``history``, ``seconds``,
-            ``resumed`` (epochs that were gone on with). It is valid until the next step.
-        on_save: told the state when ``ask`` wanted it.
-        ask: asked between steps, some times a second and on the first worker alone: CONTINUE, SAVE or STOP.
-        lap: told the name of every phase of a step when it is over: batches, forward, backward, step.
-        note: told in a line what was asked for and cannot be had.
-        workers: None: those of the process group that this process has joined, or it alone.
-        n_examples: of all workers, where ``examples`` are this worker's share already, which is ``workers.share``.
+        examples: tensors of equal length; a batch takes the same rows of each. Each worker trains on its share.
+        state: what an earlier call handed to a callback, or returned; training resumes from there. With another number of workers it
+            resumes with other random numbers.
+        workers: None: those of this process group, or this process alone.
 
     Returns: the last state, and in it whether it was ``stopped``.
 
     Raises:
         DataError: the loss is no longer finite, or there are more workers than examples.
     """
-    workers = Workers.from_process_group() if workers is None else workers
-    device = next(model.parameters()).device
-    if n_examples is None:
-        n_examples = len(examples[0])
-        examples = [tensor[workers.share(n_examples)] for tensor in examples] if workers.size > 1 else examples
-    examples = [tensor.to(device) for tensor in examples]
-    steps = workers.steps(n_examples, settings.batch_size)
-    assert len(examples[0]) == sum(own for own, _ in steps), "examples are not this worker's share"
-    if settings.sparse_gradients and not seldom:
-        note(
-            "train.sparse_gradients=true is for CPUs and batches that read few rows of a table, which is not so here: they are dense"
-        )
-    waiting = list(seldom) if workers.size == 1 or settings.sparse_gradients else []
-    workers.copy_from_first(model.state_dict().values())
-    optimizer = RowAdam(model.parameters(), waiting, lr=settings.lr, weight_decay=settings.weight_decay)
-    generator = torch.Generator(device).manual_seed(workers.seed(settings.seed))
-    done, loss_sum, order_drawn_from = 0, 0.0, None
-    if state is None:
-        state = {"epoch": 0, "step": 0, "best_score": -math.inf, "best_epoch": 0, "n_worse": 0, "history": [], "seconds": 0.0,
-                 "resumed": []}  # fmt: skip
-    else:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if len(state["workers"]) == workers.size:
-            draws = state["workers"][workers.rank]
-            done, loss_sum, order_drawn_from = state["step"], draws["loss_sum"], draws["order_drawn_from"].cpu()
-            generator.set_state(draws["generator"].cpu())
-        else:
-            # The epoch is begun anew: its order was that of other shares.
-            note(
-                f"this training was begun by {len(state['workers'])} and goes on with {workers.size} workers: other draws from here on"
-            )
-            generator.manual_seed(workers.seed(settings.seed, state["epoch"] + 1))
-        state = state | {"resumed": [*state["resumed"], state["epoch"]]}
-    started = time.perf_counter() - state["seconds"]
-    control = _Control(ask, workers)
-    with closing(optimizer), reduced_precision(settings.amp, device, note) as precision:
-        loss_of = compiled(loss_of, device, note) if settings.compile else loss_of
-
-        def snapshot(step: int, total: Tensor) -> dict[str, Any]:
-            optimizer.finish()
-            # The position in the examples comes from the generator of the epoch's start, and what the losses draw from that of now.
-            draws = {"generator": generator.get_state(), "order_drawn_from": order_drawn_from, "loss_sum": float(total)}
-            return {
-                "model": {name: value.detach().clone() for name, value in model.state_dict().items()},
-                "optimizer": optimizer.state_dict(),
-                "workers": workers.gather_objects(draws),
-                "step": step,
-                "seconds": time.perf_counter() - started,
-            }
-
+    training = _Training(model, examples, settings, objective, callbacks, workers or Workers.from_process_group())
+    state = training.begin() if state is None else training.resume(state)
+    optimizer, generator, on_phase = training.optimizer, training.generator, callbacks.on_phase
+    with closing(optimizer), reduced_precision(settings.amp, training.device, callbacks.warn) as precision:
+        loss_of = objective.loss_of
+        loss_of = compiled(loss_of, training.device, callbacks.warn) if settings.compile else loss_of
         for epoch in range(state["epoch"] + 1, settings.epochs + 1):
             if state["n_worse"] >= settings.patience:
                 break
-            # A half cosine from lr to 0 (Loshchilov and Hutter, ICLR 2017): the same recall in half the epochs of a constant rate.
-            progress = (epoch - 1) / settings.epochs
-            optimizer.param_groups[0]["lr"] = settings.lr * (1 + math.cos(math.pi * progress)) / 2
+            optimizer.param_groups[0]["lr"] = settings.lr_of(epoch)
             model.train()
-            total = torch.full((), loss_sum, device=device)
-            if done:
-                drawn_so_far = generator.get_state()
-                generator.set_state(order_drawn_from)
-            else:
-                order_drawn_from = generator.get_state()
-            batches = _batches(examples, steps, generator, whole=settings.batch_size is None)
-            for _ in range(done):
-                next(batches)
-            if done:
-                generator.set_state(drawn_so_far)
-            for step, batch in enumerate(batches, done):
-                lap("batches")
+            for step, batch in training.batches():
+                on_phase("batches")
+                optimizer.zero_grad(set_to_none=True)
                 with precision():
                     loss = loss_of(model, batch, generator)
-                lap("forward")
-                optimizer.zero_grad(set_to_none=True)
-                own, of_all = steps[step]
-                # Of the mean over the batch of all workers, the own part.
-                (loss if workers.size == 1 else loss * (own / of_all)).backward()
-                lap("backward")
-                workers.sum_gradients(model.parameters())
-                optimizer.step()
-                total += loss.detach() * own
-                lap("step")
-                if (answer := control()) != CONTINUE:
-                    state |= snapshot(step + 1, total)
-                    on_save(state)
+                on_phase("forward")
+                training.weighted(loss, step).backward()
+                on_phase("backward")
+                training.step(loss, step)
+                on_phase("step")
+                if (answer := training.poll()) != CONTINUE:
+                    state |= training.snapshot(step + 1)
+                    callbacks.on_save(state)
                     if answer == STOP:
                         return state | {"stopped": True}
-            optimizer.finish()
-            mean = float(workers.sum(total)) / n_examples
-            done, loss_sum = 0, 0.0
-            lap("step")
-            if not math.isfinite(mean):
-                raise DataError(
-                    f"the loss is {mean} in epoch {epoch}: training diverged; lower train.lr ({settings.lr:g})"
-                )
-            on_epoch(epoch, mean)
+            loss_of_epoch = training.end_epoch(epoch)
+            on_phase("step")
+            callbacks.on_epoch(epoch, loss_of_epoch)
             state |= {"epoch": epoch, "step": 0}
-            if epoch % settings.eval_every and epoch < settings.epochs:
-                continue
-            model.eval()
-            metrics = workers.broadcast_object(validate(model) if validate is not None else {})
-            state |= snapshot(0, torch.zeros(()))
-            if validate is None or metrics[score] > state["best_score"]:
-                reached = metrics[score] if validate is not None else math.inf
-                state |= {"best": state["model"], "best_score": reached, "best_epoch": epoch, "n_worse": 0}
-            else:
-                state["n_worse"] += 1
-            entry = {"epoch": epoch, "loss": mean, **metrics, "seconds": round(state["seconds"], 2)}
-            state["history"] = [*state["history"], entry]
-            on_evaluation(state)
+            if epoch % settings.eval_every == 0 or epoch == settings.epochs:
+                state |= training.evaluate(state, loss_of_epoch)
+                callbacks.on_evaluation(state)
     return state | {"stopped": False}
 
 
-class _Control:
-    """Asks the first worker, and tells all of them in the same step; every so many steps that ASK_S goes by between two times."""
+class _Training:
+    """The moving parts of one training: optimiser, generator, and the place in the epoch."""
 
-    def __init__(self, ask: Callable[[], int], workers: Workers) -> None:
-        self._ask, self._workers = ask, workers
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Sequence[Tensor],
+        settings: FitSettings,
+        objective: Objective,
+        callbacks: Callbacks,
+        workers: Workers,
+    ) -> None:
+        self._model, self._settings, self._objective, self._workers = model, settings, objective, workers
+        self._warn = callbacks.warn
+        self.device = next(model.parameters()).device
+        self._n_examples = len(examples[0])
+        share = workers.share(self._n_examples)
+        own = [tensor[share] for tensor in examples] if workers.size > 1 else examples
+        self._examples = [tensor.to(self.device) for tensor in own]
+        self._steps = workers.steps(self._n_examples, settings.batch_size)
+        if settings.sparse_gradients and not objective.rarely_read:
+            self._warn(
+                "train.sparse_gradients=true is for CPUs and batches that read few rows of a table, which is not so here: "
+                "they are dense"
+            )
+        lazy = list(objective.rarely_read) if workers.size == 1 or settings.sparse_gradients else []
+        workers.copy_from_first(model.state_dict().values())
+        self.optimizer = RowAdam(model.parameters(), lazy, lr=settings.lr, weight_decay=settings.weight_decay)
+        self.generator = torch.Generator(self.device).manual_seed(workers.seed(settings.seed))
+        # Steps of this epoch that are done, the sum of their losses, and the generator from which the epoch's order was drawn.
+        self._n_done, self._loss_sum, self._order_drawn_from = 0, 0.0, self.generator.get_state()
+        self._total = torch.zeros((), device=self.device)
+        self._started = time.perf_counter()
+        self.poll = _Poll(callbacks.poll, workers)
+
+    def begin(self) -> dict[str, Any]:
+        """The state before the first step."""
+        return {
+            "epoch": 0,
+            "step": 0,
+            "best_score": -math.inf,
+            "best_epoch": 0,
+            "n_worse": 0,
+            "history": [],
+            "seconds": 0.0,
+            "resumed": [],
+        }
+
+    def resume(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Put weights, optimiser and generator where a state has them."""
+        self._model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if len(state["workers"]) == self._workers.size:
+            own = state["workers"][self._workers.rank]
+            self._n_done, self._loss_sum = state["step"], own["loss_sum"]
+            self._order_drawn_from = own["order_drawn_from"].cpu()
+            self.generator.set_state(own["generator"].cpu())
+        else:
+            # The epoch begins anew: its order was that of other shares.
+            self._warn(
+                f"this training was begun by {len(state['workers'])} and goes on with {self._workers.size} workers: "
+                "other draws from here on"
+            )
+            self.generator.manual_seed(self._workers.seed(self._settings.seed, state["epoch"] + 1))
+        self._started = time.perf_counter() - state["seconds"]
+        return state | {"resumed": [*state["resumed"], state["epoch"]]}
+
+    def batches(self) -> Iterator[tuple[int, Sequence[Tensor]]]:
+        """Numbers and own examples of the epoch's steps that are not done, in an order drawn anew for every epoch."""
+        self._total = torch.full((), self._loss_sum, device=self.device)
+        whole = self._settings.batch_size is None
+        drawn_so_far = self.generator.get_state()
+        if self._n_done:
+            self.generator.set_state(self._order_drawn_from)
+        else:
+            self._order_drawn_from = drawn_so_far
+        batches = _batches(self._examples, self._steps, self.generator, whole=whole)
+        for _ in range(self._n_done):
+            next(batches)
+        if self._n_done:
+            self.generator.set_state(drawn_so_far)
+        yield from enumerate(batches, self._n_done)
+
+    def weighted(self, loss: Tensor, step: int) -> Tensor:
+        """The own part of the mean over the batch of all workers."""
+        n_own, n_all = self._steps[step]
+        return loss if self._workers.size == 1 else loss * (n_own / n_all)
+
+    def step(self, loss: Tensor, step: int) -> None:
+        """One step of the optimiser with the gradients of all workers."""
+        self._workers.sum_gradients(self._model.parameters())
+        self.optimizer.step()
+        self._total += loss.detach() * self._steps[step][0]
+
+    def end_epoch(self, epoch: int) -> float:
+        """The mean loss of the epoch over the examples of all workers.
+
+        Raises:
+            DataError: it is not finite.
+        """
+        self.optimizer.finish()
+        mean = float(self._workers.sum(self._total)) / self._n_examples
+        self._n_done, self._loss_sum, self._total = 0, 0.0, torch.zeros(())
+        if not math.isfinite(mean):
+            raise DataError(
+                f"the loss is {mean} in epoch {epoch}: training diverged; lower train.lr ({self._settings.lr:g})"
+            )
+        return mean
+
+    def snapshot(self, step: int) -> dict[str, Any]:
+        """Weights, optimiser and generators after ``step`` steps of an epoch. All workers call it."""
+        self.optimizer.finish()
+        # The place in the examples comes from the generator of the epoch's start, and what the losses draw from that of now.
+        own = {
+            "generator": self.generator.get_state(),
+            "order_drawn_from": self._order_drawn_from,
+            "loss_sum": float(self._total),
+        }
+        return {
+            "model": {name: value.detach().clone() for name, value in self._model.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "workers": self._workers.gather_objects(own),
+            "step": step,
+            "seconds": time.perf_counter() - self._started,
+        }
+
+    def evaluate(self, state: dict[str, Any], loss: float) -> dict[str, Any]:
+        """Validate, and return what this changes of the state: the weights, the best ones so far, and the history."""
+        validate, score = self._objective.validate, self._objective.score
+        self._model.eval()
+        metrics = self._workers.broadcast_object(validate(self._model) if validate is not None else {})
+        now = self.snapshot(0)
+        if validate is None or metrics[score] > state["best_score"]:
+            reached = metrics[score] if validate is not None else math.inf
+            now |= {"best": now["model"], "best_score": reached, "best_epoch": state["epoch"], "n_worse": 0}
+        else:
+            now["n_worse"] = state["n_worse"] + 1
+        entry = {"epoch": state["epoch"], "loss": loss, **metrics, "seconds": round(now["seconds"], 2)}
+        return now | {"history": [*state["history"], entry]}
+
+
+class _Poll:
+    """Polls on the first worker and broadcasts the answer to all of them in the same step, about every POLL_S."""
+
+    def __init__(self, poll: Callable[[], int], workers: Workers) -> None:
+        self._poll, self._workers = poll, workers
         self._n, self._until, self._since = 0, 1, time.monotonic()
 
     def __call__(self) -> int:
@@ -230,7 +321,7 @@ class _Control:
             return CONTINUE
         now = time.monotonic()
         per_step = max(now - self._since, 1e-9) / self._n
-        own = (self._ask() if self._workers.rank == 0 else CONTINUE, max(1, min(10_000, int(ASK_S / per_step))))
+        own = (self._poll() if self._workers.rank == 0 else CONTINUE, max(1, min(10_000, int(POLL_S / per_step))))
         answer, self._until = self._workers.broadcast(own)
         self._n, self._since = 0, now
         return answer

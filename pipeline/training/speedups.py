@@ -1,4 +1,4 @@
-"""bf16, TF32 and ``torch.compile`` where a device has them; where it has not, one line says so and training is as without."""
+"""bf16, TF32 and ``torch.compile`` where the device supports them; elsewhere a line warns, and training is in float32."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CAPABILITY = (8, 0)
 
 @contextmanager
 def reduced_precision(
-    amp: str | None, device: torch.device, note: Callable[[str], None]
+    amp: str | None, device: torch.device, warn: Callable[[str], None]
 ) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
     """What to compute a loss in, while the block lasts.
 
     Args:
         amp: ``bf16``: matrix products in bfloat16, weights and gradients stay float32 (``torch.autocast``); ``tf32``: float32 products
             with 10 bits of mantissa; None: float32 throughout.
-        note: takes the line that says why it cannot be had.
+        warn: called with a line where it is unavailable.
     """
     if amp is None:
         yield nullcontext
@@ -29,7 +29,7 @@ def reduced_precision(
     found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if found is None or found < CAPABILITY:
         where = "a CPU" if found is None else f"one of {found[0]}.{found[1]}"
-        note(
+        warn(
             f"train.amp={amp} needs a GPU of compute capability 8.0 or newer, and this is {where}: training is in float32"
         )
         yield nullcontext
@@ -44,10 +44,10 @@ def reduced_precision(
             torch.set_float32_matmul_precision(before)
 
 
-def compiled(loss_of: Callable[..., Any], device: torch.device, note: Callable[[str], None]) -> Callable[..., Any]:
+def compiled(loss_of: Callable[..., Any], device: torch.device, warn: Callable[[str], None]) -> Callable[..., Any]:
     """``loss_of`` compiled by ``torch.compile``; as it is, with a line that says why, off a GPU and where that fails."""
     if device.type != "cuda":
-        note(
+        warn(
             "train.compile=true is for a GPU; the lookups on a CPU are compiled by numba already: training goes on without it"
         )
         return loss_of
@@ -59,7 +59,7 @@ def compiled(loss_of: Callable[..., Any], device: torch.device, note: Callable[[
             loss = chosen(*arguments)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            note(f"train.compile=true failed ({reason}): training goes on without it")
+            warn(f"train.compile=true failed ({reason}): training goes on without it")
             chosen, loss = loss_of, loss_of(*arguments)
         call = chosen
         return loss

@@ -32,7 +32,7 @@ from pipeline.sweeps.space import Range, default_point, default_space
 from pipeline.sweeps.study import SearchRecord
 from pipeline.sweeps.trials import table
 from pipeline.sweeps.tune import SearchSettings, run_trials, score_key
-from pipeline.training.loop import FitSettings, fit
+from pipeline.training.loop import Callbacks, FitSettings, Objective, fit
 from serving import Scorer
 from tests.helpers.ctr_log import columns, write_csv, write_schema
 from tests.helpers.small_models import small_model
@@ -277,8 +277,8 @@ def trained_weights(parts, dropout=0.0, stop=None, state=None):
     settings = FitSettings(lr=1e-2, weight_decay=1e-6, epochs=3, eval_every=1, patience=9, batch_size=256, seed=1)
     states = []
     last = fit(
-        model, features.part("train").tensors(), settings, ctr_loss(len(features.multi_valued)), None, score="auc", state=state,
-        on_evaluation=lambda s: states.append(copy.deepcopy(s)),
+        model, features.part("train").tensors(), settings, Objective(ctr_loss(len(features.multi_valued)), "auc"), state=state,
+        callbacks=Callbacks(on_evaluation=lambda s: states.append(copy.deepcopy(s))),
     )  # fmt: skip
     return last["model"], states
 
@@ -316,8 +316,7 @@ def test_training_may_keep_the_epoch_of_least_log_loss(parts):
         model = spec_of(config, "graph").build(maps, len(features.dense), len(features.multi_valued))
         state = fit(
             model, features.part("train").tensors(), ctr_settings(config, len(features.part("train"))),
-            ctr_loss(len(features.multi_valued)),
-            lambda model: validated(model, validation), score=key,
+            Objective(ctr_loss(len(features.multi_valued)), key, lambda model: validated(model, validation)),
         )  # fmt: skip
         best = {"auc": max, "log_loss": min}[name](entry[name] for entry in state["history"])
         assert state["history"][state["best_epoch"] - 1][name] == best

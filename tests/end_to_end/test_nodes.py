@@ -24,7 +24,8 @@ from ray.cluster_utils import Cluster
 from pipeline.distributed import graph as ray_graph
 from pipeline.distributed import session as ray_session
 from pipeline.config.run_config import RunConfig
-from pipeline.training.workers import PROGRESS, fit_here, progress_of
+from pipeline.training.checkpointing import PROGRESS, progress_of
+from pipeline.training.workers import fit_here
 from pipeline.runs.run import run
 from pipeline.runs.folder import RunFolderError
 

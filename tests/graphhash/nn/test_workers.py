@@ -16,7 +16,7 @@ from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.models import ModelSpec, objective, seldom_read
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.train import _validation, shards_graph
-from pipeline.training.loop import CONTINUE, SAVE, STOP
+from pipeline.training.loop import CONTINUE, SAVE, STOP, Callbacks
 from tests.helpers import graphs
 from tests.helpers.gang import gang
 
@@ -157,9 +157,8 @@ def trained(method: str, settings: RetrievalSettings):
     model, users, items = made("mf", method)
     graph = graph_of()
     validate = _validation(graph, graph_of(), 50, 0, workers)
-    state = fit_retrieval(
-        model, users, items, settings, validate, sample=NegativeSampler(graph), note=lambda line: None
-    )
+    silent = Callbacks(warn=lambda line: None)
+    state = fit_retrieval(model, users, items, settings, validate, sample=NegativeSampler(graph), callbacks=silent)
     return {key: state[key] for key in ("history", "best_epoch", "epoch")}, dict(state["model"])
 
 
@@ -211,23 +210,24 @@ def stopped_and_resumed(steps_before: int, batch_size: int | None, method: str, 
     whole = _fit(method, settings)
     asked = iter([CONTINUE] * (steps_before - 1))
     saved = []
-    state = _fit(method, settings, ask=lambda: next(asked, STOP), on_save=saved.append, every_step=True)
+    state = _fit(method, settings, every_step=True, poll=lambda: next(asked, STOP), on_save=saved.append)
     assert state["stopped"] and len(saved) == 1 and not whole["stopped"]
     return whole, _fit(method, settings, state=saved[0]), saved[0]["epoch"], saved[0]["step"]
 
 
-def _fit(method, settings, every_step=False, **how):
+def _fit(method, settings, every_step=False, state=None, **callbacks):
     import pipeline.training.loop
 
     model, users, items = made("mf", method)
-    interval, pipeline.training.loop.ASK_S = (
-        pipeline.training.loop.ASK_S,
-        0.0 if every_step else pipeline.training.loop.ASK_S,
+    interval, pipeline.training.loop.POLL_S = (
+        pipeline.training.loop.POLL_S,
+        0.0 if every_step else pipeline.training.loop.POLL_S,
     )
     try:
-        return fit_retrieval(model, users, items, settings, None, note=lambda line: None, **how)
+        chosen = Callbacks(warn=lambda line: None, **callbacks)
+        return fit_retrieval(model, users, items, settings, None, callbacks=chosen, state=state)
     finally:
-        pipeline.training.loop.ASK_S = interval
+        pipeline.training.loop.POLL_S = interval
 
 
 @pytest.mark.parametrize(
@@ -248,20 +248,20 @@ def test_a_training_stopped_between_steps_ends_with_the_weights_of_one_that_was_
 
 def test_a_state_between_steps_changes_nothing():
     plain = _fit("full", dataclasses.replace(SETTINGS, batch_size=100, epochs=2))
-    saved = _fit("full", dataclasses.replace(SETTINGS, batch_size=100, epochs=2), ask=lambda: SAVE, every_step=True)
+    saved = _fit("full", dataclasses.replace(SETTINGS, batch_size=100, epochs=2), every_step=True, poll=lambda: SAVE)
     assert all(torch.equal(saved["model"][name], weight) for name, weight in plain["model"].items())
 
 
 def resumed_by(saved) -> tuple[int, list[str]]:
     model, users, items = made("mf", "soft")
     notes = []
-    state = fit_retrieval(model, users, items, SETTINGS, None, state=saved, note=notes.append)
+    state = fit_retrieval(model, users, items, SETTINGS, None, state=saved, callbacks=Callbacks(warn=notes.append))
     return state["epoch"], notes
 
 
 def test_other_numbers_of_workers_go_on_with_a_training_and_say_so(pair):
     saved = []
-    _fit("soft", SETTINGS, ask=lambda: STOP, on_save=saved.append)
+    _fit("soft", SETTINGS, poll=lambda: STOP, on_save=saved.append)
     for epoch, notes in pair(resumed_by, saved[0]):
         assert epoch == SETTINGS.epochs
         assert notes == ["this training was begun by 1 and goes on with 2 workers: other draws from here on"]

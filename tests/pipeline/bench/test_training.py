@@ -18,7 +18,7 @@ from pipeline.cli import main as cli
 from pipeline.config.run_config import DataConfig, TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.errors import ConfigError
-from pipeline.training.workers import fit_and_save
+from pipeline.training.checkpointing import fit_and_save
 from tests.helpers import graphs
 from tests.helpers.ctr_log import columns, write_csv, write_schema
 

@@ -25,9 +25,10 @@ from pipeline.retrieval.train import train_method
 from pipeline.retrieval.weights import load_method
 from pipeline.task import StageContext
 from pipeline.training import workers as ray_fit
+from pipeline.training.checkpointing import PROGRESS, progress_of
 from pipeline.training.checkpoints import CheckpointManager
 from pipeline.training.job import TrainingSession
-from pipeline.training.workers import PROGRESS, fit_here, progress_of
+from pipeline.training.workers import fit_here
 from tests.helpers import graphs
 
 

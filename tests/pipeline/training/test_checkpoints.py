@@ -26,8 +26,10 @@ from pipeline.retrieval.objective import fit_retrieval
 from pipeline.retrieval.train import _validation
 from pipeline.training import checkpoints as resume
 from pipeline.training import workers as ray_fit
+from pipeline.training.checkpointing import fit_and_save
 from pipeline.training.checkpoints import CheckpointManager
-from pipeline.training.workers import _in_thread, fit_and_save, share_out_workers
+from pipeline.training.interrupts import run_interruptibly
+from pipeline.training.workers import share_out_workers
 from tests.graphhash.nn.test_workers import SETTINGS, graph_of, made
 
 
@@ -45,7 +47,7 @@ def job_of(folder, epochs=6, seconds=0.0, **settings) -> dict:
     settings = dataclasses.replace(SETTINGS, epochs=epochs, **settings)
     return {
         "folder": str(folder),
-        "states": CheckpointManager(folder / "states"),
+        "checkpoints": CheckpointManager(folder / "checkpoints"),
         "checkpoint_seconds": seconds,
         "settings": settings,
     }
@@ -129,9 +131,9 @@ def test_a_training_goes_on_from_the_state_before_a_truncated_one(tmp_path):
     whole, _ = train(job_of(tmp_path / "a"))
     job = job_of(tmp_path / "b")
     train(job)
-    names = sorted(path.name for path in job["states"].folder.iterdir())
+    names = sorted(path.name for path in job["checkpoints"].folder.iterdir())
     assert names == ["epoch-000004-step-00000000", "epoch-000006-step-00000000"]
-    truncated(job["states"].folder / names[1] / resume.STATE)
+    truncated(job["checkpoints"].folder / names[1] / resume.STATE)
     again, notes = train(job)
     assert again["resumed"] == [4] and again["epoch"] == 6 and "damaged" in notes[0]
     assert all(torch.equal(again["model"][name], weight) for name, weight in whole["model"].items())
@@ -157,7 +159,7 @@ def test_a_training_goes_on_while_the_disk_is_full_and_says_so(tmp_path):
         pytest.skip("mounting is not permitted here")
     try:
         job, filler = job_of(tmp_path), tmp_path / "small" / "filler"
-        job["states"] = CheckpointManager(tmp_path / "small" / "states")
+        job["checkpoints"] = CheckpointManager(tmp_path / "small" / "states")
 
         def fill_after_the_first(entry):
             if entry["epoch"] == 2:
@@ -169,12 +171,12 @@ def test_a_training_goes_on_while_the_disk_is_full_and_says_so(tmp_path):
             graphhash.DataError, match="the disk is full, and the last checkpoint cannot be written; epoch-000002-"
         ):
             train(job, report=fill_after_the_first)
-        assert job["states"].newest() == "epoch-000002-step-00000000"
+        assert job["checkpoints"].newest() == "epoch-000002-step-00000000"
         filler.unlink()
         state, notes = train(job)
         assert state["resumed"] == [2] and state["epoch"] == 6 and notes == []
         # Space that comes back before the end is enough.
-        job["states"].clear()
+        job["checkpoints"].clear()
 
         def fill_and_free(entry):
             fill_after_the_first(entry)
@@ -182,7 +184,7 @@ def test_a_training_goes_on_while_the_disk_is_full_and_says_so(tmp_path):
                 filler.unlink()
 
         state, notes = train(job, report=fill_and_free)
-        assert state["epoch"] == 6 and job["states"].newest() == "epoch-000006-step-00000000"
+        assert state["epoch"] == 6 and job["checkpoints"].newest() == "epoch-000006-step-00000000"
         assert len(notes) == 1 and notes[0].startswith("no checkpoint in epoch 4: No space left on device in ")
         assert notes[0].endswith("epoch-000002-step-00000000 is kept, and training goes on")
     finally:
@@ -190,7 +192,7 @@ def test_a_training_goes_on_while_the_disk_is_full_and_says_so(tmp_path):
 
 
 def test_a_clock_that_jumps_back_changes_no_checkpoint_and_no_duration(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.training.loop.ASK_S", 0.0)
+    monkeypatch.setattr("pipeline.training.loop.POLL_S", 0.0)
     ticks, day = iter(range(10**9)), 86_400
     monkeypatch.setattr(time, "time", lambda: 1.8e9 - day * next(ticks))
     # The steady clock is the one that counts: a second goes by whenever it is looked at.
@@ -214,15 +216,15 @@ def trained_until_stopped(folder: str, stop_at: int, epochs: int):
     job = job_of(Path(folder), epochs)
 
     def stopping(job, device, how):
-        on_epoch = how["on_epoch"]
+        on_epoch = how["callbacks"].on_epoch
 
         def then_stop(epoch, loss):
             on_epoch(epoch, loss)
             if epoch == stop_at and how["workers"].rank == 0:
-                job["states"].stop_file.parent.mkdir(exist_ok=True)
-                job["states"].stop_file.touch()
+                job["checkpoints"].stop_file.parent.mkdir(exist_ok=True)
+                job["checkpoints"].stop_file.touch()
 
-        return task(job, device, how | {"on_epoch": then_stop})
+        return task(job, device, how | {"callbacks": dataclasses.replace(how["callbacks"], on_epoch=then_stop)})
 
     state, _ = train(job | {"task": stopping})
     return state["stopped"], state["epoch"], state["step"], dict(state["model"]), state["resumed"]
@@ -231,7 +233,7 @@ def trained_until_stopped(folder: str, stop_at: int, epochs: int):
 def run_to_the_end(folder: str, epochs: int):
     job = job_of(Path(folder), epochs)
     if Workers.from_process_group().rank == 0:
-        job["states"].stop_file.unlink(missing_ok=True)
+        job["checkpoints"].stop_file.unlink(missing_ok=True)
     Workers.from_process_group().broadcast([0])
     state, _ = train(job)
     return state["stopped"], state["epoch"], state["step"], dict(state["model"]), state["resumed"]
@@ -259,15 +261,15 @@ def test_a_signal_asks_for_an_end_once_and_twice_does_not_wait():
             threading.Timer(delay, os.kill, (os.getpid(), number)).start()
 
     send(signal.SIGTERM, 0.3)
-    error, number = _in_thread(lambda: ended.wait(60), lambda: (asked.append(1), ended.set()), lambda: None)
+    error, number = run_interruptibly(lambda: ended.wait(60), lambda: (asked.append(1), ended.set()), lambda: None)
     assert (error, number, asked) == (None, signal.SIGTERM, [1])
     never = threading.Event()
     send(signal.SIGINT, 0.3, 1.5)
-    error, number = _in_thread(lambda: never.wait(300), lambda: None, lambda: None)
+    error, number = run_interruptibly(lambda: never.wait(300), lambda: None, lambda: None)
     assert (error, number) == (None, signal.SIGINT)
     never.set()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    error, number = _in_thread(lambda: 1 / 0, lambda: None, lambda: None)
+    error, number = run_interruptibly(lambda: 1 / 0, lambda: None, lambda: None)
     assert isinstance(error, ZeroDivisionError) and number is None
 
 
@@ -323,9 +325,9 @@ def test_what_cannot_be_had_is_said_in_one_line(tmp_path):
 def test_states_hold_nothing_but_tensors_and_plain_values(tmp_path):
     job = job_of(tmp_path)
     train(job)
-    manifest = json.loads((job["states"].folder / job["states"].newest() / resume.MANIFEST).read_text())
+    manifest = json.loads((job["checkpoints"].folder / job["checkpoints"].newest() / resume.MANIFEST).read_text())
     assert {"version", "key", "epoch", "step", "bytes", "sha256"} <= manifest.keys()
     # Reading with weights_only is what refuses code.
-    state = job["states"].load(job["states"].newest())
+    state = job["checkpoints"].load(job["checkpoints"].newest())
     assert {"model", "optimizer", "best", "best_score", "workers", "history"} <= state.keys()
     assert isinstance(state["best_score"], float) and not isinstance(state["best_score"], np.floating)

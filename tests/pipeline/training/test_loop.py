@@ -17,6 +17,7 @@ from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.models import seldom_read
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
+from pipeline.training.loop import Callbacks
 from tests.helpers import graphs
 
 SETTINGS = RetrievalSettings(lr=0.05, weight_decay=1e-6, epochs=30, eval_every=5, patience=100, batch_size=None, seed=0)
@@ -105,7 +106,7 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(graph,
         *pairs,
         settings,
         None,
-        on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s)),
+        callbacks=Callbacks(on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s))),
     )
     resumed = fit_retrieval(model_of(graph, labels), *pairs, settings, None, state=saved[10])
     assert resumed["epoch"] == whole["epoch"] == 20
@@ -121,8 +122,8 @@ def test_rows_that_wait_end_where_adam_takes_them_and_resume_to_the_same_bits(gr
     adam = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None)
     monkeypatch.setattr("pipeline.training.seldom.SELDOM", 0)
     saved = {}
-    keep = {"on_evaluation": lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s))}
-    whole = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None, **keep)
+    keep = Callbacks(on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s)))
+    whole = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None, callbacks=keep)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -147,7 +148,9 @@ def test_which_rows_wait(graph, labels):
 def test_phases_are_told_in_the_order_of_a_step(graph, labels):
     phases = []
     settings = dataclasses.replace(SETTINGS, epochs=1, batch_size=len(pairs_of(graph)[0]))
-    fit_retrieval(model_of(graph, labels), *pairs_of(graph), settings, None, lap=phases.append)
+    fit_retrieval(
+        model_of(graph, labels), *pairs_of(graph), settings, None, callbacks=Callbacks(on_phase=phases.append)
+    )
     assert phases == ["batches", "negatives", "forward", "backward", "step", "step"]
 
 
