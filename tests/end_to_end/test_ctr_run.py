@@ -205,7 +205,7 @@ def test_impossible_settings_are_refused_in_one_line(log, capsys):
         (["--loss", "ials"], "train.loss=ials is not supported with run.task=ctr"),
         (["--method", "lsh"], "method 'lsh' needs features"),
         (["--runtime", "materialized"], "export.runtime=materialized is not supported"),
-        (["--shards", "2"], "have no part in run.task=ctr"),
+        (["--shards", "2"], "are not supported with run.task=ctr"),
         (["--bad-rows", "skip"], "stops at a bad row"),
         (["--user-rows", "5", "--item-rows", "5"], "cluster.user_rows=5 is not supported"),
     ):
