@@ -164,7 +164,10 @@ graphhash export --out out --triton models
 )
 @common_options
 def export(triton: str | None, **_: Any) -> None:
-    """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids (ctr: from raw columns to probabilities)."""
+    """Write the first method's model as a bundle: one ONNX graph from raw user ids to raw item ids.
+
+    With --task ctr the graph goes from raw columns to probabilities.
+    """
     outcome, config, json_file = _until("export")
     _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
@@ -204,7 +207,7 @@ def _until(stage: str) -> tuple[RunResult, RunConfig, str | None]:
     config = load(options)
     from pipeline.runs.run import run as run_stages
 
-    choices: dict[str, bool] = {"resume": options["resume"]} if options.get("resume") is not None else {}
+    choices: dict[str, Any] = {"resume": options["resume"]} if options.get("resume") is not None else {}
     # What is trained is evaluated and exported as it is.
     if stage in ("evaluate", "export"):
         choices["keep_trained"] = True

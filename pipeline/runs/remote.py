@@ -307,9 +307,11 @@ class Mirror:
                 return None, 0.0
             written = (info.mtime_ns or 0) / 1e9
             # Read while it is written anew, it may be gone, or a part of both.
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                with self._filesystem.open_input_stream(f"{self._path}/{LOCK}") as stream:
-                    return dict(json.loads(stream.read())), written
+            with (
+                contextlib.suppress(FileNotFoundError, ValueError),
+                self._filesystem.open_input_stream(f"{self._path}/{LOCK}") as stream,
+            ):
+                return dict(json.loads(stream.read())), written
             time.sleep(0.05)
         return {}, written
 

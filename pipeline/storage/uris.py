@@ -69,8 +69,8 @@ def open_uri(uri: str) -> tuple[FileSystem, str]:
     parts = urlsplit(uri)
     if parts.password is not None:
         raise DataError(
-            f"{parts.scheme}://...@{parts.hostname}{parts.path}: holds a password, which would be kept with the run; leave it to the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS) or to the machine's role"
+            f"{parts.scheme}://...@{parts.hostname}{parts.path}: holds a password, which would be kept with the run; leave it to the "
+            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS) or to the machine's role"
         )
     try:
         filesystem, path = FileSystem.from_uri(uri)

@@ -124,9 +124,9 @@ def test_an_equal_one_is_no_worse(store, bundle):
 
 def test_lower_log_loss_is_better(store, bundle):
     add(bundle({"log_loss": 0.3, "auc": 0.9}, task="ctr"), "clicks")
-    with pytest.raises(RegistryError, match="log_loss is 0.4000, and version 1 of clicks, the champion, has 0.3000"):
+    with pytest.raises(RegistryError, match=r"log_loss is 0.4000, and version 1 of clicks, the champion, has 0.3000"):
         add(bundle({"log_loss": 0.4, "auc": 0.99}, task="ctr"), "clicks")
-    with pytest.raises(RegistryError, match="auc is 0.8000"):
+    with pytest.raises(RegistryError, match=r"auc is 0.8000"):
         add(bundle({"log_loss": 0.2, "auc": 0.8}, task="ctr"), "clicks", metric="auc")
     assert add(bundle({"log_loss": 0.2, "auc": 0.8}, task="ctr"), "clicks")["version"] == "2"
 
@@ -134,7 +134,7 @@ def test_lower_log_loss_is_better(store, bundle):
 def test_figures_of_other_data_are_not_compared(store, bundle):
     add(bundle({"recall@20": 0.5}), "data")
     with pytest.raises(
-        RegistryError, match="measured on another log or split .*recall@20 0.5000 there, 0.9000 here.*--force"
+        RegistryError, match=r"measured on another log or split .*recall@20 0.5000 there, 0.9000 here.*--force"
     ):
         add(bundle({"recall@20": 0.9}, {**DATA, "n_test": 8}), "data")
     assert add(bundle({"recall@20": 0.9}, {**DATA, "n_test": 8}), "data", force=True)["version"] == "2"

@@ -268,7 +268,8 @@ def test_demo_goes_the_whole_way_and_asks_for_a_user_of_its_log(graphhash, runs,
 def test_every_command_teaches_with_examples(graphhash):
     for name in cli.app.commands:
         code, out, _ = graphhash(name, "--help")
-        assert code == 0 and f"  graphhash {name} " in out, name
+        assert code == 0, name
+        assert f"  graphhash {name} " in out, name
 
 
 def test_module_and_pipe(tmp_path):

@@ -205,7 +205,8 @@ def server(folder: Path, port: int):
             ):
                 if answer.status == 200:
                     break
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()[-3000:]
+            assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, (folder / "server.log").read_text()[-3000:]
             time.sleep(0.2)
         yield
     finally:
@@ -247,7 +248,7 @@ def test_a_server_that_goes_away_in_mid_run_loses_nothing(tmp_path, monkeypatch,
     assert time.monotonic() - started < 20, "a server that is away holds nobody up"
     assert unheard.run_id.startswith("later-")
     assert capfd.readouterr().err.count("MLflow does not answer; what it should get is kept in") == 1
-    with pytest.raises(TrackingError, match="does not answer.* set MLFLOW_TRACKING_URI, or go without: --no-mlflow"):
+    with pytest.raises(TrackingError, match=r"does not answer.* set MLFLOW_TRACKING_URI, or go without: --no-mlflow"):
         connect("graphhash", out)
     with server(tmp_path, port):
         # The next command in the folder.
@@ -272,6 +273,8 @@ import os, sys, time
 from pathlib import Path
 from pipeline.tracking.tracker import connect, training_run
 name, out, ready = sys.argv[1:]
+import mlflow, sqlalchemy
+print("imported", flush=True)
 while not Path(ready).exists():
     time.sleep(0.01)
 store = connect("shared", Path(out))
@@ -293,8 +296,8 @@ def writer(folder: Path, name: str) -> subprocess.Popen:
 
 def test_two_commands_make_and_write_one_sqlite_store_at_once(tmp_path, monkeypatch):
     writers = {name: writer(tmp_path, name) for name in ("a", "b", "killed")}
-    # Both have imported what they need by now, or nearly so, and go for a store that is not there yet.
-    time.sleep(4)
+    # All have imported what they need, and go for a store that is not there yet.
+    assert {process.stdout.readline() for process in writers.values()} == {"imported\n"}
     (tmp_path / "ready").touch()
     ended = {name: process.communicate(timeout=120) for name, process in writers.items()}
     assert [writers[name].returncode for name in ("a", "b", "killed")] == [0, 0, -9], ended
@@ -328,7 +331,7 @@ def test_the_end_of_a_run_asks_again_and_delivers_what_was_kept(tmp_path, sqlite
 
 def test_trainings_elsewhere_that_end_with_a_stopped_command_are_killed_as_it_is(tmp_path, sqlite_store):
     store = connect("graphhash", tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt), parent_run(store, "compare", {}) as (parent, nested):
+    with pytest.raises(KeyboardInterrupt), parent_run(store, "compare", {}) as (parent, nested):  # noqa: PT012  (the command)
         with training_run(nested, "soft", {}) as done:
             pass
         # In a process that is no more when the command ends.
@@ -369,7 +372,7 @@ def test_a_ray_job_names_its_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for uri in ("", "sqlite:///mlflow.db"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        with pytest.raises(TrackingError, match="in a Ray job .* temporary folder; set MLFLOW_TRACKING_URI"):
+        with pytest.raises(TrackingError, match=r"in a Ray job .* temporary folder; set MLFLOW_TRACKING_URI"):
             connect("graphhash")
     assert not list(tmp_path.iterdir())
 

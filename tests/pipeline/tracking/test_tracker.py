@@ -113,8 +113,8 @@ def test_run_ends_truthfully(store, error, status):
 
 
 def test_earlier_run_is_gone_on_with_or_replaced_when_lost(store):
-    with pytest.raises(ValueError), training_run(store, "soft", {}) as first:
-        raise ValueError
+    with pytest.raises(ValueError, match="diverged"), training_run(store, "soft", {}) as first:
+        raise ValueError("diverged")
     with training_run(store, "soft", {"p": 1}, run_id=first.run_id) as second:
         assert run_of(store, second).info.status == "RUNNING"
     assert second == first
@@ -240,7 +240,7 @@ def test_unusable_store_is_one_line_at_once(monkeypatch, uri, message):
 def test_deleted_experiment_is_named(store):
     doomed = connect("doomed")
     client_of(store.uri).delete_experiment(doomed.experiment_id)
-    with pytest.raises(TrackingError, match="'doomed' was deleted .* run.experiment=NAME"):
+    with pytest.raises(TrackingError, match=r"'doomed' was deleted .* run.experiment=NAME"):
         connect("doomed")
 
 
