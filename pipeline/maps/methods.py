@@ -205,17 +205,16 @@ def _multilevel(inputs: Inputs) -> Maps:
 
 
 def _soft(inputs: Inputs) -> Maps:
-    settings = {"indices_per_id": inputs.indices_per_id, "hops": inputs.hops}
     if inputs.stored is not None:
-        return ray_maps.soft_maps(inputs.stored, inputs.labels, **settings)
-    return soft_maps(inputs.graph, inputs.labels, **settings)
+        return ray_maps.soft_maps(inputs.stored, inputs.labels, indices_per_id=inputs.indices_per_id, hops=inputs.hops)
+    return soft_maps(inputs.graph, inputs.labels, indices_per_id=inputs.indices_per_id, hops=inputs.hops)
 
 
 def _double_soft(inputs: Inputs) -> Maps:
-    settings = {"indices_per_id": inputs.indices_per_id, "hops": inputs.hops, "seed": inputs.seed}
+    n_indices, hops, seed = inputs.indices_per_id, inputs.hops, inputs.seed
     if inputs.stored is not None:
-        return ray_maps.double_soft_maps(inputs.stored, inputs.labels, **settings)
-    return double_soft_maps(inputs.graph, inputs.labels, **settings)
+        return ray_maps.double_soft_maps(inputs.stored, inputs.labels, indices_per_id=n_indices, hops=hops, seed=seed)
+    return double_soft_maps(inputs.graph, inputs.labels, indices_per_id=n_indices, hops=hops, seed=seed)
 
 
 def _balanced(inputs: Inputs) -> Maps:

@@ -59,7 +59,8 @@ class GraphSize:
 
     @classmethod
     def of(cls, graph: csr_array) -> GraphSize:
-        return cls(*graph.shape, graph.nnz)
+        n_users, n_items = graph.shape
+        return cls(n_users, n_items, graph.nnz)
 
     @property
     def n_ids(self) -> int:

@@ -62,8 +62,9 @@ def _neumf(spec: ModelSpec, users: BucketMap, items: BucketMap, graph: csr_array
 
 def _lightgcn(spec: ModelSpec, users: BucketMap, items: BucketMap, graph: csr_array | None) -> LightGCN:
     assert graph is not None, "LightGCN needs the training graph"
-    options = {"n_layers": spec.n_layers, "item_bias": spec.item_bias, "seed": spec.seed}
-    return LightGCN(users, items, spec.dim, graph=graph, **options)
+    return LightGCN(
+        users, items, spec.dim, graph=graph, n_layers=spec.n_layers, item_bias=spec.item_bias, seed=spec.seed
+    )
 
 
 MODELS: dict[str, Callable[[ModelSpec, BucketMap, BucketMap, csr_array | None], RetrievalModel]] = {
