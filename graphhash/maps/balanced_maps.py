@@ -26,7 +26,7 @@ def balanced_maps(biadjacency: csr_array, labels: Labels) -> tuple[BucketMap, Bu
         biadjacency: the interactions that were clustered, shape (n_users, n_items).
         labels: of :func:`balanced_labels`; any other communities do as well.
 
-    Returns: user map of two lookups, whose weights are 1 and, for a user without a second community, 0; item map of one lookup.
+    Returns: user map of two indices per id, the second of weight 0 for a user without a second community; item map of one index per id.
 
     Raises:
         ArgumentError: shapes of graph and labels differ.

@@ -185,7 +185,7 @@ class BucketMap:
 
 
 def table_rows(users: BucketMap, items: BucketMap) -> int:
-    """Rows of the tables that two maps read, those of unknown ids among them; a shared table counts once."""
+    """Rows of the tables that two maps read, OOV rows among them; a shared table counts once."""
     return users.n_buckets if users.shared else users.n_buckets + items.n_buckets
 
 

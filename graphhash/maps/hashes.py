@@ -1,6 +1,6 @@
 """Hashing baselines: maps that know an id's number, its frequency or its features, but not its community.
 
-Every map has exactly the rows asked for, the last of them for unknown ids. Hash functions are Carter and Wegman's universal ones,
+Every map has exactly the rows asked for, the last of them the OOV row. Hash functions are Carter and Wegman's universal ones,
 drawn by a seed; their arithmetic stays below 2^63.
 """
 
@@ -31,7 +31,7 @@ def double_map(n_ids: int, n_buckets: int, *, seed: int) -> BucketMap:
     """The sum of two rows, hashed independently of each other: ids that share one row rarely share both.
 
     Args:
-        n_buckets: rows of the table, the unknown ids' row among them.
+        n_buckets: rows of the table, the OOV row among them.
         seed: draws the hash functions.
     """
     _check_budget(n_ids, n_buckets, least=3)
@@ -79,7 +79,7 @@ def frequency_map(degrees: NDArray[np.integer], n_buckets: int, *, seed: int) ->
 
     Args:
         degrees: interactions of every id in the training data, shape (n_ids,).
-        n_buckets: rows of the table, the unknown ids' row among them.
+        n_buckets: rows of the table, the OOV row among them.
         seed: draws the hash function.
     """
     return _frequency(degrees, n_buckets, n_hashes=1, method="frequency", seed=seed)
@@ -88,7 +88,7 @@ def frequency_map(degrees: NDArray[np.integer], n_buckets: int, *, seed: int) ->
 def double_frequency_map(degrees: NDArray[np.integer], n_buckets: int, *, seed: int) -> BucketMap:
     """As :func:`frequency_map`, with the sum of two hashed rows for the less frequent ids (Zhang et al., RecSys 2020).
 
-    An id with a row of its own reads it twice at weight one half, so all ids have two lookups.
+    An id with a row of its own reads it twice at weight one half, so all ids have two indices.
     """
     return _frequency(degrees, n_buckets, n_hashes=2, method="double_frequency", seed=seed)
 
@@ -98,7 +98,7 @@ def lsh_map(features: NDArray[np.floating] | csr_array, n_buckets: int, *, seed:
 
     Args:
         features: shape (n_ids, n_features), dense or CSR.
-        n_buckets: rows of the table, the unknown ids' row among them.
+        n_buckets: rows of the table, the OOV row among them.
         seed: draws the projections and the hash function.
 
     Raises:

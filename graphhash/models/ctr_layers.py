@@ -17,7 +17,7 @@ from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.nn.embedding import BucketEmbedding
 
-# Full columns of at most this many rows lie in one table and are read by one lookup.
+# Full columns of at most this many rows lie in one table and are read at once.
 JOINT_ROWS = 10_000
 
 
@@ -178,7 +178,7 @@ class FieldEmbeddings(nn.Module):
             column.use_folds(bucket_map)
 
     def readers(self) -> list[tuple[BucketEmbedding, list[int]]]:
-        """Every embedding that is read by a lookup, and the numbers of the columns that it reads for."""
+        """Every embedding that holds a table, and the numbers of the columns that it reads for."""
         joint = [] if self.joint is None else [(self.joint, [c for c in self.order if c not in self.own_columns])]
         for column in self.own_columns:
             embedding = self.columns[column]

@@ -108,7 +108,7 @@ class RowAdam(torch.optim.Adam):
     @torch.no_grad()
     def _before_reading(self, embedding: BucketEmbedding, arguments: tuple[Tensor, ...]) -> None:
         rows, _, entries = embedding.entries(*arguments)
-        # Ids out of range are refused by the lookup itself.
+        # Ids out of range are refused by the embedding itself.
         known = entries.clamp(0, len(rows) - 1)
         self._catch_up(embedding.table, rows.index_select(0, known).reshape(-1).numpy())
 

@@ -156,9 +156,9 @@ def test_what_it_cannot_do_is_refused():
         graphhash.balanced_labels(graphs.two_blocks(), rows=4, resolution=0)
     with pytest.raises(ValueError, match="from 2 to the 12 ids, got 13"):
         graphhash.balanced_labels(graphs.two_blocks(), rows=13)
-    with pytest.raises(ConfigError, match="takes no cluster.shards=2"):
+    with pytest.raises(ConfigError, match=r"takes no cluster.shards=2"):
         RunConfig.from_flat({"cluster.method": "balanced", "cluster.shards": 2})
-    with pytest.raises(ConfigError, match="instead of cluster.resolution=3"):
+    with pytest.raises(ConfigError, match=r"instead of cluster.resolution=3"):
         RunConfig.from_flat({"cluster.method": "balanced", "cluster.resolution": 3.0})
     labels = graphhash.balanced_labels(graphs.two_blocks(), rows=4)
     with pytest.raises(ValueError, match="biadjacency is 6 x 1, labels hold 6 users and 6 items"):

@@ -18,7 +18,8 @@ def two_blocks(isolated: bool):
 
 def test_ids_without_interactions_share_a_community_per_side():
     labels = cluster_connected(two_blocks(True), resolution=1.0)
-    assert labels.users[7] == labels.users[8] and labels.users[7] not in labels.users[:7]
+    assert labels.users[7] == labels.users[8]
+    assert labels.users[7] not in labels.users[:7]
     assert labels.items[6] not in [*labels.items[:6], *labels.users]
     assert (labels.user_rows, labels.item_rows) == (3, 3)
     # Alone, every one of them would be a community.
@@ -27,7 +28,8 @@ def test_ids_without_interactions_share_a_community_per_side():
 
 def test_the_others_are_clustered_as_without_them():
     whole, part = cluster_connected(two_blocks(True), resolution=1.0), cluster(two_blocks(False), resolution=1.0)
-    assert np.array_equal(whole.users[:7], part.users) and np.array_equal(whole.items[:6], part.items)
+    assert np.array_equal(whole.users[:7], part.users)
+    assert np.array_equal(whole.items[:6], part.items)
     assert whole.modularity == part.modularity
     assert np.array_equal(cluster_connected(two_blocks(False), resolution=1.0).users, part.users)
 

@@ -35,7 +35,8 @@ def stored(graph, folder):
 def test_a_fine_community_lies_in_one_coarse_community(graph, method):
     levels = graphhash.hierarchy(graph, resolutions=RESOLUTIONS, method=method)
     nodes = np.concatenate([levels.users, levels.items])
-    assert nodes.shape == (sum(graph.shape), 3) and nodes.dtype == np.int32
+    assert nodes.shape == (sum(graph.shape), 3)
+    assert nodes.dtype == np.int32
     for coarse, fine in ((0, 1), (1, 2)):
         assert len(np.unique(nodes[:, [coarse, fine]], axis=0)) == len(np.unique(nodes[:, fine]))
     for i, resolution in enumerate(RESOLUTIONS):
@@ -57,7 +58,7 @@ def test_the_first_level_and_every_level_that_stands_alone_is_the_clustering_at_
 def test_nested_blocks_are_found_on_both_levels():
     """Four complete blocks, two and two joined by one edge: the joined ones share a coarse community."""
     pairs = [(u + 4 * b, i + 4 * b) for b in range(4) for u in range(4) for i in range(4)]
-    graph = graphs.from_pairs(pairs + [(0, 4), (8, 12)])
+    graph = graphs.from_pairs([*pairs, (0, 4), (8, 12)])
     levels = graphhash.hierarchy(graph, resolutions=(0.1, 1))
     assert_array_equal(levels.users[:, 0], np.repeat([0, 1], 8))
     assert_array_equal(levels.users[:, 1], np.repeat([0, 1, 2, 3], 4))

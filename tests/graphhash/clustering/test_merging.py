@@ -79,7 +79,8 @@ def test_a_neighbour_that_left_wakes_a_node():
     all_targets = communities.propose(grouping_of(labels, users, items), scale, np.ones(30, bool), moved)[0]
     targets = communities.propose(grouping_of(labels, users, items), scale, np.zeros(30, bool), moved)[0]
     assert_array_equal(targets, np.where(matrix[7] > 0, all_targets, -1))
-    assert (matrix[7] > 0).any() and not (matrix[7] > 0).all()
+    assert (matrix[7] > 0).any()
+    assert not (matrix[7] > 0).all()
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -89,7 +90,7 @@ def test_accepted_moves_raise_the_objective_by_at_least_what_they_were_accepted_
     matrix = dense(communities)
     labels = np.random.default_rng(seed).integers(0, 20, 30).astype(np.int32)
     grouping = grouping_of(labels, users, items)
-    targets, gains, to_target, to_own = communities.propose(grouping, scale, np.ones(30, bool), np.zeros(30, bool))
+    targets, _gains, to_target, to_own = communities.propose(grouping, scale, np.ones(30, bool), np.zeros(30, bool))
     order = np.flatnonzero(targets >= 0)
     value, n_moves = objective(matrix, users, items, scale, labels), 0
     # One call for each prefix of the order: what its last move changed is seen.

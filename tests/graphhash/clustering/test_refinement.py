@@ -52,7 +52,8 @@ def test_a_long_path_is_one_piece():
     path = graphs.from_pairs([(i // 2 + i % 2, i // 2) for i in range(4001)])
     users, items = (np.zeros(n, np.int32) for n in path.shape)
     roots = refinement.components(LocalGraph(path), users, items)
-    assert not roots[0].any() and not roots[1].any()
+    assert not roots[0].any()
+    assert not roots[1].any()
 
 
 def test_splitting_never_lowers_modularity():
@@ -131,5 +132,5 @@ def test_labels_do_not_depend_on_threads_or_shards(method, tmp_path, ray_local):
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match="unknown clustering method 'leidn'; did you mean leiden?"):
+    with pytest.raises(ValueError, match=r"unknown clustering method 'leidn'; did you mean leiden?"):
         graphhash.cluster(graphs.two_blocks(), resolution=1, method="leidn")

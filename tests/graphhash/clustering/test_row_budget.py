@@ -193,7 +193,8 @@ def test_both_sides_reach_their_goal_before_buckets_are_merged():
     graph = graphs.random_graph(6, 1500, 1000, 9000)
     labels = graphhash.cluster(graph, rows=(300, 200))
     free = graphhash.cluster(graph, resolution=labels.resolution)
-    assert free.user_rows >= 300 and free.item_rows >= 200
+    assert free.user_rows >= 300
+    assert free.item_rows >= 200
     for side, of, rows in ((labels.users, free.users, 300), (labels.items, free.items, 200)):
         # Merged buckets are unions of the free ones.
         assert len(np.unique(np.stack([side, of], 1), axis=0)) == len(np.unique(of))

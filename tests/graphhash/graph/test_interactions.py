@@ -62,7 +62,8 @@ def test_edge_hash_is_splitmix64_of_seed_user_and_item(user, item, seed):
 def test_every_user_and_item_keeps_an_edge_in_train(edges, seed):
     users, items, _ = merge_duplicates(*columns(edges))
     train = split(users, items, seed, validation=0.45, test=0.5) == TRAIN
-    assert set(users[train]) == set(users) and set(items[train]) == set(items)
+    assert set(users[train]) == set(users)
+    assert set(items[train]) == set(items)
 
 
 @given(EDGES, st.randoms())

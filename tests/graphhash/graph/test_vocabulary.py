@@ -72,7 +72,9 @@ def test_save_and_load_keep_kind_and_order(ids, tmp_path):
     vocabulary = Vocabulary(ids)
     vocabulary.save(tmp_path / "ids.parquet")
     loaded = Vocabulary.load(tmp_path / "ids.parquet")
-    assert loaded == vocabulary and loaded.kind == vocabulary.kind and loaded.ids.to_pylist() == ids
+    assert loaded == vocabulary
+    assert loaded.kind == vocabulary.kind
+    assert loaded.ids.to_pylist() == ids
 
 
 @pytest.mark.parametrize(
@@ -97,12 +99,12 @@ def test_narrow_integers_and_dictionaries_become_int64_and_strings():
 
 
 def test_ids_of_the_other_kind_are_an_error_and_not_unknown():
-    with pytest.raises(DataError, match="ids are string .first 'x'., the vocabulary holds int64"):
+    with pytest.raises(DataError, match=r"ids are string .first 'x'., the vocabulary holds int64"):
         Vocabulary([1]).rows(["x"], missing="fallback")
 
 
 def test_rows_outside_the_vocabulary_are_refused():
-    with pytest.raises(ValueError, match="rows span -1..1, the vocabulary has rows 0..1"):
+    with pytest.raises(ValueError, match=r"rows span -1..1, the vocabulary has rows 0..1"):
         Vocabulary([5, 6]).take([-1, 1])
 
 

@@ -159,13 +159,14 @@ def test_one_hop_has_a_row_per_community_of_the_other_side_and_both_hops_one_tab
     assert (users.n_buckets, items.n_buckets) == (labels.item_rows + 1, labels.user_rows + 1)
     assert users.nbytes == (graph.shape[0] + 1) * (2 * 2 + 1) + 4 * 2 * len(users.codebook)
     users, items = graphhash.soft_maps(graph, labels, indices_per_id=2)
-    assert users.shared and items.shared
+    assert users.shared
+    assert items.shared
     assert users.n_buckets == items.n_buckets == labels.user_rows + labels.item_rows + 2
     assert (users.oov_row, items.oov_row) == (users.n_buckets - 2, users.n_buckets - 1)
 
 
 @pytest.mark.parametrize("hops", ["1", "2", "1+2"])
-def test_an_id_without_interactions_reads_the_unknown_row(hops):
+def test_an_id_without_interactions_reads_the_oov_row(hops):
     graph = graphs.isolated_user()
     users, items = graphhash.soft_maps(graph, graphhash.cluster(graph, resolution=1), indices_per_id=2, hops=hops)
     assert users.rows[2, 0] == users.oov_row
@@ -241,7 +242,8 @@ def test_few_different_weights_are_their_own_codes():
     codebook, codes = weight_codebook(weights)
     assert_array_equal(codebook[codes], weights)
     # The last row is the unknown ids', and has a profile to itself even where a known id has the same weights.
-    assert len(codebook) == 3 and codes.tolist() == [0, 1, 0, 2]
+    assert len(codebook) == 3
+    assert codes.tolist() == [0, 1, 0, 2]
 
 
 @pytest.mark.parametrize("indices_per_id", [1, 2, 12])
@@ -253,7 +255,9 @@ def test_many_different_weights_are_near_their_codebook(indices_per_id):
     weights = weights / np.linalg.norm(weights, axis=1, keepdims=True)
     weights[-1] = np.eye(1, indices_per_id)
     codebook, codes = weight_codebook(weights)
-    assert len(codebook) <= 256 and codebook.dtype == np.float32 and codes.dtype == np.uint8
+    assert len(codebook) <= 256
+    assert codebook.dtype == np.float32
+    assert codes.dtype == np.uint8
     assert_allclose(np.linalg.norm(codebook, axis=1), 1, atol=1e-6)
     # As near as the nearest of them.
     distances = np.linalg.norm(weights[:-1, None] - codebook[None, :-1], axis=2)

@@ -60,7 +60,8 @@ def test_a_new_user_joins_the_community_of_largest_change_in_modularity(seed):
     rows = [{int(i): float(rng.integers(1, 4)) for i in rng.choice(24, 6, replace=False)} for _ in range(8)]
     edges = new_edges({(30 + n, i): w for n, row in enumerate(rows) for i, w in row.items()}, 38, 24)
     communities = assign_communities(graph, labels, none_yet(), edges)
-    assert (communities["items"] == labels.items).all() and (communities["users"][:30] == labels.users).all()
+    assert (communities["items"] == labels.items).all()
+    assert (communities["users"][:30] == labels.users).all()
     for row, community in zip(rows, communities["users"][30:], strict=True):
         reached = sorted({int(labels.items[i]) for i in row} & set(labels.users.tolist()))
         gains = [modularity_with(graph, degrees, labels, row, sum(row.values()), c) for c in reached]
@@ -95,7 +96,8 @@ def test_where_no_community_is_open_it_is_that_of_ids_that_share_neighbours():
     labels = Labels(np.array([0, 1, 2], np.int32), np.array([3, 3], np.int32), 1.0, 0.0)
     communities = assign_communities(graph, labels, none_yet(), new_edges({(3, 0): 1, (4, 1): 1, (5, 2): 1}, 6, 3))
     # Item 2 has one user, which is unassigned as well.
-    assert communities["users"].tolist() == [0, 1, 2, 0, 1, -1] and communities["items"].tolist() == [3, 3, -1]
+    assert communities["users"].tolist() == [0, 1, 2, 0, 1, -1]
+    assert communities["items"].tolist() == [3, 3, -1]
 
 
 def test_a_community_does_not_depend_on_the_rest_of_the_log():
@@ -222,8 +224,10 @@ def test_own_rows_come_before_the_oov_row():
     codebook = np.array([[0.8, 0.6], [1, 0]], np.float32)
     bucket_map = BucketMap(rows, 4, "soft", codebook=codebook, codes=np.array([0, 0, 0, 1, 0, 1], np.uint8))
     own = with_own_rows(bucket_map, 3, np.array([False, True]))
-    assert own.rows.tolist() == [[0, 1], [1, 2], [2, 0], [4, 4], [3, 3], [4, 4]] and own.n_buckets == 5
-    assert own.codes.tolist() == [0, 0, 0, 1, 1, 1] and own.weights[4].tolist() == [1, 0]
+    assert own.rows.tolist() == [[0, 1], [1, 2], [2, 0], [4, 4], [3, 3], [4, 4]]
+    assert own.n_buckets == 5
+    assert own.codes.tolist() == [0, 0, 0, 1, 1, 1]
+    assert own.weights[4].tolist() == [1, 0]
     assert np.array_equal(with_own_rows(bucket_map, 3, np.zeros(2, bool)).rows, rows)
 
 
@@ -237,5 +241,6 @@ def test_a_full_map_without_new_ids_stays_an_identity():
     known = full_map(3)
     assert with_new_ids(known, np.zeros((0, 1)), None, np.zeros(0, np.bool_)).identity
     longer = with_new_ids(known, np.zeros((2, 1)), None, np.zeros(2, np.bool_))
-    assert longer.rows[:, 0].tolist() == [0, 1, 2, 3, 3, 3] and not longer.identity
+    assert longer.rows[:, 0].tolist() == [0, 1, 2, 3, 3, 3]
+    assert not longer.identity
     assert without_unassigned(longer, 3, np.zeros(2, np.bool_)).rows[:, 0].tolist() == [0, 1, 2, 3]

@@ -96,7 +96,8 @@ def test_double_graph_is_the_graph_map_and_a_hash_into_its_rows():
     for plain, double in zip(graphhash.graph_maps(labels), graphhash.double_graph_maps(labels, seed=3), strict=True):
         assert_array_equal(double.rows[:, 0], plain.rows[:, 0])
         assert double.n_buckets == plain.n_buckets
-        assert 0 <= double.rows[:-1, 1].min() and double.rows[:-1, 1].max() < plain.n_buckets - 1
+        assert double.rows[:-1, 1].min() >= 0
+        assert double.rows[:-1, 1].max() < plain.n_buckets - 1
         assert len(np.unique(double.rows[:-1, 1])) > 1
 
 
@@ -157,7 +158,8 @@ def test_double_soft_adds_a_hashed_row_of_weight_one():
     for soft, double in zip(softs, graphhash.double_soft_maps(graph, labels, indices_per_id=4, seed=0), strict=True):
         assert_array_equal(double.rows[:-1, :3], soft.rows[:-1])
         assert_array_equal(double.weights[:, :3], soft.weights)
-        assert (double.weights[:-1, 3] == 1).all() and double.weights[-1, 3] == 0
+        assert (double.weights[:-1, 3] == 1).all()
+        assert double.weights[-1, 3] == 0
         assert double.rows[:-1, 3].max() < soft.n_buckets - 2
 
 
@@ -178,14 +180,16 @@ def test_double_soft_keeps_a_share_of_the_rows_for_ids_alone(hops):
     for number, (found, degrees) in enumerate(zip(maps, frequencies, strict=True)):
         last, mixed = found.rows[:-1, -1], found.rows[:-1, :-1]
         low = found.n_buckets - (2 if found.shared else 1) - (free[number] if not found.shared else sum(free[number:]))
-        assert last.min() >= low and last.max() < low + free[number]
+        assert last.min() >= low
+        assert last.max() < low + free[number]
         n_own = free[number] // 4
         heavy = np.argsort(-degrees)[:n_own]
         assert_array_equal(last[heavy], low + np.arange(n_own))
         others = np.setdiff1d(np.arange(found.n_ids), heavy)
         hashed = naive_hash(others, free[number] - n_own, [5, number])
         assert (last[others] - low - n_own).tolist() == hashed
-        assert (found.weights[:-1, -1] == 1).all() and found.weights[-1, -1] == 0
+        assert (found.weights[:-1, -1] == 1).all()
+        assert found.weights[-1, -1] == 0
         lonely = found.rows[:-1, 0] == found.oov_row
         assert lonely.sum() == (1 if number == 0 else 0)
         n_communities = found.n_buckets - (2 if found.shared else 1) - (sum(free) if found.shared else free[number])
@@ -217,7 +221,8 @@ def test_a_fold_sees_its_own_graph_and_the_communities_all(share):
     for side in range(2):
         n_ids, n_mixed = graph.shape[side], soft[side].n_buckets - 2
         assert soft[side].n_ids == double[side].n_ids == 3 * n_ids
-        assert double[side].n_buckets == whole[side].n_buckets and double[side].oov_row == whole[side].oov_row
+        assert double[side].n_buckets == whole[side].n_buckets
+        assert double[side].oov_row == whole[side].oov_row
         for number, part in enumerate(folds):
             alone, ids = (
                 graphhash.soft_maps(part, merged, indices_per_id=3)[side],
@@ -239,7 +244,7 @@ def test_double_soft_refuses_shares_that_leave_nothing():
     for wrong in ({"share": 1.0}, {"share": -0.1}, {"own": 1.0}):
         with pytest.raises(ValueError, match=r"share and own must be in \[0, 1\)"):
             graphhash.double_soft_maps(graph, labels, indices_per_id=3, seed=0, **wrong)
-    with pytest.raises(ValueError, match="share 0.01 of .* leaves a side no row to hash into; raise it"):
+    with pytest.raises(ValueError, match=r"share 0.01 of .* leaves a side no row to hash into; raise it"):
         graphhash.double_soft_maps(graph, labels, indices_per_id=3, share=0.01, seed=0)
     with pytest.raises(ValueError, match="indices_per_id must be at least 2"):
         graphhash.double_soft_maps(graph, labels, indices_per_id=1, share=0.5, seed=0)

@@ -43,7 +43,8 @@ def test_four_bits_cut_off_what_costs_more_than_it_saves(table):
 def test_nibbles_hold_the_codes_in_two_halves(dim):
     codes = np.random.default_rng(dim).integers(-8, 8, (20, dim)).astype(np.int8)
     packed = pack_nibbles(codes)
-    assert packed.dtype == np.uint8 and packed.nbytes + 2 * 20 == 20 * row_bytes(dim, "int4")
+    assert packed.dtype == np.uint8
+    assert packed.nbytes + 2 * 20 == 20 * row_bytes(dim, "int4")
     halves = np.concatenate([packed % 16, packed // 16], axis=1).astype(np.int8) - 8
     np.testing.assert_array_equal(halves[:, :dim], codes)
     assert not halves[:, dim:].any()

@@ -74,7 +74,7 @@ def test_log_loss_is_finite_and_right_at_large_logits():
 @pytest.mark.parametrize("labels", [[0, 2], [0.5, 1], [-1, 1], [np.nan, 1]])
 def test_other_labels_are_refused(labels):
     for measure in (auc, log_loss, CtrTotals().add):
-        with pytest.raises(DataError, match="labels must be 0 or 1, row 0|labels must be 0 or 1, row 1"):
+        with pytest.raises(DataError, match=r"labels must be 0 or 1, row 0|labels must be 0 or 1, row 1"):
             measure(np.array(labels), np.zeros(2))
 
 
@@ -89,7 +89,8 @@ def test_totals_do_not_depend_on_batches():
     whole.add(labels, logits)
     for start in range(0, 1000, 130):
         parts.add(labels[start : start + 130], logits[start : start + 130])
-    assert parts.n_rows == 1000 and parts.log_loss == pytest.approx(log_loss(labels, logits), rel=1e-12)
+    assert parts.n_rows == 1000
+    assert parts.log_loss == pytest.approx(log_loss(labels, logits), rel=1e-12)
     assert parts.calibration == pytest.approx(probability(logits).mean() / labels.mean(), rel=1e-12)
     np.testing.assert_array_equal(whole.counts, parts.counts)
     assert whole.calibration_error == pytest.approx(parts.calibration_error, rel=1e-12)
@@ -113,13 +114,14 @@ def test_calibration_error_is_the_mean_gap_of_the_bins():
 def test_a_certain_prediction_falls_into_the_last_bin():
     totals = CtrTotals()
     totals.add(np.array([1, 0]), np.array([800.0, -800.0]))
-    assert totals.counts[0] == totals.counts[-1] == 1 and totals.calibration_error == 0
+    assert totals.counts[0] == totals.counts[-1] == 1
+    assert totals.calibration_error == 0
 
 
 def test_totals_without_rows_or_clicks_say_so():
     totals = CtrTotals()
     with pytest.raises(DataError, match="no row to evaluate"):
-        totals.log_loss
+        _ = totals.log_loss
     totals.add(np.array([0, 0]), np.array([1.0, 2.0]))
     with pytest.raises(DataError, match="calibration needs a positive, there is none in 2 rows"):
-        totals.calibration
+        _ = totals.calibration

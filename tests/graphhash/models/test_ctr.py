@@ -104,7 +104,8 @@ def test_a_batch_takes_rows_of_all_its_parts():
     rows = torch.tensor([4, 0, 4])
     taken = batch.take(rows)
     assert len(taken) == 3
-    assert torch.equal(taken.categorical, batch.categorical[rows]) and torch.equal(taken.dense, batch.dense[rows])
+    assert torch.equal(taken.categorical, batch.categorical[rows])
+    assert torch.equal(taken.dense, batch.dense[rows])
     assert torch.equal(taken.multi_valued[0], batch.multi_valued[0][rows])
     assert torch.equal(batch.to("cpu").multi_valued[0], batch.multi_valued[0])
 
@@ -113,7 +114,7 @@ def test_a_batch_of_wrong_types_or_lengths_is_refused():
     batch = random_batch(4)
     with pytest.raises(ValueError, match=r"categorical must be torch.int64 of shape \(4, .\), got torch.int32"):
         replace(batch, categorical=batch.categorical.int())
-    with pytest.raises(ValueError, match="dense must be torch.float32"):
+    with pytest.raises(ValueError, match=r"dense must be torch.float32"):
         replace(batch, dense=batch.dense.double())
     with pytest.raises(ValueError, match="dense must be"):
         replace(batch, dense=batch.dense[:3])
@@ -152,7 +153,9 @@ def test_two_pairs_of_shared_maps_keep_their_own_tables():
     assert others[0].n_buckets != users.n_buckets
     fields = FieldEmbeddings([others[1], users, items, others[0]], 4, std=0.1)
     tables = [column.table for column in fields.columns]
-    assert tables[0] is tables[3] and tables[1] is tables[2] and tables[0] is not tables[1]
+    assert tables[0] is tables[3]
+    assert tables[1] is tables[2]
+    assert tables[0] is not tables[1]
 
 
 def test_unknown_entries_start_at_zero_in_every_column():
@@ -416,7 +419,7 @@ def test_unknown_ids_get_the_mean_where_training_has_shown_none(kind):
         assert bias[-1] == pytest.approx((bias[:-1] * counts[2][:-1].numpy()).sum() / counts[2].sum().item(), rel=1e-4)
 
 
-def test_the_unknown_row_stays_where_known_ids_without_a_click_read_it():
+def test_the_oov_row_stays_where_known_ids_without_a_click_read_it():
     graph = GRAPH.tolil()
     graph[3] = 0
     graph = graph.tocsr()
@@ -441,10 +444,12 @@ def test_bytes_are_those_of_every_stored_array():
     model = spec.build(maps, 2, 1)
     columns = column_bytes(spec, maps, ["int8", "float32", "int8", "float16", "float32"], n_multi_valued=1)
     n_buckets = maps[0].n_buckets
-    assert columns[0].table == n_buckets * (8 + 2) and columns[2].table == 0
+    assert columns[0].table == n_buckets * (8 + 2)
+    assert columns[2].table == 0
     assert (columns[0].wide, columns[2].wide, columns[1].wide) == (2 * n_buckets, 0, 4 * (N_SMALL[0] + 1))
     assert (columns[0].bias, columns[2].bias, columns[3].bias) == (2 * (N_USERS + 1), 2 * (N_ITEMS + 1), 0)
-    assert columns[3].table == (N_SMALL[1] + 1) * 8 * 2 and columns[4].table == (N_GENRES + 1) * 8 * 4
+    assert columns[3].table == (N_SMALL[1] + 1) * 8 * 2
+    assert columns[4].table == (N_GENRES + 1) * 8 * 4
     assert [c.map for c in columns] == [m.nbytes for m in maps]
     in_float32 = column_bytes(spec, maps, ["float32"] * 5, n_multi_valued=1)
     of_ids = sum(c.total - c.map for c in in_float32)

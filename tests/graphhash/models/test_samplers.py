@@ -62,7 +62,7 @@ def test_the_seed_decides(kind):
 
 def test_the_configuration_knows_the_same_samplers():
     assert config.SAMPLERS == SAMPLERS
-    with pytest.raises(config.ConfigError, match="train.sampler"):
+    with pytest.raises(config.ConfigError, match=r"train.sampler"):
         config.TrainConfig(sampler="hard")
 
 

@@ -64,7 +64,8 @@ def test_a_fold_is_read_through_its_map(device):
     second.table = layer.table
     ids = torch.randint(0, 31, (9, 4), device=device)
     before = layer(ids, torch.ones(9, 1, dtype=torch.int64, device=device))
-    assert layer.n_folds == 0 and torch.equal(before, layer(ids))
+    assert layer.n_folds == 0
+    assert torch.equal(before, layer(ids))
     layer.use_folds(folded)
     fold = torch.randint(0, 2, (9, 1), device=device)
     expected = torch.where(fold.unsqueeze(2) == 0, layer(ids), second(ids))
@@ -72,7 +73,7 @@ def test_a_fold_is_read_through_its_map(device):
     torch.testing.assert_close(layer(ids, fold), expected)
     torch.testing.assert_close(layer(ids), before)
     assert not any("fold" in name for name in layer.state_dict())
-    with pytest.raises(ValueError, match="a map of 31 ids, .* is none of folds of 30 ids"):
+    with pytest.raises(ValueError, match=r"a map of 31 ids, .* is none of folds of 30 ids"):
         layer.use_folds(double_map(31, 10, seed=0))
 
 
@@ -275,7 +276,8 @@ def test_two_lookups_of_one_table_at_once_are_the_two_lookups(indices_per_id):
         first.table.grad = second.table.grad = None
         got = read_both(first, ids[0], second, ids[1])
         ((got[0] * target[0]).sum() + (got[1] * target[1]).sum()).backward()
-        assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
         torch.testing.assert_close((first.table.grad, second.table.grad), gradients)
-    with pytest.raises(IndexError, match="ids span 2..16, the bucket map has entries 0..15"):
+    with pytest.raises(IndexError, match=r"ids span 2..16, the bucket map has entries 0..15"):
         read_both(left, ids[0], right, torch.tensor([2, 16]))

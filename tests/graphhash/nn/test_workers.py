@@ -107,12 +107,15 @@ def test_a_sharded_graph_is_held_once_and_propagates_to_the_same_bits(trio):
     assert sum(n_edges for *_, n_edges in results) == len(users)
     assert max(n_edges for *_, n_edges in results) < 0.4 * len(users)
     for found_users, found_items, _ in results:
-        assert torch.equal(found_users, expected[0]) and torch.equal(found_items, expected[1])
+        assert torch.equal(found_users, expected[0])
+        assert torch.equal(found_items, expected[1])
 
 
 def test_the_rule_for_sharding():
-    assert shards_graph("auto", 2**24, 2) and not shards_graph("auto", 2**24 - 1, 2)
-    assert shards_graph("sharded", 1, 2) and not shards_graph("replicated", 2**30, 2)
+    assert shards_graph("auto", 2**24, 2)
+    assert not shards_graph("auto", 2**24 - 1, 2)
+    assert shards_graph("sharded", 1, 2)
+    assert not shards_graph("replicated", 2**30, 2)
     assert not shards_graph("sharded", 2**30, 1)
     assert isinstance(made("lightgcn", "soft")[0], LightGCN)
 
@@ -125,10 +128,12 @@ def test_steps_share_out_every_batch_and_none_is_empty(size, n, batch):
     plans = [Workers(rank, size).steps(n, batch) for rank in range(size)]
     assert len({len(plan) for plan in plans}) == 1
     for parts in zip(*plans, strict=True):
-        assert sum(own for own, _ in parts) == parts[0][1] and min(own for own, _ in parts) > 0
+        assert sum(own for own, _ in parts) == parts[0][1]
+        assert min(own for own, _ in parts) > 0
         assert len({of_all for _, of_all in parts}) == 1
     sizes = [of_all for _, of_all in plans[0]]
-    assert sum(sizes) == n and all(s == (batch or n) for s in sizes[:-1])
+    assert sum(sizes) == n
+    assert all(s == (batch or n) for s in sizes[:-1])
     assert sizes[-1] < (batch or n) + size
     everyone = np.concatenate([np.arange(n)[Workers(rank, size).share(n)] for rank in range(size)])
     assert sorted(everyone) == list(range(n))
@@ -182,7 +187,7 @@ def test_sparse_gradients_of_two_workers_are_the_dense_ones(pair, monkeypatch):
     (_, dense), _ = pair(trained, "full", settings)
     model, *_ = made("mf", "full")
     assert seldom_read(model, "bpr", 10), "the case is one in which rows wait"
-    (first, sparse), (_, others) = pair(trained, "full", dataclasses.replace(settings, sparse_gradients=True))
+    (_first, sparse), (_, others) = pair(trained, "full", dataclasses.replace(settings, sparse_gradients=True))
     for name, weight in dense.items():
         assert torch.equal(sparse[name], others[name]), name
         torch.testing.assert_close(sparse[name], weight, rtol=1e-3, atol=1e-4)
@@ -211,7 +216,9 @@ def stopped_and_resumed(steps_before: int, batch_size: int | None, method: str, 
     asked = iter([CONTINUE] * (steps_before - 1))
     saved = []
     state = _fit(method, settings, every_step=True, poll=lambda: next(asked, STOP), on_save=saved.append)
-    assert state["stopped"] and len(saved) == 1 and not whole["stopped"]
+    assert state["stopped"]
+    assert len(saved) == 1
+    assert not whole["stopped"]
     return whole, _fit(method, settings, state=saved[0]), saved[0]["epoch"], saved[0]["step"]
 
 
@@ -239,7 +246,8 @@ def test_a_training_stopped_between_steps_ends_with_the_weights_of_one_that_was_
 ):
     alone = stopped_and_resumed(steps_before, batch_size, method, sparse)
     for whole, resumed, epoch, step in [alone, *pair(stopped_and_resumed, steps_before, batch_size, method, sparse)]:
-        assert whole["epoch"] == resumed["epoch"] and resumed["resumed"] == [epoch]
+        assert whole["epoch"] == resumed["epoch"]
+        assert resumed["resumed"] == [epoch]
         n_steps = 1 if batch_size is None else -(-graph_of().nnz // batch_size)
         assert epoch * n_steps + step == steps_before
         assert all(torch.equal(resumed["model"][name], weight) for name, weight in whole["model"].items())
