@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 
-from serving.http.app import create_app
-from serving.http.live_bundle import LiveBundle
+from pipeline.bundles.serve import ServeSettings
+from serving.http.answers import Limits
 from tests.docs.pages import ROOT
+from tests.helpers.http_server import on_a_thread
 
 EXAMPLES = ROOT / "examples"
 
@@ -48,19 +45,9 @@ def test_the_notebook_runs_and_is_kept_without_outputs():
 
 @pytest.fixture
 def server(folder) -> Iterator[str]:
-    """A server of the bundle, in a thread."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = create_app(LiveBundle(folder / "out" / "bundle", "cpu", 1))
-        running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=running.run, args=([listener],))
-        thread.start()
-        while not running.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        running.should_exit = True
-        thread.join()
+    """A server of the bundle."""
+    with on_a_thread(ServeSettings(folder / "out" / "bundle", Limits(), "cpu", threads=1)) as (host, port):
+        yield f"http://{host}:{port}"
 
 
 def test_the_client_prints_items_and_the_servers_errors(server, capsys):
