@@ -21,6 +21,7 @@ from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.mf import (
     AllItemScores,
     PairScores,
+    VectorModel,
     embeddings,
     product_differences,
     product_of_all_items,
@@ -30,7 +31,7 @@ from graphhash.nn.embedding import threads_for
 from graphhash.nn.workers import Workers
 
 
-class LightGCN(nn.Module):
+class LightGCN(VectorModel):
     """Bucket embeddings behind ``n_layers`` of propagation over the training graph.
 
     Args:
@@ -44,6 +45,9 @@ class LightGCN(nn.Module):
     Raises:
         ArgumentError: the graph is not n_users x n_items, or ``n_layers`` is negative.
     """
+
+    indptr_of_users: Tensor
+    indices_of_users: Tensor
 
     def __init__(
         self,

@@ -18,8 +18,8 @@ Without an item bias, items of one bucket tie (unless the map mixes several buck
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,25 +37,48 @@ PairScores = Callable[[Tensor, Tensor], Tensor]
 AllItemScores = Callable[[Tensor], Tensor]
 
 
-class RetrievalModel(Protocol):
+class RetrievalModel(nn.Module, ABC):
     """What training, evaluation and export need of a model; see the top of this module."""
 
     user_embedding: BucketEmbedding
     item_embedding: BucketEmbedding
     item_bias: nn.Parameter | None
 
-    def __call__(self, users: Tensor, items: Tensor) -> Tensor: ...
-
+    @abstractmethod
     def score_differences(
         self, users: Tensor, positives: Tensor, negatives: Tensor, *, read_all: bool = False
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Pairwise score differences ``model(users, positives) - model(users, negatives)``.
 
-    def all_pairs(self) -> PairScores: ...
+        Args:
+            users, positives, negatives: rows, int64, shape (n,) each.
+            read_all: read the vector of every id from the table once, which pays where there are many triples.
 
-    def score_all_items(self) -> AllItemScores: ...
+        Returns: float32, shape (n,).
+        """
+
+    @abstractmethod
+    def all_pairs(self) -> PairScores:
+        """Scores as the model gives them, for many pairs of all ids: every id's vector is read from the table once."""
+
+    @abstractmethod
+    def score_all_items(self) -> AllItemScores:
+        """Scores of all items for some users: rows of shape (n,) in, shape (n, n_items) out."""
 
 
-class MatrixFactorization(nn.Module):
+class VectorModel(RetrievalModel):
+    """A model whose scores are inner products of one vector per user and one per item, plus a bias per item."""
+
+    @abstractmethod
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Vectors of all known users and items: (n_users, dim) and (n_items, dim)."""
+
+    @abstractmethod
+    def pair_vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of both ends of pairs: rows of shape (n,) each in, two of shape (n, dim) out."""
+
+
+class MatrixFactorization(VectorModel):
     """``score(user, item) = <p_user, q_item> + b_item`` (Koren et al., Computer 2009, without user terms).
 
     Args:

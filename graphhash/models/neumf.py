@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.models.mf import AllItemScores, PairScores, embeddings
+from graphhash.models.mf import AllItemScores, PairScores, RetrievalModel, embeddings
 
 # Pairs whose hidden units are held at once while all items are scored: 128 MiB at 32 units.
 PAIRS_AT_ONCE = 2**20
@@ -24,7 +24,7 @@ def layer_numbers(dim: int) -> int:
     return half * half + (half + 1) * half + (half + 1) * (half // 2) + half + half // 2
 
 
-class NeuMF(nn.Module):
+class NeuMF(RetrievalModel):
     """``score = h^T [p_u * q_i ; network(p'_u, q'_i)] + b_i`` (eq. 12, as a logit).
 
     The network has two hidden layers, of ``dim / 2`` and ``dim / 4`` units.

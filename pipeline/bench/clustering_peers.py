@@ -61,7 +61,7 @@ def choose_programs(peers: Sequence[str]) -> list[str]:
 def _graphhash(biadjacency: csr_array, threads: int | None) -> tuple[Run, int]:
     import numba
 
-    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # Set when numba is imported.
+    most: int = numba.config.NUMBA_NUM_THREADS  # Set when numba is imported.
     n_threads = min(threads or most, most)
 
     def run(resolution: float) -> Communities:

@@ -49,7 +49,7 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
     pairs = find_pairs(features)
     kind, value = budget_of(config, DEFAULT_BUDGET)
     rows = None if kind == "resolution" else pair_rows(features, pairs, rows_of_columns(config, features, kind, value))
-    settings = {
+    settings: dict[str, Any] = {
         "method": config.cluster.method,
         "max_size": config.cluster.max_size,
         "threads": config.cluster.threads,
@@ -61,7 +61,7 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
         graph = pair_graph(features, train, pair)
         names = pair.names(features)
         try:
-            options = {"resolution": value} if rows is None else {"rows": rows[number]}
+            options: dict[str, Any] = {"resolution": value} if rows is None else {"rows": rows[number]}
             labels = cluster_connected(graph, **options, **settings)
         except ValueError as error:
             raise DataError(f"columns {names[0]!r} and {names[1]!r}: {error}") from error

@@ -14,6 +14,7 @@ from graphhash.errors import DataError
 from graphhash.metrics.ctr import CtrTotals, auc, group_auc
 from graphhash.models.ctr import CtrModel
 from graphhash.models.ctr_bytes import column_bytes, layer_bytes, store_rounded
+from graphhash.nn.embedding import BucketEmbedding
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import full_bytes, precisions_of
 from pipeline.ctr.data import Part, batch_of
@@ -73,8 +74,8 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
 
 def table_rows(model: CtrModel) -> int:
     """Rows of all tables of vectors, each table once."""
-    tables = {id(embedding.table): len(embedding.table) for embedding in model.fields.own}
-    return sum(tables.values()) + (len(model.fields.joint.table) if model.fields.joint is not None else 0)
+    embeddings = [layer for layer in (*model.fields.own, model.fields.joint) if isinstance(layer, BucketEmbedding)]
+    return sum({id(layer.table): layer.table.shape[0] for layer in embeddings}.values())
 
 
 @torch.no_grad()

@@ -141,9 +141,10 @@ def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
 
 def _rows(trained: TrainedCtr, part: Part, n_check: int, seed: int) -> Part:
     """Rows of a part, and two more per categorical column: the first of them with an OOV value, and with the last known entry."""
-    chosen = np.sort(np.random.default_rng(seed).choice(len(part), min(n_check, len(part)), replace=False))
+    chosen: NDArray[np.int64] = np.sort(np.random.default_rng(seed).choice(len(part), min(n_check, len(part)), replace=False))
     n_ids = [column.n_ids for column in trained.features.columns]
-    arrays = [np.array(array[chosen]) for array in (part.labels, part.categorical, part.dense, *part.multi_valued)]
+    stored: list[NDArray] = [part.labels, part.categorical, part.dense, *part.multi_valued]
+    arrays = [np.array(array[chosen]) for array in stored]
     extra = [np.repeat(array[:1], 2 * len(n_ids), axis=0) for array in arrays]
     for number, n in enumerate(n_ids):
         extra[1][2 * number, number], extra[1][2 * number + 1, number] = n, n - 1

@@ -47,7 +47,9 @@ class Inputs:
 def add_inputs(graph: Graph, trained: TrainedCtr) -> Inputs:
     """The inputs of all columns, and the nodes behind them."""
     features, names = trained.features, input_names(trained)
-    values, entries, weights = [], {}, {}
+    values: list[onnx.ValueInfoProto] = []
+    entries: dict[int, str] = {}
+    weights: dict[int, str] = {}
     for number, (column, vocabulary) in enumerate(zip(features.all_columns, trained.vocabularies, strict=True)):
         raw, missing = names[column.name], repr(missing_id(column, vocabulary))
         axes, meaning = ["batch"], f"raw ids; {missing} is a missing one, out-of-vocabulary ones read the OOV row"
@@ -64,7 +66,8 @@ def add_inputs(graph: Graph, trained: TrainedCtr) -> Inputs:
 
 def input_names(trained: TrainedCtr) -> dict[str, str]:
     """The graph's input for every column, by the column's name: the name itself, where nothing else in the graph is called so."""
-    names = [column.name for column in (*trained.features.all_columns, *trained.features.dense)]
+    features = trained.features
+    names = [column.name for column in features.all_columns] + [column.name for column in features.dense]
     found: dict[str, str] = {}
     for name in names:
         given = name
@@ -140,7 +143,8 @@ def _missing(graph: Graph, number: int, column: Column, vocabulary: Vocabulary) 
     value, name = missing_id(column, vocabulary), f"/{number}_missing"
     if isinstance(value, int):
         return graph.constant(name, np.int64(value))
-    graph.initializers.append(helper.make_tensor(name, TensorProto.STRING, [], [value.encode()]))
+    # ONNX's signature leaves out bytes, of which strings are made.
+    graph.initializers.append(helper.make_tensor(name, TensorProto.STRING, [], [value.encode()]))  # type: ignore[list-item]
     return name
 
 

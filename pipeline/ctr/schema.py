@@ -30,7 +30,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from graphhash.errors import DataError, did_you_mean
 
@@ -40,7 +40,7 @@ SMALL = 100
 HASHES = ("modulo", "double", "quotient_remainder", "frequency", "double_frequency")
 COMPRESS = ("auto", "full", "method", *HASHES)
 KINDS = ("auto", "int64", "string")
-TIME_PARTS = ("hour", "weekday")
+TIME_PARTS: tuple[Literal["hour", "weekday"], ...] = ("hour", "weekday")
 
 
 @dataclass(frozen=True)

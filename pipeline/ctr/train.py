@@ -84,7 +84,7 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
     model.fill_oov([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
     save_ctr(model, out)
     write_json_atomic(out / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
-    kept = next((entry for entry in state["history"] if entry["epoch"] == state["best_epoch"]), {})
+    kept: dict[str, Any] = next((entry for entry in state["history"] if entry["epoch"] == state["best_epoch"]), {})
     return {
         "epochs": state["epoch"],
         "best_epoch": state["best_epoch"],
@@ -119,9 +119,11 @@ def seldom_tables(model: CtrModel, batch_size: int | None, features: Features) -
 
 
 def validated(model: CtrModel, part: Part) -> dict[str, float]:
-    """The measures of SCORES on the rows of a part."""
+    """The measures of SCORES on the rows of a part, which holds both labels."""
     measured = measure(part, predict(model, part))
-    return {"auc": measured["auc"], "log_loss": measured["log_loss"], "negative_log_loss": -measured["log_loss"]}
+    auc, log_loss = measured["auc"], measured["log_loss"]
+    assert auc is not None and log_loss is not None
+    return {"auc": auc, "log_loss": log_loss, "negative_log_loss": -log_loss}
 
 
 def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:

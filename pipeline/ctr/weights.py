@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,8 +81,8 @@ def save_ctr(model: CtrModel, method_dir: Path) -> None:
     """Write the trained weights to ``method_dir/checkpoint/model.npz``."""
     weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
     (method_dir / "checkpoint").mkdir(exist_ok=True)
-    spec = np.array(json.dumps(dataclasses.asdict(model.spec)))
-    np.savez(method_dir / "checkpoint" / "model.npz", spec=spec, **weights)
+    arrays: dict[str, Any] = {"spec": np.array(json.dumps(dataclasses.asdict(model.spec))), **weights}
+    np.savez(method_dir / "checkpoint" / "model.npz", **arrays)
 
 
 def load_ctr(method_dir: Path, ingest_dir: Path) -> TrainedCtr:

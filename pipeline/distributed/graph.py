@@ -81,7 +81,8 @@ class RayGraph:
 
     def contract(self, user_labels, item_labels, n_groups):
         labels = {"users": user_labels, "items": item_labels}
-        work = sum(np.bincount(labels[side], self._lengths[side], n_groups) for side in labels)
+        per_side = [np.bincount(labels[side], self._lengths[side], n_groups) for side in labels]
+        work = np.sum(per_side, axis=0)
         places = self._sides["users"] + self._sides["items"]
         return _shuffle(
             _contract_rows,

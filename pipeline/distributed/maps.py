@@ -63,16 +63,16 @@ def soft_maps(stored: StoredGraph, labels: Labels, *, indices_per_id: int, hops:
         for side, name in zip(SIDES, ("train", "train_by_item"), strict=True)
     }
     check_soft((graphs["users"].n_rows, graphs["users"].n_cols), labels, indices_per_id, hops)
-    places, degrees = {}, []
+    places, degrees = {}, {}
     for side, graph in graphs.items():
         facts = run_tasks(_row_facts, [(graph.path, *shard) for shard in graph.shards], label="degrees")
-        degrees.append(np.concatenate([part[1] for part in facts]))
+        degrees[side] = np.concatenate([part[1] for part in facts])
         places[side] = [
             (graph.path, first + int(a), first + int(b))
             for (first, _), (lengths, _) in zip(graph.shards, facts, strict=True)
             for a, b in row_ranges(lengths, stored.n_shards, graph.n_edges)
         ]
-    plan = SoftPlan.of(labels, *degrees, hops)
+    plan = SoftPlan.of(labels, degrees["users"], degrees["items"], hops)
     shared = ray.put(plan)
     with tempfile.TemporaryDirectory(dir=stored.folder.absolute(), prefix="maps-") as name:
         folder = Path(name)
@@ -131,9 +131,11 @@ def _write_affinities(
 ) -> None:
     numba.set_num_threads(1)
     rows = _rows(path, start, stop)
-    sources = tuple(_load(folder / f"{OTHER[side]}.{name}.npy") for name in CSR_ARRAYS)
+    indptr, indices, data = (_load(folder / f"{OTHER[side]}.{name}.npy") for name in CSR_ARRAYS)
     edges = rows.indptr, rows.indices, rows.data
-    found = csr_affinity_rows(edges, sources, plan.n_buckets[side], indices_per_id, split=plan.n_user_buckets)
+    found = csr_affinity_rows(
+        edges, (indptr, indices, data), plan.n_buckets[side], indices_per_id, split=plan.n_user_buckets
+    )
     for name, array in zip(("rows", "weights"), found, strict=True):
         np.save(_part(folder, side, number, name), array)
 

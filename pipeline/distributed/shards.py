@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,7 +161,7 @@ class ShardedCsr:
         file = self.path / _file_name(shard, name)
         try:
             # An empty array cannot be memory-mapped, and a tiny one need not be.
-            mode = "r" if file.stat().st_size > 4096 else None
+            mode: Literal["r"] | None = "r" if file.stat().st_size > 4096 else None
             array = np.load(file, mmap_mode=mode, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{file}: missing or short ({error}); {_REMEDY}") from None

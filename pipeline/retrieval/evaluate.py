@@ -117,7 +117,8 @@ class ShippedVectors:
     """
 
     def __init__(self, model: LightGCN, precision: str) -> None:
-        self.item_embedding, self.item_bias = model.item_embedding, model.item_bias
+        self.item_embedding = model.item_embedding
+        self.item_bias: torch.Tensor | None = model.item_bias
         device = model.item_embedding.table.device
         self.vectors = [
             torch.from_numpy(rounded(v.cpu().numpy(), precision)).to(device) for v in model.vectors_with_oov()
@@ -158,7 +159,7 @@ def count_bytes(model: RetrievalModel, users: BucketMap, items: BucketMap, preci
     int64 a user.
     """
     parts = {
-        "tables": sum(len(table) * row_bytes(table.shape[1], precision) for table in tables(model)),
+        "tables": sum(table.shape[0] * row_bytes(table.shape[1], precision) for table in tables(model)),
         "maps": users.nbytes + items.nbytes,
         "bias": 0 if model.item_bias is None else np.dtype(bias_dtype(precision)).itemsize * model.item_bias.numel(),
     }
@@ -172,7 +173,7 @@ def count_bytes(model: RetrievalModel, users: BucketMap, items: BucketMap, preci
 
 @torch.no_grad()
 def rank_users(
-    model: RetrievalModel,
+    model: RetrievalModel | ShippedVectors,
     users: NDArray[np.integer],
     seen: csr_array,
     relevant: csr_array,

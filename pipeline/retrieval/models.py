@@ -12,7 +12,7 @@ from torch import Tensor
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.losses import directau_loss, ials_loss, pairwise_logistic_loss
-from graphhash.models.mf import MatrixFactorization, RetrievalModel
+from graphhash.models.mf import MatrixFactorization, RetrievalModel, VectorModel
 from graphhash.models.neumf import NeuMF
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.workers import Workers
@@ -96,12 +96,16 @@ def objective(
         return pairwise_logistic_loss(model.score_differences(users, items, negatives(users), read_all=whole))
 
     def directau(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
+        assert isinstance(model, VectorModel)
         return directau_loss(*model.pair_vectors(users, items), gamma=gamma, workers=workers)
 
     def ials(model: RetrievalModel, users: Tensor, items: Tensor, negatives: Callable[[Tensor], Tensor]) -> Tensor:
+        assert isinstance(model, VectorModel)
+        user_vectors, item_vectors = model.vectors()
         # The sum over all pairs weighs a batch's interactions as it weighs all of them.
         return ials_loss(
-            *model.vectors(),
+            user_vectors,
+            item_vectors,
             model(users, items),
             unobserved_weight=unobserved_weight,
             item_bias=model.item_bias,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphhash.models.mf import RetrievalModel
 from graphhash.nn.workers import Workers
@@ -59,16 +59,19 @@ def fit_retrieval(
         workers=workers,
     )
 
-    def loss_of(model: RetrievalModel, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        def negatives(batch_users: Tensor) -> Tensor:
+    def loss_of(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        assert isinstance(model, RetrievalModel)
+        batch_users, batch_items = batch
+
+        def negatives(of_users: Tensor) -> Tensor:
             if sample is None:
-                drawn = torch.randint(n_items, batch_users.shape, generator=generator, device=batch_users.device)
+                drawn = torch.randint(n_items, of_users.shape, generator=generator, device=of_users.device)
             else:
-                drawn = sample(batch_users, generator)
+                drawn = sample(of_users, generator)
             callbacks.on_phase("negatives")
             return drawn
 
-        return loss_of_batch(model, *batch, negatives)
+        return loss_of_batch(model, batch_users, batch_items, negatives)
 
     rarely_read = seldom_read(model, settings.loss, settings.batch_size)
     aim = Objective(loss_of, SCORE, validate, rarely_read)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper
 
+from graphhash.models.mf import RetrievalModel
 from graphhash.models.neumf import NeuMF
 from pipeline.export.graph import Graph
 from pipeline.export.layers import as_array
@@ -17,7 +18,8 @@ class NeuMFScores(Scores):
     """`h^T [p_u * q_i ; network(p'_u, q'_i)] + b_i` (He et al., WWW 2017, eq. 12): see `graphhash.models.neumf`."""
 
     @torch.no_grad()
-    def _prepare(self, graph: Graph, model: NeuMF) -> None:
+    def _prepare(self, graph: Graph, model: RetrievalModel) -> None:
+        assert isinstance(model, NeuMF)
         self.half_dim = model.half_dim
         of_product, of_network = model.out.weight.squeeze(0).split([model.half_dim, model.half_dim // 2])
         layers = {

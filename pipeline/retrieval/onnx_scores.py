@@ -154,8 +154,8 @@ class Scores:
         """Scores of the items in `rows`, int64, shape (batch or 1, n): shape (batch, n)."""
         flat = graph.node("Reshape", [rows, graph.axis(-1)], "candidate_flat")
         vectors = read_vectors(graph, "candidate", self.item_table, self.map, flat)
-        shape = [graph.node("Shape", [rows], "candidate_shape"), graph.constant("dim", np.array([self.dim], np.int64))]
-        shape = graph.node("Concat", shape, "candidate_vectors_shape", axis=0)
+        sizes = [graph.node("Shape", [rows], "candidate_shape"), graph.constant("dim", np.array([self.dim], np.int64))]
+        shape = graph.node("Concat", sizes, "candidate_vectors_shape", axis=0)
         scores = self._of_pairs(graph, graph.node("Reshape", [vectors, shape], "candidate_of_user", allowzero=1))
         if self.bias is None:
             return scores
@@ -251,6 +251,7 @@ class Scores:
         batch = graph.node("Shape", [self.users], "n_few", end=1)
 
         def of_items(body: Graph, part: Chunk) -> str:
+            assert self.map.rows is not None, "an id without a stored row reads the row of its number, without a sum"
             # GatherElements copies numbers, where Gather calls memcpy for each.
             rows = body.node(
                 "Reshape", [body.cast(part(body, self.map.rows), "sum_rows", TensorProto.INT32), "one_row"], "sum_flat"

@@ -179,7 +179,7 @@ class Retrieval:
     def ingest(self, context: StageContext, out: Path) -> dict[str, Any]:
         from pipeline.retrieval.ingest import ingest
 
-        return ingest(context.config.data, out)
+        return dict(ingest(context.config.data, out))
 
     def cluster(self, context: StageContext, out: Path) -> dict[str, Any]:
         from pipeline.retrieval.cluster import cluster_run
@@ -200,6 +200,7 @@ class Retrieval:
         self, context: StageContext, method: str, out: Path, metrics: dict[str, Any], train_key: str
     ) -> dict[str, Any]:
         from graphhash.graph.vocabulary import Vocabulary
+        from graphhash.models.mf import MatrixFactorization
         from pipeline.retrieval.export import ExportOptions, TrainedRetrieval, export_retrieval
         from pipeline.retrieval.folded_in import FoldedIn, folded_in_dir
         from pipeline.retrieval.weights import load_method, with_more_ids
@@ -208,16 +209,18 @@ class Retrieval:
         ingested = json.loads((ingest_dir / "ingest.json").read_text(encoding="utf-8"))
         data = {key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")}
         provenance = shared_provenance(config, metrics, data)
-        model, *maps = load_method(context.method_dir(method), ingest_dir)
-        vocabularies = [Vocabulary.load(ingest_dir / f"{side}.parquet") for side in ("users", "items")]
+        model, user_map, item_map = load_method(context.method_dir(method), ingest_dir)
+        users, items = (Vocabulary.load(ingest_dir / f"{side}.parquet") for side in ("users", "items"))
         if self.updates(run, method, train_key) is not None:
             folded_in = FoldedIn.load(folded_in_dir(run, method))
+            assert isinstance(model, MatrixFactorization), "updates support matrix factorization alone"
             model = with_more_ids(model, folded_in.maps, folded_in.item_bias, folded_in.user_rows)
-            maps, vocabularies = list(folded_in.maps.values()), list(folded_in.vocabularies.values())
+            user_map, item_map = (folded_in.maps[side] for side in ("users", "items"))
+            users, items = (folded_in.vocabularies[side] for side in ("users", "items"))
             # Metrics are of the training alone.
             provenance |= {"updates": list(folded_in.updates)} if folded_in.updates else {}
         return export_retrieval(
-            TrainedRetrieval(model, *maps, *vocabularies),
+            TrainedRetrieval(model, user_map, item_map, users, items),
             out,
             ExportOptions(metrics["precision"], config.export.runtime, config.export.external_data_mib),
             metrics=bundle_metrics(metrics),

@@ -7,8 +7,9 @@ it was trained; every other array is a weight of the model's own layers, by its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +27,10 @@ TABLES = {"user_table": "user_embedding.table", "item_table": "item_embedding.ta
 def save_model(model: RetrievalModel, spec: ModelSpec, method_dir: Path) -> None:
     """Write the trained weights to ``method_dir/checkpoint/model.npz``."""
     weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
-    arrays = {stored: weights.pop(name) for stored, name in TABLES.items() if name in weights} | weights
+    arrays: dict[str, Any] = {stored: weights.pop(name) for stored, name in TABLES.items() if name in weights} | weights
     (method_dir / "checkpoint").mkdir(exist_ok=True)
-    np.savez(
-        method_dir / "checkpoint" / "model.npz", model=np.array(spec.kind), n_layers=np.int64(spec.n_layers), **arrays
-    )
+    settings: dict[str, Any] = {"model": np.array(spec.kind), "n_layers": np.int64(spec.n_layers)}
+    np.savez(method_dir / "checkpoint" / "model.npz", **settings, **arrays)
 
 
 def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, BucketMap, BucketMap]:
@@ -85,10 +85,10 @@ def with_more_ids(
     more = {"item_bias": (len(weights.get("item_bias", ())), item_bias), "user_embedding.table": (-1, user_rows)}
     for name, parameter in model.named_parameters():
         place, rows = more.get(name, (0, item_bias[:0]))
-        parts = (
+        parts: Sequence[torch.Tensor] = (
             [weights[name]]
             if not len(rows)
             else [weights[name][:place], torch.from_numpy(rows).to(parameter), weights[name][place:]]
         )
-        parameter.copy_(torch.cat(parts))
+        parameter.copy_(torch.cat(list(parts)))
     return model

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from pipeline.storage.atomic import PARTIAL
 
@@ -63,7 +63,7 @@ class CheckpointManager:
             with open(partial / STATE, "wb") as file:
                 hashed = _Hashed(file)
                 try:
-                    torch.save(dict(state), hashed)
+                    torch.save(dict(state), cast("IO[bytes]", hashed))
                 except Exception as error:
                     # torch wraps what a file of ours raises.
                     raise hashed.error or error from error

@@ -51,7 +51,8 @@ def compiled(loss_of: Callable[..., Any], device: torch.device, warn: Callable[[
             "train.compile=true is for a GPU; the lookups on a CPU are compiled by numba already: training goes on without it"
         )
         return loss_of
-    chosen = torch.compile(loss_of)
+    chosen: Callable[..., Any] = torch.compile(loss_of)
+    call: Callable[..., Any]
 
     def first(*arguments: Any) -> Any:
         nonlocal chosen, call
