@@ -29,8 +29,9 @@ class _Scope:
     is_silent: bool = False
 
 
+_NO_SCOPE = _Scope()
 # Per thread and per asyncio task, so that jobs that run side by side do not prefix each other's lines.
-_scope: ContextVar[_Scope] = ContextVar("progress_scope", default=_Scope())
+_scope: ContextVar[_Scope] = ContextVar("progress_scope", default=_NO_SCOPE)
 
 
 class ProgressHandler(logging.Handler):

@@ -55,7 +55,8 @@ def resolve_method(config: RunConfig, features: Features, name: str) -> Resolved
 def indices_per_id(config: RunConfig, features: Features, name: str) -> int:
     """Rows that a method reads per id.
 
-    ``map.indices_per_id`` where it is set; the number of `pipeline.ctr.models` for soft methods, under a byte budget fewer where the maps would take more than a share of it; else the method's own number.
+    ``map.indices_per_id`` where it is set. Else the number of `pipeline.ctr.models` for soft methods, and fewer under a byte budget
+    where the maps would take more than a share of it. Else the method's own number.
     """
     if config.map.indices_per_id is not None or not METHODS[name].free_indices:
         return resolve_indices(name, config.map.indices_per_id)

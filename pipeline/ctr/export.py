@@ -141,7 +141,9 @@ def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
 
 def _rows(trained: TrainedCtr, part: Part, n_check: int, seed: int) -> Part:
     """Rows of a part, and two more per categorical column: the first of them with an OOV value, and with the last known entry."""
-    chosen: NDArray[np.int64] = np.sort(np.random.default_rng(seed).choice(len(part), min(n_check, len(part)), replace=False))
+    chosen: NDArray[np.int64] = np.sort(
+        np.random.default_rng(seed).choice(len(part), min(n_check, len(part)), replace=False)
+    )
     n_ids = [column.n_ids for column in trained.features.columns]
     stored: list[NDArray] = [part.labels, part.categorical, part.dense, *part.multi_valued]
     arrays = [np.array(array[chosen]) for array in stored]

@@ -16,7 +16,7 @@ CTR_MODELS = tuple(HEADS)
 
 # Settings of the maps that have any, as :func:`graphhash.soft_maps` and :func:`graphhash.double_soft_maps` take them; they are cross-fitted
 # (``pipeline.ctr.maps``). Frequencies are those of all training rows, of both labels. Validation log loss of DLRM with soft on Frappe:
-# 8 indices .124, 16 .116, 24 .113, 32 .110; on MovieLens-1M 8 .526, 24 .518. An index is 2 bytes an id, where a full row of 64 numbers is 256.
+# 8 indices .124, 16 .116, 24 .113, 32 .110; on MovieLens-1M 8 .526, 24 .518. An index is 2 bytes an id, a full row of 64 numbers 256.
 # double_soft with 9 indices, by share: 0.25 .123, 0.5 .127, 0.75 .179.
 MAP_SETTINGS: dict[str, dict[str, Any]] = {
     "soft": {"indices_per_id": 24, "hops": "1+2"},

@@ -122,7 +122,8 @@ def validated(model: CtrModel, part: Part) -> dict[str, float]:
     """The measures of SCORES on the rows of a part, which holds both labels."""
     measured = measure(part, predict(model, part))
     auc, log_loss = measured["auc"], measured["log_loss"]
-    assert auc is not None and log_loss is not None
+    assert auc is not None
+    assert log_loss is not None
     return {"auc": auc, "log_loss": log_loss, "negative_log_loss": -log_loss}
 
 

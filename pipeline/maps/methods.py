@@ -1,7 +1,7 @@
 """The methods of a run by name: how each makes its bucket maps, and the settings it takes by default.
 
-The defaults of learning rate and weight decay were chosen on the validation recall of Gowalla (MF, BPR, full batch); MovieLens-1M agrees, where
-the best weight decay is seven times as large for a seventh of the rows.
+The defaults of learning rate and weight decay were chosen on the validation recall of Gowalla (MF, BPR, full batch); MovieLens-1M agrees:
+there the best weight decay is seven times as large for a seventh of the rows.
 """
 
 from __future__ import annotations

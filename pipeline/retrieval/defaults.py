@@ -27,7 +27,7 @@ def planned_precision_of(config: RunConfig, method: str) -> str:
 
 
 def auto_precision(config: RunConfig, method: str) -> str:
-    """float32 for full tables; int4 for soft maps, which average the rounding of many rows away; else int8, as for what LightGCN propagates."""
+    """float32 for full tables; int4 for soft maps, which average the rounding of many rows away; else int8, also for LightGCN."""
     if method == "full":
         return "float32"
     averaged = method in ("soft", "double_soft") and config.train.model != "lightgcn"

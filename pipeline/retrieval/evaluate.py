@@ -41,7 +41,8 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     as many Ray tasks rank a share of the users each; Ray must be running then.
 
     Returns: ``recall@20``, ``ndcg@20``, ``recall@20_float32`` (without the rounding; all None where there is no test set),
-        ``n_test_users``, ``rows``, ``bytes`` (of tables, maps and bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``indices_per_id``, ``item_bias``.
+        ``n_test_users``, ``rows``, ``bytes`` (of tables, maps and bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``,
+        ``indices_per_id``, ``item_bias``.
     """
     model, users, items = load_method(method_dir, ingest_dir)
     precision = precision_of(config, method)

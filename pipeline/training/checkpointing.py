@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -135,7 +136,5 @@ class _Saver:
         if not self._is_first or time.monotonic() - self._progress_at <= PROGRESS_EVERY_S:
             return
         self._progress_at = time.monotonic()
-        try:
+        with contextlib.suppress(OSError):  # For the progress bar alone.
             write_json_atomic(self._folder / PROGRESS, {"epoch": epoch, "loss": loss})
-        except OSError:
-            pass  # For the progress bar alone.

@@ -1,7 +1,7 @@
 """Checkpoints of a training on disk, from which it resumes after a crash or Ctrl-C.
 
     FOLDER/epoch-000120-step-00000000/state.pt        the state of pipeline.training.loop (torch.save, read with weights_only)
-    FOLDER/epoch-000120-step-00000000/manifest.json   {"version": 1, "key": ..., "epoch": ..., "step": ..., "bytes": ..., "sha256": ..., ...}
+    FOLDER/epoch-000120-step-00000000/manifest.json   {"version": 1, "key": ..., "epoch": ..., "step": ..., "bytes": ..., "sha256": ...}
 
 A checkpoint holds the last weights and the best ones. It is written into a hidden folder, flushed, and renamed, so that it is there whole
 or not at all; the two newest are kept. A checkpoint whose file is truncated or has another checksum is refused, and the one before it is

@@ -43,10 +43,11 @@ SMALL = ["train.dim=8", "train.hidden=16", "train.epochs=8", "--resolution", "1"
 def command(folder, *words) -> int:
     """Exit code of a command, tracked in the folder."""
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.delenv("MLFLOW_RUN_ID", raising=False)
-        cli.main([str(word) for word in words])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([str(word) for word in words])
     signal.signal(signal.SIGTERM, before)
     return exit_.value.code
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -84,7 +86,7 @@ def test_modularity_never_falls_from_half_sweep_to_half_sweep(weighted, resoluti
             scale = resolution / local.total_weight
             labels[side], _ = local.move(side, labels[side], labels[other], totals, scale, fresh, active)
             q.append(graphhash.modularity(graph, labels["users"], labels["items"], resolution=resolution))
-    assert all(after >= before - 1e-12 for before, after in zip(q, q[1:], strict=False))
+    assert all(after >= before - 1e-12 for before, after in itertools.pairwise(q))
     assert q[-1] > 0
 
 

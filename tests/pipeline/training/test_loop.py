@@ -77,7 +77,8 @@ def test_all_methods_get_the_same_number_of_rows(graph, many_labels, method):
         assert users.n_buckets + (0 if users.shared else items.n_buckets) == many_labels.rows + 2
     assert users.indices_per_id == METHODS[method].indices_per_id
     n_codes = 0 if users.codebook is None else len(users.codebook)
-    assert bool(n_codes) == bool(METHODS[method].n_codes) and n_codes <= METHODS[method].n_codes
+    assert bool(n_codes) == bool(METHODS[method].n_codes)
+    assert n_codes <= METHODS[method].n_codes
 
 
 def test_training_puts_a_users_own_items_on_top(graph, labels):
