@@ -39,6 +39,9 @@ from pipeline.storage.locks import LockedError, NoLocksError, file_lock
 
 _log = logging.getLogger(__name__)
 
+# Why a stage without a record is computed.
+NEVER = "never computed here"
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -189,7 +192,7 @@ class RunFolder:
         """Why `stage` or `value` with these arguments would compute, such as "train.lr changed 0.04 -> 0.02"; empty if it would not."""
         record = self._record(name)
         if record is None:
-            return ["never computed here"]
+            return [NEVER]
         if record["key"] == stage_key(name, settings, inputs):
             return [] if self._intact(record) else ["its outputs are damaged or missing"]
         return _differences(record, settings, inputs)
@@ -209,7 +212,8 @@ class RunFolder:
             assert record is not None
             _log.info("%s: unchanged, skipped", name, extra=SKIPPED)
             return StageResult(name, key, record["result"], record["seconds"], True)
-        _log.info("%s: %s ...", name, "; ".join(reasons))
+        # A first computation needs no reason.
+        _log.info("%s ...", name if reasons == [NEVER] else f"{name}: {'; '.join(reasons)}")
         started = time.perf_counter()
         try:
             result, root, files = publish()
