@@ -76,7 +76,7 @@ def run(
     if until != "ingest":
         check_methods(config.run.methods, config.run.task)
     if keep_trained:
-        config = with_recorded_precision(config)
+        config = with_recorded_budget(config)
     given, config = config, localised(config)
     hashes = FileHashes(out)
     steps = plan(config, until, hashes=hashes)
@@ -86,7 +86,7 @@ def run(
         if config.run.remote is not None:
             # What was fetched may hold ids that an update has folded in, and the precision that rows were planned for.
             if keep_trained:
-                given, config = with_recorded_precision(given), with_recorded_precision(config)
+                given, config = with_recorded_budget(given), with_recorded_budget(config)
             steps = plan(config, until, hashes=hashes)
         if keep_trained:
             check_keeps_trained(folder, steps, config, until)
@@ -115,19 +115,23 @@ def is_done(config: RunConfig, until: str) -> bool:
     return all(_up_to_date(folder, step) for step in plan(config, until).values())
 
 
-def with_recorded_precision(config: RunConfig) -> RunConfig:
-    """The configuration with the precision that the finished run folder was made with, where another one is to be exported.
+def with_recorded_budget(config: RunConfig) -> RunConfig:
+    """The configuration with the rows of a byte budget planned as the finished run folder planned them.
 
-    Rows of a byte budget are planned with the former (`cluster.budget_precision`), so that an export changes no earlier stage.
+    They depend on the precision of the tables and on the methods that share them. So the run's own precision is kept as
+    `cluster.budget_precision`, and its other trained methods follow the ones that are evaluated or exported.
     """
     file = Path(config.run.out) / CONFIG_FILE
-    if config.cluster.budget_precision is not None or not file.is_file():
+    if not file.is_file():
         return config
-    recorded = RunConfig.load(file)
+    recorded, changes = RunConfig.load(file), dict[str, Any]()
     precision = recorded.cluster.budget_precision or recorded.export.precision
-    if precision == config.export.precision:
-        return config
-    return RunConfig.from_flat(config.flat() | {"cluster.budget_precision": precision})
+    if config.cluster.budget_precision is None and precision != config.export.precision:
+        changes["cluster.budget_precision"] = precision
+    methods, folder = config.run.methods, RunFolder(config.run.out)
+    if set(methods) < set(recorded.run.methods) and all(folder.current(f"train {m}") for m in recorded.run.methods):
+        changes["run.methods"] = (*methods, *(m for m in recorded.run.methods if m not in methods))
+    return RunConfig.from_flat(config.flat() | changes) if changes else config
 
 
 def check_keeps_trained(folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, until: str) -> None:

@@ -180,6 +180,15 @@ def test_an_export_in_another_precision_keeps_what_is_trained(calls, config, tmp
     assert stages(calls) == ["evaluate soft", "export soft", "evaluate graph"]
 
 
+def test_another_method_of_the_run_is_exported_without_training(calls, config):
+    """A ratio budget shares its rows between the methods of the run; one of them alone would get other rows."""
+    run(config("run.methods=soft,graph"))
+    calls.clear()
+    result = run(config("run.methods=graph"), until="export", keep_trained=True)
+    assert stages(calls) == ["export graph"]
+    assert [entry["method"] for entry in result.metrics] == ["graph", "soft"]
+
+
 def test_auto_exports_in_the_precision_of_the_run(calls, config, tmp_path):
     run(config("export.precision=int8"))
     calls.clear()
