@@ -110,14 +110,7 @@ class MatrixFactorization(VectorModel):
     def score_differences(
         self, users: Tensor, positives: Tensor, negatives: Tensor, *, read_all: bool = False
     ) -> Tensor:
-        """Pairwise score differences ``model(users, positives) - model(users, negatives)``; users are read once for both.
-
-        Args:
-            users, positives, negatives: rows, int64, shape (n,) each.
-            read_all: read the vector of every id from the table once, which pays where there are many triples.
-
-        Returns: float32, shape (n,).
-        """
+        """Pairwise score differences as in :class:`RetrievalModel`; the vectors of users are read once for both items."""
         if read_all:
             return product_differences(*self.vectors(), self.item_bias, users, positives, negatives)
         n = len(users)

@@ -93,8 +93,9 @@ def run(
         write_text_atomic(out / CONFIG_FILE, given.to_toml())
         _reuse(folder, steps, reuse_from)
         store = _open_store(folder, steps, config, store)
-        ray = _RayOnDemand(stack, config.run.address, out)
-        stages = _Stages(folder, steps, config, task_of(config), store, ray, fit_job)
+        stages = _Stages(
+            folder, steps, config, task_of(config), store, _RayOnDemand(stack, config.run.address, out), fit_job
+        )
         ingest = stages.ingest()
         if until == "ingest":
             return RunResult(ingest.result, {}, [])
