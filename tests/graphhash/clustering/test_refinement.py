@@ -132,5 +132,5 @@ def test_labels_do_not_depend_on_threads_or_shards(method, tmp_path, ray_local):
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown clustering method 'leidn'; did you mean leiden?"):
+    with pytest.raises(ValueError, match=r"unknown clustering method 'leidn'; did you mean 'leiden'\?"):
         graphhash.cluster(graphs.two_blocks(), resolution=1, method="leidn")
