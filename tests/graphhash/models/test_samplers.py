@@ -11,6 +11,8 @@ from graphhash.maps.bucket_map import full_map
 from graphhash.models.mf import MatrixFactorization
 from graphhash.models.samplers import SAMPLERS, NegativeSampler
 from pipeline.config import choices as config
+from pipeline.config.run_config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from tests.helpers import graphs
@@ -62,8 +64,8 @@ def test_the_seed_decides(kind):
 
 def test_the_configuration_knows_the_same_samplers():
     assert config.SAMPLERS == SAMPLERS
-    with pytest.raises(config.ConfigError, match=r"train.sampler"):
-        config.TrainConfig(sampler="hard")
+    with pytest.raises(ConfigError, match=r"train\.sampler"):
+        RunConfig.from_flat({"train.sampler": "hard"})
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
