@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 
 from pipeline.distributed.session import ray_session
 from tests.helpers.gang import Gang, gang
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C interrupt again where the tests are started in the background, which ignores it for all children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

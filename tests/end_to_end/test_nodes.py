@@ -110,6 +110,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.timeout(600)  # Seven processes of Ray on one machine, which may be busy.
 def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
     pytest.importorskip("ray.cluster_utils")
     graph, _, _ = graphs.planted(0, 6, 30, 0.3, 0.02)
@@ -121,7 +122,7 @@ def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=550,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]

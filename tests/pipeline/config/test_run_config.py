@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.run_config import SECTIONS, ClusterConfig, DataConfig, RunConfig, TrainConfig, keys, parse_override
+from pipeline.config.run_config import SECTIONS, DataConfig, RunConfig, TrainConfig, keys, parse_override
 from pipeline.config.validation import fields_of
 from pipeline.errors import ConfigError
+from pipeline.runs.tasks import TASKS
 from pipeline.task import budget_of
 
 
@@ -45,8 +46,9 @@ def test_a_budget_replaces_the_budget_of_a_weaker_layer(toml):
     assert budget_of(config, ("ratio", 0.25)) == ("resolution", 7.0)
 
 
-def test_default_budget_is_a_quarter_of_the_bytes():
-    assert ClusterConfig().budget == ("ratio", 0.25)
+def test_every_task_has_one_default_budget():
+    assert TASKS["retrieval"].default_budget == ("ratio", 0.25)
+    assert TASKS["ctr"].default_budget == ("resolution", 5.0)
 
 
 def test_two_budgets_in_one_layer_contradict():

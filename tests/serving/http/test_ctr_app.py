@@ -180,4 +180,4 @@ def test_the_command_serves_such_a_bundle(bundle):
     with on_a_thread(ServeSettings(bundle, Limits(), "cpu", watch_s=0)) as (host, port):
         url = f"http://{host}:{port}"
         assert len(post(f"{url}/v1/predict", {"columns": clean(raw_log(3))})["probabilities"]) == 3
-        assert b"clicks" in urllib.request.urlopen(f"{url}/metrics").read()
+        assert b"graphhash_rows_total 3.0" in urllib.request.urlopen(f"{url}/metrics").read()
