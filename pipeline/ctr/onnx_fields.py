@@ -57,7 +57,7 @@ class FieldVectors:
             size = [graph.node("Shape", [self.entries[c]], f"{name}_size"), graph.axis(fields.dim)]
             shape = graph.node("Concat", size, f"{name}_shape", axis=0)
             values = graph.node("Reshape", [read, shape], f"{name}_values", allowzero=1)
-            parts.append(graph.node("MatMul", [self.weights[c], values], f"{name}_mean"))
+            parts.append(graph.node("MatMul", [self.weights[c], values], f"{name}_pooled"))
         return graph.node("Concat", parts, f"/{prefix}fields", axis=1)
 
     def _read(self, name: str, table: Table, column: int, entries: str) -> str:
@@ -106,7 +106,7 @@ class FieldVectors:
                 graph.node(
                     "MatMul",
                     [self.weights[c], read_vectors(graph, f"{name}_{c}", table, _PLAIN, rows)],
-                    f"{name}_{c}_mean",
+                    f"{name}_{c}_pooled",
                 )
             )
         return parts
