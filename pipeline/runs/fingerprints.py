@@ -65,7 +65,8 @@ class FileHashes:
 
     def save(self) -> None:
         """Keep the hashes in the run folder, if there is one; a folder that cannot be written is no error here."""
-        if self._changed and self._file.parent.is_dir():
+        # A configuration without a run folder is planned too: its empty name is not the working directory.
+        if self._changed and self._file != Path(FILE) and self._file.parent.is_dir():
             with contextlib.suppress(OSError):
                 write_json_atomic(self._file, self._known)
             self._changed = False
