@@ -60,7 +60,7 @@ def move_and_kill(self, *arguments):
 
 ray_graph.RayGraph.move = move_and_kill
 settings = {"data.path": f"{folder}/log.csv", "run.out": f"{folder}/out", "run.mlflow": False, "run.methods": ("soft",),
-            "cluster.resolution": 4.0, "cluster.shards": 4, "train.dim": 16, "train.lr": 0.02, "train.epochs": 300, "train.eval_every": 50,
+            "cluster.resolution": 4.0, "cluster.shards": 4, "train.dim": 16, "train.lr": 0.02, "train.epochs": 2400, "train.eval_every": 400,
             "train.patience": 1000, "train.workers": 2, "map.hops": "1+2", "map.indices_per_id": 4}
 run(RunConfig.from_flat(settings), until="cluster")
 assert n_moves > 6, n_moves
@@ -75,13 +75,14 @@ print("nodes that clustered", len(worked), "alive afterwards", len(alive()))
 
 raylets = set()
 
+trained = threading.Event()
+
 def kill_one():
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        time.sleep(0.05)
+    # Until the training ends: how long its workers take to come up is the machine's affair.
+    while not trained.wait(0.05):
         # A stage works in a folder beside its own until it is done.
         seen = [progress_of(file) for file in ray_session.Path(folder).rglob(PROGRESS)]
-        if not any(entry is not None and entry["epoch"] >= 120 for entry in seen):
+        if not any(entry is not None and entry["epoch"] >= 900 for entry in seen):
             continue
         for process in psutil.process_iter():
             try:
@@ -97,6 +98,7 @@ def kill_one():
 thread = threading.Thread(target=kill_one)
 thread.start()
 run(RunConfig.from_flat(settings), until="evaluate")
+trained.set()
 thread.join()
 print("nodes that trained", len(raylets))
 
@@ -140,9 +142,9 @@ def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
     assert_array_equal(labels.items, expected.items)
     assert "nodes that trained 2" in ended.stdout
     history = json.loads((out / "methods" / "soft" / "history.json").read_text())
-    assert [entry["epoch"] for entry in history["epochs"]] == list(range(50, 301, 50))
+    assert [entry["epoch"] for entry in history["epochs"]] == list(range(400, 2401, 400))
     assert len(history["resumed"]) == 1
-    assert history["resumed"][0] >= 100
+    assert history["resumed"][0] >= 800
     recalls = [json.loads((tmp_path / name / "metrics.json").read_text())[0]["recall@20"] for name in ("out", "alone")]
     assert recalls[0] == pytest.approx(recalls[1], abs=0.05)
     assert recalls[0] > 0.3
