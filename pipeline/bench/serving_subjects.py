@@ -101,7 +101,7 @@ class RetrievalSubject:
         import torch
 
         from graphhash.graph.vocabulary import Vocabulary
-        from pipeline.retrieval.evaluate import as_shipped
+        from pipeline.retrieval.stored import as_shipped
         from pipeline.retrieval.weights import load_method
 
         users, items = (Vocabulary.load(run / "ingest" / f"{side}.parquet") for side in ("users", "items"))

@@ -27,10 +27,11 @@ from graphhash.nn.embedding import BucketEmbedding
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
 from pipeline.export.publish import oov_id, save_graph, staged_bundle
-from pipeline.retrieval.evaluate import K, as_shipped
+from pipeline.retrieval.evaluate import K
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
 from pipeline.retrieval.onnx_parts import materialized_bytes
+from pipeline.retrieval.stored import as_shipped
 from serving.bundle import write_manifest
 from serving.errors import BundleError
 from serving.manifest import METADATA, identity

@@ -16,7 +16,7 @@ from graphhash.models.neumf import NeuMF
 from pipeline.config.run_config import TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS
-from pipeline.retrieval.evaluate import count_bytes, rank_users, tables
+from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.models import (
     GAMMA_THERE,
     LEAST_GAMMA,
@@ -27,6 +27,7 @@ from pipeline.retrieval.models import (
     default_gamma,
     objective,
 )
+from pipeline.retrieval.stored import count_bytes, tables
 from pipeline.retrieval.train import fit_settings
 from pipeline.retrieval.weights import load_method, save_model
 from tests.helpers import graphs

@@ -10,7 +10,7 @@ import torch
 from graphhash.maps.bucket_map import full_map
 from graphhash.models.mf import MatrixFactorization
 from pipeline.retrieval import export
-from pipeline.retrieval.evaluate import as_shipped, store_rounded
+from pipeline.retrieval.stored import as_shipped, store_rounded
 from serving import BundleError, Retriever
 from tests.helpers.small_models import SmallModel, naive_answer, small_model
 

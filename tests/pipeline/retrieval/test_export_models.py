@@ -14,8 +14,8 @@ from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import MatrixFactorization
 from graphhash.models.neumf import NeuMF
 from pipeline.retrieval import onnx_parts, onnx_scores
-from pipeline.retrieval.evaluate import as_shipped
 from pipeline.retrieval.export import ExportOptions, TrainedRetrieval, export_retrieval
+from pipeline.retrieval.stored import as_shipped
 from serving import Retriever
 from tests.helpers.small_models import soft_map, vocabulary
 
