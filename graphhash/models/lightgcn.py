@@ -142,7 +142,9 @@ class LightGCN(VectorModel):
         """:meth:`vectors` with the OOV vector last: (n_users + 1, dim) and (n_items + 1, dim). Nothing is propagated to it."""
         sides = zip(self.vectors(), (self.user_embedding, self.item_embedding), strict=True)
         return [
-            torch.cat([vectors, embedding.table[embedding.oov_row][None] / (self.n_layers + 1)])
+            torch.cat(
+                [vectors, embedding(torch.tensor([embedding.n_ids], device=embedding.device)) / (self.n_layers + 1)]
+            )
             for vectors, embedding in sides
         ]
 

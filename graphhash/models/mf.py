@@ -1,6 +1,6 @@
 """Retrieval models over bucket embeddings: their common calls, and matrix factorisation.
 
-A model is a pair of :class:`BucketEmbedding` and a way to score. All models, NeuMF and LightGCN among them, have the same methods, so
+A model is a pair of :class:`CompressedEmbedding` and a way to score. All models, NeuMF and LightGCN among them, have the same methods, so
 training, evaluation and export do not depend on the model, and no model depends on how its bucket maps were made:
 
     model(users, items)               scores of pairs                     (n,), (n,) -> (n,)
@@ -24,10 +24,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
 from graphhash.nn import _kernels
-from graphhash.nn.embedding import BucketEmbedding, gradient_slices, read_both, threads_for
+from graphhash.nn.compressed import CompressedEmbedding
+from graphhash.nn.embedding import gradient_slices, read_both, threads_for
+from graphhash.nn.kinds import make_embeddings
 
 # Directions that training does not use keep their initial noise where weight decay is small. On Gowalla's full table 0.01
 # gives a tenth more validation recall than 0.1.
@@ -40,8 +42,8 @@ AllItemScores = Callable[[Tensor], Tensor]
 class RetrievalModel(nn.Module, ABC):
     """What training, evaluation and export need of a model; see the top of this module."""
 
-    user_embedding: BucketEmbedding
-    item_embedding: BucketEmbedding
+    user_embedding: CompressedEmbedding
+    item_embedding: CompressedEmbedding
     item_bias: nn.Parameter | None
 
     @abstractmethod
@@ -87,11 +89,21 @@ class MatrixFactorization(VectorModel):
         dim: length of the vectors.
         item_bias: train a scalar per item.
         seed: draws the initial values.
+        embedding: kind of the embeddings; read through the maps alone by default.
     """
 
-    def __init__(self, users: BucketMap, items: BucketMap, dim: int, *, item_bias: bool, seed: int):
+    def __init__(
+        self,
+        users: BucketMap,
+        items: BucketMap,
+        dim: int,
+        *,
+        item_bias: bool,
+        seed: int,
+        embedding: EmbeddingSpec = BUCKET,
+    ):
         super().__init__()
-        self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed)
+        self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed, spec=embedding)
         self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
 
     def vectors(self) -> tuple[Tensor, Tensor]:
@@ -129,18 +141,19 @@ class MatrixFactorization(VectorModel):
         return lambda users: product_of_all_items(self.user_embedding(users), item_vectors, self.item_bias)
 
 
-def embeddings(users: BucketMap, items: BucketMap, dim: int, seed: int) -> tuple[BucketEmbedding, BucketEmbedding]:
+def embeddings(
+    users: BucketMap, items: BucketMap, dim: int, seed: int, std: float = INITIAL_STD, *, spec: EmbeddingSpec = BUCKET
+) -> tuple[CompressedEmbedding, CompressedEmbedding]:
     """Embeddings of users and items, of one table where their maps share it; the seed draws the users' first.
+
+    Args:
+        std: standard deviation of the initial values.
+        spec: their kind.
 
     Raises:
         ArgumentError: one map shares its table and the other does not, or both have the same OOV row.
     """
-    if users.shared != items.shared or (users.shared and users.oov_row == items.oov_row):
-        raise ArgumentError("the maps of users and items were not made together: pass both of one call")
-    generator = torch.Generator().manual_seed(seed)
-    of_users = BucketEmbedding(users, dim, std=INITIAL_STD, generator=generator)
-    table = of_users.table if users.shared else None
-    return of_users, BucketEmbedding(items, dim, std=INITIAL_STD, generator=generator, table=table)
+    return make_embeddings(users, items, dim, spec, std=std, seed=seed)
 
 
 def product_of_pairs(user_vectors: Tensor, item_vectors: Tensor, item_bias: Tensor | None) -> PairScores:

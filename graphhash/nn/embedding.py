@@ -17,6 +17,7 @@ from graphhash.errors import ArgumentError
 from graphhash.graph.threads import numba_threads
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.nn import _kernels
+from graphhash.nn.compressed import CompressedEmbedding, StoredTable
 
 # Below this many multiplications, waking other threads takes longer than the work.
 SMALL_WORK = 1_000_000
@@ -110,7 +111,7 @@ def _sparse_gradient(ctx, gradients: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(read, values.reshape(-1, ctx.shape[1]), ctx.shape, check_invariants=False)
 
 
-class BucketEmbedding(nn.Module):
+class BucketEmbedding(CompressedEmbedding):
     """``embedding(id) = sum_j weights[id, j] * table[rows[id, j]]``.
 
     Args:
@@ -154,6 +155,7 @@ class BucketEmbedding(nn.Module):
         self.n_buckets = bucket_map.n_buckets
         self.dim = dim
         self.identity = bucket_map.identity
+        self._map_bytes = bucket_map.nbytes
         self.weighted = bucket_map.codebook is not None
         self.sparse_gradient = False
         self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()))
@@ -168,6 +170,15 @@ class BucketEmbedding(nn.Module):
             if table is None:
                 self.table.normal_(std=std, generator=generator)
             self.table[self.oov_row] = 0
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of the stored bucket map."""
+        return self._map_bytes
+
+    def stored_tables(self, precision: str) -> list[StoredTable]:
+        """The one table, in ``precision``."""
+        return [StoredTable(self.table, precision)]
 
     @property
     def n_folds(self) -> int:
@@ -213,10 +224,6 @@ class BucketEmbedding(nn.Module):
             vectors = (vectors * weights.index_select(0, flat).unsqueeze(-1)).sum(1)
         return vectors.reshape(*ids.shape, self.dim)
 
-    def all(self) -> Tensor:
-        """Vectors of all ids, shape (n_ids, dim)."""
-        return self(torch.arange(self.n_ids, device=self.table.device))
-
     @torch.no_grad()
     def fill_oov(self, frequencies: Tensor) -> None:
         """Set the OOV row to the mean vector of the ids.
@@ -232,9 +239,11 @@ class BucketEmbedding(nn.Module):
 
 
 def read_both(
-    left: BucketEmbedding, left_ids: Tensor, right: BucketEmbedding, right_ids: Tensor
+    left: CompressedEmbedding, left_ids: Tensor, right: CompressedEmbedding, right_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``left(left_ids), right(right_ids)``, at once where both read one table on a CPU; ids of shapes (n,) and (m,)."""
+    if not (isinstance(left, BucketEmbedding) and isinstance(right, BucketEmbedding)):
+        return left(left_ids), right(right_ids)
     table = left.table
     plain = (
         table.device.type == "cpu"

@@ -44,7 +44,7 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     """
     model, users, items = load_method(method_dir, ingest_dir)
     precision = precision_of(config, method)
-    parts = count_bytes(model, users, items, precision)
+    parts = count_bytes(model, precision)
     n_shares = config.train.workers or 1
     shares = [(precision, method, ingest_dir, method_dir, number, n_shares) for number in range(n_shares)]
     ranked = [rank_share(*shares[0])] if n_shares == 1 else run_tasks(rank_share, shares, label=f"evaluate {method}")
@@ -120,7 +120,7 @@ def rank_users(
     Raises:
         DataError: a score is NaN.
     """
-    device = model.item_embedding.table.device
+    device = model.item_embedding.device
     scores_of = model.score_all_items()
     block = max(1, BLOCK_SCORES // model.item_embedding.n_ids)
     recalls, ndcgs = [np.empty(0)], [np.empty(0)]

@@ -23,6 +23,7 @@ from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import AllItemScores, RetrievalModel
+from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
@@ -215,12 +216,14 @@ def _runtime(
     }
 
 
-def _check_fit(side: str, embedding: BucketEmbedding, bucket_map: BucketMap, vocabulary: Vocabulary) -> None:
+def _check_fit(side: str, embedding: CompressedEmbedding, bucket_map: BucketMap, vocabulary: Vocabulary) -> None:
     if len(vocabulary) != bucket_map.n_ids:
         raise ArgumentError(
             f"{len(vocabulary)} {side} ids, but the {side} map has {bucket_map.n_ids}; "
             "pass the vocabulary of the same run"
         )
+    if not isinstance(embedding, BucketEmbedding):
+        return
     # As large as the map, and cheap beside what a mix-up of two runs would cost.
     same = embedding.n_buckets == bucket_map.n_buckets and np.array_equal(embedding.rows.cpu().numpy(), bucket_map.rows)
     if not same or not np.array_equal(embedding.weights.cpu().numpy(), bucket_map.weights):

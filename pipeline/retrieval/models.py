@@ -9,7 +9,9 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.losses import directau_loss, ials_loss, pairwise_logistic_loss
 from graphhash.models.mf import MatrixFactorization, RetrievalModel, VectorModel
@@ -35,6 +37,7 @@ class ModelSpec:
         item_bias: train a scalar per item.
         n_layers: of LightGCN.
         seed: draws the initial values.
+        embedding: kind of the embeddings; read through the bucket maps alone by default.
     """
 
     kind: str
@@ -42,18 +45,26 @@ class ModelSpec:
     item_bias: bool
     n_layers: int
     seed: int
+    embedding: EmbeddingSpec = BUCKET
 
     def build(self, users: BucketMap, items: BucketMap, graph: csr_array | None) -> RetrievalModel:
         """The model with its initial weights.
 
         Args:
             graph: training interactions; LightGCN alone reads them.
+
+        Raises:
+            ArgumentError: the model does not support this kind of embedding.
         """
+        if self.kind != "mf" and self.embedding.kind != "bucket":
+            raise ArgumentError(f"embedding {self.embedding.kind!r} needs model mf, got {self.kind!r}")
         return MODELS[self.kind](self, users, items, graph)
 
 
 def _mf(spec: ModelSpec, users: BucketMap, items: BucketMap, graph: csr_array | None) -> MatrixFactorization:
-    return MatrixFactorization(users, items, spec.dim, item_bias=spec.item_bias, seed=spec.seed)
+    return MatrixFactorization(
+        users, items, spec.dim, item_bias=spec.item_bias, seed=spec.seed, embedding=spec.embedding
+    )
 
 
 def _neumf(spec: ModelSpec, users: BucketMap, items: BucketMap, graph: csr_array | None) -> NeuMF:
@@ -125,7 +136,10 @@ def seldom_read(model: RetrievalModel, loss: str, batch_size: int | None) -> lis
         return []  # Every vector is read.
     # A user, an item and, for BPR, another item; both sides may have one table.
     n_items = (2 if loss == "bpr" else 1) * batch_size
-    return seldom_embeddings([(model.user_embedding, batch_size), (model.item_embedding, n_items)])
+    users, items = model.user_embedding, model.item_embedding
+    if not (isinstance(users, BucketEmbedding) and isinstance(items, BucketEmbedding)):
+        return []
+    return seldom_embeddings([(users, batch_size), (items, n_items)])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel
+from graphhash.nn.embedding import BucketEmbedding
 from pipeline.export.layers import as_array
 
 # Numbers of a table, 64 MiB, up to which a materialized graph reads it in float32.
@@ -39,10 +40,11 @@ class Parts:
 def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap) -> Parts:
     """The tables and maps that a graph stores of a model: LightGCN's vectors are tables of their own, with a row for every id."""
     bias = None if model.item_bias is None else as_array(model.item_bias)
+    of_users, of_items = model.user_embedding, model.item_embedding
     if not isinstance(model, LightGCN):
-        return Parts(
-            as_array(model.user_embedding.table), as_array(model.item_embedding.table), user_map, item_map, bias
-        )
+        assert isinstance(of_users, BucketEmbedding)
+        assert isinstance(of_items, BucketEmbedding)
+        return Parts(as_array(of_users.table), as_array(of_items.table), user_map, item_map, bias)
     users, items = (as_array(of_side) for of_side in model.vectors_with_oov())
     return Parts(users, items, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
 

@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import torch
 
-from graphhash.maps.bucket_map import BucketMap
-from graphhash.maps.quantization import bias_dtype, rounded, row_bytes
+from graphhash.maps.quantization import bias_dtype, rounded
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import AllItemScores, RetrievalModel, product_of_all_items
+from graphhash.nn.compressed import StoredTable
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ class ShippedVectors:
     def __init__(self, model: LightGCN, precision: str) -> None:
         self.item_embedding = model.item_embedding
         self.item_bias: torch.Tensor | None = model.item_bias
-        device = model.item_embedding.table.device
+        device = model.item_embedding.device
         self.vectors = [
             torch.from_numpy(rounded(v.cpu().numpy(), precision)).to(device) for v in model.vectors_with_oov()
         ]
@@ -58,31 +58,32 @@ def store_rounded(model: RetrievalModel, precision: str) -> None:
     Raises:
         ValueError: int8 cannot hold a value.
     """
-    for table in tables(model):
-        table.copy_(torch.from_numpy(rounded(table.cpu().numpy(), precision)))
+    for table, stored_in in tables(model, precision):
+        table.copy_(torch.from_numpy(rounded(table.cpu().numpy(), stored_in)))
     if model.item_bias is not None:
         model.item_bias.copy_(torch.from_numpy(rounded(model.item_bias.cpu().numpy(), bias_dtype(precision))))
 
 
-def tables(model: RetrievalModel) -> list[torch.nn.Parameter]:
-    """The tables of a model: two, or the one that users and items share."""
-    users, items = model.user_embedding.table, model.item_embedding.table
-    return [users] if users is items else [users, items]
+def tables(model: RetrievalModel, precision: str) -> list[StoredTable]:
+    """The parameters of both embeddings that are stored row by row; one that users and items share is there once."""
+    both = model.user_embedding.stored_tables(precision) + model.item_embedding.stored_tables(precision)
+    return list({id(stored.table): stored for stored in both}.values())
 
 
-def count_bytes(model: RetrievalModel, users: BucketMap, items: BucketMap, precision: str) -> dict[str, int]:
-    """Bytes of each stored part: ``tables`` in ``precision``, ``maps`` (rows and weights) and ``bias``.
+def count_bytes(model: RetrievalModel, precision: str) -> dict[str, int]:
+    """Bytes of each stored part: ``tables`` in ``precision``, ``maps`` (rows, codes and weights) and ``bias``.
 
-    NeuMF has its network's ``layers`` as well; LightGCN cannot answer without its ``graph``, counted as one int32 an edge and one
-    int64 a user.
+    ``layers`` are all other parameters, in float32: NeuMF's network, and what an embedding has beside its tables. LightGCN cannot answer
+    without its ``graph``, counted as one int32 an edge and one int64 a user.
     """
+    stored = tables(model, precision)
     parts = {
-        "tables": sum(table.shape[0] * row_bytes(table.shape[1], precision) for table in tables(model)),
-        "maps": users.nbytes + items.nbytes,
+        "tables": sum(table.n_bytes for table in stored),
+        "maps": model.user_embedding.map_bytes + model.item_embedding.map_bytes,
         "bias": 0 if model.item_bias is None else np.dtype(bias_dtype(precision)).itemsize * model.item_bias.numel(),
     }
-    apart = {"item_bias", "user_embedding.table", "item_embedding.table"}
-    if layers := sum(4 * weight.numel() for name, weight in model.named_parameters() if name not in apart):
+    apart = {id(table.table) for table in stored} | {id(model.item_bias)}
+    if layers := sum(4 * weight.numel() for weight in model.parameters() if id(weight) not in apart):
         parts["layers"] = layers
     if isinstance(model, LightGCN):
         parts["graph"] = 4 * len(model.indices_of_users) + 8 * len(model.indptr_of_users)

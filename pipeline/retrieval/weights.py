@@ -1,8 +1,9 @@
 """The trained weights of a method on disk: ``checkpoint/model.npz`` beside the bucket maps, plain arrays, no pickle.
 
-``model`` names the model, ``n_layers`` is LightGCN's; ``user_table`` and ``item_table`` are float32, shape (n_buckets, dim), the
-OOV row last, and there is no ``item_table`` where both sides share one; ``item_bias`` is float32, shape (n_items,), and there only where
-it was trained; every other array is a weight of the model's own layers, by its name in the module.
+``model`` names the model, ``dim`` is that of the embeddings, ``embedding`` their kind and sizes as JSON, ``n_layers`` is LightGCN's;
+``user_table`` and ``item_table`` are float32, shape (n_buckets, dim), the OOV row last, and there is no ``item_table`` where both sides
+share one; ``item_bias`` is float32, shape (n_items,), and there only where it was trained; every other array is a weight of the model's own
+layers, or of an embedding of another kind, by its name in the module.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from graphhash.errors import DataError
 from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.models.mf import MatrixFactorization, RetrievalModel
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.retrieval.models import MODELS, ModelSpec
@@ -26,11 +28,25 @@ TABLES = {"user_table": "user_embedding.table", "item_table": "item_embedding.ta
 
 def save_model(model: RetrievalModel, spec: ModelSpec, method_dir: Path) -> None:
     """Write the trained weights to ``method_dir/checkpoint/model.npz``."""
-    weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
+    weights = {name: value.detach().cpu().numpy() for name, value in _stored_weights(model).items()}
     arrays: dict[str, Any] = {stored: weights.pop(name) for stored, name in TABLES.items() if name in weights} | weights
     (method_dir / "checkpoint").mkdir(exist_ok=True)
-    settings: dict[str, Any] = {"model": np.array(spec.kind), "n_layers": np.int64(spec.n_layers)}
+    settings: dict[str, Any] = {
+        "model": np.array(spec.kind),
+        "dim": np.int64(spec.dim),
+        "embedding": np.array(spec.embedding.to_json()),
+        "n_layers": np.int64(spec.n_layers),
+    }
     np.savez(method_dir / "checkpoint" / "model.npz", **settings, **arrays)
+
+
+def _stored_weights(model: RetrievalModel) -> dict[str, torch.Tensor]:
+    """Parameters, and the buffers of embeddings that training has changed, by name in the module."""
+    weights: dict[str, torch.Tensor] = dict(model.named_parameters())
+    for side in ("user_embedding", "item_embedding"):
+        embedding = getattr(model, side)
+        weights |= {f"{side}.{name}": getattr(embedding, name) for name in embedding.stored_buffers}
+    return weights
 
 
 def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, BucketMap, BucketMap]:
@@ -50,11 +66,11 @@ def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, Buc
         kind, n_layers = str(weights.pop("model")), int(weights.pop("n_layers"))
         if kind not in MODELS:
             raise ValueError(f"model {kind!r} is unknown")
+        dim, embedding = int(weights.pop("dim")), EmbeddingSpec.from_json(str(weights.pop("embedding")))
         state = {TABLES.get(name, name): torch.from_numpy(array) for name, array in weights.items()}
-        dim, item_bias = weights["user_table"].shape[1], "item_bias" in weights
         graph = ShardedCsr.open(ingest_dir / "train").load() if kind == "lightgcn" else None
-        model = ModelSpec(kind, dim, item_bias, n_layers, seed=0).build(users, items, graph)
-        if set(state) != {name for name, _ in model.named_parameters()}:
+        model = ModelSpec(kind, dim, "item_bias" in weights, n_layers, 0, embedding).build(users, items, graph)
+        if set(state) != set(_stored_weights(model)):
             raise ValueError(f"it holds {', '.join(sorted(weights))}")
         # The maps are buffers and come from their own files.
         model.load_state_dict(state, strict=False)

@@ -59,7 +59,7 @@ def dense(bucket_map: BucketMap, table: torch.Tensor) -> np.ndarray:
 def with_random_bias(model):
     with torch.no_grad():
         nn.init.normal_(model.item_bias)
-        for table in tables(model):
+        for table, _ in tables(model, "float32"):
             table.mul_(30)
     return model
 
@@ -192,7 +192,7 @@ def test_a_stored_model_scores_as_before_and_counts_its_bytes(kind, tmp_path):
     loaded, *_ = load_method(tmp_path, tmp_path / "ingest")
     everyone = torch.arange(GRAPH.shape[0] + 1)
     assert torch.equal(loaded.score_all_items()(everyone), model.score_all_items()(everyone))
-    parts = count_bytes(model, *maps, "float32")
+    parts = count_bytes(model, "float32")
     assert parts["tables"] + parts["bias"] + parts.get("layers", 0) == sum(4 * p.numel() for p in model.parameters())
     assert ("graph" in parts) == (kind == "lightgcn")
 

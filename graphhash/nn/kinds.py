@@ -1,0 +1,88 @@
+"""Compressed embeddings by the name of their kind, made in pairs: one of the users and one of the items of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from graphhash.errors import ArgumentError, did_you_mean
+from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.nn.compressed import CompressedEmbedding
+from graphhash.nn.embedding import BucketEmbedding
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the embedding of one side, users or items, is made from.
+
+    Args:
+        bucket_map: of its ids; the identity where the kind has no use for one.
+        dim: length of a vector.
+        spec: kind, sizes and seed.
+        std: standard deviation of initial values.
+        generator: draws them.
+        users: the embedding of the users, where this is the items' and may share its parameters.
+    """
+
+    bucket_map: BucketMap
+    dim: int
+    spec: EmbeddingSpec
+    std: float
+    generator: torch.Generator
+    users: CompressedEmbedding | None = None
+
+    @property
+    def n_ids(self) -> int:
+        return self.bucket_map.n_ids
+
+    @property
+    def seed(self) -> int:
+        """Of the hash functions of this side."""
+        return self.spec.seed + (self.users is not None)
+
+    def size(self, name: str) -> int:
+        """A whole number of the spec.
+
+        Raises:
+            ArgumentError: the spec has none of this name.
+        """
+        if name not in self.spec.sizes:
+            raise ArgumentError(f"embedding {self.spec.kind!r} needs the size {name!r}, got {dict(self.spec.sizes)}")
+        return self.spec.sizes[name]
+
+
+def _bucket(side: Side) -> BucketEmbedding:
+    shared = side.users if side.bucket_map.shared else None
+    assert shared is None or isinstance(shared, BucketEmbedding)
+    table = None if shared is None else shared.table
+    return BucketEmbedding(side.bucket_map, side.dim, std=side.std, generator=side.generator, table=table)
+
+
+KINDS: dict[str, Callable[[Side], CompressedEmbedding]] = {
+    "bucket": _bucket,
+}
+
+
+def make_embeddings(
+    users: BucketMap, items: BucketMap, dim: int, spec: EmbeddingSpec, *, std: float, seed: int
+) -> tuple[CompressedEmbedding, CompressedEmbedding]:
+    """Embeddings of users and items; those of maps that share a table have one.
+
+    Args:
+        std: standard deviation of initial values.
+        seed: draws them, the users' first.
+
+    Raises:
+        ArgumentError: the kind is unknown, one map shares its table and the other does not, or both have the same OOV row.
+    """
+    if spec.kind not in KINDS:
+        hint = did_you_mean(spec.kind, KINDS)
+        raise ArgumentError(f"unknown embedding {spec.kind!r}; {hint}kinds are {', '.join(KINDS)}")
+    if users.shared != items.shared or (users.shared and users.oov_row == items.oov_row):
+        raise ArgumentError("the maps of users and items were not made together: pass both of one call")
+    generator, make = torch.Generator().manual_seed(seed), KINDS[spec.kind]
+    of_users = make(Side(users, dim, spec, std, generator))
+    return of_users, make(Side(items, dim, spec, std, generator, of_users))
