@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,11 @@ def bench(
 
 def _bench_log(name: str, data: DataConfig, settings: ClusteringBench) -> list[dict[str, Any]]:
     from pipeline.distributed.session import ray_session
-    from pipeline.retrieval.ingest import ingest
+    from pipeline.retrieval.ingest import ingest, wants_ray
 
     _log.info("%s: making the graph", name)
     with tempfile.TemporaryDirectory(prefix="graphhash-bench-") as folder:
-        with ray_session():
+        with ray_session() if wants_ray(data) else nullcontext():
             ingest(data, Path(folder, "ingest"))
         return compare(name, Path(folder, "ingest", "train"), settings)
 

@@ -119,7 +119,7 @@ def _time_on_ray(
         "checkpoint_seconds": 0.0,
     }
     started = time.perf_counter()
-    run_on_ray(timed_task, job, Tracker())
+    run_on_ray(job, Tracker())
     whole = time.perf_counter() - started
     times = json.loads((work / TIMES).read_text())
     return times | {"start_s": whole - sum(times["rounds_s"])}

@@ -144,7 +144,9 @@ class Ctr:
         return planned_precision_of(config, method)
 
     def needs_ray(self, stage: str, config: RunConfig) -> bool:
-        return stage == "train"
+        from pipeline.training.machine import trains_on_ray
+
+        return stage == "train" and trains_on_ray(config)
 
     def settings(self, stage: str, config: RunConfig, method: str = "") -> dict[str, Any]:
         values = chosen(config, self.stage_fields[stage])

@@ -1,4 +1,4 @@
-"""Ray for the length of a `with` block, and tasks in bounded number, in order.
+"""Ray for the length of a `with` block, and tasks in bounded number, in order; without Ray they run in this process.
 
 `ray_session()` starts a Ray of its own for this process, in a private folder, and takes everything away at
 the end, also after Ctrl-C or SIGTERM: it neither joins nor stops any other Ray of the machine, and writes
@@ -47,7 +47,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None, **in
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    if address is None and num_cpus is None and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if address is None and num_cpus is None and on_cluster(None):
         address = "auto"  # `ray job submit` has set RAY_ADDRESS as well.
     if ray.is_initialized():
         yield
@@ -64,6 +64,16 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None, **in
                 yield
         finally:
             ray.shutdown()
+
+
+def on_cluster(address: str | None) -> bool:
+    """Whether work goes to a running Ray: at an address, or in a job of a cluster."""
+    return address is not None or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def is_running() -> bool:
+    """Whether Ray is initialised in this process."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def check_shared(folder: Path) -> None:
@@ -132,20 +142,23 @@ def cpus_of_machines() -> list[int]:
 def run_tasks(
     function: Callable[..., Any], arguments: Sequence[tuple], *, label: str, n_in_flight: int | None = None
 ) -> list[Any]:
-    """`[function(*a) for a in arguments]`, each call a Ray task of one CPU, results in the order of
-    `arguments`.
+    """`[function(*a) for a in arguments]`, results in the order of `arguments`: each call is a Ray task of one CPU where Ray is
+    running, and happens in this process where it is not.
 
     Args:
         function: a plain module-level function.
-        arguments: one tuple per task, small (paths and numbers) or refs of what was put once.
+        arguments: one tuple per task, small (paths and numbers), or refs of what was put once.
         label: words for the progress bar, which goes to stderr and only to a terminal.
         n_in_flight: tasks submitted at once; None means the CPUs of the cluster plus one, so that none waits.
 
     Raises the exception of the earliest failing call in the order of `arguments`, as the task raised it, so
     that the same input gives the same error whichever task was quicker.
     """
-    import ray
     from tqdm import tqdm
+
+    if not is_running():
+        return [function(*each) for each in tqdm(arguments, desc=label, file=sys.stderr, disable=None, leave=False)]
+    import ray
 
     remote = ray.remote(num_cpus=1, max_retries=2)(function)
     limit = n_in_flight or max(2, int(ray.cluster_resources().get("CPU", 1)) + 1)

@@ -1,8 +1,8 @@
 """The ingest stage of retrieval: an interaction log -> vocabularies, and train, validation and test graphs in shards on disk.
 
-Every heavy step is a Ray task over files (`pipeline.retrieval.ingest_tasks`); the driver holds the ids and numbers per id, never the
-edges. The result depends on the data, the seed and the shares of the split alone: files, chunks, tasks and CPUs do not change a byte,
-and the number of shards changes only where the graphs are cut.
+Every heavy step is a function over files (`pipeline.retrieval.ingest_tasks`). Ray tasks call it where Ray is running, else this process
+does. The driver of the tasks holds the ids and numbers per id, never the edges. The result depends on the data, the seed and the shares of
+the split alone: files, chunks, tasks and CPUs do not change a byte, and the number of shards changes only where the graphs are cut.
 
 The folder appears complete or not at all; `docs/formats.md` (Ingest folder) lists its files.
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 # A task holds one partition in memory, about 100 bytes an edge at its peak.
 PARTITION_EDGES = 4_000_000
+# Of a log's files. Below, Ray takes longer to start than its tasks save.
+MAX_BYTES_HERE = 64 * 2**20
 MAX_WEIGHT = float(np.finfo(np.float32).max)
 SIDES = ("user", "item")
 
@@ -80,8 +82,14 @@ class Log:
         return [(number, chunk) for number, chunk in enumerate(self.chunks) if chunk.source.is_test]
 
 
+def wants_ray(config: DataConfig) -> bool:
+    """Whether a log is large enough to be read by Ray tasks."""
+    sources = find_sources(str(config.path), config.format, config.split)
+    return sum(Path(source.file).stat().st_size for source in sources) > MAX_BYTES_HERE
+
+
 def ingest(config: DataConfig, out: Path | str) -> IngestFacts:
-    """Read, check, split and store a log in the folder `out`, replacing what is there. Ray has to be initialised.
+    """Read, check, split and store a log in the folder `out`, replacing what is there: by Ray tasks if Ray is running.
 
     Raises:
         DataError: one line naming file, row or column, value and remedy; `out` is then as it was before.

@@ -135,12 +135,20 @@ class Retrieval:
         return planned_precision_of(config, method)
 
     def needs_ray(self, stage: str, config: RunConfig) -> bool:
-        return {
-            "ingest": True,
-            "cluster": config.cluster.shards > 0,
-            "train": True,
-            "evaluate": (config.train.workers or 1) > 1,
-        }.get(stage, False)
+        from pipeline.distributed.session import on_cluster
+        from pipeline.training.machine import trains_on_ray
+
+        if stage == "ingest":
+            from pipeline.retrieval.ingest import wants_ray
+
+            return on_cluster(config.run.address) or wants_ray(config.data)
+        if stage == "train":
+            return config.cluster.shards > 0 or trains_on_ray(
+                config
+            )  # The maps are made of shards where the clustering was.
+        if stage == "cluster":
+            return config.cluster.shards > 0
+        return stage == "evaluate" and (config.train.workers or 1) > 1
 
     def settings(self, stage: str, config: RunConfig, method: str = "") -> dict[str, Any]:
         values = chosen(config, self.stage_fields[stage])

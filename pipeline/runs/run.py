@@ -63,7 +63,7 @@ def run(
         until: one of STAGES.
         store: where trainings are tracked; None: connected to when it is needed.
         reuse_from: other run folders, where the log may be ingested, or even clustered, in the same way already.
-        fit_job: executes a training (see `pipeline.training.job.TrainingSession`).
+        fit_job: executes a training (see `pipeline.training.job.TrainingSession`); None: as the configuration says.
         resume: whether trainings resume from their checkpoints; None: from those that there are. True: a training that has to be done has
             one, or ConfigError is raised.
         keep_trained: ConfigError where a trained model would be replaced, and rows stay as the run's own precision planned them.
@@ -272,11 +272,11 @@ class _Stages:
         step = self.steps[f"train {method}"]
 
         def compute(out: Path) -> dict[str, Any]:
-            from pipeline.training.job import TrainingSession
+            from pipeline.training.job import TrainingSession, fit_job_of
 
             self._start_ray("train")
             checkpoints = _checkpoints(self.folder, method, step, mlflow_run_id=tracker.run_id)
-            session = TrainingSession(tracker, self.fit_job, checkpoints)
+            session = TrainingSession(tracker, self.fit_job or fit_job_of(self.config), checkpoints)
             result = self.task.train(self.context, method, out, session)
             return {**result, "mlflow_run_id": tracker.run_id}
 

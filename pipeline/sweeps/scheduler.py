@@ -185,9 +185,9 @@ class RayPool:
 
 def _execute_in_task(spec: RunSpec, store: Store | None) -> Result:
     """The body of a Ray task. It trains in its own process, because Ray Train's workers take ten seconds to start."""
-    from pipeline.training.workers import fit_here
+    from pipeline.training.here import fit_in_task
 
-    return execute(spec, spec.until, store=store, fit_job=fit_here)
+    return execute(spec, spec.until, store=store, fit_job=fit_in_task)
 
 
 def share_resources(n_runs: int, jobs: int | None) -> tuple[int, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from graphhash.nn.workers import Workers
 from pipeline.storage.atomic import FULL_DISK, write_json_atomic
 from pipeline.training.checkpoints import CheckpointManager
 from pipeline.training.loop import CONTINUE, SAVE, STOP, Callbacks
+
+_log = logging.getLogger(__name__)
 
 # The job, the device, and keyword arguments for `fit`, whose state it returns.
 Task = Callable[[dict[str, Any], torch.device, dict[str, Any]], dict[str, Any]]
@@ -33,6 +36,7 @@ def fit_and_save(
     warn: Callable[[str], None],
     *,
     report_again: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train from the newest checkpoint on, and save: at evaluations, every ``job["checkpoint_seconds"]``, and when told to stop.
 
@@ -42,6 +46,7 @@ def fit_and_save(
         report: called by all workers with the history entry of every evaluation.
         warn: called by the first worker with a line.
         report_again: report the evaluation before the newest checkpoint first, which the report of a killed worker may have missed.
+        stopped: polled by the first worker; True: save and return. A file of the checkpoints' folder says the same (``stop_file``).
 
     Raises:
         DataError: the last checkpoint could not be written, or as `fit`.
@@ -50,9 +55,11 @@ def fit_and_save(
     is_first = workers.rank == 0
     newest = workers.broadcast_object(checkpoints.newest(warn) if is_first else None)
     state = checkpoints.load(newest) if newest else None
+    if newest and is_first:
+        _log.info("going on from %s", checkpoints.folder / newest)
     if report_again and state is not None and state["history"]:
         report(state["history"][-1])
-    saver = _Saver(checkpoints, Path(job["folder"]), job["checkpoint_seconds"], is_first, report, warn)
+    saver = _Saver(checkpoints, Path(job["folder"]), job["checkpoint_seconds"], is_first, report, warn, stopped)
     last = task(job, device, {"state": state, "workers": workers, "callbacks": saver.callbacks()})
     saver.finish(last)
     return last
@@ -77,7 +84,9 @@ class _Saver:
         is_first: bool,
         report: Callable[[dict[str, Any]], None],
         warn: Callable[[str], None],
+        stopped: Callable[[], bool],
     ) -> None:
+        self._stopped = stopped
         self._checkpoints, self._folder, self._every_s, self._is_first = checkpoints, folder, every_s, is_first
         self._report, self._warn = report, warn
         self._saved_at, self._progress_at = time.monotonic(), -math.inf
@@ -128,7 +137,7 @@ class _Saver:
         self._report(state["history"][-1])
 
     def _poll(self) -> int:
-        if self._checkpoints.stop_file.exists():
+        if self._stopped() or self._checkpoints.stop_file.exists():
             return STOP
         return SAVE if self._every_s and time.monotonic() - self._saved_at > self._every_s else CONTINUE
 

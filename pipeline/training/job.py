@@ -12,11 +12,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.config.run_config import TrainConfig
+from pipeline.config.run_config import RunConfig, TrainConfig
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpointing import PROGRESS, progress_of
 from pipeline.training.checkpoints import CheckpointManager
-from pipeline.training.workers import NOTES, run_on_ray
+from pipeline.training.here import fit_here
+from pipeline.training.machine import trains_on_ray
 
 FitJob = Callable[[dict[str, Any], Tracker], dict[str, Any]]
 
@@ -27,13 +28,23 @@ class TrainingSession:
 
     Args:
         tracker: the MLflow run.
-        fit_job: executes the job; None: Ray Train's workers. ``pipeline.training.workers.fit_here`` is the other way.
+        fit_job: executes the job: ``fit_here`` or ``fit_in_task`` of ``pipeline.training.here``, or
+            ``pipeline.training.workers.run_on_ray`` (see :func:`fit_job_of`).
         checkpoints: None: kept in the output folder while the training lasts.
     """
 
     tracker: Tracker = dataclasses.field(default_factory=Tracker)
-    fit_job: FitJob | None = None
+    fit_job: FitJob = fit_here
     checkpoints: CheckpointManager | None = None
+
+
+def fit_job_of(config: RunConfig) -> FitJob:
+    """What executes a training of the command: Ray Train's workers where they are wanted (``trains_on_ray``), else this process."""
+    if not trains_on_ray(config):
+        return fit_here
+    from pipeline.training.workers import run_on_ray
+
+    return run_on_ray
 
 
 def run_job(job: dict[str, Any], train: TrainConfig, method: str, session: TrainingSession) -> dict[str, Any]:
@@ -54,13 +65,8 @@ def run_job(job: dict[str, Any], train: TrainConfig, method: str, session: Train
         "checkpoint_seconds": train.checkpoint_seconds,
     }
     with _progress_bar(method, job["settings"].epochs, folder / PROGRESS):
-        state = (
-            session.fit_job(job, session.tracker)
-            if session.fit_job is not None
-            else run_on_ray(job["task"], job, session.tracker)
-        )
-    for file in (PROGRESS, NOTES):
-        (folder / file).unlink(missing_ok=True)
+        state = session.fit_job(job, session.tracker)
+    (folder / PROGRESS).unlink(missing_ok=True)
     if session.checkpoints is None:
         saved.clear()
     return state

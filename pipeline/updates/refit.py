@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import shutil
 import time
+from contextlib import nullcontext
 from typing import TypedDict
 
 import numpy as np
@@ -33,7 +34,8 @@ from pipeline.retrieval.train import train_method
 from pipeline.retrieval.weights import load_method, with_more_ids
 from pipeline.storage.atomic import PARTIAL
 from pipeline.task import StageContext
-from pipeline.training.job import TrainingSession
+from pipeline.training.job import TrainingSession, fit_job_of
+from pipeline.training.machine import trains_on_ray
 from pipeline.updates.fold_in import Trained, assign, new_biases, user_rows, with_unseen
 from pipeline.updates.log import NewLog
 
@@ -147,8 +149,9 @@ def _refit(trained: Trained, interactions: csr_array, held_out: csr_array) -> Re
         for name, graph in graphs.items():
             ShardedCsr.write(folder / "ingest" / name, graph, n_shards=config.data.shards)
         cluster_run(config, folder / "ingest", folder / "cluster")
-        with ray_session(config.run.address):
-            train_method(StageContext(config, folder), trained.method, folder / "method", TrainingSession())
+        session = TrainingSession(fit_job=fit_job_of(config))
+        with ray_session(config.run.address) if trains_on_ray(config) else nullcontext():
+            train_method(StageContext(config, folder), trained.method, folder / "method", session)
         return load_method(folder / "method", folder / "ingest")[0]
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -25,7 +25,7 @@ from pipeline.distributed import graph as ray_graph
 from pipeline.distributed import session as ray_session
 from pipeline.config.run_config import RunConfig
 from pipeline.training.checkpointing import PROGRESS, progress_of
-from pipeline.training.workers import fit_here
+from pipeline.training.here import fit_in_task
 from pipeline.runs.run import run
 from pipeline.runs.folder import RunFolderError
 
@@ -103,7 +103,7 @@ thread.join()
 print("nodes that trained", len(raylets))
 
 def in_a_task(job, tracker):
-    return ray.get(ray.remote(num_cpus=1)(fit_here).remote(job, tracker))
+    return ray.get(ray.remote(num_cpus=1)(fit_in_task).remote(job, tracker))
 
 alone = RunConfig.from_flat(settings | {"run.out": f"{folder}/alone"})
 run(alone, until="evaluate", fit_job=in_a_task, reuse_from=[ray_session.Path(folder, "out")])

@@ -10,8 +10,6 @@ from types import ModuleType
 
 import pytest
 
-import pipeline.maps.methods
-import pipeline.training.job  # noqa: F401  Before the stand-ins: what it imports needs the real modules.
 from pipeline.cli import main as cli
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
@@ -20,6 +18,7 @@ from pipeline.runs import run as run_module
 from pipeline.runs.plan import plan
 from pipeline.runs.run import run
 from pipeline.tracking import tracker as tracking
+from pipeline.training.job import fit_job_of  # Before the stand-ins: what it imports needs the real modules.
 
 
 @pytest.fixture
@@ -68,8 +67,13 @@ def calls(monkeypatch):
         assert (path / "metrics.json").exists()
         return []
 
-    stand_in("pipeline.distributed.session", ray_session=ray_session, check_shared=lambda folder: None)
-    stand_in("pipeline.retrieval.ingest", ingest=ingest)
+    stand_in(
+        "pipeline.distributed.session",
+        ray_session=ray_session,
+        check_shared=lambda folder: None,
+        on_cluster=lambda address: address is not None,
+    )
+    stand_in("pipeline.retrieval.ingest", ingest=ingest, wants_ray=lambda data: data.shards == 99)
     stand_in("pipeline.retrieval.cluster", cluster_run=cluster_run)
     stand_in("pipeline.retrieval.train", train_method=train_method)
     stand_in("pipeline.retrieval.evaluate", evaluate_method=evaluate_method)
@@ -96,7 +100,6 @@ def config(tmp_path):
 def test_stages_run_in_order_and_once(calls, config, tmp_path):
     outcome = run(config("run.methods=soft,full"))
     assert calls == [
-        "ray up",
         "ingest",
         "cluster",
         "train soft",
@@ -105,7 +108,6 @@ def test_stages_run_in_order_and_once(calls, config, tmp_path):
         "train full",
         "evaluate full",
         "report",
-        "ray down",
     ]
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written == outcome.metrics
@@ -114,8 +116,51 @@ def test_stages_run_in_order_and_once(calls, config, tmp_path):
     assert RunConfig.load(tmp_path / "out" / "config.toml") == config("run.methods=soft,full")
     calls.clear()
     run(config("run.methods=soft,full"))
-    # Nothing to compute, so Ray stays down too; a report costs less than to know whether it is needed.
+    # A report costs less than to know whether it is needed.
     assert calls == ["report"]
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("data.shards=99", "ingest"),  # The stand-in for a large log.
+        ("run.address=auto", "ingest"),
+        ("cluster.shards=2", "cluster"),
+        ("train.workers=2", "train soft"),
+    ],
+)
+def test_ray_starts_once_for_the_first_stage_that_wants_it(calls, config, override, first):
+    run(config(override, "run.methods=soft,full"))
+    assert calls.count("ray up") == 1
+    assert calls[calls.index("ray up") + 1] == first
+    assert calls[-1] == "ray down"
+    calls.clear()
+    run(config(override, "run.methods=soft,full"))
+    assert calls == ["report"]
+
+
+@pytest.mark.parametrize(
+    ("override", "environment", "expected"),
+    [
+        ("train.lr=none", {}, "fit_here"),
+        ("train.workers=1", {}, "fit_here"),
+        ("cluster.shards=2", {}, "fit_here"),
+        ("train.workers=2", {}, "run_on_ray"),
+        ("run.address=auto", {}, "run_on_ray"),
+        ("train.lr=none", {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}, "run_on_ray"),
+    ],
+)
+def test_one_worker_of_this_machine_trains_in_this_process(config, override, environment, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert fit_job_of(config(override)).__name__ == expected
+
+
+def test_several_gpus_are_a_worker_each(config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert fit_job_of(config()).__name__ == "run_on_ray"
+    assert fit_job_of(config("train.workers=1")).__name__ == "fit_here"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +313,7 @@ def test_changed_data_computes_everything_again(calls, config, tmp_path):
     (tmp_path / "log.csv").write_text("longer")
     calls.clear()
     run(config(), until="cluster")
-    assert calls == ["ray up", "ingest", "cluster", "ray down"]
+    assert calls == ["ingest", "cluster"]
 
 
 def test_moved_data_computes_nothing(calls, config, tmp_path):

@@ -87,8 +87,8 @@ def test_command_prints_and_writes_what_it_measured(ray_local, tmp_path):
 def test_workers_are_timed_next_to_this_process(graph, tmp_path, monkeypatch):
     """Ray Train's workers are replaced by what they call, so that it is quick."""
 
-    def run_on_ray(task, job, tracker):
-        return fit_and_save(task, job, torch.device("cpu"), lambda entry: None, lambda line: None)
+    def run_on_ray(job, tracker):
+        return fit_and_save(job["task"], job, torch.device("cpu"), lambda entry: None, lambda line: None)
 
     monkeypatch.setattr(bench_workers, "run_on_ray", run_on_ray)
     monkeypatch.setattr("pipeline.retrieval.ingest.ingest", lambda data, folder: write_graph(folder, graph))

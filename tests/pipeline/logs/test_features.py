@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from numpy.testing import assert_allclose, assert_array_equal
 
 import graphhash
@@ -22,7 +20,6 @@ from pipeline.logs.features import feature_files, load_features, read_features
 from pipeline.maps.methods import METHODS, Inputs
 from pipeline.runs.plan import plan
 from pipeline.runs.run import run
-from pipeline.training.workers import fit_here
 from tests.helpers import graphs
 
 IDS = [3, 7, 8, 20, 31]
@@ -151,12 +148,7 @@ def test_only_lsh_is_trained_again_when_features_change(tmp_path):
     assert {name for name in after if after[name] != swapped[name]} == {"train lsh", "evaluate lsh"}
 
 
-def fit_in_a_task(job, tracker):
-    """Quicker than a Ray Train worker, by ten seconds."""
-    return ray.get(ray.remote(fit_here).remote(job, tracker))
-
-
-def test_a_run_hashes_alike_ids_into_one_row_and_trains(tmp_path, ray_local, monkeypatch):
+def test_a_run_hashes_alike_ids_into_one_row_and_trains(tmp_path):
     graph, blocks, _ = graphs.planted(0, 4, 20, 0.5, 0.02)
     users, items = graph.nonzero()
     pairs = "".join(f"u{user},{item}\n" for user, item in zip(users, items, strict=True))
@@ -180,9 +172,7 @@ def test_a_run_hashes_alike_ids_into_one_row_and_trains(tmp_path, ray_local, mon
             "run.mlflow": False,
         }
     )
-    # The Ray of the tests is there already.
-    monkeypatch.setattr("pipeline.distributed.session.ray_session", lambda address: nullcontext())
-    metrics = run(config, until="evaluate", fit_job=fit_in_a_task).metrics
+    metrics = run(config, until="evaluate").metrics
     assert metrics[0]["method"] == "lsh"
     assert metrics[0]["rows"] == 40
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""The train stage under Ray Train: its files, Ctrl-C, a killed worker, a training that cannot succeed."""
+"""The train stage: its files, Ctrl-C under Ray Train, the same weights there and in this process, a training that cannot succeed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import ray
 import torch
 from scipy.sparse import csr_array
 
@@ -28,7 +27,6 @@ from pipeline.training import workers as ray_fit
 from pipeline.training.checkpointing import PROGRESS, progress_of
 from pipeline.training.checkpoints import CheckpointManager
 from pipeline.training.job import TrainingSession
-from pipeline.training.workers import fit_here
 from tests.helpers import graphs
 
 
@@ -65,11 +63,6 @@ def train(run, out, config, **how):
     return train_method(StageContext(config, run), "soft", out, TrainingSession(**how))
 
 
-def fit_in_a_task(job, tracker):
-    """The same training without Ray Train."""
-    return ray.get(ray.remote(num_cpus=2)(fit_here).remote(job, tracker))
-
-
 def after_epoch(folder, epoch, act):
     """Call ``act`` once the training in ``folder`` has come so far; returns the thread that waits for it."""
 
@@ -86,7 +79,9 @@ def after_epoch(folder, epoch, act):
     return thread
 
 
-def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(run, tmp_path, ray_local, caplog):
+def test_ctrl_c_under_ray_train_saves_first_and_this_process_ends_the_training_with_the_same_weights(
+    run, tmp_path, ray_local, caplog
+):
     config = settings_of(train__epochs=1200, train__eval_every=100, train__patience=100, train__amp="bf16")
     states = CheckpointManager(tmp_path / "states", "key")
     caplog.set_level(logging.INFO, "pipeline")
@@ -97,7 +92,7 @@ def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(ru
 
     waiting = after_epoch(tmp_path / "stopped", 250, press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        train(run, tmp_path / "stopped", config, checkpoints=states)
+        train(run, tmp_path / "stopped", config, checkpoints=states, fit_job=ray_fit.run_on_ray)
     waiting.join()
     stopped_in = states.manifest()["epoch"]
     assert 250 <= stopped_in < 1200
@@ -113,7 +108,7 @@ def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(ru
     assert (facts["best_epoch"], facts["validation_recall@20"]) == (best["epoch"], best["recall@20"])
     assert sorted(p.name for p in out.iterdir()) == ["checkpoint", "history.json", "items.npz", "users.npz"]
 
-    train(run, tmp_path / "whole", config, fit_job=fit_in_a_task)
+    train(run, tmp_path / "whole", config)
     model, users, _ = load_method(out, run / "ingest")
     whole, _, _ = load_method(tmp_path / "whole", run / "ingest")
     for name, weight in whole.state_dict().items():
@@ -137,17 +132,22 @@ def test_ctrl_c_saves_first_and_the_same_training_ends_as_if_nothing_had_been(ru
         load_method(out, run / "ingest")
 
 
-def test_a_training_that_diverges_says_so_in_one_line(run, tmp_path, ray_local, monkeypatch):
-    """A worker tells the driver by a file, so that Ray Train does not try again; here without Ray Train."""
+def test_a_training_that_diverges_says_so_in_one_line(run, tmp_path):
+    with pytest.raises(graphhash.DataError, match=r"training diverged; lower train.lr \(1e\+38\)") as error:
+        train(run, tmp_path / "soft", settings_of(train__lr=1e38))
+    assert "\n" not in str(error.value)
+
+
+def test_a_worker_of_ray_train_tells_the_driver_by_a_file(run, tmp_path, ray_local, monkeypatch):
+    """Then Ray Train does not try again; here without Ray Train."""
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_size=lambda: 1))
-    monkeypatch.setattr("ray.train.report", lambda entry: None)
-    monkeypatch.setattr(ray_fit, "_use_assigned_cpus", lambda: None)
+    context = SimpleNamespace(get_world_size=lambda: 1, get_world_rank=lambda: 0)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    monkeypatch.setattr(ray_fit, "_assigned_cpus", lambda: 2)
 
     def fit_job(job, tracker):
         ray_fit._worker(job)
         raise graphhash.DataError((tmp_path / "soft" / ray_fit.FAILURE).read_text())
 
-    with pytest.raises(graphhash.DataError, match=r"training diverged; lower train.lr \(1e\+38\)") as error:
+    with pytest.raises(graphhash.DataError, match=r"training diverged; lower train.lr \(1e\+38\)"):
         train(run, tmp_path / "soft", settings_of(train__lr=1e38), fit_job=fit_job)
-    assert "\n" not in str(error.value)

@@ -21,7 +21,7 @@ from pipeline.sweeps.space import Range
 from pipeline.sweeps.study import SearchRecord
 from pipeline.sweeps.trials import best_first
 from pipeline.sweeps.tune import SearchSettings, run_trials, trial_spec, tune
-from pipeline.training.workers import fit_here
+from pipeline.training.here import fit_here
 from tests.helpers.command import exit_code_of
 from tests.helpers.serial_pool import SerialPool
 
@@ -203,15 +203,7 @@ def test_trials_are_listed_best_first_with_their_settings(search):
     assert any(float(trial["train.lr"]) == default and trial["map.hops"] == "auto" for trial in search.trials())
 
 
-@pytest.fixture
-def as_a_task(monkeypatch):
-    """This process has what Ray would give to a trial."""
-    from ray.runtime_context import RuntimeContext
-
-    monkeypatch.setattr(RuntimeContext, "get_assigned_resources", lambda self: {"CPU": 2})
-
-
-def test_the_best_settings_are_a_run_that_repeats_the_winner(search, tmp_path, as_a_task):
+def test_the_best_settings_are_a_run_that_repeats_the_winner(search, tmp_path):
     config = RunConfig.load(search.out / "best.toml", **{"run.out": str(tmp_path / "run"), "run.mlflow": False})
     (metrics,) = run(config, until="train", fit_job=fit_here).metrics
     best = search.trials()[0]
@@ -249,7 +241,7 @@ def base(search, tmp_path):
     return config
 
 
-def test_a_trial_never_reads_the_test(base, monkeypatch, as_a_task):
+def test_a_trial_never_reads_the_test(base, monkeypatch):
     opened, known = [], ShardedCsr.open
 
     def note(path):
@@ -267,6 +259,6 @@ def test_a_trial_never_reads_the_test(base, monkeypatch, as_a_task):
     assert finished(trial_spec(base, {"train.lr": 0.06})) is None
 
 
-def test_settings_that_do_not_train_are_a_bad_trial(base, as_a_task):
+def test_settings_that_do_not_train_are_a_bad_trial(base):
     spec = trial_spec(base, {"train.lr": 1e38})
     assert "diverged" in execute(spec, spec.until, fit_job=fit_here).reason

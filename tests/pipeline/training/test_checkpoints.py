@@ -314,17 +314,24 @@ def test_more_workers_than_the_cluster_has_are_refused():
         share_out_workers(5, 4, [64])
 
 
-def test_metrics_of_an_epoch_are_sent_once():
-    sent = []
-
+def test_metrics_of_an_epoch_are_sent_once(tmp_path):
     class Noting:
-        def log_metrics(self, values, step):
-            sent.append((step, values))
+        def __init__(self):
+            self.sent = []
 
-    callback = ray_fit._tracking_callback(Noting(), logged=[2])
+        def log_metrics(self, values, step):
+            self.sent.append((step, values))
+
+    file, tracker = tmp_path / "entries.jsonl", Noting()
+    sender = ray_fit._EntriesSender(file, tracker, sent=[2])
+    sender.send()
     for epoch in (2, 4, 4, 6):
-        callback.after_report(None, [{"epoch": epoch, "loss": 0.5}] * 2, None)
-    assert sent == [(4, {"loss": 0.5}), (6, {"loss": 0.5})]
+        ray_fit._append(file, json.dumps({"epoch": epoch, "loss": 0.5}))
+        sender.send()
+    with open(file, "a") as half:
+        half.write('{"epoch": 8, "lo')
+    sender.send()
+    assert tracker.sent == [(4, {"loss": 0.5}), (6, {"loss": 0.5})]
 
 
 def test_what_cannot_be_had_is_said_in_one_line(tmp_path):
