@@ -89,6 +89,7 @@ class Method:
         n_codes: most rows of stored weights per side; 0: none is stored.
         plain_items: whether all of this is said of users alone, and items read one row without a weight.
         item_bias: whether items get a trained scalar each by default.
+        ours: whether it reads communities of the graph and is of GraphHash or this package; the others are what it is compared with.
         lr: of Adam.
         l2_total: its weight decay times the rows of the tables.
     """
@@ -101,6 +102,7 @@ class Method:
     n_codes: int = 0
     plain_items: bool = False
     item_bias: bool = False
+    ours: bool = False
     lr: float = 1e-2
     l2_total: float = 1e-4
 
@@ -235,13 +237,15 @@ METHODS: dict[str, Method] = {
     ),
     "lsh": Method(_lsh, "ids with similar features share a row, by random projections", lr=2e-2, l2_total=0.011),
     "lsh_structure": Method(_lsh_structure, "ids with similar neighbours share a row, by random projections", lr=2e-2, l2_total=0.011),
-    "graph": Method(lambda inputs: graph_maps(inputs.labels), "GraphHash: ids of one community share a row", lr=2e-2, l2_total=0.011),
+    "graph": Method(
+        lambda inputs: graph_maps(inputs.labels), "GraphHash: ids of one community share a row", ours=True, lr=2e-2, l2_total=0.011
+    ),
     "double_graph": Method(
         lambda inputs: double_graph_maps(inputs.labels, seed=inputs.seed), "the community's row plus a hashed one",
-        indices_per_id=2, n_codes=2, lr=2e-2, l2_total=0.011,
+        indices_per_id=2, n_codes=2, ours=True, lr=2e-2, l2_total=0.011,
     ),
     "multilevel": Method(
-        _multilevel, "a coarse and a fine community's row", indices_per_id=2, n_codes=2, lr=2e-2, l2_total=0.011
+        _multilevel, "a coarse and a fine community's row", indices_per_id=2, n_codes=2, ours=True, lr=2e-2, l2_total=0.011
     ),
     "balanced": Method(
         _balanced, "BACO: balanced communities of its own, two rows per user", indices_per_id=2, n_codes=2, plain_items=True,
@@ -249,10 +253,10 @@ METHODS: dict[str, Method] = {
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
-        indices_per_id=20, free_indices=True, n_codes=256, item_bias=True, lr=4e-2, l2_total=0.02,
+        indices_per_id=20, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02,
     ),
     "double_soft": Method(
         _double_soft, "every id reads a mixture of its neighbours' communities plus a hashed row",
-        indices_per_id=20, least_indices=2, free_indices=True, n_codes=256, item_bias=True, lr=4e-2, l2_total=0.02,
+        indices_per_id=20, least_indices=2, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02,
     ),
 }  # fmt: skip
