@@ -53,6 +53,29 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class MetricTable:
+    """A further table of test metrics, one row per method.
+
+    Args:
+        title: its heading.
+        note: what it shows, in a sentence or two.
+        columns: titles, and the keys whose values share a cell, in this order.
+    """
+
+    title: str
+    note: str
+    columns: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def cells(self, metrics: Mapping[str, Any]) -> list[str]:
+        """The texts of a row; `-` where there is no figure."""
+        return [" / ".join(_figure(metrics.get(key)) for key in keys) for _, keys in self.columns]
+
+    def has_figures(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether there is anything to show."""
+        return any(metrics.get(key) is not None for _, keys in self.columns for key in keys)
+
+
+@dataclass(frozen=True)
 class StageContext:
     """What a stage reads: the settings, and the folder of the run with the outputs of earlier stages.
 
@@ -81,7 +104,6 @@ class Task(Protocol):
 
     Attributes:
         name: as in `run.task`.
-        measures: test metrics; the first is the main one, which is drawn.
         validation_metric: training maximises it, and a search compares by it.
         default_budget: (kind, value) of a run that is given none.
         comparison_budgets: of a comparison that is given none.
@@ -94,7 +116,6 @@ class Task(Protocol):
     """
 
     name: str
-    measures: tuple[Measure, ...]
     validation_metric: str
     default_budget: tuple[str, float]
     comparison_budgets: tuple[tuple[str, float], ...]
@@ -105,8 +126,24 @@ class Task(Protocol):
     byte_budget_fields: tuple[str, ...]
     unread_fields: frozenset[str]
 
+    def measures_of(self, cutoffs: Sequence[int]) -> tuple[Measure, ...]:
+        """Test metrics that are columns of tables; the first is the main one, which is drawn.
+
+        Args:
+            cutoffs: `evaluate.k` as numbers, as in metrics; a task without rankings ignores them.
+        """
+
+    def metric_keys(self, cutoffs: Sequence[int]) -> tuple[str, ...]:
+        """Keys of all test metrics that a comparison averages."""
+
+    def further_tables(self, cutoffs: Sequence[int]) -> tuple[MetricTable, ...]:
+        """Tables of further test metrics, for the reports of a run and of a comparison."""
+
     def check_methods(self, methods: Sequence[str]) -> None:
         """Raise ConfigError for a method that the task does not support."""
+
+    def check_trainable(self, config: RunConfig) -> None:
+        """Raise ConfigError where nothing would end a training with these settings."""
 
     def check_exportable(self, config: RunConfig) -> None:
         """Raise ConfigError where a trained model cannot be exported with these settings."""
@@ -187,7 +224,11 @@ def planned_precision(config: RunConfig, auto: str) -> str:
 
 def measures_as_text(measures: Sequence[Measure], metrics: Mapping[str, Any]) -> list[str]:
     """The test metrics of a method as text; `-` where there was no test."""
-    return ["-" if metrics[m.key] is None else f"{metrics[m.key]:.4f}" for m in measures]
+    return [_figure(metrics[measure.key]) for measure in measures]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def chosen(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:

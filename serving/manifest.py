@@ -122,7 +122,7 @@ class RetrievalManifest(Manifest):
     item_bias: bool
     precision_loss: dict[
         str, float | None
-    ]  # "recall@20" and "recall@20_float32" of the test, and "relative", what is lost
+    ]  # "recall@20" and "recall@20_float32" of the test, at its first cut-off, and "relative", what is lost
     tie_rule: str
     # "absolute" and "relative": a score s of the trained model, its tables rounded to `precision`, and the exported one's differ by at most
     # absolute + relative * max |s|, or nothing is published.

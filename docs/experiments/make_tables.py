@@ -22,6 +22,7 @@ END = "<!-- end of figures -->"
 # Key of a measure, its title, and whether the highest value is the best.
 MEASURES = (
     ("recall@20", "recall@20", True),
+    ("capped_recall@20", "capped recall@20", True),
     ("ndcg@20", "NDCG@20", True),
     ("log_loss", "log loss", False),
     ("auc", "AUC", True),

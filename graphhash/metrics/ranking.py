@@ -1,4 +1,4 @@
-"""Ranking a catalogue for users, and the metrics of the ranking: Recall@k and NDCG@k.
+"""Ranking a catalogue for users, and the metrics of the ranking: recall, NDCG, hit rate and reciprocal rank at k, and coverage.
 
 Ties are broken by one rule everywhere: the higher score first, equal scores by the lower item row (items are in ascending raw-id
 order; it is also the rule of ONNX's TopK).
@@ -43,7 +43,9 @@ def top_k(scores: NDArray[np.float32], k: int, seen: csr_array | None = None) ->
 
 
 def recall_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
-    """Share of each user's relevant items that were recommended, over min(k, number relevant).
+    """Share of each user's relevant items that were recommended, over the number of relevant items.
+
+    It stays below 1 for a user with more than k of them. LightGCN and BARS report this one; :func:`capped_recall_at_k` is the other.
 
     Args:
         topk: item rows, best first, shape (n_users, k); -1 marks an empty slot.
@@ -52,8 +54,16 @@ def recall_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.floa
     Returns: values in [0, 1], shape (n_users,); NaN for a user with nothing held out.
     """
     hits, n_relevant = _hits(topk, relevant)
-    reachable = np.minimum(topk.shape[1], n_relevant)
-    return np.divide(hits.sum(1), reachable, out=np.full(len(topk), np.nan), where=reachable > 0)
+    return _share(hits.sum(1), n_relevant)
+
+
+def capped_recall_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
+    """Share of each user's relevant items that were recommended, over min(k, number relevant): a perfect ranking has 1.
+
+    GraphHash and BACO report this one. Arguments and return as in :func:`recall_at_k`.
+    """
+    hits, n_relevant = _hits(topk, relevant)
+    return _share(hits.sum(1), np.minimum(topk.shape[1], n_relevant))
 
 
 def ndcg_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
@@ -67,6 +77,63 @@ def ndcg_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float6
     discounts = 1 / np.log2(np.arange(2, k + 2))
     best = np.concatenate([[np.nan], np.cumsum(discounts)])[np.minimum(k, n_relevant)]
     return (hits * discounts).sum(1) / best
+
+
+def hit_rate_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
+    """1 for a user with a relevant item among those recommended, else 0.
+
+    Arguments and return as in :func:`recall_at_k`.
+    """
+    hits, n_relevant = _hits(topk, relevant)
+    return np.where(n_relevant > 0, hits.any(1).astype(np.float64), np.nan)
+
+
+def mrr_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
+    """Reciprocal rank of the first relevant item, ranks from 1; 0 where none is among those recommended (Voorhees, TREC-8).
+
+    Its mean over users is the mean reciprocal rank. Arguments and return as in :func:`recall_at_k`.
+    """
+    hits, n_relevant = _hits(topk, relevant)
+    reciprocal = np.where(hits.any(1), 1 / (hits.argmax(1) + 1), 0.0)
+    return np.where(n_relevant > 0, reciprocal, np.nan)
+
+
+def coverage(topk: NDArray[np.int32], n_items: int) -> float:
+    """Share of the catalogue that is recommended to at least one user.
+
+    Args:
+        topk: item rows, shape (n_users, k); -1 marks an empty slot.
+        n_items: of the catalogue.
+    """
+    shown = np.zeros(n_items, np.bool_)
+    shown[topk[topk >= 0]] = True
+    return float(shown.mean())
+
+
+def thirds_of_interactions(degrees: NDArray) -> NDArray[np.int8]:
+    """Split ids by the number of their interactions, so that each part holds a third of all interactions.
+
+    Ids are ordered by falling degree, equal ones by their row. An id belongs to the third in which the middle of its interactions lies.
+
+    Args:
+        degrees: interactions of every id, shape (n_ids,).
+
+    Returns: int8, shape (n_ids,): 0 the head, of the fewest ids; 1 the middle; 2 the tail. Ids without interactions are in the tail.
+    """
+    degrees = np.asarray(degrees, np.float64)
+    order = np.argsort(-degrees, kind="stable")
+    ends = np.cumsum(degrees[order])
+    total = ends[-1] if len(ends) else 0.0
+    thirds = np.full(len(degrees), 2, np.int8)
+    if total > 0:
+        middles = (ends - degrees[order] / 2) / total
+        thirds[order] = np.minimum(np.floor(3 * middles), 2).astype(np.int8)
+        thirds[degrees == 0] = 2
+    return thirds
+
+
+def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
 def _hits(topk: NDArray[np.int32], relevant: csr_array) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

@@ -29,6 +29,7 @@ from graphhash.clustering.api import cluster
 from graphhash.clustering.labels import Labels
 from graphhash.errors import DataError
 from graphhash.maps.bucket_map import BucketMap, table_rows
+from graphhash.metrics.ranking import capped_recall_at_k, ndcg_at_k
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
 from pipeline.config.run_config import HOPS, DataConfig, TrainConfig
@@ -199,10 +200,13 @@ def measure(train: csr_array, test: csr_array, settings: BenchSettings) -> list[
             results.append(common | {"task": task} | figures(timer.rounds[1:], train.nnz))
         _log.info("%s: evaluation", name)
         tested = np.flatnonzero(np.diff(test.indptr))
-        rank_users(model, tested[:WARM_UP_USERS], train, test, K)
+        rank_users(model, tested[:WARM_UP_USERS], train, K)
         timer.start()
         for _ in range(settings.rounds):
-            rank_users(model, tested, train, test, K, lap=timer)
+            ranked = rank_users(model, tested, train, K, lap=timer)
+            capped_recall_at_k(ranked, test[tested])
+            ndcg_at_k(ranked, test[tested])
+            timer("metrics")
             timer.end_round()
         results.append(common | {"task": "evaluation"} | figures(timer.rounds, len(tested)))
     return results

@@ -21,7 +21,8 @@ def describe(manifest: Mapping[str, Any]) -> str:
         f"{manifest['n_buckets']['users']:,} and {manifest['n_buckets']['items']:,} buckets, tables in {manifest['precision']}"
     )
     if loss is not None:
-        text += f" ({100 * loss:+.2f} % of recall@20 lost by it)"
+        measure = next(key for key in manifest["precision_loss"] if key.startswith("recall@"))
+        text += f" ({100 * loss:+.2f} % of {measure} lost by it)"
     return f"{text}; {runtime['mode']}, about {runtime['resident_bytes']:,} bytes in memory: {runtime['cost']}"
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.config.sections import EvaluateConfig
 from pipeline.errors import RegistryError
 from pipeline.runs.tasks import TASKS
 from pipeline.tracking.registry import Candidate, Registered, register
+
+# Of bundles whose metrics name none.
+DEFAULT_CUTOFFS = EvaluateConfig().cutoffs
 
 
 def register_bundle(
@@ -32,11 +36,12 @@ def register_bundle(
     open_bundle(bundle, provider="cpu")
     metrics = {key: value for key, value in manifest["metrics"].items() if isinstance(value, (int, float))}
     task = TASKS[manifest["task"]]
-    metric = metric or task.measures[0].key
+    measures = task.measures_of(manifest["metrics"].get("k", DEFAULT_CUTOFFS))
+    metric = metric or measures[0].key
     if metric not in metrics:
         raise RegistryError(
             f"{bundle}: the manifest has no number for {metric!r}, but for {', '.join(metrics) or 'none'}; choose --metric"
         )
-    lower_is_better = any(measure.key == metric and measure.higher_is_better is False for measure in task.measures)
+    lower_is_better = any(measure.key == metric and measure.higher_is_better is False for measure in measures)
     candidate = Candidate(bundle, manifest, metrics, metric, lower_is_better, task.example_call(manifest))
     return register(candidate, name, alias=alias, experiment=experiment, force=force)

@@ -62,6 +62,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "epochs": ("train.epochs",),
     "batch_size": ("train.batch_size",),
     "workers": ("train.workers",),
+    "k": ("evaluate.k",),
     "precision": ("export.precision",),
     "runtime": ("export.runtime",),
     "method": ("run.methods",),
@@ -228,6 +229,11 @@ training_options = _group(
 )
 workers_option = click.option("--workers", type=int, help="Data-parallel training processes.  [one per GPU, or one]")
 train_options = _group(method_option, model_options, training_options, workers_option)
+cutoff_option = click.option(
+    "--k",
+    metavar="K[,K]...",
+    help="Cut-offs of recall, NDCG, hit rate, MRR and coverage on the test; the first is that of tables.  [20]",
+)
 resume_option = click.option(
     "--resume/--no-resume",
     default=None,
@@ -261,7 +267,7 @@ def load(options: dict[str, Any]) -> RunConfig:
 
     out, remote = place(options["out"], options["work"])
     requested = {name: value for name, value in options.items() if name in KEYS and value is not None}
-    for name in ("method", "levels"):
+    for name in ("method", "levels", "k"):
         if name in requested:
             requested[name] = tuple(part.strip() for part in requested[name].split(",") if part.strip())
     for name in ("data", "user_features", "item_features", "schema"):

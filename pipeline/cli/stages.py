@@ -12,6 +12,7 @@ from pipeline.cli.options import (
     Epilog,
     cluster_options,
     common_options,
+    cutoff_option,
     data_options,
     export_options,
     load,
@@ -23,6 +24,7 @@ from pipeline.cli.options import (
     write_json,
 )
 from pipeline.config.run_config import RunConfig
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.runs.run import RunResult
@@ -41,6 +43,7 @@ graphhash run --task ctr --data frappe --resolution 5 --method double_soft,doubl
 @data_options
 @cluster_options
 @train_options
+@cutoff_option
 @export_options
 @click.option("--dry-run", is_flag=True, help="Print every stage with the reason to compute it, and compute nothing.")
 @common_options
@@ -131,18 +134,54 @@ def train(**_: Any) -> None:
     epilog="""
 graphhash evaluate --out out
 graphhash evaluate --out out --method soft,graph --json figures.json
+graphhash evaluate --out out --k 10,20,50
+graphhash evaluate --out out --method soft --recommendations top.parquet --test-interactions test.parquet
 """,
 )
 @out_option
 @data_options
 @cluster_options
 @train_options
+@cutoff_option
+@click.option(
+    "--recommendations",
+    metavar="FILE",
+    help="Write what the test measures as parquet: user_id, item_id, rank, score; raw ids, as many ranks as the largest --k.",
+)
+@click.option("--test-interactions", metavar="FILE", help="Write the test as parquet: user_id, item_id; raw ids.")
 @common_options
-def evaluate(**_: Any) -> None:
-    """Measure recall and NDCG (ctr: log loss, AUC and calibration) on the test, and count every byte."""
+def evaluate(recommendations: str | None, test_interactions: str | None, **_: Any) -> None:
+    """Measure recall, NDCG and their like (ctr: log loss, AUC and calibration) on the test, and count every byte."""
+    config = load(click.get_current_context().params)
+    if recommendations or test_interactions:
+        _check_recommendations(config, recommendations)
     outcome, config, json_file = _until("evaluate")
     _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
+    if not (recommendations or test_interactions):
+        return
+    from pipeline.retrieval.recommendations import write_recommendations, write_test_interactions
+    from pipeline.task import StageContext
+
+    context = StageContext(config, Path(config.run.out))
+    if recommendations:
+        n_rows = write_recommendations(context, config.run.methods[0], Path(recommendations))
+        print(f"\nrecommendations: {recommendations}, {n_rows:,} rows")
+    if test_interactions:
+        n_rows = write_test_interactions(context, Path(test_interactions))
+        print(f"test interactions: {test_interactions}, {n_rows:,} rows")
+
+
+def _check_recommendations(config: RunConfig, file: str | None) -> None:
+    """Raise ConfigError where there is no ranking to write, or more than one."""
+    if config.run.task != "retrieval":
+        raise ConfigError(
+            f"run.task={config.run.task} ranks nothing; leave --recommendations and --test-interactions out"
+        )
+    if file and len(config.run.methods) > 1:
+        raise ConfigError(
+            f"--recommendations {file} takes one method, the run has {','.join(config.run.methods)}; name it with --method"
+        )
 
 
 @click.command(
@@ -219,16 +258,16 @@ def _print_metrics(metrics: Sequence[dict[str, Any]], config: RunConfig) -> None
     from pipeline.runs.tasks import task_of
     from pipeline.task import measures_as_text
 
-    task = task_of(config)
+    measures = task_of(config).measures_of(config.evaluate.cutoffs)
     rows = [
         (
             entry["method"],
             f"{entry['rows']:,}",
             f"{entry['bytes']:,}",
             f"{100 * entry['bytes_ratio']:.1f} %",
-            *measures_as_text(task.measures, entry),
+            *measures_as_text(measures, entry),
             f"{entry['seconds']['train']:.0f}",
         )
         for entry in metrics
     ]
-    print_table(("method", "rows", "bytes", "of full", *(m.title for m in task.measures), "train s"), rows)
+    print_table(("method", "rows", "bytes", "of full", *(m.title for m in measures), "train s"), rows)

@@ -14,6 +14,7 @@ from pipeline.cli.options import (
     Epilog,
     budget_options,
     clustering_options,
+    cutoff_option,
     data_options,
     export_options,
     load,
@@ -106,6 +107,7 @@ graphhash compare --data ml-1m --methods soft,graph,full --resolution 5 --for fu
 @_list_option("--resolution", float, "numbers", "G", "Instead of budgets: resolutions of the modularity.  [ctr: 5]")
 @clustering_options
 @training_options
+@cutoff_option
 @export_options
 @click.option(
     "--for",
@@ -157,7 +159,8 @@ def compare(
     )
     overrides = [parse_method_override(text) for text in method_overrides]
     written = compare_runs(base, points, overrides=overrides, jobs=jobs)
-    print_table(header(task), table(written["summary"], task))
+    measures = task.measures_of(base.evaluate.cutoffs)
+    print_table(header(measures, written["summary"]), table(written["summary"], measures))
     write_json(options["json_file"], written)
     out = Path(base.run.out)
     print(f"\ntable: {out / 'compare.md'}\nplot: {out / 'compare.png'}")

@@ -59,8 +59,8 @@ def update(
     Interactions between known ids change no answer; `graphhash recommend --exclude-seen` leaves them out. A further update goes on from
     this one, and later exports of the same training keep the folded-in ids; a new training starts without them.
 
-    Models: mf, with any loss. --refit trains once more on the old interactions and the new users' remaining ones, and prints Recall@20 and
-    NDCG@20 of the new users: folded in, under the refit, and with the fallback.
+    Models: mf, with any loss. --refit trains once more on the old interactions and the new users' remaining ones, and prints recall@20,
+    capped recall@20 and NDCG@20 of the new users: folded in, under the refit, and with the fallback.
     """
     from pipeline.runs.remote import held_folder
     from pipeline.storage.uris import fetch, is_uri
@@ -101,8 +101,10 @@ def lines(result: UpdateResult) -> list[str]:
             ("refit", refit["refit"]),
             ("fallback", refit["fallback"]),
         ):
-            text.append(f"{name:10}recall@20 {figures['recall@20']:.4f}  NDCG@20 {figures['ndcg@20']:.4f}")
-        shares = " and ".join(
+            text.append(
+                f"{name:10}recall@20 {figures['recall@20']:.4f}  capped {figures['capped_recall@20']:.4f}  NDCG@20 {figures['ndcg@20']:.4f}"
+            )
+        shares = ", ".join(
             "-" if share is None else f"{100 * share:.1f} %" for share in refit["share_of_refit"].values()
         )
         text.append(f"folded-in users have {shares} of the refit's")

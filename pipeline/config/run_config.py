@@ -41,6 +41,7 @@ from pipeline.config.sections import (
     TASK_DEFAULTS,
     ClusterConfig,
     DataConfig,
+    EvaluateConfig,
     ExportConfig,
     JobConfig,
     MapConfig,
@@ -67,6 +68,7 @@ __all__ = [
     "TASK_DEFAULTS",
     "ClusterConfig",
     "DataConfig",
+    "EvaluateConfig",
     "ExportConfig",
     "JobConfig",
     "MapConfig",
@@ -86,6 +88,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     map: MapConfig = field(default_factory=MapConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     run: JobConfig = field(default_factory=JobConfig)
 

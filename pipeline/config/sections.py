@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from pipeline.config.choices import (
@@ -29,9 +29,20 @@ from pipeline.errors import ConfigError
 # What a task has instead of the defaults below.
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {"ctr": {"train.model": "dlrm", "train.patience": 2}}
 BUDGET_KEYS = ("resolution", "rows", "user_rows", "item_rows", "ratio")
+# The ranking of a test keeps so many items of every user at most.
+MOST_SLOTS = 1000
 
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _as_texts(values: Any) -> Any:
+    """Whole numbers, alone or in a list, as the texts that a list of settings holds."""
+    if isinstance(values, int) and not isinstance(values, bool):
+        return (str(values),)
+    if isinstance(values, tuple):
+        return tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values)
+    return values
 
 
 @one_line_errors("data")
@@ -264,6 +275,31 @@ class TrainConfig:
         return self
 
 
+@one_line_errors("evaluate")
+@dataclass(frozen=True, config=STRICT)
+class EvaluateConfig:
+    """The test (stage `evaluate`)."""
+
+    k: Annotated[tuple[str, ...], BeforeValidator(_as_texts)] = ("20",)
+    """Cut-offs of recall, NDCG and the other measures of a ranking. The first is that of tables, pictures and figures of parts of the ids.
+    Validation has the cut-off 20, whatever is given here."""
+
+    @property
+    def cutoffs(self) -> tuple[int, ...]:
+        """`k` as numbers."""
+        return tuple(map(int, self.k))
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateConfig:
+        if not self.k or any(not k.isdecimal() or not 1 <= int(k) <= MOST_SLOTS for k in self.k):
+            raise ConfigError(
+                f"evaluate.k={','.join(self.k)} must be whole numbers from 1 to {MOST_SLOTS}, such as 10,20,50"
+            )
+        if len(set(self.cutoffs)) != len(self.k):
+            raise ConfigError(f"evaluate.k={','.join(self.k)} names a cut-off twice")
+        return self
+
+
 @one_line_errors("export")
 @dataclass(frozen=True, config=STRICT)
 class ExportConfig:
@@ -320,6 +356,7 @@ SECTIONS: dict[str, type] = {
     "cluster": ClusterConfig,
     "map": MapConfig,
     "train": TrainConfig,
+    "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "run": JobConfig,
 }

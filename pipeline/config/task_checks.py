@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.config.choices import CTR_FORMATS, CTR_MODELS, MODELS
-from pipeline.config.sections import BUDGET_KEYS
+from pipeline.config.sections import BUDGET_KEYS, EvaluateConfig
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ def _check_ctr(config: RunConfig) -> None:
     if config.data.bad_rows != "error":
         raise ConfigError(
             f"data.bad_rows={config.data.bad_rows} is not supported with run.task=ctr, which stops at a bad row; leave it out"
+        )
+    if config.evaluate != EvaluateConfig():
+        raise ConfigError(
+            f"evaluate.k={','.join(config.evaluate.k)} is for rankings and not supported with run.task=ctr; leave it out"
         )
     if config.cluster.shards or config.cluster.levels:
         raise ConfigError("cluster.shards and cluster.levels are not supported with run.task=ctr; leave them out")

@@ -38,7 +38,7 @@ def write_ctr_report(run_dir: Path) -> list[Path]:
     """
     from pipeline.maps.descriptions import how_ids_read, use_of_communities
 
-    facts = RunFacts.read(run_dir, "log_loss", "auc", measure_title="log loss")
+    facts = RunFacts.read(run_dir, lambda _metrics: MEASURES[0], "auc")
     pictures = {
         "bytes_columns.png": _draw_bytes,
         "bytes_loss.png": _draw_loss if facts.tested else None,

@@ -10,6 +10,7 @@ from pipeline.ctr.defaults import DEFAULT_BUDGET, MEASURES, planned_precision_of
 from pipeline.errors import ConfigError
 from pipeline.task import (
     Measure,
+    MetricTable,
     StageContext,
     budget_of,
     budget_settings,
@@ -28,7 +29,6 @@ class Ctr:
     """Implements `pipeline.task.Task`."""
 
     name = "ctr"
-    measures: tuple[Measure, ...] = MEASURES
     validation_metric = "auc"
     default_budget: tuple[str, float] = DEFAULT_BUDGET
     comparison_budgets: tuple[tuple[str, float], ...] = (DEFAULT_BUDGET,)
@@ -117,8 +117,21 @@ class Ctr:
             "train.compile",
             "train.sparse_gradients",
             "export.runtime",
+            "evaluate.k",
         }
     )
+
+    def measures_of(self, cutoffs: Sequence[int]) -> tuple[Measure, ...]:
+        return MEASURES
+
+    def metric_keys(self, cutoffs: Sequence[int]) -> tuple[str, ...]:
+        return tuple(measure.key for measure in MEASURES)
+
+    def further_tables(self, cutoffs: Sequence[int]) -> tuple[MetricTable, ...]:
+        return ()
+
+    def check_trainable(self, config: RunConfig) -> None:
+        """Every training ends."""
 
     def check_methods(self, methods: Sequence[str]) -> None:
         if "lsh" in methods:

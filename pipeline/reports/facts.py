@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from pipeline.errors import RunFolderError
 from pipeline.reports.figures import COLOURS
+from pipeline.task import Measure
 
 
 class History(TypedDict):
@@ -48,18 +49,22 @@ class RunFacts:
     histories: dict[str, History]
 
     @classmethod
-    def read(cls, path: Path, measure: str, watched: str, *, measure_title: str) -> RunFacts:
+    def read(cls, path: Path, main: Callable[[Sequence[Mapping[str, Any]]], Measure], watched: str) -> RunFacts:
         """Read a run folder.
+
+        Args:
+            main: the test measure that is drawn, by the metrics.
+            watched: key of the validation measure that is drawn.
 
         Raises:
             RunFolderError: a file is missing or is not the JSON it should be.
         """
         metrics = read_json(path / "metrics.json")
-        text = (path / "config.toml").read_text(encoding="utf-8")
+        text, measure = (path / "config.toml").read_text(encoding="utf-8"), main(metrics)
         return cls(
             path,
-            measure,
-            measure_title,
+            measure.key,
+            measure.title,
             watched,
             tomllib.loads(text),
             text,

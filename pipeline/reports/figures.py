@@ -30,6 +30,16 @@ def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def figure_with_panels(width: float, height: float, n: int) -> tuple[Figure, list[Axes]]:
+    """A figure with `n` pairs of axes side by side; width and height in inches."""
+    figure, first = figure_of(width, height)
+    first.remove()
+    panels = list(figure.subplots(1, n, squeeze=False).ravel())
+    for axes in panels:
+        style(axes)
+    return figure, panels
+
+
 def style(axes: Axes) -> None:
     """Plain axes with a faint grid."""
     for side in ("top", "right"):
@@ -92,4 +102,29 @@ def spread(
         for lower in order[:rank]:
             if abs(at[upper] - at[lower]) < width:
                 positions[upper] = max(positions[upper], positions[lower] + gap)
+    return positions
+
+
+def spaced(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions nearest to `values`, in the same order, at least `gap` apart and within the limits.
+
+    The sum of the squared distances to `values` is the least (isotonic regression, by pooling neighbours that are too close). Where the
+    limits have no room, the gap is smaller.
+    """
+    if len(values) > 1:
+        gap = min(gap, (high - low) / (len(values) - 1))
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    # Without the gaps below them, positions must only not fall: blocks of equal ones are merged until they do not.
+    blocks: list[tuple[float, int]] = []
+    for rank, i in enumerate(order):
+        mean, count = values[i] - rank * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            other, n = blocks.pop()
+            mean, count = (mean * count + other * n) / (count + n), count + n
+        blocks.append((mean, count))
+    room = high - (len(values) - 1) * gap
+    levels = [min(max(mean, low), room) for mean, count in blocks for _ in range(count)]
+    positions = [0.0] * len(values)
+    for rank, i in enumerate(order):
+        positions[i] = levels[rank] + rank * gap
     return positions

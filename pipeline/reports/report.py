@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# Bytes of parameters, gradients, optimizer state and maps while training, in metrics where they were counted, and their titles.
+TRAINING_BYTES = {"training_bytes": "training bytes", "training_bytes_measured": "measured"}
+
+
 @dataclass(frozen=True)
 class Trained:
     """What was trained, in words.

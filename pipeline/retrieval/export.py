@@ -28,7 +28,7 @@ from graphhash.nn.embedding import BucketEmbedding
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
 from pipeline.export.publish import oov_id, save_graph, staged_bundle
-from pipeline.retrieval.evaluate import K
+from pipeline.retrieval.defaults import CUTOFFS, measures_of
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
 from pipeline.retrieval.onnx_parts import materialized_bytes
@@ -187,10 +187,14 @@ def _content(trained: TrainedRetrieval, graph: onnx.ModelProto, precision: str, 
 
 
 def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """Recall as stored and in float32, as the evaluation measured them, and what is lost of the latter; None where it did not."""
-    stored, exact = metrics.get(f"recall@{K}"), metrics.get(f"recall@{K}_float32")
+    """Recall at the first cut-off, as stored and in float32, as the evaluation measured them, and what is lost of the latter.
+
+    None where it did not.
+    """
+    key = measures_of(metrics.get("k", CUTOFFS))[0].key
+    stored, exact = metrics.get(key), metrics.get(f"{key}_float32")
     lost = 1 - stored / exact if stored is not None and exact else None
-    return {f"recall@{K}": stored, f"recall@{K}_float32": exact, "relative": lost}
+    return {key: stored, f"{key}_float32": exact, "relative": lost}
 
 
 def _runtime(

@@ -15,7 +15,8 @@ from pipeline.retrieval.evaluate import K
 from pipeline.retrieval.models import Sample, objective, seldom_read
 from pipeline.training.loop import Callbacks, FitSettings, Objective, fit
 
-SCORE = f"recall@{K}"
+# Recall over min(K, relevant): the same weight for users of many relevant items as for the others.
+SCORE = f"capped_recall@{K}"
 
 
 @dataclass(frozen=True)

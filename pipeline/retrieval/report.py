@@ -1,6 +1,6 @@
-"""The report of a retrieval run: three pictures and one page that explains them.
+"""The report of a retrieval run: four pictures and one page that explains them.
 
-    write_report(Path("out"))    # -> out/report.html, out/bytes_recall.png, out/cluster_sizes.png, out/training.png
+    write_report(Path("out"))    # -> out/report.html, out/bytes_recall.png, out/served.png, out/cluster_sizes.png, out/training.png
 
 It reads what the stages left in the run folder and computes nothing anew. The page embeds its pictures and its style,
 so it can be mailed as one file. Its text is in `report.html.j2`.
@@ -8,15 +8,18 @@ so it can be mailed as one file. Its text is in `report.html.j2`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.reports.facts import RunFacts
-from pipeline.reports.figures import COLOURS, FAINT, INK, draw_points, figure_of
+from pipeline.reports.figures import COLOURS, FAINT, INK, draw_points, figure_of, figure_with_panels, spaced
 from pipeline.reports.page import MIB
-from pipeline.reports.report import Trained, draw_training, write_page
+from pipeline.reports.report import TRAINING_BYTES, Trained, draw_training, write_page
+from pipeline.retrieval.defaults import CUTOFFS, ITEM_PARTS, USER_PARTS, further_tables, measures_of
+from pipeline.task import Measure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,18 +44,36 @@ def write_report(run_dir: Path) -> list[Path]:
     """
     from pipeline.maps.descriptions import how_ids_read, use_of_communities
 
-    facts = RunFacts.read(run_dir, "recall@20", "recall@20", measure_title="recall@20")
+    facts = RunFacts.read(run_dir, _main, "capped_recall@20")
+    cutoffs = _cutoffs(facts.metrics)
+    served, at_cutoffs = further_tables(cutoffs)
     # Without test or validation interactions there is nothing to draw in two of them.
     pictures = {
         "bytes_recall.png": _draw_bytes_recall if facts.tested else None,
+        "served.png": _draw_served if any(map(served.has_figures, facts.tested)) else None,
         "cluster_sizes.png": _draw_cluster_sizes,
         "training.png": _draw_training if facts.validated else None,
     }
     values = {
         "readings": {m["method"]: how_ids_read(m["method"], m.get("indices_per_id")) for m in facts.metrics},
         "communities_read": use_of_communities(facts.methods),
+        "k": cutoffs[0],
+        "measures": measures_of(cutoffs),
+        "tables": [table for table in (served, at_cutoffs) if any(map(table.has_figures, facts.tested))],
+        "training_bytes": {
+            key: title for key, title in TRAINING_BYTES.items() if any(m.get(key) is not None for m in facts.metrics)
+        },
     }
     return write_page(facts, _trained(facts), Path(__file__).with_name("report.html.j2"), pictures, values)
+
+
+def _cutoffs(metrics: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """The cut-offs of the test; those of the first method, as a run tests all methods alike."""
+    return tuple(metrics[0].get("k", CUTOFFS)) if metrics else CUTOFFS
+
+
+def _main(metrics: Sequence[Mapping[str, Any]]) -> Measure:
+    return measures_of(_cutoffs(metrics))[0]
 
 
 def _trained(facts: RunFacts) -> Trained:
@@ -64,17 +85,17 @@ def _trained(facts: RunFacts) -> Trained:
         loss += f" ({train['sampler']} negatives)"
     stored = {part for entry in facts.metrics for part, n_bytes in entry["bytes_of"].items() if n_bytes}
     names = tuple(name for part, name in PART_NAMES.items() if part in stored)
-    return Trained(model, loss, "recall@20", "interactions", names)
+    return Trained(model, loss, "capped recall@20", "interactions", names)
 
 
 def _draw_training(facts: RunFacts) -> Figure:
-    return draw_training(facts, "recall@20 on validation", from_zero=True)
+    return draw_training(facts, "capped recall@20 on validation", from_zero=True)
 
 
 def _draw_bytes_recall(facts: RunFacts) -> Figure:
     """One labelled point per method: bytes kept against test recall."""
     figure, axes = figure_of(7.2, 4.2)
-    points = [(m["bytes"] / MIB, m["recall@20"], m["method"]) for m in facts.tested]
+    points = [(m["bytes"] / MIB, m[facts.measure], m["method"]) for m in facts.tested]
     most_bytes = max(max(x for x, _, _ in points), max(m["bytes_full"] for m in facts.metrics) / MIB)
     best = max(max(y for _, y, _ in points), 1e-9)
     # Room on the right for the last label.
@@ -97,7 +118,37 @@ def _draw_bytes_recall(facts: RunFacts) -> Figure:
     colours = [facts.colour(method) for _, _, method in points]
     draw_points(axes, labelled, colours, span=most_bytes, gap=best * 0.065)
     axes.set_xlabel("bytes of everything kept (MiB)", color=INK)
-    axes.set_ylabel("recall@20 on the test interactions", color=INK)
+    axes.set_ylabel(f"{facts.measure_title} on the test interactions", color=INK)
+    return figure
+
+
+def _draw_served(facts: RunFacts) -> Figure:
+    """Recall of the test items of the head, the middle and the tail, and of users by activity: a line per method."""
+    figure, panels = figure_with_panels(7.8, 3.8, 2)
+    high = 1e-9
+    for axes, parts, title in zip(
+        panels, (ITEM_PARTS, USER_PARTS), ("items by popularity", "users by activity"), strict=True
+    ):
+        ends: list[tuple[float, str]] = []
+        for entry in facts.tested:
+            values = [entry.get(f"{facts.measure}_{part}") for part in parts]
+            known = [(i, value) for i, value in enumerate(values) if value is not None]
+            if not known:
+                continue
+            x, y = zip(*known, strict=True)
+            high = max(high, *y)
+            axes.plot(x, y, color=facts.colour(entry["method"]), marker="o", markersize=5, linewidth=2)
+            ends.append((y[-1], entry["method"]))
+        axes.set_xlim(-0.25, 2.3 + (0.9 if axes is panels[-1] else 0))
+        axes.set_xticks(range(3), [part.rsplit("_", 1)[0].replace("_", " ") for part in parts])
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+    for axes in panels:
+        axes.set_ylim(0, 1.12 * high)
+    heights = spaced([y for y, _ in ends], 0.075 * high, 0.0, 1.08 * high)
+    for (y_end, method), height in zip(ends, heights, strict=True):
+        panels[-1].plot([2.06, 2.22], [y_end, height], color=facts.colour(method), linewidth=0.7)
+        panels[-1].annotate(method, (2.25, height), va="center", fontsize=9, color=facts.colour(method))
+    panels[0].set_ylabel(facts.measure_title, color=INK)
     return figure
 
 

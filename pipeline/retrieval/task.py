@@ -7,9 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.retrieval.defaults import DEFAULT_BUDGET, MEASURES, planned_precision_of, precision_of
+from pipeline.errors import ConfigError
+from pipeline.retrieval.defaults import (
+    DEFAULT_BUDGET,
+    further_tables,
+    measures_of,
+    metric_keys,
+    planned_precision_of,
+    precision_of,
+)
 from pipeline.task import (
     Measure,
+    MetricTable,
     StageContext,
     budget_of,
     budget_settings,
@@ -28,8 +37,7 @@ class Retrieval:
     """Implements `pipeline.task.Task`."""
 
     name = "retrieval"
-    measures: tuple[Measure, ...] = MEASURES
-    validation_metric = "recall@20"
+    validation_metric = "capped_recall@20"
     default_budget: tuple[str, float] = DEFAULT_BUDGET
     comparison_budgets: tuple[tuple[str, float], ...] = ((DEFAULT_BUDGET[0], DEFAULT_BUDGET[1] / 2), DEFAULT_BUDGET)
     models: Mapping[str, Mapping[str, str]] = {
@@ -41,7 +49,7 @@ class Retrieval:
     }
     bytes_note = (
         "Bytes are those of everything kept (tables, bucket maps, biases, and the graph that LightGCN reads), over those of full float32 "
-        "tables; recall@20 and NDCG@20 are of the test interactions."
+        "tables. Recall is over the number of a user's test items, capped recall over at most as many as are recommended."
     )
     l2_total_range = (1e-4, 0.2)
     stage_fields: Mapping[str, tuple[str, ...]] = {
@@ -91,7 +99,7 @@ class Retrieval:
             "train.compile",
             "train.sparse_gradients",
         ),
-        "evaluate": (),
+        "evaluate": ("evaluate.k",),
         "export": ("export.runtime", "export.external_data_mib"),
     }
     # Read where a ratio of the bytes is the budget: they decide how many rows fit.
@@ -118,6 +126,21 @@ class Retrieval:
             "train.score",
         }
     )
+
+    def measures_of(self, cutoffs: Sequence[int]) -> tuple[Measure, ...]:
+        return measures_of(cutoffs)
+
+    def metric_keys(self, cutoffs: Sequence[int]) -> tuple[str, ...]:
+        return metric_keys(cutoffs)
+
+    def further_tables(self, cutoffs: Sequence[int]) -> tuple[MetricTable, ...]:
+        return further_tables(cutoffs)
+
+    def check_trainable(self, config: RunConfig) -> None:
+        if not config.data.validation and config.train.epochs is None:
+            raise ConfigError(
+                "data.validation=0.0 leaves nothing to stop the training by; give the number of epochs, such as --epochs 40, or a share"
+            )
 
     def check_methods(self, methods: Sequence[str]) -> None:
         """Every method is supported."""

@@ -17,6 +17,7 @@ import torch
 from scipy.sparse import csr_array
 
 from graphhash.maps.bucket_map import BucketMap, table_rows
+from graphhash.metrics.ranking import capped_recall_at_k, ndcg_at_k
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
@@ -29,7 +30,7 @@ from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.maps import SIDES, make_maps
 from pipeline.retrieval.models import PRESETS, ModelSpec, default_gamma, default_settings
-from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
+from pipeline.retrieval.objective import SCORE, RetrievalSettings, fit_retrieval
 from pipeline.retrieval.weights import save_model
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import StageContext
@@ -44,7 +45,7 @@ EVALUATIONS = 15
 def train_method(context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
     """Make the maps of a method, train, and write the files above into ``out``. Ray must be running, unless ``session`` trains here.
 
-    Returns: epochs trained, best epoch, best validation recall, settings that were defaults, and the maps' hashes.
+    Returns: epochs trained, best epoch, best validation recall (capped), settings that were defaults, and the maps' hashes.
 
     Raises:
         DataError: training failed; the message says why.
@@ -90,7 +91,7 @@ def train_method(context: StageContext, method: str, out: Path, session: Trainin
     return {
         "epochs": state["epoch"],
         "best_epoch": state["best_epoch"],
-        f"validation_recall@{K}": best if math.isfinite(best) else None,
+        f"validation_{SCORE}": best if math.isfinite(best) else None,
         "item_bias": model_spec.item_bias,
         "lr": settings.lr,
         "weight_decay": settings.weight_decay,
@@ -153,7 +154,7 @@ def shards_graph(propagation: str, n_edges: int, n_workers: int) -> bool:
 def _validation(
     seen: csr_array, relevant: csr_array, n_users: int, seed: int, workers: Workers = Workers()
 ) -> Callable[[RetrievalModel], dict[str, float]]:
-    """Mean recall and NDCG over users with held-out items, ``n_users`` of them drawn once where there are more (0: all).
+    """Mean capped recall and NDCG over users with held-out items, ``n_users`` of them drawn once where there are more (0: all).
 
     Every worker ranks a share of the users; the means are over all of them, in their order, so that they are those of one worker.
     """
@@ -162,10 +163,12 @@ def _validation(
         users = np.sort(np.random.default_rng(seed).choice(users, n_users, replace=False))
 
     def validate(model: RetrievalModel) -> dict[str, float]:
-        parts = workers.gather_objects(rank_users(model, users[workers.share(len(users))], seen, relevant, K))
+        own = users[workers.share(len(users))]
+        ranked, wanted = rank_users(model, own, seen, K), relevant[own]
+        parts = workers.gather_objects((capped_recall_at_k(ranked, wanted), ndcg_at_k(ranked, wanted)))
         figures = np.empty((2, len(users)))
         for rank, part in enumerate(parts):
             figures[:, rank :: workers.size] = part
-        return {f"recall@{K}": float(figures[0].mean()), f"ndcg@{K}": float(figures[1].mean())}
+        return {SCORE: float(figures[0].mean()), f"ndcg@{K}": float(figures[1].mean())}
 
     return validate

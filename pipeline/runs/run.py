@@ -75,6 +75,8 @@ def run(
     out = Path(config.run.out)
     if until != "ingest":
         check_methods(config.run.methods, config.run.task)
+    if STAGES.index(until) >= STAGES.index("train"):
+        task_of(config).check_trainable(config)
     if keep_trained:
         config = with_recorded_budget(config)
     given, config = config, localised(config)

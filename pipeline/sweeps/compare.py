@@ -23,7 +23,7 @@ from pipeline.storage.uris import localised
 from pipeline.sweeps.grid import GridPoint, MethodOverride, grid_specs
 from pipeline.sweeps.scheduler import RayPool, Result, RunSpec, finished, schedule
 from pipeline.sweeps.table import PointLabels, write_comparison
-from pipeline.task import Task
+from pipeline.task import Measure, Task
 from pipeline.tracking import tracker as tracking
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ def compare(
     base = localised(base)
     out = Path(base.run.out)
     specs = grid_specs(base, points, overrides)
+    for spec in specs.values():
+        task_of(base).check_trainable(spec.config)
     with ExitStack() as stack:
         folder = stack.enter_context(run_folder(base))
         results = {point: result for point, spec in specs.items() if (result := finished(spec)) is not None}
@@ -61,7 +63,7 @@ def compare(
         store = tracking.connect(base.run.experiment, out) if wanted else None
         earlier = _earlier_mlflow_run(out)
         tracker, nested = stack.enter_context(tracking.parent_run(store, "compare", base.flat(), run_id=earlier))
-        table = _Table(out, specs, results, tracker.run_id or earlier, task_of(base))
+        table = _Table(out, specs, results, tracker.run_id or earlier, task_of(base), base.evaluate.cutoffs)
         written = table.write()
         if pending:
             from pipeline.distributed.session import check_shared, ray_session
@@ -72,12 +74,12 @@ def compare(
             points_of = {spec.name: point for point, spec in pending.items()}
             for spec, result in schedule(_announced(pending), RayPool(len(pending), jobs, nested)):
                 results[points_of[spec.name]] = result
-                _log.info("[%d/%d] %s: %s", len(results), len(specs), spec.title, _in_words(result, table.task))
+                _log.info("[%d/%d] %s: %s", len(results), len(specs), spec.title, _in_words(result, table.main))
                 if nested is not None and result.metrics is not None:
                     tracker.of(result.metrics["mlflow_run_id"]).rename(spec.title)
                 written = table.write()
                 folder.on_stage()
-        _log_figures(tracker, written, table.task, out)
+        _log_figures(tracker, written, table.main, out)
     return written
 
 
@@ -90,13 +92,23 @@ class _Table:
     results: Mapping[GridPoint, Result]
     mlflow_run_id: str | None
     task: Task
+    cutoffs: tuple[int, ...]
+
+    @property
+    def main(self) -> Measure:
+        return self.task.measures_of(self.cutoffs)[0]
 
     def write(self) -> dict[str, Any]:
         entries = [
             (_labels(point, spec), self.results[point]) for point, spec in self.specs.items() if point in self.results
         ]
         return write_comparison(
-            self.out, entries, n_runs=len(self.specs), mlflow_run_id=self.mlflow_run_id, task=self.task
+            self.out,
+            entries,
+            n_runs=len(self.specs),
+            mlflow_run_id=self.mlflow_run_id,
+            task=self.task,
+            cutoffs=self.cutoffs,
         )
 
 
@@ -124,12 +136,12 @@ def _announced(pending: Mapping[GridPoint, RunSpec]) -> Iterator[RunSpec]:
         yield spec
 
 
-def _log_figures(tracker: tracking.Tracker, written: Mapping[str, Any], task: Task, out: Path) -> None:
+def _log_figures(tracker: tracking.Tracker, written: Mapping[str, Any], main: Measure, out: Path) -> None:
     """The figures of the whole comparison, with the main measure of every line by a name that MLflow takes."""
     figures = {"n_runs": written["n_runs"], "n_failed": len(written["failed"])}
     for line in written["summary"]:
-        if (value := line[task.measures[0].key]) is not None:
-            name = (line["model"], line["method"], line["budget"].replace("+", "-"), task.measures[0].key)
+        if (value := line[main.key]) is not None:
+            name = (line["model"], line["method"], line["budget"].replace("+", "-"), main.key)
             figures["/".join(filter(None, name))] = value
     tracker.log_metrics(figures)
     for file in sorted(out.glob("compare.*")):
@@ -143,10 +155,10 @@ def _earlier_mlflow_run(out: Path) -> str | None:
         return None
 
 
-def _in_words(result: Result, task: Task) -> str:
+def _in_words(result: Result, main: Measure) -> str:
     if result.metrics is None:
         return f"failed: {result.reason}"
-    value = result.metrics[task.measures[0].key]
-    score = "nothing to test with" if value is None else f"{task.measures[0].title} {value:.4f}"
+    value = result.metrics[main.key]
+    score = "nothing to test with" if value is None else f"{main.title} {value:.4f}"
     share, seconds = 100 * result.metrics["bytes_ratio"], result.metrics["seconds"]["train"]
     return f"{score} with {share:.1f} % of the bytes, {seconds:.0f} s"

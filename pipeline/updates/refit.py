@@ -22,6 +22,7 @@ from scipy.sparse import csr_array
 from graphhash.graph.interactions import edge_hash
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.fold_in import with_new_ids
+from graphhash.metrics.ranking import capped_recall_at_k, ndcg_at_k, recall_at_k
 from graphhash.models.mf import RetrievalModel
 from pipeline.distributed.session import ray_session
 from pipeline.distributed.shards import ShardedCsr
@@ -42,7 +43,7 @@ from pipeline.updates.log import NewLog
 _log = logging.getLogger(__name__)
 
 # Means over the new users.
-Ranking = TypedDict("Ranking", {"recall@20": float, "ndcg@20": float})
+Ranking = TypedDict("Ranking", {"recall@20": float, "capped_recall@20": float, "ndcg@20": float})
 
 
 class Comparison(TypedDict):
@@ -162,13 +163,18 @@ def _measure(
 ) -> Ranking:
     assert K == 20, "as the figures are named"
     store_rounded(model, precision)
-    recall, ndcg = rank_users(model, tested, seen, held_out, K)
-    return {"recall@20": float(recall.mean()), "ndcg@20": float(ndcg.mean())}
+    ranked, wanted = rank_users(model, tested, seen, K), held_out[tested]
+    return {
+        "recall@20": float(recall_at_k(ranked, wanted).mean()),
+        "capped_recall@20": float(capped_recall_at_k(ranked, wanted).mean()),
+        "ndcg@20": float(ndcg_at_k(ranked, wanted).mean()),
+    }
 
 
 def _shares(figures: Ranking, of: Ranking) -> dict[str, float | None]:
     pairs = {
         "recall@20": (figures["recall@20"], of["recall@20"]),
+        "capped_recall@20": (figures["capped_recall@20"], of["capped_recall@20"]),
         "ndcg@20": (figures["ndcg@20"], of["ndcg@20"]),
     }
     return {name: figure / whole if whole else None for name, (figure, whole) in pairs.items()}

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 
-from graphhash.metrics.ranking import ndcg_at_k, recall_at_k, top_k
+from graphhash.metrics.ranking import (
+    capped_recall_at_k,
+    coverage,
+    hit_rate_at_k,
+    mrr_at_k,
+    ndcg_at_k,
+    recall_at_k,
+    thirds_of_interactions,
+    top_k,
+)
 
 
 def naive_top_k(scores, k, seen):
@@ -24,18 +33,19 @@ def naive_top_k(scores, k, seen):
 
 
 def naive_metrics(ranked, relevant, k):
-    recall, ndcg = [], []
+    """Recall, capped recall, NDCG, hit rate and reciprocal rank, a row a user."""
+    rows = []
     for row, held_out in zip(ranked, relevant, strict=True):
         wanted = set(np.flatnonzero(held_out))
         if not wanted:
-            recall.append(math.nan)
-            ndcg.append(math.nan)
+            rows.append([math.nan] * 5)
             continue
         reachable = min(k, len(wanted))
-        recall.append(sum(item in wanted for item in row) / reachable)
-        gain = sum(1 / math.log2(place + 2) for place, item in enumerate(row) if item in wanted)
-        ndcg.append(gain / sum(1 / math.log2(place + 2) for place in range(reachable)))
-    return recall, ndcg
+        ranks = [place + 1 for place, item in enumerate(row) if item in wanted]
+        gain, best = (sum(1 / math.log2(rank + 1) for rank in some) for some in (ranks, range(1, reachable + 1)))
+        first = 1 / ranks[0] if ranks else 0
+        rows.append([len(ranks) / len(wanted), len(ranks) / reachable, gain / best, bool(ranks), first])
+    return np.array(rows)
 
 
 @given(seed=st.integers(0, 10_000), n_items=st.integers(1, 30), k=st.integers(1, 25), n_levels=st.integers(1, 40))
@@ -50,9 +60,10 @@ def test_ranking_and_metrics_equal_the_naive_ones(seed, n_items, k, n_levels):
     ranked = top_k(scores, k, csr_array(seen))
     assert_array_equal(ranked, naive_top_k(scores, k, seen))
     assert_array_equal(scores, before)
-    recall, ndcg = naive_metrics(ranked, relevant, k)
-    assert_allclose(recall_at_k(ranked, csr_array(relevant)), recall)
-    assert_allclose(ndcg_at_k(ranked, csr_array(relevant)), ndcg)
+    measures = (recall_at_k, capped_recall_at_k, ndcg_at_k, hit_rate_at_k, mrr_at_k)
+    ours = [measure(ranked, csr_array(relevant)) for measure in measures]
+    assert_allclose(np.transpose(ours), naive_metrics(ranked, relevant, k))
+    assert coverage(ranked, n_items) == len(set(ranked.ravel().tolist()) - {-1}) / n_items
 
 
 def test_ties_go_to_the_lower_item():
@@ -65,6 +76,27 @@ def test_a_perfect_ranking_scores_one_and_nothing_held_out_is_nan():
     assert recall_at_k(ranked, relevant)[0] == ndcg_at_k(ranked, relevant)[0] == 1
     assert np.isnan(recall_at_k(ranked, relevant)[1])
     assert np.isnan(ndcg_at_k(ranked, relevant)[1])
+
+
+def test_capped_recall_of_a_perfect_ranking_is_one_and_recall_is_not():
+    relevant = csr_array(np.ones((1, 4)))
+    ranked = top_k(np.zeros((1, 4), np.float32), 2)
+    assert (recall_at_k(ranked, relevant)[0], capped_recall_at_k(ranked, relevant)[0]) == (0.5, 1.0)
+
+
+def test_every_third_of_the_ids_holds_a_third_of_the_interactions():
+    degrees = np.array([1, 4, 0, 2, 2, 1, 1, 1])
+    thirds = thirds_of_interactions(degrees)
+    assert thirds.tolist() == [2, 0, 2, 1, 1, 2, 2, 2]
+    assert [degrees[thirds == third].sum() for third in range(3)] == [4, 4, 4]
+    rng = np.random.default_rng(0)
+    degrees = rng.zipf(1.5, 10_000).clip(max=1000)
+    thirds = thirds_of_interactions(degrees)
+    # An id is never split, so a third misses its mark by at most one id.
+    for third in range(3):
+        assert abs(degrees[thirds == third].sum() - degrees.sum() / 3) <= degrees.max()
+    assert degrees[thirds == 0].min() >= degrees[thirds == 1].max() >= degrees[thirds == 2].max()
+    assert thirds_of_interactions(np.zeros(3)).tolist() == [2, 2, 2]
 
 
 def test_bad_arguments_are_refused():

@@ -19,7 +19,8 @@ METRICS = {
     "bytes": 4000000,
     "bytes_full": 16000000,
     "bytes_ratio": 0.25,
-    "recall@20": 0.1421,
+    "recall@20": 0.1399,
+    "capped_recall@20": 0.1421,
     "ndcg@20": 0.1131,
     "seconds": {"train": 12.4},
 }

@@ -110,8 +110,8 @@ def test_run_prints_the_table_and_writes_the_figures(graphhash, runs, tmp_path):
     code, out, err = graphhash("run", "--data", "x", "--out", tmp_path / "out", "--json", tmp_path / "f.json")
     assert code == 0
     assert out.splitlines()[:2] == [
-        "method    rows      bytes  of full  recall@20  NDCG@20  train s",
-        "soft    11,061  4,000,000   25.0 %     0.1421   0.1131       12",
+        "method    rows      bytes  of full  recall@20  capped recall@20  NDCG@20  train s",
+        "soft    11,061  4,000,000   25.0 %     0.1399            0.1421   0.1131       12",
     ]
     assert f"report: {tmp_path / 'out' / 'report.html'}" in out
     assert err == "progress\n"

@@ -14,9 +14,10 @@ import pytest
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import RunFolderError
 from pipeline.maps.methods import METHODS
+from pipeline.retrieval.defaults import ITEM_PARTS, USER_PARTS, metric_keys
 from pipeline.retrieval.report import write_report
 
-PICTURES = ("bytes_recall.png", "cluster_sizes.png", "training.png")
+PICTURES = ("bytes_recall.png", "served.png", "cluster_sizes.png", "training.png")
 PNG = b"\x89PNG\r\n\x1a\n"
 BYTES_FULL = 18_134_784
 
@@ -65,7 +66,16 @@ def make_run(
             {
                 "method": method,
                 "recall@20": recall,
+                "capped_recall@20": 1.01 * recall,
                 "ndcg@20": recall,
+                "k": [20],
+                "coverage@20": 0.4,
+                **{
+                    f"{name}@20_{part}": recall * (1 - 0.2 * place)
+                    for parts in (ITEM_PARTS, USER_PARTS)
+                    for place, part in enumerate(parts)
+                    for name in ("recall", "ndcg")
+                },
                 "rows": 17,
                 "bytes": n_bytes,
                 "bytes_full": BYTES_FULL,
@@ -82,7 +92,7 @@ def make_run(
             }
         )
         (out / "methods" / method).mkdir(parents=True)
-        epochs = [{"epoch": e, "loss": 0.5, "recall@20": recall * e / 30, "ndcg@20": 0.1} for e in (10, 20, 30)]
+        epochs = [{"epoch": e, "loss": 0.5, "capped_recall@20": recall * e / 30, "ndcg@20": 0.1} for e in (10, 20, 30)]
         history = {"epochs": epochs, "best_epoch": 30}
         (out / "methods" / method / "history.json").write_text(json.dumps(history))
     (out / "metrics.json").write_text(json.dumps(metrics))
@@ -157,7 +167,7 @@ def test_page_is_one_well_formed_file_without_scripts(run_dir):
     page.feed((run_dir / "report.html").read_text())
     assert page.open == []
     assert "script" not in page.tags
-    assert len(page.loaded) == 3
+    assert len(page.loaded) == 4
     assert all(value.startswith("data:image/png;base64,") for value in page.loaded)
 
 
@@ -237,6 +247,33 @@ def test_page_says_what_rounding_the_tables_cost(run_dir):
     )
 
 
+def test_page_says_whom_each_method_serves(run_dir):
+    text = report_text(run_dir)
+    assert "Who is served" in text
+    assert "soft 0.1421 / 0.1421 0.1137 / 0.1137 0.0853 / 0.0853" in text
+    assert "the catalogue that is recommended to any test user" in text
+
+
+def test_page_has_the_bytes_of_training_where_they_were_counted(run_dir):
+    assert "training bytes" not in report_text(run_dir)
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    metrics[0] |= {"training_bytes": 3 * 2**20, "training_bytes_measured": 5 * 2**20}
+    (run_dir / "metrics.json").write_text(json.dumps(metrics))
+    text = report_text(run_dir)
+    assert "of full size training bytes measured recall@20" in text
+    assert "25.0 % 3.00 MiB 5.00 MiB 0.1421" in text
+
+
+def test_page_has_the_cut_offs_of_the_test(run_dir):
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    extra = {"k": [5, 20], "recall@5": 0.05, "capped_recall@5": 0.06, "ndcg@5": 0.07}
+    (run_dir / "metrics.json").write_text(json.dumps([{**entry, **extra} for entry in metrics]))
+    text = report_text(run_dir)
+    assert "recall@5 capped recall@5 NDCG@5" in text
+    assert "soft finds 5.0 %" in text or "finds 5.0 % of what the test users went on to choose, within 5" in text
+    assert "0.0500 / 0.1421" in text
+
+
 @pytest.mark.parametrize("methods", [("soft",), ("full",), tuple(METHODS)], ids=["soft", "full", "all"])
 def test_any_number_of_methods(tmp_path, methods):
     write_report(make_run(tmp_path / "run", methods=methods))
@@ -246,7 +283,7 @@ def test_no_method_was_good_at_all(tmp_path):
     run_dir = make_run(tmp_path / "run")
     metrics = json.loads((run_dir / "metrics.json").read_text())
     (run_dir / "metrics.json").write_text(
-        json.dumps([{**entry, "recall@20": 0.0, "ndcg@20": 0.0} for entry in metrics])
+        json.dumps([{**entry, "recall@20": 0.0, "capped_recall@20": 0.0, "ndcg@20": 0.0} for entry in metrics])
     )
     write_report(run_dir)
 
@@ -254,11 +291,9 @@ def test_no_method_was_good_at_all(tmp_path):
 def test_without_test_and_validation_the_page_says_so(run_dir):
     write_report(run_dir)
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    (run_dir / "metrics.json").write_text(
-        json.dumps([{**entry, "recall@20": None, "ndcg@20": None} for entry in metrics])
-    )
+    (run_dir / "metrics.json").write_text(json.dumps([{**entry, **dict.fromkeys(metric_keys())} for entry in metrics]))
     for history in run_dir.glob("methods/*/history.json"):
-        epochs = [{"epoch": 30, "loss": 0.5, "recall@20": None}]
+        epochs = [{"epoch": 30, "loss": 0.5, "capped_recall@20": None}]
         history.write_text(json.dumps({"epochs": epochs, "best_epoch": 30}))
     assert [file.name for file in write_report(run_dir)] == ["report.html", "cluster_sizes.png"]
     assert not (run_dir / "training.png").exists()

@@ -104,8 +104,8 @@ def test_ctrl_c_under_ray_train_saves_first_and_this_process_ends_the_training_w
     history = json.loads((out / "history.json").read_text())
     assert history["resumed"] == [stopped_in]
     assert [entry["epoch"] for entry in history["epochs"]] == list(range(100, 1201, 100))
-    best = max(history["epochs"], key=lambda entry: entry["recall@20"])
-    assert (facts["best_epoch"], facts["validation_recall@20"]) == (best["epoch"], best["recall@20"])
+    best = max(history["epochs"], key=lambda entry: entry["capped_recall@20"])
+    assert (facts["best_epoch"], facts["validation_capped_recall@20"]) == (best["epoch"], best["capped_recall@20"])
     assert sorted(p.name for p in out.iterdir()) == ["checkpoint", "history.json", "items.npz", "users.npz"]
 
     train(run, tmp_path / "whole", config)

@@ -150,7 +150,7 @@ def test_the_table_holds_means_and_deviations_of_its_runs(comparison):
         assert len(runs) == int(line["n_seeds"])
         for key in ("recall@20", "ndcg@20", "rows", "bytes", "bytes_ratio"):
             assert float(line[key]) == pytest.approx(np.mean([r[key] for r in runs]))
-        for key in ("recall@20", "ndcg@20"):
+        for key in ("recall@20", "capped_recall@20", "ndcg@20"):
             if len(runs) > 1:
                 assert float(line[f"{key}_std"]) == pytest.approx(np.std([r[key] for r in runs], ddof=1))
         assert float(line["train_seconds"]) == pytest.approx(np.mean([r["seconds"]["train"] for r in runs]))

@@ -25,7 +25,7 @@ from pipeline.training.here import fit_here
 from tests.helpers.command import exit_code_of
 from tests.helpers.serial_pool import SerialPool
 
-SCORE = "validation_recall@20"
+SCORE = "validation_capped_recall@20"
 
 # ---- with trainings that are a formula
 
@@ -228,7 +228,7 @@ def test_more_trials_are_added_to_those_before(search):
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {run.info.run_name for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
     assert children == {trial["run"] for trial in search.trials()}
-    assert parent.data.metrics["validation_recall_at_20"] == pytest.approx(float(search.trials()[0][SCORE]))
+    assert parent.data.metrics["validation_capped_recall_at_20"] == pytest.approx(float(search.trials()[0][SCORE]))
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_a_trial_never_reads_the_test(base, monkeypatch):
     spec = trial_spec(base, {"train.lr": 0.05})
     result = execute(spec, spec.until, fit_job=fit_here)
     history = json.loads((Path(spec.config.run.out) / "methods" / "soft" / "history.json").read_text())["epochs"]
-    assert result.metrics[SCORE] == max(entry["recall@20"] for entry in history)
+    assert result.metrics[SCORE] == max(entry["capped_recall@20"] for entry in history)
     assert {"train", "validation"} <= set(opened)
     assert not any("test" in name for name in opened)
     assert finished(spec).finished_before

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import graphhash
+from graphhash.metrics.ranking import recall_at_k
 from graphhash.models.losses import bpr_loss
 from graphhash.models.mf import MatrixFactorization
 from pipeline.maps.methods import METHODS, Inputs
@@ -87,9 +88,9 @@ def test_training_puts_a_users_own_items_on_top(graph, labels):
     nothing = graph.copy()
     nothing.data[:] = 0
     nothing.eliminate_zeros()
-    before, _ = rank_users(model, np.arange(graph.shape[0]), nothing, graph, 20)
+    before = recall_at_k(rank_users(model, np.arange(graph.shape[0]), nothing, 20), graph)
     state = fit_retrieval(model, *pairs_of(graph), SETTINGS, None)
-    after, _ = rank_users(model, np.arange(graph.shape[0]), nothing, graph, 20)
+    after = recall_at_k(rank_users(model, np.arange(graph.shape[0]), nothing, 20), graph)
     assert after.mean() > 3 * before.mean()
     losses = [entry["loss"] for entry in state["history"]]
     assert losses[-1] < 0.7 * losses[0]
@@ -161,7 +162,7 @@ def test_patience_counts_evaluations_and_the_best_weights_are_kept(graph, labels
 
     def validate(model):
         seen.append(model.user_embedding.table.detach().clone())
-        return {"recall@20": next(recalls)}
+        return {"capped_recall@20": next(recalls)}
 
     settings = dataclasses.replace(SETTINGS, epochs=100, patience=2)
     state = fit_retrieval(model_of(graph, labels), *pairs_of(graph), settings, validate)
