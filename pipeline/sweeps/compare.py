@@ -21,7 +21,7 @@ from pipeline.runs.run import run
 from pipeline.runs.tasks import task_of
 from pipeline.storage.uris import localised
 from pipeline.sweeps.grid import GridPoint, MethodOverride, grid_specs
-from pipeline.sweeps.scheduler import RayPool, Result, RunSpec, finished, schedule
+from pipeline.sweeps.scheduler import LocalPool, RayPool, Result, RunSpec, finished, schedule, sweep_session
 from pipeline.sweeps.table import PointLabels, write_comparison
 from pipeline.task import Measure, Task
 from pipeline.tracking import tracker as tracking
@@ -66,13 +66,11 @@ def compare(
         table = _Table(out, specs, results, tracker.run_id or earlier, task_of(base), base.evaluate.cutoffs)
         written = table.write()
         if pending:
-            from pipeline.distributed.session import check_shared, ray_session
-
-            stack.enter_context(ray_session(base.run.address))
-            check_shared(out)
+            on_ray = stack.enter_context(sweep_session(base, len(pending), jobs))
             _ingest(pending)
+            pool = RayPool(len(pending), jobs, nested) if on_ray else LocalPool(nested)
             points_of = {spec.name: point for point, spec in pending.items()}
-            for spec, result in schedule(_announced(pending), RayPool(len(pending), jobs, nested)):
+            for spec, result in schedule(_announced(pending), pool):
                 results[points_of[spec.name]] = result
                 _log.info("[%d/%d] %s: %s", len(results), len(specs), spec.title, _in_words(result, table.main))
                 if nested is not None and result.metrics is not None:

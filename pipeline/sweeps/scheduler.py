@@ -1,8 +1,9 @@
 """The scheduler of a sweep: many runs, each in a folder of its own, several at once, finished ones kept.
 
-    pool = RayPool(len(specs), jobs, store)
-    for spec, result in schedule(specs, pool):
-        ...
+    with sweep_session(config, len(specs), jobs) as on_ray:
+        pool = RayPool(len(specs), jobs, store) if on_ray else LocalPool(store)
+        for spec, result in schedule(specs, pool):
+            ...
 
 `graphhash compare` gives it the points of a grid, `graphhash tune` the trials of a study. The scheduler takes the next run only when a
 slot of the pool is free, so a study chooses a trial when the results of all that ended before are known.
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +72,7 @@ class Result:
 
 
 class Pool(Protocol):
-    """Processes that run up to ``n_slots`` runs at once."""
+    """Runs up to ``n_slots`` runs at once."""
 
     n_slots: int
 
@@ -81,7 +83,7 @@ class Pool(Protocol):
         """Wait until one of the runs has ended."""
 
     def cancel(self) -> None:
-        """End the processes of all runs that have not ended."""
+        """End all runs that have not ended."""
 
 
 def schedule(specs: Iterable[RunSpec], pool: Pool) -> Iterator[tuple[RunSpec, Result]]:
@@ -135,6 +137,49 @@ def execute(spec: RunSpec, until: str, **options: Any) -> Result:
     return Result(metrics=metrics[0] if metrics else None)
 
 
+@contextmanager
+def sweep_session(config: RunConfig, n_runs: int, jobs: int | None) -> Iterator[bool]:
+    """Ray for the length of a sweep, where there is room for several runs at once, or on a cluster.
+
+    Yields: whether the runs are Ray tasks; they take place in this process, one after the other, if not.
+    """
+    from pipeline.distributed.session import check_shared, on_cluster, ray_session
+    from pipeline.training.machine import n_cpus, n_gpus
+
+    if not on_cluster(config.run.address) and share_resources(n_runs, jobs, [n_cpus()], n_gpus())[0] < 2:
+        yield False
+        return
+    with ray_session(config.run.address):
+        check_shared(Path(config.run.out))
+        yield True
+
+
+class LocalPool:
+    """One run after the other in this process, each when its result is waited for.
+
+    Args:
+        store: where the trainings are tracked; None: nowhere.
+    """
+
+    n_slots = 1
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+        self._waiting: list[RunSpec] = []
+
+    def submit(self, spec: RunSpec) -> None:
+        self._waiting.append(spec)
+
+    def next_result(self) -> tuple[RunSpec, Result]:
+        from pipeline.training.here import fit_here
+
+        spec = self._waiting.pop()
+        return spec, execute(spec, spec.until, store=self._store, fit_job=fit_here)
+
+    def cancel(self) -> None:
+        self._waiting.clear()
+
+
 class RayPool:
     """Runs in Ray tasks, on the Ray that is running.
 
@@ -147,7 +192,10 @@ class RayPool:
     def __init__(self, n_runs: int, jobs: int | None, store: Store | None) -> None:
         import ray
 
-        self.n_slots, resources = share_resources(n_runs, jobs)
+        from pipeline.distributed.session import cpus_of_machines
+
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        self.n_slots, resources = share_resources(n_runs, jobs, cpus_of_machines(), gpus)
         # A task whose process was killed is tried once more, and goes on from the last checkpoint.
         self._task = ray.remote(max_retries=1, **resources)(_execute_in_task)
         self._store = store
@@ -190,23 +238,19 @@ def _execute_in_task(spec: RunSpec, store: Store | None) -> Result:
     return execute(spec, spec.until, store=store, fit_job=fit_in_task)
 
 
-def share_resources(n_runs: int, jobs: int | None) -> tuple[int, dict[str, Any]]:
-    """How many runs fit on the running Ray at once, and what ``ray.remote`` is to reserve for each.
+def share_resources(n_runs: int, jobs: int | None, machines: Sequence[int], n_gpus: int) -> tuple[int, dict[str, Any]]:
+    """How many runs there is room for at once, and what ``ray.remote`` is to reserve for each.
 
     Each gets a GPU where there are any; else at least CPUS_PER_RUN CPUs, or all of the widest machine if it has fewer.
 
     Args:
         n_runs: to be done.
         jobs: runs at once; None: as many as possible.
+        machines: CPUs of each.
+        n_gpus: of all machines.
     """
-    import ray
-
-    from pipeline.distributed.session import cpus_of_machines
-
-    n_gpus = int(ray.cluster_resources().get("GPU", 0))
     if n_gpus:
         return min(n_runs, jobs or n_gpus, n_gpus), {"num_cpus": 1, "num_gpus": 1}
-    machines = cpus_of_machines()
     if jobs is None:
         n_per_machine = max(1, min(max(machines) // CPUS_PER_RUN, math.ceil(n_runs / len(machines))))
         cpus = max(1, max(machines) // n_per_machine)

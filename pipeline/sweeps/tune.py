@@ -31,7 +31,17 @@ from pipeline.runs.run import run
 from pipeline.runs.tasks import task_of
 from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised
-from pipeline.sweeps.scheduler import Pool, RayPool, Result, RunSpec, finished, one_line, schedule
+from pipeline.sweeps.scheduler import (
+    LocalPool,
+    Pool,
+    RayPool,
+    Result,
+    RunSpec,
+    finished,
+    one_line,
+    schedule,
+    sweep_session,
+)
 from pipeline.sweeps.space import Space, default_point, in_words
 from pipeline.sweeps.study import SearchRecord, Study
 from pipeline.sweeps.trials import Trial, best_first, to_csv
@@ -91,10 +101,7 @@ def tune(base: RunConfig, search: SearchSettings, *, jobs: int | None = None) ->
     requested, base = base, RunConfig.from_flat(localised(base).flat() | {"run.remote": None})
     with ExitStack() as stack:
         folder = stack.enter_context(run_folder(requested))
-        from pipeline.distributed.session import check_shared, ray_session
-
-        stack.enter_context(ray_session(base.run.address))
-        check_shared(out)
+        on_ray = stack.enter_context(sweep_session(base, search.n_trials, jobs))
         # The log is split once. Each trial clusters: a budget in bytes gives rows by the size of the bucket maps.
         run(RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")}), until="ingest")
         record = SearchRecord.read(out / "tune.json", search.chosen_by(base))
@@ -110,7 +117,7 @@ def tune(base: RunConfig, search: SearchSettings, *, jobs: int | None = None) ->
                 tracker.of(metrics["mlflow_run_id"]).rename(trial.run)
             folder.on_stage()
 
-        pool = RayPool(search.n_trials, jobs, nested)
+        pool = RayPool(search.n_trials, jobs, nested) if on_ray else LocalPool(nested)
         trials = best_first(run_trials(base, search, record, pool, on_trial))
         write_text_atomic(out / "trials.csv", to_csv(trials, search.space, score))
         best = trials[0]

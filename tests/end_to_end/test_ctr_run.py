@@ -27,7 +27,7 @@ from pipeline.ctr.train import SCORES, ctr_loss, validated
 from pipeline.ctr.weights import load_ctr
 from pipeline.errors import ConfigError
 from pipeline.runs.plan import plan
-from pipeline.sweeps.scheduler import RayPool
+from pipeline.sweeps.scheduler import LocalPool
 from pipeline.sweeps.space import Range, default_point, default_space
 from pipeline.sweeps.study import SearchRecord
 from pipeline.sweeps.trials import table
@@ -60,10 +60,10 @@ def log(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compared(log, ray_local):
+def compared(log):
     """The folder of a comparison of two methods."""
     folder, data = log
-    words = [*data, "--methods", "graph,modulo", "--models", "dlrm", "--jobs", 2, "--out", folder / "cmp", *SMALL]
+    words = [*data, "--methods", "graph,modulo", "--models", "dlrm", "--out", folder / "cmp", *SMALL]
     assert command(folder, "compare", *words) == 0
     return folder / "cmp"
 
@@ -227,7 +227,7 @@ def test_the_ingest_command_says_what_is_wrong_with_a_log(log, capsys):
     assert "cannot read the schema" in capsys.readouterr().err
 
 
-def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_local, tmp_path):
+def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, tmp_path):
     _folder, data = log
     base = RunConfig.from_flat(
         {
@@ -259,7 +259,7 @@ def test_a_search_compares_clicks_by_auc_and_starts_from_the_recipe(log, ray_loc
 def run_trials_of_search(base, space):
     search = SearchSettings(space, n_trials=1, seed=0)
     record = SearchRecord.read(Path(base.run.out) / "tune.json", search.chosen_by(base))
-    return run_trials(base, search, record, RayPool(1, 1, None), lambda trial: None)
+    return run_trials(base, search, record, LocalPool(None), lambda trial: None)
 
 
 # ---- without Ray

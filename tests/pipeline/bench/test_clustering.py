@@ -114,7 +114,7 @@ def test_planted_graphs_of_several_sizes_are_one_family():
     assert bench_cluster.planted_sizes(100, 7, 20, 3)["n_users"] == 7
 
 
-def test_command_draws_prints_and_writes_what_it_measured(ray_local, tmp_path, monkeypatch):
+def test_command_draws_prints_and_writes_what_it_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_cluster, "_memory", lambda *_: {"start_mib": 1.0, "peak_mib": 2.0})
     monkeypatch.setattr("pipeline.bench.clustering_peers.PEERS", {})
     (tmp_path / "log.csv").write_text("user_id,item_id\n" + "".join(f"{u},{u % 3}\n" for u in range(9)))

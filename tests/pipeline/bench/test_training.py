@@ -70,7 +70,7 @@ def test_a_log_without_a_test_set_is_refused(graph):
         bench_train.measure(graph, csr_array(graph.shape), settings(["full"], batch_size=9))
 
 
-def test_command_prints_and_writes_what_it_measured(ray_local, tmp_path):
+def test_command_prints_and_writes_what_it_measured(tmp_path):
     (tmp_path / "log.csv").write_text("user_id,item_id\n" + "".join(f"{n % 40},{n * n % 23}\n" for n in range(300)))
     arguments = ["bench", "train", "--data", tmp_path / "log.csv", "--method", "graph,full", "--resolution", 2, "--dim", 8,
                  "--batch-size", 64, "--epochs", 1, "--json", tmp_path / "f.json"]  # fmt: skip

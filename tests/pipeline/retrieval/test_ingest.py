@@ -18,6 +18,7 @@ import pytest
 from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.config.run_config import DataConfig
+from pipeline.distributed import session
 from pipeline.distributed.session import ray_session, run_tasks
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.logs import sources
@@ -25,7 +26,6 @@ from pipeline.retrieval import ingest as module
 from pipeline.retrieval.ingest import ingest
 from pipeline.retrieval.ingest_tasks import user_partition
 
-pytestmark = pytest.mark.usefixtures("ray_local")
 MASK = 2**64 - 1
 GRAPHS = ("train", "train_by_item", "validation", "test")
 
@@ -229,7 +229,7 @@ def test_a_test_row_that_does_not_fit_train_is_named(rows, words, shards, tmp_pa
     assert "\n" not in str(error.value)
 
 
-def test_an_error_crosses_ray_as_one_line_from_the_first_file_and_leaves_the_old_result(tmp_path):
+def test_an_error_crosses_ray_as_one_line_from_the_first_file_and_leaves_the_old_result(tmp_path, ray_local):
     folder = write_log(tmp_path / "log", random_log("int64"), n_files=2)
     config = DataConfig(path=str(folder), weight_column="w")
     ingest(config, tmp_path / "out")
@@ -269,19 +269,55 @@ def test_user_partitions_do_not_depend_on_neighbours_and_are_even():
         pa.array([""], pa.large_string()), 7)[0]] * 2  # fmt: skip
 
 
-def test_the_earliest_failing_task_decides_the_error():
-    def square(number, bad):
-        time.sleep(0.3 if number == 1 else 0)
-        if number in bad:
-            raise DataError(f"number {number}")
-        return number**2
+def square(number, bad, waits):
+    if waits and number == 1:
+        time.sleep(0.3)
+    if number in bad:
+        raise DataError(f"number {number}")
+    return number**2
 
-    assert run_tasks(square, [(n, ()) for n in range(9)], label="x", n_in_flight=2) == [n**2 for n in range(9)]
+
+def test_the_earliest_failing_task_decides_the_error(ray_local):
+    tasks = [(n, (), True) for n in range(9)]
+    assert run_tasks(square, tasks, label="x", n_in_flight=2) == [n**2 for n in range(9)]
     with pytest.raises(DataError, match="number 1"):
-        run_tasks(square, [(n, (1, 3)) for n in range(6)], label="x", n_in_flight=4)
+        run_tasks(square, [(n, (1, 3), True) for n in range(6)], label="x", n_in_flight=4)
 
 
-def test_a_session_inside_a_session_uses_and_leaves_the_outer_one():
+@pytest.fixture
+def no_ray(monkeypatch):
+    """As in a process that has not started Ray, whatever other tests have done."""
+    monkeypatch.setattr(session, "is_running", lambda: False)
+
+
+def test_without_ray_tasks_are_calls(no_ray):
+    assert run_tasks(square, [(n, (), False) for n in range(9)], label="x") == [n**2 for n in range(9)]
+    with pytest.raises(DataError, match="number 1"):
+        run_tasks(square, [(n, (1, 3), False) for n in range(6)], label="x")
+
+
+def test_ray_tasks_and_this_process_write_the_same_bytes(tmp_path, ray_local, monkeypatch):
+    config = DataConfig(path=str(write_log(tmp_path / "log", random_log("string"), 3)), weight_column="w", shards=3)
+    contents = []
+    for is_running in (True, False):
+        monkeypatch.setattr(session, "is_running", lambda answer=is_running: answer)
+        out = tmp_path / str(is_running)
+        facts = ingest(config, out)
+        files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+        content = {file: (out / file).read_bytes() for file in files if file.name != "ingest.json"}
+        contents.append((content, {key: value for key, value in facts.items() if key != "seconds"}))
+    assert contents[0] == contents[1]
+
+
+def test_the_size_of_the_files_decides_who_reads_them(tmp_path, monkeypatch):
+    log = write_log(tmp_path / "log", random_log("int64"), 3)
+    size = sum(path.stat().st_size for path in log.iterdir())
+    for bound, is_wanted in ((size, False), (size - 1, True)):
+        monkeypatch.setattr(module, "MAX_BYTES_HERE", bound)
+        assert module.wants_ray(DataConfig(path=str(log))) == is_wanted
+
+
+def test_a_session_inside_a_session_uses_and_leaves_the_outer_one(ray_local):
     import ray
 
     with ray_session():

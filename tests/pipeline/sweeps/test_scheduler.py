@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,17 @@ from pipeline.config.run_config import RunConfig
 from pipeline.distributed import session as ray_session
 from pipeline.errors import ConfigError
 from pipeline.sweeps import scheduler
-from pipeline.sweeps.scheduler import RayPool, Result, RunSpec, execute, schedule, share_resources
+from pipeline.sweeps.scheduler import (
+    LocalPool,
+    RayPool,
+    Result,
+    RunSpec,
+    execute,
+    schedule,
+    share_resources,
+    sweep_session,
+)
+from pipeline.training import machine
 from tests.helpers.serial_pool import SerialPool
 
 
@@ -100,9 +111,33 @@ def test_a_task_whose_process_dies_fails_alone(ray_local, monkeypatch):
         (4, [64], 9, 8, (4, {"num_cpus": 1, "num_gpus": 1})),
     ],
 )
-def test_as_many_at_once_as_the_cluster_has_room_for(monkeypatch, gpus, machines, n_runs, jobs, expected):
-    import ray
+def test_as_many_at_once_as_the_cluster_has_room_for(gpus, machines, n_runs, jobs, expected):
+    assert share_resources(n_runs, jobs, machines, gpus) == expected
 
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(machines)} | ({"GPU": gpus} if gpus else {}))
-    monkeypatch.setattr(ray_session, "cpus_of_machines", lambda: machines)
-    assert share_resources(n_runs, jobs) == expected
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "jobs", "address", "on_ray"),
+    [(2, 0, None, None, False), (8, 0, 1, None, False), (8, 1, None, None, False), (8, 0, None, None, True),
+     (2, 0, 2, None, True), (8, 2, None, None, True), (2, 0, None, "auto", True)],
+)  # fmt: skip
+def test_ray_starts_for_several_runs_at_once_or_on_a_cluster(cpus, gpus, jobs, address, on_ray, monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(machine, "n_cpus", lambda: cpus)
+    monkeypatch.setattr(machine, "n_gpus", lambda: gpus)
+    monkeypatch.setattr(ray_session, "ray_session", lambda address: nullcontext(started.append(address)))
+    monkeypatch.setattr(ray_session, "check_shared", lambda folder: None)
+    config = RunConfig.from_flat({"run.out": str(tmp_path), "run.address": address})
+    with sweep_session(config, 9, jobs) as is_on_ray:
+        assert is_on_ray == on_ray
+    assert started == ([address] if on_ray else [])
+
+
+def test_runs_of_this_process_come_one_after_the_other_and_a_failed_one_has_its_reason(tmp_path, monkeypatch):
+    def execute(spec, until, *, store, fit_job):
+        return Result(reason="no") if spec.name == "b" else Result(metrics={"name": spec.name, "by": fit_job.__name__})
+
+    monkeypatch.setattr(scheduler, "execute", execute)
+    ended = {spec.name: result for spec, result in schedule(map(spec_of, "abc"), LocalPool(None))}
+    assert list(ended) == ["a", "b", "c"]
+    assert ended["c"].metrics == {"name": "c", "by": "fit_here"}
+    assert ended["b"].reason == "no"

@@ -181,7 +181,7 @@ class Search:
 
 
 @pytest.fixture(scope="module")
-def search(tmp_path_factory, ray_local):
+def search(tmp_path_factory):
     """After a search of two trials."""
     made = Search(tmp_path_factory.mktemp("tune"))
     synth(made.folder / "log", n_users=120, n_items=80, n_interactions=2400, n_communities=4, mixing=0.2, seed=0)

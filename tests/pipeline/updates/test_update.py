@@ -20,31 +20,12 @@ from pipeline.config.run_config import RunConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.errors import ConfigError, RunFolderError
 from pipeline.logs.synthetic import synth
-from pipeline.retrieval import train
 from pipeline.retrieval.folded_in import FoldedIn, folded_in_dir
-from pipeline.retrieval.objective import fit_retrieval
 from pipeline.retrieval.task import Retrieval
 from pipeline.runs.run import run
-from pipeline.training.job import TrainingSession
-from pipeline.updates import refit as refit_module
 from pipeline.updates.update import update
 from serving.bundle import check_bundle
 from serving.retriever import Recommendations, Retriever
-
-
-def fit_at_once(job, _tracker):
-    """Stands for the Ray Train worker, which takes seconds to come up."""
-    import torch
-
-    from graphhash.maps.bucket_map import BucketMap
-
-    graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
-    maps = [BucketMap.load(Path(job["folder"]) / f"{side}.npz") for side in ("users", "items")]
-    users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)))
-    validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
-    validate = train._validation(graph, validation, job["eval_users"], 0)
-    items = torch.from_numpy(graph.indices.astype(np.int64))
-    return fit_retrieval(job["model"].build(*maps, graph), users, items, job["settings"], validate)
 
 
 def write_log(path: Path, users, items, **more) -> str:
@@ -53,7 +34,7 @@ def write_log(path: Path, users, items, **more) -> str:
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory, ray_local):
+def log(tmp_path_factory):
     """A planted log: the rows of trained users, and of a tenth of the users that come later."""
     path = tmp_path_factory.mktemp("log")
     synth(path / "all", n_users=400, n_items=150, n_interactions=9000, n_communities=6, mixing=0.2, seed=1)
@@ -76,7 +57,7 @@ def trained(request, log, tmp_path_factory):
     )
     settings = [*rows, "train.epochs=30", "train.dim=16", "run.methods=soft,full", "data.shards=2"]
     fixed = {"data.path": str(log[0] / "old.parquet"), "run.out": str(path), "run.mlflow": False}
-    run(RunConfig.load(None, settings, **fixed), until="export", fit_job=fit_at_once)
+    run(RunConfig.load(None, settings, **fixed), until="export")
     return path
 
 
@@ -200,14 +181,14 @@ def test_a_later_run_keeps_the_folded_in_ids_and_a_new_training_starts_without(o
     update(out, str(log[0] / "new.parquet"))
     config = RunConfig.load(out / "config.toml", **{"run.out": str(out)})
     caplog.set_level(logging.INFO, "pipeline")
-    run(config, until="export", fit_job=fit_at_once)
+    run(config, until="export")
     assert "export: unchanged, skipped" in caplog.messages
     assert check_bundle(out / "bundle")["n_users"] == 400
     (out / "bundle" / "model.onnx").write_bytes(b"damaged")
-    run(config, until="export", fit_job=fit_at_once)
+    run(config, until="export")
     assert check_bundle(out / "bundle")["n_users"] == 400
     other = RunConfig.load(out / "config.toml", ["train.epochs=5", "run.methods=soft"], **{"run.out": str(out)})
-    run(other, until="export", fit_job=fit_at_once)
+    run(other, until="export")
     assert check_bundle(out / "bundle")["n_users"] == 360
     assert recommend(out / "bundle", [str(log[1][0])], 3, exclude_seen=True)[0]["known"] is False
     assert update(out, str(log[0] / "new.parquet"))["users"]["folded_in"] == 40
@@ -226,13 +207,7 @@ def test_a_crash_before_the_bundle_leaves_the_old_one_and_the_same_command_write
     assert check_bundle(out / "bundle")["n_users"] == 400
 
 
-def test_the_refit_is_compared_on_held_out_interactions(out, log, monkeypatch):
-    train_method = refit_module.train_method
-    monkeypatch.setattr(
-        refit_module,
-        "train_method",
-        lambda *arguments: train_method(*arguments[:3], TrainingSession(fit_job=fit_at_once)),
-    )
+def test_the_refit_is_compared_on_held_out_interactions(out, log):
     result = update(out, str(log[0] / "new.parquet"), refit=(0.2, 0))
     refit = result["refit"]
     assert refit["n_users"] == 40
