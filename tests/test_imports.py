@@ -231,13 +231,20 @@ def test_circles_are_found(imports, expected):
             "torch ray mlflow numba numpy onnxruntime pyarrow scipy serving",
         ),
         (
+            "from pipeline.cli.main import app\n"
+            "with contextlib.redirect_stdout(io.StringIO()): app.main(['--help'], standalone_mode=False)",
+            "torch ray mlflow numba numpy onnxruntime pyarrow scipy serving graphhash.graph pydantic pandas tqdm",
+        ),
+        (
             "import pipeline.runs.run, pipeline.retrieval.report, pipeline.tracking.tracker",
             "torch ray mlflow numba onnxruntime matplotlib",
         ),
     ],
-    ids=["graphhash without torch", "serving", "HTTP app", "command line", "run"],
+    ids=["graphhash without torch", "serving", "HTTP app", "command line", "help", "run"],
 )
 def test_import_stays_light(program, absent):
-    code = f"{program}\nimport sys\nprint(*[name for name in {absent.split()!r} if name in sys.modules])"
+    code = (
+        f"import contextlib, io, sys\n{program}\nprint(*[name for name in {absent.split()!r} if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -10,7 +10,7 @@ import click
 
 from pipeline.cli.options import Epilog, ctr_data_options, print_table, task_option, write_json
 from pipeline.cli.sweeps import Lists, Values
-from pipeline.config.run_config import CTR_MODELS, FORMATS, MODELS
+from pipeline.config.choices import CTR_MODELS, FORMATS, MODELS
 from pipeline.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.config.run_config import (
+from pipeline.config.choices import (
     CLUSTER_METHODS,
     CTR_MODELS,
     FORMATS,
@@ -20,9 +20,11 @@ from pipeline.config.run_config import (
     PRECISIONS,
     RUNTIMES,
     TASKS,
-    RunConfig,
 )
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import RunConfig
 
 # Option -> the settings it sets. `--seed` seeds the split, the bucket maps and the training alike.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -108,7 +110,7 @@ settings_options = _group(
     click.option(
         "--address",
         metavar="ADDR",
-        help="Ray cluster to use (auto, host:port or ray://...).  [a local Ray, started when needed]",
+        help="Ray cluster to use (auto, host:port or ray://...).  [this machine; a local Ray starts where it is needed]",
     ),
     click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as JSON."),
     click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]..."),
@@ -263,6 +265,7 @@ def load(options: dict[str, Any]) -> RunConfig:
     Args:
         options: of the command, by parameter name. With ``data`` the settings of the run folder are not read.
     """
+    from pipeline.config.run_config import RunConfig
     from pipeline.storage.uris import is_uri
 
     out, remote = place(options["out"], options["work"])

@@ -23,10 +23,10 @@ from pipeline.cli.options import (
     train_options,
     write_json,
 )
-from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pipeline.config.run_config import RunConfig
     from pipeline.runs.run import RunResult
 
 

@@ -25,7 +25,6 @@ from pipeline.cli.options import (
     training_options,
     write_json,
 )
-from pipeline.config.run_config import RunConfig, parse_override
 from pipeline.errors import ConfigError
 
 # Settings that an option of each command sets; as an override at the end they would have no effect.
@@ -233,6 +232,7 @@ def tune(
     `--space train.lr=0.05` fixes it.
     """
     _refuse_settings_of_options("tune", options["overrides"])
+    from pipeline.config.run_config import RunConfig
     from pipeline.runs.plan import check_methods
     from pipeline.runs.tasks import task_of
     from pipeline.sweeps.grid import model_settings
@@ -253,6 +253,8 @@ def tune(
 
 
 def _refuse_settings_of_options(command: str, overrides: Sequence[str]) -> None:
+    from pipeline.config.keys import parse_override
+
     for text in overrides:
         key, _ = parse_override(text)
         if key in SET_BY[command]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.options import Epilog, write_json
-from pipeline.config.run_config import FORMATS
+from pipeline.config.choices import FORMATS
 
 if TYPE_CHECKING:
     from pipeline.updates.update import UpdateResult

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from graphhash.errors import DataError
 from graphhash.metrics.ctr import auc
 from pipeline.bench.serving import EAGER
 from pipeline.bench.serving_subjects import subject_of
-from pipeline.cli import main as cli
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import predict
@@ -34,22 +32,11 @@ from pipeline.sweeps.trials import table
 from pipeline.sweeps.tune import SearchSettings, run_trials, score_key
 from pipeline.training.loop import Callbacks, FitSettings, Objective, fit
 from serving import Scorer
+from tests.helpers.command import exit_code_of
 from tests.helpers.ctr_log import columns, write_csv, write_schema
 from tests.helpers.small_models import small_model
 
 SMALL = ["train.dim=8", "train.hidden=16", "train.epochs=8", "--resolution", "1", "--batch-size", "128", "--lr", "0.02"]
-
-
-def command(folder, *words) -> int:
-    """Exit code of a command, tracked in the folder."""
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        with pytest.raises(SystemExit) as exit_:
-            cli.main([str(word) for word in words])
-    signal.signal(signal.SIGTERM, before)
-    return exit_.value.code
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +51,7 @@ def compared(log):
     """The folder of a comparison of two methods."""
     folder, data = log
     words = [*data, "--methods", "graph,modulo", "--models", "dlrm", "--out", folder / "cmp", *SMALL]
-    assert command(folder, "compare", *words) == 0
+    assert exit_code_of(folder, "compare", *words) == 0
     return folder / "cmp"
 
 
@@ -72,7 +59,7 @@ def compared(log):
 def run_dir(compared):
     """The run folder of one of its trainings, which `graphhash run` brings to its report."""
     folder = compared / "runs" / "graph-dlrm-seed0-resolution1"
-    assert command(compared.parent, "run", "--out", folder) == 0
+    assert exit_code_of(compared.parent, "run", "--out", folder) == 0
     return folder
 
 
@@ -135,14 +122,14 @@ def test_the_benchmark_of_serving_asks_bundle_and_torch_for_the_same_rows(run_di
     np.testing.assert_allclose(subject.answer(request), subject.eager()(request), rtol=0, atol=1e-4)
     shutil.copytree(run_dir / "bundle", tmp_path / "apart")
     how = ("--requests", "5", "--threads", "1", "--plot", tmp_path / "plot.png", "--json", tmp_path / "figures.json")
-    assert command(tmp_path, "bench", "serve", run_dir / "bundle", "--against", tmp_path / "apart", *how) == 0
+    assert exit_code_of(tmp_path, "bench", "serve", run_dir / "bundle", "--against", tmp_path / "apart", *how) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [entry["program"] for entry in figures] == 2 * [subject.name] + [EAGER]
     assert all(entry["unit"] == "rows" and entry["sizes"][-1]["batch"] == 256 for entry in figures)
     assert figures[0]["memory"]["loaded"] > 0
     assert "rows/s" in capsys.readouterr().out
     small_model(users="int64").export(tmp_path / "retrieval")
-    assert command(tmp_path, "bench", "serve", run_dir / "bundle", "--against", tmp_path / "retrieval") == 1
+    assert exit_code_of(tmp_path, "bench", "serve", run_dir / "bundle", "--against", tmp_path / "retrieval") == 1
     assert "takes other ids or columns than" in capsys.readouterr().err
 
 
@@ -164,7 +151,7 @@ def test_mlflow_has_the_curve_of_validation_and_the_test(run_dir, compared):
 
 
 def test_the_same_command_does_nothing_again(run_dir, capsys):
-    assert command(run_dir.parents[2], "run", "--out", run_dir) == 0
+    assert exit_code_of(run_dir.parents[2], "run", "--out", run_dir) == 0
     assert capsys.readouterr().err.count("unchanged, skipped") == 5
 
 
@@ -186,16 +173,16 @@ def test_a_comparison_names_the_measures_of_clicks(compared):
 
 def test_an_export_alone_makes_the_bundle_anew(run_dir, log, capsys):
     folder, _data = log
-    assert command(folder, "export", "--out", run_dir, "--precision", "float32") == 0
+    assert exit_code_of(folder, "export", "--out", run_dir, "--precision", "float32") == 0
     assert "bundle:" in capsys.readouterr().out
     manifest = json.loads((run_dir / "bundle" / "manifest.json").read_text())
     assert manifest["precision"] == "float32"
     assert manifest["precision_loss"]["relative"] == 0
-    assert command(folder, "check", run_dir / "bundle") == 0
+    assert exit_code_of(folder, "check", run_dir / "bundle") == 0
     assert "trial request" in capsys.readouterr().out
-    assert command(folder, "triton", run_dir / "bundle", folder / "models") == 0
+    assert exit_code_of(folder, "triton", run_dir / "bundle", folder / "models") == 0
     assert f"Triton model: {folder / 'models' / 'graphhash'}" in capsys.readouterr().out
-    assert command(folder, "recommend", run_dir / "bundle", "--user-id", "u1") == 1
+    assert exit_code_of(folder, "recommend", run_dir / "bundle", "--user-id", "u1") == 1
     assert "made for the task 'ctr'" in capsys.readouterr().err
 
 
@@ -210,20 +197,20 @@ def test_impossible_settings_are_refused_in_one_line(log, capsys):
         (["--bad-rows", "skip"], "stops at a bad row"),
         (["--user-rows", "5", "--item-rows", "5"], "cluster.user_rows=5 is not supported"),
     ):
-        assert command(folder, "run", *data, "--out", folder / "no", *words) == 2
+        assert exit_code_of(folder, "run", *data, "--out", folder / "no", *words) == 2
         assert reason in capsys.readouterr().err
     for words, reason in (
         (["--format", "libfm"], "add run.task=ctr"),
         (["--label-column", "x"], "add run.task=ctr"),
         (["--model", "dlrm"], "not of run.task=retrieval"),
     ):
-        assert command(folder, "run", "--data", folder / "log.csv", "--out", folder / "no", *words) == 2
+        assert exit_code_of(folder, "run", "--data", folder / "log.csv", "--out", folder / "no", *words) == 2
         assert reason in capsys.readouterr().err
 
 
 def test_the_ingest_command_says_what_is_wrong_with_a_log(log, capsys):
     folder, data = log
-    assert command(folder, "ingest", *data[:4], "--schema", folder / "none.toml", "--out", folder / "bad") == 1
+    assert exit_code_of(folder, "ingest", *data[:4], "--schema", folder / "none.toml", "--out", folder / "bad") == 1
     assert "cannot read the schema" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pipeline.cli.main import app
+from tests.helpers.mlflow_store import sqlite_store
 
 ROOT = Path(__file__).parents[2]
 PROJECTS = sorted((ROOT / "mlflow_projects").glob("*/MLproject"))
@@ -50,7 +51,7 @@ def test_every_entry_point_is_a_command_with_these_options(path):
 def test_a_project_runs_end_to_end_as_one_mlflow_run(tmp_path):
     rows = "\n".join(f"{u},{i}" for u in range(40) for i in range(30) if (u + i) % 4 == 0)
     (tmp_path / "log.csv").write_text(f"user_id,item_id\n{rows}\n")
-    store = f"sqlite:///{tmp_path}/mlflow.db"
+    store = sqlite_store(tmp_path)
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": store,
         "PYTHONPATH": str(ROOT),
@@ -67,7 +68,7 @@ def test_a_project_runs_end_to_end_as_one_mlflow_run(tmp_path):
         "--env-manager",
         "local",
     ]
-    for pair in (f"data={tmp_path}/log.csv", f"out={tmp_path}/run", "method=graph", "ratio=0.9"):
+    for pair in (f"data={tmp_path}/log.csv", f"out={tmp_path}/run", "method=graph", "ratio=0.9", "epochs=3"):
         command += ["-P", pair]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,7 @@ from pipeline.distributed import graph as ray_graph
 from pipeline.distributed import session as ray_session
 from pipeline.config.run_config import RunConfig
 from pipeline.training.checkpointing import PROGRESS, progress_of
-from pipeline.training.here import fit_in_task
+from pipeline.training.here import fit_here
 from pipeline.runs.run import run
 from pipeline.runs.folder import RunFolderError
 
@@ -60,8 +60,9 @@ def move_and_kill(self, *arguments):
 
 ray_graph.RayGraph.move = move_and_kill
 settings = {"data.path": f"{folder}/log.csv", "run.out": f"{folder}/out", "run.mlflow": False, "run.methods": ("soft",),
-            "cluster.resolution": 4.0, "cluster.shards": 4, "train.dim": 16, "train.lr": 0.02, "train.epochs": 2400, "train.eval_every": 400,
-            "train.patience": 1000, "train.workers": 2, "map.hops": "1+2", "map.indices_per_id": 4}
+            "cluster.resolution": 4.0, "cluster.shards": 4, "train.dim": 16, "train.lr": 0.02,
+            "train.epochs": 2400, "train.eval_every": 400, "train.patience": 1000, "train.workers": 2,
+            "map.hops": "1+2", "map.indices_per_id": 4}
 run(RunConfig.from_flat(settings), until="cluster")
 assert n_moves > 6, n_moves
 
@@ -102,11 +103,8 @@ trained.set()
 thread.join()
 print("nodes that trained", len(raylets))
 
-def in_a_task(job, tracker):
-    return ray.get(ray.remote(num_cpus=1)(fit_in_task).remote(job, tracker))
-
 alone = RunConfig.from_flat(settings | {"run.out": f"{folder}/alone"})
-run(alone, until="evaluate", fit_job=in_a_task, reuse_from=[ray_session.Path(folder, "out")])
+run(alone, until="evaluate", fit_job=fit_here, reuse_from=[ray_session.Path(folder, "out")])
 ray.shutdown()
 cluster.shutdown()
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main as cli
+from tests.helpers.mlflow_store import sqlite_store
 
 
 def exit_code_of(folder: Path, *words: object) -> int:
@@ -15,7 +16,7 @@ def exit_code_of(folder: Path, *words: object) -> int:
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+            patch.setenv("MLFLOW_TRACKING_URI", sqlite_store(folder))
             patch.delenv("MLFLOW_RUN_ID", raising=False)
             with pytest.raises(SystemExit) as exit_:
                 cli.main([str(word) for word in words])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from graphhash.graph.vocabulary import Vocabulary
 from pipeline.bundles.recommend import recommend
 from pipeline.distributed.shards import ShardedCsr
 from tests.helpers.small_models import naive_answer, small_model
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_run(path, kind):
@@ -50,6 +55,20 @@ def test_answers_are_those_of_the_model(case):
         item_ids, scores, _ = naive_answer(small, user, 5, [])
         assert items_of(answer) == item_ids
         assert [item["score"] for item in answer["items"]] == scores
+
+
+def test_the_command_imports_nothing_that_an_answer_does_not_need(case):
+    path, small, _ = case
+    user = str(small.users.ids[0].as_py())
+    heavy = ["torch", "ray", "mlflow", "numba", "scipy", "pyarrow", "pandas", "onnx", "pydantic", "matplotlib"]
+    code = (
+        "import sys\nfrom pipeline.cli.main import app\n"
+        f"app.main(['recommend', {str(path / 'bundle')!r}, '--user-id', {user!r}], standalone_mode=False)\n"
+        f"print('imported', *(name for name in {heavy!r} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == f"user {user}"
+    assert done.stdout.splitlines()[-1] == "imported"
 
 
 def test_seen_and_excluded_items_are_left_out(case):

@@ -19,6 +19,7 @@ from pipeline.tracking.registry import measured_on
 from serving import Scorer
 from serving.bundle import check_bundle
 from serving.errors import BundleError
+from tests.helpers.mlflow_store import sqlite_store
 from tests.helpers.small_ctr import export_small, raw_log, small_ctr
 from tests.helpers.small_models import small_model
 
@@ -29,9 +30,10 @@ DATA = {"n_test": 7, "users_hash": "a"}
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        uri = sqlite_store(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.delenv("MLFLOW_RUN_ID", raising=False)
-        yield f"sqlite:///{folder}/mlflow.db"
+        yield uri
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import pytest
 from pipeline.errors import JobError
 from pipeline.runs import jobs
 from pipeline.runs.jobs import environment_of_job
+from tests.helpers.mlflow_store import sqlite_store
 
 ROOT = Path(__file__).resolve().parents[3]
 # The suite's limit is for a quiet machine, and a job starts half a dozen processes, one after the other.
@@ -150,7 +151,7 @@ def test_an_mlflow_project_is_a_job_and_one_run_with_its_bundle_at_the_uri(head,
     from mlflow import MlflowClient
 
     write_log(tmp_path / "log.csv")
-    store, bucket = f"sqlite:///{tmp_path}/mlflow.db", f"file://{tmp_path}/bucket/run"
+    store, bucket = sqlite_store(tmp_path), f"file://{tmp_path}/bucket/run"
     words = ["mlflow", "run", str(ROOT / "mlflow_projects" / "retrieval"), "-e", "submit", "--env-manager", "local"]
     for pair in (
         f"data=file://{tmp_path}/log.csv", f"out={bucket}", f"work={tmp_path}/work", f"ray-address={head[1]}", "method=graph",
@@ -214,7 +215,7 @@ def test_ctrl_c_stops_the_job(head, tmp_path):
 
     environment, address = head
     write_log(tmp_path / "log.csv")
-    store, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "cmp"
+    store, out = sqlite_store(tmp_path), tmp_path / "cmp"
     command = [
         sys.executable,
         "-m",

@@ -20,6 +20,7 @@ from pipeline.tracking import tracker as tracking
 from pipeline.tracking.client import client_of, one_line_errors
 from pipeline.tracking.outbox import FOLDER, Outbox
 from pipeline.tracking.tracker import connect, parent_run, training_run
+from tests.helpers.mlflow_store import sqlite_store as new_store
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -163,7 +164,7 @@ def test_two_processes_never_deliver_at_once(outbox):
 @pytest.fixture(scope="module")
 def made_store(tmp_path_factory):
     """One SQLite store for the module: to make one takes seconds."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    uri = new_store(tmp_path_factory.mktemp("store"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.delenv("MLFLOW_RUN_ID", raising=False)
@@ -183,7 +184,7 @@ def sqlite_store(made_store, monkeypatch):
 
 @contextlib.contextmanager
 def server(folder: Path, port: int):
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", new_store(folder)]
     command += [
         "--artifacts-destination",
         str(folder / "artifacts"),
