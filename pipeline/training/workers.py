@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ _log = logging.getLogger(__name__)
 FAILURE = "failure.txt"
 NOTES = "notes.txt"
 ENTRIES = "entries.jsonl"
+# Between two looks of Ray Train's controller at its workers; by default 2, by which a training's end would be late.
+CONTROLLER_POLL_S = "0.5"
 
 
 def run_on_ray(job: dict[str, Any], tracker: Tracker) -> dict[str, Any]:
@@ -84,6 +87,7 @@ def run_on_ray(job: dict[str, Any], tracker: Tracker) -> dict[str, Any]:
 
 def _trainer(job: dict[str, Any]) -> Any:
     """Ray Train's trainer of a job."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", CONTROLLER_POLL_S)
     import ray
     from ray import train
     from ray.train.torch import TorchTrainer
