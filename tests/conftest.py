@@ -20,12 +20,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts Ray, and keep it in one process; the other files go where there is room (``--dist=loadgroup``)."""
+    """Mark what starts Ray, and keep what shares one in one process; the other files go where there is room (``--dist=loadgroup``)."""
     for item in items:
         if "ray_local" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
-        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("xdist_group") is None:
+            group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The train stage of CTR: bucket maps of all columns, then the loop of ``pipeline.training.loop`` in Ray Train's workers.
+"""The train stage of CTR: bucket maps of all columns, then the loop of ``pipeline.training.loop``.
 
 The epoch that is kept has the best AUC, or the least log loss, of the validation rows. Files: see ``pipeline.ctr.weights``, and
 ``history.json``.
@@ -38,7 +38,7 @@ SCORES = {"auc": "auc", "log_loss": "negative_log_loss"}
 
 
 def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
-    """Make the maps of a method, train, and write the files into ``out``. Ray must be running, unless ``session`` trains here.
+    """Make the maps of a method, train, and write the files into ``out``. ``session`` says where it trains.
 
     Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that
         were defaults, and the maps' hashes.
@@ -128,7 +128,7 @@ def validated(model: CtrModel, part: Part) -> dict[str, float]:
 
 
 def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
-    """What each worker does: load, and fit (see ``pipeline.training.workers``)."""
+    """What each worker does: load, and fit (see ``pipeline.training``)."""
     features, settings = Features.open(Path(job["ingest"])), job["settings"]
     maps = load_maps(Path(job["folder"]), features)
     model = job["spec"].build(maps, len(features.dense), len(features.multi_valued)).to(device)

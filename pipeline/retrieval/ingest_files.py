@@ -1,4 +1,4 @@
-"""Intermediate files of the ingest stage: what its Ray tasks hand on to each other.
+"""Intermediate files of the ingest stage: what its tasks hand on to each other.
 
 Arrow IPC for ids, .npy for numbers; a partition is a hash partition by user. The files and their order are listed in
 `docs/formats.md` (Ingest folder).

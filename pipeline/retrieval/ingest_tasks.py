@@ -1,4 +1,4 @@
-"""The tasks of the ingest stage, as plain functions over files. `pipeline.retrieval.ingest` runs them on Ray, step by step:
+"""The tasks of the ingest stage, as plain functions over files. `pipeline.retrieval.ingest` calls them, step by step, in Ray tasks or in one process:
 
 `read_part` -> `merge_partition` -> `encode_partition` -> `split_partition` -> `build_shard`
 

@@ -1,4 +1,4 @@
-"""The train stage: bucket maps, then the loop of ``pipeline.training.loop`` in Ray Train's workers (``pipeline.training.workers``).
+"""The train stage: bucket maps, then the loop of ``pipeline.training.loop``.
 
 Files (``RUN/methods/<method>/``): ``users.npz``, ``items.npz`` (bucket maps), ``checkpoint/model.npz`` (the weights of best
 validation recall, float32: ``user_table``, ``item_table`` and, where trained, ``item_bias``) and ``history.json``.
@@ -43,7 +43,7 @@ EVALUATIONS = 15
 
 
 def train_method(context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
-    """Make the maps of a method, train, and write the files above into ``out``. Ray must be running, unless ``session`` trains here.
+    """Make the maps of a method, train, and write the files above into ``out``. ``session`` says where it trains.
 
     Returns: epochs trained, best epoch, best validation recall (capped), settings that were defaults, and the maps' hashes.
 
@@ -129,7 +129,7 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
 
 
 def fit_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
-    """What each worker does: load, and fit (see ``pipeline.training.workers``)."""
+    """What each worker does: load, and fit (see ``pipeline.training``)."""
     folder, settings, workers = Path(job["folder"]), job["settings"], options["workers"]
     graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
     maps = BucketMap.load(folder / "users.npz"), BucketMap.load(folder / "items.npz")

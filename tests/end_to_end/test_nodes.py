@@ -14,6 +14,8 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import load_communities
 from tests.helpers import graphs
 
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("clusters")]
+
 # A process of its own, because this one may be in a Ray already.
 SCRIPT = """
 import json, logging, os, sys, threading, time
