@@ -1,4 +1,4 @@
-"""The tasks of the ingest stage, as plain functions over files. `pipeline.retrieval.ingest` calls them, step by step, in Ray tasks or in one process:
+"""The tasks of the ingest stage, as plain functions over files. `pipeline.retrieval.ingest` calls them in Ray tasks or in its process:
 
 `read_part` -> `merge_partition` -> `encode_partition` -> `split_partition` -> `build_shard`
 
