@@ -70,7 +70,7 @@ def _accuracy(config: RunConfig, method: str, precision: str, ingest_dir: Path, 
     test = ShardedCsr.open(ingest_dir / "test").load()
     tested = np.flatnonzero(np.diff(test.indptr))
     main = cutoffs[0]
-    unrounded = float(recall_at_k(as_trained, test[tested]).mean()) if len(tested) else None
+    unrounded = float(recall_at_k(as_trained[:, :main], test[tested]).mean()) if len(tested) else None
     return {
         "k": list(cutoffs),
         **figures(topk, tested, test, Parts.of(ShardedCsr.open(ingest_dir / "train").load()), cutoffs),

@@ -139,7 +139,8 @@ class Retrieval:
     def check_trainable(self, config: RunConfig) -> None:
         if not config.data.validation and config.train.epochs is None:
             raise ConfigError(
-                "data.validation=0.0 leaves nothing to stop the training by; give the number of epochs, such as --epochs 40, or a share"
+                "data.validation=0.0 leaves nothing to stop the training by; give the number of epochs, such as --epochs 40, "
+                "or a share above 0"
             )
 
     def check_methods(self, methods: Sequence[str]) -> None:

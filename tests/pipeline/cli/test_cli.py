@@ -277,3 +277,41 @@ def test_module_and_pipe(tmp_path):
         [sys.executable, "-m", "pipeline", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("Usage: graphhash [OPTIONS] COMMAND")
+
+
+def test_the_first_cut_off_is_that_of_the_table(graphhash, runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(METRICS, "recall@10", 0.07)
+    monkeypatch.setitem(METRICS, "capped_recall@10", 0.08)
+    monkeypatch.setitem(METRICS, "ndcg@10", 0.09)
+    code, out, _ = graphhash("evaluate", "--data", "x", "--out", tmp_path / "out", "--k", "10,20")
+    assert code == 0
+    assert runs[0][0].evaluate.cutoffs == (10, 20)
+    assert "recall@10  capped recall@10  NDCG@10" in out
+    assert "0.0700            0.0800   0.0900" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "soft,graph", "--recommendations", "top.parquet"], "takes one method, the run has soft,graph"),
+        (["--task", "ctr", "--recommendations", "top.parquet"], "run.task=ctr ranks nothing"),
+        (["--task", "ctr", "--test-interactions", "top.parquet"], "run.task=ctr ranks nothing"),
+    ],
+)
+def test_recommendations_are_of_one_method_that_ranks(graphhash, runs, tmp_path, arguments, message):
+    code, _, err = graphhash("evaluate", "--data", "x", "--out", tmp_path / "out", *arguments)
+    assert (code, runs) == (2, [])
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_without_validation_the_epochs_have_to_be_given(graphhash, tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id\na,b\n")
+    given = ["run", "--data", tmp_path / "log.csv", "--out", tmp_path / "out", "--validation", 0]
+    code, _, err = graphhash(*given)
+    assert code == 2
+    assert err == (
+        "graphhash: error: data.validation=0.0 leaves nothing to stop the training by; give the number of epochs, such as --epochs 40, "
+        "or a share above 0\n"
+    )
+    assert not (tmp_path / "out").exists()

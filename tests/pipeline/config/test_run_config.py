@@ -109,6 +109,10 @@ def test_override_is_read_as_the_keys_own_type(override, value):
         ("train.structure=stakced", "did you mean 'stacked'? choices are stacked, parallel"),
         ("train.model=lightgnc", "did you mean 'lightgcn'?"),
         ("train.decay=1", "train.decay was renamed; write train.l2_total"),
+        ("evaluate.k=", "evaluate.k= must be whole numbers from 1 to 1000, such as 10,20,50"),
+        ("evaluate.k=10,x", "evaluate.k=10,x must be whole numbers from 1 to 1000"),
+        ("evaluate.k=10,1001", "whole numbers from 1 to 1000"),
+        ("evaluate.k=10,20,010", "names a cut-off twice"),
         ("export.runtime=folded", "export.runtime='folded' was renamed; write 'materialized'"),
     ],
 )
@@ -117,6 +121,15 @@ def test_bad_override_is_refused_with_the_remedy(text, message):
         RunConfig.load(None, [text])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ['k = ["10", "20"]', "k = [10, 20]"])
+def test_cut_offs_are_numbers_in_a_file_or_texts(toml, text):
+    config = RunConfig.load(toml(f"[evaluate]\n{text}\n"))
+    assert (config.evaluate.k, config.evaluate.cutoffs) == (("10", "20"), (10, 20))
+    assert RunConfig.load(toml("[evaluate]\nk = 5\n")).evaluate.cutoffs == (5,)
+    with pytest.raises(ConfigError, match="run.task=ctr; leave it out"):
+        RunConfig.load(toml("[evaluate]\nk = 5\n"), ["run.task=ctr"])
 
 
 def test_split_must_leave_something_to_train_on():
