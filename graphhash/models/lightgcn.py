@@ -1,7 +1,8 @@
 """LightGCN over bucket embeddings: vectors averaged over the layers of a linear graph convolution (He et al., SIGIR 2020).
 
 With the normalised biadjacency ``A = K^-1/2 B D^-1/2`` a layer is ``P <- A Q, Q <- A^T P`` (eq. 3); the final vectors are the mean of
-layers 0 to ``n_layers`` (eq. 4, with equal weights), and the score is their inner product plus the item's own bias, if it has one.
+layers 0 to ``n_layers`` (eq. 4, with equal weights), and the score is their inner product, or with ``cosine`` their cosine, plus the item's
+own bias, if it has one.
 
 Several workers either propagate the same, each for itself, or share the rows of the graph (:meth:`LightGCN.shard`).
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.mf import (
+    INITIAL_STD,
     AllItemScores,
     PairScores,
     VectorModel,
@@ -41,6 +43,8 @@ class LightGCN(VectorModel):
         n_layers: 0 is matrix factorisation.
         item_bias: train a scalar per item.
         seed: draws the initial values.
+        cosine: as in :class:`VectorModel`.
+        std: standard deviation of the initial values.
 
     Raises:
         ArgumentError: the graph is not n_users x n_items, or ``n_layers`` is negative.
@@ -59,15 +63,18 @@ class LightGCN(VectorModel):
         n_layers: int = 2,
         item_bias: bool,
         seed: int,
+        cosine: bool = False,
+        std: float = INITIAL_STD,
     ):
         super().__init__()
+        self.cosine = cosine
         if graph.shape != (users.n_ids, items.n_ids):
             raise ArgumentError(
                 f"the graph is {graph.shape[0]} x {graph.shape[1]}, the maps have {users.n_ids} x {items.n_ids} ids"
             )
         if n_layers < 0:
             raise ArgumentError(f"n_layers must not be negative, got {n_layers}")
-        self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed)
+        self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed, std)
         self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
         self.n_layers = n_layers
         normalised = normalised_graph(graph)
@@ -100,7 +107,11 @@ class LightGCN(VectorModel):
         self._shards = _Shards(workers, bounds["users"], bounds["items"])
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """Propagated vectors of all users and items: (n_users, dim) and (n_items, dim)."""
+        """Propagated vectors of all users and items, of length 1 with ``cosine``: (n_users, dim) and (n_items, dim)."""
+        users, items = self._propagated()
+        return self.scaled(users), self.scaled(items)
+
+    def _propagated(self) -> tuple[Tensor, Tensor]:
         to_users = (self.indptr_of_users, self.indices_of_users, self.values_of_users)
         to_items = (self.indptr_of_items, self.indices_of_items, self.values_of_items)
         users, items = self.user_embedding.all(), self.item_embedding.all()
@@ -115,9 +126,9 @@ class LightGCN(VectorModel):
         return user_sum / (self.n_layers + 1), item_sum / (self.n_layers + 1)
 
     def pair_vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Propagated vectors of both ends of pairs; the whole graph is propagated for it."""
+        """Propagated vectors of some users and some items; the whole graph is propagated for it."""
         user_vectors, item_vectors = self.vectors()
-        return user_vectors[users], item_vectors[items]
+        return user_vectors.index_select(0, users), item_vectors.index_select(0, items)
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of user-item pairs: rows of shape (n,) each in, shape (n,) out."""
@@ -143,7 +154,12 @@ class LightGCN(VectorModel):
         sides = zip(self.vectors(), (self.user_embedding, self.item_embedding), strict=True)
         return [
             torch.cat(
-                [vectors, embedding(torch.tensor([embedding.n_ids], device=embedding.device)) / (self.n_layers + 1)]
+                [
+                    vectors,
+                    self.scaled(
+                        embedding(torch.tensor([embedding.n_ids], device=embedding.device)) / (self.n_layers + 1)
+                    ),
+                ]
             )
             for vectors, embedding in sides
         ]

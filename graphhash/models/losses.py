@@ -1,4 +1,6 @@
-"""Losses of retrieval models: BPR on scores, DirectAU on vectors, implicit ALS on vectors and interactions."""
+"""Losses of retrieval models: BPR on scores, softmax, BSL and CCL on scores and sums over negatives, DirectAU on vectors, implicit ALS on
+vectors and interactions.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,48 @@ def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
 def pairwise_logistic_loss(differences: Tensor) -> Tensor:
     """:func:`bpr_loss` of pairwise score differences, positive less negative, shape (n,)."""
     return -functional.logsigmoid(differences).mean()
+
+
+def softmax_loss(positives: Tensor, log_sums: Tensor) -> Tensor:
+    """Sampled softmax: ``mean(-log(exp(p) / (exp(p) + sum_j exp(n_j))))`` (Wu et al., TOIS 2024).
+
+    Args:
+        positives: logits p of interactions, their scores over the temperature, shape (n,).
+        log_sums: ``log sum_j exp(n_j)`` over the logits of each interaction's negatives, shape (n,);
+            :func:`graphhash.models.shared_negatives.log_sum_exp`.
+
+    Returns: scalar.
+    """
+    return functional.softplus(log_sums - positives).mean()
+
+
+def bsl_loss(positives: Tensor, log_means: Tensor, *, negative_weight: float) -> Tensor:
+    """BSL with one positive at a time: ``mean(-p + negative_weight * log mean_j exp(n_j))`` (Wu et al., ICDE 2024).
+
+    The weight is the ratio of the temperatures of positives and negatives. The interaction itself is not in the sum, as it is in
+    :func:`softmax_loss`.
+
+    Args:
+        positives: as for :func:`softmax_loss`.
+        log_means: ``log mean_j exp(n_j)``, shape (n,); -inf where an interaction has no negative, whose term is then 0.
+
+    Returns: scalar.
+    """
+    log_means = torch.where(log_means > -torch.inf, log_means, 0.0)
+    return (negative_weight * log_means - positives).mean()
+
+
+def ccl_loss(positives: Tensor, excess: Tensor, *, negative_weight: float) -> Tensor:
+    """Cosine contrastive loss: ``mean(1 - p + negative_weight * mean_j max(0, n_j - margin))`` (SimpleX, Mao et al., CIKM 2021).
+
+    Args:
+        positives: cosines p of interactions, shape (n,).
+        excess: ``mean_j max(0, n_j - margin)`` over the cosines of each interaction's negatives, shape (n,);
+            :func:`graphhash.models.shared_negatives.mean_excess`.
+
+    Returns: scalar.
+    """
+    return ((1 - positives).relu() + negative_weight * excess).mean()
 
 
 def directau_loss(

@@ -11,7 +11,9 @@ training, evaluation and export do not depend on the model, and no model depends
 and those whose score is an inner product, for losses over vectors:
 
     model.vectors()                   of every id                         (n_users, dim), (n_items, dim)
-    model.pair_vectors(u, i)          of both ends of pairs               (n, dim), (n, dim)
+    model.pair_vectors(u, i)          of users and of items               (n, dim), (m, dim)
+
+With ``cosine`` these vectors have length 1, so that the inner product is the cosine.
 
 Without an item bias, items of one bucket tie (unless the map mixes several buckets).
 """
@@ -23,6 +25,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
@@ -34,6 +37,8 @@ from graphhash.nn.kinds import make_embeddings
 # Directions that training does not use keep their initial noise where weight decay is small. On Gowalla's full table 0.01
 # gives a tenth more validation recall than 0.1.
 INITIAL_STD = 0.01
+# Least length by which a vector is divided: vectors of zeros stay zeros. Exported graphs have the same.
+LEAST_LENGTH = 1e-12
 
 PairScores = Callable[[Tensor, Tensor], Tensor]
 AllItemScores = Callable[[Tensor], Tensor]
@@ -69,19 +74,31 @@ class RetrievalModel(nn.Module, ABC):
 
 
 class VectorModel(RetrievalModel):
-    """A model whose scores are inner products of one vector per user and one per item, plus a bias per item."""
+    """A model whose scores are inner products of one vector per user and one per item, plus a bias per item.
+
+    Attributes:
+        cosine: vectors are scaled to length 1 before they are multiplied.
+    """
+
+    cosine: bool
 
     @abstractmethod
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """Vectors of all known users and items: (n_users, dim) and (n_items, dim)."""
+        """Vectors of all known users and items, of length 1 with ``cosine``: (n_users, dim) and (n_items, dim)."""
 
     @abstractmethod
     def pair_vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of both ends of pairs: rows of shape (n,) each in, two of shape (n, dim) out."""
+        """Vectors of some users and some items, as in :meth:`vectors`: rows of shapes (n,) and (m,) in, (n, dim) and (m, dim) out."""
+
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """``vectors``, of shape (n, dim), as they are multiplied: of length 1 with ``cosine``; those of zeros stay zeros."""
+        return functional.normalize(vectors, dim=-1, eps=LEAST_LENGTH) if self.cosine else vectors
 
 
 class MatrixFactorization(VectorModel):
     """``score(user, item) = <p_user, q_item> + b_item`` (Koren et al., Computer 2009, without user terms).
+
+    With ``cosine``, ``score(user, item) = <p_user, q_item> / (|p_user| |q_item|) + b_item``.
 
     Args:
         users: bucket map of the users.
@@ -90,6 +107,8 @@ class MatrixFactorization(VectorModel):
         item_bias: train a scalar per item.
         seed: draws the initial values.
         embedding: kind of the embeddings; read through the maps alone by default.
+        cosine: as in :class:`VectorModel`.
+        std: standard deviation of the initial values.
     """
 
     def __init__(
@@ -101,22 +120,26 @@ class MatrixFactorization(VectorModel):
         item_bias: bool,
         seed: int,
         embedding: EmbeddingSpec = BUCKET,
+        cosine: bool = False,
+        std: float = INITIAL_STD,
     ):
         super().__init__()
-        self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed, spec=embedding)
+        self.cosine = cosine
+        self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed, std, spec=embedding)
         self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """Vectors of all known users and items: (n_users, dim) and (n_items, dim)."""
-        return self.user_embedding.all(), self.item_embedding.all()
+        """Vectors of all known users and items, of length 1 with ``cosine``: (n_users, dim) and (n_items, dim)."""
+        return self.scaled(self.user_embedding.all()), self.scaled(self.item_embedding.all())
 
     def pair_vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of both ends of pairs: rows of shape (n,) each in, two of shape (n, dim) out."""
-        return read_both(self.user_embedding, users, self.item_embedding, items)
+        """Vectors of some users and some items, as in :meth:`vectors`: rows of shapes (n,) and (m,) in, (n, dim) and (m, dim) out."""
+        user_vectors, item_vectors = read_both(self.user_embedding, users, self.item_embedding, items)
+        return self.scaled(user_vectors), self.scaled(item_vectors)
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of user-item pairs: rows of shape (n,) each in, shape (n,) out."""
-        scores = (self.user_embedding(users) * self.item_embedding(items)).sum(-1)
+        scores = (self.scaled(self.user_embedding(users)) * self.scaled(self.item_embedding(items))).sum(-1)
         return scores if self.item_bias is None else scores + self.item_bias.index_select(0, items)
 
     def score_differences(
@@ -137,8 +160,8 @@ class MatrixFactorization(VectorModel):
 
     def score_all_items(self) -> AllItemScores:
         """Scores of every item for each user: rows (batch,) in, shape (batch, n_items) out. Row ``n_users`` is the OOV user."""
-        item_vectors = self.item_embedding.all()
-        return lambda users: product_of_all_items(self.user_embedding(users), item_vectors, self.item_bias)
+        item_vectors = self.scaled(self.item_embedding.all())
+        return lambda users: product_of_all_items(self.scaled(self.user_embedding(users)), item_vectors, self.item_bias)
 
 
 def embeddings(

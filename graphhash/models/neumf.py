@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.models.mf import AllItemScores, PairScores, RetrievalModel, embeddings
+from graphhash.models.mf import INITIAL_STD, AllItemScores, PairScores, RetrievalModel, embeddings
 
 # Pairs whose hidden units are held at once while all items are scored: 128 MiB at 32 units.
 PAIRS_AT_ONCE = 2**20
@@ -34,16 +34,19 @@ class NeuMF(RetrievalModel):
         dim: numbers of a table row, both halves together; a multiple of 4.
         item_bias: train a scalar per item.
         seed: draws the initial values.
+        std: standard deviation of the tables' initial values.
 
     Raises:
         ArgumentError: ``dim`` is no multiple of 4.
     """
 
-    def __init__(self, users: BucketMap, items: BucketMap, dim: int, *, item_bias: bool, seed: int):
+    def __init__(
+        self, users: BucketMap, items: BucketMap, dim: int, *, item_bias: bool, seed: int, std: float = INITIAL_STD
+    ):
         super().__init__()
         if dim % 4:
             raise ArgumentError(f"NeuMF needs a dim that is a multiple of 4, got {dim}")
-        self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed)
+        self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed, std)
         self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
         self.half_dim = dim // 2
         with torch.random.fork_rng(devices=[]):

@@ -38,7 +38,7 @@ from pipeline.maps.methods import METHODS, Inputs, Method
 from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import fit_retrieval
-from pipeline.retrieval.train import fit_settings
+from pipeline.retrieval.train import fit_settings, model_spec_of
 from pipeline.training.loop import Callbacks
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Subject:
         n_indices = method.resolve_indices(settings.indices_per_id)
         maps = method.make(Inputs(train, labels, n_indices, hops=HOPS[-1], seed=config.seed))
         item_bias = method.with_bias(None, config.loss)
-        return cls(method, maps, ModelSpec(config.model, config.dim, item_bias, config.n_layers, config.seed))
+        return cls(method, maps, model_spec_of(config, item_bias))
 
     @property
     def n_rows(self) -> int:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from pipeline.config.choices import (
+    SHARED_LOSSES,
     ClusterMethod,
     Format,
     Loss,
@@ -19,6 +20,7 @@ from pipeline.config.choices import (
     Precision,
     Runtime,
     Sampler,
+    Schedule,
     Score,
     SoftHops,
     Task,
@@ -194,7 +196,8 @@ class TrainConfig:
     """`mf` is matrix factorisation, `neumf` adds a small network, `lightgcn` propagates vectors over the training graph; with
     `task = "ctr"`: `widedeep`, `deepfm`, `dcnv2` or `dlrm`, which is the default there."""
     loss: Loss = "bpr"
-    """`bpr` ranks against one sampled item, `directau` aligns and spreads vectors, `ials` fits all pairs, weighted."""
+    """`bpr` ranks against one sampled item; `softmax`, `bsl` and `ccl` compare cosines with those of many sampled items; `directau` aligns
+    and spreads vectors; `ials` fits all pairs, weighted."""
     dim: Annotated[int, Field(ge=1, le=65536)] = 64
     """Length of an embedding."""
     lr: Annotated[float | None, Field(gt=0)] = None
@@ -204,8 +207,10 @@ class TrainConfig:
     as much as a large one, whose rows are each read by fewer interactions. With `task = "ctr"`: times the rows of the training log."""
     weight_decay: Annotated[float | None, Field(ge=0.0)] = None
     """Weight decay of Adam, given as it is instead of by `l2_total`."""
+    schedule: Schedule = "cosine"
+    """The learning rate over the epochs: `cosine` falls to 0 along half a cosine, `constant` stays."""
     epochs: Annotated[int | None, Field(ge=1)] = None
-    """Most epochs. The learning rate falls to 0 over them, so fewer epochs are a faster training and not a part of a longer one."""
+    """Most epochs. With `schedule = "cosine"` fewer epochs are a faster training and not a part of a longer one."""
     patience: Annotated[int, Field(ge=1)] = 5
     """Evaluations (not epochs) without a better validation score before training stops."""
     eval_every: Annotated[int | None, Field(ge=1)] = None
@@ -217,7 +222,8 @@ class TrainConfig:
     hidden: tuple[str, ...] | None = None
     """With `task = "ctr"`: units of the hidden layers."""
     dropout: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
-    """With `task = "ctr"`: dropout rate behind hidden layers."""
+    """Share of the numbers of user vectors that `loss = "softmax"`, `"bsl"` or `"ccl"` sets to 0 at random; with `task = "ctr"`: of units
+    behind hidden layers."""
     n_cross: Annotated[int | None, Field(ge=0, le=16)] = None
     """Cross layers of `model = "dcnv2"`."""
     structure: Literal["stacked", "parallel"] | None = None
@@ -226,8 +232,23 @@ class TrainConfig:
     """Weight of the uniformity in `loss = "directau"`; None: less, the more neighbours ids have."""
     unobserved_weight: Annotated[float, Field(ge=0.0)] = 0.01
     """Weight of a pair's squared score in `loss = "ials"`; an interaction weighs 1."""
+    temperature: Annotated[float | None, Field(gt=0.0)] = None
+    """By which `loss = "softmax"` or `"bsl"` divides scores."""
+    negatives: Annotated[int | None, Field(ge=1)] = None
+    """Negatives that a batch shares with `loss = "softmax"`, `"bsl"` or `"ccl"`."""
+    negative_weight: Annotated[float | None, Field(ge=0.0)] = None
+    """Weight of the negatives' term with `loss = "bsl"` or `"ccl"`."""
+    margin: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.9
+    """With `loss = "ccl"`: cosine above which a negative counts."""
+    mask_same_row: bool = False
+    """With `loss = "softmax"`, `"bsl"` or `"ccl"`: leave out negatives whose first table row is that of the interaction's item."""
+    cosine: bool | None = None
+    """Score by cosines instead of inner products; None: with `loss = "softmax"`, `"bsl"` or `"ccl"`."""
+    initial_std: Annotated[float | None, Field(gt=0.0)] = None
+    """Standard deviation of the tables' initial values."""
     sampler: Sampler = "uniform"
-    """Negatives of BPR: `uniform` over all items, `uniform_rejecting` without the user's own items, `popularity` by degree."""
+    """Negatives: `uniform` over all items, `uniform_rejecting` without the user's own items (`bpr` alone), `popularity` by degree,
+    `in_batch` the items of the batch (`softmax`, `bsl`, `ccl`). The last two are corrected for what they draw more often, but for `bpr`."""
     popularity_power: float = 0.75
     """With `sampler = "popularity"`, an item is drawn in proportion to its degree to this power."""
     score: Score = "auc"
@@ -251,8 +272,22 @@ class TrainConfig:
     """Several workers of `model = "lightgcn"`: `replicated`, each over the whole graph; `sharded`, each over its rows of it; `auto`:
     sharded from 16.8 million edges on."""
 
+    @property
+    def scores_cosines(self) -> bool:
+        """Whether scores are cosines."""
+        return self.loss in SHARED_LOSSES if self.cosine is None else self.cosine
+
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
+        if self.cosine and self.model == "neumf":
+            raise ConfigError(
+                "train.cosine=true needs vectors to compare, and train.model=neumf has none; leave it out"
+            )
+        if self.cosine is False and self.loss == "ccl":
+            raise ConfigError(
+                "train.cosine=false is not supported with train.loss=ccl, a loss of cosines; leave it out"
+            )
+        self._check_negatives()
         if self.model == "neumf" and self.loss != "bpr":
             raise ConfigError(
                 f"train.loss={self.loss} compares vectors, and train.model=neumf has none to compare; use train.loss=bpr"
@@ -273,6 +308,18 @@ class TrainConfig:
                 f"train.hidden={','.join(self.hidden or ())} must be whole numbers above 0, such as 256,128"
             )
         return self
+
+    def _check_negatives(self) -> None:
+        shared = self.loss in SHARED_LOSSES
+        if self.sampler == ("uniform_rejecting" if shared else "in_batch"):
+            raise ConfigError(
+                f"train.sampler={self.sampler} is not supported with train.loss={self.loss}; use uniform or popularity"
+            )
+        if shared and self.batch_size == 0:
+            raise ConfigError(
+                f"train.batch_size=0 is not supported with train.loss={self.loss}, which holds scores of all negatives for the whole "
+                "batch; use some thousand"
+            )
 
 
 @one_line_errors("evaluate")

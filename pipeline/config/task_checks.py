@@ -30,9 +30,9 @@ def _check_retrieval(config: RunConfig) -> None:
     if data.format in CTR_FORMATS or data.schema or data.label_column:
         what = f"format={data.format}" if data.format in CTR_FORMATS else "schema and data.label_column"
         raise ConfigError(f"data.{what} is of a CTR data set; add run.task=ctr (--task ctr), or leave it out")
-    if config.map.item_bias and config.train.loss == "directau":
+    if config.map.item_bias and config.train.loss in ("directau", "ccl"):
         raise ConfigError(
-            "map.item_bias=true is not supported with train.loss=directau, which compares vectors; leave it out"
+            f"map.item_bias=true is not supported with train.loss={config.train.loss}, which compares vectors; leave it out"
         )
 
 

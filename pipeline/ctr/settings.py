@@ -44,6 +44,7 @@ def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
         epochs=preset.epochs if train.epochs is None else train.epochs,
         eval_every=1 if train.eval_every is None else train.eval_every,
         patience=train.patience,
+        schedule=train.schedule,
         batch_size=batch_size or None,
         seed=train.seed,
     )

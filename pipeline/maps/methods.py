@@ -121,8 +121,8 @@ class Method:
         return side(n_users) + ((n_items + 1) * row_bytes if self.plain_items else side(n_items))
 
     def with_bias(self, requested: bool | None, loss: str) -> bool:
-        """Whether the model has an item bias when the configuration requests it, or not, or None; DirectAU would not train one."""
-        return self.item_bias and loss != "directau" if requested is None else requested
+        """Whether the model has an item bias when the configuration requests it, or not, or None: then losses of cosines have none."""
+        return self.item_bias and loss in ("bpr", "ials") if requested is None else requested
 
 
 @dataclass(frozen=True)

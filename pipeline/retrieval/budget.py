@@ -18,7 +18,7 @@ from graphhash.models.neumf import layer_numbers
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.retrieval.defaults import DEFAULT_BUDGET, planned_precision_of
-from pipeline.retrieval.models import default_settings
+from pipeline.retrieval.presets import default_settings
 from pipeline.task import budget_of
 
 FULL_ITEMSIZE = 4

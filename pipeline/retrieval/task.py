@@ -91,6 +91,15 @@ class Retrieval:
             "train.n_layers",
             "train.gamma",
             "train.unobserved_weight",
+            "train.temperature",
+            "train.negatives",
+            "train.negative_weight",
+            "train.margin",
+            "train.dropout",
+            "train.mask_same_row",
+            "train.cosine",
+            "train.initial_std",
+            "train.schedule",
             "train.sampler",
             "train.popularity_power",
             "train.seed",
@@ -120,7 +129,6 @@ class Retrieval:
             "data.user_features",
             "data.item_features",
             "train.hidden",
-            "train.dropout",
             "train.n_cross",
             "train.structure",
             "train.score",
@@ -266,7 +274,7 @@ class Retrieval:
 
     def defaults(self, config: RunConfig, method: str) -> dict[str, float]:
         from pipeline.maps.methods import METHODS
-        from pipeline.retrieval.models import default_settings
+        from pipeline.retrieval.presets import default_settings
 
         return default_settings(config.train, METHODS[method])
 

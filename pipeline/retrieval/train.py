@@ -29,8 +29,9 @@ from pipeline.maps.methods import METHODS, Method
 from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.maps import SIDES, make_maps
-from pipeline.retrieval.models import PRESETS, ModelSpec, default_gamma, default_settings
-from pipeline.retrieval.objective import SCORE, RetrievalSettings, fit_retrieval
+from pipeline.retrieval.models import ModelSpec
+from pipeline.retrieval.objective import SCORE, LossSettings, RetrievalSettings, fit_retrieval
+from pipeline.retrieval.presets import default_gamma, default_settings, preset_of
 from pipeline.retrieval.weights import save_model
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import StageContext
@@ -38,8 +39,6 @@ from pipeline.training.job import TrainingSession, run_job
 
 # LightGCN's workers propagate each for itself below, and share the rows of the graph above: 24 bytes an edge are 400 MB then.
 SHARDED_EDGES = 2**24
-# Of a training that is not stopped early.
-EVALUATIONS = 15
 
 
 def train_method(context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
@@ -58,13 +57,7 @@ def train_method(context: StageContext, method: str, out: Path, session: Trainin
     maps = make_maps(context, resolved, graph, labels, out)
     spec = METHODS[method]
     settings = fit_settings(config.train, spec, table_rows(*maps), graph)
-    model_spec = ModelSpec(
-        config.train.model,
-        config.train.dim,
-        spec.with_bias(config.map.item_bias, config.train.loss),
-        config.train.n_layers,
-        settings.seed,
-    )
+    model_spec = model_spec_of(config.train, spec.with_bias(config.map.item_bias, config.train.loss))
     session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(SIDES, maps, strict=True)}
     session.tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
@@ -106,7 +99,7 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
         n_rows: of the tables.
         graph: training interactions, users x items.
     """
-    preset = PRESETS[train.model, train.loss]
+    preset = preset_of(train)
     epochs = preset.epochs if train.epochs is None else train.epochs
     batch_size = preset.batch_size if train.batch_size is None else train.batch_size
     own = default_settings(train, method)
@@ -115,16 +108,44 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
         lr=own["train.lr"] if train.lr is None else train.lr,
         weight_decay=l2_total / n_rows if train.weight_decay is None else train.weight_decay,
         epochs=epochs,
-        eval_every=max(1, epochs // EVALUATIONS) if train.eval_every is None else train.eval_every,
+        eval_every=max(1, epochs // preset.evaluations) if train.eval_every is None else train.eval_every,
         patience=train.patience,
         batch_size=batch_size or None,
         seed=train.seed,
-        loss=train.loss,
-        gamma=default_gamma(2 * graph.nnz / sum(graph.shape)) if train.gamma is None else train.gamma,
-        unobserved_weight=train.unobserved_weight,
+        schedule=train.schedule,
+        loss=loss_settings(train, graph),
         amp=train.amp,
         compile=train.compile,
         sparse_gradients=train.sparse_gradients,
+    )
+
+
+def loss_settings(train: TrainConfig, graph: csr_array) -> LossSettings:
+    """The settings of the loss, every default decided by the model with its loss, and by the graph."""
+    preset = preset_of(train)
+    return LossSettings(
+        name=train.loss,
+        gamma=default_gamma(2 * graph.nnz / sum(graph.shape)) if train.gamma is None else train.gamma,
+        unobserved_weight=train.unobserved_weight,
+        temperature=preset.temperature if train.temperature is None else train.temperature,
+        negatives=preset.negatives if train.negatives is None else train.negatives,
+        negative_weight=preset.negative_weight if train.negative_weight is None else train.negative_weight,
+        margin=train.margin,
+        dropout=preset.dropout if train.dropout is None else train.dropout,
+        mask_same_row=train.mask_same_row,
+    )
+
+
+def model_spec_of(train: TrainConfig, item_bias: bool) -> ModelSpec:
+    """The model of a training, before it is made."""
+    return ModelSpec(
+        train.model,
+        train.dim,
+        item_bias,
+        train.n_layers,
+        train.seed,
+        cosine=train.scores_cosines,
+        std=preset_of(train).std if train.initial_std is None else train.initial_std,
     )
 
 

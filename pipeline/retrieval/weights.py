@@ -1,9 +1,9 @@
 """The trained weights of a method on disk: ``checkpoint/model.npz`` beside the bucket maps, plain arrays, no pickle.
 
-``model`` names the model, ``dim`` is that of the embeddings, ``embedding`` their kind and sizes as JSON, ``n_layers`` is LightGCN's;
-``user_table`` and ``item_table`` are float32, shape (n_buckets, dim), the OOV row last, and there is no ``item_table`` where both sides
-share one; ``item_bias`` is float32, shape (n_items,), and there only where it was trained; every other array is a weight of the model's own
-layers, or of an embedding of another kind, by its name in the module.
+``model`` names the model, ``dim`` is that of the embeddings, ``embedding`` their kind and sizes as JSON, ``n_layers`` is LightGCN's,
+``cosine`` says whether scores are cosines; ``user_table`` and ``item_table`` are float32, shape (n_buckets, dim), the OOV row last, and
+there is no ``item_table`` where both sides share one; ``item_bias`` is float32, shape (n_items,), and there only where it was trained;
+every other array is a weight of the model's own layers, or of an embedding of another kind, by its name in the module.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def save_model(model: RetrievalModel, spec: ModelSpec, method_dir: Path) -> None
         "dim": np.int64(spec.dim),
         "embedding": np.array(spec.embedding.to_json()),
         "n_layers": np.int64(spec.n_layers),
+        "cosine": np.bool_(spec.cosine),
     }
     np.savez(method_dir / "checkpoint" / "model.npz", **settings, **arrays)
 
@@ -64,12 +65,15 @@ def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, Buc
         with np.load(path, allow_pickle=False) as arrays:
             weights = {name: arrays[name] for name in arrays.files}
         kind, n_layers = str(weights.pop("model")), int(weights.pop("n_layers"))
+        # Trainings before there were cosines have none.
+        cosine = bool(weights.pop("cosine", False))
         if kind not in MODELS:
             raise ValueError(f"model {kind!r} is unknown")
         dim, embedding = int(weights.pop("dim")), EmbeddingSpec.from_json(str(weights.pop("embedding")))
         state = {TABLES.get(name, name): torch.from_numpy(array) for name, array in weights.items()}
         graph = ShardedCsr.open(ingest_dir / "train").load() if kind == "lightgcn" else None
-        model = ModelSpec(kind, dim, "item_bias" in weights, n_layers, 0, embedding).build(users, items, graph)
+        spec = ModelSpec(kind, dim, "item_bias" in weights, n_layers, 0, embedding, cosine)
+        model = spec.build(users, items, graph)
         if set(state) != set(_stored_weights(model)):
             raise ValueError(f"it holds {', '.join(sorted(weights))}")
         # The maps are buffers and come from their own files.
@@ -96,7 +100,8 @@ def with_more_ids(
         user_rows: of folded-in users, float32, shape (n_rows, dim); they stand before the out-of-vocabulary row.
     """
     has_bias = trained.item_bias is not None
-    model = MatrixFactorization(maps["users"], maps["items"], trained.user_embedding.dim, item_bias=has_bias, seed=0)
+    dim, cosine = trained.user_embedding.dim, trained.cosine
+    model = MatrixFactorization(maps["users"], maps["items"], dim, item_bias=has_bias, seed=0, cosine=cosine)
     weights = dict(trained.named_parameters())
     more = {"item_bias": (len(weights.get("item_bias", ())), item_bias), "user_embedding.table": (-1, user_rows)}
     for name, parameter in model.named_parameters():

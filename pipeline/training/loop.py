@@ -42,6 +42,7 @@ class FitSettings:
     Args:
         patience: evaluations without a better score before training stops.
         batch_size: examples per step, of all workers together; None: an epoch is one step.
+        schedule: of the learning rate, "cosine" or "constant".
     """
 
     lr: float
@@ -54,12 +55,15 @@ class FitSettings:
     amp: str | None = None
     compile: bool = False
     sparse_gradients: bool = False
+    schedule: str = "cosine"
 
     def lr_of(self, epoch: int) -> float:
-        """The learning rate of an epoch, from 1: a half cosine from ``lr`` to 0 (Loshchilov and Hutter, ICLR 2017).
+        """The learning rate of an epoch, from 1: ``lr``, or a half cosine from it to 0 (Loshchilov and Hutter, ICLR 2017).
 
-        It reaches the recall of a constant rate in half the epochs.
+        The half cosine reaches the recall of a constant rate in half the epochs.
         """
+        if self.schedule == "constant":
+            return self.lr
         progress = (epoch - 1) / self.epochs
         return self.lr * (1 + math.cos(math.pi * progress)) / 2
 
@@ -117,7 +121,7 @@ def fit(
     state: dict[str, Any] | None = None,
     workers: Workers | None = None,
 ) -> dict[str, Any]:
-    """Train with Adam, the learning rate falling to 0 over the epochs.
+    """Train with Adam.
 
     Args:
         model: on the device to train on; left with the last epoch's weights.

@@ -14,24 +14,20 @@ from graphhash.maps.hashes import modulo_map
 from graphhash.metrics.ranking import recall_at_k
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.neumf import NeuMF
+from graphhash.models.samplers import Shared
+from pipeline.config.choices import SHARED_LOSSES
 from pipeline.config.run_config import TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS
 from pipeline.retrieval.evaluate import rank_users
-from pipeline.retrieval.models import (
-    GAMMA_THERE,
-    LEAST_GAMMA,
-    MODELS,
-    PRESETS,
-    SPARSE_NEIGHBOURS,
-    ModelSpec,
-    default_gamma,
-    objective,
-)
+from pipeline.retrieval.models import MODELS, ModelSpec
+from pipeline.retrieval.objective import LossSettings, objective, shared_loss
+from pipeline.retrieval.presets import GAMMA_THERE, LEAST_GAMMA, PRESETS, SPARSE_NEIGHBOURS, default_gamma
 from pipeline.retrieval.stored import count_bytes, tables
 from pipeline.retrieval.train import fit_settings
 from pipeline.retrieval.weights import load_method, save_model
 from tests.helpers import graphs
+from tests.helpers.negatives import GivenNegatives
 
 GRAPH = graphs.planted(0, 3, 12, 0.4, 0.05)[0]
 # Weights other than one, and a user and an item without any interaction.
@@ -163,13 +159,15 @@ def test_score_differences_are_differences_of_scores(model, read_all):
 @pytest.mark.parametrize("kind", ["full", "modulo", "soft"])
 @pytest.mark.parametrize(("model", "loss"), PRESETS)
 def test_one_step_lowers_the_loss_of_every_model_loss_and_map(model, loss, kind, read_all):
-    built = ModelSpec(model, 8, loss != "directau", 2, seed=0).build(*maps_of(GRAPH, kind), GRAPH)
+    spec = ModelSpec(model, 8, loss not in ("directau", "ccl"), 2, seed=0, cosine=loss in SHARED_LOSSES)
+    built = spec.build(*maps_of(GRAPH, kind), GRAPH)
     users, items = pairs_of(GRAPH)
     negatives = torch.randint(GRAPH.shape[1], items.shape, generator=torch.Generator().manual_seed(0))
-    of = objective(loss, whole=read_all, gamma=1.0, unobserved_weight=0.01)
+    settings = LossSettings(loss, margin=0.2, negative_weight=2.0, dropout=0.3 if loss == "ccl" else 0.0)
+    of = objective(settings, GivenNegatives(lambda _: negatives, Shared(negatives[:9], None)), whole=read_all)
 
     def value():
-        return of(built, users, items, lambda _: negatives)
+        return of(built, users, items, torch.Generator().manual_seed(0))
 
     before = value()
     before.backward()
@@ -181,9 +179,56 @@ def test_one_step_lowers_the_loss_of_every_model_loss_and_map(model, loss, kind,
     assert value() < before
 
 
+@pytest.mark.parametrize("kind", ["full", "modulo", "soft"])
+@pytest.mark.parametrize("model", ["mf", "lightgcn"])
+def test_cosine_models_score_by_the_cosines_of_their_vectors(model, kind):
+    maps = maps_of(UNEVEN, kind)
+    plain, cosine = (ModelSpec(model, 8, False, 2, seed=0, cosine=c).build(*maps, UNEVEN) for c in (False, True))
+    expected = torch.nn.functional.cosine_similarity(
+        *(v[:, None] if n == 0 else v[None] for n, v in enumerate(plain.vectors())), -1
+    )
+    everyone = torch.arange(UNEVEN.shape[0])
+    torch.testing.assert_close(cosine.score_all_items()(everyone), expected)
+    users, items = (torch.from_numpy(side.ravel()) for side in np.indices(UNEVEN.shape))
+    differences = expected[users, 0] - cosine.score_differences(users, items * 0, items)
+    for scores in (cosine(users, items), cosine.all_pairs()(users, items), differences):
+        torch.testing.assert_close(scores, expected[users, items])
+    # The OOV user, whose row is zero before it is filled.
+    assert not cosine.score_all_items()(torch.tensor([UNEVEN.shape[0]])).any()
+
+
+def test_dropout_keeps_the_length_of_cosine_vectors_and_masks_by_rows():
+    maps = maps_of(GRAPH, "modulo")
+    model = ModelSpec("mf", 8, False, 2, seed=0, cosine=True).build(*maps, GRAPH)
+    users, items = (torch.arange(4) for _ in range(2))
+    negatives = torch.arange(4, 8)
+
+    def loss(**settings):
+        one = LossSettings("softmax", **settings)
+        return shared_loss(one, model, users, items, negatives, None, torch.Generator().manual_seed(1)).item()
+
+    user_vectors, item_vectors = (v.detach().numpy().astype(float) for v in model.pair_vectors(users, torch.arange(8)))
+    scores = np.exp(user_vectors @ item_vectors.T / 0.1)
+    rows = maps[1].rows[:8, 0]
+
+    def expected(counts):
+        return np.mean(
+            [
+                -np.log(scores[i, i] / (scores[i, i] + sum(scores[i, j] for j in range(4, 8) if counts(i, j))))
+                for i in range(4)
+            ]
+        )
+
+    assert loss() == pytest.approx(expected(lambda i, j: True), rel=1e-5)
+    assert loss(mask_same_row=True) == pytest.approx(expected(lambda i, j: rows[i] != rows[j]), rel=1e-5)
+    assert any(rows[i] == rows[j] for i in range(4) for j in range(4, 8))
+    assert loss(dropout=0.5) == loss(dropout=0.5) != loss()
+
+
+@pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_stored_model_scores_as_before_and_counts_its_bytes(kind, tmp_path):
-    spec = ModelSpec(kind, 8, True, 1, seed=0)
+def test_a_stored_model_scores_as_before_and_counts_its_bytes(kind, cosine, tmp_path):
+    spec = ModelSpec(kind, 8, True, 1, seed=0, cosine=cosine)
     maps = maps_of(GRAPH, "soft")
     model = with_random_bias(spec.build(*maps, GRAPH))
     for side, bucket_map in zip(("users", "items"), maps, strict=True):
@@ -227,4 +272,4 @@ def test_dense_graphs_get_less_uniformity_but_never_so_little_that_vectors_colla
     settings = [
         fit_settings(TrainConfig(loss="directau", gamma=gamma), METHODS["soft"], 50, GRAPH) for gamma in (None, 1.5)
     ]
-    assert [one.gamma for one in settings] == [default_gamma(degree), 1.5]
+    assert [one.loss.gamma for one in settings] == [default_gamma(degree), 1.5]

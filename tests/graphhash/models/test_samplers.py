@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from graphhash.maps.bucket_map import full_map
 from graphhash.metrics.ranking import recall_at_k
 from graphhash.models.mf import MatrixFactorization
-from graphhash.models.samplers import SAMPLERS, NegativeSampler
+from graphhash.models.samplers import PAIR_SAMPLERS, SAMPLERS, NegativeSampler
 from pipeline.config import choices as config
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
@@ -55,7 +55,7 @@ def test_popularity_draws_in_proportion_to_a_power_of_the_degree(power):
     assert shares(items) == pytest.approx(weights / weights.sum(), abs=0.02)
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize("kind", PAIR_SAMPLERS)
 def test_the_seed_decides(kind):
     users = torch.arange(3).repeat(50)
     assert torch.equal(draw(kind, users, seed=1), draw(kind, users, seed=1))
@@ -69,7 +69,7 @@ def test_the_configuration_knows_the_same_samplers():
         RunConfig.from_flat({"train.sampler": "hard"})
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize("kind", PAIR_SAMPLERS)
 def test_every_sampler_trains_a_model_that_ranks_what_was_used(kind):
     graph = graphs.planted(0, 6, 30, 0.3, 0.02)[0]
     model = MatrixFactorization(full_map(graph.shape[0]), full_map(graph.shape[1]), 16, item_bias=False, seed=0)

@@ -10,24 +10,30 @@ import torch
 
 import graphhash
 from graphhash.models.lightgcn import LightGCN
-from graphhash.models.samplers import NegativeSampler
+from graphhash.models.samplers import SHARED_SAMPLERS, NegativeSampler
 from graphhash.nn.workers import Workers
+from pipeline.config.choices import SHARED_LOSSES
 from pipeline.maps.methods import METHODS, Inputs
-from pipeline.retrieval.models import ModelSpec, objective, seldom_read
-from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
+from pipeline.retrieval.models import ModelSpec
+from pipeline.retrieval.objective import LossSettings, RetrievalSettings, fit_retrieval, objective, seldom_read
 from pipeline.retrieval.train import _validation, shards_graph
 from pipeline.training.loop import CONTINUE, SAVE, STOP, Callbacks
 from tests.helpers import graphs
 from tests.helpers.gang import gang
+from tests.helpers.negatives import GivenNegatives
 
 SETTINGS = RetrievalSettings(lr=0.05, weight_decay=1e-6, epochs=6, eval_every=2, patience=100, batch_size=100, seed=0)
 MODELS_AND_LOSSES = [
     ("mf", "bpr"),
     ("mf", "directau"),
     ("mf", "ials"),
+    ("mf", "softmax"),
+    ("mf", "bsl"),
+    ("mf", "ccl"),
     ("neumf", "bpr"),
     ("lightgcn", "bpr"),
     ("lightgcn", "ials"),
+    ("lightgcn", "softmax"),
 ]
 
 
@@ -45,7 +51,8 @@ def made(kind: str, method: str, workers: Workers = Workers(), sharded: bool = F
     graph = graph_of()
     spec = METHODS[method]
     maps = spec.make(Inputs(graph, graphhash.cluster(graph, resolution=3), spec.indices_per_id, "1+2", 0))
-    model = ModelSpec(kind, 8, item_bias=loss != "directau", n_layers=2, seed=0).build(*maps, graph)
+    item_bias, cosine = loss not in ("directau", "ccl"), loss in SHARED_LOSSES
+    model = ModelSpec(kind, 8, item_bias, n_layers=2, seed=0, cosine=cosine).build(*maps, graph)
     if sharded:
         model.shard(workers)
     users, items = graph.nonzero()
@@ -57,8 +64,10 @@ def gradients(kind: str, loss: str, n: int, sharded: bool) -> tuple[float, dict[
     workers = Workers.from_process_group()
     model, users, items = made(kind, "soft", workers, sharded, loss)
     users, items = (tensor[:n][workers.share(n)] for tensor in (users, items))
-    loss_of = objective(loss, whole=True, gamma=0.7, unobserved_weight=0.3, workers=workers)
-    mean = loss_of(model, users, items, lambda users: (users * 7 + items * 3) % model.item_embedding.n_ids)
+    settings = LossSettings(loss, gamma=0.7, unobserved_weight=0.3, margin=0.1, negative_weight=1.3)
+    sample = GivenNegatives(lambda users: (users * 7 + items * 3) % model.item_embedding.n_ids)
+    loss_of = objective(settings, sample, whole=True, workers=workers)
+    mean = loss_of(model, users, items, torch.Generator())
     ((own, of_all),) = workers.steps(n, None)
     (mean * (own / of_all)).backward()
     workers.sum_gradients(model.parameters())
@@ -89,9 +98,28 @@ def test_three_workers_with_shares_of_two_sizes_have_the_gradient_of_one(trio, k
     check_gradients(trio, kind, loss, 401)
 
 
-@pytest.mark.parametrize("loss", ["bpr", "directau", "ials"])
+@pytest.mark.parametrize("loss", ["bpr", "directau", "ials", "bsl"])
 def test_a_sharded_graph_has_the_gradient_of_a_whole_one(trio, loss):
     check_gradients(trio, "lightgcn", loss, 401, sharded=True)
+
+
+def shared_negatives(kind: str) -> tuple[list[int], list[int]]:
+    """Negatives that a worker gets for its part of a batch, and that one worker gets for the whole batch."""
+    workers, graph = Workers.from_process_group(), graph_of()
+    sampler = NegativeSampler(graph, kind)
+    batch = torch.from_numpy(graph.indices[:101].astype(np.int64))
+    own = batch[workers.share(101)]
+    items, _ = sampler.shared(own, 50, torch.Generator().manual_seed(workers.seed(0)), workers)
+    alone, _ = sampler.shared(batch, 50, torch.Generator().manual_seed(0))
+    return items.tolist(), alone.tolist()
+
+
+@pytest.mark.parametrize("kind", SHARED_SAMPLERS)
+def test_workers_share_the_negatives_of_one(pair, kind):
+    results = pair(shared_negatives, kind)
+    assert len({tuple(items) for items, _ in results}) == 1
+    for items, alone in results:
+        assert sorted(items) == sorted(alone)
 
 
 def vectors_of_shards() -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -186,7 +214,7 @@ def test_sparse_gradients_of_two_workers_are_the_dense_ones(pair, monkeypatch):
     settings = dataclasses.replace(SETTINGS, batch_size=10, epochs=2)
     (_, dense), _ = pair(trained, "full", settings)
     model, *_ = made("mf", "full")
-    assert seldom_read(model, "bpr", 10), "the case is one in which rows wait"
+    assert seldom_read(model, LossSettings("bpr"), 10), "the case is one in which rows wait"
     (_first, sparse), (_, others) = pair(trained, "full", dataclasses.replace(settings, sparse_gradients=True))
     for name, weight in dense.items():
         assert torch.equal(sparse[name], others[name]), name

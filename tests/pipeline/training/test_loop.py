@@ -16,8 +16,7 @@ from graphhash.models.losses import bpr_loss
 from graphhash.models.mf import MatrixFactorization
 from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.evaluate import rank_users
-from pipeline.retrieval.models import seldom_read
-from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
+from pipeline.retrieval.objective import LossSettings, RetrievalSettings, fit_retrieval, seldom_read
 from pipeline.training.loop import Callbacks
 from tests.helpers import graphs
 
@@ -141,10 +140,15 @@ def test_rows_that_wait_end_where_adam_takes_them_and_resume_to_the_same_bits(gr
 
 def test_which_rows_wait(graph, labels):
     full, soft = (model_of(graph, labels, method) for method in ("full", "soft"))
-    assert seldom_read(full, "bpr", 5) == [full.user_embedding, full.item_embedding]
+    assert seldom_read(full, LossSettings("bpr"), 5) == [full.user_embedding, full.item_embedding]
     # Fifteen items and fifteen more are read for fifteen users.
-    assert seldom_read(full, "bpr", 15) == [full.user_embedding]
-    assert seldom_read(full, "bpr", None) == seldom_read(full, "ials", 5) == seldom_read(soft, "bpr", 100) == []
+    assert seldom_read(full, LossSettings("bpr"), 15) == [full.user_embedding]
+    assert (
+        seldom_read(full, LossSettings("bpr"), None)
+        == seldom_read(full, LossSettings("ials"), 5)
+        == seldom_read(soft, LossSettings("bpr"), 100)
+        == []
+    )
 
 
 def test_phases_are_told_in_the_order_of_a_step(graph, labels):
