@@ -4,7 +4,7 @@
 
 The page holds a line `<!-- FIGURES: NAME -->`. The table is written below it, and replaces the one that an earlier call wrote.
 `FOLDER=NOTE` appends a note to the names of that comparison's methods. The line below the table names the commit, the machine, and the day
-on which the comparison ended.
+on which the comparison ended. `--measures` names the columns, and `--served` takes those of parts of the ids.
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Any
 
 END = "<!-- end of figures -->"
-# Key of a measure, its title, and whether the highest value is the best.
-MEASURES = (
-    ("recall@20", "recall@20", True),
-    ("capped_recall@20", "capped recall@20", True),
-    ("ndcg@20", "NDCG@20", True),
-    ("log_loss", "log loss", False),
-    ("auc", "AUC", True),
-)
+# Keys of measures in the order of columns, and whether the highest value is the best; of a ranking, at the first cut-off.
+MEASURES = {"recall": True, "capped_recall": True, "ndcg": True, "log_loss": False, "auc": True}
+TITLES = {"ndcg": "NDCG", "auc": "AUC", "mrr": "MRR"}
+PARTS = ("head_items", "middle_items", "tail_items", "most_active_users", "middle_users", "least_active_users")
+TRAINING_BYTES = {"training_bytes": "training bytes", "training_bytes_measured": "measured"}
 
 
 def rows(folder: Path, note: str) -> list[dict[str, Any]]:
@@ -39,13 +36,41 @@ def rows(folder: Path, note: str) -> list[dict[str, Any]]:
     return summary
 
 
-def table(lines: list[dict[str, Any]]) -> list[str]:
-    """A Markdown table: method, rows, bytes, and the measures that the lines have; the best value of each is bold."""
-    measures = [measure for measure in MEASURES if any(line.get(measure[0]) is not None for line in lines)]
-    titles = ["method", "table rows", "bytes of the full table", *(title for _, title, _ in measures)]
+def measures_of(lines: list[dict[str, Any]]) -> list[str]:
+    """Keys of the measures that the lines have, in the order of columns."""
+    found = dict.fromkeys(key for line in lines for key, value in line.items() if value is not None)
+    plain = [
+        key for key in found if key.partition("@")[0] in MEASURES and key.partition("@")[2].isdecimal() == ("@" in key)
+    ]
+    cutoffs = [key.partition("@")[2] for key in plain if "@" in key]
+    main = [key for key in plain if "@" not in key or key.partition("@")[2] == cutoffs[0]]
+    return sorted(main, key=lambda key: list(MEASURES).index(key.partition("@")[0]))
+
+
+def served(lines: list[dict[str, Any]]) -> list[str]:
+    """Keys of recall for the parts of the ids, and of coverage."""
+    keys = dict.fromkeys(key for line in lines for key in line if not key.endswith("_std"))
+    found = [key for part in PARTS for key in keys if key.startswith("recall@") and key.endswith(f"_{part}")]
+    return found + [key for key in keys if key.startswith("coverage@")][:1]
+
+
+def title_of(key: str) -> str:
+    """Of a column: "recall@20_tail_items" is "tail items"."""
+    if (part := next((part for part in PARTS if key.endswith(f"_{part}")), None)) is not None:
+        return part.replace("_", " ")
+    name, at, k = key.partition("@")
+    return TITLES.get(name, name.replace("_", " ")) + at + k
+
+
+def table(lines: list[dict[str, Any]], keys: list[str]) -> list[str]:
+    """A Markdown table: method, rows, bytes, and the measures; the best value of each is bold."""
+    training = [key for key in TRAINING_BYTES if any(line.get(key) is not None for line in lines)]
+    titles = ["method", "table rows", "bytes of the full table"]
+    titles += [*(TRAINING_BYTES[key] for key in training), *(title_of(key) for key in keys)]
     best = {
-        key: (max if higher else min)(line[key] for line in lines if line.get(key) is not None)
-        for key, _, higher in measures
+        key: (max if MEASURES.get(key.partition("@")[0], True) else min)(values)
+        for key in keys
+        if (values := [line[key] for line in lines if line.get(key) is not None])
     }
 
     def value(line: dict[str, Any], key: str) -> str:
@@ -58,7 +83,8 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
     made = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for line in lines:
         cells = [line["title"], f"{line['rows']:,.0f}", f"{100 * line['bytes_ratio']:.1f} %"]
-        made.append(f"| {' | '.join(cells + [value(line, key) for key, _, _ in measures])} |")
+        cells += ["-" if line.get(key) is None else f"{line[key]:,.0f}" for key in training]
+        made.append(f"| {' | '.join(cells + [value(line, key) for key in keys])} |")
     return made
 
 
@@ -94,10 +120,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", help="of the line <!-- FIGURES: NAME -->")
     parser.add_argument("comparisons", nargs="+", metavar="FOLDER[=NOTE]", help="outputs of `graphhash compare`")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores, no GPU")
+    parser.add_argument(
+        "--measures", help="keys of columns, such as recall@20,ndcg@20; without it, those of the first cut-off"
+    )
+    parser.add_argument("--served", action="store_true", help="recall by popularity and by activity, and coverage")
     options = parser.parse_args(arguments)
     pairs = [(Path(folder), note) for folder, _, note in (text.partition("=") for text in options.comparisons)]
     lines = [line for folder, note in pairs for line in rows(folder, note)]
-    made = [*table(lines), "", caption([folder for folder, _ in pairs], lines, options.machine)]
+    keys = options.measures.split(",") if options.measures else served(lines) if options.served else measures_of(lines)
+    made = [*table(lines, keys), "", caption([folder for folder, _ in pairs], lines, options.machine)]
     write(options.page, options.name, made)
 
 

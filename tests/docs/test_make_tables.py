@@ -43,6 +43,21 @@ def test_a_table_is_written_below_its_marker_and_replaced_by_the_next_one(folder
     assert second.endswith(" <!-- end of figures -->\n\nEnd.\n\n<!-- FIGURES: two -->\n")
 
 
+def test_the_columns_are_those_of_the_first_cut_off_or_those_that_are_named(folders):
+    more = {"recall@10": 0.1, "capped_recall@10": 0.2, "ndcg@10": 0.3, "recall@10_tail_items": 0.05, "coverage@10": 0.6}
+    summary = [{**more, "training_bytes": 1234.0, **line("soft", 0.18, 0.25)}]
+    (folders / "cmp" / "compare.json").write_text(json.dumps({"summary": summary}))
+    page, arguments = folders / "page.md", [str(folders / "page.md"), "one", str(folders / "cmp")]
+    main(arguments)
+    assert "| training bytes | recall@10 | capped recall@10 | NDCG@10 |" in page.read_text()
+    assert "| 1,234 | **0.1000** | **0.2000** | **0.3000** |" in page.read_text()
+    main([*arguments, "--measures", "ndcg@20"])
+    assert "| training bytes | NDCG@20 |\n" in page.read_text()
+    main([*arguments, "--served"])
+    assert "| tail items | coverage@10 |\n" in page.read_text()
+    assert "| **0.0500** | **0.6000** |" in page.read_text()
+
+
 def test_a_page_without_the_marker_is_named(folders):
     with pytest.raises(SystemExit, match="no line <!-- FIGURES: three -->"):
         main([str(folders / "page.md"), "three", str(folders / "cmp")])
