@@ -22,7 +22,7 @@ from graphhash.errors import ArgumentError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.lightgcn import LightGCN
-from graphhash.models.mf import AllItemScores, RetrievalModel
+from graphhash.models.mf import AllItemScores, RetrievalModel, VectorModel
 from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.export.graph import describe
@@ -178,6 +178,7 @@ def _content(trained: TrainedRetrieval, graph: onnx.ModelProto, precision: str, 
         "n_buckets": {side: bucket_map.n_buckets for side, bucket_map in maps.items()},
         "indices_per_id": {side: bucket_map.indices_per_id for side, bucket_map in maps.items()},
         "item_bias": model.item_bias is not None,
+        "cosine": isinstance(model, VectorModel) and model.cosine,
         "precision": precision,
         "tie_rule": TIE_RULE,
         "tolerance": {"absolute": TOLERANCE, "relative": TOLERANCE},

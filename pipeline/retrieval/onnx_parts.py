@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.lightgcn import LightGCN
-from graphhash.models.mf import RetrievalModel
+from graphhash.models.mf import RetrievalModel, VectorModel
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.export.layers import as_array
 
@@ -23,13 +23,18 @@ _USER_VALUES = 2**24
 
 @dataclass(frozen=True)
 class Parts:
-    """What of a model is stored: tables, float32, shape (n_rows, dim), the maps into them, and the bias."""
+    """What of a model is stored: tables, float32, shape (n_rows, dim), the maps into them, and the bias.
+
+    Args:
+        cosine: vectors are scaled to length 1 when they are read.
+    """
 
     user_table: NDArray[np.float32]
     item_table: NDArray[np.float32]
     user_map: BucketMap
     item_map: BucketMap
     item_bias: NDArray[np.float32] | None
+    cosine: bool = False
 
     @property
     def dim(self) -> int:
@@ -40,13 +45,14 @@ class Parts:
 def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap) -> Parts:
     """The tables and maps that a graph stores of a model: LightGCN's vectors are tables of their own, with a row for every id."""
     bias = None if model.item_bias is None else as_array(model.item_bias)
+    cosine = isinstance(model, VectorModel) and model.cosine
     of_users, of_items = model.user_embedding, model.item_embedding
     if not isinstance(model, LightGCN):
         assert isinstance(of_users, BucketEmbedding)
         assert isinstance(of_items, BucketEmbedding)
-        return Parts(as_array(of_users.table), as_array(of_items.table), user_map, item_map, bias)
+        return Parts(as_array(of_users.table), as_array(of_items.table), user_map, item_map, bias, cosine)
     users, items = (as_array(of_side) for of_side in model.vectors_with_oov())
-    return Parts(users, items, full_map(user_map.n_ids), full_map(item_map.n_ids), bias)
+    return Parts(users, items, full_map(user_map.n_ids), full_map(item_map.n_ids), bias, cosine)
 
 
 def materialized_users(user_map: BucketMap, dim: int) -> int:

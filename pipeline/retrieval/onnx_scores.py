@@ -9,6 +9,9 @@ vectors it reads from the table. For few users it is cheaper not to make vectors
 weighted sum of its buckets' scores, which is the same number. Everything in a chunk depends on where it starts, which a
 constant does not, so that ONNX Runtime cannot fold it.
 
+Where scores are cosines, vectors are scaled to length 1 as soon as they are read: materialized ones once, when the graph is loaded. A
+compressed graph keeps a number per item beside table and map, one over the length of its vector, for the sums of buckets' scores.
+
     MF        <p_u, q_i> + b_i
     LightGCN  the same, of vectors that are propagated before the export: they take the full catalogue's size
     NeuMF     a product and the network, a user at a time within what a chunk holds
@@ -22,7 +25,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from graphhash.maps.quantization import bias_dtype
-from graphhash.models.mf import RetrievalModel
+from graphhash.models.mf import LEAST_LENGTH, RetrievalModel
 from pipeline.export.graph import Graph
 from pipeline.export.tables import StoredMap, Table, as_stored, read_vectors
 from pipeline.retrieval.onnx_chunks import Chunk, padded, scan_chunks, split_evenly
@@ -58,7 +61,7 @@ class Scores:
     def __init__(
         self, graph: Graph, model: RetrievalModel, parts: Parts, precision: str, user: str, *, compressed: bool
     ) -> None:
-        self.shared, self.dim, self.compressed = graph, parts.dim, compressed
+        self.shared, self.dim, self.compressed, self.cosine = graph, parts.dim, compressed, parts.cosine
         n_entries, indices_per_id = parts.item_map.n_ids + 1, parts.item_map.indices_per_id
         self.n_sums = -(-n_entries * indices_per_id // (_CHUNK_ROWS * _PER_SUM))
         self.n_columns = n_entries
@@ -74,7 +77,7 @@ class Scores:
             vectors = self._materialized_vectors(graph, "user", self.user_table, user_map, parts.user_map.n_ids + 1)
             self.users = graph.node("Gather", [*vectors, user], "user_vectors", axis=0)
         else:
-            self.users = read_vectors(graph, "user", self.user_table, user_map, user)
+            self.users = self._unit(graph, "user", read_vectors(graph, "user", self.user_table, user_map, user))
         self._prepare(graph, model)
 
     def _store(self, graph: Graph, parts: Parts, precision: str) -> None:
@@ -116,7 +119,7 @@ class Scores:
         """Vectors of all map entries, in blocks, as expressions of constants."""
         n_blocks = -(-n_entries * self.dim // _BLOCK_VALUES)
         if n_blocks == 1 and stored.codebook is None:
-            return [read_vectors(graph, side, table, stored, None)]
+            return [self._unit(graph, side, read_vectors(graph, side, table, stored, None))]
         blocks = []
         for block, (first, end) in enumerate(itertools.pairwise(split_evenly(n_entries, n_blocks))):
             n_pieces = -(-(end - first) * stored.indices_per_id * self.dim // _PIECE_VALUES)
@@ -125,11 +128,33 @@ class Scores:
             ]
             names = [f"{side}_{block}_{i}" for i in range(n_pieces)]
             pieces = [
-                read_vectors(graph, name, table, stored, Chunk(name, *ends))
+                self._unit(graph, name, read_vectors(graph, name, table, stored, Chunk(name, *ends)))
                 for name, ends in zip(names, itertools.pairwise(bounds), strict=True)
             ]
             blocks.append(graph.node("Concat", pieces, f"{side}_block_{block}", axis=0))
         return blocks
+
+    def _unit(self, graph: Graph, name: str, vectors: str) -> str:
+        """Vectors as they are multiplied: scaled to length 1 where scores are cosines; those of zeros stay zeros."""
+        if not self.cosine:
+            return vectors
+        return graph.node("Div", [vectors, self._lengths(graph, name, vectors, keep=1)], f"{name}_unit")
+
+    def _lengths(self, graph: Graph, name: str, vectors: str, *, keep: int) -> str:
+        """Lengths of vectors, of LEAST_LENGTH at least: shape (n, 1), or (n,) where the axis is not kept."""
+        lengths = graph.node("ReduceL2", [vectors, graph.axis(-1)], f"{name}_length", keepdims=keep)
+        return graph.node("Max", [lengths, graph.constant("least_length", np.float32(LEAST_LENGTH))], f"{name}_divisor")
+
+    def _item_lengths(self, graph: Graph) -> str:
+        """Lengths of the vectors of all columns, shape (n_columns,), of constants that ONNX Runtime folds piece by piece."""
+        n_pieces = -(-self.n_columns * self.map.indices_per_id * self.dim // _PIECE_VALUES)
+        bounds = [graph.constant(f"length_bound_{n}", np.array([n])) for n in split_evenly(self.n_columns, n_pieces)]
+        pieces = []
+        for i, ends in enumerate(itertools.pairwise(bounds)):
+            name = f"length_piece_{i}"
+            vectors = read_vectors(graph, name, self.item_table, self.map, Chunk(name, *ends))
+            pieces.append(self._lengths(graph, name, vectors, keep=0))
+        return graph.node("Concat", pieces, "item_lengths", axis=0)
 
     def _prepare(self, graph: Graph, model: RetrievalModel) -> None:
         """What of a request's users, or of a materialized catalogue, all scores share."""
@@ -153,7 +178,7 @@ class Scores:
     def pair_scores(self, graph: Graph, rows: str) -> str:
         """Scores of the items in `rows`, int64, shape (batch or 1, n): shape (batch, n)."""
         flat = graph.node("Reshape", [rows, graph.axis(-1)], "candidate_flat")
-        vectors = read_vectors(graph, "candidate", self.item_table, self.map, flat)
+        vectors = self._unit(graph, "candidate", read_vectors(graph, "candidate", self.item_table, self.map, flat))
         sizes = [graph.node("Shape", [rows], "candidate_shape"), graph.constant("dim", np.array([self.dim], np.int64))]
         shape = graph.node("Concat", sizes, "candidate_vectors_shape", axis=0)
         scores = self._of_pairs(graph, graph.node("Reshape", [vectors, shape], "candidate_of_user", allowzero=1))
@@ -216,25 +241,32 @@ class Scores:
 
     def _scan_vectors(self, graph: Graph) -> str:
         def scores(body: Graph, part: Chunk) -> str:
-            vectors = read_vectors(body, "chunk", self.item_table, self.map, part)
+            vectors = self._unit(body, "chunk", read_vectors(body, "chunk", self.item_table, self.map, part))
             return self._of_vectors(body, "chunk", vectors, None if self.bias is None else part(body, self.bias))
 
         return scan_chunks(graph, "items", self.n_columns, self.chunk, scores)
 
     def bucket_scores(self, graph: Graph, n_buckets: int) -> str:
-        """Inner products of every user with the first `n_buckets` rows of the items' table: shape (batch, n_buckets)."""
+        """Scores, without biases, of the first `n_buckets` rows of the items' table as if they were items: shape (batch, n_buckets)."""
         if self.compressed:
-            padded = self._scan_buckets(graph)
+            padded = self._scan_buckets(graph, as_items=True)
             stop = graph.constant("n_bucket_scores", np.array([n_buckets], np.int64))
             return graph.node("Slice", [padded, graph.axis(0), stop, graph.axis(1)], "bucket_scores")
         # Of constants, so that ONNX Runtime folds them where they are not float32 yet.
         values, scales = self.item_table.read(self.shared, "all_buckets", lambda stored: stored)
         table = values if scales is None else self.shared.node("Mul", [values, scales], "bucket_table")
-        return graph.node("Gemm", [self.users, table], "bucket_scores", transB=1)
+        return graph.node(
+            "Gemm", [self.users, self._unit(self.shared, "bucket_table", table)], "bucket_scores", transB=1
+        )
 
-    def _scan_buckets(self, graph: Graph) -> str:
+    def _scan_buckets(self, graph: Graph, *, as_items: bool = False) -> str:
+        """Inner products of every user with the table's rows; ``as_items``: with their vectors, where an item is a row."""
+
         def of_buckets(body: Graph, part: Chunk) -> str:
             values, scales = self.item_table.read(body, "bucket", lambda stored: part(body, stored))
+            if as_items and self.cosine:
+                # A row's scale changes its length alone.
+                values, scales = self._unit(body, "bucket", values), None
             scores = body.node("Gemm", [self.users, values], "bucket_products", transB=1)
             if scales is None:
                 return scores
@@ -248,6 +280,7 @@ class Scores:
     def _scan_sums(self, graph: Graph) -> str:
         """`sum_j weights[item, j] * <user, table[rows[item, j]]>`: buckets first, then items."""
         buckets = self._scan_buckets(graph)
+        lengths = self._item_lengths(self.shared) if self.cosine else None
         batch = graph.node("Shape", [self.users], "n_few", end=1)
 
         def of_items(body: Graph, part: Chunk) -> str:
@@ -265,6 +298,8 @@ class Scores:
                 sums = body.node("Reshape", [sums, "per_index"], "sum_terms_of_item")
                 sums = body.node("Mul", [sums, weights], "sum_weighted")
                 sums = body.node("ReduceSum", [sums, body.axis(2)], "sum_of_item", keepdims=0)
+            if lengths is not None:
+                sums = body.node("Div", [sums, part(body, lengths)], "sum_over_length")
             return sums if self.bias is None else body.node("Add", [sums, part(body, self.bias)], "sum_and_bias")
 
         graph.constant("one_row", np.array([1, -1], np.int64))

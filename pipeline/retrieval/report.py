@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODEL_NAMES = {"mf": "matrix factorization", "neumf": "NeuMF", "lightgcn": "LightGCN"}
-LOSS_NAMES = {"bpr": "the BPR loss", "directau": "the DirectAU loss", "ials": "the implicit ALS loss"}
+LOSS_NAMES = {
+    "bpr": "the BPR loss",
+    "softmax": "sampled softmax",
+    "bsl": "the BSL loss",
+    "ccl": "the cosine contrastive loss",
+    "directau": "the DirectAU loss",
+    "ials": "the implicit ALS loss",
+}
 # Keys of `bytes_of` in metrics.
 PART_NAMES = {
     "tables": "embedding tables",
@@ -81,7 +88,7 @@ def _trained(facts: RunFacts) -> Trained:
     model, loss = MODEL_NAMES[train["model"]], LOSS_NAMES[train["loss"]]
     if train["model"] == "lightgcn":
         model += f" ({train['n_layers']} propagation layers)"
-    if train["loss"] == "bpr":
+    if train["loss"] not in ("directau", "ials"):
         loss += f" ({train['sampler']} negatives)"
     stored = {part for entry in facts.metrics for part, n_bytes in entry["bytes_of"].items() if n_bytes}
     names = tuple(name for part, name in PART_NAMES.items() if part in stored)

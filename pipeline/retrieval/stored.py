@@ -30,6 +30,8 @@ def as_shipped(model: RetrievalModel, precision: str) -> RetrievalModel | Shippe
 class ShippedVectors:
     """LightGCN as it is exported: vectors propagated in float32 and then rounded, a row for every id and one for unknown users.
 
+    Where scores are cosines, the rounded vectors are scaled to length 1 again.
+
     Attributes:
         vectors: of users, the unknown one last, and of items, float32, on the model's device.
     """
@@ -39,7 +41,8 @@ class ShippedVectors:
         self.item_bias: torch.Tensor | None = model.item_bias
         device = model.item_embedding.device
         self.vectors = [
-            torch.from_numpy(rounded(v.cpu().numpy(), precision)).to(device) for v in model.vectors_with_oov()
+            model.scaled(torch.from_numpy(rounded(v.cpu().numpy(), precision)).to(device))
+            for v in model.vectors_with_oov()
         ]
         if model.item_bias is not None:
             bias = rounded(model.item_bias.detach().cpu().numpy(), bias_dtype(precision))

@@ -179,7 +179,7 @@ def _with_solved_users(
     bias = np.concatenate([known.item_bias, new_biases(trained, interactions, n_known["items"])])
     model = with_more_ids(trained.model, assignment.maps, bias, known.user_rows)
     with torch.no_grad():
-        items = model.item_embedding.all().numpy()
+        items = model.vectors()[1].numpy()
         means = mean_scores(
             trained.inputs.graph, lambda *pair: model(*(torch.from_numpy(ids.astype(np.int64)) for ids in pair)).numpy()
         )

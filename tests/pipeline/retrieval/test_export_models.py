@@ -45,11 +45,11 @@ MAPS = {
 }  # fmt: skip
 
 
-def lightgcn(users: BucketMap, items: BucketMap, item_bias: bool) -> LightGCN:
+def lightgcn(users: BucketMap, items: BucketMap, item_bias: bool, cosine: bool = False) -> LightGCN:
     rng = np.random.default_rng(3)
     edges = rng.random((N_USERS, N_ITEMS)) < 0.1
     graph = csr_array(edges.astype(np.float32))
-    return LightGCN(users, items, DIM, graph=graph, n_layers=2, item_bias=item_bias, seed=0)
+    return LightGCN(users, items, DIM, graph=graph, n_layers=2, item_bias=item_bias, seed=0, cosine=cosine)
 
 
 MODELS = {
@@ -57,11 +57,17 @@ MODELS = {
     "lightgcn": lightgcn,
     "neumf": lambda u, i, bias: NeuMF(u, i, DIM, item_bias=bias, seed=0),
 }
+COSINE_MODELS = {
+    "mf, cosine": lambda u, i, bias: MatrixFactorization(u, i, DIM, item_bias=bias, seed=0, cosine=True),
+    "lightgcn, cosine": lambda u, i, bias: lightgcn(u, i, bias, cosine=True),
+}
+# LightGCN stores its vectors, whatever the maps.
+CASES = [(kind, maps) for kind in (*MODELS, "mf, cosine") for maps in MAPS] + [("lightgcn, cosine", "soft")]
 
 
 def trained(kind: str, maps: str, item_bias: bool):
     users, items = MAPS[maps](np.random.default_rng(1))
-    model = MODELS[kind](users, items, item_bias)
+    model = (MODELS | COSINE_MODELS)[kind](users, items, item_bias)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(2)
         for parameter in model.parameters():
@@ -82,8 +88,7 @@ def small_chunks(monkeypatch):
 
 @pytest.mark.parametrize("runtime", ["materialized", "materialized, large", "compressed"])
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
-@pytest.mark.parametrize("maps", MAPS)
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("kind", "maps"), CASES)
 def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, small_chunks, tmp_path, monkeypatch):
     item_bias = maps != "modulo"
     runtime, *large = runtime.split(", ")
@@ -99,7 +104,8 @@ def test_scores_and_items_are_those_of_torch(kind, maps, precision, runtime, sma
         metrics={},
         provenance={},
     )
-    assert (manifest["model"], manifest["runtime"]["mode"], manifest["precision"]) == (kind, runtime, precision)
+    assert (manifest["runtime"]["mode"], manifest["precision"]) == (runtime, precision)
+    assert (manifest["model"], manifest["cosine"]) == (kind.split(",")[0], kind.endswith("cosine"))
     loaded = Retriever(tmp_path / "bundle", provider="cpu", threads=1)
     rows = np.append(np.arange(N_USERS), N_USERS)
     asked = [*users.take(np.arange(N_USERS)).tolist(), 999]
