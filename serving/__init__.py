@@ -9,11 +9,15 @@ serving.open_bundle("out/bundle")  # one of the two, by the task in the manifest
 
 from __future__ import annotations
 
-from serving.bundle import check_bundle
-from serving.errors import BundleError
-from serving.retriever import Recommendations, Retriever, Scores
-from serving.scorer import Predictions, Scorer
-from serving.tasks import open_bundle
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.bundle import check_bundle
+    from serving.errors import BundleError
+    from serving.retriever import Recommendations, Retriever, Scores
+    from serving.scorer import Predictions, Scorer
+    from serving.tasks import open_bundle
 
 __all__ = [
     "BundleError",
@@ -25,3 +29,21 @@ __all__ = [
     "check_bundle",
     "open_bundle",
 ]
+
+# Imported when asked for: training reads `serving.values`, and needs no onnxruntime for that.
+_MODULES = {
+    "BundleError": "errors",
+    "Predictions": "scorer",
+    "Recommendations": "retriever",
+    "Retriever": "retriever",
+    "Scorer": "scorer",
+    "Scores": "retriever",
+    "check_bundle": "bundle",
+    "open_bundle": "tasks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'serving' has no attribute {name!r}")
+    return getattr(import_module(f"serving.{_MODULES[name]}"), name)

@@ -66,6 +66,9 @@ class ColumnSpec(TypedDict):
     n_buckets: NotRequired[int]  # table rows, with the out-of-vocabulary (OOV) row
     indices_per_id: NotRequired[int]  # table rows read per id
     precision: NotRequired[str]  # of the table, as of the bundle
+    text_only: NotRequired[
+        bool
+    ]  # some trained ids are numbers in another form than the plain one, such as 007: numbers are refused
     # Of multi-valued columns:
     width: NotRequired[int]  # values of a row that count; later ones do not
     separator: NotRequired[str]  # between the values of a text
@@ -137,6 +140,8 @@ def _check_column(column: dict[str, Any]) -> None:
         raise ValueError(f"the missing value of column {name!r:.80} is {missing!r:.80}, which is no {column['dtype']}")
     if role == "multi_valued" and not (isinstance(column.get("separator"), str) and column["separator"]):
         raise ValueError(f"the separator of column {name!r:.80} is {column.get('separator')!r:.80}")
+    if not isinstance(column.get("text_only", False), bool):
+        raise ValueError(f"text_only of column {name!r:.80} is {column['text_only']!r:.80}")
     time = column.get("time")
     if time is not None and not (_is_time(time) and column["dtype"] == "int64"):
         raise ValueError(f"the time of column {name!r:.80} is {time!r:.80}")

@@ -1,36 +1,33 @@
 """Raw values of columns, checked, as the tensors that a CTR model takes; no value is converted that could mean another one.
 
-None and NaN are missing everywhere; so is the empty text. Every error is an InputError of one line that names the column, the row and
-the value.
+What a value is, `serving.values` decides, for training and serving alike. Every error is an InputError of one line that names the column,
+the row and the value.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import InputError
-
-# Whole numbers above this may have been rounded on their way into a float.
-_EXACT = 2**53
-_INTEGER = re.compile(r"-?(0|[1-9]\d{0,18})")
+from serving.values import EXACT, category_text, is_missing, number, text_of, time_format, whole_number
 
 
-def as_ids(values: Any, kind: str, missing: int | str, name: str) -> NDArray:
+def as_ids(values: Any, kind: str, missing: int | str, name: str, *, text_only: bool = False) -> NDArray:
     """Ids of a categorical column: int64, or object holding str, shape (n,), missing ones as `missing`.
 
-    An int64 column takes whole numbers, and arrays of floats that are whole, as pandas makes them of numbers beside missing ones.
+    Args:
+        text_only: numbers are refused, because some trained ids are numbers in another form than the plain one, such as 007.
 
     Raises:
-        InputError: a value is of another type, leaves int64, or is the one that stands for missing ones.
+        InputError: a value is of another type, leaves int64, may have been rounded, or is the one that stands for missing ones.
     """
     array = _one_axis(values, name)
-    ids = _int64(array, missing, name) if kind == "int64" else _strings(array, name)
+    ids = _int64(array, missing, name) if kind == "int64" else _strings(array, name, text_only)
     if isinstance(missing, int):
         given = np.flatnonzero((ids == missing) & ~_is_missing(array))
         if len(given):
@@ -50,20 +47,10 @@ def as_numbers(values: Any, mean: float, std: float, name: str) -> NDArray[np.fl
         InputError: a value is no number, or infinite, or would be once it is ``(value - mean) / std`` in float32.
     """
     array = _one_axis(values, name)
-    if array.dtype.kind == "O":
-        gone = _is_missing(array)
-        for i in np.flatnonzero(~gone):
-            if isinstance(array[i], (bool, np.bool_)) or not isinstance(
-                array[i], (int, float, np.integer, np.floating)
-            ):
-                raise InputError(f"{name}[{i}] is {array[i]!r:.60}; this column takes numbers")
-        array = np.where(gone, np.nan, array)
-    elif array.dtype.kind not in "iuf":
-        raise InputError(f"{name}[0] is {array[0].item()!r:.60}; this column takes numbers")
-    try:
+    if array.dtype.kind in "biuf":
         numbers = array.astype(np.float64)
-    except OverflowError:
-        raise InputError(f"{name} holds a number that is too large for float64; pass None, or a smaller one") from None
+    else:
+        numbers = _by_rule(array, number, name, "this column takes numbers").astype(np.float64)
     if np.isinf(numbers).any():
         raise InputError(
             f"{name}[{np.argmax(np.isinf(numbers))}] is infinite; this column takes finite numbers, or None"
@@ -77,7 +64,9 @@ def as_numbers(values: Any, mean: float, std: float, name: str) -> NDArray[np.fl
     return numbers
 
 
-def as_multi_valued(values: Any, kind: str, missing: int | str, width: int, separator: str, name: str) -> NDArray:
+def as_multi_valued(
+    values: Any, kind: str, missing: int | str, width: int, separator: str, name: str, *, text_only: bool = False
+) -> NDArray:
     """Ids of a multi-valued column, shape (n, 1 to width), filled up with `missing`.
 
     Args:
@@ -91,16 +80,16 @@ def as_multi_valued(values: Any, kind: str, missing: int | str, width: int, sepa
         rows: list[Sequence[Any] | NDArray] = list(values)
     else:
         array = _one_axis(values, name)
-        rows = [_row(value, kind, separator, f"{name}[{i}]") for i, value in enumerate(array)]
+        rows = [_row(value, separator, text_only, f"{name}[{i}]") for i, value in enumerate(array)]
     flat = np.fromiter((value for row in rows for value in row), object, sum(map(len, rows)))
     owners = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     try:
-        ids = _int64(flat, missing, name) if kind == "int64" else _strings(flat, name)
+        ids = _int64(flat, missing, name) if kind == "int64" else _strings(flat, name, text_only)
     except InputError:
         # Which row it is takes a look at every row.
         for i, row in enumerate(rows):
             one = np.fromiter(row, object, len(row))
-            _int64(one, missing, f"{name}[{i}]") if kind == "int64" else _strings(one, f"{name}[{i}]")
+            _int64(one, missing, f"{name}[{i}]") if kind == "int64" else _strings(one, f"{name}[{i}]", text_only)
         raise
     there = ids != missing
     ids, owners = ids[there], owners[there]
@@ -125,30 +114,20 @@ def part_of_times(values: Any, form: str, part: str, missing: int | str, name: s
     array = _one_axis(values, name)
     if array.dtype.kind == "M":
         array = array.astype("datetime64[us]").astype(object)
+    times = time_format(form)
     found: dict[Any, int | str] = {}
     parts = np.empty(len(array), np.int64)
     for i, value in enumerate(array.tolist()):
-        if not (_none(value) or isinstance(value, (str, int, float, datetime))):
+        if not (is_missing(value) or text_of(value) is not None or isinstance(value, date)):
             raise InputError(f"{name}[{i}] is {value!r:.60}, no time like {form!r}")
         if value not in found:
-            found[value] = missing if _none(value) or value == "" else _part(value, form, part, f"{name}[{i}]")
+            try:
+                time = None if is_missing(value) else times.parse(value)
+            except ValueError:
+                raise InputError(f"{name}[{i}] is {value!r:.60}, no time like {form!r}") from None
+            found[value] = missing if time is None else time.hour if part == "hour" else time.weekday()
         parts[i] = found[value]
     return parts
-
-
-def _part(value: Any, form: str, part: str, name: str) -> int:
-    if not isinstance(value, datetime):
-        text = value
-        # A float where pandas had missing ones beside it.
-        if not isinstance(value, (bool, str)) and float(value).is_integer():
-            text = str(int(value))
-        if not isinstance(text, str):
-            raise InputError(f"{name} is {value!r:.60}, no time like {form!r}")
-        try:
-            value = datetime.strptime(text, form)
-        except ValueError:
-            raise InputError(f"{name} is {text!r:.60}, no time like {form!r}") from None
-    return value.hour if part == "hour" else value.weekday()
 
 
 def _one_axis(values: Any, name: str) -> NDArray:
@@ -166,20 +145,16 @@ def _one_axis(values: Any, name: str) -> NDArray:
     return np.fromiter(values, object, len(values)) if array is None else array
 
 
-def _row(value: Any, kind: str, separator: str, name: str) -> Sequence[Any] | NDArray:
-    if _none(value):
+def _row(value: Any, separator: str, text_only: bool, name: str) -> Sequence[Any] | NDArray:
+    if is_missing(value):
         return ()
-    if isinstance(value, str):
-        parts = value.split(separator)
-        if kind == "string":
-            return parts
-        wrong = [part for part in parts if part and not _INTEGER.fullmatch(part)]
-        if wrong:
-            raise InputError(f"{name} has {wrong[0]!r:.60}; this column takes int64 ids")
-        return [int(part) if part else None for part in parts]
-    if not isinstance(value, (list, tuple, np.ndarray)) or (isinstance(value, np.ndarray) and value.ndim != 1):
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1):
+        return value
+    # A number is the text of one value, as pandas reads it.
+    text = None if text_only and _is_number(value) else category_text(value)
+    if text is None:
         raise InputError(f"{name} is {value!r:.60}; pass a list of ids")
-    return value
+    return text.split(separator)
 
 
 def _int64(array: NDArray, missing: int | str, name: str) -> NDArray[np.int64]:
@@ -187,18 +162,19 @@ def _int64(array: NDArray, missing: int | str, name: str) -> NDArray[np.int64]:
     if not len(array):
         return np.empty(0, np.int64)
     gone = _is_missing(array)
-    if kind == "O":
-        for i in np.flatnonzero(~gone):
-            if isinstance(array[i], (bool, np.bool_)) or not isinstance(array[i], (int, np.integer)):
-                raise InputError(f"{name}[{i}] is {array[i]!r:.60}; this column takes int64 ids")
-    elif kind == "f":
-        wrong = ~gone & ((array != np.floor(array)) | (np.abs(array) > _EXACT))
+    if kind == "f":
+        wrong = ~gone & ((array != np.floor(array)) | (np.abs(array) > EXACT))
         if wrong.any():
             raise InputError(
                 f"{name}[{np.argmax(wrong)}] is {array[np.argmax(wrong)].item()!r}; this column takes int64 ids"
             )
-    elif kind not in "iu":
-        raise InputError(f"{name}[0] is {array[0].item()!r:.60}; this column takes int64 ids")
+    elif kind not in "biu":
+        given = _by_rule(
+            array[~gone], lambda value: whole_number(value, booleans=True), name, "this column takes int64 ids", gone
+        )
+        ids = np.full(len(array), missing, np.int64)
+        ids[~gone] = given.astype(np.int64)
+        return ids
     given = array[~gone]
     if len(given) and (int(given.min()) < -(2**63) or int(given.max()) > 2**63 - 1):
         raise InputError(f"{name} spans {given.min()}..{given.max()}, which leaves int64; ids are -2^63..2^63-1")
@@ -207,22 +183,21 @@ def _int64(array: NDArray, missing: int | str, name: str) -> NDArray[np.int64]:
     return ids
 
 
-def _strings(array: NDArray, name: str) -> NDArray[np.object_]:
+def _strings(array: NDArray, name: str, text_only: bool) -> NDArray[np.object_]:
     if not len(array):
         return np.empty(0, object)
-    if array.dtype.kind == "U":
-        array = array.astype(object)
     gone = _is_missing(array)
-    if array.dtype.kind != "O":
-        if gone.all():
-            return np.full(len(array), "", object)  # A column of nothing is one of NaN.
-        raise InputError(
-            f"{name}[{np.argmin(gone)}] is {array[np.argmin(gone)].item()!r:.60}; this column takes string ids, pass str values"
-        )
-    for i in np.flatnonzero(~gone):
-        if not isinstance(array[i], str):
-            raise InputError(f"{name}[{i}] is {array[i]!r:.60}; this column takes string ids, pass str values")
-    texts = np.where(gone, "", array)
+    given = array[~gone] if array.dtype.kind in "biuf" else array[~gone].astype(object)
+    if text_only:
+        numbers = [i for i, value in enumerate(given) if _is_number(value)]
+        if numbers:
+            row = int(np.flatnonzero(~gone)[numbers[0]])
+            raise InputError(
+                f"{name}[{row}] is {given[numbers[0]]!r:.60}; this column takes string ids, some of them numbers such as 007 that lose "
+                "their form as numbers; pass str values (pandas: dtype=str)"
+            )
+    texts = np.full(len(array), "", object)
+    texts[~gone] = _by_rule(given, category_text, name, "this column takes string ids, pass str values", gone)
     try:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -230,18 +205,36 @@ def _strings(array: NDArray, name: str) -> NDArray[np.object_]:
     return texts
 
 
+def _by_rule(
+    array: NDArray, rule: Callable[[Any], Any], name: str, takes: str, gone: NDArray[np.bool_] | None = None
+) -> NDArray[np.object_]:
+    """What a rule says of every value, shape (n,).
+
+    Args:
+        gone: which values were left out of `array`, for the number of a row.
+
+    Raises:
+        InputError: it says None of one.
+    """
+    found = np.empty(len(array), object)
+    for i, value in enumerate(array):
+        decided = rule(value)
+        if decided is None:
+            row = i if gone is None else int(np.flatnonzero(~gone)[i])
+            if isinstance(value, int) and "int64" in takes:
+                raise InputError(f"{name}[{row}] is {value}, which leaves int64; ids are -2^63..2^63-1")
+            raise InputError(f"{name}[{row}] is {value!r:.60}; {takes}")
+        found[i] = decided
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, (str, bytes, bool, np.bool_)) and text_of(value) is not None
+
+
 def _is_missing(array: NDArray) -> NDArray[np.bool_]:
     if array.dtype.kind == "f":
         return np.isnan(array)
-    if array.dtype.kind == "O":
-        return np.fromiter(map(_none, array), np.bool_, len(array))
+    if array.dtype.kind in "OUSM":
+        return np.fromiter((is_missing(value) for value in array.tolist()), np.bool_, len(array))
     return np.zeros(len(array), np.bool_)
-
-
-def _none(value: Any) -> bool:
-    # pandas's NA and NaT, without pandas.
-    return (
-        value is None
-        or (isinstance(value, (float, np.floating)) and bool(value != value))
-        or type(value).__name__ in ("NAType", "NaTType")
-    )

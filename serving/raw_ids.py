@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import InputError
+from serving.values import text_of, whole_number
 
 # A sequence of int or str, or an array of them, shape (n,).
 RawIds = Sequence[Any] | NDArray
@@ -81,10 +82,8 @@ def as_id_matrix(lists: Any, kind: str, n_users: int) -> NDArray:
 
 
 def _as_int64(array: NDArray, name: str) -> NDArray[np.int64]:
-    if array.dtype.kind == "O":
-        _refuse_others(array, (int, np.integer), "int64", name)
-    elif array.dtype.kind not in "iu":
-        raise InputError(f"{name}[0] is {array[0].item()!r}; this model takes int64 ids")
+    if array.dtype.kind not in "iu":
+        return _by_rule(array, whole_number, "int64", name).astype(np.int64)
     low, high = array.min(), array.max()
     if int(low) < -(2**63) or int(high) > 2**63 - 1:
         raise InputError(f"{name} spans {low}..{high}, which leaves int64; ids are -2^63..2^63-1")
@@ -92,19 +91,26 @@ def _as_int64(array: NDArray, name: str) -> NDArray[np.int64]:
 
 
 def _as_strings(array: NDArray, name: str) -> NDArray[np.object_]:
-    if array.dtype.kind == "U":
-        array = array.astype(object)
-    if array.dtype.kind != "O":
-        raise InputError(f"{name}[0] is {array[0].item()!r}; this model takes string ids, pass str values")
-    _refuse_others(array, (str,), "string", name)
+    texts = _by_rule(array, text_of, "string", name)
     try:
-        "".join(array).encode("utf-8")
+        "".join(texts).encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"{name}: {error.object[error.start]!a} cannot be written as UTF-8; pass valid text") from None
-    return array
+    return texts
 
 
-def _refuse_others(array: NDArray, types: tuple[type, ...], kind: str, name: str) -> None:
+def _by_rule(array: NDArray, rule: Callable[[Any], Any], kind: str, name: str) -> NDArray[np.object_]:
+    found = np.empty(len(array), object)
     for i, value in enumerate(array):
-        if not isinstance(value, types) or isinstance(value, bool):
+        decided = None if isinstance(value, (bool, np.bool_)) or _is_nan(value) else rule(value)
+        if decided is None:
+            value = value.item() if isinstance(value, np.generic) else value
+            if isinstance(value, int) and not isinstance(value, bool):
+                raise InputError(f"{name}[{i}] is {value}, which leaves int64; ids are -2^63..2^63-1")
             raise InputError(f"{name}[{i}] is {value!r:.60}; this model takes {kind} ids")
+        found[i] = decided
+    return found
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, (float, np.floating)) and bool(value != value)

@@ -84,9 +84,10 @@ class Scorer(BundleModel):
 
         Args:
             columns: name -> values of all rows, a list or array of length n; a pandas frame is one as well. Columns that the model does not
-                read are left alone. None, NaN and empty texts are missing. Categorical columns take ids of the type in the manifest, dense
-                ones numbers, multi-valued ones a list of ids, a text of ids between separators, or None per row. A time is given as text or
-                number of its format, or as datetime.
+                read are left alone. A value is what it was in training, whatever carries it (`serving.values`): None, NaN and the texts
+                that pandas reads as missing are missing, numbers may be texts, and booleans are the same in any spelling. Multi-valued
+                columns take a list of ids, a text of ids between separators, or None per row. A time is a text or number of its format,
+                or a datetime.
 
         Raises:
             InputError: a column is not there, is of another length, or has a value of another type; one line with column, row and value.
@@ -137,6 +138,7 @@ class Scorer(BundleModel):
             return as_numbers(columns[name], column["mean"], column["std"], name)
         if column["role"] == "multi_valued":
             return as_multi_valued(
-                columns[name], column["dtype"], column["missing"], column["width"], column["separator"], name
-            )
-        return as_ids(columns[name], column["dtype"], column["missing"], name)
+                columns[name], column["dtype"], column["missing"], column["width"], column["separator"], name,
+                text_only=column.get("text_only", False),
+            )  # fmt: skip
+        return as_ids(columns[name], column["dtype"], column["missing"], name, text_only=column.get("text_only", False))

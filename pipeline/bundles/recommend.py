@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphhash.errors import DataError
+from serving.values import whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,17 +66,33 @@ def recommend(
     ]
 
 
+def read_ids(path: Path) -> list[str]:
+    """Raw ids of a file, one a line, as they stand; empty lines are left out.
+
+    Raises:
+        DataError: the file cannot be read, or is no UTF-8 text.
+    """
+    try:
+        # Line ends alone end a line: other characters that Unicode counts among them may be part of an id.
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error}); convert it (iconv -f LATIN1 -t UTF-8)") from error
+    return [line.removesuffix("\r") for line in lines if line.removesuffix("\r")]
+
+
 def _as_type(ids: Sequence[str], kind: str, what: str) -> list[Any]:
     if kind == "string":
         return list(ids)
     numbers = []
     for text in ids:
-        try:
-            numbers.append(int(text))
-        except ValueError:
-            raise DataError(f"{what} {text!r} is not a whole number, and this bundle's ids are int64") from None
-        if not -(2**63) <= numbers[-1] < 2**63:
-            raise DataError(f"{what} {text} does not fit int64, the type of this bundle's ids")
+        number = whole_number(text)
+        if number is None:
+            raise DataError(
+                f"{what} {text!r:.60} is not a whole number of int64, and this bundle's ids are; write it as 42"
+            )
+        numbers.append(number)
     return numbers
 
 

@@ -20,9 +20,11 @@ graphhash recommend out/bundle --users-file users.txt --exclude 17,99 --json ans
 )
 @click.argument("bundle", metavar="BUNDLE")
 @click.option("--user-id", "user_ids", multiple=True, metavar="ID", help="A raw user id; may be given many times.")
-@click.option("--users-file", metavar="FILE", help="Raw user ids, one a line.")
+@click.option("--users-file", metavar="FILE", help="Raw user ids, one a line, as they stand.")
 @click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user.")
-@click.option("--exclude", metavar="ID,ID...", help="Raw item ids never to recommend.")
+@click.option(
+    "--exclude", metavar="ID,ID...", help="Raw item ids never to recommend, as they stand between the commas."
+)
 @click.option("--exclude-seen", is_flag=True, help="Leave out what a user had in training (needs the run folder).")
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--threads", type=int, help="Threads of ONNX Runtime.  [one per core]")
@@ -39,14 +41,15 @@ def recommend(
     json_file: str | None,
 ) -> None:
     """Ask an exported bundle for items, by raw user id. Users it does not know get its fallback, and are marked."""
+    from pipeline.bundles.recommend import read_ids
     from pipeline.bundles.recommend import recommend as answer_users
     from pipeline.storage.uris import bundle_folder
 
     if users_file is not None:
-        user_ids += tuple(_read_lines(Path(users_file)))
+        user_ids += tuple(read_ids(Path(users_file)))
     if not user_ids:
         raise click.UsageError("give --user-id ID or --users-file FILE")
-    excluded = [part.strip() for part in (exclude or "").split(",") if part.strip()]
+    excluded = [part for part in (exclude or "").split(",") if part]
     answers = answer_users(
         bundle_folder(bundle),
         user_ids,
@@ -151,10 +154,3 @@ def bench_serve(
 
         Path(markdown).write_text(as_markdown(results), encoding="utf-8")
     write_json(json_file, results)
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path}: cannot be read as a text file: {error}") from error

@@ -15,6 +15,7 @@ from pipeline.config.choices import (
     CLUSTER_METHODS,
     CTR_MODELS,
     FORMATS,
+    ID_KINDS,
     LOSSES,
     MODELS,
     PRECISIONS,
@@ -33,6 +34,11 @@ KEYS: dict[str, tuple[str, ...]] = {
     "format": ("data.format",),
     "user_column": ("data.user_column",),
     "item_column": ("data.item_column",),
+    "user_kind": ("data.user_kind",),
+    "item_kind": ("data.item_kind",),
+    "separator": ("data.separator",),
+    "encoding": ("data.encoding",),
+    "columns": ("data.columns",),
     "weight_column": ("data.weight_column",),
     "label_column": ("data.label_column",),
     "schema": ("data.schema",),
@@ -130,6 +136,18 @@ ctr_data_options = _group(
     ),
     click.option("--min-count", type=int, help="ctr: ids in fewer training samples are out of vocabulary.  [1]"),
 )
+csv_options = _group(
+    click.option(
+        "--separator", metavar="CHAR", help="csv: the character between fields, or tab.  [recognised: , tab ; |]"
+    ),
+    click.option("--encoding", metavar="NAME", help="csv: the encoding of the text, such as latin-1.  [utf-8]"),
+    click.option(
+        "--header", type=click.Choice(("yes", "no")), help="csv: no: the files have no header; give --columns.  [yes]"
+    ),
+    click.option(
+        "--columns", metavar="NAME[,NAME]...", help="csv without a header: the names of its columns, in order."
+    ),
+)
 data_options = _group(
     task_option,
     click.option(
@@ -138,6 +156,11 @@ data_options = _group(
     click.option("--format", type=click.Choice(FORMATS), help="Format of the log.  [auto: detected]"),
     click.option("--user-column", metavar="NAME", help="csv, tsv, parquet: the column of user ids.  [user_id]"),
     click.option("--item-column", metavar="NAME", help="csv, tsv, parquet: the column of item ids.  [item_id]"),
+    click.option(
+        "--user-kind", type=click.Choice(ID_KINDS), help="Type of the user ids; string: as they stand.  [auto]"
+    ),
+    click.option("--item-kind", type=click.Choice(ID_KINDS), help="Type of the item ids, likewise.  [auto]"),
+    csv_options,
     click.option("--weight-column", metavar="NAME", help="The column of interaction weights.  [every row weighs 1]"),
     click.option(
         "--user-features",
@@ -270,7 +293,8 @@ def load(options: dict[str, Any]) -> RunConfig:
 
     out, remote = place(options["out"], options["work"])
     requested = {name: value for name, value in options.items() if name in KEYS and value is not None}
-    for name in ("method", "levels", "k"):
+    requested |= _csv_settings(options)
+    for name in ("method", "levels", "k", "columns"):
         if name in requested:
             requested[name] = tuple(part.strip() for part in requested[name].split(",") if part.strip())
     for name in ("data", "user_features", "item_features", "schema"):
@@ -293,6 +317,19 @@ def load(options: dict[str, Any]) -> RunConfig:
         config = RunConfig.load(files, options["overrides"], defaults=defaults, **cli)
     # The URI of an earlier command or of a file does not count: a run folder may have been copied.
     return RunConfig.from_flat(config.flat() | {"run.remote": remote})
+
+
+def _csv_settings(options: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of csv files that are not written as the options are.
+
+    Raises:
+        ConfigError: `--header` and `--columns` contradict each other.
+    """
+    header, columns = options.get("header"), options.get("columns")
+    if (header == "no") != bool(columns) and (header is not None or columns is not None):
+        raise ConfigError("--header no and --columns go together: give the names of all columns, or leave both out")
+    separator = options.get("separator")
+    return {"separator": "\t"} if separator in ("tab", "\\t") else {}
 
 
 def place(out: str, work: str | None) -> tuple[Path, str | None]:

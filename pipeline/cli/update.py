@@ -27,6 +27,8 @@ graphhash update out today.parquet --refit --json figures.json
 @click.option("--format", type=click.Choice(FORMATS), help="Format of the new log.  [the run's]")
 @click.option("--user-column", metavar="NAME", help="Column of user ids.  [the run's]")
 @click.option("--item-column", metavar="NAME", help="Column of item ids.  [the run's]")
+@click.option("--separator", metavar="CHAR", help="csv: the character between fields.  [the run's]")
+@click.option("--encoding", metavar="NAME", help="csv: the encoding of the text.  [the run's]")
 @click.option("--weight-column", metavar="NAME", help="Column of weights.  [the run's]")
 @click.option(
     "--bad-rows", type=click.Choice(("error", "skip")), help="skip: leave bad rows out, counted.  [the run's]"

@@ -5,6 +5,7 @@ Types and ranges are checked by pydantic, contradictions within a section by its
 
 from __future__ import annotations
 
+import codecs
 import math
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from pipeline.config.choices import (
     SHARED_LOSSES,
     ClusterMethod,
     Format,
+    IdKind,
     Loss,
     Model,
     Precision,
@@ -60,6 +62,16 @@ class DataConfig:
     """Column of user ids."""
     item_column: str = "item_id"
     """Column of item ids."""
+    user_kind: IdKind = "auto"
+    """Type of the user ids: `int64`, or `string`, which takes every id as it stands; `auto` is inferred from the first 1,000."""
+    item_kind: IdKind = "auto"
+    """Type of the item ids, likewise."""
+    separator: str | None = None
+    """csv: the character between two fields; None: recognised (comma, tab, semicolon or bar)."""
+    encoding: str = "utf-8"
+    """csv: the encoding of the text, such as `latin-1` or `utf-16`."""
+    columns: tuple[str, ...] | None = None
+    """csv without a header: the names of its columns, in order; None: the first line has the names."""
     weight_column: str | None = None
     """Column of interaction weights; None: every row of the log weighs 1, and duplicates add up."""
     user_features: str | None = None
@@ -93,11 +105,27 @@ class DataConfig:
                 raise ConfigError(f"data.{key} is empty; name the column that holds the ids")
         if self.user_column == self.item_column:
             raise ConfigError(f"data.user_column and data.item_column are both {self.user_column!r}; name two columns")
+        _check_csv(self.separator, self.encoding, self.columns)
         if self.split == "random" and self.validation + self.test >= 1.0:
             raise ConfigError(
                 f"data.validation={self.validation} and data.test={self.test} leave nothing to train on; their sum must be below 1"
             )
         return self
+
+
+def _check_csv(separator: str | None, encoding: str, columns: tuple[str, ...] | None) -> None:
+    if separator is not None and (len(separator) != 1 or not separator.isascii() or separator in '"\r\n\0'):
+        raise ConfigError(
+            f"data.separator={separator!r} is not one ASCII character beside quotes and line ends; write one such as ';', or 'tab'"
+        )
+    try:
+        is_text = codecs.lookup(encoding)._is_text_encoding
+    except LookupError:
+        is_text = False
+    if not is_text:
+        raise ConfigError(f"data.encoding={encoding!r} is unknown; name one such as utf-8, latin-1 or utf-16")
+    if columns is not None and (not columns or len(set(columns)) < len(columns)):
+        raise ConfigError(f"data.columns={','.join(columns)} must name every column of the file, each once")
 
 
 @one_line_errors("cluster")

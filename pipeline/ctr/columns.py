@@ -1,36 +1,56 @@
 """Columns of labelled samples, checked: labels, raw ids, numbers and multi-valued ids of any file format.
 
-**Ids** are int64 or text, one of them in the whole log: parquet says which, and in text the first 1,000 decide (int64 where more than half
-are plain whole numbers, as in `pipeline.logs.columns`). A value of the other kind later is an error. Null and the empty text are *missing*;
-`NA` is a text like any other. **Numbers** are finite; null, empty and NaN are missing. **Labels** are 0 and 1, or true and false, and never
-missing.
+What a value is, `serving.values` decides, for training and serving alike. **Ids** are int64 or text, one of them in the whole log: the
+schema, the settings or the first 1,000 say which (`pipeline.logs.values.kind_of`). A value of the other kind later is an error. Null, and
+the texts that pandas reads as missing, are *missing*. **Numbers** are finite; null and NaN are missing. **Labels** are 0 and 1, or true and
+false, and never missing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from graphhash.errors import DataError, did_you_mean, first_line
+from graphhash.errors import DataError, did_you_mean
 from pipeline.ctr.schema import TIME_PARTS, Category, CtrSchema, MultiValued
-from pipeline.logs.columns import NUMBER, PLAIN_INTEGER, is_number, text_kind
 from pipeline.logs.tables import Rows, listed_names
+from pipeline.logs.values import (
+    hours_and_weekdays,
+    is_id,
+    is_text,
+    kind_of,
+    matches,
+    numbers,
+    texts,
+    whole_numbers,
+)
+from serving.values import MISSING_TEXTS, NUMBER, WHOLE, time_format
 
 LABELS = ("label", "click", "clicked", "is_click", "is_clicked")
 GUESS_ROWS = 10_000
 # Fewer rows than this do not tell a row's number from an id.
 ENOUGH_ROWS = 1000
+# Names that pandas gives to an index that was written as a column.
+INDEX_NAME = re.compile(r"Unnamed: [0-9]+|__index_level_[0-9]+__|__null_dask_index__")
+# Dates, with a time or without, in the orders that are common.
+_DATE = r"(?:[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}|[0-9]{1,2}[./][0-9]{1,2}[./][0-9]{4})"
+_CLOCK = r"[0-9]{1,2}:[0-9]{2}(?::[0-9.]+)?(?: ?(?:[+-][0-9:]+|Z|UTC))?"
+TIME = rf"{_DATE}(?:[ T]{_CLOCK})?"
+A_TIME = "a time; [times] of a schema makes its hour and weekday columns"
 
 
 def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[CtrSchema, dict[str, str]]:
     """The schema of a log by the types of its first rows.
 
-    Numbers with a fraction are dense, lists are multi-valued, times and what differs in every row are left out, all else is categorical.
+    Numbers with a fraction are dense, lists are multi-valued; times, nested values, indices and what differs in every row are left out;
+    all else is categorical.
 
     Args:
         label: its column; None: the one that is named like one.
@@ -58,7 +78,7 @@ def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[C
     left_out: dict[str, str] = {}
     for name, values in head.columns.items():
         if name != label:
-            part, reason = _guess(values.slice(0, GUESS_ROWS), keep=name in (user, item))
+            part, reason = _guess(name, values.slice(0, GUESS_ROWS), keep=name in (user, item))
             if reason:
                 left_out[name] = reason
             else:
@@ -74,22 +94,33 @@ def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[C
     return (schema.with_pair(user, item) if user in known and item in known else schema), left_out
 
 
-def _guess(values: pa.Array, *, keep: bool) -> tuple[str, str]:
+def _guess(name: str, values: pa.Array, *, keep: bool) -> tuple[str, str]:
     """Part of a column, and why it is left out (else empty)."""
     kind = values.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return "multi_valued", ""
+    if not keep and INDEX_NAME.fullmatch(name):
+        return "", "the index of a pandas frame"
     if pa.types.is_temporal(kind):
-        return "", "a time"
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return "dense", ""
+        return "", A_TIME
+    if _is_list(kind):
+        return ("multi_valued", "") if is_id(kind.value_type) else ("", f"it is {kind}; lists hold ids")
+    if not is_id(kind):
+        return "", f"it is {kind}, which is neither id nor number; cast it"
     given = values.drop_null()
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        # Of a column that is named as ids, whole numbers beside nulls are ids, as pandas writes them.
+        is_ids = keep and len(given) and not whole_numbers(given)[1].any()
+        return ("categorical" if is_ids or (keep and pa.types.is_decimal(kind)) else "dense"), ""
+    if is_text(kind):
+        given = given.filter(pc.invert(pc.is_in(given, pa.array(sorted(MISSING_TEXTS), kind))))
+        if 2 * matches(given, TIME).sum() > len(given):
+            return "", A_TIME
     if not keep and len(values) >= ENOUGH_ROWS and pc.count_distinct(given).as_py() == len(values):
         return "", "it differs in every row"
-    if _is_text(kind) and len(given):
-        n_numbers = pc.sum(pc.match_substring_regex(given, NUMBER)).as_py() or 0
-        n_whole = pc.sum(pc.match_substring_regex(given, PLAIN_INTEGER)).as_py() or 0
-        if 2 * n_numbers > len(given) and n_whole < n_numbers:
+    if is_text(kind) and len(given):
+        n_numbers, n_whole = matches(given, NUMBER).sum(), matches(given, WHOLE).sum()
+        # Written by pandas, whole numbers beside missing ones have a fraction of zero: `7.0`.
+        n_plain = n_whole if keep else n_whole - matches(given, r".*\.0*[ \t]*").sum()
+        if 2 * n_numbers > len(given) and n_plain < n_numbers:
             return "dense", ""
     return "categorical", ""
 
@@ -104,20 +135,12 @@ def with_kinds(schema: CtrSchema, head: Rows) -> CtrSchema:
         if values is None:
             return replace(column, kind="int64")  # A part of a time.
         if hasattr(column, "separator"):
-            values = split_values(values, column.separator).flatten()
-        return replace(column, kind=_kind(values))
+            values = split_values(head, column.name, column.separator).flatten()
+        return replace(column, kind=kind_of(values, booleans=True))
 
     return replace(
         schema, categories=tuple(map(decided, schema.categories)), multi_valued=tuple(map(decided, schema.multi_valued))
     )
-
-
-def _kind(values: pa.Array) -> str:
-    if pa.types.is_integer(values.type):
-        return "int64"
-    if pa.types.is_floating(values.type):
-        return "int64"  # Whole numbers beside nulls, as pandas writes them.
-    return text_kind(values) if _is_text(values.type) else "string"
 
 
 def labels_of(rows: Rows, schema: CtrSchema) -> NDArray[np.uint8]:
@@ -126,23 +149,20 @@ def labels_of(rows: Rows, schema: CtrSchema) -> NDArray[np.uint8]:
     Raises:
         DataError: a label is missing, or is another value.
     """
-    values = rows.columns[schema.label]
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.int64())
-    numbers = _numbers(rows, schema.label, values)
-    if np.isnan(numbers).any():
+    found = _numbers(rows, schema.label)
+    if np.isnan(found).any():
         raise DataError(
-            f"{rows.where(np.isnan(numbers))}: label {schema.label!r} is missing; drop the row, or give it a label"
+            f"{rows.where(np.isnan(found))}: label {schema.label!r} is missing; drop the row, or give it a label"
         )
     if schema.label_from is not None:
-        return (numbers >= schema.label_from).astype(np.uint8)
-    wrong = ~np.isin(numbers, (0, 1))
+        return (found >= schema.label_from).astype(np.uint8)
+    wrong = ~np.isin(found, (0, 1))
     if wrong.any():
         raise DataError(
-            f"{rows.where(wrong)}: label {schema.label!r} is {numbers[wrong][0]:g}, labels are 0 and 1; "
+            f"{rows.where(wrong)}: label {schema.label!r} is {found[wrong][0]:g}, labels are 0 and 1; "
             "give label_from in the schema to cut numbers in two"
         )
-    return numbers.astype(np.uint8)
+    return found.astype(np.uint8)
 
 
 def dense_of(rows: Rows, name: str) -> NDArray[np.float64]:
@@ -151,12 +171,12 @@ def dense_of(rows: Rows, name: str) -> NDArray[np.float64]:
     Raises:
         DataError: a value is no number, or infinite.
     """
-    numbers = _numbers(rows, name, rows.columns[name])
-    if np.isinf(numbers).any():
+    found = _numbers(rows, name)
+    if np.isinf(found).any():
         raise DataError(
-            f"{rows.where(np.isinf(numbers))}: column {name!r} is infinite; dense columns hold finite numbers, or nothing"
+            f"{rows.where(np.isinf(found))}: column {name!r} is infinite; dense columns hold finite numbers, or nothing"
         )
-    return numbers
+    return found
 
 
 def ids_of(rows: Rows, column: Category) -> pa.Array:
@@ -170,7 +190,7 @@ def ids_of(rows: Rows, column: Category) -> pa.Array:
 
 def multi_valued_of(rows: Rows, name: str, separator: str, kind: str) -> tuple[NDArray[np.int64], pa.Array]:
     """Number of values of every row, shape (n,), and all values in order; missing ones are left out, and repeated ones stay."""
-    lists = split_values(rows.columns[name], separator)
+    lists = split_values(rows, name, separator)
     owners = pc.list_parent_indices(lists).to_numpy()
     values = checked_ids(rows, name, lists.flatten(), kind, owners)
     there = values.is_valid()
@@ -188,87 +208,63 @@ def with_times(rows: Rows, schema: CtrSchema) -> Rows:
         return rows
     columns = dict(rows.columns)
     for name, form in schema.times:
-        values = columns[name]
-        if not pa.types.is_timestamp(values.type):
-            text = values.cast(pa.string())
-            values = pc.strptime(text, format=form, unit="s", error_is_null=True)
-            wrong = pc.and_(values.is_null(), text.is_valid()).to_numpy(zero_copy_only=False)
-            if wrong.any():
-                raise DataError(
-                    f"{rows.where(wrong)}: column {name!r} is {text[int(np.argmax(wrong))].as_py()!r}, no time like {form!r}"
-                )
-        for part, take in zip(TIME_PARTS, (pc.hour, pc.day_of_week), strict=True):
-            columns[f"{name}_{part}"] = take(values)
+        hours, weekdays, wrong = hours_and_weekdays(columns[name], time_format(form))
+        if wrong.any():
+            value = columns[name][int(np.argmax(wrong))].as_py()
+            raise DataError(f"{rows.where(wrong)}: column {name!r} is {value!r:.60}, no time like {form!r}")
+        columns |= {f"{name}_{part}": values for part, values in zip(TIME_PARTS, (hours, weekdays), strict=True)}
     return replace(rows, columns=columns)
 
 
-def split_values(values: pa.Array, separator: str) -> pa.Array:
+def split_values(rows: Rows, name: str, separator: str) -> pa.Array:
     """Lists of values: what a list column holds, or the parts of a text; none of a missing one."""
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        return values
-    return pc.split_pattern(values.cast(pa.large_string()), separator)
+    values = rows.columns[name]
+    if _is_list(values.type):
+        return values.cast(pa.large_list(values.type.value_type))
+    text, wrong = texts(values, categories=True)
+    if wrong.any():
+        raise DataError(
+            f"{rows.where(wrong)}: column {name!r} is {values.type}, multi-valued columns are lists, or texts between {separator!r}; "
+            "cast it"
+        )
+    return pc.split_pattern(text, separator)
 
 
 def checked_ids(rows: Rows, name: str, values: pa.Array, kind: str, owners: Sequence[int] | None = None) -> pa.Array:
     """Ids as int64 or large_string, null for missing; `owners` are the rows of the values where these are not one a row."""
-
-    def place(mask: NDArray[np.bool_]) -> str:
-        row = int(np.argmax(mask))
-        return f"{rows.file.path}: row {rows.first + int(row if owners is None else owners[row])}"
-
-    if kind == "string":
-        try:
-            text = values.cast(pa.large_string())
-        except pa.ArrowException:
-            raise DataError(
-                f"{rows.file.path}: column {name!r} is {values.type}, ids are whole numbers or texts; cast it"
-            ) from None
-        return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
-    if pa.types.is_floating(values.type):
-        numbers = values.to_numpy(zero_copy_only=False)
-        wrong = (numbers != np.floor(numbers)) & ~np.isnan(numbers)
-        if wrong.any():
-            raise DataError(
-                f"{place(wrong)}: column {name!r} is {numbers[wrong][0]:g}, ids are whole numbers; name it in 'dense'"
-            )
-        return pc.if_else(
-            pa.array(np.isnan(numbers)), pa.scalar(None, pa.int64()), pa.array(np.nan_to_num(numbers).astype(np.int64))
-        )
-    if not _is_text(values.type):
-        try:
-            return values.cast(pa.int64())
-        except pa.ArrowException as error:
-            raise DataError(
-                f"{rows.file.path}: column {name!r}: {first_line(error)}; ids fit int64, or are texts"
-            ) from None
-    text = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
-    wrong = pc.invert(pc.match_substring_regex(text, PLAIN_INTEGER)).fill_null(False).to_numpy(zero_copy_only=False)
-    if not wrong.any():
-        try:
-            return text.cast(pa.int64())
-        except pa.ArrowException:
-            wrong = pc.greater(pc.binary_length(text), 18).fill_null(False).to_numpy(zero_copy_only=False)
-    value = text[int(np.argmax(wrong))].as_py()
-    raise DataError(
-        f"{place(wrong)}: column {name!r} is {value!r}, the first ids are whole numbers of int64; "
-        f'write all of them alike, or set kind = "string" in [columns.{name}] of the schema'
-    )
-
-
-def _numbers(rows: Rows, name: str, values: pa.Array) -> NDArray[np.float64]:
-    if is_number(values.type):
-        return values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
-    if not _is_text(values.type):
-        raise DataError(f"{rows.file.path}: column {name!r} is {values.type}, and no number; cast it")
-    text = pc.ascii_trim_whitespace(values)
-    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
-    wrong = pc.invert(pc.match_substring_regex(text, NUMBER)).fill_null(False).to_numpy(zero_copy_only=False)
+    if not is_id(values.type):
+        remedy = "name it in [times]" if pa.types.is_temporal(values.type) else "cast it"
+        raise DataError(f"{rows.file.path}: column {name!r} is {values.type}, ids are whole numbers or texts; {remedy}")
+    ids, wrong = texts(values, categories=True) if kind == "string" else whole_numbers(values, booleans=True)
     if wrong.any():
+        row = int(np.argmax(wrong))
+        place = f"{rows.file.path}: row {rows.first + int(row if owners is None else owners[row])}"
+        value = values[row].as_py()
+        if kind == "string":
+            raise DataError(
+                f"{place}: column {name!r} is {value!r:.60}, which may have been rounded; write ids as text"
+            )
+        if isinstance(value, (float, Decimal)):
+            raise DataError(
+                f"{place}: column {name!r} is {value:g}, ids are whole numbers up to 2^53; name it in 'dense', or write it as text"
+            )
         raise DataError(
-            f"{rows.where(wrong)}: column {name!r} is {text[int(np.argmax(wrong))].as_py()!r}, and no number; fix or empty it"
+            f"{place}: column {name!r} is {value!r:.60}, the first ids are whole numbers of int64; write all of them alike, name it in "
+            f"'dense', or set kind = \"string\" in [columns.{name}] of the schema (--user-kind, --item-kind)"
         )
-    return text.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+    return ids
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+def _numbers(rows: Rows, name: str) -> NDArray[np.float64]:
+    values = rows.columns[name]
+    if not is_id(values.type):
+        raise DataError(f"{rows.file.path}: column {name!r} is {values.type}, and no number; cast it")
+    found, wrong = numbers(values)
+    if wrong.any():
+        value = values[int(np.argmax(wrong))].as_py()
+        raise DataError(f"{rows.where(wrong)}: column {name!r} is {value!r:.60}, and no number; fix or empty it")
+    return found
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from graphhash.errors import DataError, first_line
 from pipeline.ctr.schema import Category, CtrSchema, MultiValued
 from pipeline.logs.columns import Columns
-from pipeline.logs.csv import header_of
+from pipeline.logs.csv import CsvFormat, header_of
 from pipeline.logs.readers import READERS
 from pipeline.logs.sources import Source, cut_chunks
 from pipeline.logs.tables import LogFile, Rows, read_rows
@@ -119,7 +119,8 @@ def named_files(name: str, path: str, split: str) -> list[LogFile]:
         header = tuple(header_of(str(train), "csv"))
         files = [LogFile(str(train), "csv")]
         if test.is_file() and (root.is_dir() or split == "given"):
-            files.append(LogFile(str(test), "csv", split == "given", () if _is_avazu(test) else header))
+            layout = CsvFormat(columns=() if _is_avazu(test) else header)
+            files.append(LogFile(str(test), "csv", split == "given", layout))
         if split == "given" and len(files) == 1:
             raise DataError(f"{folder}: split='given' needs a file 'test'; use split='random'")
         return files

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,11 +31,11 @@ from numpy.typing import NDArray
 from graphhash.errors import DataError
 from graphhash.graph.interactions import TEST, TRAIN, VALIDATION, edge_hash
 from graphhash.graph.vocabulary import Vocabulary
-from pipeline.ctr.columns import dense_of, ids_of, labels_of, multi_valued_of
+from pipeline.ctr.columns import checked_ids, dense_of, ids_of, labels_of, multi_valued_of
 from pipeline.ctr.counts import PARTS, Counts, IdCounts, Moments
 from pipeline.ctr.encoders import Encoder, Encoders, make_encoders
 from pipeline.ctr.log import CtrLog, open_log
-from pipeline.ctr.schema import Category, MultiValued
+from pipeline.ctr.schema import TIME_PARTS, Category, MultiValued
 from pipeline.logs.tables import Rows
 from pipeline.storage.atomic import write_json_atomic
 
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
 
 FORMAT_VERSION = 1
+# Share of the test's values from which on a column counts as mostly unknown.
+MOSTLY = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
@@ -58,7 +63,9 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
     counts = _count(log, data)
     counts.check(data)
     encoders, dropped = make_encoders(log.schema, counts, out)
+    _say_columns(log, dropped)
     facts = _encode(log, data, counts, encoders, out)
+    _say_unknown(facts["oov_rate"])
     schema = {
         "format_version": FORMAT_VERSION,
         "log": log.schema.as_dict(),
@@ -85,6 +92,29 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
         "schema_hash": digest,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _say_columns(log: CtrLog, dropped: dict[str, str]) -> None:
+    """Log what each column was taken for, and why one is not used."""
+    schema = log.schema
+    made = {f"{name}_{part}" for name, _ in schema.times for part in TIME_PARTS}
+    parts = {
+        "label": [schema.label],
+        "categorical": [f"{c.name} ({c.kind})" for c in schema.categories if c.name not in made],
+        "multi-valued": [f"{feature.name} ({feature.kind})" for feature in schema.multi_valued],
+        "dense": list(schema.dense),
+        "times": [name for name, _ in schema.times],
+    }
+    logger.info("columns: %s", "; ".join(f"{part} {', '.join(names)}" for part, names in parts.items() if names))
+    for name, reason in {**log.left_out, **dropped}.items():
+        logger.info("column %s is left out: %s", name, reason)
+
+
+def _say_unknown(oov_rate: dict[str, float]) -> None:
+    """Warn of columns whose values are mostly out of vocabulary in the test: a model learns nothing of them that it could use."""
+    mostly = [f"{name} ({100 * rate:.0f} %)" for name, rate in oov_rate.items() if rate > MOSTLY]
+    if mostly:
+        logger.warning("mostly out of vocabulary in the test: %s; leave such a column out, or check the split", ", ".join(mostly))
 
 
 def _count(log: CtrLog, data: DataConfig) -> Counts:
@@ -135,7 +165,7 @@ def row_parts(first: int, n_rows: int, *, seed: int, validation: float, test: fl
 
 
 def _group(rows: Rows, name: str) -> pa.Array:
-    return rows.columns[name].cast(pa.large_string())
+    return checked_ids(rows, name, rows.columns[name], "string")
 
 
 def _encode(log: CtrLog, data: DataConfig, counts: Counts, encoders: Encoders, out: Path) -> dict[str, Any]:

@@ -12,13 +12,17 @@ from pipeline.ctr.columns import guess_schema, with_kinds, with_times
 from pipeline.ctr.datasets import NAMED, find_name, named_files, read_named
 from pipeline.ctr.libfm import LibfmFile, find_libfm, is_libfm, read_libfm
 from pipeline.ctr.schema import Category, CtrSchema, MultiValued, read_schema
-from pipeline.logs.tables import LogFile, Rows, find_files, listed_names, read_rows
+from pipeline.logs.csv import CsvFormat
+from pipeline.logs.sources import TABLES
+from pipeline.logs.tables import LogFile, Rows, column_names, find_files, listed_names, read_rows
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
 
 FeatureT = TypeVar("FeatureT", Category, MultiValued)
 # As in pipeline.config.run_config, where a column of this name need not be there.
+# What a column without a name is called where columns are listed.
+NAMELESS = "(without a name)"
 DEFAULT_COLUMNS = ("user_id", "item_id")
 
 
@@ -75,10 +79,19 @@ def open_log(data: DataConfig) -> CtrLog:
                     f"{first.path}: no column {column!r}; the columns are {listed_names(list(head.columns))}"
                 )
         schema, left_out = guess_schema(head, data.label_column, data.user_column, data.item_column)
+        if first.format in TABLES and "" in column_names(first):
+            left_out[NAMELESS] = "the index of a pandas frame"
     elif data.label_column not in (None, schema.label):
         raise DataError(
             f"data.label_column={data.label_column} contradicts the schema, whose label is {schema.label!r}; leave it out"
         )
+    kinds = {data.user_column: data.user_kind, data.item_column: data.item_kind}
+    schema = replace(
+        schema,
+        categories=tuple(
+            replace(c, kind=kinds.get(c.name, c.kind)) if c.kind == "auto" else c for c in schema.categories
+        ),
+    )
     if data.min_count > 1:
         schema = replace(
             schema,
@@ -94,7 +107,7 @@ def _files(data: DataConfig) -> list[LogFile]:
         return named_files(name, data.path, data.split)
     if is_libfm(data.path, data.format):
         return find_libfm(data.path, data.split)
-    return find_files(data.path, data.format, data.split)
+    return find_files(data.path, data.format, data.split, CsvFormat.of(data))
 
 
 def _read(file: LogFile, names: Sequence[str] | None, seed: int) -> Iterator[Rows]:

@@ -21,6 +21,7 @@ from pipeline.export.graph import ONNX_TYPES, Graph
 from pipeline.export.ids import encode_ids
 from pipeline.export.layers import side_by_side
 from serving.ctr_manifest import ColumnSpec, TimePart
+from serving.values import is_other_numeral
 
 OUTPUTS = ("probability", "logit", "known")
 # Names inside the graph begin with these; a column that is called so gets another input.
@@ -120,6 +121,8 @@ def describe_columns(trained: TrainedCtr, precisions: Sequence[str]) -> list[Col
             "indices_per_id": bucket_map.indices_per_id,
             "precision": precision,
         }
+        if column.kind == "string" and any(map(is_other_numeral, vocabulary.ids.to_pylist())):
+            described["text_only"] = True
         if column.width is not None:
             described["width"], described["separator"] = column.width, separators[column.name]
         if column.name in times:

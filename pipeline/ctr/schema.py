@@ -17,7 +17,7 @@ log. As TOML:
     [multi_valued.genres]                   # multi-valued; `separator`, `min_count`, `kind`
     separator = "|"
     [times]                         # a time becomes two categorical columns, <name>_hour and <name>_weekday
-    hour = "%y%m%d%H"
+    hour = "%y%m%d%H"               # as in strptime (`serving.values.TimeFormat`); times with an offset are taken in UTC
 
 `compress`: "auto" is the run's method for a column that has a partner and more than SMALL values, and full for any other; "method" is the
 run's method whatever the size.
@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphhash.errors import DataError, did_you_mean
+from serving.values import time_format
 
 # A table of at most so many values stays full: there is nothing to save.
 SMALL = 100
@@ -110,6 +111,11 @@ class CtrSchema:
                 raise DataError(
                     f"schema: column {column.name!r} has min_count={column.min_count}; it must be at least 1"
                 )
+        for name, form in self.times:
+            try:
+                time_format(form)
+            except ValueError as error:
+                raise DataError(f"schema: the time {name!r} has the format {form!r}: {error}") from None
         for feature in self.multi_valued:
             if not feature.separator:
                 raise DataError(

@@ -1,10 +1,7 @@
 """Columns of a log, checked: raw ids of one type, weights above zero, and the rows that had to be rejected.
 
-**Type of the ids.** A user or item column is int64 or string in the whole log. Parquet says which; in text
-the first 1,000 ids of the first file decide: int64 when more than half of them are whole numbers in their
-plain form (`7`, `-7`; not `07`, `+7` or `7.0`), else string. Each other file has to come out the same. In an
-int64 column any other value is a bad row; in a string column every value is an id as it stands (spaces and
-case count).
+**Type of the ids.** A user or item column is int64 or string in the whole log (`pipeline.logs.kinds`). In an int64 column any value that
+is no whole number (`serving.values`) is a bad row; in a string column every value is an id as it stands (spaces and case count).
 
 **Weights.** Without a weight column every row weighs 1, MovieLens ratings included: their stars become
 weights only with weight_column="rating". A weight is a finite number above zero, within float32; a zero is a
@@ -23,12 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-SAMPLE_IDS = 1000
-PLAIN_INTEGER = r"^(0|-?[1-9][0-9]*)$"
-NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^[+-]?(?i:nan|inf|infinity)$"
+from pipeline.logs.values import numbers, texts, whole_numbers
+
 REJECTED_SCHEMA = pa.schema(
     [("source", pa.int32()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())]
 )
+
+NOT_WHOLE = "int64 ids, this value is another type"
 
 Reject = Callable[[NDArray[np.bool_], str], None]
 
@@ -41,7 +39,7 @@ class Columns:
         user, item: column names; LightGCN and MovieLens have none, there they name the ids in messages.
         weight: column of weights, or None for weight 1; "rating" is the only one of MovieLens, LightGCN has
             none.
-        user_kind, item_kind: "int64" or "string", from `find_kinds`.
+        user_kind, item_kind: "int64" or "string", of the settings or from `find_kinds`.
     """
 
     user: str = "user_id"
@@ -81,13 +79,6 @@ class RawColumns:
     malformed: list[tuple[int, str, str]]
 
 
-def text_kind(ids: pa.Array) -> str:
-    """ "int64" or "string", from the first ids of a text file."""
-    sample = ids.drop_null().slice(0, SAMPLE_IDS)
-    n_integers = pc.sum(pc.match_substring_regex(sample, PLAIN_INTEGER)).as_py() or 0
-    return "int64" if 2 * n_integers > len(sample) else "string"
-
-
 def check_columns(raw: RawColumns, columns: Columns, source: int) -> Batch:
     """Good rows as a `Batch`, bad ones in its `rejected`; `source` is the number of the file in the log."""
     n_rows = len(raw.rows)
@@ -123,7 +114,7 @@ def _rejected_rows(raw: RawColumns, source: int, columns: Columns, bad: NDArray,
     parts = []
     for name, values in ((columns.user, raw.users), (columns.item, raw.items), (columns.weight, raw.weights)):
         if values is not None:
-            text = values.filter(mask).cast(pa.string()).fill_null("")
+            text = pa.array([_shown(value) for value in values.filter(mask)], pa.string())
             parts.append(pc.binary_join_element_wise(f"{name}=", text, ""))
     rows = np.concatenate([raw.rows[bad], np.array([row for row, _, _ in raw.malformed], np.int64)])
     return pa.table(
@@ -142,54 +133,33 @@ def _rejected_rows(raw: RawColumns, source: int, columns: Columns, bad: NDArray,
     ).sort_by("row")
 
 
+def _shown(value: pa.Scalar) -> str:
+    return "" if value.as_py() is None else str(value.as_py())
+
+
 def _checked_ids(ids: pa.Array, name: str, kind: str, reject: Reject) -> pa.Array:
     """int64 or large_string; rejected places hold anything."""
-    reject(ids.is_null().to_numpy(zero_copy_only=False), f"column {name!r} is null")
+    missing = ids.is_null().to_numpy(zero_copy_only=False)
+    if pa.types.is_floating(ids.type):
+        missing = missing | np.isnan(ids.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    reject(missing, f"column {name!r} is null")
+    found, wrong = texts(ids) if kind == "string" else whole_numbers(ids)
     if kind == "string":
-        return ids.cast(pa.large_string()).fill_null("")
-    if pa.types.is_uint64(ids.type):
-        too_large = pc.greater(ids, pa.scalar(2**63 - 1, pa.uint64())).fill_null(False)
-        reject(too_large.to_numpy(zero_copy_only=False), f"column {name!r} does not fit int64")
-        return ids.cast(pa.int64(), safe=False).fill_null(0)
-    if pa.types.is_integer(ids.type):
-        return ids.cast(pa.int64()).fill_null(0)
-    numbers, plain = _integers(ids.fill_null("0"))
-    reject(~plain, f"column {name!r} holds int64 ids, this value is another type")
-    return numbers
-
-
-def _integers(text: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
-    """The int64 values of plain whole numbers, and which of the texts are; the others come out as 0."""
-    try:
-        numbers = text.cast(pa.int64())
-        plain = pc.equal(numbers.cast(text.type), text)
-        if pc.all(plain).as_py() or len(text) == 0:
-            return numbers, np.ones(len(text), bool)
-    except pa.ArrowException:
-        pass
-    plain = pc.match_substring_regex(text, PLAIN_INTEGER).to_numpy(zero_copy_only=False).copy()
-    # Eighteen digits always fit; longer ones are looked at one by one.
-    for i in np.flatnonzero(plain & (pc.binary_length(text).to_numpy() > 18)):
-        plain[i] = -(2**63) <= int(text[int(i)].as_py()) < 2**63
-    return pc.if_else(pa.array(plain), text, "0").cast(pa.int64()), plain
+        reject(wrong, f"column {name!r} holds string ids, this value is another type")
+        return found.fill_null("")
+    reject(wrong, f"column {name!r} holds {NOT_WHOLE}")
+    return found.fill_null(0)
 
 
 def _checked_weights(weights: pa.Array, name: str, reject: Reject) -> NDArray[np.float64]:
+    values, wrong = numbers(weights)
     reject(weights.is_null().to_numpy(zero_copy_only=False), f"column {name!r} is null")
-    if is_number(weights.type):
-        values = weights.cast(pa.float64(), safe=False).fill_null(1.0).to_numpy()
-    else:
-        text = pc.ascii_trim_whitespace(weights.fill_null("1"))
-        matches = pc.match_substring_regex(text, NUMBER)
-        reject(~matches.to_numpy(zero_copy_only=False), f"column {name!r} is not a number")
-        values = pc.if_else(matches, text, "1").cast(pa.float64()).to_numpy()
+    reject(wrong, f"column {name!r} is not a number")
+    reject(np.isnan(values) & ~wrong, f"column {name!r} is not finite")
+    values = np.where(np.isnan(values), 1.0, values)
     with np.errstate(over="ignore", under="ignore"):
         single = values.astype(np.float32)
     reject(~np.isfinite(values), f"column {name!r} is not finite")
     reject(~(values > 0), f"column {name!r} is not above zero")
     reject(~np.isfinite(single) | (single == 0), f"column {name!r} does not fit float32")
     return values
-
-
-def is_number(dtype: pa.DataType) -> bool:
-    return pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_decimal(dtype)

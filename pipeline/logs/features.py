@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphhash.errors import DataError, first_line
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.errors import ConfigError
-from pipeline.logs.columns import NUMBER, PLAIN_INTEGER, is_number
-from pipeline.logs.csv import as_text
-from pipeline.logs.sources import EXTENSIONS
+from pipeline.logs.csv import CsvFormat, header_of, read_records
+from pipeline.logs.sources import EXTENSIONS, format_by_name
+from pipeline.logs.values import is_id, numbers, texts, whole_numbers
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
@@ -105,14 +104,16 @@ def read_features(file: Path, column: str, vocabulary: Vocabulary) -> NDArray[np
 
 def _read_table(file: Path) -> tuple[pa.Table, int]:
     """The file, text where it is csv, and the number of its first row."""
-    format = EXTENSIONS.get(file.suffix)
+    format = format_by_name(file)
     if format is None:
         raise DataError(f"{file}: features are read from {', '.join(EXTENSIONS)}; write it as one of them")
     if file.stat().st_size == 0:
         raise DataError(f"{file}: the file is empty; write a column of ids and columns of numbers")
     try:
         table = pq.read_table(file) if format == "parquet" else _read_text(file, format)
-    except (OSError, pa.ArrowException) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file}: no readable {format} ({first_line(error)}); write it again") from None
     twice = [name for name in table.column_names if table.column_names.count(name) > 1]
     if twice:
@@ -122,29 +123,26 @@ def _read_table(file: Path) -> tuple[pa.Table, int]:
 
 def _read_text(file: Path, format: str) -> pa.Table:
     # Unlike logs, a .csv file of features is never read as tab-separated.
-    parse = pa_csv.ParseOptions(delimiter="\t" if format == "tsv" else ",", newlines_in_values=True)
-    with pa_csv.open_csv(file, parse_options=parse) as reader:
-        names = reader.schema.names
-    return pa_csv.read_csv(file, parse_options=parse, convert_options=as_text(names, only=False))
+    layout = CsvFormat(separator="\t" if format == "tsv" else ",")
+    names = header_of(str(file), format, layout)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{file}: two columns are named {twice[0]!r}; rename one")
+    batches = []
+    for part in read_records(str(file), format, layout, names):
+        if part.malformed:
+            row, reason, _text = part.malformed[0]
+            raise DataError(f"{file}: row {row}: {reason}; write as many fields in every row")
+        batches.append(part.batch)
+    return pa.Table.from_batches(batches, pa.schema([(name, pa.string()) for name in names]))
 
 
 def _ids(column: pa.ChunkedArray, file: Path, name: str, kind: str, first_row: int) -> pa.Array:
     """Ids of the vocabulary's kind, each once."""
     _refuse(pc.is_null(column), column, file, name, first_row, "drop the row, or write its id")
-    if kind == "string" or not pa.types.is_integer(column.type):
-        column = column.cast(pa.large_string())
-    if kind == "int64":
-        if not pa.types.is_integer(column.type):
-            strange = pc.invert(pc.match_substring_regex(column, PLAIN_INTEGER))
-            remedy = "the log's ids are whole numbers; write the same here"
-            _refuse(strange, column, file, name, first_row, remedy)
-        try:
-            column = column.cast(pa.int64())
-        except pa.ArrowException as error:
-            raise DataError(
-                f"{file}: column {name!r} does not fit int64, as the log's ids do ({first_line(error)}); drop the row"
-            ) from None
-    ids = pa.concat_arrays(column.chunks)
+    joined = as_one_array(column)
+    ids, wrong = texts(joined) if kind == "string" else whole_numbers(joined)
+    remedy = "the log's ids are texts" if kind == "string" else "the log's ids are whole numbers of int64"
+    _refuse(pa.chunked_array([pa.array(wrong)]), column, file, name, first_row, f"{remedy}; write the same here")
     if pc.count_distinct(ids).as_py() < len(ids):
         counts = pc.value_counts(ids)
         repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
@@ -152,21 +150,20 @@ def _ids(column: pa.ChunkedArray, file: Path, name: str, kind: str, first_row: i
     return ids
 
 
+def as_one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    joined = column.combine_chunks()
+    return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
+
+
 def _numbers(column: pa.ChunkedArray, file: Path, name: str, first_row: int) -> NDArray[np.float64]:
     remedy = "features are finite numbers; fill or encode it, or drop the column or the row"
     _refuse(pc.is_null(column), column, file, name, first_row, remedy)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = pc.utf8_trim_whitespace(column)
-        _refuse(pc.invert(pc.match_substring_regex(column, NUMBER)), column, file, name, first_row, remedy)
-        # Arrow reads no leading plus sign.
-        column = pc.utf8_ltrim(column, characters="+")
-    elif not is_number(column.type) and not pa.types.is_boolean(column.type):
+    if not is_id(column.type):
         raise DataError(f"{file}: column {name!r} is {column.type}; {remedy}")
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    values = column.cast(pa.float64(), safe=False)
-    _refuse(pc.invert(pc.is_finite(values)), column, file, name, first_row, remedy)
-    return values.to_numpy()
+    values, _ = numbers(as_one_array(column))
+    _refuse(pa.chunked_array([pa.array(~np.isfinite(values))]), column, file, name, first_row, remedy)
+    return values
 
 
 def _refuse(bad: pa.ChunkedArray, column: pa.ChunkedArray, file: Path, name: str, first_row: int, remedy: str) -> None:

@@ -1,36 +1,72 @@
-"""Types of the user and item ids of a log: int64 or string, the same in all of its files."""
+"""Types of the user and item ids of a log: int64 or string, the same in all of its files.
+
+The settings name a type, or it is found: parquet says integers or text; whole floats are int64, unsigned numbers beyond int64 and
+decimals are text. In text files the first 1,000 ids of a file decide (`pipeline.logs.values.kind_of`).
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
 import pyarrow as pa
 
-from graphhash.errors import DataError
-from pipeline.logs.columns import Columns, is_number, text_kind
+from graphhash.errors import DataError, first_line
+from pipeline.logs.columns import Columns
+from pipeline.logs.csv import CsvFormat
 from pipeline.logs.readers import READERS, require_column
-from pipeline.logs.sources import Chunk, Source, open_parquet
+from pipeline.logs.sources import Chunk, Source, find_sources, open_parquet, skip_empty
+from pipeline.logs.values import SAMPLE_IDS, is_number, is_text, kind_of, plain, whole_numbers
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import DataConfig
 
 # Whole lines of about so many bytes show the ids of a text file.
 HEAD_BYTES = 2**16
 
 
-def find_kinds(sources: list[Source], columns: Columns) -> tuple[str, str]:
+def open_sources(data: DataConfig) -> tuple[list[Source], Columns]:
+    """The files of a log that hold rows, and what to read of each.
+
+    Raises DataError as `find_sources`, `skip_empty` and `find_kinds`.
+    """
+    path = str(data.path)
+    sources = skip_empty(find_sources(path, data.format, data.split, CsvFormat.of(data)), path)
+    columns = Columns(data.user_column, data.item_column, data.weight_column)
+    user_kind, item_kind = find_kinds(sources, columns, (data.user_kind, data.item_kind))
+    return sources, replace(columns, user_kind=user_kind, item_kind=item_kind)
+
+
+def find_kinds(sources: list[Source], columns: Columns, wanted: tuple[str, str] = ("auto", "auto")) -> tuple[str, str]:
     """Types of the user and the item ids of a log, ("int64" or "string") each.
+
+    Args:
+        wanted: what the settings say of each; "auto": what the files hold.
 
     Raises DataError when a column is missing or holds no ids, or when two files disagree.
     """
     first: tuple[str, str] | None = None
     for source in sources:
         _check_weight_column(source, columns)
-        kinds = _source_kinds(source, columns)
+        kinds = _source_kinds(source, columns, wanted)
         first = first or kinds
-        for column, expected, found in zip((columns.user, columns.item), first, kinds, strict=True):
+        for side, column, expected, found in zip(
+            ("user", "item"), (columns.user, columns.item), first, kinds, strict=True
+        ):
             if found != expected:
                 raise DataError(
                     f"column {column!r} holds {expected} in {sources[0].file} and {found} in {source.file}; "
-                    "write both as integers or both as strings"
+                    f"write both as integers or both as strings, or take all as text: --{side}-kind string"
                 )
     assert first is not None
     return first
+
+
+def holds_whole_numbers(source: Source, columns: Columns) -> tuple[bool, bool]:
+    """Whether the first users and the first items of a file are whole numbers, in whatever type they are written."""
+    users, items = _head(source, columns)
+    return tuple(kind_of(ids) == "int64" for ids in (users, items))  # type: ignore[return-value]  # Two of them.
 
 
 def _check_weight_column(source: Source, columns: Columns) -> None:
@@ -44,24 +80,52 @@ def _check_weight_column(source: Source, columns: Columns) -> None:
         )
 
 
-def _source_kinds(source: Source, columns: Columns) -> tuple[str, str]:
+def _source_kinds(source: Source, columns: Columns, wanted: tuple[str, str]) -> tuple[str, str]:
     if source.format == "parquet":
         schema = open_parquet(source.file).schema_arrow
         for name in (columns.user, columns.item, columns.weight):
             if name:
                 require_column(source, name, schema.names)
+        for name in (columns.user, columns.item):
+            _check_id_type(source, name, schema)
         if columns.weight and not is_number(schema.field(columns.weight).type):
             found = schema.field(columns.weight).type
             raise DataError(
                 f"{source.file}: column {columns.weight!r} is {found}, weights are numbers; cast the column"
             )
-        return _parquet_kind(source, columns.user, schema), _parquet_kind(source, columns.item, schema)
-    head = _head(source, columns)
-    return text_kind(head[0]), text_kind(head[1])
+    kinds = []
+    for name, ids, kind in zip((columns.user, columns.item), _head(source, columns), wanted, strict=True):
+        if kind == "auto" and source.format == "parquet":
+            kinds.append("string" if is_text(ids.type) else _number_kind(source, name, ids))
+        else:
+            kinds.append(kind_of(ids) if kind == "auto" else kind)
+    return kinds[0], kinds[1]
+
+
+def _check_id_type(source: Source, name: str, schema: pa.Schema) -> None:
+    dtype = schema.field(name).type
+    dtype = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+    if not (is_number(dtype) or is_text(dtype)):
+        raise DataError(f"{source.file}: column {name!r} is {dtype}, ids are integers or strings; cast the column")
+
+
+def _number_kind(source: Source, name: str, ids: pa.Array) -> str:
+    """Type of ids that a parquet file holds as numbers."""
+    if pa.types.is_floating(ids.type):
+        _, wrong = whole_numbers(ids)
+        if wrong.any():
+            value = ids[int(np.argmax(wrong))].as_py()
+            raise DataError(
+                f"{source.file}: column {name!r} is {ids.type} and holds {value}, ids are whole numbers up to 2^53 or strings; "
+                "cast the column"
+            )
+    return kind_of(ids)
 
 
 def _head(source: Source, columns: Columns) -> tuple[pa.Array, pa.Array]:
-    """The first users and items of a text file. Raises DataError when it has no row at all."""
+    """The first users and items of a file. Raises DataError when it has no row at all."""
+    if source.format == "parquet":
+        return _parquet_head(source, columns)
     if source.format in ("csv", "tsv"):
         chunk = Chunk(source, 0, 0, 0)
     else:
@@ -79,11 +143,13 @@ def _head(source: Source, columns: Columns) -> tuple[pa.Array, pa.Array]:
     raise DataError(f"{source.file}: the file holds no interactions; remove it, or write it again")
 
 
-def _parquet_kind(source: Source, name: str, schema: pa.Schema) -> str:
-    dtype = schema.field(name).type
-    dtype = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
-    if pa.types.is_integer(dtype):
-        return "int64"
-    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
-        return "string"
-    raise DataError(f"{source.file}: column {name!r} is {dtype}, ids are integers or strings; cast the column")
+def _parquet_head(source: Source, columns: Columns) -> tuple[pa.Array, pa.Array]:
+    file = open_parquet(source.file)
+    names = list(dict.fromkeys((columns.user, columns.item)))
+    try:
+        for batch in file.iter_batches(SAMPLE_IDS, columns=names, use_threads=False):
+            batch.validate(full=True)
+            return plain(batch.column(columns.user)), plain(batch.column(columns.item))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{source.file}: damaged after row 0 ({first_line(error)}); write or copy it again") from None
+    raise DataError(f"{source.file}: the file holds no rows; remove it, or write it again")

@@ -5,9 +5,8 @@ DataError; with "skip" it goes into `Batch.rejected`. Errors that concern a whol
 or whose type cannot be an id) always raise.
 
 Rows are counted from 1: lines in LightGCN and MovieLens files, rows in parquet, and records in csv and tsv, with the header as 1;
-this is the line number unless the file has blank lines or line breaks within quotes. A .csv file whose header has tabs and no
-commas is read as tab-separated. Text is UTF-8. An empty csv field is null, a quoted empty one is the empty string. A LightGCN
-user without items is legal and has no interactions.
+this is the line number unless the file has blank lines or line breaks within quotes. An empty csv field is null, a quoted empty one is
+the empty string. A LightGCN user without items is legal and has no interactions.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
 from graphhash.errors import DataError, did_you_mean, first_line
-from pipeline.logs.columns import Batch, Columns, RawColumns, check_columns
-from pipeline.logs.csv import BLOCK_BYTES, as_text, delimiter_of
+from pipeline.logs.columns import NOT_WHOLE, Batch, Columns, RawColumns, check_columns
+from pipeline.logs.csv import as_text, header_of, read_records
 from pipeline.logs.sources import Chunk, Source, lines_before, open_parquet
+from pipeline.logs.values import plain
 
 BATCH_ROWS = 1_000_000
 SKIP_REMEDY = "fix or drop the row, or pass bad_rows='skip' (--bad-rows skip)"
@@ -46,8 +46,10 @@ def read_chunk(chunk: Chunk, columns: Columns, *, bad_rows: str, number_rows: bo
         rejected = batch.rejected.set_column(1, "row", pc.add(batch.rejected["row"], offset))
         if bad_rows == "error" and rejected.num_rows:
             worst = rejected.sort_by("row").slice(0, 1).to_pylist()[0]
+            side = "user" if repr(columns.user) in worst["reason"] else "item"
+            as_text = f"take every id as text (--{side}-kind string), " if NOT_WHOLE in worst["reason"] else ""
             raise DataError(
-                f"{chunk.source.file}: row {worst['row']}: {worst['reason']} ({worst['raw']}); {SKIP_REMEDY}"
+                f"{chunk.source.file}: row {worst['row']}: {worst['reason']} ({worst['raw']}); {as_text}{SKIP_REMEDY}"
             )
         yield Batch(batch.users, batch.items, batch.weights, batch.rows + offset, rejected)
 
@@ -63,43 +65,27 @@ def _read_parquet(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
     try:
         groups = range(chunk.start, chunk.stop)
         for batch in file.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=names, use_threads=False):
-            users, items = (_plain(batch.column(name)) for name in (columns.user, columns.item))
+            batch.validate(full=True)  # Text that is not UTF-8 would fail later.
+            users, items = (plain(batch.column(name)) for name in (columns.user, columns.item))
             weights = batch.column(columns.weight) if columns.weight else None
             yield RawColumns(users, items, weights, np.arange(row, row + len(batch)), [])
             row += len(batch)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"{chunk.source.file}: damaged after row {row - 1} ({first_line(error)}); write or copy it again"
         ) from None
 
 
 def _read_csv(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
+    source = chunk.source
+    header = header_of(source.file, source.format, source.csv)
     names = [name for name in (columns.user, columns.item, columns.weight) if name]
-    malformed: list[tuple[int, str, str]] = []
-    skipped: list[int] = []
-
-    def on_malformed(row: pa_csv.InvalidRow) -> str:
-        skipped.append(row.number)
-        malformed.append((row.number, f"{row.actual_columns} fields, the header has {row.expected_columns}", row.text))
-        return "skip"
-
-    record = 2
-    try:
-        with _open_csv(chunk.source, names, on_malformed) as reader:
-            for batch in reader:
-                # Malformed records are left out by the parser but have numbers.
-                span = np.arange(record, record + len(batch) + len(skipped))
-                rows = span[~np.isin(span, skipped)][: len(batch)]
-                record = int(rows[-1]) + 1 if len(rows) else record
-                weights = batch.column(columns.weight) if columns.weight else None
-                yield RawColumns(batch.column(columns.user), batch.column(columns.item), weights, rows, malformed)
-                malformed = []
-                skipped[:] = [number for number in skipped if number >= record]
-    except pa.ArrowException as error:
-        raise DataError(f"{chunk.source.file}: near row {record}: {first_line(error)}; write it as UTF-8 csv") from None
-    if malformed:
-        empty = pa.array([], pa.string())
-        yield RawColumns(empty, empty, empty if columns.weight else None, np.empty(0, np.int64), malformed)
+    for name in names:
+        require_column(source, name, header)
+    for part in read_records(source.file, source.format, source.csv, names):
+        users, items = part.batch.column(columns.user), part.batch.column(columns.item)
+        weights = part.batch.column(columns.weight) if columns.weight else None
+        yield RawColumns(users, items, weights, part.rows, part.malformed)
 
 
 def _read_lightgcn(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
@@ -162,37 +148,6 @@ READERS = {
 }
 
 
-def _open_csv(source: Source, names: list[str], on_malformed: object = None) -> pa_csv.CSVStreamingReader:
-    delimiter = delimiter_of(source.file, source.format)
-    header = _csv_header(source, delimiter)
-    for name in names:
-        require_column(source, name, header)
-    return pa_csv.open_csv(
-        source.file,
-        read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-        parse_options=pa_csv.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_malformed
-        ),
-        convert_options=as_text(names),
-    )
-
-
-def _csv_header(source: Source, delimiter: str) -> list[str]:
-    """Column names. Raises DataError for a file with a header alone."""
-    options = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip")
-    try:
-        with pa_csv.open_csv(
-            source.file,
-            parse_options=options,
-            read_options=pa_csv.ReadOptions(block_size=2**20, use_threads=False),
-        ) as reader:
-            return reader.schema.names
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{source.file}: no readable csv ({first_line(error)}); write it as UTF-8 csv with a header"
-        ) from None
-
-
 def _movielens_fields(source: Source) -> int:
     with open(source.file, "rb") as stream:
         line = stream.readline(2**16)
@@ -231,10 +186,6 @@ def require_column(source: Source, name: str, names: list[str]) -> None:
         f"{source.file}: no column {name!r}; {hint}the columns are {', '.join(names)}; name it with "
         "user_column, item_column or weight_column"
     )
-
-
-def _plain(ids: pa.Array) -> pa.Array:
-    return ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
 
 
 def _joined(column: pa.ChunkedArray) -> pa.Array:

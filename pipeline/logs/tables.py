@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
 from graphhash.errors import DataError, did_you_mean, first_line
-from pipeline.logs.csv import BLOCK_BYTES, as_text, delimiter_of, header_of
-from pipeline.logs.sources import TABLES, find_sources, open_parquet
+from pipeline.logs.csv import DEFAULT_FORMAT, CsvFormat, header_of, read_records
+from pipeline.logs.sources import TABLES, find_sources, open_parquet, skip_empty
+from pipeline.logs.values import plain
 
 BATCH_ROWS = 500_000
 # Column names that an error message lists at most.
@@ -32,14 +32,14 @@ class LogFile:
         path: as the user knows it.
         format: csv, tsv or parquet, or one that a task reads by itself.
         is_test: it is the test file of split="given".
-        header: column names of a csv file that has no line of them.
+        csv: how a csv or tsv file is written.
         joined: files whose columns are joined to it by id.
     """
 
     path: str
     format: str
     is_test: bool = False
-    header: tuple[str, ...] = ()
+    csv: CsvFormat = DEFAULT_FORMAT
     joined: tuple[str, ...] = ()
 
 
@@ -69,18 +69,22 @@ class Rows:
         return f"{self.file.path}: row {self.first + int(np.argmax(mask))}"
 
 
-def find_files(path: str, format: str, split: str) -> list[LogFile]:
-    """The files of a data set in csv, tsv or parquet, in reading order.
+def find_files(
+    path: str,
+    format: str,
+    split: str,
+    layout: CsvFormat = DEFAULT_FORMAT,
+) -> list[LogFile]:
+    """The files of a data set in csv, tsv or parquet that hold rows, in reading order.
 
     Raises:
-        DataError: there is none, a file is empty, or the format holds no labels.
+        DataError: there is none, none holds a row, or the format holds no labels.
     """
-    files = [LogFile(s.file, s.format, s.is_test) for s in find_sources(path, format, split)]
-    for file in files:
-        if file.format not in TABLES:
-            raise DataError(f"{file.path}: {file.format} holds no labels; give csv, tsv, parquet or libfm")
-    check_not_empty(files)
-    return files
+    sources = find_sources(path, format, split, layout)
+    for source in sources:
+        if source.format not in TABLES:
+            raise DataError(f"{source.file}: {source.format} holds no labels; give csv, tsv, parquet or libfm")
+    return [LogFile(s.file, s.format, s.is_test, s.csv) for s in skip_empty(sources, path)]
 
 
 def read_rows(file: LogFile, names: Sequence[str] | None = None) -> Iterator[Rows]:
@@ -94,7 +98,18 @@ def read_rows(file: LogFile, names: Sequence[str] | None = None) -> Iterator[Row
     """
     if file.format == "parquet":
         return numbered(file, _read_parquet(file, names))
-    return numbered(file, _read_csv(file, names), first=1 if file.header else 2)
+    return numbered(file, _read_csv(file, names), first=file.csv.first_row)
+
+
+def column_names(file: LogFile) -> list[str]:
+    """All column names of a csv, tsv or parquet file, in order.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if file.format == "parquet":
+        return list(open_parquet(file.path).schema_arrow.names)
+    return header_of(file.path, file.format, file.csv)
 
 
 def numbered(file: LogFile, batches: Iterable[dict[str, pa.Array]], first: int = 1) -> Iterator[Rows]:
@@ -139,34 +154,33 @@ def check_not_empty(files: Sequence[LogFile]) -> None:
 
 
 def _read_csv(file: LogFile, names: Sequence[str] | None) -> Iterator[dict[str, pa.Array]]:
-    try:
-        present = list(file.header) or header_of(file.path, file.format)
-        require(file, names or [], present)
-        names = list(names or dict.fromkeys(present))
-        require(file, names, present)
-        with pa_csv.open_csv(
-            file.path,
-            read_options=pa_csv.ReadOptions(block_size=BLOCK_BYTES, column_names=list(file.header) or None),
-            parse_options=pa_csv.ParseOptions(delimiter=delimiter_of(file.path, file.format), newlines_in_values=True),
-            convert_options=as_text(names),
-        ) as reader:
-            for batch in reader:
-                yield {name: batch.column(name) for name in names}
-    except pa.ArrowException as error:
-        raise DataError(f"{file.path}: {first_line(error)}; write it as UTF-8 csv with a header") from None
+    present = header_of(file.path, file.format, file.csv)
+    names = list(names or _named(present))
+    require(file, names, present)
+    row = file.csv.first_row
+    for part in read_records(file.path, file.format, file.csv, names, use_threads=True):
+        if part.malformed:
+            _number, reason, text = part.malformed[0]
+            raise DataError(
+                f"{file.path}: after row {row - 1}: {reason} ({text:.80}); write as many fields in every row"
+            )
+        row += len(part.rows)
+        yield {name: part.batch.column(name) for name in names}
 
 
 def _read_parquet(file: LogFile, names: Sequence[str] | None) -> Iterator[dict[str, pa.Array]]:
     parquet = open_parquet(file.path)
     present = parquet.schema_arrow.names
-    require(file, names or list(dict.fromkeys(present)), present)
-    names = list(names or present)
+    names = list(names or _named(present))
+    require(file, names, present)
     try:
         for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
-            columns = {name: batch.column(name) for name in names}
-            yield {
-                name: array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-                for name, array in columns.items()
-            }
-    except (OSError, pa.ArrowException) as error:
+            batch.validate(full=True)  # Text that is not UTF-8 would fail later.
+            yield {name: plain(batch.column(name)) for name in names}
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file.path}: damaged ({first_line(error)}); write or copy it again") from None
+
+
+def _named(present: Sequence[str]) -> list[str]:
+    """All columns but those without a name, each once."""
+    return list(dict.fromkeys(name for name in present if name))

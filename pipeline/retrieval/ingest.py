@@ -30,9 +30,9 @@ from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.distributed.session import run_tasks
 from pipeline.distributed.shards import ShardedCsr, balanced_starts, finish
-from pipeline.logs.columns import REJECTED_SCHEMA, Columns
-from pipeline.logs.kinds import find_kinds
-from pipeline.logs.sources import Chunk, Source, cut_chunks, estimated_rows, find_sources
+from pipeline.logs.columns import REJECTED_SCHEMA
+from pipeline.logs.kinds import open_sources
+from pipeline.logs.sources import Chunk, Source, cut_chunks, estimated_rows
 from pipeline.retrieval import ingest_tasks as tasks
 from pipeline.retrieval.ingest_files import Workspace, read_table
 from pipeline.retrieval.ingest_tasks import Reading, Split
@@ -133,13 +133,11 @@ def _ingest(config: DataConfig, out: Path, folder: Path) -> IngestFacts:
 
 
 def _open_log(config: DataConfig) -> Log:
-    sources = find_sources(str(config.path), config.format, config.split)
+    sources, columns = open_sources(config)
     # Tasks may run in another working directory.
     sources = [replace(source, file=str(Path(source.file).absolute())) for source in sources]
     chunks = cut_chunks(sources)
-    columns = Columns(config.user_column, config.item_column, config.weight_column)
-    user_kind, item_kind = find_kinds(sources, columns)
-    return Log(sources, chunks, Reading(replace(columns, user_kind=user_kind, item_kind=item_kind), config.bad_rows))
+    return Log(sources, chunks, Reading(columns, config.bad_rows))
 
 
 def _read(config: DataConfig, log: Log, work: Workspace) -> int:

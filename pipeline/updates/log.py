@@ -20,9 +20,10 @@ from graphhash.graph.bipartite import SIDES, biadjacency
 from graphhash.graph.vocabulary import Vocabulary, as_ids
 from pipeline.config.run_config import DataConfig
 from pipeline.logs.columns import Columns
-from pipeline.logs.kinds import find_kinds
+from pipeline.logs.csv import CsvFormat
+from pipeline.logs.kinds import find_kinds, holds_whole_numbers
 from pipeline.logs.readers import read_chunk
-from pipeline.logs.sources import Source, cut_chunks, find_sources
+from pipeline.logs.sources import Source, cut_chunks, find_sources, skip_empty
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> N
     Raises:
         DataError: as ``pipeline.retrieval.ingest`` for files and rows; no good rows; or ids of another type than the run's.
     """
-    sources = find_sources(path, data.format)
+    sources = skip_empty(find_sources(path, data.format, layout=CsvFormat.of(data)), path)
     columns = Columns(data.user_column, data.item_column, data.weight_column)
     chunks = cut_chunks(sources)
     kinds = _kinds(sources, columns, known)
@@ -89,17 +90,18 @@ def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> N
 
 
 def _kinds(sources: list[Source], columns: Columns, known: dict[str, Vocabulary]) -> list[Literal["int64", "string"]]:
-    """Types of the ids; text that looks like numbers is read as strings where the run has strings."""
-    kinds = []
-    for side, name, kind in zip(SIDES, (columns.user, columns.item), find_kinds(sources, columns), strict=True):
-        expected = known[side].kind
-        is_text = any(source.format != "parquet" for source in sources)
-        if kind != expected and not (expected == "string" and is_text):
-            raise DataError(
-                f"{sources[0].file}: column {name!r} holds {kind} ids, the run's {side} are {expected}; "
-                "write them as the run's log has them"
-            )
-        kinds.append(expected)
+    """Types of the ids: those of the run, whatever type the files have."""
+    kinds = [known[side].kind for side in SIDES]
+    for source in sources:
+        find_kinds([source], columns)  # Columns are there, and can be ids.
+        for side, name, kind, whole in zip(
+            SIDES, (columns.user, columns.item), kinds, holds_whole_numbers(source, columns), strict=True
+        ):
+            if kind == "int64" and not whole:
+                raise DataError(
+                    f"{source.file}: column {name!r} holds string ids, the run's {side} are int64; "
+                    "write them as the run's log has them"
+                )
     return kinds
 
 

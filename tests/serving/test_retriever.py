@@ -75,11 +75,12 @@ def test_every_boundary_id_reads_its_own_row(integers, strings):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (["3"], r"user_ids\[0\] is '3'; this model takes int64 ids"),
+        (["03"], r"user_ids\[0\] is '03'; this model takes int64 ids"),
         ([3, "a"], r"user_ids\[1\] is 'a'"),
-        (np.array(["3"]), r"user_ids\[0\] is '3'"),
-        ([3.0], r"user_ids\[0\] is 3\.0"),
-        (np.array([3.0]), r"user_ids\[0\] is 3\.0"),
+        (np.array(["+3"]), r"user_ids\[0\] is '\+3'"),
+        ([3.5], r"user_ids\[0\] is 3\.5"),
+        (np.array([3.5]), r"user_ids\[0\] is 3\.5"),
+        (np.array([2.0**60]), r"user_ids\[0\] is 1\.15"),
         ([3, True], r"user_ids\[1\] is True"),
         (np.array([True]), r"user_ids\[0\] is True"),
         ([None], r"user_ids\[0\] is None"),
@@ -99,9 +100,9 @@ def test_ids_of_another_type_are_refused_with_the_value(ids, message, integers):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([3], r"user_ids\[0\] is 3; this model takes string ids"),
-        (np.array([3]), r"user_ids\[0\] is 3"),
-        (["a", b"a"], r"user_ids\[1\] is b'a'"),
+        ([True], r"user_ids\[0\] is True; this model takes string ids"),
+        (np.array([2.0**60]), r"user_ids\[0\] is 1\.15"),
+        (["a", b"\xff"], r"user_ids\[1\] is b'\\xff'"),
         (["a", None], r"user_ids\[1\] is None"),
         ("abc", "pass a list of string ids"),
         (["a", "\ud800"], "UTF-8"),
@@ -304,7 +305,7 @@ def test_no_users_and_no_candidates_are_answered(users, shape, integers):
         (np.array(3), "one list of item ids per user"),
         ([["a"]], r"item_ids\[0\]\[0\] is 'a'; this model takes int64 ids"),
         (np.array([["a"]]), "this model takes int64 ids"),
-        (np.array([[1.0]]), r"item_ids\[0\]\[0\] is 1\.0"),
+        (np.array([[1.5]]), r"item_ids\[0\]\[0\] is 1\.5"),
         ([[2**63]], "leaves int64"),
     ],
 )

@@ -19,6 +19,7 @@ from pipeline.ctr.counts import PARTS, IdCounts, Moments
 from pipeline.ctr.data import Features
 from pipeline.ctr.ingest import ingest_ctr, row_parts
 from pipeline.ctr.maps import find_pairs, pair_graph
+from pipeline.logs import csv as log_csv
 from pipeline.logs import tables as tables
 from tests.helpers.ctr_log import SCHEMA, columns, write_csv, write_schema
 
@@ -35,7 +36,7 @@ def parts_of(n, **settings):
 
 
 def test_entries_dense_labels_and_bags_are_those_of_a_loop_over_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 8192)
+    monkeypatch.setattr(log_csv, "BLOCK_BYTES", 8192)
     monkeypatch.setattr(ctr_counts, "PENDING", 50)
     log = columns()
     facts, features = ingest(tmp_path, log, min_count=3)
@@ -169,7 +170,7 @@ def test_given_test_rows_come_from_their_file(tmp_path):
 def test_the_same_log_in_other_batches_and_files_gives_the_same_bytes(tmp_path, monkeypatch):
     log = columns(1500)
     ingest(tmp_path, log)
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(log_csv, "BLOCK_BYTES", 3000)
     for name, rows in (("a", slice(0, 700)), ("b", slice(700, 1500))):
         write_csv(tmp_path / "log" / f"{name}.csv", {key: values[rows] for key, values in log.items()})
     (tmp_path / "again").mkdir()

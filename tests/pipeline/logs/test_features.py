@@ -92,10 +92,13 @@ def test_units_change_nothing_and_a_column_of_one_value_says_nothing(tmp_path):
         ("item_id,a\n7,1\n8,1e999\n", "row 3: column 'a' is '1e999'; features are finite numbers"),
         ("item_id,a\n7,1\n,1\n", "row 3: column 'item_id' is empty; drop the row, or write its id"),
         ("item_id,a\n7,1\nx,1\n", "row 3: column 'item_id' is 'x'; the log's ids are whole numbers"),
-        ("item_id,a\n7,1\n9999999999999999999,1\n", "column 'item_id' does not fit int64, as the log's"),
+        (
+            "item_id,a\n7,1\n9999999999999999999,1\n",
+            "column 'item_id' is '9999999999999999999'; the log's ids are whole",
+        ),
         ("item_id,a\n7,1\n8,1\n7,2\n", "items.csv: id 7 has more than one row; keep one"),
         ("item_id,a\n70,1\n80,2\n", r"none of its 2 ids \(column 'item_id', first 70\) is in the log"),
-        ("item_id,a\n7,1,2\n", "items.csv: no readable csv"),
+        ("item_id,a\n7,1,2\n", "items.csv: row 2: 3 fields, the header has 2"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(tmp_path, text, message):
