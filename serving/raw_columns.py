@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -229,7 +230,7 @@ def _by_rule(
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, (str, bytes, bool, np.bool_)) and text_of(value) is not None
+    return not isinstance(value, (str, bytes, bool, np.bool_, Decimal)) and text_of(value) is not None
 
 
 def _is_missing(array: NDArray) -> NDArray[np.bool_]:

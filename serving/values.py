@@ -5,7 +5,7 @@ A value comes as text of a csv file, from JSON, as a Python object, or as an ele
 
 - Whole numbers: integers, floats and decimals without a fraction, and their texts (`7`, `-7`, `7.0`, blanks around them). `007` and `+7`
   are other ids. A float beyond 2**53 may have been rounded, and is none.
-- Texts stand as they are. The text of a number is its shortest one: `7` for 7 and 7.0, `0.5` for 0.5.
+- Texts stand as they are. The text of a number is its shortest one: `7` for 7 and 7.0, `0.5` for 0.5; that of a decimal has its digits.
 - Booleans are 1 and 0 where numbers are expected, and `true` and `false` in any spelling elsewhere.
 - Missing values are None, NaN, NaT, NA, and the texts that pandas reads as missing.
 - Times are read by `TimeFormat`; those with an offset in UTC.
@@ -96,9 +96,7 @@ def text_of(value: Any) -> str | None:
             return str(int(value)) if abs(float(value)) <= EXACT else None
         return np.format_float_positional(value, trim="-")
     if isinstance(value, Decimal):
-        if not value.is_finite():
-            return None
-        return str(int(value)) if value == value.to_integral_value() else format(value.normalize(), "f")
+        return format(value, "f") if value.is_finite() else None
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")

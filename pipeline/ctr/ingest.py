@@ -114,7 +114,9 @@ def _say_unknown(oov_rate: dict[str, float]) -> None:
     """Warn of columns whose values are mostly out of vocabulary in the test: a model learns nothing of them that it could use."""
     mostly = [f"{name} ({100 * rate:.0f} %)" for name, rate in oov_rate.items() if rate > MOSTLY]
     if mostly:
-        logger.warning("mostly out of vocabulary in the test: %s; leave such a column out, or check the split", ", ".join(mostly))
+        logger.warning(
+            "mostly out of vocabulary in the test: %s; leave such a column out, or check the split", ", ".join(mostly)
+        )
 
 
 def _count(log: CtrLog, data: DataConfig) -> Counts:

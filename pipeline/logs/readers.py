@@ -70,6 +70,9 @@ def _read_parquet(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
             weights = batch.column(columns.weight) if columns.weight else None
             yield RawColumns(users, items, weights, np.arange(row, row + len(batch)), [])
             row += len(batch)
+        n_rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+        if row - chunk.first_row - 1 != n_rows:
+            raise ValueError(f"it holds {row - chunk.first_row - 1} rows where it states {n_rows}")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"{chunk.source.file}: damaged after row {row - 1} ({first_line(error)}); write or copy it again"

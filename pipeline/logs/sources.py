@@ -208,7 +208,11 @@ def lines_before(chunk: Chunk) -> int:
 def open_parquet(file: str) -> pq.ParquetFile:
     """A parquet file, its metadata read. Raises DataError where it is none."""
     try:
-        return pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file)
+        meta = parquet.metadata
+        if meta.num_rows != sum(meta.row_group(group).num_rows for group in range(meta.num_row_groups)):
+            raise ValueError("its row groups do not add up to its rows")
+        return parquet
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{file}: truncated, or not a parquet file ({first_line(error)}); write or copy it again"

@@ -173,10 +173,14 @@ def _read_parquet(file: LogFile, names: Sequence[str] | None) -> Iterator[dict[s
     present = parquet.schema_arrow.names
     names = list(names or _named(present))
     require(file, names, present)
+    n_rows = 0
     try:
         for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
             batch.validate(full=True)  # Text that is not UTF-8 would fail later.
+            n_rows += len(batch)
             yield {name: plain(batch.column(name)) for name in names}
+        if n_rows != parquet.metadata.num_rows:
+            raise ValueError(f"it holds {n_rows} rows where it states {parquet.metadata.num_rows}")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file.path}: damaged ({first_line(error)}); write or copy it again") from None
 

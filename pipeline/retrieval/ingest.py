@@ -32,7 +32,7 @@ from pipeline.distributed.session import run_tasks
 from pipeline.distributed.shards import ShardedCsr, balanced_starts, finish
 from pipeline.logs.columns import REJECTED_SCHEMA
 from pipeline.logs.kinds import open_sources
-from pipeline.logs.sources import Chunk, Source, cut_chunks, estimated_rows
+from pipeline.logs.sources import Chunk, Source, cut_chunks, estimated_rows, find_sources
 from pipeline.retrieval import ingest_tasks as tasks
 from pipeline.retrieval.ingest_files import Workspace, read_table
 from pipeline.retrieval.ingest_tasks import Reading, Split
