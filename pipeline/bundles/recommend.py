@@ -5,12 +5,13 @@ recommend(Path("out/bundle"), ["42", "43"], 20, exclude_seen=True)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphhash.errors import DataError
-from serving.values import whole_number
+from serving.values import WHOLE, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,9 +90,9 @@ def _as_type(ids: Sequence[str], kind: str, what: str) -> list[Any]:
     for text in ids:
         number = whole_number(text)
         if number is None:
-            raise DataError(
-                f"{what} {text!r:.60} is not a whole number of int64, and this bundle's ids are; write it as 42"
-            )
+            if re.fullmatch(WHOLE, text):
+                raise DataError(f"{what} {text:.60} does not fit int64, the type of this bundle's ids")
+            raise DataError(f"{what} {text!r:.60} is not a whole number, and this bundle's ids are int64")
         numbers.append(number)
     return numbers
 

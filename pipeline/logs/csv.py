@@ -6,9 +6,10 @@ appended to what Arrow reads: if it does not come out as the last record, a quot
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,61 +143,83 @@ def read_records(
     """
     header = header_of(file, format, layout)
     separator = delimiter_of(file, format, layout)
-    mark = separator.join([END] * len(header))
-    seen: list[bool] = []
-    skipped: list[int] = []
-    malformed: list[tuple[int, str, str]] = []
-
-    def on_malformed(row: pa_csv.InvalidRow) -> str:
-        if row.text.strip() == mark:
-            seen.append(True)
-        elif row.text.rstrip().endswith(mark):
-            # The quote begins in this record.
-            seen.append(False)
-        else:
-            if row.number is not None:
-                skipped.append(row.number)
-            reason = f"{row.actual_columns} fields, the header has {row.expected_columns}"
-            malformed.append((row.number or 0, reason, row.text))
-        return "skip"
-
-    record, held = layout.first_row, None
+    numbering, held = _Numbering(separator.join([END] * len(header)), layout.first_row), None
+    marked = None
     try:
-        with (
-            open_stream(file, layout.encoding) as stream,
-            _reader(
-                pa.PythonFile(_Marked(stream, f"\n{mark}\n".encode())),
-                header,
-                separator,
-                layout,
-                names,
-                on_malformed,
-                use_threads,
-            ) as reader,
-        ):
-            for batch in reader:
-                if held is not None:
-                    yield held
-                # Malformed records are left out by the parser but have numbers.
-                span = np.arange(record, record + len(batch) + len(skipped))
-                rows = span[~np.isin(span, skipped)][: len(batch)]
-                record = int(rows[-1]) + 1 if len(rows) else record
-                held, malformed = Records(batch, rows, malformed), []
-                skipped[:] = [number for number in skipped if number >= record]
+        with open_stream(file, layout.encoding) as stream:
+            marked = _Marked(stream, f"\n{numbering.mark}\n".encode())
+            options = pa_csv.ReadOptions(
+                use_threads=use_threads, block_size=BLOCK_BYTES, column_names=header if layout.columns else None
+            )
+            parsing = pa_csv.ParseOptions(
+                delimiter=separator, newlines_in_values=True, invalid_row_handler=numbering.note_malformed
+            )
+            with pa_csv.open_csv(pa.PythonFile(marked), options, parsing, as_text(names)) as reader:
+                for batch in reader:
+                    if held is not None:
+                        yield held
+                    held = numbering.numbered(batch)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(file, record, error, layout) from None
-    if held is not None and len(held.rows) and _is_mark(held.batch) and not seen:
-        held, record = Records(held.batch.slice(0, len(held.rows) - 1), held.rows[:-1], held.malformed), record - 1
-        seen.append(True)
-    if seen != [True]:
-        last = record - 1 if not seen else record + len(skipped)
+        is_text = isinstance(error, UnicodeError) and marked is not None
+        raise _unreadable(file, marked.n_lines + 1 if is_text and marked else numbering.next, error, layout) from None
+    held = numbering.without_mark(held)
+    if not numbering.is_whole:
         raise DataError(
-            f"{file}: row {last}: a quote is opened and never closed; close it, or write it twice within quotes"
+            f"{file}: row {numbering.open_row}: a quote is opened and never closed; close it, or write it twice within quotes"
         )
-    if malformed:
-        held = _with_malformed(held, malformed, names)
+    if numbering.malformed:
+        held = _with_malformed(held, numbering.malformed, names)
     if held is not None:
         yield held
+
+
+class _Numbering:
+    """Numbers of the records of a file as they come, and whether the line behind them came out as a record.
+
+    Args:
+        mark: that line.
+        first: number of the first record.
+    """
+
+    def __init__(self, mark: str, first: int):
+        self.mark, self.next = mark, first
+        self.is_whole = False
+        self.malformed: list[tuple[int, str, str]] = []
+        self.open_row = first
+        self._skipped: list[int] = []
+        self._is_open = False
+
+    def note_malformed(self, row: pa_csv.InvalidRow) -> str:
+        """Arrow's handler of records with another number of fields."""
+        text = row.text.strip()
+        if text == self.mark:
+            self.is_whole = True
+        elif text.endswith(self.mark):
+            self._is_open = True  # The quote begins in this record.
+        else:
+            if row.number is not None:
+                self._skipped.append(row.number)
+            reason = f"{row.actual_columns} fields, the header has {row.expected_columns}"
+            self.malformed.append((row.number or 0, reason, row.text))
+        return "skip"
+
+    def numbered(self, batch: pa.RecordBatch) -> Records:
+        """The next batch, with the malformed records that were noted."""
+        # Malformed records are left out by the parser but have numbers.
+        span = np.arange(self.next, self.next + len(batch) + len(self._skipped))
+        rows = span[~np.isin(span, self._skipped)][: len(batch)]
+        self.next = int(rows[-1]) + 1 if len(rows) else self.next
+        found, self.malformed = Records(batch, rows, self.malformed), []
+        self._skipped = [number for number in self._skipped if number >= self.next]
+        return found
+
+    def without_mark(self, last: Records | None) -> Records | None:
+        """The last batch without the line behind the file."""
+        if not self.is_whole and last is not None and len(last.rows) and _is_mark(last.batch):
+            self.is_whole = True
+            last = Records(last.batch.slice(0, len(last.rows) - 1), last.rows[:-1], last.malformed)
+        self.open_row = self.next + len(self._skipped) if self._is_open else self.next - 1
+        return last
 
 
 def open_stream(file: str, encoding: str = "utf-8") -> pa.NativeFile:
@@ -210,42 +233,32 @@ def open_stream(file: str, encoding: str = "utf-8") -> pa.NativeFile:
 
 
 class _Marked(io.RawIOBase):
-    """A stream, and a line behind it."""
+    """A stream of UTF-8, and a line behind it.
+
+    Text is checked here: of a malformed record that is no UTF-8, Arrow prints a traceback.
+    """
 
     def __init__(self, stream: pa.NativeFile, line: bytes):
         self._stream, self._line = stream, line
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self.n_lines = 0
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         data = self._stream.read(size if size >= 0 else None)
+        try:
+            self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            self.n_lines += data[: error.start].count(b"\n")
+            raise
+        self.n_lines += data.count(b"\n")
         if data and size >= 0:
             return data
         size = len(self._line) if size < 0 else size
         rest, self._line = self._line[:size], self._line[size:]
         return data + rest
-
-
-def _reader(
-    stream: pa.PythonFile,
-    header: Sequence[str],
-    separator: str,
-    layout: CsvFormat,
-    names: Sequence[str],
-    on_malformed: Callable[[pa_csv.InvalidRow], str],
-    use_threads: bool,
-) -> pa_csv.CSVStreamingReader:
-    return pa_csv.open_csv(
-        stream,
-        read_options=pa_csv.ReadOptions(
-            use_threads=use_threads, block_size=BLOCK_BYTES, column_names=list(header) if layout.columns else None
-        ),
-        parse_options=pa_csv.ParseOptions(
-            delimiter=separator, newlines_in_values=True, invalid_row_handler=on_malformed
-        ),
-        convert_options=as_text(names),
-    )
 
 
 def _is_mark(batch: pa.RecordBatch) -> bool:

@@ -155,7 +155,7 @@ def check_not_empty(files: Sequence[LogFile]) -> None:
 
 def _read_csv(file: LogFile, names: Sequence[str] | None) -> Iterator[dict[str, pa.Array]]:
     present = header_of(file.path, file.format, file.csv)
-    names = list(names or _named(present))
+    names = list(names or _named(file.path, present))
     require(file, names, present)
     row = file.csv.first_row
     for part in read_records(file.path, file.format, file.csv, names, use_threads=True):
@@ -171,7 +171,7 @@ def _read_csv(file: LogFile, names: Sequence[str] | None) -> Iterator[dict[str, 
 def _read_parquet(file: LogFile, names: Sequence[str] | None) -> Iterator[dict[str, pa.Array]]:
     parquet = open_parquet(file.path)
     present = parquet.schema_arrow.names
-    names = list(names or _named(present))
+    names = list(names or _named(file.path, present))
     require(file, names, present)
     n_rows = 0
     try:
@@ -185,6 +185,11 @@ def _read_parquet(file: LogFile, names: Sequence[str] | None) -> Iterator[dict[s
         raise DataError(f"{file.path}: damaged ({first_line(error)}); write or copy it again") from None
 
 
-def _named(present: Sequence[str]) -> list[str]:
-    """All columns but those without a name, each once."""
-    return list(dict.fromkeys(name for name in present if name))
+def _named(path: str, present: Sequence[str]) -> list[str]:
+    """All columns but those without a name, each once. Raises DataError where there is none."""
+    named = list(dict.fromkeys(name for name in present if name))
+    if not named:
+        raise DataError(
+            f"{path}: no column has a name; write a header, or name the columns (--header no --columns A,B,C)"
+        )
+    return named
