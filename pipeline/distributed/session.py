@@ -57,6 +57,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None, **in
     else:
         if num_cpus is not None:
             raise ArgumentError(f"num_cpus={num_cpus} sizes a private Ray; leave it out with address={address!r}")
+        _check_answers(address)
         options = {"logging_level": logging.ERROR, "log_to_driver": False} | init
         try:
             ray.init(address=address, **options)
@@ -64,6 +65,24 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None, **in
                 yield
         finally:
             ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise ConnectionError unless a Ray answers at an address; Ray itself would wait for one without an end."""
+    from pipeline.storage.reachable import why_unreachable
+
+    target = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if target == "auto":
+        return  # Ray looks for one on this machine, and says at once if there is none.
+    host, _, port = target.removeprefix("ray://").partition("?")[0].rpartition(":")
+    if "://" in host or not host or not port.isdecimal():
+        return  # Ray knows more forms, and refuses others at once.
+    reason = why_unreachable(host.strip("[]"), int(port), protocol="grpc")
+    if reason is not None:
+        raise ConnectionError(
+            f"--address {address}: no Ray answers ({reason}); check host and port (ray start --head prints them, usually port 6379, or "
+            "10001 with ray://), or leave it out for a local Ray"
+        )
 
 
 def on_cluster(address: str | None) -> bool:

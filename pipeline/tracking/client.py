@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import TrackingError
 from pipeline.storage.locks import file_lock
+from pipeline.storage.reachable import unreachable_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,7 +66,7 @@ def error_code(error: BaseException | None) -> str:
 @functools.cache
 def client_of(uri: str) -> MlflowClient:
     """The client of a store."""
-    with quiet():
+    with quiet(), no_stray_folders(uri):
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=uri)
@@ -73,8 +75,42 @@ def client_of(uri: str) -> MlflowClient:
 def absolute_uri(uri: str) -> str:
     """The tracking URI with an absolute path: a relative SQLite path means another file in another working directory."""
     if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/"):
-        return SQLITE + str(Path(uri.removeprefix(SQLITE)).resolve())
+        path, mark, options = uri.removeprefix(SQLITE).partition("?")
+        file = str(Path(path).resolve())
+        # Behind a question mark there are options, and SQLAlchemy takes the path for quoted.
+        return SQLITE + file.replace("%", "%25").replace("?", "%3F") + mark + options
     return uri
+
+
+def sqlite_file(uri: str) -> Path:
+    """The file of a SQLite store."""
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
+
+
+@contextmanager
+def no_stray_folders(uri: str) -> Iterator[None]:
+    """Remove the empty folders that MLflow makes during the block: `mlruns`, and one of the quoted name of a SQLite store's folder."""
+    with ExitStack() as stack:
+        stack.enter_context(no_empty_folder(Path("mlruns")))
+        quoted = Path(uri.removeprefix(SQLITE).partition("?")[0]).parent
+        if uri.startswith(SQLITE) and quoted != sqlite_file(uri).parent:
+            stack.enter_context(no_empty_folder(quoted))
+        yield
+
+
+def check_answers(uri: str) -> None:
+    """Raise TrackingError where no server answers at a tracking URI: MLflow would ask for minutes before it says so."""
+    reason = unreachable_uri(uri)
+    if reason is not None:
+        raise TrackingError(
+            f"MLflow: the server at {_without_password(uri)} does not answer ({reason}); set MLFLOW_TRACKING_URI, or go without: "
+            "--no-mlflow"
+        )
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return uri if "@" not in parts.netloc else uri.replace(parts.netloc, parts.netloc.rpartition("@")[2])
 
 
 @contextmanager
@@ -155,7 +191,7 @@ def one_at_a_time(uri: str) -> Iterator[None]:
 
     A lock on the file itself would end the locks that SQLite holds on it.
     """
-    folder = Path(uri.removeprefix(SQLITE).partition("?")[0]).parent
+    folder = sqlite_file(uri).parent
     with ExitStack() as stack:
         if uri.startswith(SQLITE) and folder.is_dir():  # SQLite itself names a folder that is not there.
             # A file system without locks: the store still works for one process.

@@ -18,7 +18,7 @@ from pipeline.tracking.client import (
     client_of,
     current_store,
     error_code,
-    no_empty_folder,
+    no_stray_folders,
     one_at_a_time,
     one_line_errors,
     quiet,
@@ -108,7 +108,7 @@ def register(candidate: Candidate, name: str, *, alias: str, experiment: str, fo
 
     tags = candidate.tags
     store = connect(experiment)
-    with quiet(), no_empty_folder(Path("mlruns")), one_at_a_time(store.uri):
+    with quiet(), no_stray_folders(store.uri), one_at_a_time(store.uri):
         client = client_of(store.uri)
         holder = _holder(client, name, alias)
         before: Before | None = None

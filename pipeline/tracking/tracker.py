@@ -36,15 +36,17 @@ from pipeline.errors import TrackingError
 from pipeline.tracking.client import (
     SQLITE,
     absolute_uri,
+    check_answers,
     client_of,
     error_code,
     ignored_refusal,
     is_unreachable,
-    no_empty_folder,
+    no_stray_folders,
     one_at_a_time,
     one_line_errors,
     quiet,
     short_timeouts,
+    sqlite_file,
 )
 from pipeline.tracking.delivery import send
 from pipeline.tracking.onnx_model import ModelCall
@@ -102,8 +104,9 @@ def connect(experiment: str, folder: Path | None = None) -> Store:
             f"MLflow: in a Ray job {named or DEFAULT_URI} would lie in the job's temporary folder; set MLFLOW_TRACKING_URI to a server "
             "or an absolute path, or go without: --no-mlflow"
         )
+    check_answers(uri)
     outbox = None if folder is None else outbox_of(folder, uri)
-    with quiet(), short_timeouts(), no_empty_folder(Path("mlruns")), one_at_a_time(uri):
+    with quiet(), short_timeouts(), no_stray_folders(uri), one_at_a_time(uri):
         store = _find_experiment(uri, experiment)
         if outbox:
             n_kept = len(outbox)
@@ -132,7 +135,7 @@ def _find_experiment(uri: str, experiment: str) -> Store:
         # Beside the SQLite file: MLflow's default is the working directory of whoever comes first.
         location = None
         if uri.startswith(SQLITE):
-            location = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
+            location = (sqlite_file(uri).parent / "mlartifacts").as_uri()
         try:
             return Store(uri, client.create_experiment(experiment, artifact_location=location))
         except Exception:

@@ -213,9 +213,9 @@ def test_recommend_prints_ranks_and_marks_unknown_users(graphhash, monkeypatch, 
     )
     assert code == 0
     assert (asked["user_ids"], asked["k"], asked["exclude"], asked["exclude_seen"]) == (
-        ("7", "x", "y"),
+        ("7", "x", " y "),
         2,
-        ["1", "2"],
+        ["1", " 2"],
         False,
     )
     assert out.splitlines()[:6] == [
