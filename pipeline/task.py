@@ -163,6 +163,12 @@ class Task(Protocol):
     def settings(self, stage: str, config: RunConfig, method: str = "") -> dict[str, Any]:
         """The settings that the output of a stage depends on, by dotted key; JSON values."""
 
+    def needs_clusters(self, config: RunConfig, method: str) -> bool:
+        """Whether the training of a method depends on the clustering."""
+
+    def trained_as(self, method: str) -> str | None:
+        """The method whose trained weights this one stores otherwise; None: it is trained itself."""
+
     def log_files(self, config: RunConfig) -> list[Path]:
         """The files whose names and content decide what is ingested."""
 

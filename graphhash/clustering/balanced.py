@@ -5,7 +5,7 @@ Label propagation of one level: every user and item begins alone, and in a few s
 the neighbours' community of largest gain ``w(v, c) - resolution * a_v * (volume of the other side in c)``,
 with volume ``k_u / sqrt(m)`` for a user of degree k_u and ``d_i / sqrt(n_items)`` for an item of degree d_i,
 m the total weight. The passes stop in the middle as soon as few enough rows are left. Every user then reads
-two rows, that of its community and that of the next best one, and its vector is their sum.
+two rows, that of its community and that of the next best one, and its vector is their mean.
 
 Written from the method's description alone, not from its code, and with decisions of our own where that
 leaves room:

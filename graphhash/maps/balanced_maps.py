@@ -1,4 +1,5 @@
-"""Bucket maps of balanced communities, after BACO (Jiang, Yang and Wu, SIGIR 2026, arXiv 2604.18351): two rows per user, summed.
+"""Bucket maps of balanced communities, after BACO (Jiang, Yang and Wu, SIGIR 2026, arXiv 2604.18351): the mean of two rows
+per user.
 
 The communities come from ``graphhash.clustering.balanced``. The next best community of a user is one of its neighbours' that holds
 users. A user without one reads a single row.
@@ -20,7 +21,7 @@ from graphhash.maps.community_maps import graph_maps
 
 
 def balanced_maps(biadjacency: csr_array, labels: Labels) -> tuple[BucketMap, BucketMap]:
-    """Maps of balanced labels: two rows per user, summed, and one row per item.
+    """Maps of balanced labels: the mean of two rows per user, and one row per item.
 
     Args:
         biadjacency: the interactions that were clustered, shape (n_users, n_items).
@@ -42,10 +43,10 @@ def balanced_maps(biadjacency: csr_array, labels: Labels) -> tuple[BucketMap, Bu
     bucket = np.searchsorted(np.unique(labels.users), second)
     rows = np.repeat(own.rows, 2, axis=1)
     rows[:-1, 1] = np.where(second >= 0, bucket, rows[:-1, 0])
-    codebook = np.array([[1, 1], [1, 0]], np.float32)
+    codebook = np.array([[0.5, 0.5], [1, 0]], np.float32)
     codes = np.append(second < 0, True).astype(np.uint8)
-    users = BucketMap(rows, own.n_buckets, "balanced", codebook=codebook, codes=codes)
-    return users, BucketMap(items.rows, items.n_buckets, "balanced")
+    users = BucketMap(rows, own.n_buckets, "baco", codebook=codebook, codes=codes)
+    return users, BucketMap(items.rows, items.n_buckets, "baco")
 
 
 def _second_communities(biadjacency: csr_array, labels: Labels) -> NDArray[np.int32]:

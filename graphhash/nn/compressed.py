@@ -3,7 +3,7 @@
 To add an embedding:
 
 1. Write a module in ``graphhash/nn/`` with a class that derives from :class:`CompressedEmbedding`. It sets ``n_ids`` and ``dim`` and
-   implements the abstract methods. Id ``n_ids`` is the out-of-vocabulary (OOV) id.
+   implements the abstract methods; :class:`OovVectorEmbedding` does most of it. Id ``n_ids`` is the out-of-vocabulary (OOV) id.
 2. Add a function that makes it to ``KINDS`` in ``graphhash/nn/kinds.py``. It gets a ``Side``: the bucket map, the dim, the sizes of the
    :class:`~graphhash.maps.embedding_spec.EmbeddingSpec`, and the generator of the initial values.
 3. Add the method to ``METHODS`` in ``pipeline/maps/methods.py``, with ``embedding=`` the kind, and its sizes at a number of bytes to
@@ -23,6 +23,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from graphhash.errors import ArgumentError
 from graphhash.maps.quantization import row_bytes
 
 
@@ -76,6 +77,13 @@ class CompressedEmbedding(nn.Module, ABC):
             precision: of the run's tables: "float32", "float16", "int8" or "int4".
         """
 
+    def learned_buffers(self) -> dict[str, Tensor]:
+        """The buffers that are stored with the weights, by name in the module."""
+        return {name: getattr(self, name) for name in self.stored_buffers}
+
+    def before_epoch(self, epoch: int, n_epochs: int) -> None:
+        """Called by the training before every epoch, which is numbered from 1: clusterings are renewed here."""
+
     @property
     def map_bytes(self) -> int:
         """Bytes stored beside the parameters: row numbers, codes, weights of a map."""
@@ -96,3 +104,45 @@ class CompressedEmbedding(nn.Module, ABC):
         in_tables = {id(stored.table) for stored in tables}
         others = sum(4 * weight.numel() for weight in self.parameters() if id(weight) not in in_tables)
         return sum(stored.n_bytes for stored in tables) + others + self.map_bytes
+
+
+class OovVectorEmbedding(CompressedEmbedding):
+    """An embedding whose OOV id has a vector of its own, which is not trained.
+
+    Attributes:
+        oov: buffer, float32, shape (dim,).
+    """
+
+    oov: Tensor
+    stored_buffers: ClassVar[tuple[str, ...]] = ("oov",)
+
+    def __init__(self, n_ids: int, dim: int):
+        super().__init__()
+        if n_ids < 1 or dim < 1:
+            raise ArgumentError(f"ids and dim must be at least 1, got {n_ids} and {dim}")
+        self.n_ids, self.dim = n_ids, dim
+        self.register_buffer("oov", torch.zeros(dim))
+
+    @abstractmethod
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Vectors of known ids, int64, shape (n,): shape (n, dim)."""
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of the OOV vector."""
+        return 4 * self.dim
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors of ids, shape (*ids.shape, dim)."""
+        flat = ids.reshape(-1)
+        # On a GPU the check would wait for all that is under way.
+        if flat.device.type == "cpu" and len(flat) and (flat.min() < 0 or flat.max() > self.n_ids):
+            raise IndexError(f"ids span {flat.min()}..{flat.max()}, the embedding has 0..{self.n_ids}")
+        vectors = self.vectors(flat.clamp(max=self.n_ids - 1))
+        vectors = torch.where((flat < self.n_ids)[:, None], vectors, self.oov)
+        return vectors.reshape(*ids.shape, self.dim)
+
+    @torch.no_grad()
+    def fill_oov(self, frequencies: Tensor) -> None:
+        """Set the OOV vector to the mean vector of the ids."""
+        self.oov.copy_((frequencies / frequencies.sum()).to(self.oov) @ self.all())

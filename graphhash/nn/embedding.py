@@ -217,11 +217,9 @@ class BucketEmbedding(CompressedEmbedding):
             fold: of each id, int64, a shape that spreads to that of ``ids``; without :meth:`use_folds` it changes nothing.
         """
         rows, weights, flat = self.entries(ids, fold)
-        if self.table.device.type == "cpu" and self.table.dtype == torch.float32:
-            vectors = _CpuRead.apply(self.table, rows, weights, self.weighted, self.sparse_gradient, flat)
-        else:
-            vectors = functional.embedding(rows.index_select(0, flat), self.table)
-            vectors = (vectors * weights.index_select(0, flat).unsqueeze(-1)).sum(1)
+        vectors = read_table(
+            self.table, rows, weights, flat, weighted=self.weighted, sparse_gradient=self.sparse_gradient
+        )
         return vectors.reshape(*ids.shape, self.dim)
 
     @torch.no_grad()
@@ -236,6 +234,24 @@ class BucketEmbedding(CompressedEmbedding):
 
     def extra_repr(self) -> str:
         return f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, indices_per_id={self.rows.shape[1]}, dim={self.dim}"
+
+
+def read_table(
+    table: Tensor, rows: Tensor, weights: Tensor, entries: Tensor, *, weighted: bool, sparse_gradient: bool = False
+) -> Tensor:
+    """Weighted sums of table rows: ``sum_j weights[entry, j] * table[rows[entry, j]]``, shape (n, dim).
+
+    Args:
+        table: float32, shape (n_rows, dim).
+        rows, weights: int32 and float32, shape (n_entries, indices_per_entry) each.
+        entries: int64, shape (n,).
+        weighted: False: all weights are 1.
+        sparse_gradient: the gradient of the table is a sparse tensor, on a CPU.
+    """
+    if table.device.type == "cpu" and table.dtype == torch.float32:
+        return _CpuRead.apply(table, rows, weights, weighted, sparse_gradient, entries)
+    vectors = functional.embedding(rows.index_select(0, entries), table)
+    return (vectors * weights.index_select(0, entries).unsqueeze(-1)).sum(1)
 
 
 def read_both(

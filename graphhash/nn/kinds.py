@@ -10,8 +10,12 @@ import torch
 from graphhash.errors import ArgumentError, did_you_mean
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.nn.cce import ClusteredEmbedding
 from graphhash.nn.compressed import CompressedEmbedding
+from graphhash.nn.dhe import DeepHashEmbedding
 from graphhash.nn.embedding import BucketEmbedding
+from graphhash.nn.product import ProductEmbedding
+from graphhash.nn.robe import RobeEmbedding
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,44 @@ def _bucket(side: Side) -> BucketEmbedding:
     return BucketEmbedding(side.bucket_map, side.dim, std=side.std, generator=side.generator, table=table)
 
 
+def _product(side: Side) -> ProductEmbedding:
+    return ProductEmbedding(
+        side.n_ids,
+        side.dim,
+        n_chunks=side.size("codes_per_id"),
+        n_codewords=side.size("items_codewords" if side.users is not None else "users_codewords"),
+        rotated=bool(side.size("rotated")),
+    )
+
+
+def _robe(side: Side) -> RobeEmbedding:
+    # One array for users and items.
+    array = side.users.array if isinstance(side.users, RobeEmbedding) else None
+    n_rows, block = side.size("rows"), side.size("block")
+    return RobeEmbedding(
+        side.n_ids, side.dim, n_rows=n_rows, block=block, seed=side.seed, std=side.std, generator=side.generator, array=array
+    )  # fmt: skip
+
+
+def _dhe(side: Side) -> DeepHashEmbedding:
+    sizes = {name: side.size(name) for name in ("n_hashes", "width", "n_layers")}
+    return DeepHashEmbedding(side.n_ids, side.dim, **sizes, seed=side.seed, generator=side.generator)
+
+
+def _cce(side: Side) -> ClusteredEmbedding:
+    n_rows = side.size("item_rows" if side.users is not None else "user_rows")
+    return ClusteredEmbedding(
+        side.n_ids, side.dim, n_chunks=side.size("n_chunks"), n_rows=n_rows, n_clusterings=side.size("n_clusterings"),
+        seed=side.seed, std=side.std, generator=side.generator,
+    )  # fmt: skip
+
+
 KINDS: dict[str, Callable[[Side], CompressedEmbedding]] = {
     "bucket": _bucket,
+    "product": _product,
+    "cce": _cce,
+    "robe": _robe,
+    "dhe": _dhe,
 }
 
 

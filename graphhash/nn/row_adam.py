@@ -101,6 +101,12 @@ class RowAdam(torch.optim.Adam):
             embedding.sparse_gradient = False
         self._hooks, self._embeddings, self._waiting = [], [], {}
 
+    def held_bytes(self) -> int:
+        """Bytes of the optimiser's state in memory, and of what is noted for the rows that wait."""
+        tensors = [value for state in self.state.values() for value in state.values() if isinstance(value, Tensor)]
+        noted = sum(waiting.done.nbytes + waiting.slots.nbytes for waiting in self._waiting.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + noted
+
     def state_dict(self) -> dict:
         self.finish()
         return super().state_dict()

@@ -218,7 +218,7 @@ clustering_options = _group(
 )
 cluster_options = _group(budget_options, clustering_options)
 METHOD_NAMES = (
-    "soft, double_soft, graph, double_graph, multilevel, balanced; modulo, double, quotient_remainder, frequency, "
+    "soft, double_soft, graph, double_graph, multilevel, baco; modulo, double, quotient_remainder, frequency, "
     "double_frequency, lsh, lsh_structure; full."
 )
 method_option = click.option("--method", metavar="NAME[,NAME]...", help=f"{METHOD_NAMES}  [soft]")

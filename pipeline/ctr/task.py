@@ -112,6 +112,7 @@ class Ctr:
             "cluster.levels",
             "cluster.user_rows",
             "cluster.item_rows",
+            "map.codes_per_id",
             "train.loss",
             "train.n_layers",
             "train.gamma",
@@ -147,10 +148,23 @@ class Ctr:
         """Every training ends."""
 
     def check_methods(self, methods: Sequence[str]) -> None:
+        from pipeline.maps.methods import METHODS
+
+        for method in methods:
+            if METHODS[method].sized or METHODS[method].trained_as is not None:
+                raise ConfigError(
+                    f"method {method!r} is not supported with run.task=ctr; use retrieval, or another method"
+                )
         if "lsh" in methods:
             raise ConfigError(
                 "method 'lsh' needs features of users and items, which run.task=ctr does not read; use lsh_structure"
             )
+
+    def needs_clusters(self, config: RunConfig, method: str) -> bool:
+        return True
+
+    def trained_as(self, method: str) -> None:
+        return None
 
     def check_exportable(self, config: RunConfig) -> None:
         if config.export.runtime == "materialized":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.product import ProductCodes
 from graphhash.maps.quantization import STEPS, pack_nibbles, quantize_rows
 from pipeline.export.graph import Graph
 from serving.errors import BundleError
@@ -86,6 +87,60 @@ class Table:
 
 
 @dataclass(frozen=True)
+class ProductTable:
+    """Vectors stored as product codes (``graphhash.maps.product``): codes in one byte, codebooks and rotation in float16."""
+
+    codes: str
+    codebooks: str
+    rotation: str | None
+    shape: tuple[int, int]
+
+    @classmethod
+    def add(cls, graph: Graph, name: str, stored: ProductCodes) -> ProductTable:
+        """Store the codes as `{name}_product_codes`, with `{name}_codebooks` and, where there is one, `{name}_rotation`.
+
+        Raises:
+            BundleError: a codeword is not finite in float16.
+        """
+        n_chunks, n_codewords, length = stored.codebooks.shape
+        books = as_stored(stored.codebooks.reshape(n_chunks * n_codewords, length), f"{name} codebooks", "float16")
+        rotation = None
+        if stored.rotation is not None:
+            rotation = graph.constant(f"{name}_rotation", as_stored(stored.rotation, f"{name} rotation", "float16"))
+        # A codeword's row among those of all chunks.
+        graph.constant(f"{name}_codebook_starts", (np.arange(n_chunks) * n_codewords).astype(np.int32))
+        codes = graph.constant(f"{name}_product_codes", stored.codes)
+        return cls(codes, graph.constant(f"{name}_codebooks", books), rotation, stored.shape)
+
+    def read(self, graph: Graph, name: str, part_of: Callable[[str], str]) -> tuple[str, None]:
+        """Vectors as float32, shape (n, dim), of the rows that `part_of` takes out of the codes; there are no scales."""
+        codes = graph.cast(part_of(self.codes), f"{name}_codes_read", TensorProto.INT32)
+        starts = self.codes.removesuffix("_product_codes") + "_codebook_starts"
+        words = graph.node("Add", [codes, starts], f"{name}_words")
+        chunks = graph.node("Gather", [self.codebooks, words], f"{name}_chunks", axis=0)
+        shape = graph.constant(f"{name}_vector_shape", np.array([-1, self.shape[1]], np.int64))
+        vectors = graph.node("Reshape", [chunks, shape], f"{name}_chunks_joined")
+        vectors = graph.cast(vectors, f"{name}_decoded", TensorProto.FLOAT)
+        if self.rotation is None:
+            return vectors, None
+        rotation = graph.cast(self.rotation, f"{name}_rotation_read", TensorProto.FLOAT)
+        return graph.node("MatMul", [vectors, rotation], f"{name}_rotated"), None
+
+    def unpacked(self, graph: Graph, name: str) -> ProductTable:
+        """Itself: an id's vector is decoded where it is read."""
+        return self
+
+
+def add_table(
+    graph: Graph, name: str, table: NDArray[np.float32] | ProductCodes, precision: str
+) -> Table | ProductTable:
+    """Store a table by :meth:`Table.add`, or product codes by :meth:`ProductTable.add`, whose precision is their own."""
+    if isinstance(table, ProductCodes):
+        return ProductTable.add(graph, name, table)
+    return Table.add(graph, name, table, precision)
+
+
+@dataclass(frozen=True)
 class StoredMap:
     """Names of a bucket map's tensors; None for rows: an id's row is its number; None for codebook and codes: weights are 1."""
 
@@ -119,7 +174,7 @@ class StoredMap:
 Entry = str | Callable[[Graph, str], str] | None
 
 
-def read_vectors(graph: Graph, name: str, table: Table, stored: StoredMap, entry: Entry) -> str:
+def read_vectors(graph: Graph, name: str, table: Table | ProductTable, stored: StoredMap, entry: Entry) -> str:
     """Vectors of map entries: float32, shape (n, dim).
 
     Args:

@@ -26,16 +26,16 @@ def how_ids_read(method: str, indices_per_id: int | None = None) -> str:
 def use_of_communities(methods: Sequence[str]) -> str:
     """One sentence on what each of some methods takes from the communities."""
     made = [method for method in methods if method in COMMUNITY_METHODS]
-    counted = [method for method in methods if method not in COMMUNITY_METHODS and method != "full"]
+    counted = [method for method in methods if method not in COMMUNITY_METHODS and METHODS[method].reads_communities]
     parts = []
     if made:
         parts.append(f"the bucket maps of {listed(made)} are made from these communities")
     if counted:
         parts.append(f"{listed(counted)} {'take' if len(counted) > 1 else 'takes'} the number of rows alone")
-    if "full" in methods:
-        parts.append("full does not use them")
+    if unread := [method for method in methods if not METHODS[method].reads_communities]:
+        parts.append(f"{listed(unread)} {'do' if len(unread) > 1 else 'does'} not use them")
     text = "; ".join(parts) + "."
-    return text if text.startswith("full") else text[0].upper() + text[1:] if made else text
+    return text[0].upper() + text[1:] if made else text
 
 
 def listed(words: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from graphhash.graph.local import LocalGraph
 from graphhash.maps.balanced_maps import balanced_maps
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.community_maps import double_graph_maps, graph_maps, multilevel_maps
+from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
 from graphhash.maps.hashes import (
     double_frequency_map,
     double_map,
@@ -92,6 +94,12 @@ class Method:
         ours: whether it reads communities of the graph and is of GraphHash or this package; the others are what it is compared with.
         lr: of Adam.
         l2_total: its weight decay times the rows of the tables.
+        embedding: kind of the embeddings, one of ``graphhash.nn.kinds.KINDS``.
+        reads_communities: whether maps, or their numbers of rows, come from the clustering.
+        sized: whether sizes of the embedding, or its dim, follow from the budget in bytes.
+        trained_as: the method whose trained weights are stored otherwise; None: this one is trained itself.
+        precision: of the stored tables, unless the configuration names one.
+        fixed_precision: whether the configuration cannot name another.
     """
 
     make: Callable[[Inputs], Maps]
@@ -105,6 +113,12 @@ class Method:
     ours: bool = False
     lr: float = 1e-2
     l2_total: float = 1e-4
+    embedding: str = "bucket"
+    reads_communities: bool = True
+    sized: bool = False
+    trained_as: str | None = None
+    precision: str = "int8"
+    fixed_precision: bool = False
 
     def resolve_indices(self, requested: int | None) -> int:
         """Indices per id where the configuration requests a number, or None."""
@@ -135,6 +149,8 @@ class ResolvedMethod:
         precision: of the stored tables, in which a byte budget counts rows.
         lr: of Adam.
         l2_total: weight decay times the rows of the tables (retrieval), or of the training log (CTR).
+        dim: length of an embedding; None: that of the configuration.
+        embedding: kind and sizes of the embeddings.
     """
 
     name: str
@@ -143,6 +159,8 @@ class ResolvedMethod:
     precision: str
     lr: float
     l2_total: float
+    dim: int | None = None
+    embedding: EmbeddingSpec = BUCKET
 
 
 def _full(inputs: Inputs) -> Maps:
@@ -219,13 +237,42 @@ def _double_soft(inputs: Inputs) -> Maps:
     return double_soft_maps(inputs.graph, inputs.labels, indices_per_id=n_indices, hops=hops, seed=seed)
 
 
-def _balanced(inputs: Inputs) -> Maps:
+def _baco(inputs: Inputs) -> Maps:
     # It has its own communities, of as many rows.
     return balanced_maps(inputs.graph, balanced_labels(inputs.graph, rows=inputs.labels.rows))
 
 
+def _stored_full(summary: str, precision: str, **changes: Any) -> Method:
+    """The trained tables of `full`, stored otherwise."""
+    return Method(
+        _full, summary, lr=4e-2, l2_total=0.02, reads_communities=False, trained_as="full", precision=precision,
+        fixed_precision=True, **changes,
+    )  # fmt: skip
+
+
+def _not_in_rows(summary: str, embedding: str, **changes: Any) -> Method:
+    """An embedding that is no bucket map; the identity map names its ids."""
+    return Method(_full, summary, embedding=embedding, reads_communities=False, sized=True, **changes)
+
+
 METHODS: dict[str, Method] = {
-    "full": Method(_full, "no compression: a row for every id", lr=4e-2, l2_total=0.02),
+    "full": Method(
+        _full, "no compression: a row for every id", lr=4e-2, l2_total=0.02, reads_communities=False, precision="float32"
+    ),
+    "full_float16": _stored_full("full, stored in float16 after training", "float16"),
+    "full_int8": _stored_full("full, stored in int8 after training, a float16 scale per row", "int8"),
+    "full_int4": _stored_full("full, stored in int4 after training, a float16 scale per row", "int4"),
+    "full_pq": _stored_full("full, product-quantized after training", "float16", embedding="product", sized=True),
+    "full_opq": _stored_full(
+        "full, rotated and product-quantized after training", "float16", embedding="product", sized=True
+    ),
+    "full_small_dim": Method(
+        _full, "a row for every id, of fewer numbers", lr=4e-2, l2_total=0.02, reads_communities=False, sized=True,
+        precision="float32",
+    ),
+    "cce": _not_in_rows("CCE: chunks of clustered and hashed rows, clustered in training", "cce", lr=2e-2, l2_total=0.011),
+    "robe": _not_in_rows("ROBE: hashed blocks of one flat array", "robe"),
+    "dhe": _not_in_rows("DHE: a network computes vectors from hashes", "dhe", lr=1e-3, l2_total=0.0, precision="float16"),
     "modulo": Method(_by_size(modulo_map, seeded=False), "row number modulo table size"),
     "double": Method(_by_size(double_map), "the sum of two hashed rows", indices_per_id=2, n_codes=2),
     "quotient_remainder": Method(
@@ -247,16 +294,17 @@ METHODS: dict[str, Method] = {
     "multilevel": Method(
         _multilevel, "a coarse and a fine community's row", indices_per_id=2, n_codes=2, ours=True, lr=2e-2, l2_total=0.011
     ),
-    "balanced": Method(
-        _balanced, "BACO: balanced communities of its own, two rows per user", indices_per_id=2, n_codes=2, plain_items=True,
+    "baco": Method(
+        _baco, "BACO: balanced communities of its own, the mean of two rows per user", indices_per_id=2, n_codes=2, plain_items=True,
         lr=2e-2, l2_total=0.011,
     ),
     "soft": Method(
         _soft, "every id reads a mixture of its neighbours' communities",
-        indices_per_id=20, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02,
+        indices_per_id=20, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02, precision="int4",
     ),
     "double_soft": Method(
         _double_soft, "every id reads a mixture of its neighbours' communities plus a hashed row",
         indices_per_id=20, least_indices=2, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02,
+        precision="int4",
     ),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -19,6 +20,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.retrieval.defaults import DEFAULT_BUDGET, planned_precision_of
 from pipeline.retrieval.presets import default_settings
+from pipeline.retrieval.sizes import SizeBudget, embedding_spec, small_dim
 from pipeline.task import budget_of
 
 FULL_ITEMSIZE = 4
@@ -128,7 +130,23 @@ def resolve_method(config: RunConfig, name: str, size: GraphSize, n_rows: int) -
         precision=precision,
         lr=defaults["train.lr"] if config.train.lr is None else config.train.lr,
         l2_total=defaults["train.l2_total"] if config.train.l2_total is None else config.train.l2_total,
+        **_sizes(config, name, size, n_rows, precision),
     )
+
+
+def _sizes(config: RunConfig, name: str, size: GraphSize, n_rows: int, precision: str) -> dict[str, Any]:
+    """Dim and embedding of a method whose sizes follow from the budget."""
+    method, settings = METHODS[name], BudgetSettings.of(config)
+    if not method.sized:
+        return {}
+    # Rows, or a resolution, allow the bytes of as many rows of int8, which is what hashes are stored in.
+    n_bytes = (
+        n_rows * row_bytes(settings.dim, "int8") if settings.ratio is None else settings.spendable(settings.ratio, size)
+    )
+    budget = SizeBudget(int(n_bytes), size.n_users, size.n_items, settings.dim, precision)
+    if method.embedding == "bucket":
+        return {"dim": small_dim(budget)}
+    return {"embedding": embedding_spec(name, method.embedding, budget, config.map)}
 
 
 def planned_precisions(config: RunConfig) -> dict[str, str]:
@@ -198,7 +216,7 @@ def rows_for_ratio(settings: BudgetSettings, ratio: float, precisions: Mapping[s
     # With a row for every id it would be method 'full'.
     rows, heaviest = size.n_ids + 1, None
     for name, precision in precisions.items():
-        if name == "full":
+        if not METHODS[name].reads_communities:
             continue
         number = indices_per_id(settings, name, precision, size)
         if (fitting := _affordable(settings, name, precision, number, allowed, size)) < rows:

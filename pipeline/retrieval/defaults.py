@@ -66,17 +66,27 @@ DEFAULT_BUDGET = ("ratio", 0.25)
 
 def precision_of(config: RunConfig, method: str) -> str:
     """Type of a method's stored tables."""
-    return stored_precision(config, auto_precision(config, method))
+    auto = auto_precision(config, method)
+    return auto if _is_fixed(method) else stored_precision(config, auto)
 
 
 def planned_precision_of(config: RunConfig, method: str) -> str:
     """Type of a method's tables in which a byte budget counts rows."""
-    return planned_precision(config, auto_precision(config, method))
+    auto = auto_precision(config, method)
+    return auto if _is_fixed(method) else planned_precision(config, auto)
+
+
+def _is_fixed(method: str) -> bool:
+    from pipeline.maps.methods import METHODS
+
+    return METHODS[method].fixed_precision
 
 
 def auto_precision(config: RunConfig, method: str) -> str:
-    """float32 for full tables; int4 for soft maps, which average the rounding of many rows away; else int8, also for LightGCN."""
-    if method == "full":
-        return "float32"
-    averaged = method in ("soft", "double_soft") and config.train.model != "lightgcn"
-    return "int4" if averaged else "int8"
+    """The method's own: float32 for full tables; int4 for soft maps, which average the rounding of many rows away, but not for
+    LightGCN; int8 for most others."""
+    from pipeline.maps.methods import METHODS
+
+    own = METHODS[method]
+    averaged = own.precision == "int4" and own.trained_as is None
+    return "int8" if averaged and config.train.model == "lightgcn" else own.precision

@@ -25,7 +25,7 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.retrieval.accuracy import Parts, figures
 from pipeline.retrieval.budget import full_bytes
 from pipeline.retrieval.defaults import precision_of
-from pipeline.retrieval.stored import ShippedVectors, as_shipped, count_bytes
+from pipeline.retrieval.stored import ShippedVectors, as_shipped, count_bytes, trained_facts
 from pipeline.retrieval.weights import load_method
 
 # Cut-off of validation; the test has its own.
@@ -42,7 +42,8 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
 
     Returns: the figures of :func:`pipeline.retrieval.accuracy.figures`, ``k`` (the cut-offs), ``recall@20_float32`` (recall at the first
         cut-off, 20 by default, without the rounding; all None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of
-        tables, maps and bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``indices_per_id``, ``item_bias``.
+        tables, maps and bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``indices_per_id``, ``item_bias``, and what
+        :func:`pipeline.retrieval.stored.trained_facts` tells of the training.
     """
     model, users, items = load_method(method_dir, ingest_dir)
     precision = precision_of(config, method)
@@ -58,6 +59,7 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
         "precision": precision,
         "indices_per_id": users.indices_per_id,
         "item_bias": model.item_bias is not None,
+        **trained_facts(method_dir),
     }
 
 

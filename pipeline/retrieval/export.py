@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from graphhash.errors import ArgumentError
 from graphhash.graph.vocabulary import Vocabulary
@@ -31,7 +30,7 @@ from pipeline.export.publish import oov_id, save_graph, staged_bundle
 from pipeline.retrieval.defaults import CUTOFFS, measures_of
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
-from pipeline.retrieval.onnx_parts import materialized_bytes
+from pipeline.retrieval.onnx_parts import materialized_bytes, stores_vectors
 from pipeline.retrieval.stored import as_shipped
 from serving.bundle import write_manifest
 from serving.errors import BundleError
@@ -138,24 +137,49 @@ def export_retrieval(
         BundleError: scores or ids of ONNX Runtime and the model disagree, a value does not fit the precision,
             or `out` is something else than a bundle. Nothing is published then.
     """
-    model, users, items = trained.model, trained.users, trained.items
+    users, items = trained.users, trained.items
     with staged_bundle(Path(out).absolute()) as folder:
-        runtime = options.runtime
-        if runtime == "auto":
-            runtime = "materialized" if trained.materialized_bytes[1] <= _MOST_LOAD_BYTES else "compressed"
-        graph = retrieval_graph(model, trained.user_map, trained.item_map, users, items, options.precision, runtime)
+        runtime = _chosen_runtime(trained, options)
+        graph = _graph(trained, options.precision, runtime)
         content = _content(trained, graph, options.precision, runtime)
         content |= {"precision_loss": precision_loss(metrics), "metrics": metrics, "provenance": provenance}
         onnx.helper.set_model_props(graph, {METADATA: identity(content)})
         _save(graph, folder, users, items, options.external_data_mib)
         del graph
         manifest = write_manifest(folder, content)
-        copied = copy.deepcopy(model)
-        assert isinstance(copied, nn.Module)
         with torch.no_grad():
-            scores_of = as_shipped(copied.cpu(), options.precision).score_all_items()
+            scores_of = as_shipped(copy.deepcopy(trained.model).cpu(), options.precision).score_all_items()
         _compare(folder, scores_of, users, items, options.n_check, np.random.default_rng(options.seed))
     return manifest
+
+
+def _chosen_runtime(trained: TrainedRetrieval, options: ExportOptions) -> str:
+    """ "materialized" or "compressed".
+
+    Raises:
+        BundleError: "compressed" was asked for, and the graph has to hold a vector per id.
+    """
+    if stores_vectors(trained.model):
+        if options.runtime == "compressed":
+            raise BundleError(
+                "embeddings of this kind are exported as a vector per id: runtime=compressed would save nothing; "
+                "use materialized"
+            )
+        return "materialized"
+    if options.runtime != "auto":
+        return options.runtime
+    return "materialized" if trained.materialized_bytes[1] <= _MOST_LOAD_BYTES else "compressed"
+
+
+def _graph(trained: TrainedRetrieval, precision: str, runtime: str) -> onnx.ModelProto:
+    """The graph of a model, or of the vectors of all ids where it cannot compute them from what is stored."""
+    model: RetrievalModel = trained.model
+    if stores_vectors(model):
+        # Vectors from parameters as they are stored, which are not rounded once more.
+        shipped = as_shipped(copy.deepcopy(model).cpu(), precision)
+        assert isinstance(shipped, RetrievalModel)
+        model, precision = shipped, "float32"
+    return retrieval_graph(model, trained.user_map, trained.item_map, trained.users, trained.items, precision, runtime)
 
 
 def _content(trained: TrainedRetrieval, graph: onnx.ModelProto, precision: str, runtime: str) -> dict[str, Any]:
@@ -210,6 +234,8 @@ def _runtime(
         "two to five times as long",
     }
     cost = costs[mode]
+    if stores_vectors(model):
+        cost += "; the file holds a float32 vector per user and item, and not what the method stores"
     if isinstance(model, LightGCN):
         cost += "; the file holds propagated vectors, one per user and item, which is the full catalogue's size in this precision"
     return {

@@ -97,8 +97,12 @@ def fit_retrieval(
         batch_users, batch_items = batch
         return loss_of_batch(model, batch_users, batch_items, generator)
 
+    def before_epoch(epoch: int, n_epochs: int) -> None:
+        for embedding in (model.user_embedding, model.item_embedding):
+            embedding.before_epoch(epoch, n_epochs)
+
     rarely_read = seldom_read(model, settings.loss, settings.batch_size)
-    aim = Objective(loss_of, SCORE, validate, rarely_read)
+    aim = Objective(loss_of, SCORE, validate, rarely_read, before_epoch)
     return fit(model, (users, items), settings, aim, callbacks=callbacks, state=state, workers=workers)
 
 

@@ -9,9 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.product import ProductCodes
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel, VectorModel
+from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
+from graphhash.nn.product import ProductEmbedding
 from pipeline.export.layers import as_array
 
 # Numbers of a table, 64 MiB, up to which a materialized graph reads it in float32.
@@ -23,14 +26,14 @@ _USER_VALUES = 2**24
 
 @dataclass(frozen=True)
 class Parts:
-    """What of a model is stored: tables, float32, shape (n_rows, dim), the maps into them, and the bias.
+    """What of a model is stored: tables, float32, shape (n_rows, dim), or product codes, the maps into them, and the bias.
 
     Args:
         cosine: vectors are scaled to length 1 when they are read.
     """
 
-    user_table: NDArray[np.float32]
-    item_table: NDArray[np.float32]
+    user_table: NDArray[np.float32] | ProductCodes
+    item_table: NDArray[np.float32] | ProductCodes
     user_map: BucketMap
     item_map: BucketMap
     item_bias: NDArray[np.float32] | None
@@ -48,11 +51,24 @@ def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap
     cosine = isinstance(model, VectorModel) and model.cosine
     of_users, of_items = model.user_embedding, model.item_embedding
     if not isinstance(model, LightGCN):
-        assert isinstance(of_users, BucketEmbedding)
-        assert isinstance(of_items, BucketEmbedding)
-        return Parts(as_array(of_users.table), as_array(of_items.table), user_map, item_map, bias, cosine)
+        return Parts(_table(of_users), _table(of_items), user_map, item_map, bias, cosine)
     users, items = (as_array(of_side) for of_side in model.vectors_with_oov())
     return Parts(users, items, full_map(user_map.n_ids), full_map(item_map.n_ids), bias, cosine)
+
+
+def _table(embedding: CompressedEmbedding) -> NDArray[np.float32] | ProductCodes:
+    """What is stored of an embedding: its table, its product codes, or, of any other kind, the vectors of all ids and of the OOV id."""
+    if isinstance(embedding, BucketEmbedding):
+        return as_array(embedding.table)
+    if isinstance(embedding, ProductEmbedding):
+        return embedding.product_codes()
+    return as_array(embedding(torch.arange(embedding.n_ids + 1, device=embedding.device)))
+
+
+def stores_vectors(model: RetrievalModel) -> bool:
+    """Whether a graph holds a vector of every id, because it cannot compute them from what the model stores."""
+    known = (BucketEmbedding, ProductEmbedding)
+    return not isinstance(model, LightGCN) and not isinstance(model.user_embedding, known)
 
 
 def materialized_users(user_map: BucketMap, dim: int) -> int:

@@ -20,14 +20,17 @@ compressed graph keeps a number per item beside table and map, one over the leng
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from graphhash.maps.product import ProductCodes
 from graphhash.maps.quantization import bias_dtype
 from graphhash.models.mf import LEAST_LENGTH, RetrievalModel
 from pipeline.export.graph import Graph
-from pipeline.export.tables import StoredMap, Table, as_stored, read_vectors
+from pipeline.export.tables import ProductTable, StoredMap, Table, add_table, as_stored, read_vectors
 from pipeline.retrieval.onnx_chunks import Chunk, padded, scan_chunks, split_evenly
 from pipeline.retrieval.onnx_parts import Parts, materialized_users, unpacked_rows
 
@@ -44,6 +47,13 @@ _PIECE_VALUES = 2**26
 # Users up to whom sums of buckets' scores are cheaper than vectors. On Gowalla, 17 indices per item, in ms of CPU: 1 user 3 and 29,
 # 8 users 11 and 34, 32 users 55 and 40.
 FEW_USERS = 24
+
+
+def _padded_rows(table: NDArray[np.float32] | ProductCodes, n_rows: int) -> NDArray[np.float32] | ProductCodes:
+    """With rows of zeros, or the first codeword, at the end."""
+    if isinstance(table, ProductCodes):
+        return replace(table, codes=padded(table.codes, n_rows))
+    return padded(table, n_rows)
 
 
 class Scores:
@@ -85,16 +95,17 @@ class Scores:
         item_table = parts.item_table
         self.n_tables = 1
         if self.compressed and parts.item_map.identity:
-            item_table = padded(item_table, self.n_columns)
+            item_table = _padded_rows(item_table, self.n_columns)
         elif self.compressed:
+            assert not isinstance(item_table, ProductCodes), "product codes have no map"
             self.n_tables = -(-item_table.size // _CHUNK_VALUES)
             item_table = padded(item_table, -(-len(item_table) // self.n_tables) * self.n_tables)
         if parts.item_map.shared:
             # A table that both sides share is stored once.
-            self.user_table = self.item_table = Table.add(graph, "shared", item_table, precision)
+            self.user_table = self.item_table = add_table(graph, "shared", item_table, precision)
         else:
-            self.user_table = Table.add(graph, "user", parts.user_table, precision)
-            self.item_table = Table.add(graph, "item", item_table, precision)
+            self.user_table = add_table(graph, "user", parts.user_table, precision)
+            self.item_table = add_table(graph, "item", item_table, precision)
         self.map = StoredMap.add(graph, "item", parts.item_map, self.n_columns)
         self.bias: str | None = None
         if parts.item_bias is not None:
@@ -114,7 +125,7 @@ class Scores:
             self.user_table = self.user_table.unpacked(graph, "user")
 
     def _materialized_vectors(
-        self, graph: Graph, side: str, table: Table, stored: StoredMap, n_entries: int
+        self, graph: Graph, side: str, table: Table | ProductTable, stored: StoredMap, n_entries: int
     ) -> list[str]:
         """Vectors of all map entries, in blocks, as expressions of constants."""
         n_blocks = -(-n_entries * self.dim // _BLOCK_VALUES)

@@ -47,6 +47,7 @@ def with_ordered_buckets(parts: Parts) -> Parts:
     number[order] = np.arange(len(order))
     rows = number[parts.item_map.rows].astype(np.int32)
     ordered = dataclasses.replace(parts.item_map, rows=rows)
+    assert isinstance(parts.item_table, np.ndarray), "product codes have no buckets"
     return dataclasses.replace(parts, item_table=parts.item_table[order], item_map=ordered)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,3 +94,25 @@ def count_bytes(model: RetrievalModel, precision: str) -> dict[str, int]:
     if isinstance(model, LightGCN):
         parts["graph"] = 4 * len(model.indices_of_users) + 8 * len(model.indptr_of_users)
     return parts
+
+
+def training_bytes(model: RetrievalModel) -> int:
+    """Bytes that one worker's training holds of a model, computed: float32 parameters, their gradients, both moments of Adam with a float32
+    counter for each parameter, and the buffers, such as maps: rows in int32 and weights in float32.
+
+    Batches, negatives and the interactions are not counted; they do not depend on the method.
+    """
+    parameters = list(model.parameters())
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    return sum(4 * 4 * weight.numel() + 4 for weight in parameters) + buffers
+
+
+def trained_facts(method_dir: Path) -> dict[str, Any]:
+    """Bytes that the training of a method held, computed and measured, and when its tables were compressed: ``"in training"``,
+    ``"after training"`` of full tables, whose bytes these then are, or None, not at all.
+
+    Args:
+        method_dir: holds ``history.json``.
+    """
+    facts = json.loads((method_dir / "history.json").read_text(encoding="utf-8"))["facts"]
+    return {key: facts[key] for key in ("training_bytes", "training_bytes_measured", "compressed")}

@@ -188,19 +188,48 @@ class Retrieval:
         return stage == "evaluate" and (config.train.workers or 1) > 1
 
     def settings(self, stage: str, config: RunConfig, method: str = "") -> dict[str, Any]:
+        from pipeline.maps.methods import METHODS
+
         values = chosen(config, self.stage_fields[stage])
         if stage == "cluster":
             budget = budget_of(config, self.default_budget)
             values |= budget_settings(budget)
             if budget[0] == "ratio":
-                compressed = sorted(name for name in config.run.methods if name != "full")
+                compressed = sorted(name for name in config.run.methods if METHODS[name].reads_communities)
                 values |= chosen(config, self.byte_budget_fields) | {
                     "run.methods": compressed,
                     "cluster.budget_precision": {name: planned_precision_of(config, name) for name in compressed},
                 }
+        if stage == "train":
+            values = self._train_settings(config, method)
         if stage in ("evaluate", "export"):
             # The evaluation rounds tables as the export stores them.
             values["export.precision"] = precision_of(config, method)
+        return values
+
+    def needs_clusters(self, config: RunConfig, method: str) -> bool:
+        from pipeline.maps.methods import METHODS
+
+        # A budget of rows leaves as many bytes as the clustering's rows take.
+        by_rows = METHODS[method].sized and budget_of(config, self.default_budget)[0] != "ratio"
+        return METHODS[method].reads_communities or by_rows
+
+    def trained_as(self, method: str) -> str | None:
+        from pipeline.maps.methods import METHODS
+
+        return METHODS[method].trained_as
+
+    def _train_settings(self, config: RunConfig, method: str) -> dict[str, Any]:
+        """What is trained already depends on its own sizes alone."""
+        from pipeline.maps.methods import METHODS
+
+        stored = METHODS[method].trained_as is not None
+        values = {} if stored else chosen(config, self.stage_fields["train"])
+        if METHODS[method].sized:
+            kind, value = budget_of(config, self.default_budget)
+            values |= chosen(config, ("map.codes_per_id", "map.seed", "train.dim"))
+            values |= {"cluster.ratio": value} if kind == "ratio" else {}
+            values["cluster.budget_precision"] = planned_precision_of(config, method)
         return values
 
     def log_files(self, config: RunConfig) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import load_communities
 from pipeline.maps.methods import METHODS, Method
 from pipeline.retrieval.budget import GraphSize, resolve_method
+from pipeline.retrieval.derived import derive_method
 from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.maps import SIDES, make_maps
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import SCORE, LossSettings, RetrievalSettings, fit_retrieval
 from pipeline.retrieval.presets import default_gamma, default_settings, preset_of
+from pipeline.retrieval.stored import training_bytes
 from pipeline.retrieval.weights import save_model
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import StageContext
@@ -44,11 +47,14 @@ SHARDED_EDGES = 2**24
 def train_method(context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
     """Make the maps of a method, train, and write the files above into ``out``. ``session`` says where it trains.
 
-    Returns: epochs trained, best epoch, best validation recall (capped), settings that were defaults, and the maps' hashes.
+    Returns: epochs trained, best epoch, best validation recall (capped), settings that were defaults, the bytes that training held, and
+        the maps' hashes. ``history.json`` holds them as ``facts``.
 
     Raises:
         DataError: training failed; the message says why.
     """
+    if METHODS[method].trained_as is not None:
+        return derive_method(context, method, out)
     config, ingest_dir, cluster_dir = context.config, context.ingest_dir, context.cluster_dir
     graph = ShardedCsr.open(ingest_dir / "train").load()
     facts = json.loads((cluster_dir / "cluster.json").read_text())
@@ -58,6 +64,7 @@ def train_method(context: StageContext, method: str, out: Path, session: Trainin
     spec = METHODS[method]
     settings = fit_settings(config.train, spec, table_rows(*maps), graph)
     model_spec = model_spec_of(config.train, spec.with_bias(config.map.item_bias, config.train.loss))
+    model_spec = replace(model_spec, dim=resolved.dim or model_spec.dim, embedding=resolved.embedding)
     session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(SIDES, maps, strict=True)}
     session.tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
@@ -72,24 +79,28 @@ def train_method(context: StageContext, method: str, out: Path, session: Trainin
         "propagation": config.train.propagation,
     }
     state = run_job(job, config.train, method, session)
-    model = model_spec.build(*maps, graph)
+    model = model_spec.build(*maps, graph).eval()
     model.load_state_dict(state["best"])
     for side, embedding in (("users", model.user_embedding), ("items", model.item_embedding)):
         degrees = graph.sum(axis=1 if side == "users" else 0)
         embedding.fill_oov(torch.from_numpy(np.asarray(degrees, np.float32).ravel()))
     save_model(model, model_spec, out)
-    write_json_atomic(out / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"],
-                                                 "resumed": state["resumed"]})  # fmt: skip
     best = state["best_score"]
-    return {
+    facts = {
         "epochs": state["epoch"],
         "best_epoch": state["best_epoch"],
         f"validation_{SCORE}": best if math.isfinite(best) else None,
         "item_bias": model_spec.item_bias,
         "lr": settings.lr,
         "weight_decay": settings.weight_decay,
+        "compressed": "in training" if spec.reads_communities or spec.sized else None,
+        "training_bytes": training_bytes(model),
+        "training_bytes_measured": state["training_bytes"],
         **hashes,
     }
+    history = {"epochs": state["history"], "best_epoch": state["best_epoch"], "resumed": state["resumed"]}
+    write_json_atomic(out / "history.json", {**history, "facts": facts})
+    return facts
 
 
 def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_array) -> RetrievalSettings:

@@ -45,8 +45,8 @@ def _stored_weights(model: RetrievalModel) -> dict[str, torch.Tensor]:
     """Parameters, and the buffers of embeddings that training has changed, by name in the module."""
     weights: dict[str, torch.Tensor] = dict(model.named_parameters())
     for side in ("user_embedding", "item_embedding"):
-        embedding = getattr(model, side)
-        weights |= {f"{side}.{name}": getattr(embedding, name) for name in embedding.stored_buffers}
+        buffers = getattr(model, side).learned_buffers()
+        weights |= {f"{side}.{name}": buffer for name, buffer in buffers.items()}
     return weights
 
 
@@ -62,17 +62,9 @@ def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, Buc
     users, items = BucketMap.load(method_dir / "users.npz"), BucketMap.load(method_dir / "items.npz")
     path = method_dir / "checkpoint" / "model.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            weights = {name: arrays[name] for name in arrays.files}
-        kind, n_layers = str(weights.pop("model")), int(weights.pop("n_layers"))
-        # Trainings before there were cosines have none.
-        cosine = bool(weights.pop("cosine", False))
-        if kind not in MODELS:
-            raise ValueError(f"model {kind!r} is unknown")
-        dim, embedding = int(weights.pop("dim")), EmbeddingSpec.from_json(str(weights.pop("embedding")))
+        spec, weights = _read(path)
         state = {TABLES.get(name, name): torch.from_numpy(array) for name, array in weights.items()}
-        graph = ShardedCsr.open(ingest_dir / "train").load() if kind == "lightgcn" else None
-        spec = ModelSpec(kind, dim, "item_bias" in weights, n_layers, 0, embedding, cosine)
+        graph = ShardedCsr.open(ingest_dir / "train").load() if spec.kind == "lightgcn" else None
         model = spec.build(users, items, graph)
         if set(state) != set(_stored_weights(model)):
             raise ValueError(f"it holds {', '.join(sorted(weights))}")
@@ -82,7 +74,25 @@ def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, Buc
         raise
     except Exception as error:
         raise DataError(f"{path}: not a readable checkpoint ({error}); run 'graphhash train' again") from error
-    return model, users, items
+    return model.eval(), users, items
+
+
+def load_spec(method_dir: Path) -> ModelSpec:
+    """What the trained model of a method is; ``method_dir`` as in :func:`load_method`."""
+    return _read(method_dir / "checkpoint" / "model.npz")[0]
+
+
+def _read(path: Path) -> tuple[ModelSpec, dict[str, NDArray]]:
+    """What a stored model is, and its weights by stored name."""
+    with np.load(path, allow_pickle=False) as arrays:
+        weights = {name: arrays[name] for name in arrays.files}
+    kind, dim, n_layers = str(weights.pop("model")), int(weights.pop("dim")), int(weights.pop("n_layers"))
+    embedding = EmbeddingSpec.from_json(str(weights.pop("embedding")))
+    # Trainings before there were cosines have none.
+    cosine = bool(weights.pop("cosine", False))
+    if kind not in MODELS:
+        raise ValueError(f"model {kind!r} is unknown")
+    return ModelSpec(kind, dim, "item_bias" in weights, n_layers, 0, embedding, cosine), weights
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from pipeline.runs.tasks import TASKS, task_of
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
-VERSIONS = {"ingest": 1, "cluster": 5, "train": 8, "evaluate": 4, "export": 7}
+VERSIONS = {"ingest": 1, "cluster": 5, "train": 9, "evaluate": 5, "export": 7}
 # Names of inputs that are files, as messages call them.
 LOG, UPDATES = "the log", "what updates added"
 
@@ -78,10 +78,17 @@ def plan(config: RunConfig, until: str, log: str | None = None, *, hashes: FileH
     ingest = add("ingest", "ingest", {LOG: log})
     if reached >= STAGES.index("cluster"):
         cluster = add("cluster", "cluster", {"ingest": ingest.key})
-    for number, method in enumerate(config.run.methods if reached >= STAGES.index("train") else ()):
-        inputs = {"ingest": ingest.key, "cluster": cluster.key}
+
+    def add_training(method: str) -> Step:
+        inputs = {"ingest": ingest.key}
+        inputs |= {"cluster": cluster.key} if task.needs_clusters(config, method) else {}
+        if (trained := task.trained_as(method)) is not None:
+            inputs[f"train {trained}"] = add_training(trained).key
         inputs |= {name: hashes.fingerprint([file]) for name, file in task.method_files(config, method).items()}
-        train = add("train", f"train {method}", inputs, method)
+        return add("train", f"train {method}", inputs, method)
+
+    for number, method in enumerate(config.run.methods if reached >= STAGES.index("train") else ()):
+        train = add_training(method)
         if reached >= STAGES.index("evaluate"):
             evaluate = add("evaluate", f"evaluate {method}", {train.name: train.key}, method)
         if exports and number == 0:

@@ -151,10 +151,12 @@ def check_keeps_trained(folder: RunFolder, steps: Mapping[str, Step], config: Ru
 
 
 def _reuse(folder: RunFolder, steps: Mapping[str, Step], sources: Sequence[Path]) -> None:
-    """Take the ingested log and the clustering over from other run folders that have them."""
-    for name in ("ingest", "cluster"):
+    """Take the ingested log, the clustering and trainings over from other run folders that have them."""
+    trained = [name for name in steps if name.startswith("train ")]
+    for name in ("ingest", "cluster", *trained):
         if (step := steps.get(name)) is not None:
-            any(folder.reuse(source, step.name, step.settings, step.inputs, name) for source in sources)
+            place = name.replace("train ", "methods/")
+            any(folder.reuse(source, step.name, step.settings, step.inputs, place) for source in sources)
 
 
 def _open_store(
@@ -229,9 +231,12 @@ class _Stages:
 
     def methods(self, ingest: StageResult, cluster: StageResult, *, write: bool) -> list[dict[str, Any]]:
         """The metrics objects of all methods; `write`: also into `RUN/metrics.json`, anew after each method."""
-        metrics = []
-        for method in self.config.run.methods:
-            metrics.append(self.method(method, ingest, cluster))
+        done: dict[str, dict[str, Any]] = {}
+        metrics: list[dict[str, Any]] = []
+        # What others store otherwise is trained first, so that it is tracked under its own name.
+        for method in sorted(self.config.run.methods, key=lambda name: self.task.trained_as(name) is not None):
+            done[method] = self.method(method, ingest, cluster)
+            metrics = [done[name] for name in self.config.run.methods if name in done]
             if write:
                 write_json_atomic(self.folder.path / "metrics.json", metrics)
         return metrics
@@ -272,6 +277,8 @@ class _Stages:
 
     def _train(self, method: str, tracker: tracking.Tracker) -> StageResult:
         step = self.steps[f"train {method}"]
+        if (trained_as := self.task.trained_as(method)) is not None and not _up_to_date(self.folder, step):
+            self._train(trained_as, tracker)
 
         def compute(out: Path) -> dict[str, Any]:
             from pipeline.training.job import TrainingSession, fit_job_of

@@ -80,12 +80,14 @@ class Objective:
             share the work; the first worker's metrics count.
         rarely_read: embeddings of which a step reads few rows (:class:`RowAdam`). Several workers exchange only these rows with
             ``settings.sparse_gradients``, and whole gradients without.
+        before_epoch: called with the number of every epoch, from 1, and how many there are at most, before its first step.
     """
 
     loss_of: LossOf
     score: str
     validate: Callable[[Any], dict[str, float]] | None = None
     rarely_read: Sequence[BucketEmbedding] = ()
+    before_epoch: Callable[[int, int], None] = lambda epoch, n_epochs: None
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def fit(
                 break
             optimizer.param_groups[0]["lr"] = settings.lr_of(epoch)
             model.train()
+            objective.before_epoch(epoch, settings.epochs)
             for step, batch in training.batches():
                 on_phase("batches")
                 optimizer.zero_grad(set_to_none=True)
@@ -164,7 +167,7 @@ def fit(
             loss_of_epoch = training.end_epoch(epoch)
             on_phase("step")
             callbacks.on_epoch(epoch, loss_of_epoch)
-            state |= {"epoch": epoch, "step": 0}
+            state |= {"epoch": epoch, "step": 0, "training_bytes": training.held_bytes()}
             if epoch % settings.eval_every == 0 or epoch == settings.epochs:
                 state |= training.evaluate(state, loss_of_epoch)
                 callbacks.on_evaluation(state)
@@ -217,6 +220,7 @@ class _Training:
             "history": [],
             "seconds": 0.0,
             "resumed": [],
+            "training_bytes": 0,
         }
 
     def resume(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -280,6 +284,12 @@ class _Training:
             )
         return mean
 
+    def held_bytes(self) -> int:
+        """Bytes of the model and its optimiser as they are in memory: parameters, gradients, buffers and the optimiser's state."""
+        parameters = list(self._model.parameters())
+        tensors = [*parameters, *self._model.buffers(), *(p.grad for p in parameters if p.grad is not None)]
+        return sum(_memory(tensor) for tensor in tensors) + self.optimizer.held_bytes()
+
     def snapshot(self, step: int) -> dict[str, Any]:
         """Weights, optimiser and generators after ``step`` steps of an epoch. All workers call it."""
         self.optimizer.finish()
@@ -329,6 +339,13 @@ class _Poll:
         answer, self._until = self._workers.broadcast(own)
         self._n, self._since = 0, now
         return answer
+
+
+def _memory(tensor: Tensor) -> int:
+    """Bytes of a tensor, those of a sparse one's indices among them."""
+    if tensor.is_sparse:
+        return _memory(tensor._indices()) + _memory(tensor._values())
+    return tensor.numel() * tensor.element_size()
 
 
 def _batches(

@@ -170,7 +170,7 @@ def _multilevel(new: NewIds) -> Assignment:
     return _assignment(new, dict(zip(SIDES, multilevel_maps(extended), strict=True)), None, *communities)
 
 
-def _balanced(new: NewIds) -> Assignment:
+def _baco(new: NewIds) -> Assignment:
     """The rows of the best community; users read that of their second best community as well."""
     inputs = new.inputs
     labels = balanced_labels(inputs.graph, rows=inputs.labels.rows)
@@ -292,7 +292,7 @@ RULES: dict[str, Rule] = {
         _communities(lambda labels, seed: double_graph_maps(labels, seed=seed)), f"{_BY_GAIN}, and {_BY_HASH}", 1
     ),
     "multilevel": Rule(_multilevel, f"{_BY_GAIN}, at each level", 2),
-    "balanced": Rule(_balanced, f"{_BY_GAIN}, users to the second best as well", 1),
+    "baco": Rule(_baco, f"{_BY_GAIN}, users to the second best as well", 1),
     "soft": Rule(_soft, _BY_AFFINITY, 1),
     "double_soft": Rule(_double_soft, f"{_BY_AFFINITY}, and {_BY_HASH}", 1),
 }

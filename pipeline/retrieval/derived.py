@@ -1,0 +1,89 @@
+"""Methods that store trained full tables otherwise: in small types, or product-quantized. Nothing is trained for them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from graphhash.errors import ArgumentError, DataError
+from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.models.mf import MatrixFactorization
+from graphhash.nn.product import ProductEmbedding
+from pipeline.distributed.shards import ShardedCsr
+from pipeline.maps.methods import METHODS, ResolvedMethod
+from pipeline.retrieval.budget import GraphSize, resolve_method
+from pipeline.retrieval.maps import SIDES
+from pipeline.retrieval.models import name_of
+from pipeline.retrieval.weights import load_method, load_spec, save_model
+from pipeline.storage.atomic import link_or_copy, write_json_atomic
+from pipeline.task import StageContext
+
+AFTER_TRAINING = "after training"
+
+
+def derive_method(context: StageContext, method: str, out: Path) -> dict[str, Any]:
+    """The files of a method (``pipeline.retrieval.train``) from those of the one that it is trained as.
+
+    Returns: what the training returned, and ``trained_as`` and ``compressed``.
+
+    Raises:
+        DataError: the model cannot be product-quantized, or FAISS is missing.
+    """
+    spec = METHODS[method]
+    assert spec.trained_as is not None
+    source = context.method_dir(spec.trained_as)
+    facts = json.loads((source / "history.json").read_text(encoding="utf-8"))
+    facts["facts"] |= {"trained_as": spec.trained_as, "compressed": AFTER_TRAINING}
+    for side in SIDES:
+        link_or_copy(str(source / f"{side}.npz"), str(out / f"{side}.npz"))
+    write_json_atomic(out / "history.json", facts)
+    if spec.embedding == "bucket":
+        (out / "checkpoint").mkdir()
+        link_or_copy(str(source / "checkpoint" / "model.npz"), str(out / "checkpoint" / "model.npz"))
+    else:
+        _quantize(context, method, source, out)
+    return facts["facts"]
+
+
+def _quantize(context: StageContext, method: str, source: Path, out: Path) -> None:
+    """Store the trained vectors of both sides as product codes."""
+    graph = ShardedCsr.open(context.ingest_dir / "train")
+    size = GraphSize(graph.n_rows, graph.n_cols, graph.n_edges)
+    resolved = resolve_method(context.config, method, size, rows_of_clustering(context))
+    trained, users, items = load_method(source, context.ingest_dir)
+    if not isinstance(trained, MatrixFactorization):
+        raise DataError(f"method {method!r} needs train.model=mf, got {name_of(trained)}")
+    try:
+        embeddings = [_quantized(trained, side, resolved) for side in ("user", "item")]
+    except ArgumentError as error:
+        raise DataError(f"method {method!r}: {error}") from error
+    # Fewer ids than codewords have fewer of them.
+    words = {f"{side}_codewords": made.n_codewords for side, made in zip(SIDES, embeddings, strict=True)}
+    embedding = EmbeddingSpec("product", {**resolved.embedding.sizes, **words}, resolved.embedding.seed)
+    spec = replace(load_spec(source), embedding=embedding)
+    model = spec.build(users, items, None)
+    assert isinstance(model, MatrixFactorization)
+    model.user_embedding, model.item_embedding, model.item_bias = *embeddings, trained.item_bias
+    save_model(model, spec, out)
+
+
+def _quantized(trained: MatrixFactorization, side: str, resolved: ResolvedMethod) -> ProductEmbedding:
+    spec = resolved.embedding
+    return ProductEmbedding.quantized(
+        getattr(trained, f"{side}_embedding"),
+        spec.sizes["codes_per_id"],
+        rotated=bool(spec.sizes["rotated"]),
+        cosine=getattr(trained, "cosine", False),
+        seed=spec.seed,
+    )
+
+
+def rows_of_clustering(context: StageContext) -> int:
+    """Rows of the clustering, both sides together; 0 where it has not run."""
+    file = context.cluster_dir / "cluster.json"
+    if not file.is_file():
+        return 0
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return facts["user_rows"] + facts["item_rows"]

@@ -1,0 +1,156 @@
+"""Sizes of embeddings that are no bucket map, and of a smaller dim, at a number of bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from graphhash.errors import DataError
+from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.maps.product import MAX_CODEWORDS
+from graphhash.maps.quantization import row_bytes
+from pipeline.config.run_config import MapConfig
+
+# CCE: chunks of a vector, as in the paper, while the assignments take at most this share of the bytes; clusterings of a training.
+CCE_CHUNKS, CCE_MAP_SHARE, CCE_CLUSTERINGS = (4, 2, 1), 0.5, 4
+# ROBE: numbers read in one piece.
+ROBE_BLOCK = 16
+# DHE: hidden layers. There are as many hashes as units of a layer.
+DHE_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class SizeBudget:
+    """Bytes that both embeddings of a model may take together.
+
+    Args:
+        n_bytes: of everything that they store.
+        n_users, n_items: ids of each.
+        dim: length of a full vector.
+        precision: of the stored tables.
+    """
+
+    n_bytes: int
+    n_users: int
+    n_items: int
+    dim: int
+    precision: str
+
+    @property
+    def n_ids(self) -> int:
+        """With both OOV ids."""
+        return self.n_users + self.n_items + 2
+
+
+Sizes = dict[str, int]
+
+
+def small_dim(budget: SizeBudget) -> int:
+    """The largest dim at which a row for every id fits.
+
+    Raises:
+        DataError: not even a single number does.
+    """
+    fitting = [
+        dim for dim in range(1, budget.dim + 1) if budget.n_ids * row_bytes(dim, budget.precision) <= budget.n_bytes
+    ]
+    if not fitting:
+        raise _too_small("full_small_dim", budget, budget.n_ids * row_bytes(1, budget.precision))
+    return fitting[-1]
+
+
+def embedding_spec(method: str, kind: str, budget: SizeBudget, settings: MapConfig) -> EmbeddingSpec:
+    """Kind and sizes of a method's embeddings.
+
+    Raises:
+        DataError: the budget is too small for them, and the message says how large it must be.
+    """
+    return EmbeddingSpec(kind, SIZES[kind](method, budget, settings), settings.seed)
+
+
+def _product(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
+    """As many codes as fit, of the divisors of the dim, or those that are set."""
+    words = [_n_codewords(n) for n in (budget.n_users, budget.n_items)]
+    rotated = method == "full_opq"
+    # float16 codebooks, and rotations, of both sides.
+    fixed = 2 * budget.dim * sum(words) + (4 * budget.dim**2 if rotated else 0)
+    n_codes = settings.codes_per_id
+    if n_codes is None:
+        divisors = [n for n in range(1, budget.dim + 1) if budget.dim % n == 0]
+        fitting = [n for n in divisors if fixed + n * budget.n_ids <= budget.n_bytes]
+        if not fitting:
+            raise _too_small(method, budget, fixed + budget.n_ids)
+        n_codes = fitting[-1]
+    elif budget.dim % n_codes:
+        raise DataError(f"map.codes_per_id={n_codes} does not divide train.dim={budget.dim}; use a divisor of it")
+    return {
+        "codes_per_id": n_codes,
+        "users_codewords": words[0],
+        "items_codewords": words[1],
+        "rotated": int(rotated),
+    }
+
+
+def _n_codewords(n_ids: int) -> int:
+    """As ``graphhash.maps.product`` makes them: a power of two, no more than ids."""
+    return min(MAX_CODEWORDS, 2 ** max(1, int(math.log2(n_ids))))
+
+
+def _cce(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
+    """Rows of the tables of each side in proportion to its ids."""
+    least = 0
+    for n_chunks in CCE_CHUNKS:
+        if budget.dim % n_chunks:
+            continue
+        length, map_bytes = budget.dim // n_chunks, 2 * n_chunks * budget.n_ids + 8 * budget.dim
+        least = map_bytes + 4 * n_chunks * row_bytes(length, budget.precision)
+        rows = (budget.n_bytes - map_bytes) // (2 * n_chunks * row_bytes(length, budget.precision))
+        if rows >= 2 and (map_bytes <= CCE_MAP_SHARE * budget.n_bytes or n_chunks == CCE_CHUNKS[-1]):
+            users = max(1, min(rows - 1, rows * budget.n_users // (budget.n_users + budget.n_items), 2**16))
+            items = min(rows - users, 2**16)
+            return {"n_chunks": n_chunks, "user_rows": users, "item_rows": items, "n_clusterings": CCE_CLUSTERINGS}
+    raise _too_small(method, budget, least)
+
+
+def _robe(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
+    # Two OOV vectors are stored in float32.
+    row = row_bytes(budget.dim, budget.precision)
+    rows = (budget.n_bytes - 8 * budget.dim) // row
+    if rows < 1:
+        raise _too_small(method, budget, 8 * budget.dim + row)
+    return {"rows": rows, "block": math.gcd(ROBE_BLOCK, budget.dim)}
+
+
+def _dhe(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
+    """The widest network that fits; both sides have one each."""
+
+    def n_bytes(width: int) -> int:
+        # Weights row by row; four float32 numbers of normalisation per unit, the last layer's bias, and the OOV vector.
+        matrices = DHE_LAYERS * width * row_bytes(width, budget.precision) + budget.dim * row_bytes(
+            width, budget.precision
+        )
+        return 2 * (matrices + 16 * DHE_LAYERS * width + 8 * budget.dim)
+
+    width = 0
+    while n_bytes(width + 1) <= budget.n_bytes:
+        width += 1
+    if width < 2:
+        raise _too_small(method, budget, n_bytes(2))
+    return {"n_hashes": width, "width": width, "n_layers": DHE_LAYERS}
+
+
+SIZES: dict[str, Callable[[str, SizeBudget, MapConfig], Sizes]] = {
+    "product": _product,
+    "cce": _cce,
+    "robe": _robe,
+    "dhe": _dhe,
+}
+
+
+def _too_small(method: str, budget: SizeBudget, least: int) -> DataError:
+    ratio = least / (4 * budget.dim * budget.n_ids)
+    return DataError(
+        f"method {method!r} needs {least:,} bytes, {ratio:.2%} of the full tables', and the budget leaves it {budget.n_bytes:,}; "
+        "raise the ratio"
+    )
