@@ -31,9 +31,8 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import CommunityFacts, describe_communities, save_communities
 from pipeline.maps.levels import write_levels
 from pipeline.retrieval.budget import BudgetSettings, GraphSize, planned_precisions, rows_for_ratio
-from pipeline.retrieval.defaults import DEFAULT_BUDGET
+from pipeline.retrieval.defaults import clustering_budget
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.task import budget_of
 
 
 class ClusterFacts(CommunityFacts):
@@ -104,7 +103,7 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> ClusterFa
 
 def _budget(config: RunConfig, size: GraphSize) -> tuple[str, Any]:
     """Kind and value of the budget; a ratio of the bytes as rows."""
-    kind, value = budget_of(config, DEFAULT_BUDGET)
+    kind, value = clustering_budget(config)
     if kind != "ratio":
         return kind, value
     return "rows", rows_for_ratio(BudgetSettings.of(config), value, planned_precisions(config), size)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.task import Measure, MetricTable, planned_precision, stored_precision
+from pipeline.task import Measure, MetricTable, budget_of, planned_precision, stored_precision
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
@@ -62,6 +62,16 @@ def further_tables(cutoffs: Sequence[int] = CUTOFFS) -> tuple[MetricTable, ...]:
 
 
 DEFAULT_BUDGET = ("ratio", 0.25)
+
+
+def clustering_budget(config: RunConfig) -> tuple[str, Any]:
+    """Kind and value of the budget that the clustering meets; one quick clustering where no method of the run reads its communities."""
+    from pipeline.maps.methods import METHODS
+
+    budget = budget_of(config, DEFAULT_BUDGET)
+    if budget[0] != "ratio" or any(METHODS[method].reads_communities for method in config.run.methods):
+        return budget
+    return "resolution", 1.0
 
 
 def precision_of(config: RunConfig, method: str) -> str:

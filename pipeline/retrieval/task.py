@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ConfigError
 from pipeline.retrieval.defaults import (
     DEFAULT_BUDGET,
+    clustering_budget,
     further_tables,
     measures_of,
     metric_keys,
@@ -192,7 +193,7 @@ class Retrieval:
 
         values = chosen(config, self.stage_fields[stage])
         if stage == "cluster":
-            budget = budget_of(config, self.default_budget)
+            budget = clustering_budget(config)
             values |= budget_settings(budget)
             if budget[0] == "ratio":
                 compressed = sorted(name for name in config.run.methods if METHODS[name].reads_communities)

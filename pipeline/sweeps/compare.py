@@ -6,6 +6,7 @@ Each is trained and tested in a run folder of its own, ``OUT/runs/<name>`` (`pip
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from pipeline.runs.remote import run_folder
 from pipeline.runs.run import run
 from pipeline.runs.tasks import task_of
 from pipeline.storage.uris import localised
-from pipeline.sweeps.grid import GridPoint, MethodOverride, grid_specs
+from pipeline.sweeps.grid import GridPoint, MethodOverride, grid_specs, in_waves
 from pipeline.sweeps.scheduler import LocalPool, RayPool, Result, RunSpec, finished, schedule, sweep_session
 from pipeline.sweeps.table import PointLabels, write_comparison
 from pipeline.task import Measure, Task
@@ -70,7 +71,8 @@ def compare(
             _ingest(pending)
             pool = RayPool(len(pending), jobs, nested) if on_ray else LocalPool(nested)
             points_of = {spec.name: point for point, spec in pending.items()}
-            for spec, result in schedule(_announced(pending), pool):
+            ended = (schedule(_announced(wave), pool) for wave in in_waves(pending) if wave)
+            for spec, result in itertools.chain.from_iterable(ended):
                 results[points_of[spec.name]] = result
                 _log.info("[%d/%d] %s: %s", len(results), len(specs), spec.title, _in_words(result, table.main))
                 if nested is not None and result.metrics is not None:
@@ -128,8 +130,8 @@ def _ingest(pending: Mapping[GridPoint, RunSpec]) -> None:
             run(spec.config, until="ingest", reuse_from=spec.reuse_from)
 
 
-def _announced(pending: Mapping[GridPoint, RunSpec]) -> Iterator[RunSpec]:
-    for spec in pending.values():
+def _announced(pending: Sequence[RunSpec]) -> Iterator[RunSpec]:
+    for spec in pending:
         _log.info("%s ...", spec.title)
         yield spec
 

@@ -20,7 +20,7 @@ from pipeline.sweeps.scheduler import RunSpec
 from pipeline.task import budget_of
 
 FULL = "full"
-# `full` reads no communities, so its clustering is kept short and is the same for all budgets.
+# Methods that depend on no budget read no communities, so their clustering is kept short and is the same for all budgets.
 CLUSTERS_OF_FULL = {
     "cluster.resolution": 1.0,
     "cluster.method": "louvain",
@@ -53,7 +53,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class GridPoint:
-    """What tells a run of the comparison from the others; the budget is None for `full`."""
+    """What tells a run of the comparison from the others; the budget is None where the method depends on none, as `full`."""
 
     method: str
     model: str
@@ -95,13 +95,34 @@ def make_grid(
     for model in models:
         model_settings(model, task)
     points = [
-        GridPoint(method, model, seed, None if method == FULL else budget)
+        GridPoint(method, model, seed, budget if depends_on_budget(method) else None)
         for seed in seeds
         for model in models
         for budget in budgets
         for method in methods
     ]
     return list(dict.fromkeys(points))
+
+
+def depends_on_budget(method: str) -> bool:
+    """Whether a method is another one at another budget."""
+    from pipeline.maps.methods import METHODS
+
+    return METHODS[method].reads_communities or METHODS[method].sized
+
+
+def in_waves(specs: Mapping[GridPoint, RunSpec]) -> list[list[RunSpec]]:
+    """The runs to do, in an order in which no training is done twice: those that store another one's weights come after a run that
+    trains them, which is the first of them where nobody else does."""
+    first: list[RunSpec] = []
+    then: list[RunSpec] = []
+    trained: set[tuple[str, str, int]] = {(point.method, point.model, point.seed) for point in specs}
+    for point, spec in specs.items():
+        trained_as = TASKS[spec.config.run.task].trained_as(point.method)
+        key = (trained_as or point.method, point.model, point.seed)
+        (then if trained_as is not None and key in trained else first).append(spec)
+        trained.add(key)
+    return [first, then]
 
 
 def model_settings(name: str, task: str) -> Mapping[str, str]:

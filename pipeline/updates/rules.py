@@ -279,7 +279,10 @@ _BY_HASH = "by the same hash of their number"
 _BY_GAIN = "to the community of largest gain of modularity"
 _BY_AFFINITY = "by the affinities that a trained id with their interactions has"
 RULES: dict[str, Rule] = {
-    "full": Rule(_unassigned, "to no row: a full table has rows for trained ids only"),
+    **dict.fromkeys(
+        ("full", "full_float16", "full_int8", "full_int4", "full_small_dim"),
+        Rule(_unassigned, "to no row: a full table has rows for trained ids only"),
+    ),
     "modulo": Rule(_hashed("modulo"), _BY_HASH),
     "double": Rule(_hashed("double"), _BY_HASH),
     "quotient_remainder": Rule(_quotient_remainder, "by quotient and remainder of their number, while there is room"),

@@ -120,6 +120,10 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
             f"train.model={config.train.model} cannot fold in new ids without training; run 'graphhash run' on all data, or train with "
             "train.model=mf"
         )
+    if method not in RULES:
+        raise ConfigError(
+            f"method {method!r} has no rows that a new id could read; run 'graphhash run' on all data, or name one of {', '.join(RULES)}"
+        )
     if method not in config.run.methods:
         raise RunFolderError(
             f"{folder.path}: method {method!r} is none of the run's ({', '.join(config.run.methods)}); name one of these, "

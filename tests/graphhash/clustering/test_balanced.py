@@ -139,14 +139,14 @@ def test_labels_do_not_depend_on_threads_and_keep_the_cap():
 
 
 def test_a_ratio_counts_two_lookups_of_users_and_one_of_items():
-    config = RunConfig.from_flat({"cluster.ratio": 0.25, "run.methods": ("balanced",), "train.dim": 32})
+    config = RunConfig.from_flat({"cluster.ratio": 0.25, "run.methods": ("baco",), "train.dim": 32})
     size = GraphSize(3000, 2000, 30_000)
     rows = rows_for_ratio(BudgetSettings.of(config), 0.25, planned_precisions(config), size)
     graph = graphs.random_graph(0, 300, 200, 3000)
-    users, items = METHODS["balanced"].make(Inputs(graph, graphhash.cluster(graph, rows=100), 2, "1", 0))
-    assert users.nbytes + items.nbytes == METHODS["balanced"].map_bytes(None, 2, 300, 200)
+    users, items = METHODS["baco"].make(Inputs(graph, graphhash.cluster(graph, rows=100), 2, "1", 0))
+    assert users.nbytes + items.nbytes == METHODS["baco"].map_bytes(None, 2, 300, 200)
     allowed = spendable(0.25, 3000, 2000, 32)
-    assert allowed - 34 < 34 * rows + METHODS["balanced"].map_bytes(None, 2, 3000, 2000) <= allowed
+    assert allowed - 34 < 34 * rows + METHODS["baco"].map_bytes(None, 2, 3000, 2000) <= allowed
 
 
 def test_what_it_cannot_do_is_refused():

@@ -108,14 +108,14 @@ def test_all_methods_have_the_rows_of_graph_and_every_model_takes_them(made, met
     _features, labels, maps = maps_of(made, method)
     user_rows, item_rows = labels[0].user_rows + 1, labels[0].item_rows + 1
     rows = [user_rows + item_rows] * 2 if maps[0].shared else [user_rows, item_rows]
-    if method == "balanced":
+    if method == "baco":
         # It divides the same rows between the sides as it finds them.
         assert maps[0].n_buckets + maps[1].n_buckets == user_rows + item_rows
     else:
         assert [m.n_buckets for m in maps[:2]] == rows
     # One side of a shared table has no use for the other side's unknown row.
     expected = labels[1].user_rows + 1 + (labels[1].item_rows if maps[0].shared else 0)
-    assert maps[2].n_buckets == expected or method == "balanced"
+    assert maps[2].n_buckets == expected or method == "baco"
     assert maps[3].identity
     assert not maps[2].shared
     # A hash of a schema is a column's own, whatever the method.
