@@ -1,0 +1,174 @@
+"""Methods beside bucket maps in a run: what is stored of one training, sizes at a number of bytes, and bundles."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+
+from graphhash.errors import DataError
+from graphhash.graph.vocabulary import Vocabulary
+from graphhash.maps.quantization import rounded
+from pipeline.config.run_config import RunConfig
+from pipeline.distributed.shards import ShardedCsr
+from pipeline.maps.methods import METHODS
+from pipeline.retrieval.budget import GraphSize, resolve_method, spendable
+from pipeline.retrieval.cluster import cluster_run
+from pipeline.retrieval.defaults import precision_of
+from pipeline.retrieval.evaluate import evaluate_method
+from pipeline.retrieval.export import ExportOptions, TrainedRetrieval, export_retrieval
+from pipeline.retrieval.models import ModelSpec
+from pipeline.retrieval.stored import count_bytes, training_bytes
+from pipeline.retrieval.train import train_method
+from pipeline.retrieval.weights import load_method
+from pipeline.runs.plan import plan
+from pipeline.task import StageContext
+from pipeline.training.job import TrainingSession
+from pipeline.training.workers import fit_here
+from serving import BundleError
+from tests.helpers import graphs
+
+STORED_FULL = [name for name, method in METHODS.items() if method.trained_as == "full"]
+SIZED = [name for name, method in METHODS.items() if method.sized]
+LARGE = GraphSize(29_858, 40_981, 700_000)
+
+
+def settings_of(method, **settings) -> RunConfig:
+    common = {"train.dim": 16, "train.epochs": 8, "train.eval_every": 4, "cluster.ratio": 0.5, "run.methods": (method,)}
+    return RunConfig.from_flat(common | {key.replace("__", "."): value for key, value in settings.items()})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run folder of a planted graph, ingested and clustered, with `full` trained."""
+    run = tmp_path_factory.mktemp("run")
+    graph, _, _ = graphs.planted(0, 6, 60, 0.3, 0.02)
+    part = np.random.default_rng(0).choice(3, graph.nnz, p=[0.8, 0.1, 0.1])
+    for i, name in enumerate(("train", "validation", "test")):
+        kept = csr_array(
+            (graph.data * (part == i), graph.indices.copy(), graph.indptr.copy()), shape=graph.shape, dtype=np.float32
+        )
+        kept.eliminate_zeros()
+        ShardedCsr.write(run / "ingest" / name, kept, n_shards=1)
+        if name == "train":
+            by_item = kept.T.tocsr()
+            by_item.sort_indices()
+            ShardedCsr.write(run / "ingest" / "train_by_item", by_item, n_shards=1)
+    (run / "cluster").mkdir()
+    cluster_run(RunConfig.from_flat({"cluster.resolution": 3.0}), run / "ingest", run / "cluster")
+    trained_in(run, "full")
+    return run
+
+
+def trained_in(run, method, **settings):
+    """Train a method into the run folder; its facts."""
+    out = run / "methods" / method
+    if out.exists():
+        return json.loads((out / "history.json").read_text())["facts"]
+    out.mkdir(parents=True)
+    session = TrainingSession(fit_job=fit_here)
+    return train_method(StageContext(settings_of(method, **settings), run), method, out, session)
+
+
+@pytest.mark.parametrize("method", STORED_FULL)
+def test_stored_full_tables_are_the_trained_ones_rounded(method, folder):
+    if METHODS[method].embedding == "product":
+        pytest.importorskip("faiss")
+    facts = trained_in(folder, method)
+    assert facts["compressed"] == "after training"
+    full, _, _ = load_method(folder / "methods" / "full", folder / "ingest")
+    model, users, _ = load_method(folder / "methods" / method, folder / "ingest")
+    precision = precision_of(settings_of(method, export__precision="int8"), method)
+    assert precision == METHODS[method].precision
+    vectors = full.user_embedding.all().detach().numpy()
+    if METHODS[method].embedding == "bucket":
+        assert torch.equal(model.user_embedding.table, full.user_embedding.table)
+        near = np.abs(rounded(vectors, precision) - vectors).max() / np.abs(vectors).max()
+        assert near < 0.1
+    else:
+        decoded = model.user_embedding.all().detach().numpy()
+        assert np.square(decoded - vectors).sum() < 0.5 * np.square(vectors).sum()
+    measured = evaluate_method(settings_of(method), method, folder / "ingest", folder / "methods" / method)
+    assert measured["bytes"] == sum(count_bytes(model, precision).values())
+    assert measured["compressed"] == "after training"
+    assert measured["training_bytes"] == training_bytes(full)
+
+
+@pytest.mark.parametrize("method", ["full", "soft", "cce", "robe", "dhe", "full_small_dim"])
+def test_training_holds_the_bytes_that_are_computed(method, folder):
+    if method == "cce":
+        pytest.importorskip("faiss")
+    facts = trained_in(folder, method, map__indices_per_id=4)
+    assert facts["training_bytes_measured"] == facts["training_bytes"]
+    assert facts["compressed"] == (None if method == "full" else "in training")
+
+
+@pytest.mark.parametrize("method", SIZED)
+@pytest.mark.parametrize("ratio", [0.25, 0.07, 0.02])
+def test_sizes_fill_the_budget_and_stay_within_it(method, ratio):
+    config = settings_of(method, cluster__ratio=ratio, train__dim=64)
+    resolved = resolve_method(config, method, LARGE, 0)
+    from graphhash.maps.bucket_map import full_map
+
+    spec = ModelSpec("mf", resolved.dim or 64, False, 0, 0, resolved.embedding)
+    stored = sum(
+        count_bytes(spec.build(full_map(LARGE.n_users), full_map(LARGE.n_items), None), resolved.precision).values()
+    )
+    allowed = spendable(ratio, LARGE.n_users, LARGE.n_items, 64)
+    # Codes per id are divisors of the dim, dims are whole numbers.
+    least = 0.5 if "pq" in method else 0.75 if method == "full_small_dim" else 0.98
+    assert least * allowed <= stored <= allowed
+
+
+def test_a_budget_that_is_too_small_says_what_is_needed():
+    for method in ("full_pq", "cce", "full_small_dim"):
+        with pytest.raises(DataError, match=rf"method '{method}' needs .* of the full tables', .* raise the ratio"):
+            resolve_method(settings_of(method, cluster__ratio=0.003, train__dim=64), method, LARGE, 0)
+    config = settings_of("full_pq", map__codes_per_id=5)
+    with pytest.raises(DataError, match=r"map.codes_per_id=5 does not divide train.dim=16"):
+        resolve_method(config, "full_pq", LARGE, 0)
+    assert (
+        resolve_method(settings_of("full_pq", map__codes_per_id=8), "full_pq", LARGE, 0).embedding.sizes["codes_per_id"]
+        == 8
+    )
+
+
+@pytest.mark.parametrize("runtime", ["materialized", "compressed"])
+@pytest.mark.parametrize("method", ["full_pq", "full_opq", "full_int4", "robe", "dhe"])
+def test_bundles_answer_like_the_model(method, runtime, folder, tmp_path):
+    if METHODS[method].embedding == "product":
+        pytest.importorskip("faiss")
+    trained_in(folder, method)
+    model, users, items = load_method(folder / "methods" / method, folder / "ingest")
+    trained = TrainedRetrieval(
+        model, users, items, Vocabulary.from_ids(range(users.n_ids)), Vocabulary.from_ids(range(items.n_ids))
+    )
+    options = ExportOptions(precision_of(settings_of(method), method), runtime)
+    # The export itself compares all scores, and raises where they differ.
+    if method in ("robe", "dhe") and runtime == "compressed":
+        with pytest.raises(BundleError, match="as a vector per id"):
+            export_retrieval(trained, tmp_path / "bundle", options, metrics={}, provenance={})
+        return
+    manifest = export_retrieval(trained, tmp_path / "bundle", options, metrics={}, provenance={})
+    assert manifest["runtime"]["mode"] == runtime
+
+
+def test_one_training_serves_all_that_store_it_otherwise(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("user_id,item_id\n1,1\n")
+    methods = ("full_int8", "full_pq", "full")
+    steps = {
+        ratio: plan(
+            settings_of("full", run__methods=methods, run__out=str(tmp_path), cluster__ratio=ratio), "evaluate", "log"
+        )
+        for ratio in (0.25, 0.1)
+    }
+    one, other = steps[0.25], steps[0.1]
+    assert [name for name in one if name.startswith("train")] == ["train full", "train full_int8", "train full_pq"]
+    assert one["train full_int8"].inputs["train full"] == one["train full"].key
+    # Of these, only the codes depend on the budget.
+    changed = [name for name in one if name.startswith("train") and one[name].key != other[name].key]
+    assert changed == ["train full_pq"]
