@@ -27,7 +27,6 @@ from pipeline.retrieval.weights import load_method
 from pipeline.runs.plan import plan
 from pipeline.task import StageContext
 from pipeline.training.job import TrainingSession
-from pipeline.training.workers import fit_here
 from serving import BundleError
 from tests.helpers import graphs
 
@@ -69,7 +68,7 @@ def trained_in(run, method, **settings):
     if out.exists():
         return json.loads((out / "history.json").read_text())["facts"]
     out.mkdir(parents=True)
-    session = TrainingSession(fit_job=fit_here)
+    session = TrainingSession()
     return train_method(StageContext(settings_of(method, **settings), run), method, out, session)
 
 
@@ -80,7 +79,7 @@ def test_stored_full_tables_are_the_trained_ones_rounded(method, folder):
     facts = trained_in(folder, method)
     assert facts["compressed"] == "after training"
     full, _, _ = load_method(folder / "methods" / "full", folder / "ingest")
-    model, users, _ = load_method(folder / "methods" / method, folder / "ingest")
+    model, _, _ = load_method(folder / "methods" / method, folder / "ingest")
     precision = precision_of(settings_of(method, export__precision="int8"), method)
     assert precision == METHODS[method].precision
     vectors = full.user_embedding.all().detach().numpy()
