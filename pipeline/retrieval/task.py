@@ -82,6 +82,7 @@ class Retrieval:
         "train": (
             "map.indices_per_id",
             "map.hops",
+            "map.codes_per_id",
             "map.item_bias",
             "map.seed",
             "train.model",
@@ -224,11 +225,14 @@ class Retrieval:
         """What is trained already depends on its own sizes alone."""
         from pipeline.maps.methods import METHODS
 
-        stored = METHODS[method].trained_as is not None
-        values = {} if stored else chosen(config, self.stage_fields["train"])
+        values = chosen(config, self.stage_fields["train"])
+        codes = {"map.codes_per_id": values.pop("map.codes_per_id")}
+        if METHODS[method].trained_as is not None:
+            values = {}
+        if METHODS[method].embedding == "product":
+            values |= codes | chosen(config, ("map.seed", "train.dim"))
         if METHODS[method].sized:
             kind, value = budget_of(config, self.default_budget)
-            values |= chosen(config, ("map.codes_per_id", "map.seed", "train.dim"))
             values |= {"cluster.ratio": value} if kind == "ratio" else {}
             values["cluster.budget_precision"] = planned_precision_of(config, method)
         return values

@@ -116,7 +116,7 @@ def test_users_read_their_own_and_the_next_best_community():
         if gains:
             best = max(sorted(gains), key=lambda label: round(gains[label], 9))
             assert present[users.rows[user, 1]] == best
-            assert_array_equal(users.weights[user], [1, 1])
+            assert_array_equal(users.weights[user], [0.5, 0.5])
         else:
             n_alone += 1
             assert_array_equal(users.weights[user], [1, 0])

@@ -31,6 +31,9 @@ def new_ids_of(method, graph, n_users, n_items, edges, *, indices_per_id=4, seed
     return NewIds(inputs, edges, dict(zip(SIDES, METHODS[method].make(inputs), strict=True)), earlier)
 
 
+FULL = [name for name in RULES if name.startswith("full")]
+
+
 def some_edges(rng, graph) -> csr_array:
     dense = np.zeros((36, 28), np.float32)
     dense[30:, :] = rng.random((6, 28)) < 0.4
@@ -64,7 +67,7 @@ def test_known_ids_keep_their_entries_and_unknown_ids_stay_last(method):
             assert (after.rows[before.n_ids : -1][assignment.is_assigned[side], 0] != before.oov_row).all()
         kept = without_unassigned(after, before.n_ids, assignment.is_assigned[side])
         assert kept.n_ids == before.n_ids + assignment.is_assigned[side].sum()
-    expected = {"full": [0, 0]}.get(
+    expected = dict.fromkeys(FULL, [0, 0]).get(
         method, [6, 4] if RULES[method].n_levels == 0 and method != "lsh_structure" else [5, 4]
     )
     if method != "quotient_remainder":
