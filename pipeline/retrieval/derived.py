@@ -75,7 +75,7 @@ def _quantized(trained: MatrixFactorization, side: str, resolved: ResolvedMethod
         getattr(trained, f"{side}_embedding"),
         spec.sizes["codes_per_id"],
         rotated=bool(spec.sizes["rotated"]),
-        cosine=getattr(trained, "cosine", False),
+        cosine=trained.cosine,
         seed=spec.seed,
     )
 
