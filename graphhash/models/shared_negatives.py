@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Exponentials of logits of at most this size, up or down, are summed without a shift in float32.
+SAFE_LOGIT = 40.0
+
 
 class Hits(NamedTuple):
     """Pairs of an interaction and a negative that do not count: entry ``(rows[h], columns[h])`` of the scores; int64, shape (n_hits,)."""
@@ -81,25 +84,34 @@ class _CpuLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, users, items, offsets, rows, columns, temperature):
-        logits = torch.matmul(users, items.T)
-        logits.mul_(1 / temperature)
+        scaled = users / temperature
+        logits = torch.matmul(scaled, items.T)
         if offsets is not None:
             logits += offsets
+        highest = None
         if rows is not None:
             logits[rows, columns] = -torch.inf
-        highest = logits.amax(1).clamp_min_(torch.finfo(logits.dtype).min)
-        exponentials = logits.sub_(highest[:, None]).exp_()
+        if not _largest(scaled, items, offsets) <= SAFE_LOGIT:
+            highest = logits.amax(1).clamp_min_(torch.finfo(logits.dtype).min)
+            logits -= highest[:, None]
+        exponentials = logits.exp_()
         sums = exponentials.sum(1)
-        ctx.save_for_backward(users, items, exponentials, sums)
+        ctx.save_for_backward(scaled, items, exponentials, sums)
         ctx.temperature, ctx.has_offsets = temperature, offsets is not None
-        return sums.log() + highest
+        return sums.log() if highest is None else sums.log() + highest
 
     @staticmethod
     def backward(ctx, gradients):
-        users, items, exponentials, sums = ctx.saved_tensors
+        scaled, items, exponentials, sums = ctx.saved_tensors
         # The softmax of row i is exponentials[i] / sums[i]; dividing users or products is cheaper than dividing it.
         shares = torch.where(sums > 0, gradients / sums, 0.0)[:, None]
         user_gradient = (exponentials @ items).mul_(shares / ctx.temperature)
-        item_gradient = exponentials.T @ (users * (shares / ctx.temperature))
+        item_gradient = exponentials.T @ (scaled * shares)
         offset_gradient = (exponentials.T @ shares).squeeze(1) if ctx.has_offsets else None
         return user_gradient, item_gradient, offset_gradient, None, None, None
+
+
+def _largest(users: Tensor, items: Tensor, offsets: Tensor | None) -> float:
+    """A bound of the logits' size."""
+    products = users.square().sum(1).amax().sqrt() * items.square().sum(1).amax().sqrt()
+    return float(products) + (0.0 if offsets is None else float(offsets.abs().amax()))

@@ -162,3 +162,31 @@ def add_dot_gradients(left, right, left_rows, right_rows, gradients, n_slices, l
             target, source = right_gradient[b, low:high], left[a, low:high]
             for d in range(high - low):
                 target[d] += gradient * source[d]
+
+
+@njit(cache=True, parallel=True, fastmath={"reassoc"})
+def unit_rows(vectors, least, units, lengths):
+    """``units[i] = vectors[i] / lengths[i]`` with ``lengths[i] = max(|vectors[i]|, least)``; float32, shapes (n, dim) and (n,)."""
+    for i in prange(len(vectors)):
+        source, target = vectors[i], units[i]
+        total = np.float32(0)
+        for d in range(len(source)):
+            total += source[d] * source[d]
+        length = max(np.sqrt(total), np.float32(least))
+        lengths[i] = length
+        factor = np.float32(1) / length
+        for d in range(len(source)):
+            target[d] = source[d] * factor
+
+
+@njit(cache=True, parallel=True, fastmath={"reassoc"})
+def unit_row_gradients(units, lengths, gradients, vector_gradients):
+    """Gradient of :func:`unit_rows`: ``(g_i - <g_i, u_i> u_i) / lengths[i]``."""
+    for i in prange(len(units)):
+        unit, gradient, target = units[i], gradients[i], vector_gradients[i]
+        along = np.float32(0)
+        for d in range(len(unit)):
+            along += unit[d] * gradient[d]
+        factor = np.float32(1) / lengths[i]
+        for d in range(len(unit)):
+            target[d] = (gradient[d] - along * unit[d]) * factor

@@ -13,6 +13,7 @@ from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.hashes import modulo_map
 from graphhash.metrics.ranking import recall_at_k
 from graphhash.models.lightgcn import LightGCN
+from graphhash.models.mf import unit_vectors
 from graphhash.models.neumf import NeuMF
 from graphhash.models.samplers import Shared
 from pipeline.config.choices import SHARED_LOSSES
@@ -195,6 +196,19 @@ def test_cosine_models_score_by_the_cosines_of_their_vectors(model, kind):
         torch.testing.assert_close(scores, expected[users, items])
     # The OOV user, whose row is zero before it is filled.
     assert not cosine.score_all_items()(torch.tensor([UNEVEN.shape[0]])).any()
+
+
+def test_unit_vectors_and_their_gradient_are_those_of_torch():
+    vectors = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+    results = []
+    for scale in (unit_vectors, lambda v: torch.nn.functional.normalize(v, dim=-1)):
+        leaf = vectors.clone().requires_grad_()
+        (scale(leaf) * weights).sum().backward()
+        results.append((scale(leaf).detach(), leaf.grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not unit_vectors(torch.zeros(2, 3)).any()
 
 
 def test_dropout_keeps_the_length_of_cosine_vectors_and_masks_by_rows():

@@ -31,12 +31,13 @@ def test_hits_are_the_pairs_of_equal_keys():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.2, 0.002], ids=["small logits", "large logits"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_log_sum_exp_is_the_sum_over_the_negatives_that_count(dtype, biased):
+def test_log_sum_exp_is_the_sum_over_the_negatives_that_count(dtype, biased, temperature):
     users, items, offsets = random(5, 3, dtype=dtype), random(6, 3, seed=1, dtype=dtype), random(6, seed=2, dtype=dtype)
     hits = accidental_hits(POSITIVES, NEGATIVES)
-    found = log_sum_exp(users, items, temperature=0.2, offsets=offsets if biased else None, hits=hits)
-    logits = users @ items.T / 0.2 + (offsets if biased else 0)
+    found = log_sum_exp(users, items, temperature=temperature, offsets=offsets if biased else None, hits=hits)
+    logits = users @ items.T / temperature + (offsets if biased else 0)
     expected = torch.stack(
         [torch.log(sum(torch.exp(logits[i, j].double()) for j in range(6) if (i, j) not in PAIRS)) for i in range(5)]
     )
@@ -45,7 +46,7 @@ def test_log_sum_exp_is_the_sum_over_the_negatives_that_count(dtype, biased):
     inputs = (users, items, offsets) if biased else (users, items)
     got = torch.autograd.grad((found.double() * weights).sum(), inputs)
     for gradient, true in zip(got, torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
-        torch.testing.assert_close(gradient, true, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gradient, true, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
