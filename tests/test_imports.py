@@ -236,11 +236,24 @@ def test_circles_are_found(imports, expected):
             "torch ray mlflow numba numpy onnxruntime pyarrow scipy serving graphhash.graph pydantic pandas tqdm",
         ),
         (
+            "from pipeline.tracking.tracker import Tracker\nTracker().log_metrics({'loss': 1.0}, step=1)",
+            "mlflow sqlalchemy requests",
+        ),
+        (
             "import pipeline.runs.run, pipeline.retrieval.report, pipeline.tracking.tracker",
             "torch ray mlflow numba onnxruntime matplotlib",
         ),
     ],
-    ids=["graphhash without torch", "serving", "HTTP app", "command line", "help", "run"],
+    ids=[
+        "graphhash without torch",
+        "serving",
+        "HTTP app",
+        "command line",
+        "help",
+        "no MLflow",
+        "stages without PyTorch",
+        "run",
+    ],
 )
 def test_import_stays_light(program, absent):
     code = (

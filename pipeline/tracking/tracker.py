@@ -230,13 +230,15 @@ class Tracker:
         if self.run_id is not None and self.outbox is not None:
             self.outbox.ended(self.run_id)
 
-    @one_line_errors
     def _send(self, kind: str, content: dict[str, Any]) -> None:
-        if self.run_id is None or content.get("entries") == []:
-            return
+        if self.run_id is not None and content.get("entries") != []:
+            self._send_to(self.run_id, kind, content)  # Imports MLflow.
+
+    @one_line_errors
+    def _send_to(self, run_id: str, kind: str, content: dict[str, Any]) -> None:
         if self.outbox is None:
             with quiet():
-                send(self.uri, None, self.run_id, kind, content)
+                send(self.uri, None, run_id, kind, content)
             return
         if time.monotonic() >= _retry_at.get(self.uri, 0.0):
             try:
@@ -247,7 +249,7 @@ class Tracker:
                         _note(f"MLflow answers again; {n} entries delivered")
                     # While another process delivers, older entries of this run may still lie there.
                     if not len(self.outbox):
-                        send(self.uri, self.outbox, self.outbox.real_id(self.run_id), kind, content)
+                        send(self.uri, self.outbox, self.outbox.real_id(run_id), kind, content)
                         return
             except Exception as error:
                 if not is_unreachable(error):
@@ -258,7 +260,7 @@ class Tracker:
                         f"MLflow does not answer; what it should get is kept in {self.outbox.folder} and delivered later"
                     )
                 _retry_at[self.uri] = time.monotonic() + RETRY_AFTER_S
-        self.outbox.put(self.run_id, kind, content)
+        self.outbox.put(run_id, kind, content)
 
 
 @contextmanager
