@@ -251,7 +251,6 @@ def test_circles_are_found(imports, expected):
         "command line",
         "help",
         "no MLflow",
-        "stages without PyTorch",
         "run",
     ],
 )

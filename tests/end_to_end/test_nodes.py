@@ -100,9 +100,11 @@ def kill_one():
 
 thread = threading.Thread(target=kill_one)
 thread.start()
-run(RunConfig.from_flat(settings), until="evaluate")
-trained.set()
-thread.join()
+try:
+    run(RunConfig.from_flat(settings), until="evaluate")
+finally:
+    trained.set()
+    thread.join()
 print("nodes that trained", len(raylets))
 
 alone = RunConfig.from_flat(settings | {"run.out": f"{folder}/alone"})
