@@ -6,6 +6,8 @@ order; it is also the rule of ONNX's TopK).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
@@ -42,6 +44,76 @@ def top_k(scores: NDArray[np.float32], k: int, seen: csr_array | None = None) ->
     return items
 
 
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """Which recommended items are relevant: every measure of a ranking follows from it. Methods return values of shape (n_users,), NaN for
+    a user with nothing relevant, for the first ``k`` slots.
+
+    Attributes:
+        is_hit: bool, shape (n_users, n_slots), best slot first.
+        n_relevant: relevant items of every user, int64, shape (n_users,).
+    """
+
+    is_hit: NDArray[np.bool_]
+    n_relevant: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, topk: NDArray[np.int32], relevant: csr_array) -> Hits:
+        """Look the recommended items up.
+
+        Args:
+            topk: item rows, best first, shape (n_users, n_slots); -1 marks an empty slot.
+            relevant: held-out interactions, shape (n_users, n_items), nonzero = relevant.
+
+        Raises:
+            ArgumentError: they differ in users.
+        """
+        if len(topk) != relevant.shape[0]:
+            raise ArgumentError(f"topk holds {len(topk)} users, relevant {relevant.shape[0]}")
+        n_relevant = np.diff(relevant.indptr).astype(np.int64)
+        users = np.repeat(np.arange(len(topk)), n_relevant)
+        # One number per pair, so that membership is one sorted search.
+        pairs = np.sort(users * np.int64(relevant.shape[1]) + relevant.indices)
+        slots = np.arange(len(topk), dtype=np.int64)[:, None] * relevant.shape[1] + topk
+        place = np.minimum(np.searchsorted(pairs, slots), max(len(pairs) - 1, 0))
+        hits = (pairs[place] == slots) & (topk >= 0) if len(pairs) else np.zeros(topk.shape, np.bool_)
+        return cls(hits, n_relevant)
+
+    def among(self, is_member: NDArray[np.bool_], topk: NDArray[np.int32], relevant: csr_array) -> Hits:
+        """The hits where only some items are relevant; the recommended items are the same.
+
+        Args:
+            is_member: of every item, shape (n_items,).
+            topk, relevant: those that the hits were made of.
+        """
+        users = np.repeat(np.arange(len(topk)), self.n_relevant)[is_member[relevant.indices]]
+        return Hits(self.is_hit & is_member[topk], np.bincount(users, minlength=len(topk)).astype(np.int64))
+
+    def recall(self, k: int) -> NDArray[np.float64]:
+        """As :func:`recall_at_k`."""
+        return _share(self.is_hit[:, :k].sum(1), self.n_relevant)
+
+    def capped_recall(self, k: int) -> NDArray[np.float64]:
+        """As :func:`capped_recall_at_k`."""
+        return _share(self.is_hit[:, :k].sum(1), np.minimum(k, self.n_relevant))
+
+    def ndcg(self, k: int) -> NDArray[np.float64]:
+        """As :func:`ndcg_at_k`."""
+        discounts = 1 / np.log2(np.arange(2, k + 2))
+        best = np.concatenate([[np.nan], np.cumsum(discounts)])[np.minimum(k, self.n_relevant)]
+        return (self.is_hit[:, :k] * discounts).sum(1) / best
+
+    def hit_rate(self, k: int) -> NDArray[np.float64]:
+        """As :func:`hit_rate_at_k`."""
+        return np.where(self.n_relevant > 0, self.is_hit[:, :k].any(1).astype(np.float64), np.nan)
+
+    def mrr(self, k: int) -> NDArray[np.float64]:
+        """As :func:`mrr_at_k`."""
+        first = self.is_hit[:, :k]
+        reciprocal = np.where(first.any(1), 1 / (first.argmax(1) + 1), 0.0)
+        return np.where(self.n_relevant > 0, reciprocal, np.nan)
+
+
 def recall_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
     """Share of each user's relevant items that were recommended, over the number of relevant items.
 
@@ -53,8 +125,7 @@ def recall_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.floa
 
     Returns: values in [0, 1], shape (n_users,); NaN for a user with nothing held out.
     """
-    hits, n_relevant = _hits(topk, relevant)
-    return _share(hits.sum(1), n_relevant)
+    return Hits.of(topk, relevant).recall(topk.shape[1])
 
 
 def capped_recall_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
@@ -62,8 +133,7 @@ def capped_recall_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[
 
     GraphHash and BACO report this one. Arguments and return as in :func:`recall_at_k`.
     """
-    hits, n_relevant = _hits(topk, relevant)
-    return _share(hits.sum(1), np.minimum(topk.shape[1], n_relevant))
+    return Hits.of(topk, relevant).capped_recall(topk.shape[1])
 
 
 def ndcg_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
@@ -72,11 +142,7 @@ def ndcg_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float6
 
     Arguments and return as in :func:`recall_at_k`.
     """
-    hits, n_relevant = _hits(topk, relevant)
-    k = topk.shape[1]
-    discounts = 1 / np.log2(np.arange(2, k + 2))
-    best = np.concatenate([[np.nan], np.cumsum(discounts)])[np.minimum(k, n_relevant)]
-    return (hits * discounts).sum(1) / best
+    return Hits.of(topk, relevant).ndcg(topk.shape[1])
 
 
 def hit_rate_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
@@ -84,8 +150,7 @@ def hit_rate_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.fl
 
     Arguments and return as in :func:`recall_at_k`.
     """
-    hits, n_relevant = _hits(topk, relevant)
-    return np.where(n_relevant > 0, hits.any(1).astype(np.float64), np.nan)
+    return Hits.of(topk, relevant).hit_rate(topk.shape[1])
 
 
 def mrr_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64]:
@@ -93,9 +158,7 @@ def mrr_at_k(topk: NDArray[np.int32], relevant: csr_array) -> NDArray[np.float64
 
     Its mean over users is the mean reciprocal rank. Arguments and return as in :func:`recall_at_k`.
     """
-    hits, n_relevant = _hits(topk, relevant)
-    reciprocal = np.where(hits.any(1), 1 / (hits.argmax(1) + 1), 0.0)
-    return np.where(n_relevant > 0, reciprocal, np.nan)
+    return Hits.of(topk, relevant).mrr(topk.shape[1])
 
 
 def coverage(topk: NDArray[np.int32], n_items: int) -> float:
@@ -134,20 +197,6 @@ def thirds_of_interactions(degrees: NDArray) -> NDArray[np.int8]:
 
 def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
-
-
-def _hits(topk: NDArray[np.int32], relevant: csr_array) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which slots hold a relevant item, shape (n_users, k), and how many items are relevant, shape (n_users,)."""
-    if len(topk) != relevant.shape[0]:
-        raise ArgumentError(f"topk holds {len(topk)} users, relevant {relevant.shape[0]}")
-    n_relevant = np.diff(relevant.indptr).astype(np.int64)
-    users = np.repeat(np.arange(len(topk)), n_relevant)
-    # One number per pair, so that membership is one sorted search.
-    pairs = np.sort(users * np.int64(relevant.shape[1]) + relevant.indices)
-    slots = np.arange(len(topk), dtype=np.int64)[:, None] * relevant.shape[1] + topk
-    place = np.minimum(np.searchsorted(pairs, slots), max(len(pairs) - 1, 0))
-    hits = (pairs[place] == slots) & (topk >= 0) if len(pairs) else np.zeros(topk.shape, np.bool_)
-    return hits, n_relevant
 
 
 @njit(cache=True, parallel=True)

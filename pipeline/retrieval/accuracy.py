@@ -7,7 +7,7 @@ of the items, the ranking is that of the whole catalogue, and only test items of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from graphhash.metrics.ranking import (
-    capped_recall_at_k,
-    coverage,
-    hit_rate_at_k,
-    mrr_at_k,
-    ndcg_at_k,
-    recall_at_k,
-    thirds_of_interactions,
-)
+from graphhash.metrics.ranking import Hits, coverage, thirds_of_interactions
 from pipeline.retrieval.defaults import ITEM_PARTS, USER_PARTS, metric_keys
 
-PER_USER = {
-    "recall": recall_at_k,
-    "capped_recall": capped_recall_at_k,
-    "ndcg": ndcg_at_k,
-    "hit_rate": hit_rate_at_k,
-    "mrr": mrr_at_k,
+PER_USER: dict[str, Callable[[Hits, int], NDArray[np.float64]]] = {
+    "recall": Hits.recall,
+    "capped_recall": Hits.capped_recall,
+    "ndcg": Hits.ndcg,
+    "hit_rate": Hits.hit_rate,
+    "mrr": Hits.mrr,
 }
 # Of the measures above, those that are also given for parts of the items and users.
 PER_PART = ("recall", "ndcg")
@@ -99,26 +91,19 @@ def _per_user(
 def _block(
     topk: NDArray[np.int32], users: NDArray[np.integer], relevant: csr_array, parts: Parts, cutoffs: Sequence[int]
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    hits = Hits.of(topk, relevant)
     for k in cutoffs:
         for name, measure in PER_USER.items():
-            yield f"{name}@{k}", measure(topk[:, :k], relevant)
+            yield f"{name}@{k}", measure(hits, k)
     main = cutoffs[0]
     for number, part in enumerate(ITEM_PARTS):
-        wanted = _restricted(relevant, parts.items == number)
+        among = hits.among(parts.items == number, topk, relevant)
         for name in PER_PART:
-            yield f"{name}@{main}_{part}", PER_USER[name](topk[:, :main], wanted)
-    for number, part in enumerate(USER_PARTS):
-        is_member = parts.users[users] == number
-        for name in PER_PART:
-            values = PER_USER[name](topk[:, :main], relevant)
-            yield f"{name}@{main}_{part}", np.where(is_member, values, np.nan)
-
-
-def _restricted(relevant: csr_array, is_kept: NDArray[np.bool_]) -> csr_array:
-    """The interactions with some of the items alone."""
-    kept = is_kept[relevant.indices]
-    indptr = np.concatenate([[0], np.cumsum(kept)])[relevant.indptr]
-    return csr_array((relevant.data[kept], relevant.indices[kept], indptr), shape=relevant.shape)
+            yield f"{name}@{main}_{part}", PER_USER[name](among, main)
+    for name in PER_PART:
+        values = PER_USER[name](hits, main)
+        for number, part in enumerate(USER_PARTS):
+            yield f"{name}@{main}_{part}", np.where(parts.users[users] == number, values, np.nan)
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
