@@ -128,7 +128,7 @@ def test_cut_offs_are_numbers_in_a_file_or_texts(toml, text):
     config = RunConfig.load(toml(f"[evaluate]\n{text}\n"))
     assert (config.evaluate.k, config.evaluate.cutoffs) == (("10", "20"), (10, 20))
     assert RunConfig.load(toml("[evaluate]\nk = 5\n")).evaluate.cutoffs == (5,)
-    with pytest.raises(ConfigError, match="run.task=ctr; leave it out"):
+    with pytest.raises(ConfigError, match=r"run\.task=ctr; leave it out"):
         RunConfig.load(toml("[evaluate]\nk = 5\n"), ["run.task=ctr"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_the_files_hold_raw_ids_ranks_and_scores(evaluated):
     seen = graphs["train"] + graphs["validation"]
     for user, rows in by_user.items():
         assert [rank for rank, _, _ in rows] == list(range(1, 21))
-        assert all(earlier[2] >= later[2] for earlier, later in zip(rows, rows[1:], strict=False))
+        assert all(earlier[2] >= later[2] for earlier, later in pairwise(rows))
         assert not {item - 1000 for _, item, _ in rows} & set(seen[[int(user[1:])]].indices.tolist())
 
 
