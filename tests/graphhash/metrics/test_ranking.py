@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 
 from graphhash.metrics.ranking import (
+    Hits,
     capped_recall_at_k,
     coverage,
     hit_rate_at_k,
@@ -64,6 +65,19 @@ def test_ranking_and_metrics_equal_the_naive_ones(seed, n_items, k, n_levels):
     ours = [measure(ranked, csr_array(relevant)) for measure in measures]
     assert_allclose(np.transpose(ours), naive_metrics(ranked, relevant, k))
     assert coverage(ranked, n_items) == len(set(ranked.ravel().tolist()) - {-1}) / n_items
+
+
+def test_fewer_slots_and_fewer_relevant_items_give_the_naive_figures():
+    rng = np.random.default_rng(0)
+    ranked = np.argsort(rng.random((40, 12)), axis=1)[:, :8].astype(np.int32)
+    relevant, is_member = rng.random((40, 12)) < 0.3, rng.random(12) < 0.5
+    whole = Hits.of(ranked, csr_array(relevant))
+    for hits, wanted in (
+        (whole, relevant),
+        (whole.among(is_member, ranked, csr_array(relevant)), relevant & is_member),
+    ):
+        ours = [hits.recall(3), hits.capped_recall(3), hits.ndcg(3), hits.hit_rate(3), hits.mrr(3)]
+        assert_allclose(np.transpose(ours), naive_metrics(ranked[:, :3], wanted, 3))
 
 
 def test_ties_go_to_the_lower_item():
