@@ -231,7 +231,7 @@ model_options = _group(
     click.option(
         "--loss",
         type=click.Choice(LOSSES),
-        help="directau and ials need mf or lightgcn, whose scores are inner products.  [bpr]",
+        help="All but bpr need mf or lightgcn, which have a vector per id.  [bpr]",
     ),
 )
 training_options = _group(

@@ -45,6 +45,9 @@ class Retrieval:
         "mf": {"train.model": "mf", "train.loss": "bpr"},
         "neumf": {"train.model": "neumf", "train.loss": "bpr"},
         "lightgcn": {"train.model": "lightgcn", "train.loss": "bpr"},
+        "softmax": {"train.model": "mf", "train.loss": "softmax"},
+        "bsl": {"train.model": "mf", "train.loss": "bsl"},
+        "ccl": {"train.model": "mf", "train.loss": "ccl"},
         "directau": {"train.model": "mf", "train.loss": "directau"},
         "ials": {"train.model": "mf", "train.loss": "ials"},
     }

@@ -197,6 +197,7 @@ def test_page_names_the_model_and_the_loss_that_were_trained(tmp_path, model):
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
+        ("softmax", "matrix factorization with sampled softmax (uniform negatives)"),
         ("directau", "matrix factorization with the DirectAU loss"),
         ("ials", "matrix factorization with the implicit ALS loss"),
     ],
