@@ -65,7 +65,12 @@ def test_a_silent_port_and_one_of_another_kind_are_no_answer(monkeypatch):
     with server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         assert "another kind" in str(why_unreachable("127.0.0.1", port, protocol="grpc"))
         assert unreachable_uri(f"http://127.0.0.1:{port}") is None
-    with server(bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))) as port:
+    settings = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+    for status, expected in ((0x88, None), (0x8D, "something listens there, and it is of another kind")):
+        reply = bytes((0, 0, 2, 1, 4, 0, 0, 0, 1, 0x20, status))
+        with server(settings + reply) as port:
+            assert why_unreachable("127.0.0.1", port, protocol="grpc") == expected
+    with server(bytes((0x15, 3, 1, 0, 2, 2, 70))) as port:
         assert why_unreachable("127.0.0.1", port, protocol="grpc") is None
 
 
