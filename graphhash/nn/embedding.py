@@ -169,7 +169,8 @@ class BucketEmbedding(CompressedEmbedding):
         with torch.no_grad():
             if table is None:
                 self.table.normal_(std=std, generator=generator)
-            self.table[self.oov_row] = 0
+            # A table of blocks has several that the OOV entry reads.
+            self.table[self.rows[-1].long()] = 0
 
     @property
     def map_bytes(self) -> int:

@@ -207,7 +207,8 @@ class MapConfig:
     """Steps of the graph that soft methods mix over: `1` (communities of the other side), `2` (of the own side), or `1+2` (both, in one
     table that users and items share); `auto` is `1+2`, and `2` where ids have many interactions and nearly a row each."""
     codes_per_id: Annotated[int | None, Field(ge=1, le=65536)] = None
-    """Codes of one byte per id of `full_pq` and `full_opq`, a divisor of the dim; None: as many as the budget in bytes affords."""
+    """Codes of one byte per id of `additive`, and of `full_pq` and `full_opq`, where it divides the dim; None: as many as the budget
+    affords."""
     item_bias: bool | None = None
     """One trained scalar per item; None: on for `soft`, off for the others."""
     seed: Seed = 0

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.bucket_map import BLOCK_ROWS, BucketMap
 from graphhash.maps.product import ProductCodes
 from graphhash.maps.quantization import STEPS, pack_nibbles, quantize_rows
 from pipeline.export.graph import Graph
@@ -142,12 +142,16 @@ def add_table(
 
 @dataclass(frozen=True)
 class StoredMap:
-    """Names of a bucket map's tensors; None for rows: an id's row is its number; None for codebook and codes: weights are 1."""
+    """Names of a bucket map's tensors; None for rows: an id's row is its number; None for codebook and codes: weights are 1.
+
+    ``starts`` is the first table row of every index, where rows are places in blocks.
+    """
 
     rows: str | None
     codebook: str | None
     codes: str | None
     indices_per_id: int
+    starts: str | None = None
 
     @classmethod
     def add(cls, graph: Graph, name: str, bucket_map: BucketMap, n_entries: int | None = None) -> StoredMap:
@@ -159,7 +163,13 @@ class StoredMap:
         if bucket_map.identity:
             return cls(None, None, None, 1)
         padding = 0 if n_entries is None else n_entries - len(bucket_map.rows)
-        stored = np.pad(bucket_map.rows.astype(bucket_map.rows_dtype), ((0, padding), (0, 0)), mode="edge")
+        stored = np.pad(bucket_map.stored_rows, ((0, padding), (0, 0)), mode="edge")
+        if bucket_map.has_blocks:
+            starts = (BLOCK_ROWS * np.arange(bucket_map.indices_per_id)).astype(np.int32)
+            return cls(
+                graph.constant(f"{name}_rows", stored), None, None, bucket_map.indices_per_id,
+                graph.constant(f"{name}_block_starts", starts),
+            )  # fmt: skip
         if bucket_map.codebook is None or bucket_map.codes is None:
             # One index per id without a weight is a plain Gather, and needs no axis of its own.
             return cls(graph.constant(f"{name}_rows", stored[:, 0]), None, None, 1)
@@ -169,6 +179,12 @@ class StoredMap:
             graph.constant(f"{name}_codes", np.pad(bucket_map.codes, (0, padding), mode="edge")),
             bucket_map.indices_per_id,
         )
+
+    def of_table(self, graph: Graph, name: str, rows: str) -> str:
+        """Table rows, int32, of rows as they are stored."""
+        # Gather takes int32 or int64 indices.
+        buckets = graph.cast(rows, f"{name}_buckets" if self.starts is None else f"{name}_places", TensorProto.INT32)
+        return buckets if self.starts is None else graph.node("Add", [buckets, self.starts], f"{name}_buckets")
 
 
 Entry = str | Callable[[Graph, str], str] | None
@@ -193,11 +209,14 @@ def read_vectors(graph: Graph, name: str, table: Table | ProductTable, stored: S
 
     if stored.rows is None:
         return _scaled(graph, name, *table.read(graph, name, of_entry))
-    # Gather takes int32 or int64 indices.
-    rows = graph.cast(of_entry(stored.rows), f"{name}_buckets", TensorProto.INT32)
+    rows = stored.of_table(graph, name, of_entry(stored.rows))
     values, scales = table.read(
         graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0)
     )
+    if stored.starts is not None:
+        return graph.node(
+            "ReduceSum", [_scaled(graph, f"{name}_terms", values, scales), graph.axis(1)], f"{name}_vectors", keepdims=0
+        )
     if stored.codebook is None or stored.codes is None:
         return _scaled(graph, name, values, scales)
     codes = graph.cast(of_entry(stored.codes), f"{name}_code", TensorProto.INT32)

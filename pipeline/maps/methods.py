@@ -91,7 +91,7 @@ class Method:
         n_codes: most rows of stored weights per side; 0: none is stored.
         plain_items: whether all of this is said of users alone, and items read one row without a weight.
         item_bias: whether items get a trained scalar each by default.
-        ours: whether it reads communities of the graph and is of GraphHash or this package; the others are what it is compared with.
+        ours: whether it is of GraphHash or this package; the others are what it is compared with.
         lr: of Adam.
         l2_total: its weight decay times the rows of the tables.
         embedding: kind of the embeddings, one of ``graphhash.nn.kinds.KINDS``.
@@ -265,6 +265,9 @@ METHODS: dict[str, Method] = {
     "full_pq": _stored_full("full, product-quantized after training", "float16", embedding="product", sized=True),
     "full_opq": _stored_full(
         "full, rotated and product-quantized after training", "float16", embedding="product", sized=True
+    ),
+    "additive": _stored_full(
+        "full, as sums of codewords that users and items share", "int4", embedding="additive", sized=True, ours=True
     ),
     "full_small_dim": Method(
         _full, "a row for every id, of fewer numbers", lr=4e-2, l2_total=0.02, reads_communities=False, sized=True,

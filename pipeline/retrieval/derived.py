@@ -1,4 +1,4 @@
-"""Methods that store trained full tables otherwise: in small types, or product-quantized. Nothing is trained for them."""
+"""Methods that store trained full tables otherwise: in small types, as product codes, or as additive codes. Nothing is trained for them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from graphhash.errors import ArgumentError, DataError
-from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.maps.additive_codes import additive_codes, code_maps, codeword_table
+from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
 from graphhash.models.mf import MatrixFactorization
 from graphhash.nn.product import ProductEmbedding
 from pipeline.distributed.shards import ShardedCsr
@@ -36,6 +41,10 @@ def derive_method(context: StageContext, method: str, out: Path) -> dict[str, An
     source = context.method_dir(spec.trained_as)
     facts = json.loads((source / "history.json").read_text(encoding="utf-8"))
     facts["facts"] |= {"trained_as": spec.trained_as, "compressed": AFTER_TRAINING}
+    if spec.embedding == "additive":
+        facts["facts"] |= _encode(context, method, source, out)
+        write_json_atomic(out / "history.json", facts)
+        return facts["facts"]
     for side in SIDES:
         link_or_copy(str(source / f"{side}.npz"), str(out / f"{side}.npz"))
     write_json_atomic(out / "history.json", facts)
@@ -49,12 +58,8 @@ def derive_method(context: StageContext, method: str, out: Path) -> dict[str, An
 
 def _quantize(context: StageContext, method: str, source: Path, out: Path) -> None:
     """Store the trained vectors of both sides as product codes."""
-    graph = ShardedCsr.open(context.ingest_dir / "train")
-    size = GraphSize(graph.n_rows, graph.n_cols, graph.n_edges)
-    resolved = resolve_method(context.config, method, size, rows_of_clustering(context))
-    trained, users, items = load_method(source, context.ingest_dir)
-    if not isinstance(trained, MatrixFactorization):
-        raise DataError(f"method {method!r} needs train.model=mf, got {name_of(trained)}")
+    resolved = _resolved(context, method)
+    trained, users, items = _trained(context, method, source)
     try:
         embeddings = [_quantized(trained, side, resolved) for side in ("user", "item")]
     except ArgumentError as error:
@@ -67,6 +72,51 @@ def _quantize(context: StageContext, method: str, source: Path, out: Path) -> No
     assert isinstance(model, MatrixFactorization)
     model.user_embedding, model.item_embedding, model.item_bias = *embeddings, trained.item_bias
     save_model(model, spec, out)
+
+
+@torch.no_grad()
+def _encode(context: StageContext, method: str, source: Path, out: Path) -> dict[str, Any]:
+    """Store the trained vectors as additive codes: bucket maps into one table of codewords.
+
+    Returns: the maps' hashes.
+    """
+    spec = _resolved(context, method).embedding
+    trained, _, _ = _trained(context, method, source)
+    vectors = [vectors.cpu().numpy() for vectors in trained.vectors()]
+    n_users = len(vectors[0])
+    found = additive_codes(np.concatenate(vectors), spec.sizes["codes_per_id"], seed=spec.seed)
+    maps = code_maps(found.codes[:n_users], found.codes[n_users:])
+    model_spec = replace(load_spec(source), embedding=BUCKET)
+    model = model_spec.build(*maps, None)
+    assert isinstance(model, MatrixFactorization)
+    table = torch.from_numpy(codeword_table(found.codewords))
+    model.load_state_dict({"user_embedding.table": table, "item_embedding.table": table}, strict=False)
+    model.item_bias = trained.item_bias
+    graph = ShardedCsr.open(context.ingest_dir / "train").load()
+    for axis, embedding in ((1, model.user_embedding), (0, model.item_embedding)):
+        embedding.fill_oov(torch.from_numpy(np.asarray(graph.sum(axis=axis), np.float32).ravel()))
+    for side, bucket_map in zip(SIDES, maps, strict=True):
+        bucket_map.save(out / f"{side}.npz")
+    save_model(model, model_spec, out)
+    return {f"bucket_map_hash.{side}": bucket_map.content_hash for side, bucket_map in zip(SIDES, maps, strict=True)}
+
+
+def _resolved(context: StageContext, method: str) -> ResolvedMethod:
+    graph = ShardedCsr.open(context.ingest_dir / "train")
+    size = GraphSize(graph.n_rows, graph.n_cols, graph.n_edges)
+    return resolve_method(context.config, method, size, rows_of_clustering(context))
+
+
+def _trained(context: StageContext, method: str, source: Path) -> tuple[MatrixFactorization, BucketMap, BucketMap]:
+    """The trained model, and its maps.
+
+    Raises:
+        DataError: it is none whose scores are products of the vectors of an embedding.
+    """
+    trained, users, items = load_method(source, context.ingest_dir)
+    if not isinstance(trained, MatrixFactorization):
+        raise DataError(f"method {method!r} needs train.model=mf, got {name_of(trained)}")
+    return trained, users, items
 
 
 def _quantized(trained: MatrixFactorization, side: str, resolved: ResolvedMethod) -> ProductEmbedding:

@@ -73,7 +73,7 @@ def stores_vectors(model: RetrievalModel) -> bool:
 
 def materialized_users(user_map: BucketMap, dim: int) -> int:
     """How many users' vectors a materialized graph keeps beside what is stored."""
-    return user_map.n_ids if user_map.codebook is not None and user_map.n_ids * dim <= _USER_VALUES else 0
+    return user_map.n_ids if user_map.indices_per_id > 1 and user_map.n_ids * dim <= _USER_VALUES else 0
 
 
 def unpacked_rows(bucket_map: BucketMap, dim: int) -> int:

@@ -129,7 +129,7 @@ class Scores:
     ) -> list[str]:
         """Vectors of all map entries, in blocks, as expressions of constants."""
         n_blocks = -(-n_entries * self.dim // _BLOCK_VALUES)
-        if n_blocks == 1 and stored.codebook is None:
+        if n_blocks == 1 and stored.indices_per_id == 1:
             return [self._unit(graph, side, read_vectors(graph, side, table, stored, None))]
         blocks = []
         for block, (first, end) in enumerate(itertools.pairwise(split_evenly(n_entries, n_blocks))):
@@ -298,7 +298,7 @@ class Scores:
             assert self.map.rows is not None, "an id without a stored row reads the row of its number, without a sum"
             # GatherElements copies numbers, where Gather calls memcpy for each.
             rows = body.node(
-                "Reshape", [body.cast(part(body, self.map.rows), "sum_rows", TensorProto.INT32), "one_row"], "sum_flat"
+                "Reshape", [self.map.of_table(body, "sum", part(body, self.map.rows)), "one_row"], "sum_flat"
             )
             shape = body.node("Concat", [batch, body.axis(1)], "sum_shape", axis=0)
             rows = body.node("Expand", [rows, shape], "sum_rows_of_user")
@@ -308,6 +308,9 @@ class Scores:
                 weights = body.node("Gather", [self.map.codebook, codes], "sum_weights", axis=0)
                 sums = body.node("Reshape", [sums, "per_index"], "sum_terms_of_item")
                 sums = body.node("Mul", [sums, weights], "sum_weighted")
+                sums = body.node("ReduceSum", [sums, body.axis(2)], "sum_of_item", keepdims=0)
+            elif self.map.starts is not None:
+                sums = body.node("Reshape", [sums, "per_index"], "sum_terms_of_item")
                 sums = body.node("ReduceSum", [sums, body.axis(2)], "sum_of_item", keepdims=0)
             if lengths is not None:
                 sums = body.node("Div", [sums, part(body, lengths)], "sum_over_length")

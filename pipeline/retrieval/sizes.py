@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from graphhash.errors import DataError
+from graphhash.maps.bucket_map import BLOCK_ROWS
 from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.maps.product import MAX_CODEWORDS
 from graphhash.maps.quantization import row_bytes
@@ -14,6 +15,8 @@ from pipeline.config.run_config import MapConfig
 
 # CCE: chunks of a vector, as in the paper, while the assignments take at most this share of the bytes; clusterings of a training.
 CCE_CHUNKS, CCE_MAP_SHARE, CCE_CLUSTERINGS = (4, 2, 1), 0.5, 4
+# Additive codes: the least squares of the codewords grow with the square of the codes, and so do the seconds of the encoding.
+MAX_CODES_PER_ID = 64
 # ROBE: numbers read in one piece.
 ROBE_BLOCK = 16
 # DHE: hidden layers. There are as many hashes as units of a layer.
@@ -92,6 +95,15 @@ def _product(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
     }
 
 
+def _additive(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
+    """As many codes as fit, or as many as are set; a code costs a byte per id and a block of rows."""
+    per_code = BLOCK_ROWS * row_bytes(budget.dim, budget.precision) + budget.n_ids
+    n_codes = settings.codes_per_id or min(MAX_CODES_PER_ID, budget.n_bytes // per_code)
+    if n_codes < 1:
+        raise _too_small(method, budget, per_code)
+    return {"codes_per_id": n_codes}
+
+
 def _n_codewords(n_ids: int) -> int:
     """As ``graphhash.maps.product`` makes them: a power of two, no more than ids."""
     return min(MAX_CODEWORDS, 2 ** max(1, int(math.log2(n_ids))))
@@ -142,6 +154,7 @@ def _dhe(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
 
 SIZES: dict[str, Callable[[str, SizeBudget, MapConfig], Sizes]] = {
     "product": _product,
+    "additive": _additive,
     "cce": _cce,
     "robe": _robe,
     "dhe": _dhe,

@@ -98,12 +98,18 @@ class BucketsShown:
 
     def _rows(self, side: str) -> NDArray | None:
         rows = self._tensors.get(f"{side}_rows")
-        return None if rows is None else rows.reshape(len(rows), -1)
+        if rows is None:
+            return None
+        rows = rows.reshape(len(rows), -1)
+        # Places in blocks of the table, of one byte each, are stored without the blocks' first rows.
+        starts = self._tensors.get(f"{side}_block_starts")
+        return rows if starts is None else rows + starts
 
     def _weights(self, side: str, entry: int | NDArray) -> NDArray[np.float32]:
         codebook = self._tensors.get(f"{side}_codebook")
         if codebook is None:
-            return np.ones((*np.shape(entry), 1), np.float32)
+            rows = self._rows(side)
+            return np.ones((*np.shape(entry), 1 if rows is None else rows.shape[1]), np.float32)
         return codebook[self._tensors[f"{side}_codes"][entry]]
 
     def _readers(self, side: str, bucket: int) -> NDArray[np.int64]:

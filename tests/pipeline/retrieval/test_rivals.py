@@ -11,6 +11,8 @@ from scipy.sparse import csr_array
 
 from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
+from graphhash.maps.additive_codes import code_maps
+from graphhash.maps.bucket_map import full_map
 from graphhash.maps.quantization import rounded
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed.shards import ShardedCsr
@@ -111,15 +113,18 @@ def test_training_holds_the_bytes_that_are_computed(method, folder):
 def test_sizes_fill_the_budget_and_stay_within_it(method, ratio):
     config = settings_of(method, cluster__ratio=ratio, train__dim=64)
     resolved = resolve_method(config, method, LARGE, 0)
-    from graphhash.maps.bucket_map import full_map
-
-    spec = ModelSpec("mf", resolved.dim or 64, False, 0, 0, resolved.embedding)
-    stored = sum(
-        count_bytes(spec.build(full_map(LARGE.n_users), full_map(LARGE.n_items), None), resolved.precision).values()
-    )
+    if method == "additive":
+        # Codes are a bucket map once they are found.
+        n_codes = resolved.embedding.sizes["codes_per_id"]
+        maps = code_maps(*(np.zeros((n, n_codes), np.uint8) for n in (LARGE.n_users, LARGE.n_items)))
+        spec = ModelSpec("mf", 64, False, 0, 0)
+    else:
+        maps = full_map(LARGE.n_users), full_map(LARGE.n_items)
+        spec = ModelSpec("mf", resolved.dim or 64, False, 0, 0, resolved.embedding)
+    stored = sum(count_bytes(spec.build(*maps, None), resolved.precision).values())
     allowed = spendable(ratio, LARGE.n_users, LARGE.n_items, 64)
     # Codes per id are divisors of the dim, dims are whole numbers.
-    least = 0.5 if "pq" in method else 0.75 if method == "full_small_dim" else 0.98
+    least = 0.5 if "pq" in method else 0.75 if method in ("full_small_dim", "additive") else 0.98
     assert least * allowed <= stored <= allowed
 
 
@@ -137,7 +142,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed():
 
 
 @pytest.mark.parametrize("runtime", ["materialized", "compressed"])
-@pytest.mark.parametrize("method", ["full_pq", "full_opq", "full_int4", "robe", "dhe"])
+@pytest.mark.parametrize("method", ["full_pq", "full_opq", "full_int4", "additive", "robe", "dhe"])
 def test_bundles_answer_like_the_model(method, runtime, folder, tmp_path):
     if METHODS[method].embedding == "product":
         pytest.importorskip("faiss")

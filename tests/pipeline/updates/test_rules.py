@@ -67,7 +67,7 @@ def test_known_ids_keep_their_entries_and_unknown_ids_stay_last(method):
             assert (after.rows[before.n_ids : -1][assignment.is_assigned[side], 0] != before.oov_row).all()
         kept = without_unassigned(after, before.n_ids, assignment.is_assigned[side])
         assert kept.n_ids == before.n_ids + assignment.is_assigned[side].sum()
-    expected = dict.fromkeys(FULL, [0, 0]).get(
+    expected = {name: [0, 0] for name in FULL}.get(
         method, [6, 4] if RULES[method].n_levels == 0 and method != "lsh_structure" else [5, 4]
     )
     if method != "quotient_remainder":
