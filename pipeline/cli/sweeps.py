@@ -39,7 +39,10 @@ SET_BY = {
     },
     "tune": {"run.methods": "--method", "train.model": "--model", "train.loss": "--model"},
 }
-MODEL_NAMES = "mf, neumf, lightgcn: with the BPR loss; softmax, bsl, ccl, directau, ials: mf with that loss; for --task ctr: dlrm, dcnv2, deepfm, widedeep."
+MODEL_NAMES = (
+    "mf, neumf, lightgcn: with the BPR loss; softmax, bsl, ccl, directau, ials: mf with that loss; "
+    "for --task ctr: dlrm, dcnv2, deepfm, widedeep."
+)
 
 
 class Lists(Epilog):

@@ -220,7 +220,7 @@ class MapConfig:
 class TrainConfig:
     """The model and its training (stage `train`), and how many users a validation looks at.
 
-    What is None is the default of the method, or of the model with its loss (`pipeline.retrieval.models`, `pipeline.ctr.models`).
+    What is None is the default of the method, or of the model with its loss (`pipeline.retrieval.presets`, `pipeline.ctr.models`).
     """
 
     model: Model = "mf"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from graphhash.models.mf import INITIAL_STD
 from pipeline.config.run_config import TrainConfig
 from pipeline.maps.methods import Method
+
+# Of a log that is smaller than the presets' steps ask for.
+SMALLEST_BATCH, MOST_EPOCHS = 256, 100
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,9 @@ class TrainingPreset:
         epochs, batch_size, temperature, negatives, negative_weight, dropout: as in ``pipeline.config.run_config.TrainConfig``.
         std: standard deviation of the initial values.
         evaluations: of a training that is not stopped early.
+        least_steps: fewest of an epoch, and of a whole training, of logs that are not tiny: a small log gets smaller batches, no more
+            negatives than interactions in a batch, and more epochs. MovieLens-100K, softmax, full tables, validation capped recall@20:
+            .307 with 20 epochs of 39 steps, .327 with 30 of 158 (512 interactions and negatives); BPR .330.
     """
 
     lr: float | None = None
@@ -30,6 +37,21 @@ class TrainingPreset:
     negative_weight: float = 1.0
     dropout: float = 0.0
     evaluations: int = 15
+    least_steps: tuple[int, int] | None = None
+
+    def fitted(self, n_interactions: int) -> TrainingPreset:
+        """The preset for a log of so many training interactions."""
+        if self.least_steps is None or self.batch_size is None:
+            return self
+        of_epoch, of_training = self.least_steps
+        batch_size = min(self.batch_size, max(SMALLEST_BATCH, n_interactions // of_epoch))
+        steps = math.ceil(n_interactions / batch_size)
+        return replace(
+            self,
+            batch_size=batch_size,
+            negatives=min(self.negatives, batch_size),
+            epochs=min(max(self.epochs, math.ceil(of_training / steps)), MOST_EPOCHS),
+        )
 
 
 # DirectAU's gamma where ids have SPARSE_NEIGHBOURS on average, and how it falls with more. Validation recall of full tables: Gowalla (21
@@ -43,12 +65,17 @@ def default_gamma(n_neighbours: float) -> float:
     return max(LEAST_GAMMA, GAMMA_THERE * min(1.0, (SPARSE_NEIGHBOURS / max(n_neighbours, 1.0)) ** GAMMA_POWER))
 
 
-_SOFTMAX = TrainingPreset(lr=5e-3, epochs=20, batch_size=2048, l2_total=0.0, std=0.1, evaluations=5)
+_LEAST_STEPS = (158, 4700)
+_SOFTMAX = TrainingPreset(
+    lr=5e-3, epochs=20, batch_size=2048, l2_total=0.0, std=0.1, evaluations=5, least_steps=_LEAST_STEPS
+)  # fmt: skip
 _BSL = TrainingPreset(
-    lr=2e-3, epochs=40, batch_size=1024, l2_total=0.0, temperature=0.08, negatives=800, negative_weight=1.22, evaluations=5
+    lr=2e-3, epochs=40, batch_size=1024, l2_total=0.0, temperature=0.08, negatives=800, negative_weight=1.22, evaluations=5,
+    least_steps=_LEAST_STEPS,
 )  # fmt: skip
 _CCL = TrainingPreset(
-    lr=2e-3, epochs=40, batch_size=1024, l2_total=0.0, negatives=800, negative_weight=150.0, dropout=0.1, evaluations=5
+    lr=2e-3, epochs=40, batch_size=1024, l2_total=0.0, negatives=800, negative_weight=150.0, dropout=0.1, evaluations=5,
+    least_steps=_LEAST_STEPS,
 )  # fmt: skip
 # Propagation takes as long as some thousand interactions, so that its batches are larger.
 _PROPAGATED = 16384

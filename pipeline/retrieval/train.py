@@ -110,7 +110,7 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
         n_rows: of the tables.
         graph: training interactions, users x items.
     """
-    preset = preset_of(train)
+    preset = preset_of(train).fitted(graph.nnz)
     epochs = preset.epochs if train.epochs is None else train.epochs
     batch_size = preset.batch_size if train.batch_size is None else train.batch_size
     own = default_settings(train, method)
@@ -133,7 +133,7 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
 
 def loss_settings(train: TrainConfig, graph: csr_array) -> LossSettings:
     """The settings of the loss, every default decided by the model with its loss, and by the graph."""
-    preset = preset_of(train)
+    preset = preset_of(train).fitted(graph.nnz)
     return LossSettings(
         name=train.loss,
         gamma=default_gamma(2 * graph.nnz / sum(graph.shape)) if train.gamma is None else train.gamma,

@@ -287,3 +287,13 @@ def test_dense_graphs_get_less_uniformity_but_never_so_little_that_vectors_colla
         fit_settings(TrainConfig(loss="directau", gamma=gamma), METHODS["soft"], 50, GRAPH) for gamma in (None, 1.5)
     ]
     assert [one.loss.gamma for one in settings] == [default_gamma(degree), 1.5]
+
+
+def test_small_logs_get_smaller_batches_and_more_epochs():
+    preset = PRESETS["mf", "softmax"]
+    assert preset.fitted(800_000) == preset
+    small = preset.fitted(80_000)
+    assert (small.batch_size, small.negatives, small.epochs) == (506, 506, 30)
+    tiny = preset.fitted(100)
+    assert (tiny.batch_size, tiny.epochs) == (256, 100)
+    assert PRESETS["mf", "bpr"].fitted(100) == PRESETS["mf", "bpr"]
