@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from graphhash.errors import DataError
 from pipeline.cli.options import Epilog, print_table, write_json
 
 
@@ -46,7 +47,10 @@ def recommend(
     from pipeline.storage.uris import bundle_folder
 
     if users_file is not None:
-        user_ids += tuple(read_ids(Path(users_file)))
+        try:
+            user_ids += tuple(read_ids(Path(users_file)))
+        except DataError as error:
+            raise click.UsageError(str(error)) from error
     if not user_ids:
         raise click.UsageError("give --user-id ID or --users-file FILE")
     excluded = [part for part in (exclude or "").split(",") if part]

@@ -6,6 +6,7 @@ decimals are text. In text files the first 1,000 ids of a file decide (`pipeline
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from pipeline.logs.values import SAMPLE_IDS, is_number, is_text, kind_of, plain,
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
 
+logger = logging.getLogger(__name__)
+
 # Whole lines of about so many bytes show the ids of a text file.
 HEAD_BYTES = 2**16
 
@@ -35,6 +38,8 @@ def open_sources(data: DataConfig) -> tuple[list[Source], Columns]:
     sources = skip_empty(find_sources(path, data.format, data.split, CsvFormat.of(data)), path)
     columns = Columns(data.user_column, data.item_column, data.weight_column)
     user_kind, item_kind = find_kinds(sources, columns, (data.user_kind, data.item_kind))
+    weights = f"weights {columns.weight}" if columns.weight else "every row weighs 1"
+    logger.info("columns: users %s (%s), items %s (%s), %s", columns.user, user_kind, columns.item, item_kind, weights)
     return sources, replace(columns, user_kind=user_kind, item_kind=item_kind)
 
 

@@ -182,13 +182,15 @@ def test_a_nameless_index_is_left_out_and_said(tmp_path):
 # ---- ids
 
 
-def test_ids_that_are_mostly_numbers_are_text_by_option(tmp_path):
+def test_ids_that_are_mostly_numbers_are_text_by_option(tmp_path, caplog):
     path = write(
         tmp_path / "log.csv", "user_id,item_id\n" + "".join(f"{n},{n}{'A' * (n % 7 == 0)}\n" for n in range(1, 50))
     )
     with refused(r"row 8: .*--item-kind string"):
         read(path)
-    assert read(path, item_kind="string")[0][6] == (7, "7A")
+    with caplog.at_level("INFO"):
+        assert read(path, item_kind="string")[0][6] == (7, "7A")
+    assert "columns: users user_id (int64), items item_id (string), every row weighs 1" in caplog.text
     assert read(path, item_kind="string", user_kind="string")[0][0] == ("1", "1")
 
 
@@ -323,6 +325,7 @@ def n_rows_of(path: Path) -> int | None:
         return None
 
 
+@pytest.mark.timeout(3600)  # With more mutations (GRAPHHASH_MUTATIONS).
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_no_damage_shows_a_traceback_or_loses_a_row(kind, tmp_path):
     rng = random.Random(7)
