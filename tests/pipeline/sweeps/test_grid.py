@@ -112,3 +112,21 @@ def test_runs_of_one_seed_reuse_each_others_log():
             for twin, other in specs.items()
             if twin.seed == point.seed and twin != point
         }
+
+
+def test_runs_that_store_what_another_trains_come_after_it():
+    from pipeline.sweeps.grid import in_waves
+
+    base = RunConfig.from_flat({"data.path": "log", "run.out": "cmp"})
+    budgets = [Budget("ratio", 0.25), Budget("ratio", 0.1)]
+
+    def names(methods):
+        specs = grid_specs(base, make_grid(methods, ["mf"], [0], budgets, "retrieval"), [])
+        return [[spec.title.split()[0] for spec in wave] for wave in in_waves(specs)]
+
+    assert names(["full_int8", "full_pq", "full", "soft"]) == [
+        ["full", "soft", "soft"],
+        ["full_int8", "full_pq", "full_pq"],
+    ]
+    # One of them trains where nobody else does.
+    assert names(["full_int8", "full_pq"]) == [["full_int8"], ["full_pq", "full_pq"]]
