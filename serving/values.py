@@ -34,6 +34,8 @@ WHOLE = rf"[ \t]*{PLAIN_INTEGER}(?:\.0*)?[ \t]*"
 NUMBER = r"[ \t]*[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))[ \t]*"
 # Whole numbers above this may have been rounded on their way into a float.
 EXACT = 2**53
+# No id has more digits; Python refuses to write thousands of them.
+_LONGEST = 10**80
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 # Digits of the directives that have a fixed number of them.
 _WIDTHS = {"Y": 4, "y": 2, "m": 2, "d": 2, "H": 2, "I": 2, "M": 2, "S": 2, "j": 3}
@@ -90,7 +92,7 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, (bool, np.bool_)):
         return "true" if value else "false"
     if isinstance(value, (int, np.integer)):
-        return str(int(value))
+        return str(int(value)) if abs(int(value)) < _LONGEST else None
     if isinstance(value, (float, np.floating)):
         if float(value).is_integer():
             return str(int(value)) if abs(float(value)) <= EXACT else None

@@ -21,6 +21,7 @@ from serving.http.answers import Limits
 from serving.http.app import create_app
 from serving.http.ctr_app import create_ctr_app
 from serving.http.live_bundle import LiveBundle
+from serving.raw_ids import as_id_array
 from tests.helpers.asgi_client import Answer, AsgiClient
 from tests.helpers.small_ctr import export_small, raw_log, small_ctr
 from tests.helpers.small_models import INT_IDS, STRING_IDS, small_model
@@ -117,12 +118,15 @@ def check_retrieval(retriever: Retriever, method: str, path: str, body: bytes, a
     asked, got = json.loads(body), answer.json()
     if path == "/v1/score":
         expected = retriever.score([asked["user_id"]], [asked["item_ids"]])
-        assert (got["user_id"], got["item_ids"]) == (asked["user_id"], asked["item_ids"])
+        types = retriever.manifest["id_types"]
+        assert [got["user_id"]] == as_id_array([asked["user_id"]], types["user_id"], "user_id").tolist()
+        assert got["item_ids"] == as_id_array(asked["item_ids"], types["item_id"], "item_ids").tolist()
         assert got["scores"] == expected.scores[0].tolist()
         assert got["known_items"] == expected.known_items[0].tolist()
         return
     expected = retriever.recommend(asked["user_ids"], asked.get("k", 20), asked.get("exclude"))
-    assert [result["user_id"] for result in got["results"]] == asked["user_ids"]
+    users = as_id_array(asked["user_ids"], retriever.manifest["id_types"]["user_id"], "user_ids")
+    assert [result["user_id"] for result in got["results"]] == users.tolist()
     assert [result["known"] for result in got["results"]] == expected.known.tolist()
     for result, ids, scores in zip(got["results"], expected.item_ids, expected.scores, strict=True):
         assert [item["item_id"] for item in result["items"]] == ids.tolist()
