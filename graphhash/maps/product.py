@@ -72,7 +72,7 @@ def product_quantize(
     if rotated:
         transform = faiss.OPQMatrix(dim, n_chunks)
         transform.pq = quantizer = faiss.ProductQuantizer(dim, n_chunks, n_bits)
-        quantizer.cp.seed = seed
+        quantizer.cp.seed, quantizer.cp.min_points_per_centroid = seed, 1
         transform.train(trained)
         matrix = faiss.vector_to_array(transform.A).reshape(dim, dim)
         rotation = matrix.astype(np.float16).astype(np.float32)
