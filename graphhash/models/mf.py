@@ -31,7 +31,7 @@ from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
 from graphhash.nn import _kernels
 from graphhash.nn.compressed import CompressedEmbedding
-from graphhash.nn.embedding import gradient_slices, read_both, threads_for
+from graphhash.nn.embedding import gradient_slices, threads_for
 from graphhash.nn.kinds import make_embeddings
 
 # Directions that training does not use keep their initial noise where weight decay is small. On Gowalla's full table 0.01
@@ -124,7 +124,7 @@ class MatrixFactorization(VectorModel):
         std: float = INITIAL_STD,
     ):
         super().__init__()
-        self.cosine = cosine
+        self.cosine, self.embedding_spec = cosine, embedding
         self.user_embedding, self.item_embedding = embeddings(users, items, dim, seed, std, spec=embedding)
         self.item_bias = nn.Parameter(torch.zeros(items.n_ids)) if item_bias else None
 
@@ -134,7 +134,7 @@ class MatrixFactorization(VectorModel):
 
     def pair_vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors of some users and some items, as in :meth:`vectors`: rows of shapes (n,) and (m,) in, (n, dim) and (m, dim) out."""
-        user_vectors, item_vectors = read_both(self.user_embedding, users, self.item_embedding, items)
+        user_vectors, item_vectors = self.user_embedding.read_with(users, self.item_embedding, items)
         return self.scaled(user_vectors), self.scaled(item_vectors)
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:

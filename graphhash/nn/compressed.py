@@ -18,13 +18,16 @@ writes the vectors of all ids, unless ``pipeline.retrieval.onnx_parts`` knows th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.quantization import row_bytes
+
+if TYPE_CHECKING:
+    from graphhash.nn.embedding import BucketEmbedding
 
 
 class StoredTable(NamedTuple):
@@ -83,6 +86,14 @@ class CompressedEmbedding(nn.Module, ABC):
 
     def before_epoch(self, epoch: int, n_epochs: int) -> None:
         """Called by the training before every epoch, which is numbered from 1: clusterings are renewed here."""
+
+    def bucket_parts(self) -> list[BucketEmbedding]:
+        """Bucket embeddings that this one reads through, if any: those whose rows a training step may read seldom."""
+        return []
+
+    def read_with(self, ids: Tensor, other: CompressedEmbedding, other_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """``self(ids), other(other_ids)``; ids of shapes (n,) and (m,)."""
+        return self(ids), other(other_ids)
 
     @property
     def map_bytes(self) -> int:

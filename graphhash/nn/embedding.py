@@ -181,6 +181,18 @@ class BucketEmbedding(CompressedEmbedding):
         """The one table, in ``precision``."""
         return [StoredTable(self.table, precision)]
 
+    def bucket_parts(self) -> list[BucketEmbedding]:
+        """This embedding alone."""
+        return [self]
+
+    def read_with(self, ids: Tensor, other: CompressedEmbedding, other_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """``self(ids), other(other_ids)``; a table that both share is read once."""
+        return (
+            read_both(self, ids, other, other_ids)
+            if isinstance(other, BucketEmbedding)
+            else (self(ids), other(other_ids))
+        )
+
     @property
     def n_folds(self) -> int:
         return 0 if self.fold_rows is None else (len(self.fold_rows) - 1) // self.n_ids
@@ -256,11 +268,9 @@ def read_table(
 
 
 def read_both(
-    left: CompressedEmbedding, left_ids: Tensor, right: CompressedEmbedding, right_ids: Tensor
+    left: BucketEmbedding, left_ids: Tensor, right: BucketEmbedding, right_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``left(left_ids), right(right_ids)``, at once where both read one table on a CPU; ids of shapes (n,) and (m,)."""
-    if not (isinstance(left, BucketEmbedding) and isinstance(right, BucketEmbedding)):
-        return left(left_ids), right(right_ids)
     table = left.table
     plain = (
         table.device.type == "cpu"

@@ -15,6 +15,7 @@ from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.dhe import DeepHashEmbedding
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.product import ProductEmbedding
+from graphhash.nn.residual import ResidualEmbedding
 from graphhash.nn.robe import RobeEmbedding
 
 
@@ -97,12 +98,21 @@ def _cce(side: Side) -> ClusteredEmbedding:
     )  # fmt: skip
 
 
+def _residual(side: Side) -> ResidualEmbedding:
+    assert side.users is None or isinstance(side.users, ResidualEmbedding)
+    return ResidualEmbedding(
+        side.bucket_map, side.dim, own_dim=side.size("own_dim"), own_bits=side.size("own_bits"),
+        std=side.std, generator=side.generator, users=side.users,
+    )  # fmt: skip
+
+
 KINDS: dict[str, Callable[[Side], CompressedEmbedding]] = {
     "bucket": _bucket,
     "product": _product,
     "cce": _cce,
     "robe": _robe,
     "dhe": _dhe,
+    "residual": _residual,
 }
 
 

@@ -141,10 +141,19 @@ def add_table(
 
 
 @dataclass(frozen=True)
+class StoredResidual:
+    """What vectors of ids have beside table rows: numbers of the id's own, shape (n_entries, own_dim), times a float32 projection."""
+
+    own: Table
+    projection: str
+
+
+@dataclass(frozen=True)
 class StoredMap:
     """Names of a bucket map's tensors; None for rows: an id's row is its number; None for codebook and codes: weights are 1.
 
     ``starts`` is the first table row of every index, where rows are places in blocks.
+    ``residual`` is added to the vectors that are read through the map.
     """
 
     rows: str | None
@@ -152,6 +161,7 @@ class StoredMap:
     codes: str | None
     indices_per_id: int
     starts: str | None = None
+    residual: StoredResidual | None = None
 
     @classmethod
     def add(cls, graph: Graph, name: str, bucket_map: BucketMap, n_entries: int | None = None) -> StoredMap:
@@ -187,6 +197,8 @@ class StoredMap:
         return buckets if self.starts is None else graph.node("Add", [buckets, self.starts], f"{name}_buckets")
 
 
+# An id's row is its number.
+IDENTITY = StoredMap(None, None, None, 1)
 Entry = str | Callable[[Graph, str], str] | None
 
 
@@ -197,7 +209,15 @@ def read_vectors(graph: Graph, name: str, table: Table | ProductTable, stored: S
         entry: a tensor of their numbers, int64, shape (n,); or a function that cuts them out of a stored array, which it
             gets with the graph; None: all of them.
     """
+    vectors = _read_rows(graph, name, table, stored, entry)
+    if stored.residual is None:
+        return vectors
+    own = _read_rows(graph, f"{name}_own", stored.residual.own, IDENTITY, entry)
+    residual = graph.node("MatMul", [own, stored.residual.projection], f"{name}_residual")
+    return graph.node("Add", [vectors, residual], f"{name}_with_residual")
 
+
+def _read_rows(graph: Graph, name: str, table: Table | ProductTable, stored: StoredMap, entry: Entry) -> str:
     def of_entry(part: str) -> str:
         if entry is None:
             return part

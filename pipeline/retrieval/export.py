@@ -23,7 +23,6 @@ from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import AllItemScores, RetrievalModel, VectorModel
 from graphhash.nn.compressed import CompressedEmbedding
-from graphhash.nn.embedding import BucketEmbedding
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
 from pipeline.export.publish import oov_id, save_graph, staged_bundle
@@ -253,11 +252,12 @@ def _check_fit(side: str, embedding: CompressedEmbedding, bucket_map: BucketMap,
             f"{len(vocabulary)} {side} ids, but the {side} map has {bucket_map.n_ids}; "
             "pass the vocabulary of the same run"
         )
-    if not isinstance(embedding, BucketEmbedding):
-        return
-    # As large as the map, and cheap beside what a mix-up of two runs would cost.
-    same = embedding.n_buckets == bucket_map.n_buckets and np.array_equal(embedding.rows.cpu().numpy(), bucket_map.rows)
-    if not same or not np.array_equal(embedding.weights.cpu().numpy(), bucket_map.weights):
+    # The first part is the one that reads its table through the map.
+    for part in embedding.bucket_parts()[:1]:
+        # As large as the map, and cheap beside what a mix-up of two runs would cost.
+        same = part.n_buckets == bucket_map.n_buckets and np.array_equal(part.rows.cpu().numpy(), bucket_map.rows)
+        if same and np.array_equal(part.weights.cpu().numpy(), bucket_map.weights):
+            continue
         raise ArgumentError(f"the {side} map is not the one the model was made with; pass the map of the same run")
 
 

@@ -225,8 +225,7 @@ def seldom_read(model: RetrievalModel, loss: LossSettings, batch_size: int | Non
     if batch_size is None or loss.name == "ials" or isinstance(model, LightGCN):
         return []  # Every vector is read.
     of_users, of_items = model.user_embedding, model.item_embedding
-    if not (isinstance(of_users, BucketEmbedding) and isinstance(of_items, BucketEmbedding)):
-        return []
     # A user, an item and negatives; both sides may have one table.
     n_negatives = batch_size if loss.name == "bpr" else loss.negatives if loss.name in SHARED_LOSSES else 0
-    return seldom_embeddings([(of_users, batch_size), (of_items, batch_size + n_negatives)])
+    reads = ((of_users, batch_size), (of_items, batch_size + n_negatives))
+    return seldom_embeddings((part, n_ids) for embedding, n_ids in reads for part in embedding.bucket_parts())

@@ -15,6 +15,7 @@ from graphhash.models.mf import RetrievalModel, VectorModel
 from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.product import ProductEmbedding
+from graphhash.nn.residual import ResidualEmbedding
 from pipeline.export.layers import as_array
 
 # Numbers of a table, 64 MiB, up to which a materialized graph reads it in float32.
@@ -25,11 +26,21 @@ _USER_VALUES = 2**24
 
 
 @dataclass(frozen=True)
+class Residual:
+    """Numbers of ids' own, float32, shape (n_ids + 1, own_dim), in ``bits`` beside tables in int8 or int4, and their projection."""
+
+    own: NDArray[np.float32]
+    bits: int
+    projection: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Parts:
     """What of a model is stored: tables, float32, shape (n_rows, dim), or product codes, the maps into them, and the bias.
 
     Args:
         cosine: vectors are scaled to length 1 when they are read.
+        user_residual, item_residual: what is added to the vectors read from the tables; None: nothing.
     """
 
     user_table: NDArray[np.float32] | ProductCodes
@@ -38,6 +49,8 @@ class Parts:
     item_map: BucketMap
     item_bias: NDArray[np.float32] | None
     cosine: bool = False
+    user_residual: Residual | None = None
+    item_residual: Residual | None = None
 
     @property
     def dim(self) -> int:
@@ -51,24 +64,33 @@ def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap
     cosine = isinstance(model, VectorModel) and model.cosine
     of_users, of_items = model.user_embedding, model.item_embedding
     if not isinstance(model, LightGCN):
-        return Parts(_table(of_users), _table(of_items), user_map, item_map, bias, cosine)
+        tables = _table(of_users), _table(of_items)
+        return Parts(*tables, user_map, item_map, bias, cosine, _residual(of_users), _residual(of_items))
     users, items = (as_array(of_side) for of_side in model.vectors_with_oov())
     return Parts(users, items, full_map(user_map.n_ids), full_map(item_map.n_ids), bias, cosine)
 
 
 def _table(embedding: CompressedEmbedding) -> NDArray[np.float32] | ProductCodes:
-    """What is stored of an embedding: its table, its product codes, or, of any other kind, the vectors of all ids and of the OOV id."""
+    """What is stored of an embedding: its table, behind a residual or not, its product codes, or, of any other kind, the vectors of all ids and of the OOV id."""
     if isinstance(embedding, BucketEmbedding):
         return as_array(embedding.table)
     if isinstance(embedding, ProductEmbedding):
         return embedding.product_codes()
+    if isinstance(embedding, ResidualEmbedding):
+        return as_array(embedding.mixture.table)
     return as_array(embedding(torch.arange(embedding.n_ids + 1, device=embedding.device)))
 
 
 def stores_vectors(model: RetrievalModel) -> bool:
     """Whether a graph holds a vector of every id, because it cannot compute them from what the model stores."""
-    known = (BucketEmbedding, ProductEmbedding)
+    known = (BucketEmbedding, ProductEmbedding, ResidualEmbedding)
     return not isinstance(model, LightGCN) and not isinstance(model.user_embedding, known)
+
+
+def _residual(embedding: CompressedEmbedding) -> Residual | None:
+    if not isinstance(embedding, ResidualEmbedding):
+        return None
+    return Residual(as_array(embedding.own.table), embedding.own_bits, as_array(embedding.projection))
 
 
 def materialized_users(user_map: BucketMap, dim: int) -> int:

@@ -29,10 +29,20 @@ from onnx import TensorProto, helper
 from graphhash.maps.product import ProductCodes
 from graphhash.maps.quantization import bias_dtype
 from graphhash.models.mf import LEAST_LENGTH, RetrievalModel
+from graphhash.nn.residual import own_precision, projection_precision
 from pipeline.export.graph import Graph
-from pipeline.export.tables import ProductTable, StoredMap, Table, add_table, as_stored, read_vectors
+from pipeline.export.tables import (
+    IDENTITY,
+    ProductTable,
+    StoredMap,
+    StoredResidual,
+    Table,
+    add_table,
+    as_stored,
+    read_vectors,
+)
 from pipeline.retrieval.onnx_chunks import Chunk, padded, scan_chunks, split_evenly
-from pipeline.retrieval.onnx_parts import Parts, materialized_users, unpacked_rows
+from pipeline.retrieval.onnx_parts import Parts, Residual, materialized_users, unpacked_rows
 
 # Table rows that a chunk's vectors are read from; at dim 64 they are 2 MiB as float32.
 _CHUNK_ROWS = 2**13
@@ -80,6 +90,7 @@ class Scores:
             self.n_columns = self.chunk * self.n_sums * _PER_SUM
         self._store(graph, parts, precision)
         user_map = StoredMap.add(graph, "user", parts.user_map)
+        user_map = self._with_residual(graph, "user", user_map, parts.user_residual, precision)
         if not compressed:
             self._unpack_tables(graph, parts)
             self.blocks = self._materialized_vectors(graph, "item", self.item_table, self.map, n_entries)
@@ -106,13 +117,28 @@ class Scores:
         else:
             self.user_table = add_table(graph, "user", parts.user_table, precision)
             self.item_table = add_table(graph, "item", item_table, precision)
-        self.map = StoredMap.add(graph, "item", parts.item_map, self.n_columns)
+        stored = StoredMap.add(graph, "item", parts.item_map, self.n_columns)
+        self.map = self._with_residual(graph, "item", stored, parts.item_residual, precision)
         self.bias: str | None = None
         if parts.item_bias is not None:
             # The OOV entry has none.
             bias = padded(as_stored(parts.item_bias, "item bias", bias_dtype(precision)), self.n_columns)
             stored = graph.constant("item_bias", bias)
             self.bias = stored if bias.dtype == np.float32 else graph.cast(stored, "bias", TensorProto.FLOAT)
+
+    def _with_residual(
+        self, graph: Graph, side: str, stored: StoredMap, residual: Residual | None, precision: str
+    ) -> StoredMap:
+        """The map with the ids' own numbers, as `{side}_own_table`, padded as the map of items is; both sides have one `projection`."""
+        if residual is None:
+            return stored
+        own = padded(residual.own, self.n_columns) if side == "item" else residual.own
+        table = Table.add(graph, f"{side}_own", own, own_precision(precision, residual.bits))
+        if side == "item":
+            dtype = projection_precision(precision)
+            name = graph.constant("projection", as_stored(residual.projection, "projection", dtype))
+            self.projection = name if dtype == "float32" else graph.cast(name, "projection_read", TensorProto.FLOAT)
+        return replace(stored, residual=StoredResidual(table, self.projection))
 
     def _unpack_tables(self, graph: Graph, parts: Parts) -> None:
         """Read small tables as float32: a request then has fewer nodes, and an id's rows are unpacked once."""
@@ -289,9 +315,13 @@ class Scores:
         return scan_chunks(graph, "buckets", n_rows, n_rows // self.n_tables, of_buckets)
 
     def _scan_sums(self, graph: Graph) -> str:
-        """`sum_j weights[item, j] * <user, table[rows[item, j]]>`: buckets first, then items."""
+        """`sum_j weights[item, j] * <user, table[rows[item, j]]>`: buckets first, then items; and `<user @ projection.T, own[item]>`."""
         buckets = self._scan_buckets(graph)
         lengths = self._item_lengths(self.shared) if self.cosine else None
+        residual = self.map.residual
+        users_own = ""
+        if residual is not None:
+            users_own = graph.node("Gemm", [self.users, residual.projection], "users_projected", transB=1)
         batch = graph.node("Shape", [self.users], "n_few", end=1)
 
         def of_items(body: Graph, part: Chunk) -> str:
@@ -312,6 +342,10 @@ class Scores:
             elif self.map.starts is not None:
                 sums = body.node("Reshape", [sums, "per_index"], "sum_terms_of_item")
                 sums = body.node("ReduceSum", [sums, body.axis(2)], "sum_of_item", keepdims=0)
+            if residual is not None:
+                own = read_vectors(body, "sum_own", residual.own, IDENTITY, part)
+                own = body.node("Gemm", [users_own, own], "sum_of_own", transB=1)
+                sums = body.node("Add", [sums, own], "sum_and_own")
             if lengths is not None:
                 sums = body.node("Div", [sums, part(body, lengths)], "sum_over_length")
             return sums if self.bias is None else body.node("Add", [sums, part(body, self.bias)], "sum_and_bias")

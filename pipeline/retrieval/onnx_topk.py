@@ -36,7 +36,7 @@ def has_buckets_first(parts: Parts) -> bool:
     """Whether items of a bucket differ by their bias alone, and buckets are few."""
     item_map = parts.item_map
     plain = not item_map.identity and item_map.codebook is None and not item_map.shared
-    return plain and item_map.n_buckets <= MOST_BUCKETS * item_map.n_ids
+    return plain and parts.item_residual is None and item_map.n_buckets <= MOST_BUCKETS * item_map.n_ids
 
 
 def with_ordered_buckets(parts: Parts) -> Parts:

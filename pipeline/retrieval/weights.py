@@ -104,16 +104,24 @@ def with_more_ids(
 ) -> MatrixFactorization:
     """A trained model with ids that were folded in later; its tables are the trained ones, and rows of folded-in users.
 
+    Numbers of the new ids' own (``graphhash.nn.residual``) are zero.
+
     Args:
         maps: by side, "users" and "items", with the new ids after the trained ones.
         item_bias: of the new items, shape (n_new,); not used where the model has none.
         user_rows: of folded-in users, float32, shape (n_rows, dim); they stand before the out-of-vocabulary row.
     """
     has_bias = trained.item_bias is not None
-    dim, cosine = trained.user_embedding.dim, trained.cosine
-    model = MatrixFactorization(maps["users"], maps["items"], dim, item_bias=has_bias, seed=0, cosine=cosine)
+    dim, cosine, spec = trained.user_embedding.dim, trained.cosine, trained.embedding_spec
+    both = maps["users"], maps["items"]
+    model = MatrixFactorization(*both, dim, item_bias=has_bias, seed=0, embedding=spec, cosine=cosine)
     weights = dict(trained.named_parameters())
     more = {"item_bias": (len(weights.get("item_bias", ())), item_bias), "user_embedding.table": (-1, user_rows)}
+    for side in ("user_embedding", "item_embedding"):
+        name = f"{side}.own.table"
+        if name in weights:
+            n_new = getattr(model, side).n_ids - getattr(trained, side).n_ids
+            more[name] = (-1, np.zeros((n_new, weights[name].shape[1]), np.float32))
     for name, parameter in model.named_parameters():
         place, rows = more.get(name, (0, item_bias[:0]))
         parts: Sequence[torch.Tensor] = (
