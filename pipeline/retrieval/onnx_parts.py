@@ -71,7 +71,8 @@ def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap
 
 
 def _table(embedding: CompressedEmbedding) -> NDArray[np.float32] | ProductCodes:
-    """What is stored of an embedding: its table, behind a residual or not, its product codes, or, of any other kind, the vectors of all ids and of the OOV id."""
+    """What is stored of an embedding: its table, without what a residual adds, its product codes, or, of any other kind, all vectors, that
+    of the OOV id last."""
     if isinstance(embedding, BucketEmbedding):
         return as_array(embedding.table)
     if isinstance(embedding, ProductEmbedding):

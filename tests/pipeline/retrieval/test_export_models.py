@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap, full_map, plain_map
+from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.maps.hashes import double_map, modulo_map
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import MatrixFactorization
@@ -61,13 +62,21 @@ COSINE_MODELS = {
     "mf, cosine": lambda u, i, bias: MatrixFactorization(u, i, DIM, item_bias=bias, seed=0, cosine=True),
     "lightgcn, cosine": lambda u, i, bias: lightgcn(u, i, bias, cosine=True),
 }
+OWN = EmbeddingSpec("residual", {"own_dim": 5, "own_bits": 4})
+RESIDUAL_MODELS = {
+    "mf, residual": lambda u, i, bias: MatrixFactorization(u, i, DIM, item_bias=bias, seed=0, embedding=OWN),
+    "mf, residual, cosine": lambda u, i, bias: MatrixFactorization(
+        u, i, DIM, item_bias=bias, seed=0, embedding=OWN, cosine=True
+    ),
+}
 # LightGCN stores its vectors, whatever the maps.
 CASES = [(kind, maps) for kind in (*MODELS, "mf, cosine") for maps in MAPS] + [("lightgcn, cosine", "soft")]
+CASES += [("mf, residual", "soft"), ("mf, residual", "modulo"), ("mf, residual, cosine", "soft, shared table")]
 
 
 def trained(kind: str, maps: str, item_bias: bool):
     users, items = MAPS[maps](np.random.default_rng(1))
-    model = (MODELS | COSINE_MODELS)[kind](users, items, item_bias)
+    model = (MODELS | COSINE_MODELS | RESIDUAL_MODELS)[kind](users, items, item_bias)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(2)
         for parameter in model.parameters():
