@@ -209,6 +209,12 @@ class MapConfig:
     codes_per_id: Annotated[int | None, Field(ge=1, le=65536)] = None
     """Codes of one byte per id of `additive`, and of `full_pq` and `full_opq`, where it divides the dim; None: as many as the budget
     affords."""
+    own_dim: Annotated[int | None, Field(ge=1, le=4096)] = None
+    """Numbers of an id's own of `residual`; None: 16, or fewer where the budget in bytes is small."""
+    own_bits: Annotated[int | None, Field(ge=4, le=8, multiple_of=4)] = None
+    """Bits of each, 8 or 4, beside tables stored in int8 or int4; None: 8, or 4 where the budget in bytes is small."""
+    residual_dim: Annotated[int | None, Field(ge=1, le=65536)] = None
+    """Length of the vectors of `residual`; None: `train.dim`, or twice that where the budget in bytes affords it."""
     item_bias: bool | None = None
     """One trained scalar per item; None: on for `soft`, off for the others."""
     seed: Seed = 0

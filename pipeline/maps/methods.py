@@ -310,4 +310,9 @@ METHODS: dict[str, Method] = {
         indices_per_id=20, least_indices=2, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02,
         precision="int4",
     ),
+    "residual": Method(
+        _soft, "the mixture of soft, plus a few numbers of the id's own times one matrix",
+        indices_per_id=10, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02, precision="int4",
+        embedding="residual", sized=True,
+    ),
 }  # fmt: skip

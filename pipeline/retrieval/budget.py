@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from graphhash.errors import DataError
+from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.maps.quantization import bias_dtype, row_bytes
 from graphhash.models.neumf import layer_numbers
-from pipeline.config.run_config import RunConfig
+from pipeline.config.run_config import MapConfig, RunConfig
 from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.retrieval.defaults import DEFAULT_BUDGET, planned_precision_of
 from pipeline.retrieval.presets import default_settings
+from pipeline.retrieval.residual_sizes import ResidualSizes, default_sizes, residual_sizes
 from pipeline.retrieval.sizes import SizeBudget, embedding_spec, small_dim
 from pipeline.task import budget_of
 
@@ -84,6 +86,7 @@ class BudgetSettings:
         enough_rows: rows per id of a dense graph from which an id's own row is what it reads first.
         indices_per_id, hops, item_bias: as in ``pipeline.config.sections.MapConfig``.
         loss: name of the training loss.
+        map: sizes of method `residual`.
     """
 
     ratio: float | None
@@ -94,6 +97,7 @@ class BudgetSettings:
     hops: str
     item_bias: bool | None
     loss: str
+    map: MapConfig = field(default_factory=MapConfig)
 
     @classmethod
     def of(cls, config: RunConfig) -> BudgetSettings:
@@ -108,6 +112,7 @@ class BudgetSettings:
             hops=config.map.hops,
             item_bias=config.map.item_bias,
             loss=train.loss,
+            map=config.map,
         )
 
     def spendable(self, ratio: float, size: GraphSize) -> float:
@@ -139,6 +144,10 @@ def _sizes(config: RunConfig, name: str, size: GraphSize, n_rows: int, precision
     method, settings = METHODS[name], BudgetSettings.of(config)
     if not method.sized:
         return {}
+    if method.embedding == "residual":
+        sizes = _residual(settings, precision, size)
+        numbers = {"own_dim": sizes.own_dim, "own_bits": sizes.own_bits}
+        return {"dim": sizes.dim, "embedding": EmbeddingSpec("residual", numbers, config.map.seed)}
     # Rows, or a resolution, allow the bytes of as many rows of int8, which is what hashes are stored in.
     n_bytes = (
         n_rows * row_bytes(settings.dim, "int8") if settings.ratio is None else settings.spendable(settings.ratio, size)
@@ -147,6 +156,19 @@ def _sizes(config: RunConfig, name: str, size: GraphSize, n_rows: int, precision
     if method.embedding == "bucket":
         return {"dim": small_dim(budget)}
     return {"embedding": embedding_spec(name, method.embedding, budget, config.map)}
+
+
+def _residual(settings: BudgetSettings, precision: str, size: GraphSize) -> ResidualSizes:
+    """Sizes of method `residual` at the budget."""
+    if settings.ratio is None:
+        return default_sizes(settings.dim, settings.map)
+    n_bytes = settings.spendable(settings.ratio, size) - _bias_bytes(settings, "residual", precision, size)
+    return residual_sizes(SizeBudget(int(n_bytes), size.n_users, size.n_items, settings.dim, precision), settings.map)
+
+
+def _bias_bytes(settings: BudgetSettings, name: str, precision: str, size: GraphSize) -> int:
+    has_bias = METHODS[name].with_bias(settings.item_bias, settings.loss)
+    return np.dtype(bias_dtype(precision)).itemsize * size.n_items if has_bias else 0
 
 
 def planned_precisions(config: RunConfig) -> dict[str, str]:
@@ -184,6 +206,8 @@ def indices_per_id(settings: BudgetSettings, name: str, precision: str, size: Gr
         precision: in which the budget counts rows.
     """
     method = METHODS[name]
+    if method.embedding == "residual":
+        return _residual(settings, precision, size).indices_per_id
     if settings.indices_per_id is not None or settings.ratio is None or not method.free_indices:
         return method.resolve_indices(settings.indices_per_id)
     whole, row = settings.spendable(settings.ratio, size), row_bytes(settings.dim, precision)
@@ -237,12 +261,13 @@ def _affordable(
 ) -> int:
     """Table rows of a method within ``n_bytes``, of both sides together; less than 0 where its maps take more."""
     method = METHODS[name]
-    has_bias = method.with_bias(settings.item_bias, settings.loss)
-    bias = np.dtype(bias_dtype(precision)).itemsize if has_bias else 0
+    if method.embedding == "residual":
+        return _residual(settings, precision, size).n_rows
+    bias = _bias_bytes(settings, name, precision, size)
 
     def rows(itemsize: int) -> int:
         """Where a row number takes ``itemsize`` bytes."""
-        others = method.map_bytes(n_indices, itemsize, size.n_users, size.n_items) + bias * size.n_items
+        others = method.map_bytes(n_indices, itemsize, size.n_users, size.n_items) + bias
         return int((n_bytes - others) // row_bytes(settings.dim, precision))
 
     # 16-bit row numbers do where no table outgrows them.

@@ -59,7 +59,7 @@ def small_dim(budget: SizeBudget) -> int:
         dim for dim in range(1, budget.dim + 1) if budget.n_ids * row_bytes(dim, budget.precision) <= budget.n_bytes
     ]
     if not fitting:
-        raise _too_small("full_small_dim", budget, budget.n_ids * row_bytes(1, budget.precision))
+        raise too_small("full_small_dim", budget, budget.n_ids * row_bytes(1, budget.precision))
     return fitting[-1]
 
 
@@ -83,7 +83,7 @@ def _product(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
         divisors = [n for n in range(1, budget.dim + 1) if budget.dim % n == 0]
         fitting = [n for n in divisors if fixed + n * budget.n_ids <= budget.n_bytes]
         if not fitting:
-            raise _too_small(method, budget, fixed + budget.n_ids)
+            raise too_small(method, budget, fixed + budget.n_ids)
         n_codes = fitting[-1]
     elif budget.dim % n_codes:
         raise DataError(f"map.codes_per_id={n_codes} does not divide train.dim={budget.dim}; use a divisor of it")
@@ -122,7 +122,7 @@ def _cce(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
             users = max(1, min(rows - 1, rows * budget.n_users // (budget.n_users + budget.n_items), 2**16))
             items = min(rows - users, 2**16)
             return {"n_chunks": n_chunks, "user_rows": users, "item_rows": items, "n_clusterings": CCE_CLUSTERINGS}
-    raise _too_small(method, budget, least)
+    raise too_small(method, budget, least)
 
 
 def _robe(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
@@ -130,7 +130,7 @@ def _robe(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
     row = row_bytes(budget.dim, budget.precision)
     rows = (budget.n_bytes - 8 * budget.dim) // row
     if rows < 1:
-        raise _too_small(method, budget, 8 * budget.dim + row)
+        raise too_small(method, budget, 8 * budget.dim + row)
     return {"rows": rows, "block": math.gcd(ROBE_BLOCK, budget.dim)}
 
 
@@ -148,7 +148,7 @@ def _dhe(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
     while n_bytes(width + 1) <= budget.n_bytes:
         width += 1
     if width < 2:
-        raise _too_small(method, budget, n_bytes(2))
+        raise too_small(method, budget, n_bytes(2))
     return {"n_hashes": width, "width": width, "n_layers": DHE_LAYERS}
 
 
@@ -161,7 +161,8 @@ SIZES: dict[str, Callable[[str, SizeBudget, MapConfig], Sizes]] = {
 }
 
 
-def _too_small(method: str, budget: SizeBudget, least: int) -> DataError:
+def too_small(method: str, budget: SizeBudget, least: int) -> DataError:
+    """The error of a budget below ``least`` bytes."""
     ratio = least / (4 * budget.dim * budget.n_ids)
     return DataError(
         f"method {method!r} needs {least:,} bytes, {ratio:.2%} of the full tables', and the budget leaves it {budget.n_bytes:,}; "

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from pipeline.tracking.onnx_model import ModelCall
     from pipeline.training.job import TrainingSession
 
+# Sizes of method `residual`.
+RESIDUAL_FIELDS = ("map.own_dim", "map.own_bits", "map.residual_dim")
+
 
 class Retrieval:
     """Implements `pipeline.task.Task`."""
@@ -86,6 +89,7 @@ class Retrieval:
             "map.indices_per_id",
             "map.hops",
             "map.codes_per_id",
+            *RESIDUAL_FIELDS,
             "map.item_bias",
             "map.seed",
             "train.model",
@@ -129,6 +133,7 @@ class Retrieval:
         "train.model",
         "train.loss",
         "train.dim",
+        *RESIDUAL_FIELDS,
     )
     # Settings of task `ctr`, and files whose content counts.
     unread_fields = frozenset(
@@ -230,6 +235,8 @@ class Retrieval:
 
         values = chosen(config, self.stage_fields["train"])
         codes = {"map.codes_per_id": values.pop("map.codes_per_id")}
+        if METHODS[method].embedding != "residual":
+            values = {key: value for key, value in values.items() if key not in RESIDUAL_FIELDS}
         if METHODS[method].trained_as is not None:
             values = {}
         if METHODS[method].embedding == "product":

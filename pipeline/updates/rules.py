@@ -297,5 +297,6 @@ RULES: dict[str, Rule] = {
     "multilevel": Rule(_multilevel, f"{_BY_GAIN}, at each level", 2),
     "baco": Rule(_baco, f"{_BY_GAIN}, users to the second best as well", 1),
     "soft": Rule(_soft, _BY_AFFINITY, 1),
+    "residual": Rule(_soft, f"{_BY_AFFINITY}; numbers of their own are zero", 1),
     "double_soft": Rule(_double_soft, f"{_BY_AFFINITY}, and {_BY_HASH}", 1),
 }

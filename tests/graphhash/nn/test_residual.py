@@ -71,7 +71,8 @@ def test_vectors_and_gradients_are_those_of_the_naive_implementation():
 
 def test_both_sides_share_table_and_projection_and_an_id_begins_as_its_mixture():
     users, items = made()
-    assert users.mixture.table is items.mixture.table and users.projection is items.projection
+    assert users.mixture.table is items.mixture.table
+    assert users.projection is items.projection
     residual = users.all() - users.mixture.all()
     assert 0 < residual.std() < 0.2 * users.mixture.all().std()
 
