@@ -60,8 +60,8 @@ class ResidualEmbedding(CompressedEmbedding):
         if own_dim < 1:
             raise ArgumentError(f"own_dim must be at least 1, got {own_dim}")
         self.n_ids, self.dim, self.own_bits = bucket_map.n_ids, dim, own_bits
-        table = users.mixture.table if users is not None and bucket_map.shared else None
-        self.mixture = BucketEmbedding(bucket_map, dim, std=std, generator=generator, table=table)
+        table: nn.Parameter | None = users.mixture.table if users is not None and bucket_map.shared else None
+        self.mixture: BucketEmbedding = BucketEmbedding(bucket_map, dim, std=std, generator=generator, table=table)
         self.own = BucketEmbedding(full_map(bucket_map.n_ids), own_dim, std=OWN_STD * std, generator=generator)
         if users is None:
             self.projection = nn.Parameter(torch.randn(own_dim, dim, generator=generator) / math.sqrt(own_dim))

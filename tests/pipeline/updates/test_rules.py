@@ -43,8 +43,8 @@ def some_edges(rng, graph) -> csr_array:
     return csr_array(dense)
 
 
-def test_every_method_that_is_a_bucket_map_has_a_rule():
-    assert RULES.keys() == {name for name, method in METHODS.items() if method.embedding == "bucket"}
+def test_every_method_that_reads_a_bucket_map_has_a_rule():
+    assert RULES.keys() == {name for name, method in METHODS.items() if method.embedding in ("bucket", "residual")}
 
 
 # `lsh` needs features, and assigns nothing, as `full`.
