@@ -117,8 +117,8 @@ class Scores:
         else:
             self.user_table = add_table(graph, "user", parts.user_table, precision)
             self.item_table = add_table(graph, "item", item_table, precision)
-        stored = StoredMap.add(graph, "item", parts.item_map, self.n_columns)
-        self.map = self._with_residual(graph, "item", stored, parts.item_residual, precision)
+        plain_map = StoredMap.add(graph, "item", parts.item_map, self.n_columns)
+        self.map = self._with_residual(graph, "item", plain_map, parts.item_residual, precision)
         self.bias: str | None = None
         if parts.item_bias is not None:
             # The OOV entry has none.
