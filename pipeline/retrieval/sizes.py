@@ -100,7 +100,7 @@ def _additive(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
     per_code = BLOCK_ROWS * row_bytes(budget.dim, budget.precision) + budget.n_ids
     n_codes = settings.codes_per_id or min(MAX_CODES_PER_ID, budget.n_bytes // per_code)
     if n_codes < 1:
-        raise _too_small(method, budget, per_code)
+        raise too_small(method, budget, per_code)
     return {"codes_per_id": n_codes}
 
 
