@@ -170,7 +170,7 @@ def test_an_mlflow_project_is_a_job_and_one_run_with_its_bundle_at_the_uri(head,
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert [run.info.status for run in runs] == ["FINISHED"]
     run_id = runs[0].info.run_id
-    assert {"recall_at_20", "test.recall_at_20"} <= runs[0].data.metrics.keys()
+    assert {"capped_recall_at_20", "test.recall_at_20"} <= runs[0].data.metrics.keys()
     assert len(client.get_metric_history(run_id, "loss")) == 3
     assert "bundle/model.onnx" in {file.path for file in client.list_artifacts(run_id, "bundle")}
     from pipeline.storage.uris import bundle_folder

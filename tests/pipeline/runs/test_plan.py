@@ -27,11 +27,11 @@ OTHER = {
     "run.experiment": "other",
     "run.mlflow": False,
 }
+LOG = "label,site\n1,a\n0,b\n"
 # Of settings that one task alone reads, for the task that does not.
 UNREAD = {
     "retrieval": {
         "train.hidden": ("9",),
-        "train.dropout": 0.5,
         "train.n_cross": 3,
         "train.structure": "parallel",
         "train.score": "log_loss",
@@ -54,7 +54,7 @@ UNREAD = {
 
 @pytest.fixture
 def base(tmp_path):
-    (tmp_path / "log.csv").write_text("x")
+    (tmp_path / "log.csv").write_text(LOG)
 
     def make(**settings) -> RunConfig:
         fixed = {"data.path": str(tmp_path / "log.csv"), "run.out": str(tmp_path / "out")}
@@ -83,7 +83,7 @@ def test_every_setting_is_read_by_a_stage_or_changes_no_output(task):
 def test_a_setting_that_no_stage_reads_changes_no_key(base, tmp_path, task):
     copy = tmp_path / "copy"
     copy.mkdir()
-    (copy / "log.csv").write_text("x")
+    (copy / "log.csv").write_text(LOG)
     before = plan(base(run__task=task), "export")
     others = OTHER | UNREAD[task] | {"data.path": str(copy / "log.csv"), "run.out": str(tmp_path / "elsewhere")}
     if task == "ctr":
