@@ -7,7 +7,7 @@ there the best weight decay is seven times as large for a seventh of the rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class Inputs:
         features: reads those of users and of items, shape (n_ids, n_features) each, for the method that needs some.
         stored: the same graph in files, where Ray tasks are to make the maps of soft methods; None: this process makes them.
         frequencies: how often every user and every item occurs, where that is another number than its ``degrees``.
+        n_rows: most communities, of both sides together, that a method sized by its own budget reads; None: all.
     """
 
     graph: csr_array
@@ -66,6 +67,7 @@ class Inputs:
     features: Callable[[], tuple[NDArray, NDArray]] | None = None
     stored: StoredGraph | None = None
     frequencies: tuple[NDArray, NDArray] | None = None
+    n_rows: int | None = None
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -151,6 +153,7 @@ class ResolvedMethod:
         l2_total: weight decay times the rows of the tables (retrieval), or of the training log (CTR).
         dim: length of an embedding; None: that of the configuration.
         embedding: kind and sizes of the embeddings.
+        n_rows: as in :class:`Inputs`.
     """
 
     name: str
@@ -161,6 +164,7 @@ class ResolvedMethod:
     l2_total: float
     dim: int | None = None
     embedding: EmbeddingSpec = BUCKET
+    n_rows: int | None = None
 
 
 def _full(inputs: Inputs) -> Maps:
@@ -228,6 +232,19 @@ def _soft(inputs: Inputs) -> Maps:
     if inputs.stored is not None:
         return ray_maps.soft_maps(inputs.stored, inputs.labels, indices_per_id=inputs.indices_per_id, hops=inputs.hops)
     return soft_maps(inputs.graph, inputs.labels, indices_per_id=inputs.indices_per_id, hops=inputs.hops)
+
+
+def residual_labels(inputs: Inputs) -> Labels:
+    """The communities of ``residual``: those of the run, merged where they are more than its rows."""
+    labels = inputs.labels
+    if inputs.n_rows is None or labels.rows <= inputs.n_rows:
+        return labels
+    user_rows = min(max(1, labels.user_rows * inputs.n_rows // labels.rows), inputs.n_rows - 1)
+    return fit_rows(LocalGraph(inputs.graph), labels, user_rows=user_rows, item_rows=inputs.n_rows - user_rows)
+
+
+def _residual(inputs: Inputs) -> Maps:
+    return _soft(replace(inputs, labels=residual_labels(inputs)))
 
 
 def _double_soft(inputs: Inputs) -> Maps:
@@ -311,7 +328,7 @@ METHODS: dict[str, Method] = {
         precision="int4",
     ),
     "residual": Method(
-        _soft, "the mixture of soft, plus a few numbers of the id's own times one matrix",
+        _residual, "the mixture of soft, plus a few numbers of the id's own times one matrix",
         indices_per_id=10, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02, precision="int4",
         embedding="residual", sized=True,
     ),

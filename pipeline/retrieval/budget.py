@@ -127,15 +127,15 @@ def resolve_method(config: RunConfig, name: str, size: GraphSize, n_rows: int) -
         n_rows: of the clustering, both sides together.
     """
     settings, precision = BudgetSettings.of(config), planned_precision_of(config, name)
-    defaults = default_settings(config.train, METHODS[name])
+    defaults, sizes = default_settings(config.train, METHODS[name]), _sizes(config, name, size, n_rows, precision)
     return ResolvedMethod(
         name=name,
         indices_per_id=indices_per_id(settings, name, precision, size),
-        hops=hops(settings, n_rows, size),
+        hops=hops(settings, min(n_rows, sizes.get("n_rows") or n_rows), size),
         precision=precision,
         lr=defaults["train.lr"] if config.train.lr is None else config.train.lr,
         l2_total=defaults["train.l2_total"] if config.train.l2_total is None else config.train.l2_total,
-        **_sizes(config, name, size, n_rows, precision),
+        **sizes,
     )
 
 
@@ -147,7 +147,8 @@ def _sizes(config: RunConfig, name: str, size: GraphSize, n_rows: int, precision
     if method.embedding == "residual":
         sizes = _residual(settings, precision, size)
         numbers = {"own_dim": sizes.own_dim, "own_bits": sizes.own_bits}
-        return {"dim": sizes.dim, "embedding": EmbeddingSpec("residual", numbers, config.map.seed)}
+        spec = EmbeddingSpec("residual", numbers, config.map.seed)
+        return {"dim": sizes.dim, "embedding": spec, "n_rows": sizes.n_rows or None}
     # Rows, or a resolution, allow the bytes of as many rows of int8, which is what hashes are stored in.
     n_bytes = (
         n_rows * row_bytes(settings.dim, "int8") if settings.ratio is None else settings.spendable(settings.ratio, size)
@@ -239,9 +240,11 @@ def rows_for_ratio(settings: BudgetSettings, ratio: float, precisions: Mapping[s
     full, allowed = full_bytes(size.n_users, size.n_items, settings.dim), settings.spendable(ratio, size)
     # With a row for every id it would be method 'full'.
     rows, heaviest = size.n_ids + 1, None
-    for name, precision in precisions.items():
-        if not METHODS[name].reads_communities:
-            continue
+    readers = [name for name in precisions if METHODS[name].reads_communities]
+    # `residual` merges the communities of the others where it affords fewer.
+    plain = [name for name in readers if METHODS[name].embedding != "residual"]
+    for name in plain or readers:
+        precision = precisions[name]
         number = indices_per_id(settings, name, precision, size)
         if (fitting := _affordable(settings, name, precision, number, allowed, size)) < rows:
             rows, heaviest = fitting, name

@@ -34,7 +34,9 @@ def make_maps(context: StageContext, method: ResolvedMethod, graph: csr_array, l
     # Over Ray where the clustering was; the maps are the same, bit for bit.
     stored = StoredGraph(context.ingest_dir, out, config.cluster.shards) if config.cluster.shards else None
     features = partial(load_features, config.data, context.ingest_dir)
-    inputs = Inputs(graph, labels, method.indices_per_id, method.hops, config.map.seed, features, stored)
+    inputs = Inputs(
+        graph, labels, method.indices_per_id, method.hops, config.map.seed, features, stored, n_rows=method.n_rows
+    )
     try:
         maps = METHODS[method.name].make(inputs)
     except ValueError as error:

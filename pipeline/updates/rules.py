@@ -28,7 +28,7 @@ from graphhash.maps.fold_in import (
     with_new_ids,
 )
 from graphhash.maps.hashes import lsh_structure_map, quotient_remainder_split, universal_hash
-from pipeline.maps.methods import METHODS, Inputs, multilevel_labels
+from pipeline.maps.methods import METHODS, Inputs, multilevel_labels, residual_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +209,11 @@ def _soft(new: NewIds) -> Assignment:
     return _soft_assignment(new, new.maps)
 
 
+def _residual(new: NewIds) -> Assignment:
+    inputs = replace(new.inputs, labels=residual_labels(new.inputs))
+    return _soft(replace(new, inputs=inputs))
+
+
 def _double_soft(new: NewIds) -> Assignment:
     """The indices of the soft map, and the hashed one after them."""
     inner = {}
@@ -297,6 +302,6 @@ RULES: dict[str, Rule] = {
     "multilevel": Rule(_multilevel, f"{_BY_GAIN}, at each level", 2),
     "baco": Rule(_baco, f"{_BY_GAIN}, users to the second best as well", 1),
     "soft": Rule(_soft, _BY_AFFINITY, 1),
-    "residual": Rule(_soft, f"{_BY_AFFINITY}; numbers of their own are zero", 1),
+    "residual": Rule(_residual, f"{_BY_AFFINITY}; numbers of their own are zero", 1),
     "double_soft": Rule(_double_soft, f"{_BY_AFFINITY}, and {_BY_HASH}", 1),
 }

@@ -137,8 +137,8 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
     n_users, n_items = graph.shape
     model, *maps = load_method(folder.path / "methods" / method, folder.path / "ingest")
     assert isinstance(model, MatrixFactorization), "train.model is mf"
-    hops = resolve_method(config, method, GraphSize(n_users, n_items, graph.nnz), labels.rows).hops
-    inputs = Inputs(graph, labels, maps[0].indices_per_id, hops, config.map.seed)
+    resolved = resolve_method(config, method, GraphSize(n_users, n_items, graph.nnz), labels.rows)
+    inputs = Inputs(graph, labels, maps[0].indices_per_id, resolved.hops, config.map.seed, n_rows=resolved.n_rows)
     return Trained(config, method, folder, stages, inputs, model, dict(zip(SIDES, maps, strict=True)))
 
 

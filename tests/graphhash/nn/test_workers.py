@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import graphhash
+from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.samplers import SHARED_SAMPLERS, NegativeSampler
 from graphhash.nn.workers import Workers
@@ -30,6 +31,8 @@ MODELS_AND_LOSSES = [
     ("mf", "softmax"),
     ("mf", "bsl"),
     ("mf", "ccl"),
+    ("mf, residual", "bpr"),
+    ("mf, residual", "softmax"),
     ("neumf", "bpr"),
     ("lightgcn", "bpr"),
     ("lightgcn", "ials"),
@@ -52,7 +55,8 @@ def made(kind: str, method: str, workers: Workers = Workers(), sharded: bool = F
     spec = METHODS[method]
     maps = spec.make(Inputs(graph, graphhash.cluster(graph, resolution=3), spec.indices_per_id, "1+2", 0))
     item_bias, cosine = loss not in ("directau", "ccl"), loss in SHARED_LOSSES
-    model = ModelSpec(kind, 8, item_bias, n_layers=2, seed=0, cosine=cosine).build(*maps, graph)
+    embedding = EmbeddingSpec("residual", {"own_dim": 3, "own_bits": 8}) if method == "residual" else BUCKET
+    model = ModelSpec(kind, 8, item_bias, n_layers=2, seed=0, embedding=embedding, cosine=cosine).build(*maps, graph)
     if sharded:
         model.shard(workers)
     users, items = graph.nonzero()
@@ -62,7 +66,8 @@ def made(kind: str, method: str, workers: Workers = Workers(), sharded: bool = F
 def gradients(kind: str, loss: str, n: int, sharded: bool) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss and its gradient over the first n interactions, negatives given by the interaction alone."""
     workers = Workers.from_process_group()
-    model, users, items = made(kind, "soft", workers, sharded, loss)
+    kind, *method = kind.split(", ")
+    model, users, items = made(kind, method[0] if method else "soft", workers, sharded, loss)
     users, items = (tensor[:n][workers.share(n)] for tensor in (users, items))
     settings = LossSettings(loss, gamma=0.7, unobserved_weight=0.3, margin=0.1, negative_weight=1.3)
     sample = GivenNegatives(lambda users: (users * 7 + items * 3) % model.item_embedding.n_ids)
@@ -210,12 +215,13 @@ def test_workers_keep_the_same_weights_and_learn_as_well_as_one(pair, batch_size
     assert first["history"][-1]["loss"] < 0.9 * first["history"][0]["loss"]
 
 
-def test_sparse_gradients_of_two_workers_are_the_dense_ones(pair, monkeypatch):
+@pytest.mark.parametrize("method", ["full", "residual"])
+def test_sparse_gradients_of_two_workers_are_the_dense_ones(pair, monkeypatch, method):
     settings = dataclasses.replace(SETTINGS, batch_size=10, epochs=2)
-    (_, dense), _ = pair(trained, "full", settings)
-    model, *_ = made("mf", "full")
+    (_, dense), _ = pair(trained, method, settings)
+    model, *_ = made("mf", method)
     assert seldom_read(model, LossSettings("bpr"), 10), "the case is one in which rows wait"
-    (_first, sparse), (_, others) = pair(trained, "full", dataclasses.replace(settings, sparse_gradients=True))
+    (_first, sparse), (_, others) = pair(trained, method, dataclasses.replace(settings, sparse_gradients=True))
     for name, weight in dense.items():
         assert torch.equal(sparse[name], others[name]), name
         torch.testing.assert_close(sparse[name], weight, rtol=1e-3, atol=1e-4)

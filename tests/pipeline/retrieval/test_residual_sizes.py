@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+import graphhash
 from graphhash.errors import DataError
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.models.mf import MatrixFactorization
 from pipeline.config.run_config import MapConfig, RunConfig
-from pipeline.retrieval.budget import GraphSize, resolve_method
+from pipeline.maps.methods import METHODS, Inputs, residual_labels
+from pipeline.retrieval.budget import BudgetSettings, GraphSize, resolve_method, rows_for_ratio
 from pipeline.retrieval.residual_sizes import LEAST_ROWS, residual_sizes
 from pipeline.retrieval.sizes import SizeBudget
 from pipeline.retrieval.stored import count_bytes
 from pipeline.retrieval.weights import with_more_ids
+from tests.helpers import graphs
 
 N_USERS, N_ITEMS, DIM = 3_000, 4_000, 64
 FULL = 4 * DIM * (N_USERS + N_ITEMS + 2)
@@ -103,3 +106,19 @@ def test_new_ids_have_the_mixture_alone_and_known_ones_stay_as_they_are():
         assert torch.equal(after.all()[n_known:], after.mixture.all()[n_known:])
         assert torch.equal(after(torch.tensor([after.n_ids])), before(torch.tensor([n_known])))
     assert model.user_embedding.projection is model.item_embedding.projection
+
+
+def test_communities_of_other_methods_are_merged_to_its_rows():
+    graph = graphs.planted(0, 6, 60, 0.3, 0.02)[0]
+    labels = graphhash.cluster(graph, rows=(20, 20))
+    inputs = Inputs(graph, labels, 3, "1+2", 0, n_rows=24)
+    assert residual_labels(inputs).rows == 24
+    assert METHODS["residual"].make(inputs)[0].n_buckets == 24 + 2
+    assert residual_labels(dataclasses.replace(inputs, n_rows=50)) is labels
+    config = RunConfig.from_flat({"run.methods": ("soft", "residual"), "train.dim": DIM, "cluster.ratio": 0.2})
+    size = GraphSize(N_USERS, N_ITEMS, 60_000)
+    rows = [
+        rows_for_ratio(BudgetSettings.of(config), 0.2, dict.fromkeys(names, "int4"), size)
+        for names in (("soft",), ("soft", "residual"), ("residual",))
+    ]
+    assert rows[0] == rows[1] > rows[2] == resolve_method(config, "residual", size, 0).n_rows
