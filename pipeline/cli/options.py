@@ -40,6 +40,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "encoding": ("data.encoding",),
     "columns": ("data.columns",),
     "weight_column": ("data.weight_column",),
+    "rating_column": ("data.rating_column",),
+    "positive_from": ("data.positive_from",),
+    "min_user_interactions": ("data.min_user_interactions",),
+    "min_item_interactions": ("data.min_item_interactions",),
     "label_column": ("data.label_column",),
     "schema": ("data.schema",),
     "min_count": ("data.min_count",),
@@ -148,6 +152,23 @@ csv_options = _group(
         "--columns", metavar="NAME[,NAME]...", help="csv without a header: the names of its columns, in order."
     ),
 )
+filter_options = _group(
+    click.option(
+        "--positive-from", type=float, metavar="RATING", help="Leave rows with a lower rating out.  [every row counts]"
+    ),
+    click.option(
+        "--rating-column", metavar="NAME", help="The column of --positive-from.  [the weight column, or else rating]"
+    ),
+    click.option(
+        "--min-user-interactions",
+        type=int,
+        metavar="N",
+        help="Remove users with fewer items, and items with fewer users (below), until none is left to remove.  [1]",
+    ),
+    click.option(
+        "--min-item-interactions", type=int, metavar="N", help="Remove items with fewer users, likewise.  [1]"
+    ),
+)
 data_options = _group(
     task_option,
     click.option(
@@ -162,6 +183,7 @@ data_options = _group(
     click.option("--item-kind", type=click.Choice(ID_KINDS), help="Type of the item ids, likewise.  [auto]"),
     csv_options,
     click.option("--weight-column", metavar="NAME", help="The column of interaction weights.  [every row weighs 1]"),
+    filter_options,
     click.option(
         "--user-features",
         metavar="FILE",

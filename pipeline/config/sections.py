@@ -74,6 +74,15 @@ class DataConfig:
     """csv without a header: the names of its columns, in order; None: the first line has the names."""
     weight_column: str | None = None
     """Column of interaction weights; None: every row of the log weighs 1, and duplicates add up."""
+    rating_column: str | None = None
+    """Column that `positive_from` looks at; None: the weight column, or else `rating`."""
+    positive_from: float | None = None
+    """Least rating of an interaction; rows below it are left out. None: every row is one."""
+    min_user_interactions: Annotated[int, Field(ge=1)] = 1
+    """Least number of items of a user. Together with `min_item_interactions` this is a core: users and items are removed until all that
+    are left fulfil both, with duplicates counted once."""
+    min_item_interactions: Annotated[int, Field(ge=1)] = 1
+    """Least number of users of an item."""
     user_features: str | None = None
     """For the method `lsh`: a csv, tsv or parquet file of user ids, in a column named as the log's, and numeric features. Ids without a
     row get the average (`pipeline.logs.features`)."""
@@ -106,6 +115,13 @@ class DataConfig:
         if self.user_column == self.item_column:
             raise ConfigError(f"data.user_column and data.item_column are both {self.user_column!r}; name two columns")
         _check_csv(self.separator, self.encoding, self.columns)
+        if self.positive_from is not None and not math.isfinite(self.positive_from):
+            raise ConfigError(f"data.positive_from={self.positive_from} is not finite; give a rating such as 4")
+        if self.rating_column is not None and self.positive_from is None:
+            raise ConfigError(
+                f"data.rating_column={self.rating_column} is read with data.positive_from alone; give that (--positive-from 4), "
+                "or name the column of weights with data.weight_column"
+            )
         if self.split == "random" and self.validation + self.test >= 1.0:
             raise ConfigError(
                 f"data.validation={self.validation} and data.test={self.test} leave nothing to train on; their sum must be below 1"

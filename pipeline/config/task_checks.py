@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.choices import CTR_FORMATS, CTR_MODELS, MODELS
 from pipeline.config.sections import BUDGET_KEYS, EvaluateConfig
@@ -39,6 +39,9 @@ def _check_retrieval(config: RunConfig) -> None:
 def _check_ctr(config: RunConfig) -> None:
     refused = {
         "data.weight_column": config.data.weight_column,
+        "data.positive_from": config.data.positive_from,
+        "data.min_user_interactions": _unless(1, config.data.min_user_interactions),
+        "data.min_item_interactions": _unless(1, config.data.min_item_interactions),
         "data.user_features": config.data.user_features,
         "cluster.user_rows": config.cluster.user_rows,
     }
@@ -61,3 +64,8 @@ def _check_ctr(config: RunConfig) -> None:
         raise ConfigError("cluster.shards and cluster.levels are not supported with run.task=ctr; leave them out")
     if config.cluster.method == "balanced" and all(getattr(config.cluster, key) is None for key in BUDGET_KEYS):
         raise ConfigError("cluster.method=balanced stops at a budget; give rows or ratio")
+
+
+def _unless(default: Any, value: Any) -> Any:
+    """A value, and None for its default."""
+    return None if value == default else value

@@ -105,6 +105,10 @@ class Ctr:
         {
             "data.schema",
             "data.weight_column",
+            "data.rating_column",
+            "data.positive_from",
+            "data.min_user_interactions",
+            "data.min_item_interactions",
             "data.user_features",
             "data.item_features",
             "data.bad_rows",

@@ -7,6 +7,9 @@ is no whole number (`serving.values`) is a bad row; in a string column every val
 weights only with weight_column="rating". A weight is a finite number above zero, within float32; a zero is a
 bad row.
 
+**Ratings.** With `positive_from`, a row whose rating is below it is left out before it is checked any further. A rating that is missing or
+no number is a bad row.
+
 **Bad rows.** A null id, an id of another type, a bad weight, a row with too few or too many fields.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +25,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.logs.values import numbers, texts, whole_numbers
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import DataConfig
 
 REJECTED_SCHEMA = pa.schema(
     [("source", pa.int32()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())]
@@ -40,6 +47,8 @@ class Columns:
         weight: column of weights, or None for weight 1; "rating" is the only one of MovieLens, LightGCN has
             none.
         user_kind, item_kind: "int64" or "string", of the settings or from `find_kinds`.
+        rating: column of ratings, read only with `positive_from`.
+        positive_from: the least rating of a row that is kept; None keeps all rows.
     """
 
     user: str = "user_id"
@@ -47,6 +56,25 @@ class Columns:
     weight: str | None = None
     user_kind: str = "int64"
     item_kind: str = "int64"
+    rating: str | None = None
+    positive_from: float | None = None
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Columns:
+        """What the settings say, without the types of the ids."""
+        rating = None if data.positive_from is None else data.rating_column or data.weight_column or "rating"
+        return cls(
+            data.user_column,
+            data.item_column,
+            data.weight_column,
+            rating=rating,
+            positive_from=data.positive_from,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The columns to read, each once."""
+        return list(dict.fromkeys(name for name in (self.user, self.item, self.weight, self.rating) if name))
 
 
 @dataclass(frozen=True)
@@ -59,6 +87,7 @@ class Batch:
         rows: 1-based row numbers, int64, shape (n,); from the chunk's first line in byte-range chunks (see
             `read_chunk`).
         rejected: REJECTED_SCHEMA, empty with bad_rows="error".
+        n_below: rows left out because of their rating.
     """
 
     users: pa.Array
@@ -66,21 +95,39 @@ class Batch:
     weights: NDArray[np.float64] | None
     rows: NDArray[np.int64]
     rejected: pa.Table
+    n_below: int = 0
 
 
 @dataclass(frozen=True)
 class RawColumns:
-    """Unchecked columns: ids as text or int64, weights as text or numbers, nulls too; and malformed rows."""
+    """Unchecked columns: ids as text or int64, weights and ratings as text or numbers, nulls too; and malformed rows."""
 
     users: pa.Array
     items: pa.Array
     weights: pa.Array | None
     rows: NDArray[np.int64]
     malformed: list[tuple[int, str, str]]
+    ratings: pa.Array | None = None
+
+    def filtered(self, keep: NDArray[np.bool_]) -> RawColumns:
+        """The marked rows, and all malformed ones."""
+        mask = pa.array(keep)
+        return RawColumns(
+            self.users.filter(mask),
+            self.items.filter(mask),
+            None if self.weights is None else self.weights.filter(mask),
+            self.rows[keep],
+            self.malformed,
+            None if self.ratings is None else self.ratings.filter(mask),
+        )
 
 
 def check_columns(raw: RawColumns, columns: Columns, source: int) -> Batch:
     """Good rows as a `Batch`, bad ones in its `rejected`; `source` is the number of the file in the log."""
+    n_read = len(raw.rows)
+    if raw.ratings is not None and columns.positive_from is not None:
+        # A rating that is missing or no number is NaN, which is not below.
+        raw = raw.filtered(~(numbers(raw.ratings)[0] < columns.positive_from))
     n_rows = len(raw.rows)
     reasons: list[str] = []
     # 0 is a good row, i + 1 the first of the reasons that holds.
@@ -93,12 +140,14 @@ def check_columns(raw: RawColumns, columns: Columns, source: int) -> Batch:
     users = _checked_ids(raw.users, columns.user, columns.user_kind, reject)
     items = _checked_ids(raw.items, columns.item, columns.item_kind, reject)
     weights = None if raw.weights is None else _checked_weights(raw.weights, str(columns.weight), reject)
+    if raw.ratings is not None:
+        _check_ratings(raw.ratings, str(columns.rating), reject)
     bad = code > 0
     rejected = REJECTED_SCHEMA.empty_table()
     if bad.any() or raw.malformed:
         rejected = _rejected_rows(raw, source, columns, bad, pa.array(reasons).take(pa.array(code[bad] - 1)))
     if not bad.any():
-        return Batch(users, items, weights, raw.rows, rejected)
+        return Batch(users, items, weights, raw.rows, rejected, n_read - n_rows)
     keep = pa.array(~bad)
     return Batch(
         users.filter(keep),
@@ -106,14 +155,16 @@ def check_columns(raw: RawColumns, columns: Columns, source: int) -> Batch:
         None if weights is None else weights[~bad],
         raw.rows[~bad],
         rejected,
+        n_read - n_rows,
     )
 
 
 def _rejected_rows(raw: RawColumns, source: int, columns: Columns, bad: NDArray, reasons: pa.Array) -> pa.Table:
     mask = pa.array(bad)
     parts = []
-    for name, values in ((columns.user, raw.users), (columns.item, raw.items), (columns.weight, raw.weights)):
-        if values is not None:
+    read = {columns.user: raw.users, columns.item: raw.items, columns.weight: raw.weights, columns.rating: raw.ratings}
+    for name, values in read.items():
+        if name is not None and values is not None:
             text = pa.array([_shown(value) for value in values.filter(mask)], pa.string())
             parts.append(pc.binary_join_element_wise(f"{name}=", text, ""))
     rows = np.concatenate([raw.rows[bad], np.array([row for row, _, _ in raw.malformed], np.int64)])
@@ -149,6 +200,12 @@ def _checked_ids(ids: pa.Array, name: str, kind: str, reject: Reject) -> pa.Arra
         return found.fill_null("")
     reject(wrong, f"column {name!r} holds {NOT_WHOLE}")
     return found.fill_null(0)
+
+
+def _check_ratings(ratings: pa.Array, name: str, reject: Reject) -> None:
+    values, wrong = numbers(ratings)
+    reject(ratings.is_null().to_numpy(zero_copy_only=False), f"column {name!r} is null")
+    reject(wrong | np.isnan(values), f"column {name!r} is not a number")
 
 
 def _checked_weights(weights: pa.Array, name: str, reject: Reject) -> NDArray[np.float64]:

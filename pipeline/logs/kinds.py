@@ -36,10 +36,11 @@ def open_sources(data: DataConfig) -> tuple[list[Source], Columns]:
     """
     path = str(data.path)
     sources = skip_empty(find_sources(path, data.format, data.split, CsvFormat.of(data)), path)
-    columns = Columns(data.user_column, data.item_column, data.weight_column)
+    columns = Columns.of(data)
     user_kind, item_kind = find_kinds(sources, columns, (data.user_kind, data.item_kind))
-    weights = f"weights {columns.weight}" if columns.weight else "every row weighs 1"
-    logger.info("columns: users %s (%s), items %s (%s), %s", columns.user, user_kind, columns.item, item_kind, weights)
+    others = f"weights {columns.weight}" if columns.weight else "every row weighs 1"
+    others += f", ratings {columns.rating}" if columns.rating else ""
+    logger.info("columns: users %s (%s), items %s (%s), %s", columns.user, user_kind, columns.item, item_kind, others)
     return sources, replace(columns, user_kind=user_kind, item_kind=item_kind)
 
 
@@ -53,7 +54,7 @@ def find_kinds(sources: list[Source], columns: Columns, wanted: tuple[str, str] 
     """
     first: tuple[str, str] | None = None
     for source in sources:
-        _check_weight_column(source, columns)
+        _check_number_columns(source, columns)
         kinds = _source_kinds(source, columns, wanted)
         first = first or kinds
         for side, column, expected, found in zip(
@@ -74,30 +75,31 @@ def holds_whole_numbers(source: Source, columns: Columns) -> tuple[bool, bool]:
     return tuple(kind_of(ids) == "int64" for ids in (users, items))  # type: ignore[return-value]  # Two of them.
 
 
-def _check_weight_column(source: Source, columns: Columns) -> None:
-    if columns.weight is None:
-        return
-    if source.format == "lightgcn":
-        raise DataError(f"{source.file}: LightGCN files have no weights; leave weight_column={columns.weight!r} out")
-    if source.format.startswith("movielens") and columns.weight != "rating":
+def _check_number_columns(source: Source, columns: Columns) -> None:
+    """Raise DataError where a format cannot have the columns of weights and ratings, or parquet has them as no numbers."""
+    if columns.rating is not None and source.format == "lightgcn":
         raise DataError(
-            f"{source.file}: weight_column={columns.weight!r}, MovieLens has 'rating' alone; use that or none"
+            f"{source.file}: LightGCN files have no ratings; leave positive_from={columns.positive_from} (--positive-from) out"
         )
+    for key, name in (("weight_column", columns.weight), ("rating_column", columns.rating)):
+        if name is None:
+            continue
+        if source.format == "lightgcn":
+            raise DataError(f"{source.file}: LightGCN files have no weights; leave weight_column={name!r} out")
+        if source.format.startswith("movielens") and name != "rating":
+            raise DataError(f"{source.file}: {key}={name!r}, MovieLens has 'rating' alone; use that or none")
 
 
 def _source_kinds(source: Source, columns: Columns, wanted: tuple[str, str]) -> tuple[str, str]:
     if source.format == "parquet":
         schema = open_parquet(source.file).schema_arrow
-        for name in (columns.user, columns.item, columns.weight):
-            if name:
-                require_column(source, name, schema.names)
+        for name in columns.names:
+            require_column(source, name, schema.names)
         for name in (columns.user, columns.item):
             _check_id_type(source, name, schema)
-        if columns.weight and not is_number(schema.field(columns.weight).type):
-            found = schema.field(columns.weight).type
-            raise DataError(
-                f"{source.file}: column {columns.weight!r} is {found}, weights are numbers; cast the column"
-            )
+        for what, column in (("weights", columns.weight), ("ratings", columns.rating)):
+            if column and not is_number(found := schema.field(column).type):
+                raise DataError(f"{source.file}: column {column!r} is {found}, {what} are numbers; cast the column")
     kinds = []
     for name, ids, kind in zip((columns.user, columns.item), _head(source, columns), wanted, strict=True):
         if kind == "auto" and source.format == "parquet":

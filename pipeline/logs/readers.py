@@ -12,6 +12,7 @@ the empty string. A LightGCN user without items is legal and has no interactions
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +52,7 @@ def read_chunk(chunk: Chunk, columns: Columns, *, bad_rows: str, number_rows: bo
             raise DataError(
                 f"{chunk.source.file}: row {worst['row']}: {worst['reason']} ({worst['raw']}); {as_text}{SKIP_REMEDY}"
             )
-        yield Batch(batch.users, batch.items, batch.weights, batch.rows + offset, rejected)
+        yield replace(batch, rows=batch.rows + offset, rejected=rejected)
 
 
 def _by_bytes(source: Source) -> bool:
@@ -60,7 +61,7 @@ def _by_bytes(source: Source) -> bool:
 
 def _read_parquet(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
     file = open_parquet(chunk.source.file)
-    names = list(dict.fromkeys(name for name in (columns.user, columns.item, columns.weight) if name))
+    names = columns.names
     row = chunk.first_row + 1
     try:
         groups = range(chunk.start, chunk.stop)
@@ -68,7 +69,8 @@ def _read_parquet(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
             batch.validate(full=True)  # Text that is not UTF-8 would fail later.
             users, items = (plain(batch.column(name)) for name in (columns.user, columns.item))
             weights = batch.column(columns.weight) if columns.weight else None
-            yield RawColumns(users, items, weights, np.arange(row, row + len(batch)), [])
+            ratings = batch.column(columns.rating) if columns.rating else None
+            yield RawColumns(users, items, weights, np.arange(row, row + len(batch)), [], ratings)
             row += len(batch)
         n_rows = sum(file.metadata.row_group(group).num_rows for group in groups)
         if row - chunk.first_row - 1 != n_rows:
@@ -82,13 +84,14 @@ def _read_parquet(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
 def _read_csv(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
     source = chunk.source
     header = header_of(source.file, source.format, source.csv)
-    names = [name for name in (columns.user, columns.item, columns.weight) if name]
+    names = columns.names
     for name in names:
         require_column(source, name, header)
     for part in read_records(source.file, source.format, source.csv, names):
         users, items = part.batch.column(columns.user), part.batch.column(columns.item)
         weights = part.batch.column(columns.weight) if columns.weight else None
-        yield RawColumns(users, items, weights, part.rows, part.malformed)
+        ratings = part.batch.column(columns.rating) if columns.rating else None
+        yield RawColumns(users, items, weights, part.rows, part.malformed, ratings)
 
 
 def _read_lightgcn(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
@@ -138,7 +141,8 @@ def _read_movielens(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
     kept = ~np.logical_and.reduce([table[name].is_null().to_numpy() for name in names])
     table = table.filter(pa.array(kept))
     user, item, rating = (_joined(table[name]) for name in names[:3])
-    yield RawColumns(user, item, rating if columns.weight else None, rows[kept], malformed)
+    weights, ratings = (rating if name else None for name in (columns.weight, columns.rating))
+    yield RawColumns(user, item, weights, rows[kept], malformed, ratings)
 
 
 READERS = {
@@ -187,7 +191,7 @@ def require_column(source: Source, name: str, names: list[str]) -> None:
     hint = did_you_mean(name, names, cutoff=0.4)
     raise DataError(
         f"{source.file}: no column {name!r}; {hint}the columns are {', '.join(names)}; name it with "
-        "user_column, item_column or weight_column"
+        "user_column, item_column, weight_column or rating_column"
     )
 
 

@@ -14,12 +14,13 @@ too, is a bad row. On a cluster of several machines, log and folder have to be o
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -34,12 +35,15 @@ from pipeline.logs.columns import REJECTED_SCHEMA
 from pipeline.logs.kinds import open_sources
 from pipeline.logs.sources import Chunk, Source, cut_chunks, estimated_rows, find_sources
 from pipeline.retrieval import ingest_tasks as tasks
+from pipeline.retrieval.ingest_core import keep_core
 from pipeline.retrieval.ingest_files import Workspace, read_table
 from pipeline.retrieval.ingest_tasks import Reading, Split
 from pipeline.storage.atomic import new_folder, write_json_atomic
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
+
+logger = logging.getLogger(__name__)
 
 # A task holds one partition in memory, about 100 bytes an edge at its peak.
 PARTITION_EDGES = 4_000_000
@@ -49,8 +53,20 @@ MAX_WEIGHT = float(np.finfo(np.float32).max)
 SIDES = ("user", "item")
 
 
+class FilterFacts(TypedDict):
+    """What the filters removed: rows of a low rating, users, items and pairs of train outside of the core, and rows of a given test file
+    whose user or item train then lacks."""
+
+    rows_below: int
+    users: int
+    items: int
+    interactions: int
+    test_rows: int
+
+
 class IngestFacts(TypedDict):
-    """What `ingest.json` holds: counts of distinct pairs per part, rejected rows, hashes of the vocabularies, and seconds."""
+    """What `ingest.json` holds: counts of distinct pairs per part, rejected rows, hashes of the vocabularies, and seconds; `removed` where
+    a filter is set."""
 
     n_users: int
     n_items: int
@@ -61,6 +77,7 @@ class IngestFacts(TypedDict):
     users_hash: str
     items_hash: str
     seconds: float
+    removed: NotRequired[FilterFacts]
 
 
 @dataclass(frozen=True)
@@ -107,10 +124,13 @@ def ingest(config: DataConfig, out: Path | str) -> IngestFacts:
 def _ingest(config: DataConfig, out: Path, folder: Path) -> IngestFacts:
     log = _open_log(config)
     work = Workspace(folder, max(config.shards, estimated_rows(log.chunks) // PARTITION_EDGES + 1))
-    n_rejected = _read(config, log, work)
-    vocabularies = _merge(log, work)
+    removed: FilterFacts = {"rows_below": 0, "users": 0, "items": 0, "interactions": 0, "test_rows": 0}
+    n_rejected = _read(config, log, work, removed)
+    _merge(log, work)
+    _keep_core(config, work, removed)
+    vocabularies = _number(work)
     n_users, n_items = len(vocabularies["user"]), len(vocabularies["item"])
-    n_rejected += _encode(config, log, work, n_items)
+    n_rejected += _encode(config, log, work, n_items, removed)
     given = config.split == "given"
     split = Split(config.seed, config.validation, 0.0 if given else config.test, given)
     run_tasks(tasks.split_partition, [(work, p, split) for p in range(work.n_partitions)], label="split")
@@ -119,7 +139,7 @@ def _ingest(config: DataConfig, out: Path, folder: Path) -> IngestFacts:
         work.vocabulary(side).rename(out / f"{side}s.parquet")
     if n_rejected:
         _write_rejected(out / "rejected.parquet", work, log)
-    return {
+    facts: IngestFacts = {
         "n_users": n_users,
         "n_items": n_items,
         "n_train": graphs["train"].n_edges,
@@ -130,6 +150,32 @@ def _ingest(config: DataConfig, out: Path, folder: Path) -> IngestFacts:
         "items_hash": vocabularies["item"].content_hash,
         "seconds": 0.0,
     }
+    if is_filtered(config):
+        facts["removed"] = removed
+        logger.info("filters: %s", describe_removed(removed))
+    return facts
+
+
+def is_filtered(config: DataConfig) -> bool:
+    """Whether the settings leave good rows out."""
+    return config.positive_from is not None or _has_core(config)
+
+
+def describe_removed(removed: FilterFacts) -> str:
+    """What the filters removed, as one line."""
+    words = {
+        "rows_below": "rows of a lower rating",
+        "users": "users",
+        "items": "items",
+        "interactions": "interactions of too few others",
+        "test_rows": "test rows of ids that train lacks",
+    }
+    counts = [f"{removed[key]:,} {text}" for key, text in words.items()]  # type: ignore[literal-required]
+    return f"removed {', '.join(counts)}"
+
+
+def _has_core(config: DataConfig) -> bool:
+    return max(config.min_user_interactions, config.min_item_interactions) > 1
 
 
 def _open_log(config: DataConfig) -> Log:
@@ -137,27 +183,50 @@ def _open_log(config: DataConfig) -> Log:
     # Tasks may run in another working directory.
     sources = [replace(source, file=str(Path(source.file).absolute())) for source in sources]
     chunks = cut_chunks(sources)
-    return Log(sources, chunks, Reading(columns, config.bad_rows))
+    return Log(sources, chunks, Reading(columns, config.bad_rows, is_filtered(config)))
 
 
-def _read(config: DataConfig, log: Log, work: Workspace) -> int:
+def _read(config: DataConfig, log: Log, work: Workspace, removed: FilterFacts) -> int:
     """Read all chunks. Returns the number of rejected rows."""
     reads = [(work, number, chunk, log.reading) for number, chunk in enumerate(log.chunks)]
     read = run_tasks(tasks.read_part, reads, label="read")
     n_rejected = sum(facts["n_rejected"] for facts in read)
+    removed["rows_below"] = sum(facts["n_below"] for facts in read)
     if not sum(read[number]["n_rows"] for number in log.train):
+        if removed["rows_below"]:
+            raise DataError(
+                f"{config.path}: no row of train has a rating from {config.positive_from:g} in column "
+                f"{log.reading.columns.rating!r}; lower positive_from (--positive-from)"
+            )
         raise DataError(
             f"{config.path}: all {n_rejected} rows were rejected, nothing is left to train on; check columns"
         )
     return n_rejected
 
 
-def _merge(log: Log, work: Workspace) -> dict[str, Vocabulary]:
-    """Merge the duplicates of train, and make the vocabularies."""
+def _merge(log: Log, work: Workspace) -> None:
+    """Merge the duplicates of train."""
     merge = [(work, p, log.train, MAX_WEIGHT) for p in range(work.n_partitions)]
     run_tasks(tasks.merge_partition, merge, label="merge")
     for number in log.train:
         work.part(number).unlink()
+
+
+def _keep_core(config: DataConfig, work: Workspace, removed: FilterFacts) -> None:
+    """Remove users and items of train with too few interactions, and note how many."""
+    if not _has_core(config):
+        return
+    core = keep_core(work, config.min_item_interactions, config.min_user_interactions)
+    if not core["n_kept"]:
+        raise DataError(
+            f"{config.path}: no users with {config.min_user_interactions} items and items with {config.min_item_interactions} users are "
+            "left; lower min_user_interactions or min_item_interactions (--min-user-interactions, --min-item-interactions)"
+        )
+    removed["users"], removed["items"], removed["interactions"] = core["users"], core["items"], core["interactions"]
+
+
+def _number(work: Workspace) -> dict[str, Vocabulary]:
+    """Make the vocabularies of train."""
     vocabularies = {}
     for side in SIDES:
         vocabularies[side] = Vocabulary.from_ids(tasks.unique_ids(work, side))
@@ -165,13 +234,14 @@ def _merge(log: Log, work: Workspace) -> dict[str, Vocabulary]:
     return vocabularies
 
 
-def _encode(config: DataConfig, log: Log, work: Workspace, n_items: int) -> int:
+def _encode(config: DataConfig, log: Log, work: Workspace, n_items: int, removed: FilterFacts) -> int:
     """Turn ids into vocabulary rows. Returns the number of rejected test rows."""
     encode = [(work, p, config.seed, log.tests, log.reading) for p in range(work.n_partitions)]
     encoded = run_tasks(tasks.encode_partition, encode, label="encode")
     problems = [facts["problem"] for facts in encoded if facts["problem"]]
     if problems:
         raise DataError(min(problems)[2])
+    removed["test_rows"] = sum(facts["n_left_out"] for facts in encoded)
     np.save(work.item_lowest, tasks.lowest_of_items(work, n_items))
     return sum(facts["n_rejected"] for facts in encoded)
 

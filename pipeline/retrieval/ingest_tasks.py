@@ -41,6 +41,8 @@ from pipeline.retrieval.ingest_files import Workspace, write_rejected
 _STRING_BASE = np.uint64(0x9E3779B97F4A7C15)
 # Why a test row is rejected, by code; 0 is a good row.
 _TEST_REASONS = ("", "the user is not in train", "the item is not in train", "the pair is in train too, it would leak")
+# Those of ids that train lacks.
+UNSEEN = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,12 @@ class Reading:
     Args:
         columns: with the kinds of ids.
         bad_rows: "error" or "skip".
+        filtered: train lacks ids because of a filter. A test row with such an id is left out, and is no bad row.
     """
 
     columns: Columns
     bad_rows: str
+    filtered: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,15 @@ class ReadFacts(TypedDict):
 
     n_rows: int
     n_rejected: int
+    n_below: int
 
 
 class EncodeFacts(TypedDict):
-    """Rejected test rows of a partition; `problem` is (file number, row, message) of the first one with bad_rows="error"."""
+    """Test rows of a partition that are rejected, and that are left out because of a filter; `problem` is (file number, row, message) of
+    the first rejected one with bad_rows="error"."""
 
     n_rejected: int
+    n_left_out: int
     problem: tuple[int, int, str] | None
 
 
@@ -93,13 +100,14 @@ def read_part(work: Workspace, number: int, chunk: Chunk, reading: Reading) -> R
     """
     is_test, columns = chunk.source.is_test, reading.columns
     schema = _part_schema(columns, with_rows=is_test)
-    n_rows, rejected = 0, []
+    n_rows, n_below, rejected = 0, 0, []
     with (
         pa.OSFile(str(work.part(number)), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
     ):
         for batch in read_chunk(chunk, columns, bad_rows=reading.bad_rows, number_rows=is_test):
             n_rows += len(batch.rows)
+            n_below += batch.n_below
             rejected.append(batch.rejected)
             data = {"user": batch.users, "item": batch.items}
             data |= {} if batch.weights is None else {"weight": pa.array(batch.weights)}
@@ -111,7 +119,11 @@ def read_part(work: Workspace, number: int, chunk: Chunk, reading: Reading) -> R
             for start, stop in itertools.pairwise(bounds):
                 # `take` copies: a slice of a string column alone would be written with the whole column's bytes.
                 writer.write_batch(rows.slice(start, stop - start))
-    return {"n_rows": n_rows, "n_rejected": write_rejected(work.rejected(number), rejected)}
+    return {
+        "n_rows": n_rows,
+        "n_rejected": write_rejected(work.rejected(number), rejected),
+        "n_below": n_below,
+    }
 
 
 def merge_partition(work: Workspace, partition: int, parts: Sequence[int], max_weight: float) -> int:
@@ -161,7 +173,7 @@ def encode_partition(
     hashes = edge_hash(rows["user"][users], rows["item"][items], seed=seed)
     work.save_lowest(partition, lowest_hash(items, hashes, len(rows["item"])))
     if not tests:
-        return {"n_rejected": 0, "problem": None}
+        return {"n_rejected": 0, "n_left_out": 0, "problem": None}
     train_keys = rows["user"][users].astype(np.int64) * len(vocabularies["item"]) + rows["item"][items]
     return _encode_test(work, partition, tests, vocabularies, train_keys, reading)
 
@@ -257,7 +269,7 @@ def _encode_test(
         train_keys: user row * n_items + item row of each training edge.
     """
     kept: list[list[NDArray]] = [[np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]]
-    rejected, problems = [], []
+    n_left_out, rejected, problems = 0, [], []
     for number, chunk in tests:
         table = work.read_partition([number], partition)
         if table is None:
@@ -266,18 +278,24 @@ def _encode_test(
             vocabularies[side].rows(table[side], missing="fallback").astype(np.int64) for side in ("user", "item")
         )
         reason = _test_reasons(users, items, vocabularies, train_keys)
-        bad = reason > 0
+        left_out = np.isin(reason, UNSEEN) if reading.filtered else np.zeros(len(reason), bool)
+        n_left_out += int(left_out.sum())
+        bad = (reason > 0) & ~left_out
         if bad.any():
             rejected.append(_rejected_test_rows(table.filter(pa.array(bad)), reason[bad], chunk, reading.columns))
             worst = rejected[-1].sort_by("row").slice(0, 1).to_pylist()[0]
             message = f"{chunk.source.file}: row {worst['row']}: {worst['reason']} ({worst['raw']}); {SKIP_REMEDY}"
             problems.append((chunk.number, worst["row"], message))
         for column, values in zip(kept, (users, items, _weights(table)), strict=True):
-            column.append(values[~bad])
+            column.append(values[reason == 0])
     if problems and reading.bad_rows == "error":
-        return {"n_rejected": 0, "problem": min(problems)}
+        return {"n_rejected": 0, "n_left_out": 0, "problem": min(problems)}
     work.save_edges("test", partition, *merge_duplicates(*(np.concatenate(column) for column in kept)))
-    return {"n_rejected": write_rejected(work.rejected_test(partition), rejected), "problem": None}
+    return {
+        "n_rejected": write_rejected(work.rejected_test(partition), rejected),
+        "n_left_out": n_left_out,
+        "problem": None,
+    }
 
 
 def _test_reasons(

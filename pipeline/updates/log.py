@@ -6,7 +6,7 @@ It is read in this process, batch by batch, and held in memory: a later log is s
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -54,28 +54,32 @@ def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> N
     """Read all files of a log, whatever the run's split.
 
     Args:
-        data: format, columns and ``bad_rows``.
+        data: format, columns, ``positive_from`` and ``bad_rows``.
         known: the run's ids, by side.
 
     Raises:
         DataError: as ``pipeline.retrieval.ingest`` for files and rows; no good rows; or ids of another type than the run's.
     """
     sources = skip_empty(find_sources(path, data.format, layout=CsvFormat.of(data)), path)
-    columns = Columns(data.user_column, data.item_column, data.weight_column)
+    columns = Columns.of(data)
     chunks = cut_chunks(sources)
     kinds = _kinds(sources, columns, known)
-    columns = Columns(columns.user, columns.item, columns.weight, *kinds)
+    columns = replace(columns, user_kind=kinds[0], item_kind=kinds[1])
     ids: dict[str, list[pa.Array]] = {side: [] for side in SIDES}
     weights: list[NDArray[np.floating]] = []
-    n_rejected = 0
+    n_rejected = n_below = 0
     for chunk in chunks:
         for batch in read_chunk(chunk, columns, bad_rows=data.bad_rows):
             ids["users"].append(batch.users)
             ids["items"].append(batch.items)
             weights.append(np.ones(len(batch.rows)) if batch.weights is None else batch.weights)
             n_rejected += batch.rejected.num_rows
+            n_below += batch.n_below
     if not sum(map(len, weights)):
-        raise DataError(f"{path}: no interactions ({n_rejected} rows were rejected); check the file and the columns")
+        below = f", {n_below} are rated below {data.positive_from:g}" if n_below else ""
+        raise DataError(
+            f"{path}: no interactions ({n_rejected} rows were rejected{below}); check the file and the columns"
+        )
     vocabularies, rows = {}, {}
     for side in SIDES:
         vocabularies[side], rows[side] = _number(as_ids(pa.chunked_array(ids[side])), known[side])

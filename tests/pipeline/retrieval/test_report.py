@@ -314,3 +314,16 @@ def test_missing_part_is_named(run_dir, name):
     (run_dir / name).unlink()
     with pytest.raises(RunFolderError, match=name):
         write_report(run_dir)
+
+
+def test_the_page_says_what_filters_removed(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_report(run)
+    assert "Filters removed" not in (run / "report.html").read_text()
+    record = json.loads((run / "stages" / "ingest.json").read_text())
+    record["result"]["removed"] = {"rows_below": 1234, "users": 5, "items": 6, "interactions": 77, "test_rows": 8}
+    (run / "stages" / "ingest.json").write_text(json.dumps(record))
+    write_report(run)
+    text = " ".join((run / "report.html").read_text().split())
+    assert "Filters removed 1,234 rows of a lower rating, 5 users and 6 items with too few interactions" in text
+    assert "and 8 test rows of users or items that are not in training." in text
