@@ -20,6 +20,7 @@ from pipeline.config.choices import (
     MODELS,
     PRECISIONS,
     RUNTIMES,
+    SPLITS,
     TASKS,
 )
 from pipeline.errors import ConfigError
@@ -51,6 +52,11 @@ KEYS: dict[str, tuple[str, ...]] = {
     "item_features": ("data.item_features",),
     "bad_rows": ("data.bad_rows",),
     "split": ("data.split",),
+    "time_column": ("data.time_column",),
+    "test_from": ("data.test_from",),
+    "validation_from": ("data.validation_from",),
+    "last_n": ("data.last_n",),
+    "half_life": ("data.half_life",),
     "validation": ("data.validation",),
     "test": ("data.test",),
     "seed": ("data.seed", "map.seed", "train.seed"),
@@ -168,6 +174,21 @@ filter_options = _group(
     click.option(
         "--min-item-interactions", type=int, metavar="N", help="Remove items with fewer users, likewise.  [1]"
     ),
+    click.option(
+        "--half-life", type=float, metavar="DAYS", help="An interaction weighs half after so many days.  [no ageing]"
+    ),
+)
+time_options = _group(
+    click.option(
+        "--time-column",
+        metavar="NAME",
+        help="The column of times, of the splits by time and of --half-life.  [recognised, such as timestamp]",
+    ),
+    click.option("--test-from", metavar="TIME", help="temporal: the test begins here, as 2024-05-01.  [by --test]"),
+    click.option(
+        "--validation-from", metavar="TIME", help="temporal: validation begins here, likewise.  [by --validation]"
+    ),
+    click.option("--last-n", type=int, metavar="N", help="leave-last-out: items of every user in the test.  [1]"),
 )
 data_options = _group(
     task_option,
@@ -197,9 +218,11 @@ data_options = _group(
     ),
     click.option(
         "--split",
-        type=click.Choice(("random", "given")),
-        help="random: draw validation and test; given: the data set's own test file.  [random]",
+        type=click.Choice(SPLITS),
+        help="random: draw validation and test; given: the data set's own test file; temporal: the latest interactions; "
+        "leave-last-out: the latest of every user.  [random]",
     ),
+    time_options,
     click.option("--validation", type=float, help="Share of interactions held out for validation.  [0.1]"),
     click.option("--test", type=float, help="Share of interactions held out for the test.  [0.1]"),
     ctr_data_options,

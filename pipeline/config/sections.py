@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -25,6 +26,7 @@ from pipeline.config.choices import (
     Schedule,
     Score,
     SoftHops,
+    Split,
     Task,
 )
 from pipeline.config.validation import STRICT, one_line_errors
@@ -96,8 +98,19 @@ class DataConfig:
     """With `task = "ctr"`: an id of fewer training rows is out of vocabulary."""
     bad_rows: Literal["error", "skip"] = "error"
     """`error` stops at the first bad row; `skip` keeps bad rows in `ingest/rejected.parquet` and goes on."""
-    split: Literal["random", "given"] = "random"
-    """`random` draws validation and test; `given` takes the data set's own test file, and draws validation from train."""
+    split: Split = "random"
+    """`random` draws validation and test; `given` takes the data set's own test file, and draws validation from train; `temporal` takes the
+    latest interactions of all for the test, those before them for validation; `leave-last-out` the latest of every user."""
+    time_column: str | None = None
+    """Column of times, for the splits by time and `half_life`; None: recognised by its name or type."""
+    test_from: str | None = None
+    """With `split = "temporal"`: the time, in ISO 8601, from which interactions are of the test; None: by the share `test`."""
+    validation_from: str | None = None
+    """With `split = "temporal"`: the time from which they are of validation; None: by the share `validation`."""
+    last_n: Annotated[int, Field(ge=1)] = 1
+    """With `split = "leave-last-out"`: so many items of every user are of the test, and as many before them of validation."""
+    half_life: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    """Days after which an interaction weighs half as much, counted back from the latest of train; None: weights do not depend on age."""
     validation: Share = 0.1
     """Share of all interactions for validation."""
     test: Share = 0.1
@@ -115,6 +128,7 @@ class DataConfig:
         if self.user_column == self.item_column:
             raise ConfigError(f"data.user_column and data.item_column are both {self.user_column!r}; name two columns")
         _check_csv(self.separator, self.encoding, self.columns)
+        self._check_times()
         if self.positive_from is not None and not math.isfinite(self.positive_from):
             raise ConfigError(f"data.positive_from={self.positive_from} is not finite; give a rating such as 4")
         if self.rating_column is not None and self.positive_from is None:
@@ -122,11 +136,63 @@ class DataConfig:
                 f"data.rating_column={self.rating_column} is read with data.positive_from alone; give that (--positive-from 4), "
                 "or name the column of weights with data.weight_column"
             )
-        if self.split == "random" and self.validation + self.test >= 1.0:
+        if self.split in ("random", "temporal") and self.validation + self.test >= 1.0:
             raise ConfigError(
                 f"data.validation={self.validation} and data.test={self.test} leave nothing to train on; their sum must be below 1"
             )
         return self
+
+    @property
+    def by_time(self) -> bool:
+        """Whether validation and test are chosen by time."""
+        return self.split in ("temporal", "leave-last-out")
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether interactions are held out for validation."""
+        return self.validation > 0 or self.validation_from is not None
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether the times of interactions are read."""
+        return self.by_time or self.half_life is not None
+
+    @property
+    def bounds(self) -> dict[str, int]:
+        """The dates from which parts begin, in microseconds since 1970 in UTC: those that are given of validation and test."""
+        given = {"validation": self.validation_from, "test": self.test_from}
+        return {part: _microseconds(f"{part}_from", text) for part, text in given.items() if text is not None}
+
+    def _check_times(self) -> None:
+        bounds = self.bounds
+        if bounds and self.split != "temporal":
+            part = next(iter(bounds))
+            raise ConfigError(
+                f"data.{part}_from={getattr(self, part + '_from')} needs data.split=temporal; set it, or leave it out"
+            )
+        if len(bounds) == 2 and bounds["validation"] > bounds["test"]:
+            raise ConfigError(
+                f"data.validation_from={self.validation_from} is after data.test_from={self.test_from}; validation comes before the test"
+            )
+        if self.last_n != 1 and self.split != "leave-last-out":
+            raise ConfigError(f"data.last_n={self.last_n} needs data.split=leave-last-out; set it, or leave it out")
+        if self.time_column is not None and not self.reads_times:
+            raise ConfigError(
+                f"data.time_column={self.time_column} is read with data.split=temporal or leave-last-out and with data.half_life alone; "
+                "give one, or leave it out"
+            )
+
+
+def _microseconds(key: str, text: str) -> int:
+    """A time of the settings since 1970 in UTC."""
+    try:
+        time = datetime.fromisoformat(text)
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"data.{key}={text!r} is no time; write one such as 2024-05-01 or 2024-05-01T12:30:00"
+        ) from None
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _check_csv(separator: str | None, encoding: str, columns: tuple[str, ...] | None) -> None:

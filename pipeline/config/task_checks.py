@@ -40,6 +40,8 @@ def _check_ctr(config: RunConfig) -> None:
     refused = {
         "data.weight_column": config.data.weight_column,
         "data.positive_from": config.data.positive_from,
+        "data.split": config.data.split if config.data.by_time else None,
+        "data.half_life": config.data.half_life,
         "data.min_user_interactions": _unless(1, config.data.min_user_interactions),
         "data.min_item_interactions": _unless(1, config.data.min_item_interactions),
         "data.user_features": config.data.user_features,

@@ -10,6 +10,8 @@ bad row.
 **Ratings.** With `positive_from`, a row whose rating is below it is left out before it is checked any further. A rating that is missing or
 no number is a bad row.
 
+**Times.** Read for splits by time and weights by age. A time that is missing, or is none, is a bad row.
+
 **Bad rows.** A null id, an id of another type, a bad weight, a row with too few or too many fields.
 """
 
@@ -24,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.logs.values import numbers, texts, whole_numbers
+from pipeline.logs.values import microseconds, numbers, texts, whole_numbers
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
@@ -49,6 +51,8 @@ class Columns:
         user_kind, item_kind: "int64" or "string", of the settings or from `find_kinds`.
         rating: column of ratings, read only with `positive_from`.
         positive_from: the least rating of a row that is kept; None keeps all rows.
+        time: column of times, or None where they are not read.
+        time_unit: of times that are numbers: "s", "ms", "us" or "ns"; None for dates.
     """
 
     user: str = "user_id"
@@ -58,6 +62,8 @@ class Columns:
     item_kind: str = "int64"
     rating: str | None = None
     positive_from: float | None = None
+    time: str | None = None
+    time_unit: str | None = None
 
     @classmethod
     def of(cls, data: DataConfig) -> Columns:
@@ -74,7 +80,8 @@ class Columns:
     @property
     def names(self) -> list[str]:
         """The columns to read, each once."""
-        return list(dict.fromkeys(name for name in (self.user, self.item, self.weight, self.rating) if name))
+        names = (self.user, self.item, self.weight, self.rating, self.time)
+        return list(dict.fromkeys(name for name in names if name))
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Batch:
             `read_chunk`).
         rejected: REJECTED_SCHEMA, empty with bad_rows="error".
         n_below: rows left out because of their rating.
+        times: microseconds since 1970 in UTC, int64, shape (n,); None where they are not read.
     """
 
     users: pa.Array
@@ -96,11 +104,12 @@ class Batch:
     rows: NDArray[np.int64]
     rejected: pa.Table
     n_below: int = 0
+    times: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
 class RawColumns:
-    """Unchecked columns: ids as text or int64, weights and ratings as text or numbers, nulls too; and malformed rows."""
+    """Unchecked columns: ids as text or int64, weights, ratings and times of any type, nulls too; and malformed rows."""
 
     users: pa.Array
     items: pa.Array
@@ -108,6 +117,7 @@ class RawColumns:
     rows: NDArray[np.int64]
     malformed: list[tuple[int, str, str]]
     ratings: pa.Array | None = None
+    times: pa.Array | None = None
 
     def filtered(self, keep: NDArray[np.bool_]) -> RawColumns:
         """The marked rows, and all malformed ones."""
@@ -119,6 +129,7 @@ class RawColumns:
             self.rows[keep],
             self.malformed,
             None if self.ratings is None else self.ratings.filter(mask),
+            None if self.times is None else self.times.filter(mask),
         )
 
 
@@ -142,12 +153,13 @@ def check_columns(raw: RawColumns, columns: Columns, source: int) -> Batch:
     weights = None if raw.weights is None else _checked_weights(raw.weights, str(columns.weight), reject)
     if raw.ratings is not None:
         _check_ratings(raw.ratings, str(columns.rating), reject)
+    times = None if raw.times is None else _checked_times(raw.times, columns, reject)
     bad = code > 0
     rejected = REJECTED_SCHEMA.empty_table()
     if bad.any() or raw.malformed:
         rejected = _rejected_rows(raw, source, columns, bad, pa.array(reasons).take(pa.array(code[bad] - 1)))
     if not bad.any():
-        return Batch(users, items, weights, raw.rows, rejected, n_read - n_rows)
+        return Batch(users, items, weights, raw.rows, rejected, n_read - n_rows, times)
     keep = pa.array(~bad)
     return Batch(
         users.filter(keep),
@@ -156,13 +168,15 @@ def check_columns(raw: RawColumns, columns: Columns, source: int) -> Batch:
         raw.rows[~bad],
         rejected,
         n_read - n_rows,
+        None if times is None else times[~bad],
     )
 
 
 def _rejected_rows(raw: RawColumns, source: int, columns: Columns, bad: NDArray, reasons: pa.Array) -> pa.Table:
     mask = pa.array(bad)
     parts = []
-    read = {columns.user: raw.users, columns.item: raw.items, columns.weight: raw.weights, columns.rating: raw.ratings}
+    read = {columns.user: raw.users, columns.item: raw.items, columns.weight: raw.weights}
+    read |= {columns.rating: raw.ratings, columns.time: raw.times}
     for name, values in read.items():
         if name is not None and values is not None:
             text = pa.array([_shown(value) for value in values.filter(mask)], pa.string())
@@ -200,6 +214,14 @@ def _checked_ids(ids: pa.Array, name: str, kind: str, reject: Reject) -> pa.Arra
         return found.fill_null("")
     reject(wrong, f"column {name!r} holds {NOT_WHOLE}")
     return found.fill_null(0)
+
+
+def _checked_times(times: pa.Array, columns: Columns, reject: Reject) -> NDArray[np.int64]:
+    values, wrong = microseconds(times, columns.time_unit)
+    reject(times.is_null().to_numpy(zero_copy_only=False), f"column {columns.time!r} is null")
+    like = "a date as in ISO 8601" if columns.time_unit is None else f"a time in {columns.time_unit} since 1970"
+    reject(wrong, f"column {columns.time!r} is not {like}")
+    return values
 
 
 def _check_ratings(ratings: pa.Array, name: str, reject: Reject) -> None:

@@ -18,6 +18,7 @@ from pipeline.logs.columns import Columns
 from pipeline.logs.csv import CsvFormat
 from pipeline.logs.readers import READERS, require_column
 from pipeline.logs.sources import Chunk, Source, find_sources, open_parquet, skip_empty
+from pipeline.logs.times import find_times
 from pipeline.logs.values import SAMPLE_IDS, is_number, is_text, kind_of, plain, whole_numbers
 
 if TYPE_CHECKING:
@@ -32,14 +33,17 @@ HEAD_BYTES = 2**16
 def open_sources(data: DataConfig) -> tuple[list[Source], Columns]:
     """The files of a log that hold rows, and what to read of each.
 
-    Raises DataError as `find_sources`, `skip_empty` and `find_kinds`.
+    Raises DataError as `find_sources`, `skip_empty`, `find_kinds` and `find_times`.
     """
     path = str(data.path)
     sources = skip_empty(find_sources(path, data.format, data.split, CsvFormat.of(data)), path)
     columns = Columns.of(data)
     user_kind, item_kind = find_kinds(sources, columns, (data.user_kind, data.item_kind))
+    if data.reads_times:
+        columns = find_times(sources, columns, data.time_column)
     others = f"weights {columns.weight}" if columns.weight else "every row weighs 1"
     others += f", ratings {columns.rating}" if columns.rating else ""
+    others += f", times {columns.time} ({columns.time_unit or 'dates'})" if columns.time else ""
     logger.info("columns: users %s (%s), items %s (%s), %s", columns.user, user_kind, columns.item, item_kind, others)
     return sources, replace(columns, user_kind=user_kind, item_kind=item_kind)
 

@@ -70,7 +70,8 @@ def _read_parquet(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
             users, items = (plain(batch.column(name)) for name in (columns.user, columns.item))
             weights = batch.column(columns.weight) if columns.weight else None
             ratings = batch.column(columns.rating) if columns.rating else None
-            yield RawColumns(users, items, weights, np.arange(row, row + len(batch)), [], ratings)
+            times = batch.column(columns.time) if columns.time else None
+            yield RawColumns(users, items, weights, np.arange(row, row + len(batch)), [], ratings, times)
             row += len(batch)
         n_rows = sum(file.metadata.row_group(group).num_rows for group in groups)
         if row - chunk.first_row - 1 != n_rows:
@@ -91,7 +92,8 @@ def _read_csv(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
         users, items = part.batch.column(columns.user), part.batch.column(columns.item)
         weights = part.batch.column(columns.weight) if columns.weight else None
         ratings = part.batch.column(columns.rating) if columns.rating else None
-        yield RawColumns(users, items, weights, part.rows, part.malformed, ratings)
+        times = part.batch.column(columns.time) if columns.time else None
+        yield RawColumns(users, items, weights, part.rows, part.malformed, ratings, times)
 
 
 def _read_lightgcn(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
@@ -114,7 +116,7 @@ def _read_movielens(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
     data = _read_bytes(chunk).tobytes()
     if chunk.source.format == "movielens-1m":
         data = data.replace(b"::", b"\t")
-    n_fields = _movielens_fields(chunk.source)
+    n_fields = movielens_fields(chunk.source)
     names = ["user", "item", "rating", "timestamp"][:n_fields]
     malformed: list[tuple[int, str, str]] = []
 
@@ -142,7 +144,8 @@ def _read_movielens(chunk: Chunk, columns: Columns) -> Iterator[RawColumns]:
     table = table.filter(pa.array(kept))
     user, item, rating = (_joined(table[name]) for name in names[:3])
     weights, ratings = (rating if name else None for name in (columns.weight, columns.rating))
-    yield RawColumns(user, item, weights, rows[kept], malformed, ratings)
+    times = _joined(table["timestamp"]) if columns.time else None
+    yield RawColumns(user, item, weights, rows[kept], malformed, ratings, times)
 
 
 READERS = {
@@ -155,7 +158,8 @@ READERS = {
 }
 
 
-def _movielens_fields(source: Source) -> int:
+def movielens_fields(source: Source) -> int:
+    """Columns of a MovieLens file, 3 or 4. Raises DataError for another number."""
     with open(source.file, "rb") as stream:
         line = stream.readline(2**16)
     separator = b"::" if source.format == "movielens-1m" else b"\t"
@@ -191,7 +195,7 @@ def require_column(source: Source, name: str, names: list[str]) -> None:
     hint = did_you_mean(name, names, cutoff=0.4)
     raise DataError(
         f"{source.file}: no column {name!r}; {hint}the columns are {', '.join(names)}; name it with "
-        "user_column, item_column, weight_column or rating_column"
+        "user_column, item_column, weight_column, rating_column or time_column"
     )
 
 

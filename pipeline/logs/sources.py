@@ -7,8 +7,8 @@ A path is a file, a folder (the files directly in it) or a glob:
 - csv, tsv, parquet: one file or several of one format, with named columns
 
 `format="auto"` goes by these names and by the extensions .csv, .tsv, .parquet, .pq and .txt (LightGCN); csv and tsv may be compressed
-(.csv.gz). Hidden files and names that start with "_" are left out of folders, and files without a row are skipped (`skip_empty`). With
-split="random" every file of the log is read, a test file too. With split="given" there have to be a train and a test file: train.txt and
+(.csv.gz). Hidden files and names that start with "_" are left out of folders, and files without a row are skipped (`skip_empty`). Every
+file of the log is read, a test file too, but with split="given". With split="given" there have to be a train and a test file: train.txt and
 test.txt, or files named train.* and test.* (also train-..., train_...) of one table format. Files are read in the order of their names,
 so how a log is cut into files does not matter.
 """
@@ -272,7 +272,7 @@ def _one_format(files: list[Path], format: str) -> str:
 
 
 def _name_parts(files: list[Path], format: str, split: str, path: str) -> list[Source]:
-    if split == "random":
+    if split != "given":
         return [Source(str(file), format) for file in files]
     train = [file for file in files if file.stem == "train" or file.name.startswith(("train.", "train-", "train_"))]
     test = [file for file in files if file.stem == "test" or file.name.startswith(("test.", "test-", "test_"))]

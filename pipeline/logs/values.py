@@ -7,6 +7,7 @@ through the rule itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,12 @@ from serving.values import (
 SAMPLE_IDS = 1000
 # Digits that always fit int64.
 _SAFE_DIGITS = r"0|-?[1-9][0-9]{0,17}"
+# Dates that Arrow reads.
+_PLAIN_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[ T][0-9]{2}:[0-9]{2}:[0-9]{2})?"
+# Microseconds per unit, as a fraction.
+_PER_UNIT = {"s": (10**6, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}
+# About the year 9999.
+MOST_MICROSECONDS = 253_402_300_800 * 10**6
 _PLAIN_NUMBER = r"-?[0-9]{1,200}(?:\.[0-9]{0,100})?"
 
 
@@ -182,6 +189,66 @@ def hours_and_weekdays(values: pa.Array, form: TimeFormat) -> tuple[pa.Array, pa
 
     found, wrong = _by_rule(values, pa.nulls(len(values), pa.int64()), others, pa.int64(), both)
     return pc.divide(found, 7), pc.subtract(found, pc.multiply(pc.divide(found, 7), 7)), wrong
+
+
+def microseconds(values: pa.Array, unit: str | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Microseconds since 1970-01-01 in UTC, shape (n,), rounded down; and which values are missing or no times, shape (n,).
+
+    Args:
+        unit: "s", "ms", "us" or "ns" of numbers; None: texts are dates as in ISO 8601, without an offset taken in UTC.
+    """
+    values = plain(values)
+    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
+        found = values.cast(pa.timestamp("ms")) if pa.types.is_date(values.type) else values
+        found = found.cast(pa.timestamp("us", found.type.tz), safe=False).cast(pa.int64())
+    elif unit is None:
+        found = _dates(values)
+    else:
+        found = _scaled(values, unit)
+    missing = found.is_null().to_numpy(zero_copy_only=False)
+    return found.fill_null(0).to_numpy(zero_copy_only=False), missing
+
+
+def _dates(values: pa.Array) -> pa.Array:
+    """int64 microseconds of texts, null where they are no dates."""
+    nothing = pa.nulls(len(values), pa.int64())
+    if not is_text(values.type):
+        return nothing
+    simple = matches(values, _PLAIN_DATE)
+    try:
+        fast = (
+            pc.if_else(pa.array(simple), values, pa.scalar(None, values.type)).cast(pa.timestamp("us")).cast(pa.int64())
+        )
+    except pa.ArrowInvalid:  # One of them is no date of the calendar.
+        simple, fast = np.zeros(len(values), bool), nothing
+    others = values.is_valid().to_numpy(zero_copy_only=False) & ~simple
+    return _by_rule(values, fast, others, pa.int64(), _iso_microseconds)[0]
+
+
+def _iso_microseconds(text: str) -> int | None:
+    try:
+        time = datetime.fromisoformat(text.strip())
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def _scaled(values: pa.Array, unit: str) -> pa.Array:
+    """int64 microseconds of numbers and of their texts, null where they are none or leave int64."""
+    if not (is_number(values.type) or is_text(values.type)):
+        return pa.nulls(len(values), pa.int64())
+    times, over = _PER_UNIT[unit]
+    whole, _ = whole_numbers(values)
+    counts = whole.fill_null(0).to_numpy(zero_copy_only=False)
+    most = min(MOST_MICROSECONDS * over // times, 2**63 - 1)
+    fits = whole.is_valid().to_numpy(zero_copy_only=False) & (counts <= most) & (counts >= -most)
+    found = pa.array(np.where(fits, counts, 0) * times // over, mask=~fits)
+    broken = np.floor(numbers(values)[0] * (times / over))
+    with np.errstate(invalid="ignore"):
+        outside = ~(np.abs(broken) <= MOST_MICROSECONDS)
+    # What is no whole number may be one with a fraction.
+    return pc.coalesce(found, pa.array(np.where(outside, 0, broken).astype(np.int64), mask=outside))
 
 
 def _by_rule(

@@ -9,7 +9,8 @@ The folder appears complete or not at all; `docs/formats.md` (Ingest folder) lis
 Split "random": all files of the log together; each user and each item keeps one edge in train, and of the other edges the shares
 `test` and `validation` are drawn (`graphhash.graph.interactions`). Split "given": test is the test file, validation is drawn from the
 train file in the same way, vocabularies are train's. A test row whose user or item train does not have, or whose pair is in train
-too, is a bad row. On a cluster of several machines, log and folder have to be on shared storage.
+too, is a bad row. Splits "temporal" and "leave-last-out": `pipeline.retrieval.ingest_times`. On a cluster of several machines, log and
+folder have to be on shared storage.
 """
 
 from __future__ import annotations
@@ -38,6 +39,16 @@ from pipeline.retrieval import ingest_tasks as tasks
 from pipeline.retrieval.ingest_core import keep_core
 from pipeline.retrieval.ingest_files import Workspace, read_table
 from pipeline.retrieval.ingest_tasks import Reading, Split
+from pipeline.retrieval.ingest_times import (
+    MICROSECONDS_PER_DAY,
+    TimeFacts,
+    TrainRows,
+    describe_times,
+    find_cut,
+    hold_out,
+    time_facts,
+    with_newest,
+)
 from pipeline.storage.atomic import new_folder, write_json_atomic
 
 if TYPE_CHECKING:
@@ -66,7 +77,7 @@ class FilterFacts(TypedDict):
 
 class IngestFacts(TypedDict):
     """What `ingest.json` holds: counts of distinct pairs per part, rejected rows, hashes of the vocabularies, and seconds; `removed` where
-    a filter is set."""
+    a filter is set, `times` where they are read."""
 
     n_users: int
     n_items: int
@@ -78,6 +89,7 @@ class IngestFacts(TypedDict):
     items_hash: str
     seconds: float
     removed: NotRequired[FilterFacts]
+    times: NotRequired[TimeFacts]
 
 
 @dataclass(frozen=True)
@@ -126,13 +138,15 @@ def _ingest(config: DataConfig, out: Path, folder: Path) -> IngestFacts:
     work = Workspace(folder, max(config.shards, estimated_rows(log.chunks) // PARTITION_EDGES + 1))
     removed: FilterFacts = {"rows_below": 0, "users": 0, "items": 0, "interactions": 0, "test_rows": 0}
     n_rejected = _read(config, log, work, removed)
-    _merge(log, work)
+    half_life = None if config.half_life is None else config.half_life * MICROSECONDS_PER_DAY
+    train = with_newest(TrainRows(find_cut(config, work, log.train), half_life), work, log.train)
+    _merge(log, work, train)
     _keep_core(config, work, removed)
     vocabularies = _number(work)
     n_users, n_items = len(vocabularies["user"]), len(vocabularies["item"])
     n_rejected += _encode(config, log, work, n_items, removed)
-    given = config.split == "given"
-    split = Split(config.seed, config.validation, 0.0 if given else config.test, given)
+    held_out = {} if train.cut is None else hold_out(work, log.train, train.cut)
+    split = _split(config)
     run_tasks(tasks.split_partition, [(work, p, split) for p in range(work.n_partitions)], label="split")
     graphs = _build(out, work, n_users, n_items, config.shards)
     for side in SIDES:
@@ -153,7 +167,20 @@ def _ingest(config: DataConfig, out: Path, folder: Path) -> IngestFacts:
     if is_filtered(config):
         facts["removed"] = removed
         logger.info("filters: %s", describe_removed(removed))
+    if log.reading.columns.time:
+        facts["times"] = time_facts(log.reading.columns.time, train, held_out)
+        for line in describe_times(facts["times"], config.split, config.half_life):
+            logger.info(line)
     return facts
+
+
+def _split(config: DataConfig) -> Split:
+    """How the merged edges are split: those of a split by time are of train."""
+    if config.by_time:
+        return Split(config.seed, 0.0, 0.0, ("validation", "test"))
+    if config.split == "given":
+        return Split(config.seed, config.validation, 0.0, ("test",))
+    return Split(config.seed, config.validation, config.test)
 
 
 def is_filtered(config: DataConfig) -> bool:
@@ -204,11 +231,12 @@ def _read(config: DataConfig, log: Log, work: Workspace, removed: FilterFacts) -
     return n_rejected
 
 
-def _merge(log: Log, work: Workspace) -> None:
+def _merge(log: Log, work: Workspace, train: TrainRows) -> None:
     """Merge the duplicates of train."""
-    merge = [(work, p, log.train, MAX_WEIGHT) for p in range(work.n_partitions)]
+    merge = [(work, p, log.train, MAX_WEIGHT, train) for p in range(work.n_partitions)]
     run_tasks(tasks.merge_partition, merge, label="merge")
-    for number in log.train:
+    # A split by time takes validation and test from the same rows.
+    for number in log.train if train.cut is None else ():
         work.part(number).unlink()
 
 

@@ -38,6 +38,10 @@ class Workspace:
         """Rows of chunk `number`: record batch i belongs to partition i % n_partitions."""
         return self.folder / f"part-{number:06d}.arrow"
 
+    def times(self, number: int) -> Path:
+        """Times of the rows of chunk `number`, ascending, int64; written where they are read."""
+        return self.folder / f"times-{number:06d}.npy"
+
     def rejected(self, number: int) -> Path:
         """Rejected rows of chunk `number`."""
         return self.folder / f"rejected-{number:06d}.arrow"

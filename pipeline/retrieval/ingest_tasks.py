@@ -36,6 +36,7 @@ from pipeline.logs.columns import REJECTED_SCHEMA, Columns
 from pipeline.logs.readers import SKIP_REMEDY, read_chunk
 from pipeline.logs.sources import Chunk
 from pipeline.retrieval.ingest_files import Workspace, write_rejected
+from pipeline.retrieval.ingest_times import ALL_ROWS, TrainRows
 
 # Odd, so that its powers never vanish modulo 2^64.
 _STRING_BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -66,13 +67,13 @@ class Split:
 
     Args:
         validation, test: shares of the edges.
-        given_test: there is a test file, so none are drawn for the test.
+        given: the parts that are there already: those of a split by time, and a test file.
     """
 
     seed: int
     validation: float
     test: float
-    given_test: bool
+    given: tuple[str, ...] = ()
 
 
 class ReadFacts(TypedDict):
@@ -100,7 +101,7 @@ def read_part(work: Workspace, number: int, chunk: Chunk, reading: Reading) -> R
     """
     is_test, columns = chunk.source.is_test, reading.columns
     schema = _part_schema(columns, with_rows=is_test)
-    n_rows, n_below, rejected = 0, 0, []
+    n_rows, n_below, rejected, times = 0, 0, [], [np.empty(0, np.int64)]
     with (
         pa.OSFile(str(work.part(number)), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
@@ -112,6 +113,9 @@ def read_part(work: Workspace, number: int, chunk: Chunk, reading: Reading) -> R
             data = {"user": batch.users, "item": batch.items}
             data |= {} if batch.weights is None else {"weight": pa.array(batch.weights)}
             data |= {"row": pa.array(batch.rows)} if is_test else {}
+            if batch.times is not None:
+                data["time"] = pa.array(batch.times)
+                times.append(batch.times)
             partition = user_partition(batch.users, work.n_partitions)
             order = np.argsort(partition, kind="stable")
             rows = pa.record_batch(data, schema=schema).take(pa.array(order))
@@ -119,6 +123,8 @@ def read_part(work: Workspace, number: int, chunk: Chunk, reading: Reading) -> R
             for start, stop in itertools.pairwise(bounds):
                 # `take` copies: a slice of a string column alone would be written with the whole column's bytes.
                 writer.write_batch(rows.slice(start, stop - start))
+    if columns.time:
+        np.save(work.times(number), np.sort(np.concatenate(times)))
     return {
         "n_rows": n_rows,
         "n_rejected": write_rejected(work.rejected(number), rejected),
@@ -126,18 +132,21 @@ def read_part(work: Workspace, number: int, chunk: Chunk, reading: Reading) -> R
     }
 
 
-def merge_partition(work: Workspace, partition: int, parts: Sequence[int], max_weight: float) -> int:
+def merge_partition(
+    work: Workspace, partition: int, parts: Sequence[int], max_weight: float, train: TrainRows = ALL_ROWS
+) -> int:
     """Write the distinct edges of a partition, in codes of its own ids, and these ids. Returns the number of edges.
 
     Args:
         parts: numbers of the chunks of train.
+        train: which of their rows to take.
 
     Raises:
-        DataError: the merged weight of a pair exceeds `max_weight`.
+        DataError: the merged weight of a pair exceeds `max_weight`, or ageing left it too small.
     """
     table = work.read_partition(parts, partition)
-    if table is None:
-        table = pa.table({"user": pa.array([], pa.int64()), "item": pa.array([], pa.int64())})
+    nothing = {"user": pa.array([], pa.int64()), "item": pa.array([], pa.int64())}
+    table = pa.table(nothing) if table is None else train.of(table)
     codes = {}
     for side in ("user", "item"):
         encoded = as_ids(table[side]).dictionary_encode()
@@ -149,6 +158,7 @@ def merge_partition(work: Workspace, partition: int, parts: Sequence[int], max_w
             f"the weights of one user-item pair add up to {weights.max():g}, "
             f"float32 ends at {max_weight:g}; scale the weights down"
         )
+    train.check(weights)
     work.save_edges("edges", partition, users, items, weights)
     return len(users)
 
@@ -193,7 +203,7 @@ def split_partition(work: Workspace, partition: int, split: Split) -> dict[str, 
     users, items = user_rows[users], item_rows[items]
     counts = {}
     for name, part in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
-        if name == "test" and split.given_test:
+        if name in split.given:
             counts[name] = work.save_counts(name, partition, work.load_edges(name, partition)[0])
             continue
         chosen = np.flatnonzero(parts == part)
@@ -331,7 +341,8 @@ def _part_schema(columns: Columns, *, with_rows: bool) -> pa.Schema:
     kinds = {"int64": pa.int64(), "string": pa.large_string()}
     fields = [("user", kinds[columns.user_kind]), ("item", kinds[columns.item_kind])]
     fields += [("weight", pa.float64())] if columns.weight else []
-    return pa.schema(fields + ([("row", pa.int64())] if with_rows else []))
+    fields += [("row", pa.int64())] if with_rows else []
+    return pa.schema(fields + ([("time", pa.int64())] if columns.time else []))
 
 
 def _weights(table: pa.Table) -> NDArray[np.float64]:

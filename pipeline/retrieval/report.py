@@ -43,6 +43,13 @@ PART_NAMES = {
 }
 
 
+SPLITS = {
+    "random": "The interactions were split at random",
+    "temporal": "The interactions were split by time: the latest ones are the test",
+    "leave-last-out": "The latest items of every user are the test",
+}
+
+
 def write_report(run_dir: Path) -> list[Path]:
     """Draw the pictures and write `report.html` into the run folder. Returns the files written.
 
@@ -64,6 +71,7 @@ def write_report(run_dir: Path) -> list[Path]:
     values = {
         "readings": {m["method"]: how_ids_read(m["method"], m.get("indices_per_id")) for m in facts.metrics},
         "communities_read": use_of_communities(facts.methods),
+        "splits": SPLITS,
         "k": cutoffs[0],
         "measures": measures_of(cutoffs),
         "tables": [table for table in (served, at_cutoffs) if any(map(table.has_figures, facts.tested))],

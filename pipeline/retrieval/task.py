@@ -70,6 +70,11 @@ class Retrieval:
             "data.positive_from",
             "data.min_user_interactions",
             "data.min_item_interactions",
+            "data.time_column",
+            "data.test_from",
+            "data.validation_from",
+            "data.last_n",
+            "data.half_life",
             "data.separator",
             "data.encoding",
             "data.columns",
@@ -164,7 +169,7 @@ class Retrieval:
         return further_tables(cutoffs)
 
     def check_trainable(self, config: RunConfig) -> None:
-        if not config.data.validation and config.train.epochs is None:
+        if not config.data.has_validation and config.train.epochs is None:
             raise ConfigError(
                 "data.validation=0.0 leaves nothing to stop the training by; give the number of epochs, such as --epochs 40, "
                 "or a share above 0"

@@ -96,7 +96,7 @@ def tune(base: RunConfig, search: SearchSettings, *, jobs: int | None = None) ->
         TuneError: every trial failed.
     """
     out, score = Path(base.run.out), score_key(base)
-    if not base.data.validation:
+    if not base.data.has_validation:
         raise ConfigError("data.validation=0.0 leaves nothing to compare trials by; give a share above 0")
     requested, base = base, RunConfig.from_flat(localised(base).flat() | {"run.remote": None})
     with ExitStack() as stack:

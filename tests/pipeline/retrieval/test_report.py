@@ -327,3 +327,26 @@ def test_the_page_says_what_filters_removed(tmp_path):
     text = " ".join((run / "report.html").read_text().split())
     assert "Filters removed 1,234 rows of a lower rating, 5 users and 6 items with too few interactions" in text
     assert "and 8 test rows of users or items that are not in training." in text
+
+
+def test_the_page_says_what_a_split_by_time_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    part = {"rows": 1000, "rows_of_unseen": 700, "rows_repeated": 3, "unseen_users": 20, "unseen_items": 4}
+    first = {"validation": None, "test": "2024-05-01 00:00:00"}
+    times = {
+        "column": "t",
+        "first": first,
+        "parts": {"validation": part, "test": part},
+        "newest": "2024-04-30 23:00:00",
+    }
+    record = json.loads((run / "stages" / "ingest.json").read_text())
+    record["result"]["times"] = times
+    (run / "stages" / "ingest.json").write_text(json.dumps(record))
+    config = (run / "config.toml").read_text().replace('split = "random"', 'split = "temporal"\nhalf_life = 30.0')
+    (run / "config.toml").write_text(config)
+    write_report(run)
+    text = " ".join((run / "report.html").read_text().split())
+    assert "The interactions were split by time: the latest ones are the test" in text
+    assert "Of 1,000 rows of validation 700 are left out because their user or item is not in training" in text
+    assert "Of 1,000 rows of the test, which begins at 2024-05-01 00:00:00, 700 are left out" in text
+    assert "Weights are halved every 30.0 days before 2024-04-30 23:00:00." in text

@@ -1,0 +1,317 @@
+"""Splits by time, and weights by age: which rows of the log are of train, validation and test, and the parts that are held out.
+
+**temporal.** Two times cut the log. Validation begins at the first, the test at the second; rows of equal times are in one part, the later
+one. Without dates, the share `test` of all rows, the latest ones, is the test, and the share `validation` before them is for validation; a
+part is larger than its share where the time at its beginning is that of several rows.
+
+**leave-last-out.** A user's rows are ordered by time, rows of equal times as they are read. The last `n` items that appear for the
+first time are the test's, the `n` before them are for validation, and the first item of every user stays in train. What the user did
+before the first of these rows is train.
+
+Nothing that comes later reaches train: vocabularies, core, weights and graph are made of the rows of train alone. A held-out row is left
+out where train lacks its user or its item, or where an earlier part has the pair already, since items that a user has seen are not ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from graphhash.errors import DataError
+from graphhash.graph.interactions import TEST, TRAIN, VALIDATION, merge_duplicates
+from graphhash.graph.vocabulary import Vocabulary, as_ids
+from pipeline.distributed.session import run_tasks
+from pipeline.retrieval.ingest_files import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import DataConfig
+
+HELD_OUT = {"validation": VALIDATION, "test": TEST}
+MICROSECONDS_PER_DAY = 86_400 * 10**6
+NEVER = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the rows of train files are cut by time.
+
+    Args:
+        validation_from, test_from: microseconds since 1970, of split="temporal".
+        n_validation, n_test: items of a user, of split="leave-last-out"; None with split="temporal".
+    """
+
+    validation_from: int = NEVER
+    test_from: int = NEVER
+    n_validation: int | None = None
+    n_test: int = 0
+
+    def parts(self, rows: pa.Table) -> NDArray[np.uint8]:
+        """TRAIN, VALIDATION or TEST of each row, shape (n,).
+
+        Args:
+            rows: user, item and time; all rows of their users, in reading order.
+        """
+        times = rows["time"].to_numpy()
+        if self.n_validation is not None:
+            return self._last_of_users(rows, times, self.n_validation)
+        later = np.where(times >= self.test_from, TEST, VALIDATION)
+        return np.where(times >= self.validation_from, later, TRAIN).astype(np.uint8)
+
+    def _last_of_users(self, rows: pa.Table, times: NDArray[np.int64], n_validation: int) -> NDArray[np.uint8]:
+        users, items = (
+            as_ids(rows[side]).dictionary_encode().indices.to_numpy().astype(np.int64) for side in ("user", "item")
+        )
+        order = np.lexsort((times, users))  # Stable.
+        users, pairs = users[order], (users * (items.max(initial=0) + 1) + items)[order]
+        is_first = np.zeros(len(order), bool)
+        is_first[np.unique(pairs, return_index=True)[1]] = True
+        n_items = np.bincount(users[is_first], minlength=users.max(initial=-1) + 1)
+        # Different items of the user up to each row; the first of its items is always train's.
+        so_far = np.cumsum(is_first) - (np.cumsum(n_items) - n_items)[users]
+        n_test = np.minimum(self.n_test, n_items - 1)
+        n_train = np.maximum(n_items - n_test - n_validation, 1)
+        part = np.where(so_far > (n_items - n_test)[users], TEST, VALIDATION)
+        found = np.empty(len(order), np.uint8)
+        found[order] = np.where(so_far > n_train[users], part, TRAIN)
+        return found
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """Which rows of the train files are trained on, and what they weigh.
+
+    Args:
+        cut: of a split by time.
+        half_life: microseconds.
+        newest: time of the latest row of train; set with `half_life`.
+    """
+
+    cut: Cut | None = None
+    half_life: float | None = None
+    newest: int | None = None
+
+    def of(self, rows: pa.Table) -> pa.Table:
+        """The rows of train, in the same order, with their weights by age."""
+        if self.cut is not None:
+            rows = rows.filter(pa.array(self.cut.parts(rows) == TRAIN))
+        if self.half_life is None or self.newest is None:
+            return rows
+        weights = rows["weight"].to_numpy() if "weight" in rows.column_names else np.ones(len(rows))
+        age = (self.newest - rows["time"].to_numpy()) / self.half_life
+        rows = rows.drop_columns([name for name in rows.column_names if name not in ("user", "item", "time")])
+        return rows.append_column("weight", pa.array(weights * np.exp2(-age)))
+
+    def check(self, weights: NDArray[np.float64]) -> None:
+        """Raise DataError where ageing leaves a merged weight below float32."""
+        if self.half_life is not None and len(weights) and weights.min() < np.finfo(np.float32).tiny:
+            raise DataError(
+                f"half_life={self.half_life / MICROSECONDS_PER_DAY:g} days leaves the oldest interactions a weight of {weights.min():.2g}, "
+                "which float32 cannot hold; give a longer one (--half-life)"
+            )
+
+
+ALL_ROWS = TrainRows()
+
+
+class PartFacts(TypedDict):
+    """Rows of a part that is held out; those that are left out because train lacks the user or the item, or because an earlier part has the
+    pair; and the different users and items that train lacks."""
+
+    rows: int
+    rows_of_unseen: int
+    rows_repeated: int
+    unseen_users: int
+    unseen_items: int
+
+
+class TimeFacts(TypedDict):
+    """What `ingest.json` holds of times. `first` is the time at which a part begins, of split="temporal"."""
+
+    column: str
+    first: dict[str, str | None]
+    parts: dict[str, PartFacts]
+    newest: str | None
+
+
+def find_cut(config: DataConfig, work: Workspace, parts: Sequence[int]) -> Cut | None:
+    """The cut of a split by time, None of another split.
+
+    Args:
+        parts: chunks of the log, which are read.
+
+    Raises:
+        DataError: no row is left for train, or none from a date of the settings.
+    """
+    if not config.by_time:
+        return None
+    if config.split == "leave-last-out":
+        n = config.last_n
+        return Cut(n_validation=n if config.validation else 0, n_test=n if config.test else 0)
+    times = [np.load(work.times(number), mmap_mode="r") for number in parts]
+    times = [part for part in times if len(part)]
+    n_rows, bounds = sum(map(len, times)), config.bounds
+
+    def n_before(time: int) -> int:
+        return sum(int(np.searchsorted(part, time)) for part in times)
+
+    def from_share(share: float, end: int) -> int:
+        """Time of the row at which the share of all rows before the row `end` begins."""
+        n_held_out = round(share * n_rows)
+        return _time_of(times, max(end - n_held_out, 0)) if n_held_out else NEVER
+
+    for part, time in bounds.items():
+        if n_before(time) == n_rows:
+            raise DataError(
+                f"{config.path}: data.{part}_from={getattr(config, part + '_from')} is after the latest interaction, "
+                f"{as_text(max(int(p[-1]) for p in times))}; give an earlier time"
+            )
+    test_from = bounds.get("test", from_share(config.test, n_rows))
+    end = n_rows if test_from == NEVER else n_before(test_from)
+    validation_from = min(bounds.get("validation", from_share(config.validation, end)), test_from)
+    if validation_from != NEVER and not n_before(validation_from):
+        raise DataError(
+            f"{config.path}: no interaction is before {as_text(validation_from)}, where validation and test begin, so none is left to "
+            "train on; give later times or smaller shares"
+        )
+    return Cut(validation_from, test_from)
+
+
+def with_newest(rows: TrainRows, work: Workspace, parts: Sequence[int]) -> TrainRows:
+    """The same with the time of train's latest row, where weights depend on it."""
+    if rows.half_life is None:
+        return rows
+    newest = run_tasks(_newest, [(work, p, parts, rows) for p in range(work.n_partitions)], label="times")
+    return replace(rows, newest=max((time for time in newest if time is not None), default=None))
+
+
+def hold_out(work: Workspace, parts: Sequence[int], cut: Cut) -> dict[str, PartFacts]:
+    """Write the edges of validation and test of all partitions, whose ids are encoded. Returns the facts by part."""
+    found = run_tasks(_hold_out, [(work, p, parts, cut) for p in range(work.n_partitions)], label="hold out")
+    facts = {}
+    for name in HELD_OUT:
+        of_part = [each[name] for each in found]
+        unseen = [work.read_ids(_unseen(name), p) for p in range(work.n_partitions)]
+        facts[name] = PartFacts(
+            rows=sum(part["rows"] for part in of_part),
+            rows_of_unseen=sum(part["rows_of_unseen"] for part in of_part),
+            rows_repeated=sum(part["rows_repeated"] for part in of_part),
+            unseen_users=sum(part["unseen_users"] for part in of_part),
+            # A user is in one partition, an item in many.
+            unseen_items=len(as_ids(pa.chunked_array(unseen)).unique()),
+        )
+    return facts
+
+
+def time_facts(column: str, rows: TrainRows, parts: dict[str, PartFacts]) -> TimeFacts:
+    """What is recorded of the times."""
+    cut = rows.cut or Cut()
+    first = {"validation": cut.validation_from, "test": cut.test_from}
+    return {
+        "column": column,
+        "first": {name: as_text(time) for name, time in first.items()},
+        "parts": parts,
+        "newest": None if rows.newest is None else as_text(rows.newest),
+    }
+
+
+def describe_times(facts: TimeFacts, split: str, half_life: float | None) -> list[str]:
+    """The same as lines: one of each held-out part, one of the weights."""
+    lines = []
+    for name, part in facts["parts"].items():
+        first = facts["first"].get(name)
+        lines.append(
+            f"split {split}: {name}{f' from {first}' if first else ''}: {part['rows']:,} rows; left out: "
+            f"{part['rows_of_unseen']:,} of {part['unseen_users']:,} users and {part['unseen_items']:,} items that train lacks, "
+            f"{part['rows_repeated']:,} of pairs known before"
+        )
+    if half_life is not None:
+        lines.append(f"weights: halved every {half_life:g} days before {facts['newest']}")
+    return lines
+
+
+def as_text(time: int) -> str | None:
+    """A time in UTC as ISO 8601; None where it never comes."""
+    if time == NEVER:
+        return None
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time)).replace(tzinfo=None).isoformat(" ")
+
+
+def _time_of(times: Sequence[NDArray[np.int64]], row: int) -> int:
+    """The time of a row of all, which are in ascending order: the largest time with at most `row` smaller ones.
+
+    Args:
+        times: ascending parts.
+    """
+    low, high = min(int(part[0]) for part in times), max(int(part[-1]) for part in times)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(int(np.searchsorted(part, middle)) for part in times) <= row:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _newest(work: Workspace, partition: int, parts: Sequence[int], rows: TrainRows) -> int | None:
+    """Time of the latest row of train in a partition."""
+    table = work.read_partition(parts, partition)
+    times = np.empty(0, np.int64) if table is None else rows.of(table)["time"].to_numpy()
+    return int(times.max()) if len(times) else None
+
+
+def _hold_out(work: Workspace, partition: int, parts: Sequence[int], cut: Cut) -> dict[str, PartFacts]:
+    """Write the edges of validation and test of a partition, and the items that train lacks. Returns the facts of both."""
+    vocabularies = {side: Vocabulary.load(work.vocabulary(side)) for side in ("user", "item")}
+    n_users, n_items = len(vocabularies["user"]), len(vocabularies["item"])
+    users, items, _ = work.load_edges("edges", partition)
+    known = work.load_rows("user", partition)[users].astype(np.int64) * n_items
+    known = known + work.load_rows("item", partition)[items]
+    table = work.read_partition(parts, partition)
+    part_of = np.empty(0, np.uint8) if table is None else cut.parts(table)
+    facts = {}
+    for name, part in HELD_OUT.items():
+        rows = None if table is None else table.filter(pa.array(part_of == part))
+        users, items, weights = _encoded(rows, vocabularies)
+        is_unseen = (users == n_users) | (items == n_items)
+        repeated = ~is_unseen & np.isin(users * n_items + items, known)
+        kept = ~is_unseen & ~repeated
+        facts[name] = PartFacts(
+            rows=len(users),
+            rows_of_unseen=int(is_unseen.sum()),
+            rows_repeated=int(repeated.sum()),
+            unseen_users=0 if rows is None else len(_ids(rows, "user", users == n_users)),
+            unseen_items=0,
+        )
+        unseen_items = vocabularies["item"].ids.slice(0, 0) if rows is None else _ids(rows, "item", items == n_items)
+        work.write_ids(_unseen(name), partition, unseen_items)
+        users, items, weights = merge_duplicates(users[kept], items[kept], weights[kept])
+        work.save_edges(name, partition, users, items, weights)
+        known = np.concatenate([known, users * n_items + items])
+    return facts
+
+
+def _encoded(
+    rows: pa.Table | None, vocabularies: dict[str, Vocabulary]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Vocabulary rows of users and items, one behind the last where train lacks them, and weights, shape (n,) each."""
+    if rows is None or not len(rows):
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    users, items = (
+        vocabularies[side].rows(rows[side], missing="fallback").astype(np.int64) for side in ("user", "item")
+    )
+    return users, items, rows["weight"].to_numpy() if "weight" in rows.column_names else np.ones(len(rows))
+
+
+def _ids(rows: pa.Table, side: str, mask: NDArray[np.bool_]) -> pa.Array:
+    """The different ids of the marked rows."""
+    return as_ids(rows[side].filter(pa.array(mask))).unique()
+
+
+def _unseen(part: str) -> str:
+    return f"unseen_{part}_item"
