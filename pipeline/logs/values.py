@@ -34,8 +34,8 @@ _SAFE_DIGITS = r"0|-?[1-9][0-9]{0,17}"
 _PLAIN_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[ T][0-9]{2}:[0-9]{2}:[0-9]{2})?"
 # Microseconds per unit, as a fraction.
 _PER_UNIT = {"s": (10**6, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}
-# About the year 9999.
-MOST_MICROSECONDS = 253_402_300_800 * 10**6
+# The years 1 to 9999.
+LEAST_MICROSECONDS, MOST_MICROSECONDS = -62_135_596_800 * 10**6, 253_402_300_800 * 10**6 - 1
 _PLAIN_NUMBER = r"-?[0-9]{1,200}(?:\.[0-9]{0,100})?"
 
 
@@ -200,7 +200,7 @@ def microseconds(values: pa.Array, unit: str | None) -> tuple[NDArray[np.int64],
     values = plain(values)
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         found = values.cast(pa.timestamp("ms")) if pa.types.is_date(values.type) else values
-        found = found.cast(pa.timestamp("us", found.type.tz), safe=False).cast(pa.int64())
+        found = _counted(found.cast(pa.int64()), found.type.unit)
     elif unit is None:
         found = _dates(values)
     else:
@@ -239,16 +239,23 @@ def _scaled(values: pa.Array, unit: str) -> pa.Array:
     if not (is_number(values.type) or is_text(values.type)):
         return pa.nulls(len(values), pa.int64())
     times, over = _PER_UNIT[unit]
-    whole, _ = whole_numbers(values)
-    counts = whole.fill_null(0).to_numpy(zero_copy_only=False)
-    most = min(MOST_MICROSECONDS * over // times, 2**63 - 1)
-    fits = whole.is_valid().to_numpy(zero_copy_only=False) & (counts <= most) & (counts >= -most)
-    found = pa.array(np.where(fits, counts, 0) * times // over, mask=~fits)
     broken = np.floor(numbers(values)[0] * (times / over))
     with np.errstate(invalid="ignore"):
-        outside = ~(np.abs(broken) <= MOST_MICROSECONDS)
+        fits = (broken >= LEAST_MICROSECONDS) & (broken <= MOST_MICROSECONDS)
     # What is no whole number may be one with a fraction.
-    return pc.coalesce(found, pa.array(np.where(outside, 0, broken).astype(np.int64), mask=outside))
+    return pc.coalesce(
+        _counted(whole_numbers(values)[0], unit), pa.array(np.where(fits, broken, 0).astype(np.int64), mask=~fits)
+    )
+
+
+def _counted(whole: pa.Array, unit: str) -> pa.Array:
+    """int64 microseconds of whole numbers of a unit, null where they are missing or outside of the years 1 to 9999."""
+    times, over = _PER_UNIT[unit]
+    counts = whole.fill_null(0).to_numpy(zero_copy_only=False)
+    least, most = (bound * over // times for bound in (LEAST_MICROSECONDS, MOST_MICROSECONDS))
+    fits = whole.is_valid().to_numpy(zero_copy_only=False)
+    fits = fits & (counts >= max(least, -(2**63))) & (counts <= min(most, 2**63 - 1))
+    return pa.array(np.where(fits, counts, 0) * times // over, mask=~fits)
 
 
 def _by_rule(

@@ -14,6 +14,7 @@ from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.config.run_config import DataConfig, RunConfig
 from pipeline.errors import ConfigError
+from pipeline.logs.values import microseconds
 from pipeline.retrieval import ingest as module
 from pipeline.retrieval.ingest import ingest
 from tests.pipeline.retrieval.test_ingest_filters import csv_file, edges_of
@@ -199,6 +200,25 @@ def test_times_in_any_spelling_are_the_same(spelling, format, tmp_path):
     facts = ingest(DataConfig(str(path), split="temporal", validation=0.25, test=0.25), tmp_path / "out")
     assert facts["times"]["column"] == "Timestamp"
     assert facts["times"]["first"] == {"validation": str(STAMPS[2]), "test": str(STAMPS[3])}
+
+
+@pytest.mark.parametrize(
+    ("values", "unit"),
+    [
+        (pa.array([2**62, None, 1], pa.timestamp("s")), None),
+        (pa.array([2**60, -(2**60), 1000], pa.timestamp("ms", "UTC")), None),
+        (pa.array([2**30, -(2**30), 0], pa.date32()), None),
+        (pa.array([-9.9e10, 1e300, 1.0]), "s"),
+        (pa.array([2**63 - 1, -(2**63), 1]), "s"),
+        (pa.array(["2024-13-01", "99999-01-01", "1970-01-01T00:00:01.000000Z"]), None),
+        (pa.array(["1e300", "nan", "1.0"]), "s"),
+        (pa.array([True, False, None]), "s"),
+    ],
+)
+def test_times_outside_of_the_calendar_are_none(values, unit):
+    found, wrong = microseconds(values, unit)
+    assert wrong[:2].all()
+    assert wrong[2] or found[2] == (0 if pa.types.is_date(values.type) else 10**6)
 
 
 def test_weights_halve_with_age_and_later_rows_count_for_nothing(tmp_path, caplog):
