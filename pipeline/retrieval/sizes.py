@@ -15,8 +15,8 @@ from pipeline.config.run_config import MapConfig
 
 # CCE: chunks of a vector, as in the paper, while the assignments take at most this share of the bytes; clusterings of a training.
 CCE_CHUNKS, CCE_MAP_SHARE, CCE_CLUSTERINGS = (4, 2, 1), 0.5, 4
-# Additive codes: the least squares of the codewords grow with the square of the codes, and so do the seconds of the encoding.
-MAX_CODES_PER_ID = 64
+# Additive codes: the least squares of the codewords take the cube of their number, seconds with 32 codes and minutes with 64.
+MAX_CODES_PER_ID = 32
 # ROBE: numbers read in one piece.
 ROBE_BLOCK = 16
 # DHE: hidden layers. There are as many hashes as units of a layer.
