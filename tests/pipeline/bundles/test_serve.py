@@ -145,9 +145,9 @@ def test_replicas_on_ray_answer_share_their_figures_and_take_a_new_bundle(tmp_pa
             first = post(f"{url}/v1/recommend", request)
             assert first["results"] == one_user(old)
         with pytest.raises(urllib.error.HTTPError) as refused:
-            post(f"{url}/v1/recommend", {"user_ids": ["3"]})
+            post(f"{url}/v1/recommend", {"user_ids": ["x"]})
         assert refused.value.code == 400
-        assert json.load(refused.value) == {"error": "user_ids[0] is '3'; this model takes int64 ids"}
+        assert json.load(refused.value)["error"].startswith("user_ids[0] is 'x'")
         figures = urllib.request.urlopen(f"{url}/metrics").read().decode()
         assert "graphhash_users_total 10.0" in figures
         assert f'graphhash_bundle{{bundle="{first["bundle"]}"}} 2.0' in figures

@@ -19,6 +19,7 @@ from pipeline.retrieval.evaluate import evaluate_method
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.recommendations import write_recommendations, write_test_interactions
 from pipeline.retrieval.weights import save_model
+from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import StageContext
 
 SHAPE = (60, 90)
@@ -47,6 +48,8 @@ def evaluated(tmp_path_factory):
         bucket_map.save(out / f"{side}.npz")
     spec = ModelSpec("mf", 8, False, 0, 3)
     save_model(spec.build(*maps, graphs["train"]), spec, out)
+    facts = {"training_bytes": 1, "training_bytes_measured": 1, "compressed": None}
+    write_json_atomic(out / "history.json", {"facts": facts})
     config = RunConfig.from_flat({"evaluate.k": tuple(map(str, K)), "export.precision": "int8", "train.dim": 8})
     metrics = evaluate_method(config, "full", run / "ingest", out)
     context = StageContext(config, run)

@@ -43,7 +43,9 @@ def closed_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_a_closed_port_is_named_with_the_remedy(closed_port):
+def test_a_closed_port_is_named_with_the_remedy(closed_port, monkeypatch):
+    # Other tests of this process may have a Ray of theirs, which a session would take.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     with (
         pytest.raises(ConnectionError, match=rf"--address 127.0.0.1:{closed_port}: no Ray answers \(.*refused\)"),
         ray_session(f"127.0.0.1:{closed_port}"),

@@ -190,5 +190,5 @@ def test_evaluations_are_sent_to_mlflow_and_threads_and_signals_are_put_back(tmp
     finally:
         torch.set_num_threads(torch_before)
     assert seen == [n_cpus()]
-    assert sent == [(epoch, ["loss", "ndcg@20", "recall@20", "seconds"]) for epoch in (2, 4, 6)]
+    assert sent == [(epoch, ["capped_recall@20", "loss", "ndcg@20", "seconds"]) for epoch in (2, 4, 6)]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
