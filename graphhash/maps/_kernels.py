@@ -1,4 +1,4 @@
-"""Numba kernel of soft maps."""
+"""Numba kernels of soft maps and of additive codes."""
 
 from __future__ import annotations
 
@@ -67,3 +67,26 @@ def top_affinities(
                 weights[row, k] /= np.sqrt(square)
             for j in range(n_used):
                 sums[used[j]] = 0.0
+
+
+@njit(cache=True, parallel=True)
+def smallest(values, places):
+    """Places of the smallest values of every row, smallest first; of equal values the lower place is first.
+
+    Args:
+        values: float32, shape (n, m).
+        places: int64, shape (n, k) with k <= m; written.
+    """
+    k = places.shape[1]
+    for row in prange(len(values)):
+        best = np.full(k, np.inf, values.dtype)
+        found = np.zeros(k, np.int64)
+        for place in range(values.shape[1]):
+            value = values[row, place]
+            if value < best[k - 1]:
+                slot = k - 1
+                while slot > 0 and value < best[slot - 1]:
+                    best[slot], found[slot] = best[slot - 1], found[slot - 1]
+                    slot -= 1
+                best[slot], found[slot] = value, place
+        places[row] = found

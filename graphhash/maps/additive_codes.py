@@ -17,6 +17,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 
 from graphhash.errors import ArgumentError
+from graphhash.maps import _kernels
 from graphhash.maps.bucket_map import BLOCK_ROWS, BucketMap
 
 # The last two rows of a block are read by out-of-vocabulary entries.
@@ -109,7 +110,8 @@ def _encode_block(vectors: NDArray, codewords: NDArray, beam: int) -> NDArray[np
         errors += (left**2).sum(2)[:, :, None]
         errors = errors.reshape(n, -1)
         wanted = min(beam, errors.shape[1]) if book + 1 < n_codes else 1
-        best = np.argpartition(errors, wanted - 1, axis=1)[:, :wanted] if wanted > 1 else errors.argmin(1)[:, None]
+        best = np.empty((n, wanted), np.int64)
+        _kernels.smallest(errors, best)
         parents, words_of = best // n_words, best % n_words
         codes = np.concatenate([codes[rows, parents], words_of[:, :, None].astype(np.uint8)], axis=2)
         left = left[rows, parents] - words[words_of]

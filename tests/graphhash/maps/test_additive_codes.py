@@ -10,6 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from graphhash.errors import ArgumentError
+from graphhash.maps import _kernels
 from graphhash.maps.additive_codes import (
     N_CODEWORDS,
     additive_codes,
@@ -42,6 +43,13 @@ def test_a_wide_beam_is_exhaustive():
     for vector, (first, second) in zip(vectors, codes, strict=True):
         errors = ((sums - vector) ** 2).sum(2)
         assert errors[first, second] == pytest.approx(errors.min(), rel=1e-4, abs=1e-6)
+
+
+def test_the_smallest_values_are_found_in_order_with_ties_to_the_lower_place():
+    values = np.random.default_rng(6).integers(0, 5, (20, 30)).astype(np.float32)
+    places = np.empty((20, 7), np.int64)
+    _kernels.smallest(values, places)
+    assert_array_equal(places, np.argsort(values, axis=1, kind="stable")[:, :7])
 
 
 def test_codewords_solve_least_squares():
