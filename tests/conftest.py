@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,15 +20,48 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook.
+# Files that go to one worker of pytest-xdist: those that share a Ray, and those that start clusters of their own, so that no more than two
+# are up at once. Every other file goes to one worker as well, because its fixtures are costly.
+GROUPS = {
+    "ray": (
+        "tests/graphhash/clustering/test_hierarchy.py",
+        "tests/graphhash/clustering/test_refinement.py",
+        "tests/graphhash/clustering/test_row_budget.py",
+        "tests/pipeline/bundles/test_serve.py",
+        "tests/pipeline/distributed/test_maps.py",
+        "tests/pipeline/retrieval/test_cluster.py",
+        "tests/pipeline/retrieval/test_ingest.py",
+        "tests/pipeline/retrieval/test_train.py",
+        "tests/pipeline/storage/test_uris.py",
+        "tests/pipeline/sweeps/test_compare.py",
+        "tests/pipeline/sweeps/test_scheduler.py",
+    ),
+    "clusters": ("tests/end_to_end/test_nodes.py", "tests/pipeline/runs/test_jobs.py"),
+}
+GROUP_OF = {file: group for group, files in GROUPS.items() for file in files}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts Ray, and keep what shares one in one process; the other files go where there is room (``--dist=loadgroup``)."""
+    """Mark what starts Ray, which has to be in files that :data:`GROUPS` names."""
     for item in items:
         if "ray_local" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
-        if item.get_closest_marker("xdist_group") is None:
-            group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(group))
+        file = item.nodeid.partition("::")[0]
+        if item.get_closest_marker("ray") and file not in GROUP_OF:
+            raise pytest.UsageError(f"{file} starts Ray; name it in GROUPS of tests/conftest.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers get whole groups, and whole files (``xdist_group`` of pytest-xdist 3.8 has no effect with pytest 9.2)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return GROUP_OF.get(file, file)
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")

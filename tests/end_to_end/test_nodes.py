@@ -14,7 +14,7 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import load_communities
 from tests.helpers import graphs
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("clusters")]
+pytestmark = pytest.mark.ray
 
 # A process of its own, because this one may be in a Ray already.
 SCRIPT = """

@@ -24,7 +24,7 @@ from tests.helpers.mlflow_store import sqlite_store
 
 ROOT = Path(__file__).resolve().parents[3]
 # The suite's limit is for a quiet machine, and a job starts half a dozen processes, one after the other.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("clusters")]
+pytestmark = pytest.mark.timeout(900)
 
 
 # --- Before anything is sent --------------------------------------------------------------------------------------------
