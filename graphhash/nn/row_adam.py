@@ -12,7 +12,7 @@ Whoever looks at ``table`` itself calls :meth:`RowAdam.finish` first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,9 +103,7 @@ class RowAdam(torch.optim.Adam):
 
     def held_bytes(self) -> int:
         """Bytes of the optimiser's state in memory, and of what is noted for the rows that wait."""
-        tensors = [value for state in self.state.values() for value in state.values() if isinstance(value, Tensor)]
-        noted = sum(waiting.done.nbytes + waiting.slots.nbytes for waiting in self._waiting.values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + noted
+        return tensor_bytes(self.state) + sum(w.done.nbytes + w.slots.nbytes for w in self._waiting.values())
 
     def state_dict(self) -> dict:
         self.finish()
@@ -127,7 +125,7 @@ class RowAdam(torch.optim.Adam):
         n_missed = waiting.n_steps - waiting.done[late]
         with threads_for(int(n_missed.sum()) * table.shape[1]):
             _replay(
-                late, waiting.done, waiting.n_steps, waiting.step_sizes, waiting.scales, self._constants(),
+                late, waiting.done, waiting.n_steps, waiting.step_sizes, waiting.scales, kernel_constants(self.param_groups[0]),
                 table.numpy(), state["exp_avg"].numpy(), state["exp_avg_sq"].numpy(),
             )  # fmt: skip
         waiting.done[late] = waiting.n_steps
@@ -147,19 +145,25 @@ class RowAdam(torch.optim.Adam):
         group = self.param_groups[0]
         (beta1, beta2), number = group["betas"], int(state["step"])
         waiting.add_step(group["lr"] / (1 - beta1**number), 1 / math.sqrt(1 - beta2**number))
-        unique, sums = _sum_rows(rows, values, waiting.slots)
+        unique, sums = sum_rows(rows, values, waiting.slots)
         with threads_for(sums.size):
-            _step(
-                unique, sums, waiting.step_sizes[waiting.n_steps - 1], waiting.scales[waiting.n_steps - 1], self._constants(),
+            step_rows(
+                unique, sums, waiting.step_sizes[waiting.n_steps - 1], waiting.scales[waiting.n_steps - 1], kernel_constants(group),
                 table.numpy(), state["exp_avg"].numpy(), state["exp_avg_sq"].numpy(),
             )  # fmt: skip
         waiting.done[unique] = waiting.n_steps
 
-    def _constants(self) -> NDArray[np.float32]:
-        """weight decay, 1 - beta1, beta2, 1 - beta2, epsilon."""
-        group = self.param_groups[0]
-        beta1, beta2 = group["betas"]
-        return np.array([group["weight_decay"], 1 - beta1, beta2, 1 - beta2, group["eps"]], np.float32)
+
+def kernel_constants(group: dict[str, Any]) -> NDArray[np.float32]:
+    """Of a parameter group of Adam: weight decay, 1 - beta1, beta2, 1 - beta2, epsilon."""
+    beta1, beta2 = group["betas"]
+    return np.array([group["weight_decay"], 1 - beta1, beta2, 1 - beta2, group["eps"]], np.float32)
+
+
+def tensor_bytes(state: Mapping[Any, dict[str, Any]]) -> int:
+    """Bytes of the tensors in an optimizer's state."""
+    tensors = [value for values in state.values() for value in values.values() if isinstance(value, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @njit(cache=True)
@@ -179,7 +183,7 @@ def _late_rows(rows, done, n_steps):
 
 
 @njit(cache=True)
-def _sum_rows(rows, values, slots):
+def sum_rows(rows, values, slots):
     """The different rows, in order of appearance, and the sum of the values of each; ``slots`` is all -1, before and after."""
     unique = np.empty(len(rows), np.int32)
     sums = np.zeros(values.shape, np.float32)
@@ -216,7 +220,7 @@ def _replay(rows, done, n_steps, step_sizes, scales, constants, table, first, se
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def _step(rows, gradients, step_size, scale, constants, table, first, second):
+def step_rows(rows, gradients, step_size, scale, constants, table, first, second):
     """One step of each of ``rows``, all different, with its gradient."""
     decay, rate1, keep2, rate2, epsilon = constants
     dim = table.shape[1]

@@ -20,6 +20,7 @@ from pipeline.config.choices import (
     IdKind,
     Loss,
     Model,
+    Optimizer,
     Precision,
     Runtime,
     Sampler,
@@ -326,6 +327,8 @@ class TrainConfig:
     as much as a large one, whose rows are each read by fewer interactions. With `task = "ctr"`: times the rows of the training log."""
     weight_decay: Annotated[float | None, Field(ge=0.0)] = None
     """Weight decay of Adam, given as it is instead of by `l2_total`."""
+    optimizer: Optimizer | None = None
+    """`adam`, or `lazy_adam`, which leaves the rows of a table alone that a step does not read; None: that of the model with its loss."""
     schedule: Schedule = "cosine"
     """The learning rate over the epochs: `cosine` falls to 0 along half a cosine, `constant` stays."""
     epochs: Annotated[int | None, Field(ge=1)] = None

@@ -77,6 +77,7 @@ class Ctr:
             "train.weight_decay",
             "train.epochs",
             "train.schedule",
+            "train.optimizer",
             "train.patience",
             "train.eval_every",
             "train.batch_size",

@@ -123,6 +123,7 @@ class Retrieval:
             "train.cosine",
             "train.initial_std",
             "train.schedule",
+            "train.optimizer",
             "train.sampler",
             "train.popularity_power",
             "train.seed",

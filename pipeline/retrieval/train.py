@@ -124,6 +124,7 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_arr
         batch_size=batch_size or None,
         seed=train.seed,
         schedule=train.schedule,
+        optimizer=train.optimizer or preset.optimizer,
         loss=loss_settings(train, graph),
         amp=train.amp,
         compile=train.compile,
