@@ -40,7 +40,6 @@ def _check_ctr(config: RunConfig) -> None:
     refused = {
         "data.weight_column": config.data.weight_column,
         "data.positive_from": config.data.positive_from,
-        "data.split": config.data.split if config.data.by_time else None,
         "data.half_life": config.data.half_life,
         "data.min_user_interactions": _unless(1, config.data.min_user_interactions),
         "data.min_item_interactions": _unless(1, config.data.min_item_interactions),
@@ -50,6 +49,11 @@ def _check_ctr(config: RunConfig) -> None:
     for key, value in refused.items():
         if value is not None:
             raise ConfigError(f"{key}={value} is not supported with run.task=ctr; leave it out")
+    if config.data.split == "leave-last-out":
+        raise ConfigError(
+            "data.split=leave-last-out is not supported with run.task=ctr: a user's last sample has one label, so nothing is ranked within "
+            "users, and later samples of other users would be trained on; use temporal"
+        )
     if config.train.loss != "bpr":
         raise ConfigError(
             f"train.loss={config.train.loss} is not supported with run.task=ctr, whose loss is binary cross-entropy; leave it out"

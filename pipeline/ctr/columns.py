@@ -46,7 +46,9 @@ TIME = rf"{_DATE}(?:[ T]{_CLOCK})?"
 A_TIME = "a time; [times] of a schema makes its hour and weekday columns"
 
 
-def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[CtrSchema, dict[str, str]]:
+def guess_schema(
+    head: Rows, label: str | None, user: str, item: str, time: str | None = None
+) -> tuple[CtrSchema, dict[str, str]]:
     """The schema of a log by the types of its first rows.
 
     Numbers with a fraction are dense, lists are multi-valued; times, nested values, indices and what differs in every row are left out;
@@ -55,6 +57,7 @@ def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[C
     Args:
         label: its column; None: the one that is named like one.
         user, item: each other's partners, where both are there.
+        time: the column that the split is by, which is no feature: its values in the test are none of train.
 
     Returns: the schema, and the columns left out with the reason.
 
@@ -77,7 +80,9 @@ def guess_schema(head: Rows, label: str | None, user: str, item: str) -> tuple[C
     parts: dict[str, list[str]] = {"categorical": [], "dense": [], "multi_valued": []}
     left_out: dict[str, str] = {}
     for name, values in head.columns.items():
-        if name != label:
+        if name == time:
+            left_out[name] = "the time of the split"
+        elif name != label:
             part, reason = _guess(name, values.slice(0, GUESS_ROWS), keep=name in (user, item))
             if reason:
                 left_out[name] = reason

@@ -55,6 +55,33 @@ class IdCounts:
 
 
 @dataclass
+class OovCounts:
+    """Values of the test that are out of vocabulary, by feature."""
+
+    n_values: dict[str, int] = field(default_factory=dict)
+    n_oov: dict[str, int] = field(default_factory=dict)
+    ids: dict[str, IdCounts] = field(default_factory=dict)
+
+    def add(self, name: str, kind: str, values: pa.Array, is_oov: NDArray[np.bool_]) -> None:
+        """Count values of a feature in the test.
+
+        Args:
+            is_oov: shape (n_values,).
+        """
+        self.n_values[name] = self.n_values.get(name, 0) + len(values)
+        self.n_oov[name] = self.n_oov.get(name, 0) + int(is_oov.sum())
+        self.ids.setdefault(name, IdCounts(kind)).add(values.filter(pa.array(is_oov)))
+
+    def rates(self) -> dict[str, float]:
+        """Share of the values, by feature."""
+        return {name: round(n / max(1, self.n_values[name]), 6) for name, n in self.n_oov.items()}
+
+    def n_different(self) -> dict[str, int]:
+        """Number of different values, by feature; missing ones are none."""
+        return {name: len(ids.counted()[0]) for name, ids in self.ids.items()}
+
+
+@dataclass
 class Moments:
     """Mean and deviation of numbers seen so far, without NaN (Chan, Golub and LeVeque, 1979)."""
 
@@ -96,12 +123,13 @@ class Counts:
         for part, number in PARTS.items():
             n, positive = self.n_rows[number], self.n_positive[number]
             share = {"validation": data.validation, "test": data.test}.get(part, 1.0)
-            if not n and (part == "train" or share):
+            if not n and (part == "train" or (share and part not in data.bounds)):
                 raise DataError(
                     f"{data.path}: {part} has no rows of {sum(self.n_rows)}; give more data, or other shares"
                 )
             if n and positive in (0, n):
                 what = "no positive labels" if not positive else "positive labels alone"
+                remedy = "other dates or shares" if data.by_time else "shares or another seed"
                 raise DataError(
-                    f"{data.path}: {part} has {what} in {n} rows, and needs labels 0 and 1; give more data, shares or another seed"
+                    f"{data.path}: {part} has {what} in {n} rows, and needs labels 0 and 1; give more data, {remedy}"
                 )

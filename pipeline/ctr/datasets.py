@@ -3,6 +3,7 @@
 frappe          a folder with frappe.csv, or that file: app use in context. For every row two apps that the user has not used are
                 drawn, with the same context and label 0; shares 70/20/10.
 movielens-1m    a folder with ratings.dat, users.dat and movies.dat: the label is 1 from four stars on.
+                A timestamp is for splits by time alone.
 avazu           a folder with `train`, csv with the published header, and perhaps `test`, which may lack it.
 """
 
@@ -22,7 +23,7 @@ from graphhash.errors import DataError, first_line
 from pipeline.ctr.schema import Category, CtrSchema, MultiValued
 from pipeline.logs.columns import Columns
 from pipeline.logs.csv import CsvFormat, header_of
-from pipeline.logs.readers import READERS
+from pipeline.logs.readers import READERS, movielens_fields
 from pipeline.logs.sources import Source, cut_chunks
 from pipeline.logs.tables import LogFile, Rows, read_rows
 
@@ -193,8 +194,10 @@ def _read_movielens(file: LogFile) -> Iterator[Rows]:
     of_user["zip_prefix"] = pc.utf8_slice_codeunits(users["zip"].combine_chunks(), 0, ZIP_PREFIX)
     of_item = {"year": pc.struct_field(titles, "year"), "genres": movies["genres"].combine_chunks()}
     first = 1
-    for chunk in cut_chunks([Source(file.path, "movielens-1m")]):
-        for raw in READERS["movielens-1m"](chunk, Columns("user_id", "item_id", "rating")):
+    source = Source(file.path, "movielens-1m")
+    times = "timestamp" if movielens_fields(source) == 4 else None
+    for chunk in cut_chunks([source]):
+        for raw in READERS["movielens-1m"](chunk, Columns("user_id", "item_id", "rating", time=times)):
             if raw.malformed:
                 row, reason, _text = raw.malformed[0]
                 raise DataError(f"{file.path}: near row {first + row - 1}: {reason}; copy the file again")
@@ -202,6 +205,8 @@ def _read_movielens(file: LogFile) -> Iterator[Rows]:
             for key, table, values in (("user_id", users, of_user), ("item_id", movies, of_item)):
                 places = pc.index_in(columns[key], value_set=table[key].combine_chunks())
                 columns |= {name: column.take(places) for name, column in values.items()}
+            if times:
+                columns[times] = raw.times
             yield Rows(columns, first, file)
             first += len(raw.rows)
 

@@ -10,7 +10,7 @@ and a missing number is its mean, 0. A feature that is the same in all of train,
 **Multi-valued** features are as wide as the longest row of train; later values of a longer row are cut, and counted.
 
 **Split.** "random": every row, numbered in reading order, draws its part from the seed (`graphhash.graph.interactions.edge_hash`).
-"given": test is the test file, and validation is drawn from train.
+"given": test is the test file, and validation is drawn from train. "temporal": `pipeline.ctr.times`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,12 @@ from graphhash.errors import DataError
 from graphhash.graph.interactions import TEST, TRAIN, VALIDATION, edge_hash
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.ctr.columns import checked_ids, dense_of, ids_of, labels_of, multi_valued_of
-from pipeline.ctr.counts import PARTS, Counts, IdCounts, Moments
-from pipeline.ctr.encoders import Encoder, Encoders, make_encoders
+from pipeline.ctr.counts import PARTS, Counts, IdCounts, Moments, OovCounts
+from pipeline.ctr.encoders import Encoders, make_encoders
 from pipeline.ctr.log import CtrLog, open_log
-from pipeline.ctr.schema import TIME_PARTS, Category, MultiValued
+from pipeline.ctr.part_writer import PartWriter
+from pipeline.ctr.schema import TIME_PARTS, Category, CtrSchema, MultiValued
+from pipeline.ctr.times import split_by_time
 from pipeline.logs.tables import Rows
 from pipeline.storage.atomic import write_json_atomic
 
@@ -53,19 +55,25 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
     """Read, check, split and store a CTR data set in the folder `out`.
 
     Returns: n_train, n_validation, n_test (rows), positive_rate (by part), columns (entries by name), dense (names), dropped and left_out
-        (reason by name), oov_rate (share of test rows by column), n_cut (values), schema_hash, seconds.
+        (reason by name), oov_rate (share of the test's values by feature), oov_values (different ones), n_cut (values), schema_hash,
+        seconds; times (`pipeline.ctr.times.TimeFacts`) with a split by time.
 
     Raises:
         DataError: one line with file, row or column, value and remedy.
     """
     started = time.perf_counter()
     log = open_log(data)
-    counts = _count(log, data)
+    by_time, times = None, dict[str, Any]()
+    if log.time is not None:
+        by_time, times["times"] = split_by_time(data, log.time, log.times(data.seed))
+    counts = _count(log, data, by_time)
     counts.check(data)
     encoders, dropped = make_encoders(log.schema, counts, out)
     _say_columns(log, dropped)
-    facts = _encode(log, data, counts, encoders, out)
-    _say_unknown(facts["oov_rate"])
+    facts = _encode(_with_parts(log, data, by_time), log.schema, counts, encoders, out) | times
+    _say_unknown(facts)
+    if times:
+        _say_times(facts, counts.n_rows)
     schema = {
         "format_version": FORMAT_VERSION,
         "log": log.schema.as_dict(),
@@ -110,16 +118,27 @@ def _say_columns(log: CtrLog, dropped: dict[str, str]) -> None:
         logger.info("column %s is left out: %s", name, reason)
 
 
-def _say_unknown(oov_rate: dict[str, float]) -> None:
-    """Warn of columns whose values are mostly out of vocabulary in the test: a model learns nothing of them that it could use."""
-    mostly = [f"{name} ({100 * rate:.0f} %)" for name, rate in oov_rate.items() if rate > MOSTLY]
+def _say_unknown(facts: dict[str, Any]) -> None:
+    """Warn of features whose values are mostly out of vocabulary in the test: a model learns nothing of them that it could use."""
+    mostly = [f"{name} ({100 * rate:.0f} %)" for name, rate in facts["oov_rate"].items() if rate > MOSTLY]
     if mostly:
         logger.warning(
             "mostly out of vocabulary in the test: %s; leave such a column out, or check the split", ", ".join(mostly)
         )
 
 
-def _count(log: CtrLog, data: DataConfig) -> Counts:
+def _say_times(facts: dict[str, Any], n_rows: list[int]) -> None:
+    """Log where parts begin, and how many values of the test train lacks."""
+    for name, first in facts["times"]["first"].items():
+        if first:
+            logger.info("split temporal: %s from %s: %s rows", name, first, f"{n_rows[PARTS[name]]:,}")
+    rates = facts["oov_rate"]
+    unknown = [f"{name} {n:,} ({100 * rates[name]:.1f} %)" for name, n in facts["oov_values"].items() if rates[name]]
+    if unknown:
+        logger.info("different values in the test that train lacks (share of the test's): %s", ", ".join(unknown))
+
+
+def _count(log: CtrLog, data: DataConfig, by_time: NDArray[np.uint8] | None) -> Counts:
     schema = log.schema
     counts = Counts(
         {c.name: IdCounts(c.kind) for c in schema.categories},
@@ -128,7 +147,7 @@ def _count(log: CtrLog, data: DataConfig) -> Counts:
         IdCounts("string"),
         {feature.name: 0 for feature in schema.multi_valued},
     )
-    for rows, parts in _with_parts(log, data):
+    for rows, parts in _with_parts(log, data, by_time):
         labels = labels_of(rows, schema)
         for number in PARTS.values():
             counts.n_rows[number] += int((parts == number).sum())
@@ -147,15 +166,24 @@ def _count(log: CtrLog, data: DataConfig) -> Counts:
     return counts
 
 
-def _with_parts(log: CtrLog, data: DataConfig) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
-    """Rows with the part of each, in both passes alike."""
+def _with_parts(
+    log: CtrLog, data: DataConfig, by_time: NDArray[np.uint8] | None
+) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
+    """Rows with the part of each, in both passes alike.
+
+    Args:
+        by_time: the parts of all rows, of a split by time.
+    """
     n_before = 0
     test = data.test if data.split == "random" else 0.0
     for rows in log.rows(data.seed):
         if rows.file.is_test:
             yield rows, np.full(len(rows), TEST, np.uint8)
             continue
-        yield rows, row_parts(n_before, len(rows), seed=data.seed, validation=data.validation, test=test)
+        if by_time is not None:
+            yield rows, by_time[n_before : n_before + len(rows)]
+        else:
+            yield rows, row_parts(n_before, len(rows), seed=data.seed, validation=data.validation, test=test)
         n_before += len(rows)
 
 
@@ -170,39 +198,55 @@ def _group(rows: Rows, name: str) -> pa.Array:
     return checked_ids(rows, name, rows.columns[name], "string")
 
 
-def _encode(log: CtrLog, data: DataConfig, counts: Counts, encoders: Encoders, out: Path) -> dict[str, Any]:
+def _encode(
+    rows_with_parts: Iterable[tuple[Rows, NDArray[np.uint8]]],
+    schema: CtrSchema,
+    counts: Counts,
+    encoders: Encoders,
+    out: Path,
+) -> dict[str, Any]:
     writers = {
-        number: _Writer(out / part, counts.n_rows[number], encoders, log.schema.group) for part, number in PARTS.items()
+        number: PartWriter(out / part, counts.n_rows[number], encoders, schema.group) for part, number in PARTS.items()
     }
-    n_cut, n_oov = 0, np.zeros(len(encoders.columns), np.int64)
-    for rows, parts in _with_parts(log, data):
-        labels = labels_of(rows, log.schema)
+    n_cut, oov = 0, OovCounts()
+    for rows, parts in rows_with_parts:
+        labels, is_test = labels_of(rows, schema), parts == TEST
         # Straight into column order, and every part takes its rows.
         categorical = np.empty((len(rows), len(encoders.columns)), np.int32)
         for i, encoder in enumerate(encoders.columns):
             assert isinstance(encoder.column, Category)
-            categorical[:, i] = encoder.entries(ids_of(rows, encoder.column))
-            n_oov[i] += int((categorical[parts == TEST, i] == encoder.n_ids).sum())
+            ids = ids_of(rows, encoder.column)
+            categorical[:, i] = encoder.entries(ids)
+            oov.add(
+                encoder.name,
+                encoder.column.kind,
+                ids.filter(pa.array(is_test)),
+                categorical[is_test, i] == encoder.n_ids,
+            )
         dense = np.empty((len(rows), len(encoders.dense)), np.float32)
         for i, (name, moments) in enumerate(encoders.dense.items()):
             dense[:, i] = _standardised(rows, name, moments)
         multi_valued = []
         for encoder, width in zip(encoders.multi_valued, encoders.widths, strict=True):
-            table, cut = _padded(rows, encoder, width)
+            assert isinstance(encoder.column, MultiValued)
+            lengths, values = multi_valued_of(rows, encoder.name, encoder.column.separator, encoder.column.kind)
+            entries, tested = encoder.entries(values), np.repeat(is_test, lengths)
+            oov.add(
+                encoder.name, encoder.column.kind, values.filter(pa.array(tested)), entries[tested] == encoder.n_ids
+            )
+            table, cut = _padded(lengths, entries, width)
             multi_valued.append(table)
             n_cut += cut
         for number, writer in writers.items():
             chosen = parts == number
             arrays: dict[str, NDArray] = {"labels": labels, "categorical": categorical, "dense": dense}
             arrays |= {f"multi_valued_{i}": table for i, table in enumerate(multi_valued)}
-            if number != TRAIN and log.schema.group is not None:
-                arrays["groups"] = _group_numbers(_group(rows, log.schema.group), encoders.groups)
+            if number != TRAIN and schema.group is not None:
+                arrays["groups"] = _group_numbers(_group(rows, schema.group), encoders.groups)
             writer.add({name: array[chosen] for name, array in arrays.items()}, int(chosen.sum()))
     for writer in writers.values():
         writer.close()
-    n_test = max(1, counts.n_rows[TEST])
-    shares = {encoder.name: round(n / n_test, 6) for encoder, n in zip(encoders.columns, n_oov.tolist(), strict=True)}
-    return {"oov_rate": shares, "n_cut": n_cut}
+    return {"oov_rate": oov.rates(), "oov_values": oov.n_different(), "n_cut": n_cut}
 
 
 def _standardised(rows: Rows, name: str, moments: Moments) -> NDArray[np.float32]:
@@ -215,15 +259,13 @@ def _standardised(rows: Rows, name: str, moments: Moments) -> NDArray[np.float32
     return np.nan_to_num(scaled, nan=0.0)
 
 
-def _padded(rows: Rows, encoder: Encoder, width: int) -> tuple[NDArray[np.int32], int]:
+def _padded(lengths: NDArray[np.int64], entries: NDArray[np.int32], width: int) -> tuple[NDArray[np.int32], int]:
     """Entries of every row's values, -1 behind them, shape (n, width), and how many were cut."""
-    assert isinstance(encoder.column, MultiValued)
-    lengths, values = multi_valued_of(rows, encoder.name, encoder.column.separator, encoder.column.kind)
-    table = np.full((len(rows), width), -1, np.int32)
-    place = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    owner = np.repeat(np.arange(len(rows)), lengths)
+    table = np.full((len(lengths), width), -1, np.int32)
+    place = np.arange(len(entries)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
     fits = place < width
-    table[owner[fits], place[fits]] = encoder.entries(values)[fits]
+    table[owner[fits], place[fits]] = entries[fits]
     return table, int((~fits).sum())
 
 
@@ -231,36 +273,3 @@ def _group_numbers(values: pa.Array, groups: Vocabulary) -> NDArray[np.int64]:
     """Number of every row's group; all rows without one are a group."""
     found = pc.index_in(values, value_set=groups.ids.cast(pa.large_string()))
     return found.fill_null(len(groups)).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-class _Writer:
-    """The arrays of one part, filled in order."""
-
-    def __init__(self, folder: Path, n_rows: int, encoders: Encoders, group: str | None):
-        folder.mkdir()
-        shapes: dict[str, tuple[tuple[int, ...], type]] = {
-            "labels": ((n_rows,), np.uint8),
-            "categorical": ((n_rows, len(encoders.columns)), np.int32),
-            "dense": ((n_rows, len(encoders.dense)), np.float32),
-        }
-        shapes |= {f"multi_valued_{i}": ((n_rows, width), np.int32) for i, width in enumerate(encoders.widths)}
-        if group is not None and folder.name != "train":
-            shapes["groups"] = ((n_rows,), np.int64)
-        self.n_written = 0
-        self.arrays: dict[str, np.memmap] = {}
-        for name, (shape, dtype) in shapes.items():
-            file = folder / f"{name}.npy"
-            if 0 in shape:
-                np.save(file, np.zeros(shape, dtype))  # Nothing to map.
-            else:
-                self.arrays[name] = np.lib.format.open_memmap(file, "w+", dtype, shape)
-
-    def add(self, arrays: dict[str, NDArray], n: int) -> None:
-        for name, array in self.arrays.items():
-            array[self.n_written : self.n_written + n] = arrays[name]
-        self.n_written += n
-
-    def close(self) -> None:
-        for array in self.arrays.values():
-            array.flush()
-        self.arrays = {}

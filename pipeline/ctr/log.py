@@ -7,11 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from graphhash.errors import DataError
 from pipeline.ctr.columns import guess_schema, with_kinds, with_times
 from pipeline.ctr.datasets import NAMED, find_name, named_files, read_named
 from pipeline.ctr.libfm import LibfmFile, find_libfm, is_libfm, read_libfm
 from pipeline.ctr.schema import Category, CtrSchema, MultiValued, read_schema
+from pipeline.ctr.times import TimeColumn, find_time_column, time_column
 from pipeline.logs.csv import CsvFormat
 from pipeline.logs.sources import TABLES
 from pipeline.logs.tables import LogFile, Rows, column_names, find_files, listed_names, read_rows
@@ -28,17 +32,29 @@ DEFAULT_COLUMNS = ("user_id", "item_id")
 
 @dataclass(frozen=True)
 class CtrLog:
-    """Files in reading order, what their columns are, and the columns that the schema was guessed without."""
+    """Files in reading order, what their columns are, the columns that the schema was guessed without, and that of a split by time."""
 
     files: tuple[LogFile, ...]
     schema: CtrSchema
     left_out: dict[str, str]
+    time: TimeColumn | None = None
 
     def rows(self, seed: int) -> Iterator[Rows]:
         """All rows, file by file, with the columns of the schema."""
         for file in self.files:
             for rows in _read(file, self.schema.names, seed):
                 yield with_times(rows, self.schema)
+
+    def times(self, seed: int) -> Iterator[NDArray[np.int64]]:
+        """Microseconds since 1970 of all rows, in the same order; with a split by time.
+
+        Raises:
+            DataError: a time is missing or is none.
+        """
+        assert self.time is not None
+        for file in self.files:
+            for rows in _read(file, [self.time.name], seed):
+                yield self.time.microseconds(rows)
 
 
 def log_paths(data: DataConfig) -> list[Path]:
@@ -72,13 +88,16 @@ def open_log(data: DataConfig) -> CtrLog:
         columns = schema.names
     first = files[0]
     head = next(_read(first, columns, data.seed))
+    time: str | None = None
+    if data.split == "temporal":
+        time = find_time_column(first, head, schema, data.time_column)
     if schema is None:
         for column, default in zip((data.user_column, data.item_column), DEFAULT_COLUMNS, strict=True):
             if column != default and column not in head.columns:
                 raise DataError(
                     f"{first.path}: no column {column!r}; the columns are {listed_names(list(head.columns))}"
                 )
-        schema, left_out = guess_schema(head, data.label_column, data.user_column, data.item_column)
+        schema, left_out = guess_schema(head, data.label_column, data.user_column, data.item_column, time)
         if first.format in TABLES and "" in column_names(first):
             left_out[NAMELESS] = "the index of a pandas frame"
     elif data.label_column not in (None, schema.label):
@@ -98,7 +117,8 @@ def open_log(data: DataConfig) -> CtrLog:
             categories=tuple(_counted(c, data.min_count) for c in schema.categories),
             multi_valued=tuple(_counted(feature, data.min_count) for feature in schema.multi_valued),
         )
-    return CtrLog(files, with_kinds(schema, head), left_out)
+    split_by = None if time is None else time_column(next(_read(first, [time], data.seed)), time, schema)
+    return CtrLog(files, with_kinds(schema, head), left_out, split_by)
 
 
 def _files(data: DataConfig) -> list[LogFile]:

@@ -51,7 +51,7 @@ def write_ctr_report(run_dir: Path) -> list[Path]:
         "measures": [measure.key for measure in MEASURES],
         "measure_titles": [measure.title for measure in MEASURES],
         "left_out": {**facts.ingest["dropped"], **facts.ingest["left_out"]},
-        "oov": _most_oov(facts.ingest["oov_rate"]),
+        "oov": _most_oov(facts.ingest["oov_rate"], facts.ingest["oov_values"]),
         **_bytes_table(facts.metrics[0]["bytes_of"]["columns"]),
     }
     return write_page(facts, _trained(facts), Path(__file__).with_name("report.html.j2"), pictures, values)
@@ -64,9 +64,9 @@ def _trained(facts: RunFacts) -> Trained:
     return Trained(model, "binary cross-entropy", SCORE_NAMES[train["score"]], "samples", stored)
 
 
-def _most_oov(rates: dict[str, float]) -> list[tuple[str, float]]:
-    """The features with the largest shares of out-of-vocabulary values in the test samples."""
-    found = [(name, rate) for name, rate in rates.items() if rate]
+def _most_oov(rates: dict[str, float], n_different: dict[str, int]) -> list[tuple[str, float, int]]:
+    """The features with the largest shares of out-of-vocabulary values in the test samples: name, share, number of different ones."""
+    found = [(name, rate, n_different[name]) for name, rate in rates.items() if rate]
     return sorted(found, key=lambda entry: -entry[1])[:MOST_OOV]
 
 

@@ -37,11 +37,11 @@ def find_times(sources: Sequence[Source], columns: Columns, named: str | None) -
     """
     for source in sources:
         present = _names(source)
-        column = named or _recognised(source, present)
+        column = named or recognise(source.file, source.format, present)
         named = column
         require_column(source, column, present)
     columns = replace(columns, time=named)
-    return replace(columns, time_unit=_unit(sources[0], columns))
+    return replace(columns, time_unit=unit_of(sources[0].file, str(named), _head(sources[0], columns)))
 
 
 def _names(source: Source) -> list[str]:
@@ -56,47 +56,58 @@ def _names(source: Source) -> list[str]:
     return header_of(source.file, source.format, source.csv)
 
 
-def _recognised(source: Source, present: Sequence[str]) -> str:
-    found = [name for name in present if name.lower() in NAMES]
-    if source.format == "parquet":
-        schema = open_parquet(source.file).schema_arrow
-        found = [name for name in present if name in found or pa.types.is_temporal(schema.field(name).type)]
-    if len(found) != 1:
+def recognise(file: str, format: str, present: Sequence[str], *, also: Sequence[str] = ()) -> str:
+    """The only column of a file that is named like times or, in parquet, has a type of times.
+
+    Args:
+        present: all columns of the file.
+        also: columns that are known to hold times.
+
+    Raises DataError when there is none or more than one.
+    """
+    found = {name for name in present if name.lower() in NAMES or name in also}
+    if format == "parquet":
+        schema = open_parquet(file).schema_arrow
+        found |= {name for name in present if pa.types.is_temporal(schema.field(name).type)}
+    names = [name for name in present if name in found]
+    if len(names) != 1:
         what = (
-            f"columns {', '.join(found)} all look like times"
-            if found
+            f"columns {', '.join(names)} all look like times"
+            if names
             else f"no column of times is recognised in {', '.join(present)}"
         )
-        raise DataError(f"{source.file}: {what}; {REMEDY}")
-    return found[0]
+        raise DataError(f"{file}: {what}; {REMEDY}")
+    return names[0]
 
 
-def _unit(source: Source, columns: Columns) -> str | None:
-    """Unit of the numbers in a file's first times, None for dates."""
-    times = _head(source, columns)
+def unit_of(file: str, column: str, times: pa.Array) -> str | None:
+    """Unit of the numbers in a file's first times, None for dates.
+
+    Raises DataError when they are no times.
+    """
     if pa.types.is_temporal(times.type):
         return None
     given = times.drop_null().slice(0, SAMPLE_IDS)
     if is_text(given.type) and 2 * matches(given, NUMBER).sum() <= len(given):
         if len(given) and microseconds(given, None)[1].all():
             raise DataError(
-                f"{source.file}: column {columns.time!r} holds {given[0].as_py()!r:.60}, no time; write times as numbers since 1970 "
+                f"{file}: column {column!r} holds {given[0].as_py()!r:.60}, no time; write times as numbers since 1970 "
                 f"or in ISO 8601 (2024-05-01 12:30:00), or {REMEDY}"
             )
         return None
-    _refuse_digits(source, str(columns.time), given)
+    _refuse_digits(file, column, given)
     sizes = np.abs(numbers(given)[0])
     middle = float(np.median(sizes[np.isfinite(sizes)])) if np.isfinite(sizes).any() else 0.0
     return next((unit for most, unit in SIZES if middle < most), "ns")
 
 
-def _refuse_digits(source: Source, column: str, times: pa.Array) -> None:
+def _refuse_digits(file: str, column: str, times: pa.Array) -> None:
     """Raise DataError for dates written as digits, 20240501 or 20240501123000, which would pass for numbers since 1970."""
     whole, _ = whole_numbers(times)
     found = whole.drop_null().cast(pa.string())
     if len(found) and matches(found, DIGITS).all():
         raise DataError(
-            f"{source.file}: column {column!r} holds {found[0].as_py()}, a date in digits; write times as numbers since 1970 or in "
+            f"{file}: column {column!r} holds {found[0].as_py()}, a date in digits; write times as numbers since 1970 or in "
             "ISO 8601 (2024-05-01 12:30:00)"
         )
 

@@ -209,6 +209,25 @@ def microseconds(values: pa.Array, unit: str | None) -> tuple[NDArray[np.int64],
     return found.fill_null(0).to_numpy(zero_copy_only=False), missing
 
 
+def microseconds_in(values: pa.Array, form: TimeFormat) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """As `microseconds`, of times in a format of strptime."""
+    values = plain(values)
+    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
+        return microseconds(values, None)
+    if is_text(values.type):
+        values = _without(values, MISSING_TEXTS)
+
+    def since_1970(value: Any) -> int | None:
+        try:
+            return (form.parse(value) - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+        except ValueError:
+            return None
+
+    others = values.is_valid().to_numpy(zero_copy_only=False)
+    found, _ = _by_rule(values, pa.nulls(len(values), pa.int64()), others, pa.int64(), since_1970)
+    return found.fill_null(0).to_numpy(zero_copy_only=False), found.is_null().to_numpy(zero_copy_only=False)
+
+
 def _dates(values: pa.Array) -> pa.Array:
     """int64 microseconds of texts, null where they are no dates."""
     nothing = pa.nulls(len(values), pa.int64())

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -27,14 +26,15 @@ from graphhash.errors import DataError
 from graphhash.graph.interactions import TEST, TRAIN, VALIDATION, merge_duplicates
 from graphhash.graph.vocabulary import Vocabulary, as_ids
 from pipeline.distributed.session import run_tasks
+from pipeline.logs.time_bounds import TimeBounds, as_text, find_bounds
 from pipeline.retrieval.ingest_files import Workspace
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
 
 HELD_OUT = {"validation": VALIDATION, "test": TEST}
+WHOLE_LOG = TimeBounds()
 MICROSECONDS_PER_DAY = 86_400 * 10**6
-NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,11 @@ class Cut:
     """How the rows of train files are cut by time.
 
     Args:
-        validation_from, test_from: microseconds since 1970, of split="temporal".
+        bounds: of split="temporal".
         n_validation, n_test: items of a user, of split="leave-last-out"; None with split="temporal".
     """
 
-    validation_from: int = NEVER
-    test_from: int = NEVER
+    bounds: TimeBounds = WHOLE_LOG
     n_validation: int | None = None
     n_test: int = 0
 
@@ -60,8 +59,7 @@ class Cut:
         times = rows["time"].to_numpy()
         if self.n_validation is not None:
             return self._last_of_users(rows, times, self.n_validation)
-        later = np.where(times >= self.test_from, TEST, VALIDATION)
-        return np.where(times >= self.validation_from, later, TRAIN).astype(np.uint8)
+        return self.bounds.parts(times)
 
     def _last_of_users(self, rows: pa.Table, times: NDArray[np.int64], n_validation: int) -> NDArray[np.uint8]:
         users, items = (
@@ -154,32 +152,8 @@ def find_cut(config: DataConfig, work: Workspace, parts: Sequence[int]) -> Cut |
         n = config.last_n
         return Cut(n_validation=n if config.validation else 0, n_test=n if config.test else 0)
     times = [np.load(work.times(number), mmap_mode="r") for number in parts]
-    times = [part for part in times if len(part)]
-    n_rows, bounds = sum(map(len, times)), config.bounds
-
-    def n_before(time: int) -> int:
-        return sum(int(np.searchsorted(part, time)) for part in times)
-
-    def from_share(share: float, end: int) -> int:
-        """Time of the row at which the share of all rows before the row `end` begins."""
-        n_held_out = round(share * n_rows)
-        return _time_of(times, max(end - n_held_out, 0)) if n_held_out else NEVER
-
-    for part, time in bounds.items():
-        if n_before(time) == n_rows:
-            raise DataError(
-                f"{config.path}: data.{part}_from={getattr(config, part + '_from')} is after the latest interaction, "
-                f"{as_text(max(int(p[-1]) for p in times))}; give an earlier time"
-            )
-    test_from = bounds.get("test", from_share(config.test, n_rows))
-    end = n_rows if test_from == NEVER else n_before(test_from)
-    validation_from = min(bounds.get("validation", from_share(config.validation, end)), test_from)
-    if validation_from != NEVER and not n_before(validation_from):
-        raise DataError(
-            f"{config.path}: no interaction is before {as_text(validation_from)}, where validation and test begin, so none is left to "
-            "train on; give later times or smaller shares"
-        )
-    return Cut(validation_from, test_from)
+    bounds = find_bounds(config, [part for part in times if len(part)])
+    return Cut(bounds)
 
 
 def with_newest(rows: TrainRows, work: Workspace, parts: Sequence[int]) -> TrainRows:
@@ -211,10 +185,9 @@ def hold_out(work: Workspace, parts: Sequence[int], cut: Cut) -> dict[str, PartF
 def time_facts(column: str, rows: TrainRows, parts: dict[str, PartFacts]) -> TimeFacts:
     """What is recorded of the times."""
     cut = rows.cut or Cut()
-    first = {"validation": cut.validation_from, "test": cut.test_from}
     return {
         "column": column,
-        "first": {name: as_text(time) for name, time in first.items()},
+        "first": cut.bounds.as_texts(),
         "parts": parts,
         "newest": None if rows.newest is None else as_text(rows.newest),
     }
@@ -233,29 +206,6 @@ def describe_times(facts: TimeFacts, split: str, half_life: float | None) -> lis
     if half_life is not None:
         lines.append(f"weights: halved every {half_life:g} days before {facts['newest']}")
     return lines
-
-
-def as_text(time: int) -> str | None:
-    """A time in UTC as ISO 8601; None where it never comes."""
-    if time == NEVER:
-        return None
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time)).replace(tzinfo=None).isoformat(" ")
-
-
-def _time_of(times: Sequence[NDArray[np.int64]], row: int) -> int:
-    """The time of a row of all, which are in ascending order: the largest time with at most `row` smaller ones.
-
-    Args:
-        times: ascending parts.
-    """
-    low, high = min(int(part[0]) for part in times), max(int(part[-1]) for part in times)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if sum(int(np.searchsorted(part, middle)) for part in times) <= row:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _newest(work: Workspace, partition: int, parts: Sequence[int], rows: TrainRows) -> int | None:

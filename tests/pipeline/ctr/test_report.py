@@ -32,6 +32,7 @@ def make_run(out: Path, methods: tuple[str, ...] = ("graph", "full"), **train: o
         "dropped": {"hour": "it has one value in all of train"},
         "left_out": {},
         "oov_rate": {"user": 0.02, "<item>": 0.0, "genres": 0.0},
+        "oov_values": {"user": 17, "<item>": 0, "genres": 0},
         "n_cut": 3,
     }
     (out / "stages" / "ingest.json").write_text(json.dumps({"result": ingest}))
@@ -72,7 +73,7 @@ def test_page_says_what_happened(tmp_path):
         "a log loss of 0.4500 and an AUC of 0.7000; full tables have 0.4500 and 0.7000",
         "3 categorical and multi-valued features and 1 dense features",
         "hour (it has one value in all of train)",
-        "Out-of-vocabulary values in the test samples: user 2.0 %",
+        "Out-of-vocabulary values in the test samples: user 2.0 % (17 different)",
         "3 values of multi-valued features were cut",
         "train 8,000 25.0 %",
         "graph + id bias",
@@ -96,6 +97,14 @@ def test_page_names_the_measure_that_stops_training(tmp_path, score, words):
     assert f"Training stops when {words} on the validation samples" in report_text(
         make_run(tmp_path / "run", score=score)
     )
+
+
+def test_the_page_says_where_parts_of_a_split_by_time_begin(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    stage = json.loads((run_dir / "stages" / "ingest.json").read_text())
+    stage["result"]["times"] = {"column": "seen", "first": {"validation": None, "test": "2024-05-01 00:00:00"}}
+    (run_dir / "stages" / "ingest.json").write_text(json.dumps(stage))
+    assert "Samples are split by seen, the test begins at 2024-05-01 00:00:00." in report_text(run_dir)
 
 
 def test_without_a_test_set_the_page_says_so(tmp_path):

@@ -249,8 +249,8 @@ def test_weights_halve_with_age_and_later_rows_count_for_nothing(tmp_path, caplo
         ([(1, 2, 20241231), (1, 3, 20250101)], HEADER, {}, "holds 20241231, a date in digits; write times as numbers since"),
         ([(1, 2, 3), (1, 3, "")], HEADER, {}, "row 3: column 'timestamp' is null"),
         ([(1, 2, 3), (1, 3, 4), (1, 3, "x")], HEADER, {}, "row 4: column 'timestamp' is not a time in s since 1970"),
-        ([(1, 2, 3)], HEADER, {"test_from": "2020-01-01"}, "data.test_from=2020-01-01 is after the latest interaction, 1970"),
-        ([(1, 2, 3), (2, 2, 3)], HEADER, {"test": 0.5}, "no interaction is before 1970-01-01 00:00:03"),
+        ([(1, 2, 3)], HEADER, {"test_from": "2020-01-01"}, "data.test_from=2020-01-01 is after the latest row, 1970"),
+        ([(1, 2, 3), (2, 2, 3)], HEADER, {"test": 0.5}, "no row is before 1970-01-01 00:00:03"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_split_by_time_is_an_error_with_the_remedy(rows, header, settings, message, tmp_path):
@@ -270,7 +270,6 @@ def test_what_cannot_be_split_by_time_is_an_error_with_the_remedy(rows, header, 
         ({"data.last_n": 2}, "data.last_n=2 needs data.split=leave-last-out"),
         ({"data.time_column": "t"}, "data.time_column=t is read with"),
         ({"data.split": "temporal", "data.validation_from": "2024-05-02", "data.test_from": "2024-05-01"}, "is after data"),
-        ({"data.split": "temporal", "run.task": "ctr"}, "data.split=temporal is not supported with run.task=ctr"),
         ({"data.half_life": 3.0, "run.task": "ctr"}, "data.half_life=3.0 is not supported with run.task=ctr"),
     ],
 )  # fmt: skip
