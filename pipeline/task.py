@@ -33,6 +33,9 @@ CHANGE_NO_OUTPUT = frozenset(
         "run.mlflow",
     }
 )
+# Parts of the log that a training learns from, and those that a refit does.
+TRAIN_PARTS: tuple[str, ...] = ("train",)
+REFIT_PARTS: tuple[str, ...] = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,30 @@ class StageContext:
 
     def method_dir(self, method: str) -> Path:
         return self.run / "methods" / method
+
+    def model_dir(self, method: str) -> Path:
+        """The folder of the model that is tested and exported: that of the refit where there is one."""
+        return model_dir(self.config, self.run, method)
+
+
+def refits(config: RunConfig) -> bool:
+    """Whether the models of a run are trained once more on train and validation together, and these are tested and exported."""
+    return config.train.refit is not False and config.data.has_validation
+
+
+def model_parts(config: RunConfig) -> tuple[str, ...]:
+    """Parts of the log that the tested models of a run have learnt from."""
+    return REFIT_PARTS if refits(config) else TRAIN_PARTS
+
+
+def model_dir(config: RunConfig, run: Path, method: str) -> Path:
+    """The folder of the tested model of a method: ``RUN/refit/<method>``, or ``RUN/methods/<method>`` without a refit."""
+    return run / ("refit" if refits(config) else "methods") / method
+
+
+def model_stage(config: RunConfig, method: str) -> str:
+    """The name of the stage that makes the tested model of a method."""
+    return f"{'refit' if refits(config) else 'train'} {method}"
 
 
 class Task(Protocol):
@@ -186,6 +213,9 @@ class Task(Protocol):
 
     def train(self, context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
         """Make the bucket maps of a method, train, and store the weights; returns facts."""
+
+    def refit(self, context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
+        """Train a method once more on train and validation, for as many epochs as were best, and store the weights; returns facts."""
 
     def evaluate(self, context: StageContext, method: str) -> dict[str, Any]:
         """Measure a trained method on the test, and count its bytes; returns metrics."""

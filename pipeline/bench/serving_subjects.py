@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pipeline.export.ids import stored_ids
+from pipeline.task import TRAIN_PARTS
 from serving.bundle_model import Provider
 from serving.errors import BundleError
 from serving.manifest import MODEL
@@ -214,7 +215,9 @@ class CtrSubject:
 
 
 def _method_dir(run: Path, manifest: dict[str, Any]) -> Path | None:
-    method = run / "methods" / str(manifest["provenance"].get("method"))
+    trained_on = manifest.get("metrics", {}).get("trained_on", TRAIN_PARTS)
+    place = "methods" if tuple(trained_on) == TRAIN_PARTS else "refit"
+    method = run / place / str(manifest["provenance"].get("method"))
     return method if (method / "checkpoint").is_dir() else None
 
 

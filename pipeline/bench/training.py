@@ -35,6 +35,7 @@ from graphhash.models.samplers import NegativeSampler
 from pipeline.config.run_config import HOPS, DataConfig, TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS, Inputs, Method
+from pipeline.retrieval.budget import GraphSize
 from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import fit_retrieval
@@ -216,7 +217,7 @@ def _time_training(subject: Subject, train: csr_array, config: TrainConfig, time
     """Train a new model, an epoch a round, and return it."""
     users, items = interactions(train)
     model = subject.model.build(*subject.maps, train).to(timer.device)
-    settings = fit_settings(config, subject.method, subject.n_rows, train)
+    settings = fit_settings(config, subject.method, subject.n_rows, GraphSize.of(train))
     sample = NegativeSampler(train, device=timer.device)
     users, items = users.to(timer.device), items.to(timer.device)
     timer.start()

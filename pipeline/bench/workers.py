@@ -27,6 +27,7 @@ from graphhash.models.samplers import NegativeSampler
 from pipeline.bench.training import BenchSettings, Subject, interactions
 from pipeline.config.run_config import DataConfig
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.retrieval.budget import GraphSize
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.train import fit_settings, fit_task
 from pipeline.storage.atomic import write_json_atomic
@@ -66,7 +67,7 @@ def bench_workers(data: DataConfig, settings: BenchSettings, workers: Sequence[i
         subject = Subject.make(settings.methods[0], graph, labels, settings)
         n_numbers = sum(parameter.numel() for parameter in subject.model.build(*subject.maps, graph).parameters())
         for task, config in settings.trainings():
-            fit = fit_settings(config, subject.method, subject.n_rows, graph)
+            fit = fit_settings(config, subject.method, subject.n_rows, GraphSize.of(graph))
             n_bytes = bytes_to_move(graph.nnz, config.dim, n_numbers, fit.batch_size)
             common = {"method": settings.methods[0], "model": config.model, "task": task, "n_interactions": graph.nnz}
             _log.info("%s: this process", task)

@@ -98,10 +98,13 @@ def _as_type(ids: Sequence[str], kind: str, what: str) -> list[Any]:
 
 
 def _seen(bundle: Path, users: Sequence[Any], manifest: dict[str, Any]) -> list[np.ndarray]:
-    """Raw ids of the items that each user has in the run's training interactions and updates; none for an out-of-vocabulary user."""
+    """Raw ids of the items of each user that the model was trained on, or that updates added; none for an out-of-vocabulary user."""
+    import numpy as np
+
     from graphhash.graph.vocabulary import Vocabulary
     from pipeline.distributed.shards import ShardedCsr
     from pipeline.retrieval.folded_in import SEEN, folded_in_dir
+    from pipeline.task import TRAIN_PARTS
 
     run = bundle.resolve().parent
     if not (run / "ingest").is_dir():
@@ -110,13 +113,15 @@ def _seen(bundle: Path, users: Sequence[Any], manifest: dict[str, Any]) -> list[
         )
     # An update knows what training knew, and more.
     folded_in = folded_in_dir(run, str(manifest["provenance"].get("method")))
-    for folder, graph in ((folded_in, SEEN), (run / "ingest", "train")):
+    trained_on = manifest["metrics"].get("trained_on", TRAIN_PARTS)
+    for folder, graphs in ((folded_in, (SEEN,)), (run / "ingest", trained_on)):
         if not folder.is_dir():
             continue
         vocabularies = {side: Vocabulary.load(folder / f"{side}.parquet") for side in ("users", "items")}
         other = [side for side, ids in vocabularies.items() if not _begins_with(ids, manifest, side)]
         if not other:
-            return _items_of(ShardedCsr.open(folder / graph), vocabularies, users)
+            found = [_items_of(ShardedCsr.open(folder / graph), vocabularies, users) for graph in graphs]
+            return [np.concatenate(parts) for parts in zip(*found, strict=True)]
     raise DataError(
         f"{run}/ingest/{other[0]}.parquet: not the ids that {bundle} was made with; export the bundle again"
     )

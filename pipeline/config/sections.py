@@ -333,10 +333,14 @@ class TrainConfig:
     """The learning rate over the epochs: `cosine` falls to 0 along half a cosine, `constant` stays."""
     epochs: Annotated[int | None, Field(ge=1)] = None
     """Most epochs. With `schedule = "cosine"` fewer epochs are a faster training and not a part of a longer one."""
-    patience: Annotated[int, Field(ge=1)] = 5
-    """Evaluations (not epochs) without a better validation score before training stops."""
+    patience: Annotated[int | None, Field(ge=1)] = None
+    """Evaluations (not epochs) without a better validation score before training stops; None: a third of the epochs, at least 5."""
     eval_every: Annotated[int | None, Field(ge=1)] = None
-    """Epochs between two evaluations; None: a fifteenth of them."""
+    """Epochs between two evaluations; None: as many evaluations as take a tenth of the time, counted in operations, and no fewer than the
+    preset's (`pipeline.retrieval.presets`); with `task = "ctr"`: 1."""
+    refit: bool | None = None
+    """Once the best epoch is known, train anew on train and validation together for as many epochs, and test and export that model; None:
+    yes, but not in `compare` and `tune`. Without validation there is none."""
     batch_size: Annotated[int | None, Field(ge=0)] = None
     """Examples per step; 0: one step over all of them."""
     n_layers: Annotated[int, Field(ge=0, le=16)] = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,24 @@ class Features:
     def counts(self, column: Column) -> NDArray[np.int64]:
         """Rows of train of every entry, shape (n_ids + 1,), OOV last."""
         return _load(self.folder / column.counts)
+
+    def rows_of(self, parts: Sequence[str]) -> Part:
+        """The rows of several parts, one after the other, without groups; those of a single part are memory maps.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        first, *others = (replace(self.part(name), groups=None) for name in parts)
+        if not others:
+            return first
+        every = (first, *others)
+        return Part(
+            np.concatenate([part.labels for part in every]),
+            np.concatenate([part.categorical for part in every]),
+            np.concatenate([part.dense for part in every]),
+            tuple(map(np.concatenate, zip(*(part.multi_valued for part in every), strict=True))),
+            None,
+        )
 
     def part(self, name: str) -> Part:
         """The rows of "train", "validation" or "test".

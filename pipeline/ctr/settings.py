@@ -9,6 +9,8 @@ from pipeline.training.loop import FitSettings
 
 # Presets were made on 200,000 rows; ten thousand would see forty steps of their batches in a training.
 LEAST_STEPS, SMALLEST_BATCH = 64, 64
+# Evaluations without a better score before training stops.
+PATIENCE = 5
 
 
 def spec_of(config: RunConfig, method: str) -> CtrSpec:
@@ -43,7 +45,7 @@ def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
         weight_decay=l2_total / n_rows if train.weight_decay is None else train.weight_decay,
         epochs=preset.epochs if train.epochs is None else train.epochs,
         eval_every=1 if train.eval_every is None else train.eval_every,
-        patience=train.patience,
+        patience=PATIENCE if train.patience is None else train.patience,
         schedule=train.schedule,
         optimizer=train.optimizer or "adam",
         batch_size=batch_size or None,

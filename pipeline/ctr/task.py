@@ -91,6 +91,7 @@ class Ctr:
             "train.score",
             "train.seed",
         ),
+        "refit": ("train.refit",),
         "evaluate": (),
         "export": ("export.external_data_mib",),
     }
@@ -215,6 +216,8 @@ class Ctr:
                 precisions = {name: planned_precision_of(config, name) for name in [*compressed, "full"]}
                 values |= chosen(config, self.byte_budget_fields)
                 values |= {"run.methods": compressed, "cluster.budget_precision": precisions}
+        if stage == "refit":
+            values["train.refit"] = True  # As it is where the setting is left open.
         if stage in ("evaluate", "export"):
             # The evaluation rounds tables as the export stores them, those of full columns too.
             values["export.precision"] = {name: precision_of(config, name) for name in (method, "full")}
@@ -246,10 +249,15 @@ class Ctr:
 
         return train_ctr(context, method, out, session)
 
+    def refit(self, context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
+        from pipeline.ctr.refit import refit_ctr
+
+        return refit_ctr(context, method, out, session)
+
     def evaluate(self, context: StageContext, method: str) -> dict[str, Any]:
         from pipeline.ctr.evaluate import evaluate_ctr
 
-        return evaluate_ctr(context.config, method, context.ingest_dir, context.method_dir(method))
+        return evaluate_ctr(context.config, method, context.ingest_dir, context.model_dir(method))
 
     def export(
         self, context: StageContext, method: str, out: Path, metrics: dict[str, Any], train_key: str
@@ -258,7 +266,7 @@ class Ctr:
         from pipeline.ctr.export import ExportOptions, data_facts, export_ctr
         from pipeline.ctr.weights import load_ctr
 
-        trained = load_ctr(context.method_dir(method), context.ingest_dir)
+        trained = load_ctr(context.model_dir(method), context.ingest_dir)
         parts = (trained.features.part(name) for name in ("test", "validation", "train"))
         return export_ctr(
             trained,

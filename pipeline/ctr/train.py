@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.ctr import CtrModel
 from graphhash.models.ctr_layers import binary_loss
 from graphhash.nn.embedding import BucketEmbedding
@@ -27,7 +30,7 @@ from pipeline.ctr.models import seldom_read
 from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, save_maps
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.task import StageContext
+from pipeline.task import TRAIN_PARTS, StageContext
 from pipeline.training.job import TrainingSession, run_job
 from pipeline.training.loop import LossOf, Objective, fit
 
@@ -40,29 +43,38 @@ SCORES = {"auc": "auc", "log_loss": "negative_log_loss"}
 def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
     """Make the maps of a method, train, and write the files into ``out``. ``session`` says where it trains.
 
-    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that
-        were defaults, and the maps' hashes.
+    Returns: as :func:`fit_ctr`.
 
     Raises:
         DataError: training failed; the message says why.
     """
-    config, ingest_dir, cluster_dir = context.config, context.ingest_dir, context.cluster_dir
-    features = Features.open(ingest_dir)
-    facts = json.loads((cluster_dir / "cluster.json").read_text())
-    train = features.part("train")
-    pairs = find_pairs(features) if method != "full" else []
-    graphs = [pair_graph(features, train, pair) for pair in pairs]
-    labels = load_pair_labels(cluster_dir, facts) if pairs else []
-    resolved = resolve_method(config, features, method)
-    options = MapOptions(resolved.indices_per_id, resolved.hops, config.map.seed)
-    maps = make_maps(features, graphs, labels, method, options)
-    save_maps(maps, out)
-    fold = draw_folds(len(train), config.map.seed)
-    if folded := cross_fitted_maps(features, train, graphs, labels, method, fold, options):
-        (out / FOLDS).mkdir()
-        save_folds(out / FOLDS, folded, fold)
-    settings, spec = ctr_settings(config, len(train)), spec_of(config, method)
-    session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    return fit_ctr(context, method, TRAIN_PARTS, out, session)
+
+
+def fit_ctr(
+    context: StageContext,
+    method: str,
+    parts: tuple[str, ...],
+    out: Path,
+    session: TrainingSession,
+    last_epoch: int | None = None,
+) -> dict[str, Any]:
+    """Train a method on some parts of the log. Sizes and settings are those of the train part, whatever the parts are.
+
+    Args:
+        parts: of the log. The maps are made of the communities of the train part and of the positive samples of these parts.
+        last_epoch: train so many epochs without validation; None: with the validation rows deciding.
+
+    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that
+        were defaults, and the maps' hashes.
+    """
+    config, features = context.config, Features.open(context.ingest_dir)
+    maps = _make_maps(context, features, method, features.rows_of(parts), out)
+    settings, spec = ctr_settings(config, len(features.part("train"))), spec_of(config, method)
+    if last_epoch is None:
+        session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    else:
+        settings = replace(settings, last_epoch=last_epoch, eval_every=last_epoch)
     hashes = {
         f"bucket_map_hash.{column.name}": bucket_map.content_hash
         for column, bucket_map in zip(features.all_columns, maps, strict=True)
@@ -72,7 +84,8 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
     job = {
         "task": fit_ctr_task,
         "folder": str(out.absolute()),
-        "ingest": str(ingest_dir.absolute()),
+        "ingest": str(context.ingest_dir.absolute()),
+        "parts": parts,
         "spec": spec,
         "settings": settings,
         "score": SCORES[config.train.score],
@@ -95,6 +108,23 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
         "weight_decay": settings.weight_decay,
         **hashes,
     }
+
+
+def _make_maps(context: StageContext, features: Features, method: str, rows: Part, out: Path) -> list[BucketMap]:
+    """The maps of a method, of the communities and the positive samples among ``rows``, written into ``out``; those by folds as well."""
+    facts = json.loads((context.cluster_dir / "cluster.json").read_text())
+    pairs = find_pairs(features) if method != "full" else []
+    graphs = [pair_graph(features, rows, pair) for pair in pairs]
+    labels = load_pair_labels(context.cluster_dir, facts) if pairs else []
+    resolved, seed = resolve_method(context.config, features, method), context.config.map.seed
+    options = MapOptions(resolved.indices_per_id, resolved.hops, seed)
+    maps = make_maps(features, graphs, labels, method, options)
+    save_maps(maps, out)
+    fold = draw_folds(len(rows), seed)
+    if folded := cross_fitted_maps(features, rows, graphs, labels, method, fold, options):
+        (out / FOLDS).mkdir()
+        save_folds(out / FOLDS, folded, fold)
+    return maps
 
 
 def ctr_loss(n_multi_valued: int) -> LossOf:
@@ -132,13 +162,14 @@ def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, A
     features, settings = Features.open(Path(job["ingest"])), job["settings"]
     maps = load_maps(Path(job["folder"]), features)
     model = job["spec"].build(maps, len(features.dense), len(features.multi_valued)).to(device)
-    examples = features.part("train").tensors()
+    examples = features.rows_of(job["parts"]).tensors()
     if (folder := Path(job["folder"]) / FOLDS).is_dir():
         folded, fold = load_folds(folder)
         model.use_folds(folded)
         examples.append(torch.from_numpy(fold))
-    validation = features.part("validation")
-    validate = (lambda model: validated(model, validation)) if len(validation) else None
+    validate = None
+    if settings.last_epoch is None and len(validation := features.part("validation")):
+        validate = partial(validated, part=validation)
     seldom = seldom_tables(model, settings.batch_size, features)
     loss_of = ctr_loss(len(features.multi_valued))
     return fit(model, examples, settings, Objective(loss_of, job["score"], validate, seldom), **options)

@@ -18,6 +18,7 @@ from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.maps.quantization import bias_dtype, row_bytes
 from graphhash.models.neumf import layer_numbers
 from pipeline.config.run_config import MapConfig, RunConfig
+from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.retrieval.defaults import DEFAULT_BUDGET, planned_precision_of
 from pipeline.retrieval.presets import default_settings
@@ -65,6 +66,10 @@ class GraphSize:
     def of(cls, graph: csr_array) -> GraphSize:
         n_users, n_items = graph.shape
         return cls(n_users, n_items, graph.nnz)
+
+    @classmethod
+    def of_shards(cls, graph: ShardedCsr) -> GraphSize:
+        return cls(graph.n_rows, graph.n_cols, graph.n_edges)
 
     @property
     def n_ids(self) -> int:

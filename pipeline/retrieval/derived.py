@@ -19,6 +19,7 @@ from graphhash.nn.product import ProductEmbedding
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.retrieval.budget import GraphSize, resolve_method
+from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.maps import SIDES
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.weights import load_method, load_spec, save_model
@@ -28,8 +29,11 @@ from pipeline.task import StageContext
 AFTER_TRAINING = "after training"
 
 
-def derive_method(context: StageContext, method: str, out: Path) -> dict[str, Any]:
+def derive_method(context: StageContext, method: str, source: Path, out: Path) -> dict[str, Any]:
     """The files of a method (``pipeline.retrieval.train``) from those of the one that it is trained as.
+
+    Args:
+        source: folder of that one's training, or of its refit.
 
     Returns: what the training returned, and ``trained_as`` and ``compressed``.
 
@@ -38,7 +42,6 @@ def derive_method(context: StageContext, method: str, out: Path) -> dict[str, An
     """
     spec = METHODS[method]
     assert spec.trained_as is not None
-    source = context.method_dir(spec.trained_as)
     facts = json.loads((source / "history.json").read_text(encoding="utf-8"))
     facts["facts"] |= {"trained_as": spec.trained_as, "compressed": AFTER_TRAINING}
     if spec.embedding == "additive":
@@ -92,7 +95,7 @@ def _encode(context: StageContext, method: str, source: Path, out: Path) -> dict
     table = torch.from_numpy(codeword_table(found.codewords))
     model.load_state_dict({"user_embedding.table": table, "item_embedding.table": table}, strict=False)
     model.item_bias = trained.item_bias
-    graph = ShardedCsr.open(context.ingest_dir / "train").load()
+    graph = load_interactions(context.ingest_dir, model_spec.parts)
     for axis, embedding in ((1, model.user_embedding), (0, model.item_embedding)):
         embedding.fill_oov(torch.from_numpy(np.asarray(graph.sum(axis=axis), np.float32).ravel()))
     for side, bucket_map in zip(SIDES, maps, strict=True):

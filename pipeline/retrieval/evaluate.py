@@ -25,8 +25,10 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.retrieval.accuracy import Parts, figures
 from pipeline.retrieval.budget import full_bytes
 from pipeline.retrieval.defaults import precision_of
+from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.stored import ShippedVectors, as_shipped, count_bytes, trained_facts
 from pipeline.retrieval.weights import load_method
+from pipeline.task import REFIT_PARTS
 
 # Cut-off of validation; the test has its own.
 K = 20
@@ -93,7 +95,7 @@ def rank_share(
     shipped = shipped_model(model, precision, method)
     test = ShardedCsr.open(ingest_dir / "test").load()
     users = np.array_split(np.flatnonzero(np.diff(test.indptr)), n_shares)[number]
-    seen = ShardedCsr.open(ingest_dir / "train").load() + ShardedCsr.open(ingest_dir / "validation").load()
+    seen = load_interactions(ingest_dir, REFIT_PARTS)
     ranked = rank_users(shipped, users, seen, k)
     return ranked, ranked if precision == "float32" else rank_users(model, users, seen, k)
 

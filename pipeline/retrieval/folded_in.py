@@ -63,11 +63,10 @@ class FoldedIn:
     updates: tuple[dict[str, Any], ...]
 
     @classmethod
-    def none(cls, ingest_dir: Path, maps: dict[str, BucketMap], n_levels: int, dim: int) -> FoldedIn:
-        """The run as it was trained."""
+    def none(cls, ingest_dir: Path, maps: dict[str, BucketMap], seen: csr_array, n_levels: int, dim: int) -> FoldedIn:
+        """The run as it was trained, on the interactions ``seen``."""
         vocabularies = {side: Vocabulary.load(ingest_dir / f"{side}.parquet") for side in SIDES}
         labels = {side: np.empty((n_levels, 0), np.int32) for side in SIDES}
-        seen = ShardedCsr.open(ingest_dir / "train").load()
         return cls(vocabularies, maps, labels, np.empty(0, np.float32), np.empty((0, dim), np.float32), seen, ())
 
     @classmethod

@@ -13,6 +13,7 @@ from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import INITIAL_STD, MatrixFactorization, RetrievalModel
 from graphhash.models.neumf import NeuMF
+from pipeline.task import TRAIN_PARTS
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ModelSpec:
         embedding: kind of the embeddings; read through the bucket maps alone by default.
         cosine: score by cosines; not of NeuMF.
         std: standard deviation of the initial values.
+        parts: of the log whose interactions it is trained on, and LightGCN propagates over.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class ModelSpec:
     embedding: EmbeddingSpec = BUCKET
     cosine: bool = False
     std: float = INITIAL_STD
+    parts: tuple[str, ...] = TRAIN_PARTS
 
     def build(self, users: BucketMap, items: BucketMap, graph: csr_array | None) -> RetrievalModel:
         """The model with its initial weights.

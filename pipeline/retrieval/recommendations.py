@@ -19,9 +19,10 @@ from graphhash.graph.vocabulary import Vocabulary
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.retrieval.defaults import precision_of
 from pipeline.retrieval.evaluate import ranked_blocks, shipped_model
+from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.weights import load_method
 from pipeline.storage.atomic import PARTIAL
-from pipeline.task import StageContext
+from pipeline.task import REFIT_PARTS, StageContext
 
 
 def write_recommendations(context: StageContext, method: str, file: Path) -> int:
@@ -31,9 +32,9 @@ def write_recommendations(context: StageContext, method: str, file: Path) -> int
         DataError: the precision of the export cannot hold a value of a table.
     """
     ingest_dir, k = context.ingest_dir, max(context.config.evaluate.cutoffs)
-    model, _, _ = load_method(context.method_dir(method), ingest_dir)
+    model, _, _ = load_method(context.model_dir(method), ingest_dir)
     shipped = shipped_model(model, precision_of(context.config, method), method)
-    seen = ShardedCsr.open(ingest_dir / "train").load() + ShardedCsr.open(ingest_dir / "validation").load()
+    seen = load_interactions(ingest_dir, REFIT_PARTS)
     tested = np.flatnonzero(np.diff(ShardedCsr.open(ingest_dir / "test").load().indptr))
     users, items = _vocabularies(context)
     types = {"user_id": users.ids.type, "item_id": items.ids.type, "rank": pa.int32(), "score": pa.float32()}

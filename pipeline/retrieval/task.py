@@ -132,6 +132,7 @@ class Retrieval:
             "train.compile",
             "train.sparse_gradients",
         ),
+        "refit": ("train.refit",),
         "evaluate": ("evaluate.k",),
         "export": ("export.runtime", "export.external_data_mib"),
     }
@@ -222,6 +223,8 @@ class Retrieval:
                 }
         if stage == "train":
             values = self._train_settings(config, method)
+        if stage == "refit":
+            values["train.refit"] = True  # As it is where the setting is left open.
         if stage in ("evaluate", "export"):
             # The evaluation rounds tables as the export stores them.
             values["export.precision"] = precision_of(config, method)
@@ -290,10 +293,15 @@ class Retrieval:
 
         return train_method(context, method, out, session)
 
+    def refit(self, context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
+        from pipeline.retrieval.refit import refit_method
+
+        return refit_method(context, method, out, session)
+
     def evaluate(self, context: StageContext, method: str) -> dict[str, Any]:
         from pipeline.retrieval.evaluate import evaluate_method
 
-        return evaluate_method(context.config, method, context.ingest_dir, context.method_dir(method))
+        return evaluate_method(context.config, method, context.ingest_dir, context.model_dir(method))
 
     def export(
         self, context: StageContext, method: str, out: Path, metrics: dict[str, Any], train_key: str
@@ -308,7 +316,7 @@ class Retrieval:
         ingested = json.loads((ingest_dir / "ingest.json").read_text(encoding="utf-8"))
         data = {key: ingested[key] for key in ("n_train", "n_validation", "n_test", "users_hash", "items_hash")}
         provenance = shared_provenance(config, metrics, data)
-        model, user_map, item_map = load_method(context.method_dir(method), ingest_dir)
+        model, user_map, item_map = load_method(context.model_dir(method), ingest_dir)
         users, items = (Vocabulary.load(ingest_dir / f"{side}.parquet") for side in ("users", "items"))
         if self.updates(run, method, train_key) is not None:
             folded_in = FoldedIn.load(folded_in_dir(run, method))

@@ -1,14 +1,15 @@
 """The train stage: bucket maps, then the loop of ``pipeline.training.loop``.
 
 Files (``RUN/methods/<method>/``): ``users.npz``, ``items.npz`` (bucket maps), ``checkpoint/model.npz`` (the weights of best
-validation recall, float32: ``user_table``, ``item_table`` and, where trained, ``item_bias``) and ``history.json``.
+validation recall, float32: ``user_table``, ``item_table`` and, where trained, ``item_bias``) and ``history.json``. A refit
+(``pipeline.retrieval.refit``) has the same ones.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,27 @@ from graphhash.nn.workers import Workers
 from pipeline.config.run_config import TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import load_communities
-from pipeline.maps.methods import METHODS, Method
+from pipeline.maps.methods import METHODS, Maps, Method
 from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.derived import derive_method
 from pipeline.retrieval.evaluate import K, rank_users
+from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.maps import SIDES, make_maps
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import SCORE, LossSettings, RetrievalSettings, fit_retrieval
 from pipeline.retrieval.presets import default_gamma, default_settings, preset_of
+from pipeline.retrieval.schedule import (
+    evaluation_interval,
+    fits_the_log,
+    fitted_decay,
+    fitted_epochs,
+    interaction_cost,
+    patience,
+)
 from pipeline.retrieval.stored import training_bytes
 from pipeline.retrieval.weights import save_model
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.task import StageContext
+from pipeline.task import TRAIN_PARTS, StageContext
 from pipeline.training.job import TrainingSession, run_job
 
 # LightGCN's workers propagate each for itself below, and share the rows of the graph above: 24 bytes an edge are 400 MB then.
@@ -47,31 +57,52 @@ SHARDED_EDGES = 2**24
 def train_method(context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
     """Make the maps of a method, train, and write the files above into ``out``. ``session`` says where it trains.
 
-    Returns: epochs trained, best epoch, best validation recall (capped), settings that were defaults, the bytes that training held, and
-        the maps' hashes. ``history.json`` holds them as ``facts``.
+    Returns: as :func:`fit_method`.
 
     Raises:
         DataError: training failed; the message says why.
     """
-    if METHODS[method].trained_as is not None:
-        return derive_method(context, method, out)
-    config, ingest_dir, cluster_dir = context.config, context.ingest_dir, context.cluster_dir
-    graph = ShardedCsr.open(ingest_dir / "train").load()
-    facts = json.loads((cluster_dir / "cluster.json").read_text())
-    labels = load_communities(cluster_dir, facts)
-    resolved = resolve_method(config, method, GraphSize.of(graph), labels.rows)
-    maps = make_maps(context, resolved, graph, labels, out)
-    spec = METHODS[method]
-    settings = fit_settings(config.train, spec, table_rows(*maps), graph)
+    if (trained_as := METHODS[method].trained_as) is not None:
+        return derive_method(context, method, context.method_dir(trained_as), out)
+    return fit_method(context, method, TRAIN_PARTS, out, session)
+
+
+def fit_method(
+    context: StageContext,
+    method: str,
+    parts: tuple[str, ...],
+    out: Path,
+    session: TrainingSession,
+    last_epoch: int | None = None,
+) -> dict[str, Any]:
+    """Train a method on some parts of the log. Sizes and settings are those of the train graph, whatever the parts are.
+
+    Args:
+        parts: of the log. The maps are made of the communities of the train graph and of the interactions of these parts.
+        last_epoch: train so many epochs without validation; None: with the validation interactions deciding.
+
+    Returns: epochs trained, best epoch, best validation recall (capped), settings that were defaults, the bytes that training held, and
+        the maps' hashes. ``history.json`` holds them as ``facts``.
+    """
+    config, spec = context.config, METHODS[method]
+    size = GraphSize.of_shards(ShardedCsr.open(context.ingest_dir / "train"))
+    graph = load_interactions(context.ingest_dir, parts)
+    labels = load_communities(context.cluster_dir, json.loads((context.cluster_dir / "cluster.json").read_text()))
+    resolved = resolve_method(config, method, size, labels.rows)
+    maps = make_maps(context, resolved, graph, labels, out, parts)
+    settings = fit_settings(config.train, spec, table_rows(*maps), size)
     model_spec = model_spec_of(config.train, spec.with_bias(config.map.item_bias, config.train.loss))
-    model_spec = replace(model_spec, dim=resolved.dim or model_spec.dim, embedding=resolved.embedding)
-    session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    model_spec = replace(model_spec, dim=resolved.dim or model_spec.dim, embedding=resolved.embedding, parts=parts)
+    if last_epoch is None:
+        session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    else:
+        settings = replace(settings, last_epoch=last_epoch, eval_every=last_epoch)
     hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(SIDES, maps, strict=True)}
     session.tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
     job = {
         "task": fit_task,
         "folder": str(out.absolute()),
-        "ingest": str(ingest_dir.absolute()),
+        "ingest": str(context.ingest_dir.absolute()),
         "model": model_spec,
         "settings": settings,
         "eval_users": config.train.eval_users,
@@ -79,23 +110,10 @@ def train_method(context: StageContext, method: str, out: Path, session: Trainin
         "propagation": config.train.propagation,
     }
     state = run_job(job, config.train, method, session)
-    model = model_spec.build(*maps, graph).eval()
-    model.load_state_dict(state["best"])
-    for side, embedding in (("users", model.user_embedding), ("items", model.item_embedding)):
-        degrees = graph.sum(axis=1 if side == "users" else 0)
-        embedding.fill_oov(torch.from_numpy(np.asarray(degrees, np.float32).ravel()))
+    model = _trained_model(model_spec, maps, graph, state)
     save_model(model, model_spec, out)
-    best = state["best_score"]
-    facts = {
-        "epochs": state["epoch"],
-        "best_epoch": state["best_epoch"],
-        f"validation_{SCORE}": best if math.isfinite(best) else None,
-        "item_bias": model_spec.item_bias,
-        "lr": settings.lr,
-        "weight_decay": settings.weight_decay,
+    facts = _facts(state, settings, model, model_spec) | {
         "compressed": "in training" if spec.reads_communities or spec.sized else None,
-        "training_bytes": training_bytes(model),
-        "training_bytes_measured": state["training_bytes"],
         **hashes,
     }
     history = {"epochs": state["history"], "best_epoch": state["best_epoch"], "resumed": state["resumed"]}
@@ -103,41 +121,74 @@ def train_method(context: StageContext, method: str, out: Path, session: Trainin
     return facts
 
 
-def fit_settings(train: TrainConfig, method: Method, n_rows: int, graph: csr_array) -> RetrievalSettings:
-    """The settings of a training, every default decided by the method, by the model with its loss, and by the graph.
+def _trained_model(spec: ModelSpec, maps: Maps, graph: csr_array, state: Mapping[str, Any]) -> RetrievalModel:
+    """The model with its best weights, the OOV rows filled."""
+    model = spec.build(*maps, graph).eval()
+    model.load_state_dict(state["best"])
+    for axis, embedding in ((1, model.user_embedding), (0, model.item_embedding)):
+        embedding.fill_oov(torch.from_numpy(np.asarray(graph.sum(axis=axis), np.float32).ravel()))
+    return model
+
+
+def _facts(
+    state: Mapping[str, Any], settings: RetrievalSettings, model: RetrievalModel, spec: ModelSpec
+) -> dict[str, Any]:
+    """What a training was, and what came of it."""
+    best = state["best_score"]
+    return {
+        "epochs": state["epoch"],
+        "best_epoch": state["best_epoch"],
+        f"validation_{SCORE}": best if math.isfinite(best) else None,
+        "item_bias": spec.item_bias,
+        "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
+        "training_bytes": training_bytes(model),
+        "training_bytes_measured": state["training_bytes"],
+    }
+
+
+def fit_settings(train: TrainConfig, method: Method, n_rows: int, size: GraphSize) -> RetrievalSettings:
+    """The settings of a training, every default decided by the method, by the model with its loss, and by the log.
 
     Args:
         n_rows: of the tables.
-        graph: training interactions, users x items.
+        size: of the train graph.
     """
-    preset = preset_of(train).fitted(graph.nnz)
-    epochs = preset.epochs if train.epochs is None else train.epochs
-    batch_size = preset.batch_size if train.batch_size is None else train.batch_size
-    own = default_settings(train, method)
-    l2_total = own["train.l2_total"] if train.l2_total is None else train.l2_total
+    preset = preset_of(train).fitted(size.n_edges)
+    fits, own = fits_the_log(train), default_settings(train, method)
+    default_epochs = fitted_epochs(preset.epochs, size.n_edges) if fits else preset.epochs
+    epochs = default_epochs if train.epochs is None else train.epochs
+    batch_size = (preset.batch_size if train.batch_size is None else train.batch_size) or None
+    default_decay = fitted_decay(own["train.l2_total"], size.n_edges) if fits else own["train.l2_total"]
+    l2_total = default_decay if train.l2_total is None else train.l2_total
+    loss = loss_settings(train, size)
+    n_steps = math.ceil(size.n_edges / batch_size) if batch_size else 1
+    cost = interaction_cost(train, loss.negatives, batch_size, n_steps)
+    interval = evaluation_interval(train, size, cost, epochs, preset.evaluations)
+    eval_every = interval if train.eval_every is None else train.eval_every
     return RetrievalSettings(
         lr=own["train.lr"] if train.lr is None else train.lr,
         weight_decay=l2_total / n_rows if train.weight_decay is None else train.weight_decay,
         epochs=epochs,
-        eval_every=max(1, epochs // preset.evaluations) if train.eval_every is None else train.eval_every,
-        patience=train.patience,
-        batch_size=batch_size or None,
+        eval_every=eval_every,
+        patience=patience(epochs, eval_every) if train.patience is None else train.patience,
+        batch_size=batch_size,
         seed=train.seed,
         schedule=train.schedule,
         optimizer=train.optimizer or preset.optimizer,
-        loss=loss_settings(train, graph),
+        loss=loss,
         amp=train.amp,
         compile=train.compile,
         sparse_gradients=train.sparse_gradients,
     )
 
 
-def loss_settings(train: TrainConfig, graph: csr_array) -> LossSettings:
-    """The settings of the loss, every default decided by the model with its loss, and by the graph."""
-    preset = preset_of(train).fitted(graph.nnz)
+def loss_settings(train: TrainConfig, size: GraphSize) -> LossSettings:
+    """The settings of the loss, every default decided by the model with its loss, and by the size of the train graph."""
+    preset = preset_of(train).fitted(size.n_edges)
     return LossSettings(
         name=train.loss,
-        gamma=default_gamma(2 * graph.nnz / sum(graph.shape)) if train.gamma is None else train.gamma,
+        gamma=default_gamma(2 * size.n_edges / size.n_ids) if train.gamma is None else train.gamma,
         unobserved_weight=train.unobserved_weight,
         temperature=preset.temperature if train.temperature is None else train.temperature,
         negatives=preset.negatives if train.negatives is None else train.negatives,
@@ -164,7 +215,7 @@ def model_spec_of(train: TrainConfig, item_bias: bool) -> ModelSpec:
 def fit_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
     """What each worker does: load, and fit (see ``pipeline.training``)."""
     folder, settings, workers = Path(job["folder"]), job["settings"], options["workers"]
-    graph = ShardedCsr.open(Path(job["ingest"]) / "train").load()
+    graph = load_interactions(Path(job["ingest"]), job["model"].parts)
     maps = BucketMap.load(folder / "users.npz"), BucketMap.load(folder / "items.npz")
     model = job["model"].build(*maps, graph)
     if isinstance(model, LightGCN) and shards_graph(job["propagation"], graph.nnz, workers.size):
@@ -172,8 +223,11 @@ def fit_task(job: dict[str, Any], device: torch.device, options: dict[str, Any])
     model = model.to(device)
     users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)))
     items = torch.from_numpy(graph.indices.astype(np.int64))
-    validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
-    validate = _validation(graph, validation, job["eval_users"], settings.seed, workers) if validation.nnz else None
+    validate = None
+    if settings.last_epoch is None:
+        validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
+        if validation.nnz:
+            validate = _validation(graph, validation, job["eval_users"], settings.seed, workers)
     kind, power = job["sampler"]
     sample = NegativeSampler(graph, kind, power=power, device=device)
     return fit_retrieval(model, users, items, settings, validate, sample=sample, **options)

@@ -1,8 +1,9 @@
 """The trained weights of a method on disk: ``checkpoint/model.npz`` beside the bucket maps, plain arrays, no pickle.
 
 ``model`` names the model, ``dim`` is that of the embeddings, ``embedding`` their kind and sizes as JSON, ``n_layers`` is LightGCN's,
-``cosine`` says whether scores are cosines; ``user_table`` and ``item_table`` are float32, shape (n_buckets, dim), the OOV row last, and
-there is no ``item_table`` where both sides share one; ``item_bias`` is float32, shape (n_items,), and there only where it was trained;
+``cosine`` says whether scores are cosines; ``parts`` are the parts of the log that it was trained on; ``user_table`` and ``item_table`` are
+float32, shape (n_buckets, dim), the OOV row last, and there is no ``item_table`` where both sides share one; ``item_bias`` is float32,
+shape (n_items,), and there only where it was trained;
 every other array is a weight of the model's own layers, or of an embedding of another kind, by its name in the module.
 """
 
@@ -20,8 +21,9 @@ from graphhash.errors import DataError
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.models.mf import MatrixFactorization, RetrievalModel
-from pipeline.distributed.shards import ShardedCsr
+from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.models import MODELS, ModelSpec
+from pipeline.task import TRAIN_PARTS
 
 TABLES = {"user_table": "user_embedding.table", "item_table": "item_embedding.table"}
 
@@ -37,6 +39,7 @@ def save_model(model: RetrievalModel, spec: ModelSpec, method_dir: Path) -> None
         "embedding": np.array(spec.embedding.to_json()),
         "n_layers": np.int64(spec.n_layers),
         "cosine": np.bool_(spec.cosine),
+        "parts": np.array(spec.parts),
     }
     np.savez(method_dir / "checkpoint" / "model.npz", **settings, **arrays)
 
@@ -54,7 +57,7 @@ def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, Buc
     """The trained model of a method and its bucket maps of users and items.
 
     Args:
-        ingest_dir: holds the training graph, which LightGCN propagates over.
+        ingest_dir: holds the interactions that LightGCN propagates over.
 
     Raises:
         DataError: a file is missing, damaged, or of another map.
@@ -64,7 +67,7 @@ def load_method(method_dir: Path, ingest_dir: Path) -> tuple[RetrievalModel, Buc
     try:
         spec, weights = _read(path)
         state = {TABLES.get(name, name): torch.from_numpy(array) for name, array in weights.items()}
-        graph = ShardedCsr.open(ingest_dir / "train").load() if spec.kind == "lightgcn" else None
+        graph = load_interactions(ingest_dir, spec.parts) if spec.kind == "lightgcn" else None
         model = spec.build(users, items, graph)
         if set(state) != set(_stored_weights(model)):
             raise ValueError(f"it holds {', '.join(sorted(weights))}")
@@ -90,9 +93,11 @@ def _read(path: Path) -> tuple[ModelSpec, dict[str, NDArray]]:
     embedding = EmbeddingSpec.from_json(str(weights.pop("embedding")))
     # Trainings before there were cosines have none.
     cosine = bool(weights.pop("cosine", False))
+    parts = tuple(map(str, weights.pop("parts", TRAIN_PARTS)))
     if kind not in MODELS:
         raise ValueError(f"model {kind!r} is unknown")
-    return ModelSpec(kind, dim, "item_bias" in weights, n_layers, 0, embedding, cosine), weights
+    spec = ModelSpec(kind, dim, "item_bias" in weights, n_layers, 0, embedding, cosine, parts=parts)
+    return spec, weights
 
 
 @torch.no_grad()

@@ -13,10 +13,11 @@ from pipeline.errors import ConfigError
 from pipeline.runs.fingerprints import FileHashes
 from pipeline.runs.folder import RunFolder, stage_key
 from pipeline.runs.tasks import TASKS, task_of
+from pipeline.task import model_stage, refits
 
 STAGES = ("ingest", "cluster", "train", "evaluate", "export", "report")
 # Raised by one when a stage's output changes without a change of settings; every folder is then made anew.
-VERSIONS = {"ingest": 1, "cluster": 5, "train": 9, "evaluate": 5, "export": 7}
+VERSIONS = {"ingest": 1, "cluster": 5, "train": 10, "refit": 1, "evaluate": 6, "export": 7}
 # Names of inputs that are files, as messages call them.
 LOG, UPDATES = "the log", "what updates added"
 
@@ -87,33 +88,41 @@ def plan(config: RunConfig, until: str, log: str | None = None, *, hashes: FileH
         inputs |= {name: hashes.fingerprint([file]) for name, file in task.method_files(config, method).items()}
         return add("train", f"train {method}", inputs, method)
 
+    def add_refit(method: str) -> Step:
+        inputs = {"ingest": ingest.key, f"train {method}": steps[f"train {method}"].key}
+        if (trained := task.trained_as(method)) is not None:
+            inputs[f"refit {trained}"] = add_refit(trained).key
+        return add("refit", f"refit {method}", inputs, method)
+
     for number, method in enumerate(config.run.methods if reached >= STAGES.index("train") else ()):
-        train = add_training(method)
+        model = add_training(method)
+        if refits(config):
+            model = add_refit(method)
         if reached >= STAGES.index("evaluate"):
-            evaluate = add("evaluate", f"evaluate {method}", {train.name: train.key}, method)
+            evaluate = add("evaluate", f"evaluate {method}", {model.name: model.key}, method)
         if exports and number == 0:
-            steps["export"] = export_step(config, method, train.key, evaluate.key)
+            steps["export"] = export_step(config, method, model.key, evaluate.key)
     hashes.save()
     return steps
 
 
-def export_step(config: RunConfig, method: str, train: str, evaluate: str) -> Step:
-    """The export of a method, with the ids that updates have added to that training.
+def export_step(config: RunConfig, method: str, model: str, evaluate: str) -> Step:
+    """The export of a method, with the ids that updates have added to its model.
 
     Args:
-        train, evaluate: keys of these stages.
+        model, evaluate: keys of the stage that made the model (``pipeline.task.model_stage``), and of the evaluation.
     """
     task = task_of(config)
     settings = {"version": VERSIONS["export"], **task.settings("export", config, method)}
-    inputs = {f"train {method}": train, f"evaluate {method}": evaluate}
-    if (updates := task.updates(Path(config.run.out), method, train)) is not None:
+    inputs = {model_stage(config, method): model, f"evaluate {method}": evaluate}
+    if (updates := task.updates(Path(config.run.out), method, model)) is not None:
         inputs[UPDATES] = updates
     return Step("export", settings, inputs)
 
 
 def steps_of(steps: Mapping[str, Step], config: RunConfig, method: str) -> list[Step]:
     """The steps of one method, of those that are planned."""
-    names = [f"train {method}", f"evaluate {method}"]
+    names = [f"train {method}", f"refit {method}", f"evaluate {method}"]
     if method == config.run.methods[0]:
         names.append("export")
     return [steps[name] for name in names if name in steps]

@@ -1,4 +1,4 @@
-"""The order of the stages: ingest -> cluster -> per method train -> evaluate -> export (first method) -> report.
+"""The order of the stages: ingest -> cluster -> per method train -> refit -> evaluate -> export (first method) -> report.
 
     metrics = run(config, until="report").metrics
 
@@ -9,9 +9,10 @@ before anything is done: MLflow is asked early whether it is there, and Ray star
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,12 @@ from pipeline.runs.remote import run_folder
 from pipeline.runs.tasks import task_of
 from pipeline.storage.atomic import write_json_atomic, write_text_atomic
 from pipeline.storage.uris import localised
-from pipeline.task import StageContext, Task, budget_of
+from pipeline.task import StageContext, Task, budget_of, model_parts, model_stage
 from pipeline.tracking import tracker as tracking
 
 if TYPE_CHECKING:
     from pipeline.training.checkpoints import CheckpointManager
-    from pipeline.training.job import FitJob
+    from pipeline.training.job import FitJob, TrainingSession
 
 CONFIG_FILE = "config.toml"
 
@@ -139,9 +140,8 @@ def with_recorded_budget(config: RunConfig) -> RunConfig:
 
 def check_keeps_trained(folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, until: str) -> None:
     """Raise ConfigError if a trained model would be replaced by a command that is there for a later stage."""
-    for method in config.run.methods:
-        name = f"train {method}"
-        if folder.current(name) is None or _up_to_date(folder, steps[name]):
+    for method, name in ((m, f"{stage} {m}") for m in config.run.methods for stage in ("train", "refit")):
+        if name not in steps or folder.current(name) is None or _up_to_date(folder, steps[name]):
             continue
         why = root_reasons(folder, steps, name)
         remedy = "run" if why == [f"{LOG} changed"] else "leave it out, or run"
@@ -152,10 +152,10 @@ def check_keeps_trained(folder: RunFolder, steps: Mapping[str, Step], config: Ru
 
 def _reuse(folder: RunFolder, steps: Mapping[str, Step], sources: Sequence[Path]) -> None:
     """Take the ingested log, the clustering and trainings over from other run folders that have them."""
-    trained = [name for name in steps if name.startswith("train ")]
+    trained = [name for name in steps if name.startswith(("train ", "refit "))]
     for name in ("ingest", "cluster", *trained):
         if (step := steps.get(name)) is not None:
-            place = name.replace("train ", "methods/")
+            place = name.replace("train ", "methods/").replace("refit ", "refit/")
             any(folder.reuse(source, step.name, step.settings, step.inputs, place) for source in sources)
 
 
@@ -246,6 +246,8 @@ class _Stages:
         with self._tracker(method) as tracker:
             trained = self._train(method, tracker)
             seconds = {"ingest": ingest.seconds, "cluster": cluster.seconds, "train": trained.seconds}
+            if f"refit {method}" in self.steps:
+                seconds["refit"] = self._refit(method, tracker).seconds
             metrics = {"method": method, **trained.result}
             if f"evaluate {method}" in self.steps:
                 evaluated = self._evaluate(method)
@@ -279,19 +281,32 @@ class _Stages:
         step = self.steps[f"train {method}"]
         if (trained_as := self.task.trained_as(method)) is not None and not _up_to_date(self.folder, step):
             self._train(trained_as, tracker)
+        return self._fit(step, f"methods/{method}", tracker, partial(self.task.train, self.context, method))
+
+    def _refit(self, method: str, tracker: tracking.Tracker) -> StageResult:
+        step = self.steps[f"refit {method}"]
+        if (trained_as := self.task.trained_as(method)) is not None and not _up_to_date(self.folder, step):
+            self._train(trained_as, tracker)
+            self._refit(trained_as, tracker)
+        refit = partial(self.task.refit, self.context, method)
+        return self._fit(step, f"refit/{method}", tracker.named("refit"), refit)
+
+    def _fit(
+        self, step: Step, place: str, tracker: tracking.Tracker, fit: Callable[[Path, TrainingSession], dict[str, Any]]
+    ) -> StageResult:
+        """A stage that trains: its checkpoints outlive the command, and are removed when its folder is there."""
 
         def compute(out: Path) -> dict[str, Any]:
             from pipeline.training.job import TrainingSession, fit_job_of
 
             self._start_ray("train")
-            checkpoints = _checkpoints(self.folder, method, step, mlflow_run_id=tracker.run_id)
+            checkpoints = _checkpoints(self.folder, step, mlflow_run_id=tracker.run_id)
             session = TrainingSession(tracker, self.fit_job or fit_job_of(self.config), checkpoints)
-            result = self.task.train(self.context, method, out, session)
-            return {**result, "mlflow_run_id": tracker.run_id}
+            return {**fit(out, session), "mlflow_run_id": tracker.run_id}
 
-        trained = self.folder.stage(step.name, step.settings, step.inputs, f"methods/{method}", compute)
-        # What they were for is in the method's folder now.
-        _checkpoints(self.folder, method, step).clear()
+        trained = self.folder.stage(step.name, step.settings, step.inputs, place, compute)
+        # What they were for is in the stage's folder now.
+        _checkpoints(self.folder, step).clear()
         return trained
 
     def _evaluate(self, method: str) -> StageResult:
@@ -299,7 +314,7 @@ class _Stages:
 
         def compute() -> dict[str, Any]:
             self._start_ray("evaluate")
-            return self.task.evaluate(self.context, method)
+            return self.task.evaluate(self.context, method) | {"trained_on": list(model_parts(self.config))}
 
         evaluated = self.folder.value(step.name, step.settings, step.inputs, f"methods/{method}/metrics.json", compute)
         if warning := over_budget(self.config, self.task, method, evaluated.result):
@@ -307,10 +322,10 @@ class _Stages:
         return evaluated
 
     def _export(self, method: str, metrics: dict[str, Any]) -> StageResult:
-        step, train_key = self.steps["export"], self.steps[f"train {method}"].key
+        step, model_key = self.steps["export"], self.steps[model_stage(self.config, method)].key
 
         def compute(out: Path) -> dict[str, Any]:
-            return self.task.export(self.context, method, out, metrics, train_key)
+            return self.task.export(self.context, method, out, metrics, model_key)
 
         return self.folder.stage(step.name, step.settings, step.inputs, "bundle", compute)
 
@@ -322,7 +337,7 @@ class _Stages:
             recorded = self.folder.current(train.name)
             run_id = recorded.result.get("mlflow_run_id") if recorded else None
             store = store if run_id else None  # Trained without MLflow: there is nothing to add to.
-        elif (begun := _checkpoints(self.folder, method, train).manifest()) is not None:
+        elif (begun := _checkpoints(self.folder, train).manifest()) is not None:
             run_id = begun.get("mlflow_run_id")
         nothing_new = all(_up_to_date(self.folder, step) for step in steps_of(self.steps, self.config, method))
         # A command that was killed after its last stage has left the run open, and it did finish.
@@ -348,21 +363,22 @@ def over_budget(config: RunConfig, task: Task, method: str, metrics: Mapping[str
     )
 
 
-def _checkpoints(folder: RunFolder, method: str, train: Step, **facts: Any) -> CheckpointManager:
-    """The checkpoints of a training that is not finished; they outlive the command."""
+def _checkpoints(folder: RunFolder, step: Step, **facts: Any) -> CheckpointManager:
+    """The checkpoints of a training, or of a refit, that is not finished; they outlive the command."""
     from pipeline.training.checkpoints import CheckpointManager
 
-    return CheckpointManager(folder.path / "checkpoints" / method, train.key, facts)
+    place = step.name.removeprefix("train ").replace("refit ", "refit-")
+    return CheckpointManager(folder.path / "checkpoints" / place, step.key, facts)
 
 
 def _check_resume(folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, resume: bool) -> None:
     """Without `resume`, forget the checkpoints; with it, make sure that there is one."""
-    pending = [(m, step) for m in config.run.methods if not _up_to_date(folder, step := steps[f"train {m}"])]
-    saved = {method: _checkpoints(folder, method, step) for method, step in pending}
+    trainings = [steps[name] for m in config.run.methods for name in (f"train {m}", f"refit {m}") if name in steps]
+    saved = [_checkpoints(folder, step) for step in trainings if not _up_to_date(folder, step)]
     if not resume:
-        for checkpoints in saved.values():
+        for checkpoints in saved:
             checkpoints.clear()
-    elif saved and not any(checkpoints.newest() for checkpoints in saved.values()):
+    elif saved and not any(checkpoints.newest() for checkpoints in saved):
         raise ConfigError(
             f"--resume: {folder.path}/checkpoints holds none of a training with these settings and data; give the settings that it was "
             "stopped with, or leave --resume out to start one"
@@ -372,6 +388,7 @@ def _check_resume(folder: RunFolder, steps: Mapping[str, Step], config: RunConfi
 def _log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
     """The test metrics, and every hash that says what the numbers belong to."""
     tracker.log_metrics({f"test.{key}": value for key, value in _flatten(evaluated).items()})
+    tracker.set_tags({"graphhash.trained_on": ",".join(evaluated["trained_on"])})
     known = _flatten({"ingest": ingest}) | _flatten(evaluated)
     tracker.set_tags({f"graphhash.{key}": value for key, value in known.items() if "hash" in key})
 

@@ -203,8 +203,10 @@ def trial_spec(base: RunConfig, chosen: Mapping[str, Any]) -> RunSpec:
         ConfigError: the settings contradict each other.
     """
     name, out = trial_name(chosen), Path(base.run.out)
+    # A trial is compared by its validation score, which a refit has none of.
+    own = {"run.out": str(out / name), "cluster.shards": 0, "train.refit": bool(base.train.refit)}
     # The task of a trial holds its CPUs, so it cannot wait for further tasks that need some.
-    config = RunConfig.from_flat(base.flat() | dict(chosen) | {"run.out": str(out / name), "cluster.shards": 0})
+    config = RunConfig.from_flat(base.flat() | dict(chosen) | own)
     return RunSpec(name, name, config, until="train", reuse_from=(out / "log",))
 
 

@@ -170,6 +170,12 @@ class Tracker:
     uri: str = ""
     run_id: str | None = None
     outbox: Outbox | None = None
+    prefix: str = ""
+    """Of the names of metrics."""
+
+    def named(self, prefix: str) -> Tracker:
+        """The same run, and metrics by the names ``<prefix>.<name>``."""
+        return replace(self, prefix=f"{prefix}.")
 
     def of(self, run_id: str | None) -> Tracker:
         """The same store, and another run."""
@@ -185,7 +191,7 @@ class Tracker:
         """Log numbers at one step (an epoch). Entries that are no numbers are left out."""
         now_ms = _now_ms()
         entries = [
-            [_name(key), float(value), now_ms, step]
+            [_name(self.prefix + key), float(value), now_ms, step]
             for key, value in metrics.items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         ]

@@ -64,7 +64,7 @@ def run_job(job: dict[str, Any], train: TrainConfig, method: str, session: Train
         "workers": train.workers,
         "checkpoint_seconds": train.checkpoint_seconds,
     }
-    with _progress_bar(method, job["settings"].epochs, folder / PROGRESS):
+    with _progress_bar(method, job["settings"].n_epochs, folder / PROGRESS):
         state = session.fit_job(job, session.tracker)
     (folder / PROGRESS).unlink(missing_ok=True)
     if session.checkpoints is None:

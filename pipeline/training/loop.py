@@ -45,6 +45,7 @@ class FitSettings:
         batch_size: examples per step, of all workers together; None: an epoch is one step.
         schedule: of the learning rate, "cosine" or "constant".
         optimizer: "adam", or "lazy_adam" (:class:`graphhash.nn.lazy_adam.LazyAdam`).
+        last_epoch: where training ends, with the learning rates of a training of ``epochs``; None: ``epochs``.
     """
 
     lr: float
@@ -59,6 +60,12 @@ class FitSettings:
     sparse_gradients: bool = False
     schedule: str = "cosine"
     optimizer: str = "adam"
+    last_epoch: int | None = None
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs that are trained at most."""
+        return self.epochs if self.last_epoch is None else self.last_epoch
 
     def lr_of(self, epoch: int) -> float:
         """The learning rate of an epoch, from 1: ``lr``, or a half cosine from it to 0 (Loshchilov and Hutter, ICLR 2017).
@@ -146,7 +153,7 @@ def fit(
     with closing(optimizer), reduced_precision(settings.amp, training.device, callbacks.warn) as precision:
         loss_of = objective.loss_of
         loss_of = compiled(loss_of, training.device, callbacks.warn) if settings.compile else loss_of
-        for epoch in range(state["epoch"] + 1, settings.epochs + 1):
+        for epoch in range(state["epoch"] + 1, settings.n_epochs + 1):
             if state["n_worse"] >= settings.patience:
                 break
             optimizer.param_groups[0]["lr"] = settings.lr_of(epoch)
@@ -171,7 +178,7 @@ def fit(
             on_phase("step")
             callbacks.on_epoch(epoch, loss_of_epoch)
             state |= {"epoch": epoch, "step": 0, "training_bytes": training.held_bytes()}
-            if epoch % settings.eval_every == 0 or epoch == settings.epochs:
+            if epoch % settings.eval_every == 0 or epoch == settings.n_epochs:
                 state |= training.evaluate(state, loss_of_epoch)
                 callbacks.on_evaluation(state)
     return state | {"stopped": False}

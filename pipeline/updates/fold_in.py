@@ -25,6 +25,7 @@ from pipeline.maps.methods import Inputs
 from pipeline.retrieval.folded_in import FoldedIn
 from pipeline.retrieval.weights import with_more_ids
 from pipeline.runs.folder import RunFolder, StageResult
+from pipeline.task import model_stage
 from pipeline.updates.log import NewLog
 from pipeline.updates.rules import RULES, Assignment, NewIds
 
@@ -39,7 +40,7 @@ class Trained:
     Args:
         config: of the run.
         folder: the run's, locked.
-        stages: by name: ingest, cluster, and the method's training and evaluation, each intact and of these settings.
+        stages: by name: ingest, cluster, and the method's training, refit and evaluation, each intact and of these settings.
         inputs: what the method's maps were made from.
         model, maps: as trained; maps by side.
     """
@@ -54,8 +55,8 @@ class Trained:
 
     @property
     def train_key(self) -> str:
-        """The key of the training, to which updates belong."""
-        return self.stages[f"train {self.method}"].key
+        """The key of the training that made the model, the refit where there is one, to which updates belong."""
+        return self.stages[model_stage(self.config, self.method)].key
 
     @property
     def has_own_rows(self) -> bool:

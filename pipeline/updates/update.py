@@ -28,11 +28,12 @@ from pipeline.maps.communities import load_communities
 from pipeline.maps.methods import Inputs
 from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.folded_in import FoldedIn, belongs_to, folded_in_dir
+from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.weights import load_method
 from pipeline.runs.folder import RunFolder, StageResult
 from pipeline.runs.plan import LOG, check_methods, export_step, plan
 from pipeline.runs.tasks import task_of
-from pipeline.task import StageContext
+from pipeline.task import StageContext, model_dir, model_parts, model_stage
 from pipeline.updates.fold_in import FoldInCounts, Trained, fold_in
 from pipeline.updates.log import read_new_log
 from pipeline.updates.rules import RULES
@@ -133,11 +134,11 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
     labels = load_communities(
         folder.path / "cluster", json.loads((folder.path / "cluster" / "cluster.json").read_text(encoding="utf-8"))
     )
-    graph = ShardedCsr.open(folder.path / "ingest" / "train").load()
-    n_users, n_items = graph.shape
-    model, *maps = load_method(folder.path / "methods" / method, folder.path / "ingest")
+    graph = load_interactions(folder.path / "ingest", model_parts(config))
+    size = GraphSize.of_shards(ShardedCsr.open(folder.path / "ingest" / "train"))
+    model, *maps = load_method(model_dir(config, folder.path, method), folder.path / "ingest")
     assert isinstance(model, MatrixFactorization), "train.model is mf"
-    resolved = resolve_method(config, method, GraphSize(n_users, n_items, graph.nnz), labels.rows)
+    resolved = resolve_method(config, method, size, labels.rows)
     inputs = Inputs(graph, labels, maps[0].indices_per_id, resolved.hops, config.map.seed, n_rows=resolved.n_rows)
     return Trained(config, method, folder, stages, inputs, model, dict(zip(SIDES, maps, strict=True)))
 
@@ -147,7 +148,8 @@ def open_folded_in(trained: Trained) -> FoldedIn:
     run, method = trained.folder.path, trained.method
     if belongs_to(run, method, trained.train_key):
         return FoldedIn.load(folded_in_dir(run, method))
-    return FoldedIn.none(run / "ingest", trained.maps, RULES[method].n_levels, trained.model.user_embedding.dim)
+    n_levels, dim = RULES[method].n_levels, trained.model.user_embedding.dim
+    return FoldedIn.none(run / "ingest", trained.maps, trained.inputs.graph, n_levels, dim)
 
 
 def _stages(config: RunConfig, method: str, folder: RunFolder) -> dict[str, StageResult]:
@@ -158,7 +160,9 @@ def _stages(config: RunConfig, method: str, folder: RunFolder) -> dict[str, Stag
     """
     ingest, stages = folder.current("ingest"), {}
     steps = plan(config, "evaluate", ingest.inputs.get(LOG, "") if ingest else "")
-    for name in ("ingest", "cluster", f"train {method}", f"evaluate {method}"):
+    for name in dict.fromkeys(
+        ("ingest", "cluster", f"train {method}", model_stage(config, method), f"evaluate {method}")
+    ):
         stage = folder.current(name)
         if stage is None or stage.key != steps[name].key:
             why = "is missing or damaged" if stage is None else "was made with other settings than the folder's"
@@ -178,7 +182,7 @@ def _save(trained: Trained, now: FoldedIn) -> None:
 
     logs = [entry["log_sha256"] for entry in now.updates]
     folder = folded_in_dir(trained.folder.path, trained.method).relative_to(trained.folder.path)
-    inputs = {f"train {trained.method}": trained.train_key, "the logs": json.dumps(logs)}
+    inputs = {model_stage(trained.config, trained.method): trained.train_key, "the logs": json.dumps(logs)}
     trained.folder.stage(f"update {trained.method}", {}, inputs, str(folder), compute)
 
 
