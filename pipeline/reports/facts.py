@@ -104,6 +104,11 @@ class RunFacts:
     def validated(self) -> bool:
         return any(self.evaluations(history) for history in self.histories.values())
 
+    @property
+    def refitted(self) -> bool:
+        """Whether the tested models were trained on train and validation."""
+        return any("validation" in entry.get("trained_on", ()) for entry in self.metrics)
+
     def kept_epochs(self) -> list[tuple[str, int | None, int]]:
         """Of every method its name, the epoch whose weights were kept, and the last epoch."""
         return [

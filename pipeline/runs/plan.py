@@ -89,7 +89,7 @@ def plan(config: RunConfig, until: str, log: str | None = None, *, hashes: FileH
         return add("train", f"train {method}", inputs, method)
 
     def add_refit(method: str) -> Step:
-        inputs = {"ingest": ingest.key, f"train {method}": steps[f"train {method}"].key}
+        inputs = {f"train {method}": steps[f"train {method}"].key}
         if (trained := task.trained_as(method)) is not None:
             inputs[f"refit {trained}"] = add_refit(trained).key
         return add("refit", f"refit {method}", inputs, method)

@@ -52,6 +52,11 @@ def calls(monkeypatch):
         (out / "x").write_text("x")
         return {"best_epoch": 1}
 
+    def refit_method(context, method, out, session):
+        made.append(f"refit {method}")
+        (out / "x").write_text("x")
+        return {}
+
     def evaluate_method(config, method, ingest_dir, method_dir):
         made.append(f"evaluate {method}")
         assert (method_dir / "x").exists()
@@ -76,6 +81,7 @@ def calls(monkeypatch):
     stand_in("pipeline.retrieval.ingest", ingest=ingest, wants_ray=lambda data: data.shards == 99)
     stand_in("pipeline.retrieval.cluster", cluster_run=cluster_run)
     stand_in("pipeline.retrieval.train", train_method=train_method)
+    stand_in("pipeline.retrieval.refit", refit_method=refit_method)
     stand_in("pipeline.retrieval.evaluate", evaluate_method=evaluate_method)
     stand_in("pipeline.retrieval.report", write_report=write_report)
     monkeypatch.setattr(Retrieval, "export", export)
@@ -103,16 +109,18 @@ def test_stages_run_in_order_and_once(calls, config, tmp_path):
         "ingest",
         "cluster",
         "train soft",
+        "refit soft",
         "evaluate soft",
         "export soft",
         "train full",
+        "refit full",
         "evaluate full",
         "report",
     ]
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written == outcome.metrics
     assert [entry["method"] for entry in written] == ["soft", "full"]
-    assert list(written[0]["seconds"]) == ["ingest", "cluster", "train", "evaluate", "export"]
+    assert list(written[0]["seconds"]) == ["ingest", "cluster", "train", "refit", "evaluate", "export"]
     assert RunConfig.load(tmp_path / "out" / "config.toml") == config("run.methods=soft,full")
     calls.clear()
     run(config("run.methods=soft,full"))
@@ -168,13 +176,14 @@ def test_several_gpus_are_a_worker_each(config, monkeypatch):
     [
         ("export.precision=float16", ["evaluate", "export"]),
         ("export.external_data_mib=3", ["export"]),
-        ("train.lr=0.5", ["train", "evaluate", "export"]),
-        ("map.indices_per_id=3", ["train", "evaluate", "export"]),
-        ("cluster.resolution=9", ["cluster", "train", "evaluate", "export"]),
+        ("train.refit=false", ["evaluate", "export"]),
+        ("train.lr=0.5", ["train", "refit", "evaluate", "export"]),
+        ("map.indices_per_id=3", ["train", "refit", "evaluate", "export"]),
+        ("cluster.resolution=9", ["cluster", "train", "refit", "evaluate", "export"]),
         ("cluster.threads=2", []),
         ("cluster.shards=2", []),
         ("run.experiment=other", []),
-        ("data.seed=3", ["ingest", "cluster", "train", "evaluate", "export"]),
+        ("data.seed=3", ["ingest", "cluster", "train", "refit", "evaluate", "export"]),
     ],
 )
 def test_a_change_computes_what_depends_on_it(calls, config, override, expected):
@@ -245,7 +254,7 @@ def test_a_new_run_plans_its_rows_in_the_precision_that_is_asked_for(calls, conf
     run(config(), until="export")
     calls.clear()
     run(config("export.precision=float32"), until="export")
-    assert stages(calls) == ["cluster", "train soft", "evaluate soft", "export soft"]
+    assert stages(calls) == ["cluster", "train soft", "refit soft", "evaluate soft", "export soft"]
 
 
 @pytest.mark.parametrize("until", ["evaluate", "export"])
@@ -279,15 +288,19 @@ def test_status_and_dry_run_print_the_plan_and_compute_nothing(calls, config, tm
         return capsys.readouterr().out.splitlines()
 
     log, out = ("--data", tmp_path / "log.csv"), ("--out", tmp_path / "out")
-    names = ["ingest", "cluster", "train soft", "evaluate soft", "export"]
-    assert printed("run", *log, *out, "--dry-run")[:5] == [f"{name}: never computed here" for name in names]
+    names = ["ingest", "cluster", "train soft", "refit soft", "evaluate soft", "export"]
+    assert printed("run", *log, *out, "--dry-run")[:6] == [f"{name}: never computed here" for name in names]
     assert not (tmp_path / "out").exists()
     run(config())
     assert printed("status", tmp_path / "out") == [f"{name}: up to date" for name in names] + [
         "report: written by every run"
     ]
     dry = printed("run", *out, "--lr", "0.02", "--dry-run", "--json", tmp_path / "plan.json")
-    assert dry[2:4] == ["train soft: train.lr changed default -> 0.02", "evaluate soft: train soft changed"]
+    assert dry[2:5] == [
+        "train soft: train.lr changed default -> 0.02",
+        "refit soft: train soft changed",
+        "evaluate soft: refit soft changed",
+    ]
     assert json.loads((tmp_path / "plan.json").read_text()) == dry
     assert printed("status", tmp_path / "out")[2] == "train soft: up to date"
 
@@ -329,8 +342,9 @@ def test_moved_data_computes_nothing(calls, config, tmp_path):
 def test_stage_commands_stop_where_they_should(calls, config, until):
     run(config(), until=until)
     made = [call.split()[0] for call in stages(calls)]
-    assert made == ["ingest", "cluster", "train", "evaluate", "export"][: len(made)]
-    assert made[-1] == until
+    assert made == ["ingest", "cluster", "train", "refit", "evaluate", "export"][: len(made)]
+    # A training without its refit would be one that no later command tests.
+    assert made[-1] == ("refit" if until == "train" else until)
 
 
 def test_plan_names_every_stage_once(config):
@@ -339,9 +353,11 @@ def test_plan_names_every_stage_once(config):
         "ingest",
         "cluster",
         "train soft",
+        "refit soft",
         "evaluate soft",
         "export",
         "train full",
+        "refit full",
         "evaluate full",
     ]
     assert len({step.key for step in steps.values()}) == len(steps)

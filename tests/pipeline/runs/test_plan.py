@@ -114,8 +114,15 @@ def test_a_plan_names_the_reason_for_every_stage(base, tmp_path):
             "ingest: up to date",
             "cluster: up to date",
             "train soft: train.lr changed default -> 0.02",
-            "evaluate soft: train soft changed",
-            "export: train soft changed; evaluate soft changed",
+            "refit soft: train soft changed",
+            "evaluate soft: refit soft changed",
+            "export: refit soft changed; evaluate soft changed",
+        ]
+        other = plan(base(cluster__resolution=2.0, train__refit=False), "export")
+        assert describe_plan(folder, other)[2:] == [
+            "train soft: up to date",
+            "evaluate soft: train soft changed; refit soft changed",
+            "export: train soft changed; evaluate soft changed; refit soft changed",
         ]
         other = plan(base(cluster__rows=9), "export")
         assert reasons(folder, other["cluster"]) == [
