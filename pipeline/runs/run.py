@@ -386,11 +386,12 @@ def _check_resume(folder: RunFolder, steps: Mapping[str, Step], config: RunConfi
 
 
 def _log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
-    """The test metrics, and every hash that says what the numbers belong to."""
-    tracker.log_metrics({f"test.{key}": value for key, value in _flatten(evaluated).items()})
-    tracker.set_tags({"graphhash.trained_on": ",".join(evaluated["trained_on"])})
+    """The test metrics, the parts of the log that were trained on, and every hash that says what the numbers belong to."""
+    figures = {key: value for key, value in evaluated.items() if key != "trained_on"}
+    tracker.log_metrics({f"test.{key}": value for key, value in _flatten(figures).items()})
     known = _flatten({"ingest": ingest}) | _flatten(evaluated)
-    tracker.set_tags({f"graphhash.{key}": value for key, value in known.items() if "hash" in key})
+    tags = {f"graphhash.{key}": value for key, value in known.items() if "hash" in key}
+    tracker.set_tags({"graphhash.trained_on": ",".join(evaluated["trained_on"])} | tags)
 
 
 def _log_bundle(tracker: tracking.Tracker, folder: RunFolder, task: Task) -> None:

@@ -26,8 +26,6 @@ Task = Callable[[dict[str, Any], torch.device, dict[str, Any]], dict[str, Any]]
 # Epoch and loss, for the progress bar.
 PROGRESS = "progress.json"
 PROGRESS_EVERY_S = 0.5
-# A checkpoint at an evaluation is left out where writing it would take more than this share of the time.
-SAVING_SHARE = 0.05
 
 
 def fit_and_save(
@@ -40,9 +38,7 @@ def fit_and_save(
     report_again: bool = False,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train from the newest checkpoint on, and save: at evaluations, every ``job["checkpoint_seconds"]``, at the end, and when stopped.
-
-    Evaluations that follow each other so quickly that saving would take more than SAVING_SHARE of the time are saved at the next one.
+    """Train from the newest checkpoint on, and save: at evaluations, every ``job["checkpoint_seconds"]``, and when told to stop.
 
     A checkpoint that cannot be written is warned of, and training goes on; the last one has to be written.
 
@@ -94,7 +90,6 @@ class _Saver:
         self._checkpoints, self._folder, self._every_s, self._is_first = checkpoints, folder, every_s, is_first
         self._report, self._warn = report, warn
         self._saved_at, self._progress_at = time.monotonic(), -math.inf
-        self._saving_s, self._is_unsaved = 0.0, False
         self._error: OSError | None = None
 
     def callbacks(self) -> Callbacks:
@@ -107,12 +102,12 @@ class _Saver:
         )
 
     def finish(self, state: dict[str, Any]) -> None:
-        """Write the last state, unless it is written.
+        """Write the last state where that failed.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: it fails again.
         """
-        if self._error is None and not self._is_unsaved:
+        if self._error is None:
             return
         self._save(state)
         if (error := self._error) is not None:
@@ -123,13 +118,12 @@ class _Saver:
             )
 
     def _save(self, state: dict[str, Any]) -> None:
-        self._saved_at, self._is_unsaved = time.monotonic(), False
+        self._saved_at = time.monotonic()
         if not self._is_first:
             return
         try:
             self._checkpoints.save(state)
             self._error = None
-            self._saving_s, self._saved_at = time.monotonic() - self._saved_at, time.monotonic()
         except OSError as error:
             self._error = error
             kept = self._checkpoints.newest() or "none before it"
@@ -139,10 +133,7 @@ class _Saver:
             )
 
     def _on_evaluation(self, state: dict[str, Any]) -> None:
-        if time.monotonic() - self._saved_at < self._saving_s / SAVING_SHARE:
-            self._is_unsaved = True
-        else:
-            self._save(state)
+        self._save(state)
         self._report(state["history"][-1])
 
     def _poll(self) -> int:

@@ -13,12 +13,14 @@ import pytest
 from pipeline.cli import main as cli
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.maps import methods  # noqa: F401  Before the stand-ins: what it imports needs the real modules, and so do the workers.
 from pipeline.retrieval.task import Retrieval
 from pipeline.runs import run as run_module
 from pipeline.runs.plan import plan
 from pipeline.runs.run import run
 from pipeline.tracking import tracker as tracking
-from pipeline.training.job import fit_job_of  # Before the stand-ins: what it imports needs the real modules.
+from pipeline.training import workers  # noqa: F401
+from pipeline.training.job import fit_job_of
 
 
 @pytest.fixture
@@ -398,7 +400,8 @@ def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config
     soft, full = recorder.runs.values()
     assert (soft["alone"], soft["log_artifact"], soft["end"]) == (False, ["bundle"], ["FINISHED"])
     assert soft["log_metrics"] == [{"test.recall@20": 0.5, "test.rows": 2, "test.bytes_ratio": 0.9}]
-    assert soft["set_tags"] == [{"graphhash.ingest.hashes.users_hash": "ab"}]
+    tags = {"graphhash.trained_on": "train,validation", "graphhash.ingest.hashes.users_hash": "ab"}
+    assert soft["set_tags"] == [tags]
     assert soft["log_params"][0]["train.dim"] == 64
     assert "log_artifact" not in full
 

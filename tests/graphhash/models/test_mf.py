@@ -20,6 +20,7 @@ from pipeline.config.choices import SHARED_LOSSES
 from pipeline.config.run_config import TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS
+from pipeline.retrieval.budget import GraphSize
 from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.models import MODELS, ModelSpec
 from pipeline.retrieval.objective import LossSettings, objective, shared_loss
@@ -284,7 +285,8 @@ def test_dense_graphs_get_less_uniformity_but_never_so_little_that_vectors_colla
     )
     degree = 2 * GRAPH.nnz / sum(GRAPH.shape)
     settings = [
-        fit_settings(TrainConfig(loss="directau", gamma=gamma), METHODS["soft"], 50, GRAPH) for gamma in (None, 1.5)
+        fit_settings(TrainConfig(loss="directau", gamma=gamma), METHODS["soft"], 50, GraphSize.of(GRAPH))
+        for gamma in (None, 1.5)
     ]
     assert [one.loss.gamma for one in settings] == [default_gamma(degree), 1.5]
 

@@ -88,7 +88,7 @@ def test_override_is_read_as_the_keys_own_type(override, value):
         ("train.lr", "write section.key=value"),
         ("train.epochs=1.5", "train.epochs='1.5' is not a whole number"),
         ("run.mlflow=maybe", "is not true or false"),
-        ("train.patience=none", "is not a whole number"),
+        ("train.dim=none", "is not a whole number"),
         ("run.methods=", "run.methods is empty"),
         ("run.methods=../x", "is not a method"),
         ("run.methods=soft,soft", "names a method twice"),
