@@ -31,10 +31,13 @@ def draw(panels: list[tuple[str, Path]], file: Path) -> None:
             panel.scatter([kept], [scores[epochs.index(kept)]], s=44, color=colour, zorder=3)
         panel.set_title(title, loc="left", fontsize=10, color=INK)
         panel.set_xlabel("epoch", color=INK)
-        panel.set_ylim(bottom=0)
-        panel.legend(frameon=False, fontsize=8.5, loc="lower right")
-        if number % COLUMNS == 0:
+        if number % COLUMNS:
+            panel.legend(frameon=False, fontsize=8.5, loc="lower right")
+        else:
             panel.set_ylabel(f"{MEASURE} on validation", color=INK)
+    for panel in grid:
+        # When all curves of a row are there, as they share the axis.
+        panel.set_ylim(bottom=0)
     save(figure, file)
 
 
