@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap
@@ -67,7 +68,7 @@ def test_the_model_is_that_of_a_training_on_train_and_validation(whole, tmp_path
     shutil.rmtree(out / "ingest" / "train")
     ShardedCsr.write(out / "ingest" / "train", union, n_shards=2)
     shutil.rmtree(out / "ingest" / "validation")
-    ShardedCsr.write(out / "ingest" / "validation", union * 0, n_shards=2)
+    ShardedCsr.write(out / "ingest" / "validation", csr_array(union.shape, dtype=np.float32), n_shards=2)
     context = StageContext(config_of(tmp_path, train__epochs=best), out)
     (tmp_path / "trained").mkdir()
     train_method(context, "soft", tmp_path / "trained", TrainingSession())

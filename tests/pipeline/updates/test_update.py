@@ -17,12 +17,13 @@ from graphhash.graph.vocabulary import Vocabulary
 from pipeline.bundles.recommend import recommend
 from pipeline.cli.update import lines
 from pipeline.config.run_config import RunConfig
-from pipeline.distributed.shards import ShardedCsr
 from pipeline.errors import ConfigError, RunFolderError
 from pipeline.logs.synthetic import synth
 from pipeline.retrieval.folded_in import FoldedIn, folded_in_dir
+from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.task import Retrieval
 from pipeline.runs.run import run
+from pipeline.task import REFIT_PARTS
 from pipeline.updates.update import update
 from serving.bundle import check_bundle
 from serving.retriever import Recommendations, Retriever
@@ -151,7 +152,7 @@ def test_a_second_update_goes_on_from_the_first(out, log, tmp_path):
     again = Retriever(out / "bundle", provider="cpu").recommend(later[:20].tolist(), 10)
     assert same(known, again)
     # Nothing was counted twice.
-    assert folded_in.seen.nnz == ShardedCsr.open(out / "ingest" / "train").n_edges + len(table)
+    assert folded_in.seen.nnz == load_interactions(out / "ingest", REFIT_PARTS).nnz + len(table)
     assert folded_in.seen.max() == 1
 
 
