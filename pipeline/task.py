@@ -263,6 +263,24 @@ def measures_as_text(measures: Sequence[Measure], metrics: Mapping[str, Any]) ->
     return [_figure(metrics[measure.key]) for measure in measures]
 
 
+def remarks(measures: Sequence[Measure], metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why measures are `-`, and what is wrong with a method, as lines.
+
+    Args:
+        metrics: of methods; `unmeasured` is the reason of every measure that is None, `warnings` are lines of the method.
+    """
+    titles = {measure.key: measure.title for measure in measures}
+    reasons: dict[str, list[str]] = {}
+    warnings = []
+    for entry in metrics:
+        for key, reason in entry.get("unmeasured", {}).items():
+            if key in titles and titles[key] not in reasons.setdefault(reason, []):
+                reasons[reason].append(titles[key])
+        warnings += [f"warning: method {entry['method']} {warning}" for warning in entry.get("warnings", [])]
+    lines = [f"{', '.join(names)}: - because {reason}" for reason, names in reasons.items() if names]
+    return [*lines, *dict.fromkeys(warnings)]
+
+
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 

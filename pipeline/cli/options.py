@@ -233,9 +233,13 @@ budget_options = _group(
         type=float,
         help="Budget in bytes: of everything kept, as a share of the uncompressed tables.  [0.25]",
     ),
-    click.option("--rows", type=int, help="Budget in rows: of user and item table together, exactly."),
-    click.option("--user-rows", type=int, help="Budget in rows of the user table, exactly; with --item-rows."),
-    click.option("--item-rows", type=int, help="Budget in rows of the item table, exactly; with --user-rows."),
+    click.option("--rows", type=int, help="Budget in rows: of user and item table together, exactly; 4 or more."),
+    click.option(
+        "--user-rows", type=int, help="Budget in rows of the user table, exactly; with --item-rows; 2 or more."
+    ),
+    click.option(
+        "--item-rows", type=int, help="Budget in rows of the item table, exactly; with --user-rows; 2 or more."
+    ),
     click.option(
         "--resolution",
         type=float,

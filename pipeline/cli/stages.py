@@ -254,9 +254,9 @@ def _until(stage: str) -> tuple[RunResult, RunConfig, str | None]:
 
 
 def _print_metrics(metrics: Sequence[dict[str, Any]], config: RunConfig) -> None:
-    """One line per method; `-` where there was nothing to test with."""
+    """One line per method, and below why a figure is `-` and what is wrong with a method."""
     from pipeline.runs.tasks import task_of
-    from pipeline.task import measures_as_text
+    from pipeline.task import measures_as_text, remarks
 
     measures = task_of(config).measures_of(config.evaluate.cutoffs)
     rows = [
@@ -271,3 +271,5 @@ def _print_metrics(metrics: Sequence[dict[str, Any]], config: RunConfig) -> None
         for entry in metrics
     ]
     print_table(("method", "rows", "bytes", "of full", *(m.title for m in measures), "train s"), rows)
+    for line in remarks(measures, metrics):
+        print(line)

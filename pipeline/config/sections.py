@@ -218,12 +218,13 @@ class ClusterConfig:
 
     resolution: Annotated[float | None, Field(gt=0)] = None
     """Resolution of Barber's modularity: higher means more and smaller communities."""
-    rows: Annotated[int | None, Field(ge=2)] = None
-    """Budget: rows of the user table plus rows of the item table; hit exactly."""
+    rows: Annotated[int | None, Field(ge=4)] = None
+    """Budget: rows of the user table plus rows of the item table; hit exactly. Each table has one for ids and one out-of-vocabulary row at
+    least, so the least value is 4."""
     user_rows: Annotated[int | None, Field(ge=2)] = None
-    """Budget: rows of the user table; hit exactly. Given together with `item_rows`."""
+    """Budget: rows of the user table, 2 or more; hit exactly. Given together with `item_rows`."""
     item_rows: Annotated[int | None, Field(ge=2)] = None
-    """Budget: rows of the item table; hit exactly. Given together with `user_rows`."""
+    """Budget: rows of the item table, 2 or more; hit exactly. Given together with `user_rows`."""
     ratio: Annotated[float | None, Field(gt=0, le=1)] = None
     """Budget: bytes of everything kept, over the bytes of the full float32 tables (0.25 is a quarter of the bytes)."""
     budget_precision: Precision | None = None

@@ -6,6 +6,7 @@ stands for users), and ``cluster.json``.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,8 +106,9 @@ def pair_rows(features: Features, pairs: Sequence[Pair], total: int) -> list[int
         n_rows = total * n_used // max(1, sum(used))
         if n_rows < LEAST_ROWS:
             names = " and ".join(map(repr, pair.names(features)))
+            least = math.ceil(LEAST_ROWS * sum(used) / min(used))
             raise DataError(
-                f"{total} rows leave {n_rows} for columns {names}, which need {LEAST_ROWS}; raise the budget"
+                f"{total} rows leave {n_rows} for columns {names}, which need {LEAST_ROWS}; raise the budget to {least} rows or more"
             )
         if all(pair.compressed):
             rows.append(min(n_rows - 2, sum(ids) - 1))

@@ -17,12 +17,14 @@ from graphhash.models.ctr_bytes import column_bytes, layer_bytes, store_rounded
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import full_bytes, precisions_of
-from pipeline.ctr.data import Part, batch_of
-from pipeline.ctr.defaults import precision_of
+from pipeline.ctr.data import Features, Part, batch_of
+from pipeline.ctr.defaults import MEASURES, precision_of
 from pipeline.ctr.weights import load_ctr
 
 # Rows whose logits are computed at a time.
 BLOCK = 1 << 14
+# Deviation of the logits below which predictions count as constant; that of models which rank better than chance is above 0.1.
+CONSTANT_STD = 0.01
 
 
 def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
     Tables are rounded to the precision of the export first, so that the figures belong to what is shipped.
 
     Returns: the measures of :func:`measure` (None where there is no test), ``log_loss_float32`` (of the tables
-        as they were trained), ``n_test_rows``, ``curve``, ``rows`` of all tables,
+        as they were trained), ``unmeasured`` (why a measure is None), ``warnings``, ``n_test_rows``, ``curve``, ``rows`` of all tables,
         ``bytes``, ``bytes_full``, ``bytes_ratio``, ``bytes_of`` (``columns``, by name what each part of it takes, and ``layers``),
         ``compressed`` (names), ``precision``, ``item_bias``.
     """
@@ -47,11 +49,15 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
             f"method {method!r}: a table holds {error}; train with a lower learning rate, or use float32"
         ) from error
     metrics: dict[str, Any] = dict.fromkeys(("auc", "log_loss", "calibration", "ece", "group_auc"))
-    metrics |= {"n_test_rows": len(test)}
+    metrics |= {"n_test_rows": len(test), "warnings": []}
+    watched = test if len(test) else features.part("validation")
+    if len(watched):
+        logits = predict(model, watched)
+        metrics["warnings"] = constant_warnings(logits)
     if len(test):
-        logits = predict(model, test)
         metrics |= measure(test, logits) | {"curve": curve(test, logits)}
         metrics["log_loss_float32"] = metrics["log_loss"] if exact is None else measure(test, exact)["log_loss"]
+    metrics["unmeasured"] = _unmeasured(metrics, features)
     columns = column_bytes(model.spec, maps, precisions, len(features.multi_valued))
     names = [column.name for column in features.all_columns]
     layers = layer_bytes(model)
@@ -104,6 +110,30 @@ def measure(part: Part, logits: NDArray[np.float32]) -> dict[str, float | None]:
         "ece": totals.calibration_error,
         "group_auc": of_groups,
     }
+
+
+def constant_warnings(logits: NDArray[np.float32]) -> list[str]:
+    """A warning where the predictions of a method hardly differ, else none.
+
+    Args:
+        logits: shape (n,).
+    """
+    if logits.std() >= CONSTANT_STD:
+        return []
+    low, high = (1.0 / (1.0 + np.exp(-float(bound))) for bound in (logits.min(), logits.max()))
+    return [
+        f"predicts nearly a constant, {low:.4f} to {high:.4f} for all samples: the features tell it nothing, or it is held down; "
+        "try a lower --weight-decay, or more epochs"
+    ]
+
+
+def _unmeasured(metrics: dict[str, Any], features: Features) -> dict[str, str]:
+    """Why a measure is None, by key."""
+    keys = [measure.key for measure in MEASURES if metrics[measure.key] is None]
+    if not metrics["n_test_rows"]:
+        return dict.fromkeys(keys, "there are no test samples")
+    grouped = "no group of the test has both labels" if features.schema.group else "the schema names no group"
+    return dict.fromkeys(keys, grouped)
 
 
 def curve(part: Part, logits: NDArray[np.float32]) -> dict[str, list[float]]:

@@ -16,6 +16,7 @@ from pipeline.reports.facts import RunFacts
 from pipeline.reports.figures import COLOURS, FAINT, INK, draw_points, figure_of
 from pipeline.reports.page import MIB
 from pipeline.reports.report import Trained, draw_training, write_page
+from pipeline.task import remarks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +50,7 @@ def write_ctr_report(run_dir: Path) -> list[Path]:
         "readings": {method: how_ids_read(method) for method in facts.methods},
         "communities_read": use_of_communities(facts.methods),
         "measures": [measure.key for measure in MEASURES],
+        "remarks": remarks(MEASURES, facts.metrics),
         "measure_titles": [measure.title for measure in MEASURES],
         "left_out": {**facts.ingest["dropped"], **facts.ingest["left_out"]},
         "oov": _most_oov(facts.ingest["oov_rate"], facts.ingest["oov_values"]),

@@ -104,6 +104,11 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> ClusterFa
 def _budget(config: RunConfig, size: GraphSize) -> tuple[str, Any]:
     """Kind and value of the budget; a ratio of the bytes as rows."""
     kind, value = clustering_budget(config)
+    if kind == "rows" and value - 2 >= size.n_users + size.n_items:
+        raise DataError(
+            f"cluster.rows={value} is no budget for {size.n_users + size.n_items} users and items; give 4 to "
+            f"{size.n_users + size.n_items + 1}, or use method 'full'"
+        )
     if kind != "ratio":
         return kind, value
     return "rows", rows_for_ratio(BudgetSettings.of(config), value, planned_precisions(config), size)

@@ -34,6 +34,9 @@ from pipeline.task import REFIT_PARTS
 K = 20
 # Scores of one block of users and all items: float32, 64 MiB.
 BLOCK_SCORES = 2**24
+# Users whose scores are looked at, and the deviation of scores, of their size, below which they count as alike.
+USERS_COMPARED, CONSTANT_SHARE = 1000, 1e-4
+REMEDY = "try a lower --weight-decay, more epochs, or more rows"
 
 
 def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:
@@ -42,7 +45,8 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
     What the export stores is rounded to its precision first, so that the figures belong to what is shipped. With ``train.workers`` above 1
     as many Ray tasks rank a share of the users each; Ray must be running then.
 
-    Returns: the figures of :func:`pipeline.retrieval.accuracy.figures`, ``k`` (the cut-offs), ``recall@20_float32`` (recall at the first
+    Returns: the figures of :func:`pipeline.retrieval.accuracy.figures`, ``unmeasured`` (why one is None, by key), ``warnings`` (of scores
+        that tell users or items apart by nothing), ``k`` (the cut-offs), ``recall@20_float32`` (recall at the first
         cut-off, 20 by default, without the rounding; all None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of
         tables, maps and bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``indices_per_id``, ``item_bias``, and what
         :func:`pipeline.retrieval.stored.trained_facts` tells of the training.
@@ -70,14 +74,17 @@ def _accuracy(config: RunConfig, method: str, precision: str, ingest_dir: Path, 
     cutoffs, n_shares = config.evaluate.cutoffs, config.train.workers or 1
     shares = [(precision, method, ingest_dir, method_dir, max(cutoffs), number, n_shares) for number in range(n_shares)]
     ranked = [rank_share(*shares[0])] if n_shares == 1 else run_tasks(rank_share, shares, label=f"evaluate {method}")
-    topk, as_trained = (np.concatenate(part) for part in zip(*ranked, strict=True))
+    topk, as_trained = (np.concatenate(part) for part in list(zip(*ranked, strict=True))[:2])
     test = ShardedCsr.open(ingest_dir / "test").load()
     tested = np.flatnonzero(np.diff(test.indptr))
     main = cutoffs[0]
     unrounded = float(recall_at_k(as_trained[:, :main], test[tested]).mean()) if len(tested) else None
+    measured = figures(topk, tested, test, Parts.of(ShardedCsr.open(ingest_dir / "train").load()), cutoffs)
     return {
         "k": list(cutoffs),
-        **figures(topk, tested, test, Parts.of(ShardedCsr.open(ingest_dir / "train").load()), cutoffs),
+        **measured,
+        "unmeasured": _unmeasured(measured, len(tested)),
+        "warnings": list(dict.fromkeys(warning for _, _, warnings in ranked for warning in warnings)),
         f"recall@{main}_float32": unrounded,
         "n_test_users": len(tested),
     }
@@ -85,8 +92,9 @@ def _accuracy(config: RunConfig, method: str, precision: str, ingest_dir: Path, 
 
 def rank_share(
     precision: str, method: str, ingest_dir: Path, method_dir: Path, k: int, number: int, n_shares: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The top k items of a share of the test users, as shipped, and as trained, without the rounding to ``precision``.
+) -> tuple[NDArray[np.int32], NDArray[np.int32], list[str]]:
+    """The top k items of a share of the test users, as shipped, and as trained, without the rounding to ``precision``; and warnings where
+    the scores tell users or items apart by nothing.
 
     Raises:
         DataError: ``precision`` cannot hold a value of a table.
@@ -96,8 +104,35 @@ def rank_share(
     test = ShardedCsr.open(ingest_dir / "test").load()
     users = np.array_split(np.flatnonzero(np.diff(test.indptr)), n_shares)[number]
     seen = load_interactions(ingest_dir, REFIT_PARTS)
-    ranked = rank_users(shipped, users, seen, k)
-    return ranked, ranked if precision == "float32" else rank_users(model, users, seen, k)
+    ranked, warnings = [np.empty((0, k), np.int32)], list[str]()
+    for topk, scores in ranked_blocks(shipped, users, seen, k):
+        if len(ranked) == 1:
+            warnings = constant_warnings(scores[:USERS_COMPARED])
+        ranked.append(topk)
+    of_shipped = np.concatenate(ranked)
+    return of_shipped, of_shipped if precision == "float32" else rank_users(model, users, seen, k), warnings
+
+
+def constant_warnings(scores: NDArray[np.float32]) -> list[str]:
+    """A warning where scores hardly differ between items, or between users, else none.
+
+    Args:
+        scores: of users and all items, shape (n_users, n_items).
+    """
+    of_items = float(scores.std(axis=1).max(initial=0.0))
+    if of_items <= CONSTANT_SHARE * float(np.abs(scores).max(initial=0.0)):
+        return [f"gives all items nearly the same score: it may be held down; {REMEDY}"]
+    if len(scores) > 1 and float(scores.std(axis=0).max()) <= CONSTANT_SHARE * of_items:
+        return [f"ranks items nearly alike for all users, as popularity does: it may be held down; {REMEDY}"]
+    return []
+
+
+def _unmeasured(measured: dict[str, Any], n_tested: int) -> dict[str, str]:
+    """Why a measure is None, by key."""
+    missing = [key for key, value in measured.items() if value is None]
+    return dict.fromkeys(
+        missing, "no test interaction is of this part" if n_tested else "there are no test interactions"
+    )
 
 
 def shipped_model(model: RetrievalModel, precision: str, method: str) -> RetrievalModel | ShippedVectors:

@@ -19,7 +19,7 @@ from pipeline.reports.figures import COLOURS, FAINT, INK, draw_points, figure_of
 from pipeline.reports.page import MIB
 from pipeline.reports.report import TRAINING_BYTES, Trained, draw_training, write_page
 from pipeline.retrieval.defaults import CUTOFFS, ITEM_PARTS, USER_PARTS, further_tables, measures_of
-from pipeline.task import Measure
+from pipeline.task import Measure, remarks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,6 +74,7 @@ def write_report(run_dir: Path) -> list[Path]:
         "splits": SPLITS,
         "k": cutoffs[0],
         "measures": measures_of(cutoffs),
+        "remarks": remarks(measures_of(cutoffs), facts.metrics),
         "tables": [table for table in (served, at_cutoffs) if any(map(table.has_figures, facts.tested))],
         "training_bytes": {
             key: title for key, title in TRAINING_BYTES.items() if any(m.get(key) is not None for m in facts.metrics)

@@ -23,7 +23,7 @@ from pipeline.storage.atomic import write_json_atomic, write_text_atomic
 from pipeline.sweeps.grid import FULL
 from pipeline.sweeps.plot import draw
 from pipeline.sweeps.scheduler import Result
-from pipeline.task import Measure, Task
+from pipeline.task import Measure, Task, remarks
 
 RETRIEVAL = TASKS["retrieval"]
 DEFAULT_CUTOFFS = EvaluateConfig().cutoffs
@@ -159,6 +159,8 @@ def _markdown(written: Mapping[str, Any], task: Task, *, drawn: bool) -> str:
         lines += [f"{n_ended} of {written['n_runs']} runs so far.", ""]
     lines += _rows(header(measures, summary), table(summary, measures))
     lines += ["", f"Mean, and standard deviation over seeds in brackets. {task.bytes_note}"]
+    if found := remarks(measures, written["runs"]):
+        lines += ["", *(f"- {line}" for line in found)]
     if drawn:
         lines += ["", f"![{measures[0].title} against bytes](compare.png)"]
     for further in task.further_tables(written["k"]):

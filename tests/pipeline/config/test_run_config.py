@@ -151,6 +151,7 @@ def test_split_must_leave_something_to_train_on():
         ("[train]\nhidden = [256, 128]\n", "train.hidden holds 256, which is int; expected a list of texts or none"),
         ("[train]\ndim = 0\nepochs = 0\n", "from 1 to 65536; also train.epochs=0 is out of range"),
         ("[train]\ndecay = 0.1\n", "train.decay was renamed; write train.l2_total"),
+        ("[cluster]\nrows = 3\n", "cluster.rows=3 is out of range; it must be at least 4"),
         ("[cluster]\nrows = 5\nratio = 0.5\n", "cluster.rows=5 and cluster.ratio=0.5 contradict"),
         ("dim = 8\n", "stands outside any section"),
         ("[train\n", "not valid TOML"),

@@ -239,6 +239,22 @@ def test_rows_are_a_budget_of_all_pairs_together(made, tmp_path):
     assert second["user_rows"] + 1 == 60 * n[1] // sum(n)
 
 
+def test_too_few_rows_name_the_least_budget(made, tmp_path):
+    def cluster(rows):
+        out = tmp_path / str(rows)
+        out.mkdir()
+        cluster_ctr(config_of("graph", **{"cluster.resolution": None, "cluster.rows": rows}), made / "ingest", out)
+
+    with pytest.raises(
+        DataError, match=r"rows leave .*, which need 8; raise the budget to (\d+) rows or more"
+    ) as caught:
+        cluster(4)
+    least = int(str(caught.value).split("raise the budget to ")[1].split()[0])
+    cluster(least)
+    with pytest.raises(DataError, match="raise the budget"):
+        cluster(least - 1)
+
+
 def test_a_ratio_of_the_bytes_is_kept_by_every_method(made, tmp_path):
     ratio = 0.45
     settings = {
@@ -269,6 +285,7 @@ def test_a_ratio_of_the_bytes_is_kept_by_every_method(made, tmp_path):
             == sum(sum(parts.values()) for parts in columns_of.values()) + metrics["bytes_of"]["layers"]
         )
         assert metrics["bytes_ratio"] <= ratio
+        assert (metrics["auc"] is None) == ("auc" in metrics["unmeasured"])
         used.append(metrics["bytes_ratio"])
     assert max(used) > 0.9 * ratio
 

@@ -110,7 +110,10 @@ def test_the_page_says_where_parts_of_a_split_by_time_begin(tmp_path):
 def test_without_a_test_set_the_page_says_so(tmp_path):
     run_dir = make_run(tmp_path / "run")
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    measures = dict.fromkeys(("auc", "log_loss", "calibration", "ece", "group_auc"))
+    measures: dict = dict.fromkeys(("log_loss", "auc", "group_auc", "calibration", "ece"))
+    measures["unmeasured"] = dict.fromkeys(measures, "there are no test samples")
     (run_dir / "metrics.json").write_text(json.dumps([{**entry, **measures} for entry in metrics]))
-    assert "There were no test samples to measure it with." in report_text(run_dir)
+    text = report_text(run_dir)
+    assert "There were no test samples to measure it with." in text
+    assert "log loss, AUC, group AUC, calibration, ECE: - because there are no test samples." in text
     assert not (run_dir / "bytes_loss.png").exists()

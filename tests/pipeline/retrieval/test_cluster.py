@@ -10,6 +10,7 @@ from numpy.testing import assert_array_equal
 
 import graphhash
 from graphhash.clustering.bounded import cluster_graph
+from graphhash.errors import DataError
 from graphhash.maps.quantization import row_bytes
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed import graph as ray_graph
@@ -35,6 +36,19 @@ def ingested(graph, folder, n_shards=3):
     by_item = graph.T.tocsr()
     by_item.sort_indices()
     return by_user, ShardedCsr.write(folder / "train_by_item", by_item, n_shards=n_shards)
+
+
+def test_more_rows_than_ids_name_the_range(tmp_path):
+    (tmp_path / "ingest").mkdir()
+    (tmp_path / "out").mkdir()
+    ingested(graphs.random_graph(11, 30, 20, 200, weighted=False), tmp_path / "ingest")
+    settings = {"data.path": "log", "run.out": str(tmp_path), "cluster.rows": 52}
+    with pytest.raises(
+        DataError, match=r"cluster.rows=52 is no budget for 50 users and items; give 4 to 51, or use method"
+    ):
+        cluster_run(RunConfig.from_flat(settings), tmp_path / "ingest", tmp_path / "out")
+    facts = cluster_run(RunConfig.from_flat(settings | {"cluster.rows": 4}), tmp_path / "ingest", tmp_path / "out")
+    assert facts["rows"] == 2
 
 
 @pytest.mark.parametrize("weighted", [False, True])

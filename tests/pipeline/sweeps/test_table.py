@@ -65,6 +65,20 @@ def test_without_a_test_there_is_a_table_and_no_picture(tmp_path):
     assert "| mf | soft | rows 9 | 1 | 9 | 90 | 20.0 % | - | - | - | 1 |" in text
 
 
+def test_a_comparison_says_why_a_figure_is_missing_and_what_is_wrong_with_a_method(tmp_path):
+    labels, result = entry("soft", "mf", 0, "rows 9", None)
+    reason = "there are no test interactions"
+    metrics = {
+        **result.metrics,
+        "unmeasured": {"recall@20": reason, "ndcg@20": reason},
+        "warnings": ["predicts a constant"],
+    }
+    write_comparison(tmp_path, [(labels, Result(metrics=metrics))], n_runs=1, mlflow_run_id=None)
+    text = (tmp_path / "compare.md").read_text()
+    assert "- recall@20, NDCG@20: - because there are no test interactions\n" in text
+    assert "- warning: method soft predicts a constant\n" in text
+
+
 def test_names_in_the_picture_do_not_overlap():
     entries = [entry(name, "mf", 0, "ratio 0.2", 0.2 + 0.0001 * i) for i, name in enumerate(METHODS)]
     figure = draw(summarise(entries), measures_of()[0])
