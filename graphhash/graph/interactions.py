@@ -47,10 +47,14 @@ def edge_hash(users: NDArray[np.integer], items: NDArray[np.integer], *, seed: i
     The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), applied after each of the three numbers
     is added.
     """
+    return _mix(_mix(seed_state(seed) + users.astype(np.uint64)) + items.astype(np.uint64))
+
+
+def seed_state(seed: int) -> NDArray[np.uint64]:
+    """The state of `edge_hash` after the seed, shape (1,)."""
     # Two words of the seed, so that seeds which differ above 2^64 differ here too.
     low, high = np.uint64(seed % 2**64), np.uint64(seed // 2**64 % 2**64)
-    state = _mix(_mix(np.array([low])) + high)
-    return _mix(_mix(state + users.astype(np.uint64)) + items.astype(np.uint64))
+    return _mix(_mix(np.array([low])) + high)
 
 
 def lowest_hash(rows: NDArray[np.integer], hashes: NDArray[np.uint64], n_rows: int) -> NDArray[np.uint64]:

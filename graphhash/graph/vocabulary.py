@@ -39,7 +39,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         ids = as_ids(self.ids)
         object.__setattr__(self, "ids", ids)
-        counts = pc.value_counts(ids) if pc.count_distinct(ids).as_py() < len(ids) else None
+        is_distinct = _ascends(ids) or pc.count_distinct(ids).as_py() == len(ids)
+        counts = None if is_distinct else pc.value_counts(ids)
         if counts is not None:
             repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
             raise DataError(f"id {repeated!r} occurs more than once in a vocabulary; pass unique ids, or use from_ids")
@@ -202,6 +203,11 @@ def string_bytes(strings: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8
         return np.zeros(len(strings) + 1, np.int64), np.empty(0, np.uint8)
     bounds = np.frombuffer(offsets, width)[strings.offset : strings.offset + len(strings) + 1].astype(np.int64)
     return bounds, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+
+
+def _ascends(ids: pa.Array) -> bool:
+    """Whether each id is above the one before it: then none is there twice."""
+    return len(ids) < 2 or bool(pc.all(pc.less(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py())
 
 
 def _is_text(dtype: pa.DataType) -> bool:

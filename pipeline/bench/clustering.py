@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +91,11 @@ def bench(
 
 
 def _bench_log(name: str, data: DataConfig, settings: ClusteringBench) -> list[dict[str, Any]]:
-    from pipeline.distributed.session import ray_session
-    from pipeline.retrieval.ingest import ingest, wants_ray
+    from pipeline.retrieval.ingest import ingest
 
     _log.info("%s: making the graph", name)
     with tempfile.TemporaryDirectory(prefix="graphhash-bench-") as folder:
-        with ray_session() if wants_ray(data) else nullcontext():
-            ingest(data, Path(folder, "ingest"))
+        ingest(data, Path(folder, "ingest"))
         return compare(name, Path(folder, "ingest", "train"), settings)
 
 

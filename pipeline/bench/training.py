@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,13 +148,11 @@ class PhaseTimer:
 
 def bench(data: DataConfig, settings: BenchSettings) -> list[dict[str, Any]]:
     """:func:`measure` on a log, read as any other; its test interactions are those of the evaluation."""
-    from pipeline.distributed.session import ray_session
-    from pipeline.retrieval.ingest import ingest, wants_ray
+    from pipeline.retrieval.ingest import ingest
 
     _log.info("%s: making the graph", Path(data.path).name)
     with tempfile.TemporaryDirectory(prefix="graphhash-bench-") as folder:
-        with ray_session() if wants_ray(data) else nullcontext():
-            ingest(data, Path(folder))
+        ingest(data, Path(folder))
         train, test = (ShardedCsr.open(Path(folder) / part).load() for part in ("train", "test"))
     return measure(train, test, settings)
 

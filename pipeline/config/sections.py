@@ -119,7 +119,7 @@ class DataConfig:
     seed: Seed = 0
     """Seed of the split."""
     shards: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Hash partitions while reading, and CSR shards on disk. The communities do not depend on it."""
+    """CSR shards on disk. The communities do not depend on it."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,12 @@ def cpus_of_machines() -> list[int]:
 
 
 def run_tasks(
-    function: Callable[..., Any], arguments: Sequence[tuple], *, label: str, n_in_flight: int | None = None
+    function: Callable[..., Any],
+    arguments: Sequence[tuple],
+    *,
+    label: str,
+    n_in_flight: int | None = None,
+    threads: int = 1,
 ) -> list[Any]:
     """`[function(*a) for a in arguments]`, results in the order of `arguments`: each call is a Ray task of one CPU where Ray is
     running, and happens in this process where it is not.
@@ -169,6 +175,7 @@ def run_tasks(
         arguments: one tuple per task, small (paths and numbers), or refs of what was put once.
         label: words for the progress bar, which goes to stderr and only to a terminal.
         n_in_flight: tasks submitted at once; None means the CPUs of the cluster plus one, so that none waits.
+        threads: calls at once in this process.
 
     Raises the exception of the earliest failing call in the order of `arguments`, as the task raised it, so
     that the same input gives the same error whichever task was quicker.
@@ -176,7 +183,13 @@ def run_tasks(
     from tqdm import tqdm
 
     if not is_running():
-        return [function(*each) for each in tqdm(arguments, desc=label, file=sys.stderr, disable=None, leave=False)]
+        bar = tqdm(total=len(arguments), desc=label, file=sys.stderr, disable=None, leave=False)
+        with bar, _mapped(function, arguments, threads) as found:
+            done_here = []
+            for result in found:
+                done_here.append(result)
+                bar.update()
+            return done_here
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=2)(function)
@@ -207,6 +220,20 @@ def run_tasks(
     if failed is not None:
         raise failed[1] from None
     return results
+
+
+@contextmanager
+def _mapped(function: Callable[..., Any], arguments: Sequence[tuple], threads: int) -> Iterator[Iterator[Any]]:
+    """The results of the calls in their order, by threads where there are several; after an error none is begun."""
+    if min(threads, len(arguments)) < 2:
+        yield (function(*each) for each in arguments)
+        return
+    with ThreadPoolExecutor(min(threads, len(arguments))) as pool:
+        futures = [pool.submit(function, *each) for each in arguments]
+        try:
+            yield (future.result() for future in futures)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager

@@ -200,53 +200,54 @@ def write_shard(
     shard: int,
     indptr: NDArray[np.integer],
     indices: NDArray[np.integer],
-    weights: NDArray,
+    weights: NDArray | None,
     *,
     n_cols: int,
 ) -> ShardFacts:
-    """Write the files of one shard, creating the folder. Weights, shape (n,), are stored as float32; `finish`
-    drops them if all are 1.
+    """Write the files of one shard, creating the folder.
+
+    Args:
+        weights: shape (n,), stored as float32; None if all are 1, which are not stored.
 
     Raises ValueError when a row's indices are not strictly ascending within 0..n_cols-1 or a weight is not
     positive and finite.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    weights = np.asarray(weights, np.float32)
-    row_start = np.zeros(len(indices), bool)
-    row_start[indptr[:-1][np.diff(indptr) > 0]] = True
-    if len(indices) and (np.any(np.diff(indices)[~row_start[1:]] <= 0) or indices.min() < 0 or indices.max() >= n_cols):
+    if not _ascend_in_rows(indptr, indices) or (len(indices) and (indices.min() < 0 or indices.max() >= n_cols)):
         raise ArgumentError(f"shard {shard}: indices must ascend within each row and lie in 0..{n_cols - 1}")
-    if not (np.all(weights > 0) and np.all(np.isfinite(weights))) or len(weights) != len(indices):
-        raise ArgumentError(
-            f"shard {shard}: {len(indices)} edges need as many positive finite weights, got {len(weights)}"
-        )
-    arrays = {
-        "indptr": np.asarray(indptr, np.int64),
-        "indices": np.asarray(indices, _index_dtype(n_cols)),
-        "weights": weights,
-    }
+    arrays = {"indptr": np.asarray(indptr, np.int64), "indices": np.asarray(indices, _index_dtype(n_cols))}
+    total = Fraction(len(indices))
+    if weights is not None:
+        weights = np.asarray(weights, np.float32)
+        if not (np.all(weights > 0) and np.all(np.isfinite(weights))) or len(weights) != len(indices):
+            raise ArgumentError(
+                f"shard {shard}: {len(indices)} edges need as many positive finite weights, got {len(weights)}"
+            )
+        if not np.all(weights == 1):
+            arrays["weights"], total = weights, _exact_sum(weights)
     for name, array in arrays.items():
         np.save(path / _file_name(shard, name), array)
-    total = _exact_sum(weights)
     return ShardFacts(
         n_rows=len(indptr) - 1,
         n_edges=len(indices),
-        unit_weights=bool(np.all(weights == 1)),
+        unit_weights="weights" not in arrays,
         total_weight=(total.numerator, total.denominator),
         files={_file_name(shard, name): _sha256(path / _file_name(shard, name)) for name in arrays},
     )
 
 
 def finish(path: Path | str, facts: Sequence[ShardFacts], *, n_cols: int) -> ShardedCsr:
-    """Declare the shards a graph: drop the weights when all are 1, write meta.json, open it."""
+    """Declare the shards a graph: write weights of 1 where other shards have others, write meta.json, open it."""
     path = Path(path)
     unit_weights = all(fact["unit_weights"] for fact in facts)
-    files = {name: digest for fact in facts for name, digest in fact["files"].items()}
-    if unit_weights:
-        for name in [name for name in files if name.endswith(".weights.npy")]:
-            (path / name).unlink()
-            del files[name]
+    files: dict[str, str] = {}
+    for shard, fact in enumerate(facts):
+        files |= fact["files"]
+        if fact["unit_weights"] and not unit_weights:
+            name = _file_name(shard, "weights")
+            np.save(path / name, np.ones(fact["n_edges"], np.float32))
+            files[name] = _sha256(path / name)
     meta = {
         "format_version": FORMAT_VERSION,
         "n_rows": sum(fact["n_rows"] for fact in facts),
@@ -260,6 +261,14 @@ def finish(path: Path | str, facts: Sequence[ShardFacts], *, n_cols: int) -> Sha
     }
     (path / "meta.json").write_text(json.dumps(meta, indent=1))
     return ShardedCsr.open(path)
+
+
+def _ascend_in_rows(indptr: NDArray[np.integer], indices: NDArray[np.integer]) -> bool:
+    """Whether the indices of each row ascend: they may descend at the first of a row alone."""
+    descends = indices[1:] <= indices[:-1]
+    starts = indptr[1:-1]
+    starts = starts[(starts > 0) & (starts < len(indices)) & (indptr[2:] > starts)]
+    return bool(np.count_nonzero(descends) == np.count_nonzero(descends[starts - 1]))
 
 
 def _file_name(shard: int, name: str) -> str:

@@ -1,8 +1,10 @@
 """The ingest stage of retrieval: an interaction log -> vocabularies, and train, validation and test graphs in shards on disk.
 
-Every heavy step is a function over files (`pipeline.retrieval.ingest_tasks`). Ray tasks call it where Ray is running, else this process
-does. The driver of the tasks holds the ids and numbers per id, never the edges. The result depends on the data, the seed and the shares of
-the split alone: files, chunks, tasks and CPUs do not change a byte, and the number of shards changes only where the graphs are cut.
+Every heavy step is a function over files (`pipeline.retrieval.ingest_tasks`). Ray tasks call it where Ray is running, as on a cluster, else
+threads of this process: the steps are compiled loops and Arrow, which run side by side in one process, and memory is bounded by the sizes
+of blocks and partitions whatever the log's. The driver of the tasks holds the ids and numbers per id, never the edges. The result depends
+on the data, the seed and the shares of the split alone: files, chunks, tasks and CPUs do not change a byte, and the number of shards
+changes only where the graphs are cut.
 
 The folder appears complete or not at all; `docs/formats.md` (Ingest folder) lists its files.
 
@@ -15,13 +17,15 @@ folder have to be on shared storage.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -34,10 +38,12 @@ from pipeline.distributed.session import run_tasks
 from pipeline.distributed.shards import ShardedCsr, balanced_starts, finish
 from pipeline.logs.columns import REJECTED_SCHEMA
 from pipeline.logs.kinds import open_sources
-from pipeline.logs.sources import Chunk, Source, cut_chunks, estimated_rows, find_sources
+from pipeline.logs.sources import Chunk, Source, cut_chunks
 from pipeline.retrieval import ingest_tasks as tasks
-from pipeline.retrieval.ingest_core import keep_core
+from pipeline.retrieval.ingest_core import items_of_train, keep_core
 from pipeline.retrieval.ingest_files import Workspace, read_table
+from pipeline.retrieval.ingest_ids import SIDES, number_ids
+from pipeline.retrieval.ingest_ranges import Layout, Ranges, cut_blocks, ranges_of_users
 from pipeline.retrieval.ingest_tasks import Reading, Split
 from pipeline.retrieval.ingest_times import (
     MICROSECONDS_PER_DAY,
@@ -45,7 +51,8 @@ from pipeline.retrieval.ingest_times import (
     TrainRows,
     describe_times,
     find_cut,
-    hold_out,
+    newest_of_partition,
+    part_facts,
     time_facts,
     with_newest,
 )
@@ -56,12 +63,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A task holds one partition in memory, about 100 bytes an edge at its peak.
-PARTITION_EDGES = 4_000_000
-# Of a log's files. Below, Ray takes longer to start than its tasks save.
-MAX_BYTES_HERE = 64 * 2**20
-MAX_WEIGHT = float(np.finfo(np.float32).max)
-SIDES = ("user", "item")
+# A task holds one block or partition in memory, about 50 bytes a row at its peak.
+BLOCK_ROWS = 2_000_000
+PARTITION_EDGES = 2_000_000
+# More of them wait for memory and disk.
+MAX_THREADS = 16
 
 
 class FilterFacts(TypedDict):
@@ -105,17 +111,6 @@ class Log:
         """Numbers of the chunks of train."""
         return [number for number, chunk in enumerate(self.chunks) if not chunk.source.is_test]
 
-    @property
-    def tests(self) -> list[tuple[int, Chunk]]:
-        """Chunks of the given test file, with their numbers."""
-        return [(number, chunk) for number, chunk in enumerate(self.chunks) if chunk.source.is_test]
-
-
-def wants_ray(config: DataConfig) -> bool:
-    """Whether a log is large enough to be read by Ray tasks."""
-    sources = find_sources(str(config.path), config.format, config.split)
-    return sum(Path(source.file).stat().st_size for source in sources) > MAX_BYTES_HERE
-
 
 def ingest(config: DataConfig, out: Path | str) -> IngestFacts:
     """Read, check, split and store a log in the folder `out`, replacing what is there: by Ray tasks if Ray is running.
@@ -126,52 +121,188 @@ def ingest(config: DataConfig, out: Path | str) -> IngestFacts:
     started = time.perf_counter()
     with new_folder(Path(out).absolute()) as partial:
         (partial / "work").mkdir()
-        facts = _ingest(config, partial, partial / "work")
+        facts = _Ingestion(config, partial, Workspace(partial / "work")).run()
         shutil.rmtree(partial / "work")
         facts["seconds"] = time.perf_counter() - started
         write_json_atomic(partial / "ingest.json", facts)
     return facts
 
 
-def _ingest(config: DataConfig, out: Path, folder: Path) -> IngestFacts:
-    log = _open_log(config)
-    work = Workspace(folder, max(config.shards, estimated_rows(log.chunks) // PARTITION_EDGES + 1))
-    removed: FilterFacts = {"rows_below": 0, "users": 0, "items": 0, "interactions": 0, "test_rows": 0}
-    n_rejected = _read(config, log, work, removed)
-    half_life = None if config.half_life is None else config.half_life * MICROSECONDS_PER_DAY
-    train = with_newest(TrainRows(find_cut(config, work, log.train), half_life), work, log.train)
-    _merge(log, work, train)
-    _keep_core(config, work, removed)
-    vocabularies = _number(work)
-    n_users, n_items = len(vocabularies["user"]), len(vocabularies["item"])
-    n_rejected += _encode(config, log, work, n_items, removed)
-    held_out = {} if train.cut is None else hold_out(work, log.train, train.cut)
-    split = _split(config)
-    run_tasks(tasks.split_partition, [(work, p, split) for p in range(work.n_partitions)], label="split")
-    graphs = _build(out, work, n_users, n_items, config.shards)
-    for side in SIDES:
-        work.vocabulary(side).rename(out / f"{side}s.parquet")
-    if n_rejected:
-        _write_rejected(out / "rejected.parquet", work, log)
-    facts: IngestFacts = {
-        "n_users": n_users,
-        "n_items": n_items,
-        "n_train": graphs["train"].n_edges,
-        "n_validation": graphs["validation"].n_edges,
-        "n_test": graphs["test"].n_edges,
-        "n_rejected": n_rejected,
-        "users_hash": vocabularies["user"].content_hash,
-        "items_hash": vocabularies["item"].content_hash,
-        "seconds": 0.0,
-    }
-    if is_filtered(config):
-        facts["removed"] = removed
-        logger.info("filters: %s", describe_removed(removed))
-    if log.reading.columns.time:
-        facts["times"] = time_facts(log.reading.columns.time, train, held_out)
-        for line in describe_times(facts["times"], config.split, config.half_life):
-            logger.info(line)
-    return facts
+class _Ingestion:
+    """One ingestion: its settings, its folders, and what its steps hand on to each other.
+
+    Args:
+        out: folder of the result.
+        work: intermediate files.
+    """
+
+    def __init__(self, config: DataConfig, out: Path, work: Workspace) -> None:
+        self.config, self.out, self.work = config, out, work
+        self.log = _open_log(config)
+        self.threads = min(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MAX_THREADS
+        )
+        self.removed: FilterFacts = {"rows_below": 0, "users": 0, "items": 0, "interactions": 0, "test_rows": 0}
+
+    def run(self) -> IngestFacts:
+        """All steps in their order."""
+        config, work = self.config, self.work
+        read = self._read()
+        n_rejected = sum(facts["n_rejected"] for facts in read)
+        layout = self._lay_out(read)
+        half_life = None if config.half_life is None else config.half_life * MICROSECONDS_PER_DAY
+        train = TrainRows(find_cut(config, work, self.log.train), half_life)
+        if half_life is not None:
+            train = with_newest(train, self._each(newest_of_partition, layout, (work, layout), (train,), "times"))
+        # Of all rows that are read, none is held out or left out: their numbering is the vocabularies'.
+        is_whole = train.cut is None and not layout.tests and not _has_core(config)
+        self._each(tasks.merge_partition, layout, (work, layout), (train, config.seed if is_whole else None), "merge")
+        self._keep_core(layout)
+        vocabularies = self._number(layout, is_whole)
+        if not is_whole:
+            n_rejected += self._encode(layout)
+        held_out = {}
+        if train.cut is not None:
+            held_out = part_facts(work, self._each(tasks.hold_out, layout, (work, layout), (train.cut,), "hold out"))
+        graphs = self._build(layout, vocabularies)
+        for side in SIDES:
+            work.vocabulary(side).rename(self.out / f"{side}s.parquet")
+        if n_rejected:
+            _write_rejected(self.out / "rejected.parquet", work, self.log, len(layout.ranges))
+        facts: IngestFacts = {
+            "n_users": len(vocabularies["user"]),
+            "n_items": len(vocabularies["item"]),
+            "n_train": graphs["train"].n_edges,
+            "n_validation": graphs["validation"].n_edges,
+            "n_test": graphs["test"].n_edges,
+            "n_rejected": n_rejected,
+            "users_hash": vocabularies["user"].content_hash,
+            "items_hash": vocabularies["item"].content_hash,
+            "seconds": 0.0,
+        }
+        if is_filtered(config):
+            facts["removed"] = self.removed
+            logger.info("filters: %s", describe_removed(self.removed))
+        if self.log.reading.columns.time:
+            facts["times"] = time_facts(self.log.reading.columns.time, train, held_out)
+            for line in describe_times(facts["times"], config.split, config.half_life):
+                logger.info(line)
+        return facts
+
+    def _tasks(self, function: Callable[..., Any], arguments: Sequence[tuple], label: str) -> list[Any]:
+        return run_tasks(function, arguments, label=label, threads=self.threads)
+
+    def _each(self, function: Callable[..., Any], layout: Layout, first: tuple, last: tuple, label: str) -> list[Any]:
+        """Call a task for each partition, whose number is between the `first` and the `last` arguments."""
+        return self._tasks(function, [(*first, p, *last) for p in range(len(layout.ranges))], label)
+
+    def _read(self) -> list[tasks.ReadFacts]:
+        """Read all chunks."""
+        log, config = self.log, self.config
+        reads = [(self.work, number, chunk, log.reading) for number, chunk in enumerate(log.chunks)]
+        read = self._tasks(tasks.read_part, reads, "read")
+        n_rejected = sum(facts["n_rejected"] for facts in read)
+        self.removed["rows_below"] = sum(facts["n_below"] for facts in read)
+        if not sum(read[number]["n_rows"] for number in log.train):
+            if self.removed["rows_below"]:
+                raise DataError(
+                    f"{config.path}: no row of train has a rating from {config.positive_from:g} in column "
+                    f"{log.reading.columns.rating!r}; lower positive_from (--positive-from)"
+                )
+            raise DataError(
+                f"{config.path}: all {n_rejected} rows were rejected, nothing is left to train on; check columns"
+            )
+        return read
+
+    def _lay_out(self, read: Sequence[tasks.ReadFacts]) -> Layout:
+        """Number all ids, and cut all rows by ranges of users."""
+        work, columns = self.work, self.log.reading.columns
+        kinds = {"user": columns.user_kind, "item": columns.item_kind}
+        n_rows = [facts["n_rows"] for facts in read]
+        numberings = number_ids(work, kinds, tasks.join_ranges(read), n_rows, self.threads)
+        blocks = cut_blocks(n_rows, BLOCK_ROWS)
+        train = set(self.log.train)
+        blocks, tests = [b for b in blocks if b.chunk in train], [b for b in blocks if b.chunk not in train]
+        n_partitions = sum(n_rows) // PARTITION_EDGES + 1
+        layout = Layout(
+            numberings["user"],
+            numberings["item"],
+            ranges_of_users(work, numberings["user"], blocks, n_partitions),
+            tasks.other_columns(columns),
+            tuple(blocks),
+            tuple(tests),
+        )
+        self._tasks(tasks.cut_block, [(work, layout, block) for block in (*blocks, *tests)], "cut")
+        for chunk in range(len(n_rows)):
+            for name in ("user", "item", *layout.columns):
+                work.column(name, chunk).unlink()
+        return layout
+
+    def _keep_core(self, layout: Layout) -> None:
+        """Remove users and items of train with too few interactions, and note how many."""
+        config, removed = self.config, self.removed
+        if not _has_core(config):
+            return
+        least = (config.min_item_interactions, config.min_user_interactions)
+        core = keep_core(self.work, len(layout.ranges), layout.items.n_ids, least, self.threads)
+        if not core["n_kept"]:
+            raise DataError(
+                f"{config.path}: no users with {config.min_user_interactions} items and items with {config.min_item_interactions} "
+                "users are left; lower min_user_interactions or min_item_interactions (--min-user-interactions, --min-item-interactions)"
+            )
+        removed["users"], removed["items"], removed["interactions"] = core["users"], core["items"], core["interactions"]
+
+    def _number(self, layout: Layout, is_whole: bool) -> dict[str, Vocabulary]:
+        """Make the vocabularies of train, and where they are not the numbering, maps from its rows to theirs, -1 for others."""
+        work, n_partitions = self.work, len(layout.ranges)
+        kept = {}
+        if is_whole:
+            work.save("user_starts", layout.ranges.bounds)
+        else:
+            counts = work.count_rows("edges", n_partitions)
+            kept = {"user": counts > 0, "item": items_of_train(work, n_partitions, layout.items.n_ids)}
+            before = np.concatenate([[0], np.cumsum(kept["user"])])
+            work.save("user_starts", before[layout.ranges.bounds])
+            for side, numbering in (("user", layout.users), ("item", layout.items)):
+                rows = np.where(kept[side], np.cumsum(kept[side]) - 1, -1)
+                work.save(f"{side}_map", rows.astype(numbering.dtype))
+        found = self._tasks(tasks.write_vocabulary, [(work, side, kept.get(side)) for side in SIDES], "vocabularies")
+        return dict(zip(SIDES, found, strict=True))
+
+    def _encode(self, layout: Layout) -> int:
+        """Turn rows of the numbering into vocabulary rows. Returns the number of rejected test rows."""
+        last = (self.config.seed, self.log.reading)
+        encoded = self._each(tasks.encode_partition, layout, (self.work, layout), last, "encode")
+        problems = [facts["problem"] for facts in encoded if facts["problem"]]
+        if problems:
+            raise DataError(min(problems)[2])
+        self.removed["test_rows"] = sum(facts["n_left_out"] for facts in encoded)
+        return sum(facts["n_rejected"] for facts in encoded)
+
+    def _build(self, layout: Layout, vocabularies: dict[str, Vocabulary]) -> dict[str, ShardedCsr]:
+        """Split the edges; and the graphs, in shards of about as many edges each."""
+        work, out, n_shards = self.work, self.out, self.config.shards
+        n_users, n_items, n_partitions = len(vocabularies["user"]), len(vocabularies["item"]), len(layout.ranges)
+        lowest, n_edges = tasks.lowest_of_items(work, n_partitions, n_items)
+        work.save("item_lowest", lowest)
+        items = Ranges.balanced(np.arange(n_items), n_edges, n_items, n_partitions)
+        work.save("item_starts", items.bounds)
+        self._each(tasks.split_partition, layout, (work,), (_split(self.config), items), "split")
+        self._tasks(tasks.gather_items, [(work, n, items, n_partitions) for n in range(len(items))], "gather")
+        builds, sizes = [], {}
+        for name in ("train", "train_by_item", "validation", "test"):
+            n_cols = n_users if name == "train_by_item" else n_items
+            starts = balanced_starts(work.count_rows(name, n_partitions), n_shards).tolist()
+            rows = list(itertools.pairwise(starts))
+            builds += [(work, out, name, shard, rows[shard], n_cols) for shard in range(n_shards)]
+            sizes[name] = n_cols
+        facts = self._tasks(tasks.build_shard, builds, "build")
+        return {
+            name: finish(
+                out / name, [f for build, f in zip(builds, facts, strict=True) if build[2] == name], n_cols=n_cols
+            )
+            for name, n_cols in sizes.items()
+        }
 
 
 def _split(config: DataConfig) -> Split:
@@ -210,86 +341,10 @@ def _open_log(config: DataConfig) -> Log:
     # Tasks may run in another working directory.
     sources = [replace(source, file=str(Path(source.file).absolute())) for source in sources]
     chunks = cut_chunks(sources)
-    return Log(sources, chunks, Reading(columns, config.bad_rows, is_filtered(config)))
+    return Log(sources, chunks, Reading(columns, config.bad_rows, is_filtered(config), tuple(chunks)))
 
 
-def _read(config: DataConfig, log: Log, work: Workspace, removed: FilterFacts) -> int:
-    """Read all chunks. Returns the number of rejected rows."""
-    reads = [(work, number, chunk, log.reading) for number, chunk in enumerate(log.chunks)]
-    read = run_tasks(tasks.read_part, reads, label="read")
-    n_rejected = sum(facts["n_rejected"] for facts in read)
-    removed["rows_below"] = sum(facts["n_below"] for facts in read)
-    if not sum(read[number]["n_rows"] for number in log.train):
-        if removed["rows_below"]:
-            raise DataError(
-                f"{config.path}: no row of train has a rating from {config.positive_from:g} in column "
-                f"{log.reading.columns.rating!r}; lower positive_from (--positive-from)"
-            )
-        raise DataError(
-            f"{config.path}: all {n_rejected} rows were rejected, nothing is left to train on; check columns"
-        )
-    return n_rejected
-
-
-def _merge(log: Log, work: Workspace, train: TrainRows) -> None:
-    """Merge the duplicates of train."""
-    merge = [(work, p, log.train, MAX_WEIGHT, train) for p in range(work.n_partitions)]
-    run_tasks(tasks.merge_partition, merge, label="merge")
-    # A split by time takes validation and test from the same rows.
-    for number in log.train if train.cut is None else ():
-        work.part(number).unlink()
-
-
-def _keep_core(config: DataConfig, work: Workspace, removed: FilterFacts) -> None:
-    """Remove users and items of train with too few interactions, and note how many."""
-    if not _has_core(config):
-        return
-    core = keep_core(work, config.min_item_interactions, config.min_user_interactions)
-    if not core["n_kept"]:
-        raise DataError(
-            f"{config.path}: no users with {config.min_user_interactions} items and items with {config.min_item_interactions} users are "
-            "left; lower min_user_interactions or min_item_interactions (--min-user-interactions, --min-item-interactions)"
-        )
-    removed["users"], removed["items"], removed["interactions"] = core["users"], core["items"], core["interactions"]
-
-
-def _number(work: Workspace) -> dict[str, Vocabulary]:
-    """Make the vocabularies of train."""
-    vocabularies = {}
-    for side in SIDES:
-        vocabularies[side] = Vocabulary.from_ids(tasks.unique_ids(work, side))
-        vocabularies[side].save(work.vocabulary(side))
-    return vocabularies
-
-
-def _encode(config: DataConfig, log: Log, work: Workspace, n_items: int, removed: FilterFacts) -> int:
-    """Turn ids into vocabulary rows. Returns the number of rejected test rows."""
-    encode = [(work, p, config.seed, log.tests, log.reading) for p in range(work.n_partitions)]
-    encoded = run_tasks(tasks.encode_partition, encode, label="encode")
-    problems = [facts["problem"] for facts in encoded if facts["problem"]]
-    if problems:
-        raise DataError(min(problems)[2])
-    removed["test_rows"] = sum(facts["n_left_out"] for facts in encoded)
-    np.save(work.item_lowest, tasks.lowest_of_items(work, n_items))
-    return sum(facts["n_rejected"] for facts in encoded)
-
-
-def _build(out: Path, work: Workspace, n_users: int, n_items: int, n_shards: int) -> dict[str, ShardedCsr]:
-    """The graphs, in shards of about as many edges each."""
-    builds, sizes = [], {}
-    for name in ("train", "train_by_item", "validation", "test"):
-        n_rows, n_cols = (n_items, n_users) if name == "train_by_item" else (n_users, n_items)
-        starts = balanced_starts(work.count_rows(name, n_rows), n_shards).tolist()
-        builds += [(work, out, name, shard, starts[shard], starts[shard + 1], n_cols) for shard in range(n_shards)]
-        sizes[name] = n_cols
-    facts = run_tasks(tasks.build_shard, builds, label="build")
-    return {
-        name: finish(out / name, [f for build, f in zip(builds, facts, strict=True) if build[2] == name], n_cols=n_cols)
-        for name, n_cols in sizes.items()
-    }
-
-
-def _write_rejected(file: Path, work: Workspace, log: Log) -> None:
+def _write_rejected(file: Path, work: Workspace, log: Log, n_partitions: int) -> None:
     """Rejected rows in reading order; test rows that do not fit train come last, in the same order."""
     schema = REJECTED_SCHEMA.remove(0).insert(0, pa.field("file", pa.string()))
     names = pa.array([source.file for source in log.sources])
@@ -298,7 +353,7 @@ def _write_rejected(file: Path, work: Workspace, log: Log) -> None:
         return table.set_column(0, "file", pc.take(names, table["source"])).cast(schema)
 
     while_reading = _tables([work.rejected(number) for number in range(len(log.chunks))])
-    test_rows = _tables([work.rejected_test(partition) for partition in range(work.n_partitions)])
+    test_rows = _tables([work.rejected_test(partition) for partition in range(n_partitions)])
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for table in while_reading:
             writer.write_table(named(table))

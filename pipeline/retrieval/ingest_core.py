@@ -7,17 +7,13 @@ partition needs to know of the others' only which items are left.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from graphhash.graph.vocabulary import Vocabulary
 from pipeline.distributed.session import run_tasks
-from pipeline.retrieval.ingest_files import Workspace
-from pipeline.retrieval.ingest_tasks import unique_ids
+from pipeline.retrieval.ingest_files import Edges, Workspace
 
 
 class CoreFacts(TypedDict):
@@ -29,74 +25,74 @@ class CoreFacts(TypedDict):
     interactions: int
 
 
-def keep_core(work: Workspace, least_users: int, least_items: int) -> CoreFacts:
+def keep_core(work: Workspace, n_partitions: int, n_items: int, least: tuple[int, int], threads: int) -> CoreFacts:
     """Remove from the merged edges of all partitions what is outside of the core.
 
     Args:
-        least_users: users of an item at least.
-        least_items: items of a user at least.
+        n_items: of the numbering, in rows of which the edges are.
+        least: users of an item, and items of a user.
     """
-    partitions = range(work.n_partitions)
-    vocabulary = Vocabulary.from_ids(unique_ids(work, "item"))
-    vocabulary.save(work.vocabulary("item"))
-    found = run_tasks(_number_items, [(work, p) for p in partitions], label="core")
-    left = np.ones(len(vocabulary), bool)
+    partitions = range(n_partitions)
+    least_users, least_items = least
+    present = left = items_of_train(work, n_partitions, n_items)
     while True:
-        np.save(_items_left(work), left)
-        counts = np.zeros(len(vocabulary), np.int64)
-        for file in run_tasks(_count_users, [(work, p, least_items) for p in partitions], label="core"):
-            rows, n_users = np.load(file)
-            counts[rows] += n_users
+        work.save("core_items", left)
+        counts = np.zeros(n_items, np.int64)
+        run_tasks(_count_users, [(work, p, least_items) for p in partitions], label="core", threads=threads)
+        for partition in partitions:
+            items, n_users = work.load(_counts(partition))
+            counts[items] += n_users
         still = left & (counts >= least_users)
         if still.sum() == left.sum():
             break
         left = still
-    kept = run_tasks(_keep_edges, [(work, p, least_items) for p in partitions], label="core")
-    n_users, n_edges = (sum(column) for column in zip(*found, strict=True))
-    users_kept, n_kept = (sum(column) for column in zip(*kept, strict=True))
+    work.save("core_items", left)
+    kept = run_tasks(_keep_edges, [(work, p, least_items) for p in partitions], label="core", threads=threads)
+    n_users, n_edges, users_kept, n_kept = (sum(column) for column in zip(*kept, strict=True))
     return {
         "n_kept": n_kept,
         "users": n_users - users_kept,
-        "items": len(vocabulary) - int(left.sum()),
+        "items": int(present.sum()) - int(left.sum()),
         "interactions": n_edges - n_kept,
     }
 
 
-def _number_items(work: Workspace, partition: int) -> tuple[int, int]:
-    """Write the rows of a partition's items among all. Returns its numbers of users and of edges."""
-    work.save_rows("item", partition, Vocabulary.load(work.vocabulary("item")).rows(work.read_ids("item", partition)))
-    return len(work.read_ids("user", partition)), len(work.load_edges("edges", partition)[0])
+def items_of_train(work: Workspace, n_partitions: int, n_items: int) -> NDArray[np.bool_]:
+    """Which items have a merged edge, shape (n_items,): those of held-out rows are in the numbering as well."""
+    present = np.zeros(n_items, bool)
+    for partition in range(n_partitions):
+        present[work.load_edges("edges", partition).columns] = True
+    return present
 
 
-def _count_users(work: Workspace, partition: int, least_items: int) -> Path:
+def _count_users(work: Workspace, partition: int, least_items: int) -> None:
     """Write the items of a partition and how many of its users with enough items each has, int64, shape (2, n_items)."""
-    rows = work.load_rows("item", partition)
-    items = work.load_edges("edges", partition)[1][_edges_left(work, partition, least_items)]
-    file = work.folder / f"core-{partition:06d}.npy"
-    np.save(file, np.array([rows, np.bincount(items, minlength=len(rows))], np.int64))
-    return file
+    edges = work.load_edges("edges", partition)
+    items, n_users = np.unique(edges.columns[_edges_left(work, edges, least_items)], return_counts=True)
+    work.save(_counts(partition), np.array([items, n_users], np.int64))
 
 
-def _keep_edges(work: Workspace, partition: int, least_items: int) -> tuple[int, int]:
-    """Write the edges and ids that are left anew. Returns the numbers of users and of edges."""
-    left = _edges_left(work, partition, least_items)
-    users, items, weights = (array[left] for array in work.load_edges("edges", partition))
-    codes, n_ids = {}, {}
-    for side, column in (("user", users), ("item", items)):
-        used, codes[side] = np.unique(column, return_inverse=True)
-        work.write_ids(side, partition, work.read_ids(side, partition).take(pa.array(used)))
-        codes[side], n_ids[side] = codes[side].astype(column.dtype), len(used)
-    work.save_edges("edges", partition, codes["user"], codes["item"], weights)
-    return n_ids["user"], len(users)
+def _keep_edges(work: Workspace, partition: int, least_items: int) -> tuple[int, int, int, int]:
+    """Write the edges that are left anew. Returns the numbers of users and of edges, before and after."""
+    edges = work.load_edges("edges", partition)
+    left = _edges_left(work, edges, least_items)
+    counts = np.bincount(edges.rows[left], minlength=len(edges.indptr) - 1)
+    kept = Edges(
+        np.concatenate([[0], np.cumsum(counts)]),
+        edges.columns[left],
+        edges.weights[left] if len(edges.weights) else edges.weights,
+    )
+    before = int((np.diff(edges.indptr) > 0).sum()), len(edges.columns)
+    work.save_edges("edges", partition, kept)
+    return *before, int((counts > 0).sum()), len(kept.columns)
 
 
-def _edges_left(work: Workspace, partition: int, least_items: int) -> NDArray[np.bool_]:
+def _edges_left(work: Workspace, edges: Edges, least_items: int) -> NDArray[np.bool_]:
     """Which edges of a partition join an item that is left to a user who has enough of them, shape (n_edges,)."""
-    users, items, _ = work.load_edges("edges", partition)
-    left = np.load(_items_left(work))[work.load_rows("item", partition)][items]
-    n_items = np.bincount(users[left], minlength=len(work.read_ids("user", partition)))
-    return left & (n_items >= least_items)[users]
+    left, rows = work.load("core_items")[edges.columns], edges.rows
+    n_items = np.bincount(rows[left], minlength=len(edges.indptr) - 1)
+    return left & (n_items >= least_items)[rows]
 
 
-def _items_left(work: Workspace) -> Path:
-    return work.folder / "core_items.npy"
+def _counts(partition: int) -> str:
+    return f"core-{partition:06d}"

@@ -1,7 +1,7 @@
 """Intermediate files of the ingest stage: what its tasks hand on to each other.
 
-Arrow IPC for ids, .npy for numbers; a partition is a hash partition by user. The files and their order are listed in
-`docs/formats.md` (Ingest folder).
+Plain arrays, Arrow IPC for ids. A chunk is what a task reads; a block is some of its rows; a partition is a range of users; a piece is a
+range of rows of a graph as CSR. The files and their order are listed in `docs/formats.md` (Ingest folder).
 """
 
 from __future__ import annotations
@@ -17,9 +17,33 @@ from numpy.typing import NDArray
 from graphhash.graph.vocabulary import as_ids
 from pipeline.logs.columns import REJECTED_SCHEMA
 
-EDGE_ARRAYS = ("users", "items", "weights")
-# Files of fewer bytes are read instead of mapped; an empty array cannot be mapped.
+# Files of fewer bytes are read instead of mapped; an empty file cannot be mapped.
 LEAST_MAPPED_BYTES = 4096
+# Columns of rows; ids are int64 as they are read, or codes of the chunk, then rows of the numbering.
+DTYPES = {"weight": np.float64, "time": np.int64, "row": np.int64}
+
+# In place of weights that are all one.
+_ONES = np.empty(0)
+_ONES.flags.writeable = False
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Rows of a graph as CSR: indptr int64, from 0; columns; float64 weights, shape (0,) if all are one."""
+
+    indptr: NDArray[np.int64]
+    columns: NDArray[np.integer]
+    weights: NDArray[np.float64]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The row of each edge, from 0, shape (n_edges,)."""
+        return np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
+
+    @property
+    def full_weights(self) -> NDArray[np.float64]:
+        """The weight of each edge, shape (n_edges,)."""
+        return self.weights if len(self.weights) else np.ones(len(self.columns))
 
 
 @dataclass(frozen=True)
@@ -28,23 +52,21 @@ class Workspace:
 
     Args:
         folder: removed when the stage is done.
-        n_partitions: hash partitions of the users.
     """
 
     folder: Path
-    n_partitions: int
 
-    def part(self, number: int) -> Path:
-        """Rows of chunk `number`: record batch i belongs to partition i % n_partitions."""
-        return self.folder / f"part-{number:06d}.arrow"
+    def column(self, name: str, chunk: int) -> Path:
+        """A column of a chunk: user, item, weight, time or row."""
+        return self.folder / f"{name}-{chunk:06d}.bin"
 
-    def times(self, number: int) -> Path:
-        """Times of the rows of chunk `number`, ascending, int64; written where they are read."""
-        return self.folder / f"times-{number:06d}.npy"
+    def times(self, chunk: int) -> Path:
+        """Times of the rows of a chunk, ascending, int64; written where they are read."""
+        return self.folder / f"times-{chunk:06d}.npy"
 
-    def rejected(self, number: int) -> Path:
-        """Rejected rows of chunk `number`."""
-        return self.folder / f"rejected-{number:06d}.arrow"
+    def rejected(self, chunk: int) -> Path:
+        """Rejected rows of a chunk."""
+        return self.folder / f"rejected-{chunk:06d}.arrow"
 
     def rejected_test(self, partition: int) -> Path:
         """Rows of the given test file that do not fit train."""
@@ -54,69 +76,63 @@ class Workspace:
         """The vocabulary of "user" or "item"."""
         return self.folder / f"{side}s.parquet"
 
-    def read_partition(self, parts: Sequence[int], partition: int) -> pa.Table | None:
-        """The rows of a partition from some chunks, in their order; None where there is no record batch."""
-        batches = []
-        for number in parts:
-            reader = pa.ipc.open_file(pa.memory_map(str(self.part(number))))
-            batches += [reader.get_batch(i) for i in range(partition, reader.num_record_batches, self.n_partitions)]
-        return pa.Table.from_batches(batches) if batches else None
+    def array(self, name: str) -> Path:
+        """An array of any name."""
+        return self.folder / f"{name}.npy"
 
-    def write_ids(self, side: str, partition: int, ids: pa.Array) -> None:
-        """Distinct raw ids of a partition; their places are the partition's local codes."""
+    def save(self, name: str, array: NDArray) -> None:
+        """Write an array."""
+        np.save(self.array(name), array)
+
+    def load(self, name: str) -> NDArray:
+        """What `save` wrote, read-only, memory-mapped where it is large."""
+        file = self.array(name)
+        array = np.asarray(np.load(file, mmap_mode="r" if file.stat().st_size > LEAST_MAPPED_BYTES else None))
+        # Read-only in any case: a kernel is compiled anew for arrays that may be written.
+        array.flags.writeable = False
+        return array
+
+    def has(self, name: str) -> bool:
+        """Whether `save` wrote it."""
+        return self.array(name).exists()
+
+    def write_ids(self, name: str, ids: pa.Array) -> None:
+        """Distinct raw ids, by their codes or rows."""
         table = pa.table({"id": ids})
-        file = self.folder / f"{side}s-{partition:06d}.arrow"
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        with pa.OSFile(str(self.folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
 
-    def read_ids(self, side: str, partition: int) -> pa.Array:
-        """What `write_ids` wrote."""
-        return as_ids(read_table(self.folder / f"{side}s-{partition:06d}.arrow")["id"])
+    def read_ids(self, name: str) -> pa.Array:
+        """What `write_ids` wrote, int64 or large_string, memory-mapped."""
+        ids = read_table(self.folder / f"{name}.arrow")["id"]
+        return ids.chunk(0) if ids.num_chunks == 1 else as_ids(ids)
 
-    def save_rows(self, side: str, partition: int, rows: NDArray[np.integer]) -> None:
-        """Vocabulary rows of a partition's ids, shape (n_ids,)."""
-        np.save(self.folder / f"{side}_rows-{partition:06d}.npy", rows)
+    def save_edges(self, name: str, number: int, edges: Edges) -> None:
+        """A piece of a graph."""
+        name = f"{name}-{number:06d}"
+        self.save(f"{name}.indptr", edges.indptr)
+        self.save(f"{name}.columns", edges.columns)
+        if len(edges.weights):
+            self.save(f"{name}.weights", edges.weights)
+        else:
+            self.array(f"{name}.weights").unlink(missing_ok=True)
 
-    def load_rows(self, side: str, partition: int) -> NDArray[np.integer]:
-        """What `save_rows` saved."""
-        return np.load(self.folder / f"{side}_rows-{partition:06d}.npy")
+    def load_edges(self, name: str, number: int) -> Edges:
+        """What `save_edges` saved."""
+        name = f"{name}-{number:06d}"
+        weights = self.load(f"{name}.weights") if self.has(f"{name}.weights") else _ONES
+        return Edges(self.load(f"{name}.indptr"), self.load(f"{name}.columns"), weights)
 
-    def save_lowest(self, partition: int, hashes: NDArray[np.uint64]) -> None:
-        """Lowest edge hash of each item of a partition, shape (n_items,)."""
-        np.save(self.folder / f"lowest-{partition:06d}.npy", hashes)
+    def count_rows(self, name: str, n_pieces: int) -> NDArray[np.int64]:
+        """Edges of each row of a graph whose pieces are one behind the other, shape (n_rows,)."""
+        return np.concatenate([np.diff(self.load(f"{name}-{number:06d}.indptr")) for number in range(n_pieces)])
 
-    def load_lowest(self, partition: int) -> NDArray[np.uint64]:
-        """What `save_lowest` saved."""
-        return np.load(self.folder / f"lowest-{partition:06d}.npy")
 
-    @property
-    def item_lowest(self) -> Path:
-        """Lowest edge hash of each item over all partitions."""
-        return self.folder / "item_lowest.npy"
-
-    def save_edges(self, name: str, partition: int, *arrays: NDArray) -> None:
-        """Users, items and weights of a graph's edges in a partition, shape (n_edges,) each."""
-        for key, array in zip(EDGE_ARRAYS, arrays, strict=True):
-            np.save(self.folder / f"{name}-{partition:06d}.{key}.npy", array)
-
-    def load_edges(self, name: str, partition: int) -> list[NDArray]:
-        """What `save_edges` saved, memory-mapped where it is large."""
-        files = [self.folder / f"{name}-{partition:06d}.{key}.npy" for key in EDGE_ARRAYS]
-        return [np.load(file, mmap_mode="r" if file.stat().st_size > LEAST_MAPPED_BYTES else None) for file in files]
-
-    def save_counts(self, name: str, partition: int, rows: NDArray[np.integer]) -> int:
-        """Edges of each row of a graph in a partition. Returns the number of edges."""
-        counts = np.array(np.unique(rows, return_counts=True), np.int64)
-        np.save(self.folder / f"{name}-{partition:06d}.counts.npy", counts)
-        return len(rows)
-
-    def count_rows(self, name: str, n_rows: int) -> NDArray[np.int64]:
-        """Edges of each row of a graph over all partitions, shape (n_rows,)."""
-        counts = np.zeros(n_rows, np.int64)
-        for partition in range(self.n_partitions):
-            rows, n_edges = np.load(self.folder / f"{name}-{partition:06d}.counts.npy")
-            counts[rows] += n_edges
-        return counts
+def read_column(file: Path, dtype: type[np.generic] | np.dtype, start: int = 0, stop: int | None = None) -> NDArray:
+    """Values [start, stop) of a column."""
+    size = np.dtype(dtype).itemsize
+    count = -1 if stop is None else stop - start
+    return np.fromfile(file, dtype, count=count, offset=start * size)
 
 
 def write_rejected(file: Path, tables: Sequence[pa.Table]) -> int:

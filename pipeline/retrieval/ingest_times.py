@@ -19,15 +19,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from graphhash.errors import DataError
-from graphhash.graph.interactions import TEST, TRAIN, VALIDATION, merge_duplicates
-from graphhash.graph.vocabulary import Vocabulary, as_ids
-from pipeline.distributed.session import run_tasks
+from graphhash.graph.interactions import TEST, TRAIN, VALIDATION
 from pipeline.logs.time_bounds import TimeBounds, as_text, find_bounds
 from pipeline.retrieval.ingest_files import Workspace
+from pipeline.retrieval.ingest_ranges import Layout, Rows
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
@@ -50,21 +48,20 @@ class Cut:
     n_validation: int | None = None
     n_test: int = 0
 
-    def parts(self, rows: pa.Table) -> NDArray[np.uint8]:
+    def parts(self, rows: Rows) -> NDArray[np.uint8]:
         """TRAIN, VALIDATION or TEST of each row, shape (n,).
 
         Args:
-            rows: user, item and time; all rows of their users, in reading order.
+            rows: with times; all rows of their users, in reading order.
         """
-        times = rows["time"].to_numpy()
+        times = _times(rows)
         if self.n_validation is not None:
             return self._last_of_users(rows, times, self.n_validation)
         return self.bounds.parts(times)
 
-    def _last_of_users(self, rows: pa.Table, times: NDArray[np.int64], n_validation: int) -> NDArray[np.uint8]:
-        users, items = (
-            as_ids(rows[side]).dictionary_encode().indices.to_numpy().astype(np.int64) for side in ("user", "item")
-        )
+    def _last_of_users(self, rows: Rows, times: NDArray[np.int64], n_validation: int) -> NDArray[np.uint8]:
+        users, items = rows.users.astype(np.int64), rows.items.astype(np.int64)
+        users -= users.min(initial=np.iinfo(np.int64).max)
         order = np.lexsort((times, users))  # Stable.
         users, pairs = users[order], (users * (items.max(initial=0) + 1) + items)[order]
         is_first = np.zeros(len(order), bool)
@@ -94,16 +91,14 @@ class TrainRows:
     half_life: float | None = None
     newest: int | None = None
 
-    def of(self, rows: pa.Table) -> pa.Table:
+    def of(self, rows: Rows) -> Rows:
         """The rows of train, in the same order, with their weights by age."""
         if self.cut is not None:
-            rows = rows.filter(pa.array(self.cut.parts(rows) == TRAIN))
+            rows = rows.only(self.cut.parts(rows) == TRAIN)
         if self.half_life is None or self.newest is None:
             return rows
-        weights = rows["weight"].to_numpy() if "weight" in rows.column_names else np.ones(len(rows))
-        age = (self.newest - rows["time"].to_numpy()) / self.half_life
-        rows = rows.drop_columns([name for name in rows.column_names if name not in ("user", "item", "time")])
-        return rows.append_column("weight", pa.array(weights * np.exp2(-age)))
+        age = (self.newest - _times(rows)) / self.half_life
+        return rows.weighted(rows.full_weights * np.exp2(-age))
 
     def check(self, weights: NDArray[np.float64]) -> None:
         """Raise DataError where ageing leaves a merged weight below float32."""
@@ -156,30 +151,45 @@ def find_cut(config: DataConfig, work: Workspace, parts: Sequence[int]) -> Cut |
     return Cut(bounds)
 
 
-def with_newest(rows: TrainRows, work: Workspace, parts: Sequence[int]) -> TrainRows:
-    """The same with the time of train's latest row, where weights depend on it."""
-    if rows.half_life is None:
-        return rows
-    newest = run_tasks(_newest, [(work, p, parts, rows) for p in range(work.n_partitions)], label="times")
+def with_newest(rows: TrainRows, newest: Sequence[int | None]) -> TrainRows:
+    """The same with the time of train's latest row.
+
+    Args:
+        newest: as `newest_of_partition` returns it, of all partitions.
+    """
     return replace(rows, newest=max((time for time in newest if time is not None), default=None))
 
 
-def hold_out(work: Workspace, parts: Sequence[int], cut: Cut) -> dict[str, PartFacts]:
-    """Write the edges of validation and test of all partitions, whose ids are encoded. Returns the facts by part."""
-    found = run_tasks(_hold_out, [(work, p, parts, cut) for p in range(work.n_partitions)], label="hold out")
+def newest_of_partition(work: Workspace, layout: Layout, partition: int, rows: TrainRows) -> int | None:
+    """Time of the latest row of train in a partition."""
+    times = _times(rows.of(layout.read(work, layout.blocks, partition)))
+    return int(times.max()) if len(times) else None
+
+
+def part_facts(work: Workspace, found: Sequence[dict[str, PartFacts]]) -> dict[str, PartFacts]:
+    """The facts of validation and test.
+
+    Args:
+        found: as `pipeline.retrieval.ingest_tasks.hold_out` returns them, of all partitions.
+    """
     facts = {}
     for name in HELD_OUT:
         of_part = [each[name] for each in found]
-        unseen = [work.read_ids(_unseen(name), p) for p in range(work.n_partitions)]
+        unseen = [work.load(unseen_items(name, p)) for p in range(len(found))]
         facts[name] = PartFacts(
             rows=sum(part["rows"] for part in of_part),
             rows_of_unseen=sum(part["rows_of_unseen"] for part in of_part),
             rows_repeated=sum(part["rows_repeated"] for part in of_part),
             unseen_users=sum(part["unseen_users"] for part in of_part),
             # A user is in one partition, an item in many.
-            unseen_items=len(as_ids(pa.chunked_array(unseen)).unique()),
+            unseen_items=len(np.unique(np.concatenate(unseen))),
         )
     return facts
+
+
+def unseen_items(part: str, partition: int) -> str:
+    """Name of the array of a part's items that train lacks."""
+    return f"unseen_{part}_items-{partition:06d}"
 
 
 def time_facts(column: str, rows: TrainRows, parts: dict[str, PartFacts]) -> TimeFacts:
@@ -208,60 +218,6 @@ def describe_times(facts: TimeFacts, split: str, half_life: float | None) -> lis
     return lines
 
 
-def _newest(work: Workspace, partition: int, parts: Sequence[int], rows: TrainRows) -> int | None:
-    """Time of the latest row of train in a partition."""
-    table = work.read_partition(parts, partition)
-    times = np.empty(0, np.int64) if table is None else rows.of(table)["time"].to_numpy()
-    return int(times.max()) if len(times) else None
-
-
-def _hold_out(work: Workspace, partition: int, parts: Sequence[int], cut: Cut) -> dict[str, PartFacts]:
-    """Write the edges of validation and test of a partition, and the items that train lacks. Returns the facts of both."""
-    vocabularies = {side: Vocabulary.load(work.vocabulary(side)) for side in ("user", "item")}
-    n_users, n_items = len(vocabularies["user"]), len(vocabularies["item"])
-    users, items, _ = work.load_edges("edges", partition)
-    known = work.load_rows("user", partition)[users].astype(np.int64) * n_items
-    known = known + work.load_rows("item", partition)[items]
-    table = work.read_partition(parts, partition)
-    part_of = np.empty(0, np.uint8) if table is None else cut.parts(table)
-    facts = {}
-    for name, part in HELD_OUT.items():
-        rows = None if table is None else table.filter(pa.array(part_of == part))
-        users, items, weights = _encoded(rows, vocabularies)
-        is_unseen = (users == n_users) | (items == n_items)
-        repeated = ~is_unseen & np.isin(users * n_items + items, known)
-        kept = ~is_unseen & ~repeated
-        facts[name] = PartFacts(
-            rows=len(users),
-            rows_of_unseen=int(is_unseen.sum()),
-            rows_repeated=int(repeated.sum()),
-            unseen_users=0 if rows is None else len(_ids(rows, "user", users == n_users)),
-            unseen_items=0,
-        )
-        unseen_items = vocabularies["item"].ids.slice(0, 0) if rows is None else _ids(rows, "item", items == n_items)
-        work.write_ids(_unseen(name), partition, unseen_items)
-        users, items, weights = merge_duplicates(users[kept], items[kept], weights[kept])
-        work.save_edges(name, partition, users, items, weights)
-        known = np.concatenate([known, users * n_items + items])
-    return facts
-
-
-def _encoded(
-    rows: pa.Table | None, vocabularies: dict[str, Vocabulary]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Vocabulary rows of users and items, one behind the last where train lacks them, and weights, shape (n,) each."""
-    if rows is None or not len(rows):
-        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
-    users, items = (
-        vocabularies[side].rows(rows[side], missing="fallback").astype(np.int64) for side in ("user", "item")
-    )
-    return users, items, rows["weight"].to_numpy() if "weight" in rows.column_names else np.ones(len(rows))
-
-
-def _ids(rows: pa.Table, side: str, mask: NDArray[np.bool_]) -> pa.Array:
-    """The different ids of the marked rows."""
-    return as_ids(rows[side].filter(pa.array(mask))).unique()
-
-
-def _unseen(part: str) -> str:
-    return f"unseen_{part}_item"
+def _times(rows: Rows) -> NDArray[np.int64]:
+    assert rows.times is not None  # They are read where a split or weights need them.
+    return rows.times

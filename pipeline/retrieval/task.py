@@ -197,9 +197,7 @@ class Retrieval:
         from pipeline.training.machine import trains_on_ray
 
         if stage == "ingest":
-            from pipeline.retrieval.ingest import wants_ray
-
-            return on_cluster(config.run.address) or wants_ray(config.data)
+            return on_cluster(config.run.address)  # On one machine threads do the same work.
         if stage == "train":
             return config.cluster.shards > 0 or trains_on_ray(
                 config

@@ -80,7 +80,7 @@ def calls(monkeypatch):
         check_shared=lambda folder: None,
         on_cluster=lambda address: address is not None,
     )
-    stand_in("pipeline.retrieval.ingest", ingest=ingest, wants_ray=lambda data: data.shards == 99)
+    stand_in("pipeline.retrieval.ingest", ingest=ingest)
     stand_in("pipeline.retrieval.cluster", cluster_run=cluster_run)
     stand_in("pipeline.retrieval.train", train_method=train_method)
     stand_in("pipeline.retrieval.refit", refit_method=refit_method)
@@ -133,7 +133,6 @@ def test_stages_run_in_order_and_once(calls, config, tmp_path):
 @pytest.mark.parametrize(
     ("override", "first"),
     [
-        ("data.shards=99", "ingest"),  # The stand-in for a large log.
         ("run.address=auto", "ingest"),
         ("cluster.shards=2", "cluster"),
         ("train.workers=2", "train soft"),

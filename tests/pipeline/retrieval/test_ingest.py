@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,7 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.logs import sources
 from pipeline.retrieval import ingest as module
 from pipeline.retrieval.ingest import ingest
-from pipeline.retrieval.ingest_tasks import user_partition
+from pipeline.retrieval.ingest_ranges import Ranges
 
 MASK = 2**64 - 1
 GRAPHS = ("train", "train_by_item", "validation", "test")
@@ -124,6 +122,7 @@ def test_ingest_is_the_naive_one_for_any_shards_files_and_chunks(split, kind, we
     for n_shards, n_files, chunk_rows in [(1, 1, 10**6), (2, 3, 60), (7, 5, 1)]:
         monkeypatch.setattr(sources, "CHUNK_ROWS", chunk_rows)
         monkeypatch.setattr(module, "PARTITION_EDGES", 10**6 if n_shards < 7 else 30)
+        monkeypatch.setattr(module, "BLOCK_ROWS", 10**6 if n_shards < 7 else 11)
         folder = write_log(tmp_path / f"log{n_shards}", log, n_files, name="train")
         if given:
             write_log(folder, given, 1, name="test")
@@ -258,15 +257,19 @@ def test_weights_that_overflow_float32_when_merged_are_an_error(tmp_path):
         ingest(DataConfig(path=str(path), weight_column="w"), tmp_path / "out")
 
 
-def test_user_partitions_do_not_depend_on_neighbours_and_are_even():
-    for ids in (np.arange(10_000), [f"user-{i}" for i in range(10_000)]):
-        array = pa.array(ids) if isinstance(ids, np.ndarray) else pa.array(ids, pa.large_string())
-        partition = user_partition(array, 10)
-        assert np.array_equal(user_partition(array.slice(17, 500), 10), partition[17:517])
-        assert max(Counter(partition.tolist()).values()) < 1200
-        assert math.isclose(partition.mean(), 4.5, abs_tol=0.1)
-    assert user_partition(pa.array(["", "a", ""], pa.large_string()), 7).tolist()[::2] == [user_partition(
-        pa.array([""], pa.large_string()), 7)[0]] * 2  # fmt: skip
+@pytest.mark.parametrize("n_ranges", [1, 3, 50])
+@pytest.mark.parametrize("n_rows", [0, 1, 40, 100_000])
+def test_ranges_hold_every_row_once_and_about_as_many_edges(n_rows, n_ranges):
+    n_edges = np.random.default_rng(0).zipf(2.5, n_rows).clip(max=30)
+    ranges = Ranges.balanced(np.arange(n_rows), n_edges, n_rows, n_ranges)
+    rows = np.arange(n_rows)
+    part = ranges.part_of_cell[rows >> ranges.shift]
+    assert len(ranges) == n_ranges
+    assert (ranges.bounds[0], ranges.bounds[-1]) == (0, n_rows)
+    assert np.array_equal(part, np.searchsorted(ranges.bounds, rows, side="right") - 1)
+    if n_rows == 100_000:
+        sums = np.bincount(part, weights=n_edges, minlength=n_ranges)
+        assert np.all(abs(sums / n_edges.sum() * n_ranges - 1) < 0.2)
 
 
 def square(number, bad, waits):
@@ -307,14 +310,6 @@ def test_ray_tasks_and_this_process_write_the_same_bytes(tmp_path, ray_local, mo
         content = {file: (out / file).read_bytes() for file in files if file.name != "ingest.json"}
         contents.append((content, {key: value for key, value in facts.items() if key != "seconds"}))
     assert contents[0] == contents[1]
-
-
-def test_the_size_of_the_files_decides_who_reads_them(tmp_path, monkeypatch):
-    log = write_log(tmp_path / "log", random_log("int64"), 3)
-    size = sum(path.stat().st_size for path in log.iterdir())
-    for bound, is_wanted in ((size, False), (size - 1, True)):
-        monkeypatch.setattr(module, "MAX_BYTES_HERE", bound)
-        assert module.wants_ray(DataConfig(path=str(log))) == is_wanted
 
 
 def test_a_session_inside_a_session_uses_and_leaves_the_outer_one(ray_local):
