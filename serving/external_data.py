@@ -80,7 +80,7 @@ def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, 
         raise ValueError("a field leaves its message")
 
 
-def read_varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+def read_varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
     """A number of protobuf's at a place, and the place behind it; ValueError where it does not end."""
     value = 0
     for shift in range(0, 70, 7):

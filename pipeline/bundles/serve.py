@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import socket
+import ssl
 import tempfile
 import threading
 import time
@@ -22,7 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.errors import ServeError
 
 if TYPE_CHECKING:
+    import uvicorn
+
+    from serving.http.access import Access
     from serving.http.answers import Limits
+    from serving.http.app import RetrievalOptions
+    from serving.http.connections import ConnectionLimits
 
 APPLICATION = "graphhash"
 # What a stopping server gives the requests that are under way.
@@ -32,16 +38,29 @@ _METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclass(frozen=True)
+class TlsFiles:
+    """Files in PEM format; the certificate with the chain behind it."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
 class ServeSettings:
     """All that a replica needs to know; sent to other processes."""
 
-    bundle: Path
+    bundle: Path | str
+    """A folder, or a URI of one, which each replica copies."""
     limits: Limits
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     replicas: int = 1
     threads: int | None = None
     """CPU threads of one run of the model; None shares the cores out among the replicas."""
     watch_s: float = 2.0
+    access: Access | None = None
+    """Who may ask; None: everybody."""
+    options: RetrievalOptions | None = None
+    """Of a retrieval bundle; None: no explanations, no titles."""
 
     @property
     def threads_each(self) -> int:
@@ -49,7 +68,14 @@ class ServeSettings:
 
 
 def build_app(settings: ServeSettings) -> Any:
-    """The ASGI app over the bundle, which is loaded here; BundleError when it cannot be used."""
+    """The ASGI app over the bundle, which is loaded here.
+
+    Raises:
+        BundleError: it cannot be used.
+        DataError: nothing is at its URI, or it cannot be read.
+        ServeError: the settings are for a bundle of the other task.
+    """
+    from pipeline.storage.uris import bundle_folder, is_uri
     from serving.http.app import create_app
     from serving.http.ctr_app import create_ctr_app
     from serving.http.live_bundle import LiveBundle
@@ -57,35 +83,77 @@ def build_app(settings: ServeSettings) -> Any:
     from serving.scorer import Scorer
     from serving.tasks import model_class
 
-    where = settings.bundle, settings.provider, settings.threads_each
-    if model_class(settings.bundle) is Scorer:
-        return create_ctr_app(LiveBundle(Scorer, *where), settings.limits, watch_s=settings.watch_s)
-    return create_app(LiveBundle(Retriever, *where), settings.limits, watch_s=settings.watch_s)
+    where = str(settings.bundle)
+    folder = bundle_folder(where)
+    fetch = (lambda: bundle_folder(where)) if is_uri(where) else None
+    is_ctr = model_class(folder) is Scorer
+    if is_ctr and settings.options is not None:
+        raise ServeError(f"{where}: a CTR bundle, which has neither explanations nor titles; leave the options out")
+    common: dict[str, Any] = {"access": settings.access, "watch_s": settings.watch_s}
+    if is_ctr:
+        scorer = LiveBundle(Scorer, folder, settings.provider, settings.threads_each, fetch=fetch)
+        return create_ctr_app(scorer, settings.limits, **common)
+    retriever = LiveBundle(Retriever, folder, settings.provider, settings.threads_each, fetch=fetch)
+    return create_app(retriever, settings.limits, options=settings.options, **common)
 
 
-def serve_alone(settings: ServeSettings, host: str, port: int, ready: Callable[[str], None]) -> None:
+def server_config(app: Any, connections: ConnectionLimits | None = None, tls: TlsFiles | None = None) -> uvicorn.Config:
+    """uvicorn's configuration of a server with bounded connections.
+
+    Raises:
+        ServeError: certificate and key cannot be used.
+    """
+    import uvicorn
+
+    from serving.http.connections import ConnectionLimits, bounded_protocol
+
+    connections = connections or ConnectionLimits()
+    if tls is not None:
+        _check_tls(tls)
+    return uvicorn.Config(
+        app,
+        http=bounded_protocol(connections),
+        ws="none",
+        # A warning per malformed request would let strangers fill the log.
+        log_level="error",
+        access_log=False,
+        timeout_keep_alive=connections.keep_alive_s,
+        timeout_graceful_shutdown=GRACE_S,
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else tls.key,
+    )
+
+
+def serve_alone(
+    settings: ServeSettings,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    *,
+    connections: ConnectionLimits | None = None,
+    tls: TlsFiles | None = None,
+) -> None:
     """Answer from this process until SIGINT or SIGTERM, finish what is under way, and raise the signal again.
 
     Args:
         port: 0 takes a free one.
         ready: called with the address once requests are answered.
+        connections: their bounds; None: the defaults.
+        tls: for https.
 
     Raises:
-        ServeError: the address cannot be bound.
+        ServeError: the address cannot be bound, or the TLS files cannot be used.
         BundleError: the bundle cannot be used.
     """
     import uvicorn
 
     with _bound(host, port) as listener:
-        config = uvicorn.Config(
-            build_app(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(build_app(settings), connections, tls))
 
         def tell() -> None:
             while not server.started:
                 time.sleep(0.01)
-            ready(_url(host, listener.getsockname()[1]))
+            ready(_url(host, listener.getsockname()[1], "http" if tls is None else "https"))
 
         threading.Thread(target=tell, daemon=True).start()
         server.run(sockets=[listener])
@@ -104,10 +172,11 @@ def ray_serve(settings: ServeSettings, host: str, port: int) -> Iterator[str]:
     import ray
 
     from pipeline.distributed.session import ray_session
+    from pipeline.storage.uris import bundle_folder
     from serving import open_bundle
 
     # The replicas would fail in other processes, again and again; here the reason can be told.
-    provider = open_bundle(settings.bundle, settings.provider, settings.threads_each).provider
+    provider = open_bundle(bundle_folder(str(settings.bundle)), settings.provider, settings.threads_each).provider
     with _bound(host, port) as listener:
         port = listener.getsockname()[1]
     figures = tempfile.mkdtemp(prefix="graphhash-metrics-")
@@ -183,5 +252,18 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _check_tls(tls: TlsFiles) -> None:
+    def refuse_password() -> str:
+        raise ServeError(f"{tls.key}: protected by a password, which nobody can type here; remove it (openssl pkey)")
+
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(tls.certificate, tls.key, refuse_password)
+    except OSError as error:  # Of OpenSSL's errors, too.
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise ServeError(
+            f"{tls.certificate}, {tls.key}: no certificate with its key ({reason}); give PEM files that belong together"
+        ) from error
+
+
+def _url(host: str, port: int, scheme: str = "http") -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

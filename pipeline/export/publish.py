@@ -52,6 +52,9 @@ def save_graph(graph: onnx.ModelProto, folder: Path, inside: int, external_data_
         location=EXTERNAL_DATA,
         size_threshold=1024,
     )
+    if external:
+        # The onnx package makes this file for its owner alone, whatever the umask says.
+        (folder / EXTERNAL_DATA).chmod((folder / MODEL).stat().st_mode & 0o777)
     onnx.checker.check_model(str(folder / MODEL), full_check=True)
 
 

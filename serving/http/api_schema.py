@@ -69,6 +69,21 @@ class RecommendResponse(BaseModel):
     results: list[UserItems]
 
 
+class TextItem(BaseModel):
+    item_id: str
+    score: float
+    title: Annotated[str | None, Field(description="Null without one.")]
+
+
+class TextItems(BaseModel):
+    """A user's items for browsers, which round whole numbers beyond 2^53."""
+
+    bundle: str
+    user_id: str
+    known: bool
+    items: list[TextItem]
+
+
 class ScoreResponse(BaseModel):
     bundle: str
     user_id: RawId
@@ -91,12 +106,16 @@ class Error(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Error, "description": "A bad value"},
+    400: {"model": Error, "description": "A bad value, or a host that is not this server"},
     408: {"model": Error, "description": "The body came too slowly"},
     413: {"model": Error, "description": "The body is too large"},
-    415: {"model": Error, "description": "The body is not JSON"},
+    415: {"model": Error, "description": "The body is not JSON, or encoded"},
     503: {"model": Error, "description": "Overloaded, or no answer in time; again after Retry-After seconds"},
 }
+
+
+# Of a request without a body.
+GET_ERRORS: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 503)}
 
 
 class MediaTypeError(RequestError):

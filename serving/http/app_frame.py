@@ -13,17 +13,22 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 
 from serving.errors import BundleError
+from serving.http.access import Access
 from serving.http.answers import Limits
 from serving.http.api_schema import MediaTypeError, RequestError
 from serving.http.gate import CONTENT_TYPE, LOG, HttpGate, ServingMetrics, error_body
 from serving.http.live_bundle import LiveBundle
 from serving.http.micro_batches import MicroBatches, Overloaded
 
+# Smaller answers fit into one packet.
+GZIP_FROM_BYTES = 1400
+
 
 def lifespan_of(
-    live: LiveBundle[Any], metrics: ServingMetrics, watch_s: float, batches: MicroBatches
+    live: LiveBundle[Any], metrics: ServingMetrics, watch_s: float, *batches: MicroBatches
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """The lifespan of an app: it watches for a new bundle, and closes the batches at its end."""
 
@@ -33,22 +38,28 @@ def lifespan_of(
         yield
         if watching is not None:
             watching.cancel()
-        batches.close()
+        for part in batches:
+            part.close()
 
     return lifespan
 
 
-async def answer(batches: MicroBatches, job: Any, limits: Limits) -> Response:
-    """The answer of the run that takes the job; raises what the run has for it instead, or TimeoutError."""
+async def result_of(batches: MicroBatches, job: Any, limits: Limits) -> Any:
+    """What the run that takes the job has for it; raises it where it is an exception, and TimeoutError."""
     async with asyncio.timeout(limits.timeout_s):
         result = await batches.submit(job)
     if isinstance(result, Exception):
         raise result
-    return Response(result, media_type="application/json")
+    return result
 
 
-def add_common(app: FastAPI, metrics: ServingMetrics, routes: frozenset[str], limits: Limits) -> None:
-    """What every app has: /healthz, /metrics, errors of one line, and bounds on bodies."""
+async def answer(batches: MicroBatches, job: Any, limits: Limits) -> Response:
+    """The JSON of the run that takes the job; errors as of `result_of`."""
+    return Response(await result_of(batches, job, limits), media_type="application/json")
+
+
+def add_common(app: FastAPI, metrics: ServingMetrics, routes: frozenset[str], limits: Limits, access: Access) -> None:
+    """What every app has: /healthz, /metrics, errors of one line, gzip, rules of access, and bounds on bodies."""
 
     @app.get("/healthz", summary="Whether the process answers")
     async def healthz() -> dict[str, str]:
@@ -59,8 +70,15 @@ def add_common(app: FastAPI, metrics: ServingMetrics, routes: frozenset[str], li
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     add_errors(app)
+    app.add_middleware(GZipMiddleware, minimum_size=GZIP_FROM_BYTES, compresslevel=1)
+    # Added last, so it stands first.
     app.add_middleware(
-        HttpGate, metrics=metrics, routes=routes, max_body_bytes=limits.max_body_bytes, timeout_s=limits.timeout_s
+        HttpGate,
+        metrics=metrics,
+        access=access,
+        routes=routes,
+        max_body_bytes=limits.max_body_bytes,
+        timeout_s=limits.timeout_s,
     )
 
 
@@ -110,9 +128,3 @@ async def watch(live: LiveBundle[Any], metrics: ServingMetrics, watch_s: float) 
         elif live.refused and (live.refused, live.n_failures) != (refused, n_failures):
             metrics.reloads.labels("failed" if live.n_failures else "refused").inc()
             LOG.warning("bundle %s stays: %s", before, live.refused)
-
-
-def body_schema(model: Any) -> dict[str, Any]:
-    """A request's model for the OpenAPI description."""
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from serving.errors import BundleError, InputError
+from serving.http.access import Access
 from serving.http.answers import DEFAULT_LIMITS, Limits
-from serving.http.api_docs import docs_page
+from serving.http.api_docs import HEADERS, docs_page
 from serving.http.api_schema import ERRORS, ApiRequest, PredictResponse, RequestError, parse
-from serving.http.app_frame import add_common, answer, body_schema, lifespan_of
+from serving.http.app_frame import add_common, answer, lifespan_of
 from serving.http.gate import ServingMetrics
 from serving.http.live_bundle import LiveBundle
 from serving.http.micro_batches import MicroBatches
+from serving.http.openapi import ctr_openapi
 from serving.scorer import Scorer
 
 ROUTES = frozenset(("/", "/v1/predict", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"))
@@ -132,10 +134,15 @@ def _joined(parts: Sequence[NDArray], missing: Any) -> NDArray:
 
 
 def create_ctr_app(
-    live: LiveBundle[Scorer], limits: Limits = DEFAULT_LIMITS, *, watch_s: float = 2.0, n_workers: int = 1
+    live: LiveBundle[Scorer],
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    access: Access | None = None,
+    watch_s: float = 2.0,
+    n_workers: int = 1,
 ) -> FastAPI:
     """The app over a loaded bundle; arguments as for `serving.http.app.create_app`, ``limits.max_users`` are rows."""
-    metrics = ServingMetrics()
+    metrics, access = ServingMetrics(), access or Access()
     metrics.bundle.labels(live.current.name).set(1)
 
     def run(jobs: Sequence[PredictJob]) -> list[bytes | Exception]:
@@ -152,7 +159,6 @@ def create_ctr_app(
         "/v1/predict",
         summary="The click probability of each row",
         responses={200: {"model": PredictResponse}, **ERRORS},
-        openapi_extra=body_schema(PredictRequest),
     )
     async def predict(request: Request) -> Response:
         """In the order of the rows. Columns with an out-of-vocabulary value are named in `oov`, and read the OOV row."""
@@ -174,11 +180,13 @@ def create_ctr_app(
 
     @app.get("/", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        page = docs_page(app.openapi(), {"/v1/predict": {"rows": [example_row(live.current)]}})
-        return Response(page, media_type="text/html; charset=utf-8")
+    async def docs(request: Request) -> Response:
+        examples = {("post", "/v1/predict"): {"rows": [example_row(live.current)]}}
+        page = docs_page(app.openapi(), examples, str(request.base_url).rstrip("/"), token=bool(access.tokens))
+        return Response(page, media_type="text/html; charset=utf-8", headers=HEADERS)
 
-    add_common(app, metrics, ROUTES, limits)
+    app.openapi = lambda: ctr_openapi(app, live.current, limits, access)  # type: ignore[method-assign]
+    add_common(app, metrics, ROUTES, limits, access)
     return app
 
 

@@ -1,7 +1,7 @@
-"""What stands before the HTTP app: bodies of bounded size and time, figures for Prometheus, and no traceback for anybody.
+"""What stands before the HTTP app: who may ask, bounds on bodies, figures for Prometheus, and no traceback for anybody.
 
-A body is read here, up to the limit, and refused from its first byte past it or from its stated length; the app
-behind gets it whole. Every request that comes by is counted with its route and status.
+HEAD is answered as GET without the body. A body is read here, up to the limit, and refused from its first byte past it or from its stated
+length; the app behind gets it whole. Every request that comes by is counted with its route and status.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from serving.http.access import Access
 
 LOG = logging.getLogger("graphhash.serve")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -79,14 +82,22 @@ class HttpGate:
 
     Args:
         app: gets requests with a body of at most `max_body_bytes`, in one piece.
+        access: which requests are refused before their body is read.
         routes: paths that have figures of their own; all others are "other".
         timeout_s: for the body to arrive.
     """
 
     def __init__(
-        self, app: Any, *, metrics: ServingMetrics, routes: frozenset[str], max_body_bytes: int, timeout_s: float
+        self,
+        app: Any,
+        *,
+        metrics: ServingMetrics,
+        access: Access,
+        routes: frozenset[str],
+        max_body_bytes: int,
+        timeout_s: float,
     ) -> None:
-        self._app, self._metrics, self._routes = app, metrics, routes
+        self._app, self._metrics, self._access, self._routes = app, metrics, access, routes
         self._max_body_bytes, self._timeout_s = max_body_bytes, timeout_s
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -94,14 +105,22 @@ class HttpGate:
             await self._app(scope, receive, send)
             return
         start, status = time.perf_counter(), 499  # 499: the client was gone before an answer.
+        is_head = scope["method"] == "HEAD"
 
         async def counted(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif is_head:
+                message = message | {"body": b""}
             await send(message)
 
         try:
+            if refusal := self._access.refusal(scope):
+                await send_error(counted, refusal.status, refusal.message, refusal.headers, close=True)
+                return
+            if is_head:
+                scope = scope | {"method": "GET"}
             body = await self._body(scope, receive, counted)
             if body is not None:
                 await self._app(scope, _replay(body, receive), counted)
@@ -156,9 +175,11 @@ def error_body(message: str) -> bytes:
     return json.dumps({"error": one_line(message)}).encode()
 
 
-async def send_error(send: Any, status: int, message: str, *, close: bool = False) -> None:
+async def send_error(
+    send: Any, status: int, message: str, extra: Iterable[tuple[bytes, bytes]] = (), *, close: bool = False
+) -> None:
     body = error_body(message)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *extra]
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -10,19 +10,26 @@ session goes when its last request is done. `refresh()` looks at the folder, and
 What is replaced is the folder or a link to it, as `graphhash export` and `graphhash update` do it. A new bundle that fails its check or
 takes other requests is refused, and the old one stays until the folder changes again. A new bundle that cannot be read or loaded now
 (an I/O error, no memory) is tried again, with pauses that double from FIRST_RETRY_S to MAX_RETRY_S.
+
+A model is loaded from a private copy of the folder, in the system's temporary folder (TMPDIR), whose names are removed once it is loaded.
+ONNX Runtime maps external data for as long as the session lives, and a mapped file that somebody cuts would end the process (SIGBUS).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from serving.bundle_model import BundleModel, Provider
 from serving.errors import BundleError, BundleLoadError, first_line
-from serving.manifest import MANIFEST
+from serving.manifest import MANIFEST, read_manifest
 
 FIRST_RETRY_S = 2.0
 MAX_RETRY_S = 300.0
@@ -38,6 +45,7 @@ class LiveBundle(Generic[Model]):
     Args:
         model_class: the class that loads the bundle, `Retriever` or `Scorer`.
         path, provider, threads: as for `model_class`.
+        fetch: brings the folder up to date, where it is the copy of one elsewhere; called before each look.
 
     Attributes:
         current: the model to answer from.
@@ -49,9 +57,16 @@ class LiveBundle(Generic[Model]):
     """
 
     def __init__(
-        self, model_class: type[Model], path: Path | str, provider: Provider = "auto", threads: int | None = None
+        self,
+        model_class: type[Model],
+        path: Path | str,
+        provider: Provider = "auto",
+        threads: int | None = None,
+        *,
+        fetch: Callable[[], object] | None = None,
     ) -> None:
         self.path = Path(path)
+        self._fetch = fetch
         self._model_class, self._provider, self._threads = model_class, provider, threads
         self._lock = threading.Lock()
         # Taken before loading: a replacement meanwhile is then seen by the next refresh.
@@ -69,6 +84,12 @@ class LiveBundle(Generic[Model]):
         ignored: while a folder is replaced there is none for a moment.
         """
         with self._lock:
+            if self._fetch is not None:
+                try:
+                    self._fetch()
+                except Exception as error:  # Such as a network that is away; the next look may find it.
+                    self.refused = f"looking for a newer bundle failed ({first_line(error)})"
+                    return None
             seen = _fingerprint(self.path)
             if not any(name == MANIFEST for name, *_ in seen):
                 return None
@@ -100,9 +121,12 @@ class LiveBundle(Generic[Model]):
 
     def _load(self) -> Model:
         # Resolved, because a link may point elsewhere between two of its files.
-        loaded = self._model_class(self.path.resolve(), self._provider, self._threads)
-        # The first run of a session allocates its memory; no client is to wait for it.
-        loaded.warm_up()
+        folder = self.path.resolve()
+        with _private_copy(folder) as copy:
+            loaded = self._model_class(copy, self._provider, self._threads)
+            # The first run of a session allocates its memory; no client is to wait for it.
+            loaded.warm_up()
+        loaded.path = folder
         return loaded
 
     def _check_requests(self, loaded: Model) -> None:
@@ -126,6 +150,29 @@ class LiveBundle(Generic[Model]):
             f"a bundle newer than the one in use could not be loaded ({reason}); trying again in {pause_s:g} s "
             f"(attempts so far: {self.n_failures})"
         )
+
+
+@contextmanager
+def _private_copy(folder: Path) -> Iterator[Path]:
+    """A copy of a bundle's files that nobody writes to, for the length of the block; its errors name the bundle itself.
+
+    Raises:
+        BundleLoadError: it cannot be made.
+    """
+    read_manifest(folder)  # Before gigabytes are copied of what is no bundle.
+    try:
+        with tempfile.TemporaryDirectory(prefix="graphhash-bundle-") as private:
+            copy = Path(private) / "bundle"
+            shutil.copytree(folder, copy, symlinks=True)
+            try:
+                yield copy
+            except BundleError as error:
+                raise type(error)(str(error).replace(str(copy), str(folder))) from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise BundleLoadError(
+            f"{folder}: cannot be copied to {tempfile.gettempdir()} ({reason}); set TMPDIR to a folder with room for the bundle"
+        ) from error
 
 
 def _fingerprint(folder: Path) -> Fingerprint:

@@ -1,14 +1,13 @@
-"""Tensors of an ONNX file as arrays that lie in the file: raw ids, rows of tables, weights.
+"""Tensors of an ONNX file as arrays: raw ids, rows of tables, weights.
 
 For showing what a model is made of, not for running it. Reads the protobuf by hand, as serving/external_data.py does,
-because serving needs no onnx package; and maps the file instead of loading it, so a large model costs no memory.
+because serving needs no onnx package. The file is read and not mapped, because a mapped file that is cut ends the process.
 Only a checked bundle is read here (serving/bundle.py); still, every length is checked before it is followed.
 """
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +42,9 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Strings:
-    """Texts that lie in a file: `self[i]` and `len(self)`, and where one is."""
+    """Texts that lie in one array of bytes: `self[i]` and `len(self)`."""
 
-    data: mmap.mmap
+    data: bytes
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
 
@@ -54,14 +53,6 @@ class Strings:
 
     def __getitem__(self, index: int) -> str:
         return self.data[self.starts[index] : self.stops[index]].decode("utf-8")
-
-    def find(self, text: str) -> int | None:
-        """Index of the first entry that is `text`, if any."""
-        wanted = text.encode("utf-8")
-        for i in np.flatnonzero(self.stops - self.starts == len(wanted)).tolist():
-            if self.data[self.starts[i] : self.stops[i]] == wanted:
-                return i
-        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +73,16 @@ class OnnxTensors:
         return {name: values for name, values in self.initializers.items() if not isinstance(values, Strings)}
 
 
-def read_tensors(model: Path) -> OnnxTensors:
-    """Map the tensors of an ONNX file, external data too.
+def read_tensors(model: Path, wanted: Callable[[str], bool] = lambda name: True) -> OnnxTensors:
+    """Read the tensors of an ONNX file, external data too.
+
+    Args:
+        wanted: initializers of other names are empty.
 
     Raises:
         ValueError: the file is cut short or no protobuf, or a tensor does not fit its shape.
     """
-    data = _map(model)
+    data = model.read_bytes()
     try:
         graph = next((span for field, span in _fields(data, (0, len(data))) if field == _MODEL_GRAPH), None)
         if not isinstance(graph, tuple):
@@ -97,7 +91,7 @@ def read_tensors(model: Path) -> OnnxTensors:
         keys: dict[str, NDArray | Strings] = {}
         for field, value in _fields(data, graph):
             if field == _GRAPH_INITIALIZER:
-                name, values = _tensor(data, _span(value), model.parent)
+                name, values = _tensor(data, _span(value), model.parent, wanted)
                 initializers[name] = values
             elif field == _GRAPH_NODE:
                 node = dict(reversed(list(_fields(data, _span(value)))))  # The first of each field.
@@ -108,16 +102,16 @@ def read_tensors(model: Path) -> OnnxTensors:
     return OnnxTensors(initializers, keys)
 
 
-def _keys(data: mmap.mmap, node: Span, folder: Path) -> NDArray | Strings:
+def _keys(data: bytes, node: Span, folder: Path) -> NDArray | Strings:
     for field, span in _fields(data, node):
         if field == _NODE_ATTRIBUTE:
             attribute = dict(_fields(data, _span(span)))
             if _bytes(data, attribute.get(_ATTRIBUTE_NAME)) == b"keys_tensor":
-                return _tensor(data, _span(attribute[_ATTRIBUTE_TENSOR]), folder)[1]
+                return _tensor(data, _span(attribute[_ATTRIBUTE_TENSOR]), folder, lambda _: True)[1]
     raise ValueError("a LabelEncoder has no keys_tensor")
 
 
-def _tensor(data: mmap.mmap, span: Span, folder: Path) -> tuple[str, NDArray | Strings]:
+def _tensor(data: bytes, span: Span, folder: Path, wanted: Callable[[str], bool]) -> tuple[str, NDArray | Strings]:
     """Name and values of a TensorProto; no values of types that are of no use here, such as bool, and of small constants."""
     fields: dict[int, list[Span | int]] = {}
     for field, value in _fields(data, span):
@@ -125,35 +119,35 @@ def _tensor(data: mmap.mmap, span: Span, folder: Path) -> tuple[str, NDArray | S
     name = _bytes(data, fields.get(_NAME, [0])[-1]).decode()
     dims = [size for size in fields.get(_DIMS, []) if isinstance(size, int)]
     kind = fields.get(_DATA_TYPE, [0])[-1]
+    if not wanted(name):
+        return name, np.empty(0)
     if kind == _STRING:
         spans = np.array([_span(text) for text in fields.get(_STRINGS, [])], np.int64).reshape(-1, 2)
-        return name, Strings(data, spans[:, 0], spans[:, 1])
+        # A part of the file, so that the rest of it can go.
+        start, stop = (int(spans[0, 0]), int(spans[-1, 1])) if len(spans) else (0, 0)
+        return name, Strings(data[start:stop], spans[:, 0] - start, spans[:, 1] - start)
     if not isinstance(kind, int) or kind not in _DTYPES:
         return name, np.empty(0)
     dtype, count = np.dtype(_DTYPES[kind]), int(np.prod(dims, dtype=np.int64))
-    source = data
     if _EXTERNAL in fields:
         external = dict(_entry(data, _span(entry)) for entry in fields[_EXTERNAL])
-        source, start = _map(folder / external["location"]), int(external.get("offset", 0))
-        stop = start + int(external.get("length", count * dtype.itemsize))
+        n_bytes = int(external.get("length", count * dtype.itemsize))
+        values = np.fromfile(folder / external["location"], dtype, count, offset=int(external.get("offset", 0)))
     elif _RAW in fields:
         start, stop = _span(fields[_RAW][-1])
+        n_bytes = stop - start
+        values = np.frombuffer(data[start:stop], dtype) if n_bytes == count * dtype.itemsize else np.empty(0, dtype)
     else:  # Small constants may be written value by value.
         return name, np.empty(0)
-    if stop - start != count * dtype.itemsize or stop > len(source):
-        raise ValueError(f"tensor {name!r} has {stop - start} bytes for shape {dims}")
-    return name, np.frombuffer(source, dtype, count, start).reshape(dims)
+    if n_bytes != count * dtype.itemsize or len(values) != count:
+        raise ValueError(f"tensor {name!r} has {n_bytes} bytes for shape {dims}")
+    return name, values.reshape(dims)
 
 
-def _entry(data: mmap.mmap, span: Span) -> tuple[str, str]:
+def _entry(data: bytes, span: Span) -> tuple[str, str]:
     """Key and value of a StringStringEntryProto."""
     entry = dict(_fields(data, span))
     return _bytes(data, entry.get(1)).decode(), _bytes(data, entry.get(2)).decode()
-
-
-def _map(path: Path) -> mmap.mmap:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _span(value: Span | int) -> Span:
@@ -163,11 +157,11 @@ def _span(value: Span | int) -> Span:
     return value
 
 
-def _bytes(data: mmap.mmap, span: Span | int | None) -> bytes:
+def _bytes(data: bytes, span: Span | int | None) -> bytes:
     return data[span[0] : span[1]] if isinstance(span, tuple) else b""
 
 
-def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span | int]]:
+def _fields(data: bytes, span: Span) -> Iterator[tuple[int, Span | int]]:
     """(number, value) of each field of a message: an int, or where it lies. Fixed-width numbers are skipped."""
     position, stop = span
     while position < stop:

@@ -15,18 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.bundles.serve import ServeSettings, build_app
+from pipeline.bundles.serve import ServeSettings, TlsFiles, build_app, server_config
+from serving.http.connections import ConnectionLimits
 
 ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def on_a_thread(settings: ServeSettings) -> Iterator[tuple[str, int]]:
+def on_a_thread(
+    settings: ServeSettings, connections: ConnectionLimits | None = None, tls: TlsFiles | None = None
+) -> Iterator[tuple[str, int]]:
     """A server in this process: (host, port)."""
     import uvicorn
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(build_app(settings), log_level="warning"))
+        server = uvicorn.Server(server_config(build_app(settings), connections, tls))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

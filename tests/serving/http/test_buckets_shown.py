@@ -11,7 +11,7 @@ from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.mf import MatrixFactorization
 from serving import Retriever
-from serving.http.app import create_app
+from serving.http.app import RetrievalOptions, create_app
 from serving.http.buckets_shown import N_SHOWN_ITEMS, BucketsShown
 from serving.http.live_bundle import LiveBundle
 from serving.http.onnx_tensors import Strings, read_tensors
@@ -123,7 +123,7 @@ def test_explaining_gives_ids_as_text_and_marks_what_is_shared(tmp_path):
     small = shared_model("int64")
     small.export(tmp_path / "bundle")
     live = LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1)
-    client = AsgiClient(create_app(live))
+    client = AsgiClient(create_app(live, options=RetrievalOptions(explain=True)))
     user = 2**53 + 1  # JavaScript's numbers end before.
     answer = client.get(f"/v1/explain?user_id={user}&k=5").json()
     assert (answer["user_id"], answer["known"], answer["shared_table"]) == (str(user), True, True)
@@ -140,7 +140,7 @@ def test_explaining_gives_ids_as_text_and_marks_what_is_shared(tmp_path):
         assert refused.error
     # The maps of a newer bundle do not explain the answers of the older one.
     small_model().export(tmp_path / "bundle")
-    client = AsgiClient(create_app(live))
+    client = AsgiClient(create_app(live, options=RetrievalOptions(explain=True)))
     assert client.get("/v1/explain").error == "the bundle is being replaced; try again"
     live.refresh()
     assert client.get("/v1/explain").status == 200

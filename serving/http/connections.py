@@ -1,0 +1,142 @@
+"""HTTP connections with bounds: bytes and time of a request's head, time to read an answer, and their number.
+
+uvicorn bounds the requests that run (`limit_concurrency`), idle connections (`timeout_keep_alive`) and, with h11 alone, the head's bytes.
+With httptools a connection may send a head of any size for any time. `bounded_protocol` gives that protocol these bounds:
+
+    uvicorn.Config(app, http=bounded_protocol(ConnectionLimits()), ws="none")
+
+Bodies are bounded by `serving.http.gate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from serving.http.gate import error_body
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Bounds of a server's connections."""
+
+    max_connections: int = 512
+    """Open ones. A process may have 1024 open files by default on Linux, and each connection is one."""
+    max_header_bytes: int = 32 * 2**10
+    """Request line and headers together; also what a chunked body may hold between two pieces, and behind the last."""
+    header_timeout_s: float = 10.0
+    """From the connection, or from the first byte of a later request, to the end of its headers."""
+    write_timeout_s: float = 30.0
+    """How long a client may leave an answer unread."""
+    keep_alive_s: int = 5
+    """Between an answer and the first byte of the next request."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection. Subclasses made by `bounded_protocol` have the limits of one server."""
+
+    limits: ClassVar[ConnectionLimits]
+    # Connections that have not sent a whole head yet, oldest first.
+    without_request: ClassVar[dict[BoundedProtocol, None]]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._n_overhead = 0  # Bytes since the last request, or piece of a body, that was complete.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections and not self._take_place():
+            self._refuse(503, "too many connections; try again", retry=True)
+            return
+        self.without_request[self] = None
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.without_request.pop(self, None)
+        self._head_timer = _cancelled(self._head_timer)
+        self._write_timer = _cancelled(self._write_timer)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._n_overhead += len(data)
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._start_head_timer()
+        super().data_received(data)
+        if self._n_overhead > self.limits.max_header_bytes and not self.transport.is_closing():
+            self._refuse(431, f"the request's head is larger than {self.limits.max_header_bytes} bytes")
+
+    def on_headers_complete(self) -> None:
+        self._head_timer = _cancelled(self._head_timer)
+        self.without_request.pop(self, None)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._n_overhead = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._n_overhead = 0
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.limits.write_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._write_timer = _cancelled(self._write_timer)
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        # close() would wait for a client that does not read its answer.
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg)
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self.limits.header_timeout_s, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        if self._n_overhead:
+            self._refuse(408, f"the request's head did not arrive within {self.limits.header_timeout_s:g} s")
+        else:
+            self.transport.close()
+
+    def _take_place(self) -> bool:
+        """Close the oldest connection that has not sent a request; whether there was one."""
+        oldest = next(iter(self.without_request), None)
+        if oldest is None:
+            return False
+        self.without_request.pop(oldest)
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+        return True
+
+    def _refuse(self, status: int, message: str, *, retry: bool = False) -> None:
+        body = error_body(message)
+        again = b"retry-after: 1\r\n" if retry else b""
+        self.transport.write(
+            STATUS_LINE[status] + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body) + again
+            + b"connection: close\r\n\r\n" + body
+        )  # fmt: skip
+        self.transport.close()
+
+
+def bounded_protocol(limits: ConnectionLimits) -> type[BoundedProtocol]:
+    """The protocol class of one server, for uvicorn's option `http`."""
+    return type("ServerProtocol", (BoundedProtocol,), {"limits": limits, "without_request": {}})
+
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
