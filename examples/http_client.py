@@ -1,6 +1,6 @@
 """Asks a running `graphhash serve` for recommendations; Python's standard library alone.
 
-    graphhash serve out/bundle --no-ray
+    graphhash serve out/bundle
     python examples/http_client.py http://127.0.0.1:8000 42 43
 
 Ids are sent as numbers where they look like numbers; `--text` sends them as text.

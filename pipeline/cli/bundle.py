@@ -86,9 +86,10 @@ def check(bundle: str, provider: Literal["auto", "cpu", "cuda"], json_file: str 
     Ends with code 1 and one line at the first thing that is wrong.
     """
     from pipeline.bundles.check import check as findings_of
+    from pipeline.storage.uris import bundle_folder
 
     findings = []
-    for finding in findings_of(Path(bundle), provider):
+    for finding in findings_of(bundle_folder(bundle), provider):
         print(f"ok  {finding.what:<16} {finding.text}", flush=True)
         findings.append({"what": finding.what, "text": finding.text})
     write_json(json_file, findings)
@@ -143,9 +144,10 @@ def bench_serve(
     adds, and what requests of 1 and of 256 users leave behind (proportional set size).
     """
     from pipeline.bench.serving import BenchOptions, bench, draw, markdown_table, size_table
+    from pipeline.storage.uris import bundle_folder
 
     options = BenchOptions(provider=provider, threads=threads, k=k, n_requests=requests, seed=seed)
-    results = bench(Path(bundle), Path(against) if against else None, options=options)
+    results = bench(bundle_folder(bundle), bundle_folder(against) if against else None, options=options)
     header, *rows = size_table(results)
     print_table(header, rows)
     print()

@@ -24,6 +24,7 @@ from pipeline.cli.options import (
     write_json,
 )
 from pipeline.errors import ConfigError
+from pipeline.storage.uris import below
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
@@ -61,7 +62,7 @@ def run(dry_run: bool, **_: Any) -> None:
     _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
     out = config.run.remote or config.run.out
-    print(f"\nbundle: {out}/bundle\nreport: {out}/report.html")
+    print(f"\nbundle: {below(out, 'bundle')}\nreport: {below(out, 'report.html')}")
 
 
 @click.command(
@@ -210,7 +211,7 @@ def export(triton: str | None, **_: Any) -> None:
     outcome, config, json_file = _until("export")
     _print_metrics(outcome.metrics, config)
     write_json(json_file, outcome.metrics)
-    print(f"\nbundle: {config.run.remote or config.run.out}/bundle")
+    print(f"\nbundle: {below(config.run.remote or config.run.out, 'bundle')}")
     if triton is not None:
         from pipeline.bundles.triton import write_triton
 

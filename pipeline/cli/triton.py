@@ -39,6 +39,7 @@ def triton(bundle: str, out: str, name: str, k: int, gpu: bool, max_batch: int) 
     All batch requests dynamically. Start the server with `tritonserver --model-repository DIR`.
     """
     from pipeline.bundles.triton import write_triton
+    from pipeline.storage.uris import bundle_folder
 
-    for folder in write_triton(Path(bundle), Path(out), name=name, k=k, gpu=gpu, max_batch_size=max_batch):
+    for folder in write_triton(bundle_folder(bundle), Path(out), name=name, k=k, gpu=gpu, max_batch_size=max_batch):
         print(f"Triton model: {folder}")

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from graphhash.errors import first_line
 from pipeline.storage.atomic import FULL_DISK, PARTIAL
@@ -40,6 +40,14 @@ WHOLE_OBJECTS = ("s3", "gcs", "abfs")
 def is_uri(path: str) -> bool:
     """Whether a path is a URI, such as ``s3://bucket/log.parquet``."""
     return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
+
+
+def below(folder: str, name: str) -> str:
+    """The path or URI of a file or folder in a folder; the query of a URI, which says how the storage is reached, stays behind it."""
+    if not is_uri(folder):
+        return f"{folder.rstrip('/')}/{name}"
+    parts = urlsplit(folder)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
 def in_ray_job() -> bool:

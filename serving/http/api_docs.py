@@ -16,7 +16,9 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h2 { margin-top: 2.5rem; font-size: 1.15rem; overflow-wrap: anywhere; }
 code, pre { font-family: ui-monospace, monospace; font-size: .9rem; }
 pre { padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; background: color-mix(in srgb, currentColor 8%, transparent); }
-td, th { text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top; }
+td, th { text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top; overflow-wrap: anywhere; }
+th, td:first-child { overflow-wrap: normal; }
+@media (max-width: 34rem) { td, th { padding-right: .4rem; font-size: .875rem; } }
 """
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'",
@@ -123,5 +125,5 @@ def _type(schema: Mapping[str, Any]) -> str:
         return f"array of {most}{_type(schema.get('items', {}))}"
     name = schema.get("format") or (" or ".join(kind) if isinstance(kind, list) else kind)
     if "format" not in schema and ("minimum" in schema or "maximum" in schema):
-        name += f", {schema.get('minimum', '')} to {schema.get('maximum', 'any')}"
+        name += f" from {schema.get('minimum', '')}" + (f" to {schema['maximum']}" if "maximum" in schema else "")
     return name

@@ -58,8 +58,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.without_request.pop(self, None)
-        self._head_timer = _cancelled(self._head_timer)
-        self._write_timer = _cancelled(self._write_timer)
+        self._stop_head_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -73,7 +73,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(431, f"the request's head is larger than {self.limits.max_header_bytes} bytes")
 
     def on_headers_complete(self) -> None:
-        self._head_timer = _cancelled(self._head_timer)
+        self._stop_head_timer()
         self.without_request.pop(self, None)
         super().on_headers_complete()
 
@@ -91,7 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._write_timer = self.loop.call_later(self.limits.write_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._write_timer = _cancelled(self._write_timer)
+        self._stop_write_timer()
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -105,6 +105,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self.limits.header_timeout_s, self._head_is_late)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _head_is_late(self) -> None:
         if self._n_overhead:
@@ -135,8 +145,3 @@ class BoundedProtocol(HttpToolsProtocol):
 def bounded_protocol(limits: ConnectionLimits) -> type[BoundedProtocol]:
     """The protocol class of one server, for uvicorn's option `http`."""
     return type("ServerProtocol", (BoundedProtocol,), {"limits": limits, "without_request": {}})
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

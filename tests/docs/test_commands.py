@@ -18,7 +18,7 @@ from tests.docs.pages import ROOT, blocks, commands
 
 COMMANDS = [(block, command) for block in blocks("bash", "console") for command in commands(block)]
 # Programs of others, whose options are not checked here.
-OTHERS = {"pip", "python3", "ray", "source", "tritonserver", "wrk"}
+OTHERS = {"openssl", "pip", "python3", "ray", "source", "tritonserver", "wrk"}
 BODIES = {"/v1/recommend": RecommendRequest, "/v1/score": ScoreRequest}
 
 
@@ -51,7 +51,9 @@ def check_mlflow_run(words: list[str]) -> None:
 
 
 def check_request(words: list[str]) -> None:
-    """The body is JSON, of the shape that its path takes."""
+    """The body, if there is one, is JSON, of the shape that its path takes."""
+    if "-d" not in words:
+        return
     body = json.loads(words[words.index("-d") + 1])
     url = next(word for word in words if word.startswith("http"))
     path = "/" + url.split("/", 3)[3]

@@ -6,7 +6,6 @@ import html
 import http.client
 import json
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -27,10 +26,12 @@ from pipeline.cli import main as cli
 from pipeline.errors import ServeError
 from serving import BundleError
 from serving.http.answers import Limits
+from serving.http.app import RetrievalOptions
+from tests.helpers.browser import CHROMIUM, PHONE_WIDTH, on_a_phone
 from tests.helpers.http_server import on_a_thread, post, serve_command
 from tests.helpers.small_models import SmallModel, naive_answer, small_model
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EXPLAIN = RetrievalOptions(explain=True)
 
 
 def one_user(small: SmallModel) -> list:
@@ -80,7 +81,7 @@ def test_what_keeps_a_server_from_starting_is_one_line(tmp_path):
         ray_serve(ServeSettings(tmp_path, Limits()), "127.0.0.1", 0),
     ):
         pass
-    got = CliRunner().invoke(cli.app, ["serve", str(tmp_path / "bundle"), "--no-ray", "--replicas", "2"])
+    got = CliRunner().invoke(cli.app, ["serve", str(tmp_path / "bundle"), "--replicas", "2"])
     assert got.exit_code == 2
     assert "needs Ray Serve" in got.output
 
@@ -114,7 +115,7 @@ def test_no_request_fails_and_memory_stays_bounded_while_the_bundle_is_replaced(
             assert time.monotonic() < deadline, n_answers
             time.sleep(0.01)
 
-    with serve_command(tmp_path / "bundle", "--no-ray", "--watch", "0.05", "--provider", "cpu") as (url, pid):
+    with serve_command(tmp_path / "bundle", "--watch", "0.05", "--provider", "cpu") as (url, pid):
         threads = [threading.Thread(target=ask, args=(url,)) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -191,10 +192,10 @@ def rendered(url: str) -> str:
 def test_the_page_shows_a_users_items_and_buckets_and_nothing_that_ids_say_is_run(tmp_path):
     small = hostile_model("modulo")
     small.export(tmp_path / "bundle")
-    with on_a_thread(ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0)) as (host, port):
+    with on_a_thread(ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0, options=EXPLAIN)) as (host, port):
         user = HOSTILE[0]
         page = rendered(f"http://{host}:{port}/?user_id={urllib.parse.quote(user)}")
-        assert "<title>GraphHash: recommendations</title>" in page
+        assert "<title>GraphHash: user &lt;img src=x" in page
         assert page.count("<script>") == 1
         text = html.unescape(re.sub(r"<script>.*?</script>|<style>.*?</style>|<[^>]*>", "\n", page, flags=re.DOTALL))
         ids, scores, _ = naive_answer(small, user, 10, [])
@@ -210,6 +211,36 @@ def test_the_page_shows_a_users_items_and_buckets_and_nothing_that_ids_say_is_ru
         assert "is out of vocabulary: the OOV row answers." in unknown
         some = rendered(f"http://{host}:{port}/")
         assert "is in the vocabulary." in some
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@pytest.mark.parametrize("explain", [True, False])
+def test_a_phone_shows_the_whole_page_and_the_address_names_the_user(explain, tmp_path):
+    small = small_model(maps="modulo")
+    small.export(tmp_path / "bundle")
+    titles = {str(item): f"{'A very long title ' * 5}{item}" for item in small.items.ids.to_pylist()[:-1]}
+    options = RetrievalOptions(explain, titles)
+    best = [str(item) for item in naive_answer(small, 2**53 + 1, 3, [])[0]]
+    shown = "[...document.querySelectorAll('td.id')].map(cell => cell.lastChild.textContent)"
+    ask = "document.getElementById('user').value = '7'; document.getElementById('form').requestSubmit()"
+    later = "new Promise(done => setTimeout(() => done([location.search, document.title]), 1000))"
+    width = "document.documentElement.scrollWidth"
+    settings = ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0, options=options)
+    with on_a_thread(settings) as (host, port):
+        address = f"http://{host}:{port}"
+        visit = on_a_phone(f"{address}/?user_id={2**53 + 1}&k=3", width, shown, ask, later, "history.back()", later)
+        assert visit.console == []
+        assert visit.values[0] == PHONE_WIDTH
+        assert visit.values[1] == best
+        assert visit.values[3] == ["?k=3&user_id=7", "GraphHash: user 7"]
+        assert visit.values[5] == [f"?k=3&user_id={2**53 + 1}", f"GraphHash: user {2**53 + 1}"]
+        docs = on_a_phone(f"{address}/docs", width)
+        assert (docs.values, docs.console) == ([PHONE_WIDTH], [])
+        # Without explanations nobody is named who was not asked for.
+        nobody = on_a_phone(
+            f"{address}/", "document.querySelectorAll('td').length", "document.getElementById('random').hidden"
+        )
+        assert (nobody.values[0] > 0, nobody.values[1]) == (explain, not explain)
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_its_policy_lets_only_its_own_script_run(tmp_path):
