@@ -44,7 +44,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing GraphHash into $(VENV) (once, about 2 minutes and 3 GB) ..."
-	$(call install,.)
+	$(call install,".[all]")
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt $(VENV)/.installed
 	@echo "Installing what 'make $*' needs into $(VENV) ..."

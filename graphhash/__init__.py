@@ -101,11 +101,23 @@ _MODULE_OF = {
     "soft_maps": "graphhash.maps.soft_maps",
 }
 
+# What brings packages that only some names need.
+_EXTRAS = {"torch": "train", "pyarrow": "storage"}
+
 
 def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'graphhash' has no attribute {name!r}")
-    value = getattr(import_module(_MODULE_OF[name]), name)
+    try:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        raise ModuleNotFoundError(
+            f"graphhash.{name} needs {error.name}, which is not installed; pip install 'graphhash[{extra}]'",
+            name=error.name,
+        ) from None
     globals()[name] = value
     return value
 

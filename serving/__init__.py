@@ -46,4 +46,12 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'serving' has no attribute {name!r}")
-    return getattr(import_module(f"serving.{_MODULES[name]}"), name)
+    try:
+        return getattr(import_module(f"serving.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        raise ModuleNotFoundError(
+            f"serving.{name} needs onnxruntime, which is not installed; pip install 'graphhash[serve]', or 'graphhash[serve-gpu]' for CUDA",
+            name=error.name,
+        ) from None

@@ -37,6 +37,7 @@ PIPELINE_ROWS = (
     ("storage", "config"),
     ("progress",),
     ("errors",),
+    ("extras",),
     ("__init__",),
 )
 GRAPHHASH_ROWS = (

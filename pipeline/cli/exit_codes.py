@@ -18,6 +18,7 @@ from typing import NoReturn
 import click
 
 from pipeline.errors import ConfigError
+from pipeline.extras import remedy
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 
@@ -53,9 +54,10 @@ def exit_codes() -> Iterator[None]:
             # Ray hands on a task's error as a subclass whose text is the remote traceback; `cause` is the error itself.
             cause = getattr(error, "cause", None)
             cause = cause if isinstance(cause, Exception) else error
-            if os.environ.get("GRAPHHASH_DEBUG") == "1" or not _is_expected(cause):
+            missing = remedy(cause) if isinstance(cause, ModuleNotFoundError) else None
+            if os.environ.get("GRAPHHASH_DEBUG") == "1" or (missing is None and not _is_expected(cause)):
                 raise
-            _fail(str(cause), 1)
+            _fail(missing or str(cause), 1)
 
 
 @contextmanager

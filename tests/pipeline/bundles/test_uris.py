@@ -74,13 +74,13 @@ def _answers_from_the_newer_one(client: AsgiClient, before: dict, tmp_path, uri:
     """The server looks at the URI, too."""
     newer = small_model(item_bias=False)
 
-    async def wait() -> None:
+    async def wait() -> dict:
         async with client.app.router.lifespan_context(client.app):
             await asyncio.to_thread(put, newer, tmp_path / "newer", uri)
             async with asyncio.timeout(60):
                 while (await client.request("GET", "/readyz")).json()["bundle"] == before["bundle"]:
                     await asyncio.sleep(0.05)
+            return (await client.request("POST", "/v1/recommend", b'{"user_ids": [3]}')).json()
 
-    client.run(wait())
-    items = client.post("/v1/recommend", {"user_ids": [3]}).json()["results"][0]["items"]
+    items = client.run(wait())["results"][0]["items"]
     assert [item["item_id"] for item in items] == naive_answer(newer, 3, 20, [])[0]

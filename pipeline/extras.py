@@ -1,0 +1,35 @@
+"""Which extra of the package brings a module that is not installed."""
+
+from __future__ import annotations
+
+EXTRAS = {
+    "annotated_types": "train",
+    "click": "train",
+    "fastapi": "serve",
+    "httptools": "serve",
+    "jinja2": "train",
+    "matplotlib": "train",
+    "mlflow": "mlflow",
+    "onnx": "train",
+    "onnxruntime": "serve",
+    "onnxscript": "train",
+    "optuna": "train",
+    "pandas": "train",
+    "prometheus_client": "serve",
+    "psutil": "train",
+    "pyarrow": "storage",
+    "pydantic": "train",
+    "ray": "ray",
+    "starlette": "serve",
+    "torch": "train",
+    "tqdm": "train",
+    "uvicorn": "serve",
+}
+
+
+def remedy(error: ModuleNotFoundError) -> str | None:
+    """One line with the extra to install, for a module of another package; None for a module of ours or one that no extra brings."""
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRAS:
+        return None
+    return f"{module} is not installed; pip install 'graphhash[{EXTRAS[module]}]', or graphhash[all] for everything"
