@@ -228,7 +228,7 @@ def _import_ray_serve() -> Any:
         from ray import serve
     except ImportError as error:
         raise ServeError(
-            f"Ray Serve cannot be imported ({error.name or error} is missing); install graphhash again, or serve with --no-ray"
+            f"Ray Serve cannot be imported ({error.name or error} is missing); pip install 'graphhash[ray]', or serve without --ray"
         ) from error
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     return serve

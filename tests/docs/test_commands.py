@@ -18,7 +18,7 @@ from tests.docs.pages import ROOT, blocks, commands
 
 COMMANDS = [(block, command) for block in blocks("bash", "console") for command in commands(block)]
 # Programs of others, whose options are not checked here.
-OTHERS = {"openssl", "pip", "python3", "ray", "source", "tritonserver", "wrk"}
+OTHERS = {"docker", "openssl", "pip", "python3", "ray", "source", "tritonserver", "wrk"}
 BODIES = {"/v1/recommend": RecommendRequest, "/v1/score": ScoreRequest}
 
 
