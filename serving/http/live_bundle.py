@@ -36,6 +36,7 @@ MAX_RETRY_S = 300.0
 
 # Name, size, time and number of each file: what changes when a folder is replaced or written to.
 Fingerprint = tuple[tuple[str, int, int, int], ...]
+_UNREACHABLE = "looking for a newer bundle failed "
 Model = TypeVar("Model", bound=BundleModel)
 
 
@@ -88,8 +89,10 @@ class LiveBundle(Generic[Model]):
                 try:
                     self._fetch()
                 except Exception as error:  # Such as a network that is away; the next look may find it.
-                    self.refused = f"looking for a newer bundle failed ({first_line(error)})"
+                    self.refused = _UNREACHABLE + f"({first_line(error)})"
                     return None
+                if (self.refused or "").startswith(_UNREACHABLE):
+                    self.refused = None
             seen = _fingerprint(self.path)
             if not any(name == MANIFEST for name, *_ in seen):
                 return None

@@ -12,7 +12,9 @@ from pyarrow.fs import FileSystem
 from pipeline.bundles.serve import ServeSettings, build_app
 from pipeline.cli import main as cli
 from pipeline.storage.uris import below, upload
+from serving import Retriever
 from serving.http.answers import Limits
+from serving.http.live_bundle import LiveBundle
 from tests.helpers.asgi_client import AsgiClient
 from tests.helpers.s3 import s3_bucket
 from tests.helpers.small_models import SmallModel, naive_answer, small_model
@@ -84,3 +86,21 @@ def _answers_from_the_newer_one(client: AsgiClient, before: dict, tmp_path, uri:
 
     items = client.run(wait())["results"][0]["items"]
     assert [item["item_id"] for item in items] == naive_answer(newer, 3, 20, [])[0]
+
+
+def test_storage_that_cannot_be_reached_leaves_the_bundle_in_use(tmp_path):
+    small_model().export(tmp_path / "bundle")
+    faults = [OSError("no network")]
+
+    def fetch() -> None:
+        if faults:
+            raise faults[0]
+
+    live = LiveBundle(Retriever, tmp_path / "bundle", "cpu", 1, fetch=fetch)
+    before = live.current
+    assert live.refresh() is None
+    assert live.current is before
+    assert live.refused == "looking for a newer bundle failed (no network)"
+    faults.clear()
+    assert live.refresh() is None
+    assert live.refused is None

@@ -11,9 +11,11 @@ import urllib.request
 import numpy as np
 import pytest
 
-from pipeline.bundles.serve import ServeSettings
+from pipeline.bundles.serve import ServeSettings, build_app
+from pipeline.errors import ServeError
 from serving import Scorer
 from serving.http.answers import Limits
+from serving.http.app import RetrievalOptions
 from serving.http.ctr_app import create_ctr_app
 from serving.http.live_bundle import LiveBundle
 from tests.helpers.asgi_client import AsgiClient
@@ -70,6 +72,11 @@ def test_a_time_may_be_given_for_its_parts(client):
     del log["hour_hour"]
     for hours in ([14102113, None], ["14102113", ""]):
         assert client.post("/v1/predict", {"rows": as_rows(log | {"hour": hours})}).json()["probabilities"] == expected
+
+
+def test_options_of_retrieval_are_refused(bundle):
+    with pytest.raises(ServeError, match="a CTR bundle, which has neither explanations nor titles"):
+        build_app(ServeSettings(bundle, Limits(), "cpu", options=RetrievalOptions(explain=True)))
 
 
 def with_value(name, value):
