@@ -343,10 +343,10 @@ def load(options: dict[str, Any]) -> RunConfig:
 
     out, remote = place(options["out"], options["work"])
     requested = {name: value for name, value in options.items() if name in KEYS and value is not None}
-    requested |= _csv_settings(options)
-    for name in ("method", "levels", "k", "columns"):
+    requested |= csv_settings(options)
+    for name in ("method", "levels", "k"):
         if name in requested:
-            requested[name] = tuple(part.strip() for part in requested[name].split(",") if part.strip())
+            requested[name] = _parts(requested[name])
     for name in ("data", "user_features", "item_features", "schema"):
         if requested.get(name) and not is_uri(requested[name]):
             requested[name] = str(Path(requested[name]).absolute())
@@ -369,8 +369,8 @@ def load(options: dict[str, Any]) -> RunConfig:
     return RunConfig.from_flat(config.flat() | {"run.remote": remote})
 
 
-def _csv_settings(options: Mapping[str, Any]) -> dict[str, str]:
-    """Settings of csv files that are not written as the options are.
+def csv_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of csv files that are not written as the options are; `columns` is None with `--header yes`.
 
     Raises:
         ConfigError: `--header` and `--columns` contradict each other.
@@ -378,8 +378,15 @@ def _csv_settings(options: Mapping[str, Any]) -> dict[str, str]:
     header, columns = options.get("header"), options.get("columns")
     if (header == "no") != bool(columns) and (header is not None or columns is not None):
         raise ConfigError("--header no and --columns go together: give the names of all columns, or leave both out")
-    separator = options.get("separator")
-    return {"separator": "\t"} if separator in ("tab", "\\t") else {}
+    settings: dict[str, Any] = {"separator": "\t"} if options.get("separator") in ("tab", "\\t") else {}
+    if header is not None:
+        settings["columns"] = _parts(columns) if columns else None
+    return settings
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    """The parts of a list between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def place(out: str, work: str | None) -> tuple[Path, str | None]:

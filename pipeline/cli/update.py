@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.options import Epilog, write_json
-from pipeline.config.choices import FORMATS
+from pipeline.cli.options import Epilog, csv_settings, write_json
+from pipeline.config.choices import FORMATS, ID_KINDS
 
 if TYPE_CHECKING:
     from pipeline.updates.update import UpdateResult
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     epilog="""
 graphhash update out today.parquet
 graphhash update out 'logs/2024-06-*.csv' --user-column uid --item-column sku
+graphhash update out today.csv --separator ';' --header no --columns user_id,item_id
 graphhash update out today.parquet --refit --json figures.json
 """,
 )
@@ -27,8 +28,14 @@ graphhash update out today.parquet --refit --json figures.json
 @click.option("--format", type=click.Choice(FORMATS), help="Format of the new log.  [the run's]")
 @click.option("--user-column", metavar="NAME", help="Column of user ids.  [the run's]")
 @click.option("--item-column", metavar="NAME", help="Column of item ids.  [the run's]")
-@click.option("--separator", metavar="CHAR", help="csv: the character between fields.  [the run's]")
+@click.option("--user-kind", type=click.Choice(ID_KINDS), help="Type of the user ids, which is the run's.  [the run's]")
+@click.option("--item-kind", type=click.Choice(ID_KINDS), help="Type of the item ids, which is the run's.  [the run's]")
+@click.option("--separator", metavar="CHAR", help="csv: the character between fields, or tab.  [the run's]")
 @click.option("--encoding", metavar="NAME", help="csv: the encoding of the text.  [the run's]")
+@click.option(
+    "--header", type=click.Choice(("yes", "no")), help="csv: no: no header; give --columns.  [as the run's log]"
+)
+@click.option("--columns", metavar="NAME[,NAME]...", help="csv without a header: the names of its columns, in order.")
 @click.option("--weight-column", metavar="NAME", help="Column of weights.  [the run's]")
 @click.option(
     "--bad-rows", type=click.Choice(("error", "skip")), help="skip: leave bad rows out, counted.  [the run's]"
@@ -68,7 +75,8 @@ def update(
     from pipeline.storage.uris import fetch, is_uri
     from pipeline.updates.update import update as fold_in
 
-    given = {key: value for key, value in data.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in data.items() if value is not None and key != "header"}
+    given |= csv_settings(data)
     with held_folder(run) as folder:
         log = str(fetch(log, folder / ".source")) if is_uri(log) else log
         result = fold_in(folder, log, method=method, data=given, refit=(held_out, seed) if refit else None)

@@ -54,7 +54,7 @@ def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> N
     """Read all files of a log, whatever the run's split.
 
     Args:
-        data: format, columns, ``positive_from`` and ``bad_rows``.
+        data: format, columns and how csv is written, ``positive_from`` and ``bad_rows``.
         known: the run's ids, by side.
 
     Raises:
@@ -63,7 +63,7 @@ def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> N
     sources = skip_empty(find_sources(path, data.format, layout=CsvFormat.of(data)), path)
     columns = Columns.of(data)
     chunks = cut_chunks(sources)
-    kinds = _kinds(sources, columns, known)
+    kinds = _kinds(sources, columns, data, known)
     columns = replace(columns, user_kind=kinds[0], item_kind=kinds[1])
     ids: dict[str, list[pa.Array]] = {side: [] for side in SIDES}
     weights: list[NDArray[np.floating]] = []
@@ -93,11 +93,18 @@ def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> N
     return NewLog(vocabularies, {side: len(known[side]) for side in SIDES}, graph, n_rejected, _sha256(sources))
 
 
-def _kinds(sources: list[Source], columns: Columns, known: dict[str, Vocabulary]) -> list[Literal["int64", "string"]]:
+def _kinds(
+    sources: list[Source], columns: Columns, data: DataConfig, known: dict[str, Vocabulary]
+) -> list[Literal["int64", "string"]]:
     """Types of the ids: those of the run, whatever type the files have."""
     kinds = [known[side].kind for side in SIDES]
+    for side, key, kind in zip(SIDES, ("user_kind", "item_kind"), kinds, strict=True):
+        if getattr(data, key) not in ("auto", kind):
+            raise DataError(
+                f"{key}={getattr(data, key)} contradicts the run, whose {side} are {kind}; leave it out (--{key.replace('_', '-')})"
+            )
+    find_kinds(sources, columns, (kinds[0], kinds[1]))  # Columns are there, and can be ids.
     for source in sources:
-        find_kinds([source], columns)  # Columns are there, and can be ids.
         for side, name, kind, whole in zip(
             SIDES, (columns.user, columns.item), kinds, holds_whole_numbers(source, columns), strict=True
         ):
