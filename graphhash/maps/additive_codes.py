@@ -1,15 +1,14 @@
 """Additive codes: every vector is the sum of one codeword out of each of several codebooks (Babenko and Lempitsky, CVPR 2014).
 
 A code takes one byte, and vectors of users and items share the codebooks. In product quantization a codebook covers a part of the
-dimensions alone. Here every codeword has all dimensions, so that fewer codes describe a vector as well.
+dimensions alone. Here a codeword has more of them, up to all, so that fewer codes describe a vector as well. Many codes of a vector are in
+groups: each group has its part of the dimensions. The beam search then has few codes to choose together, and the codewords are short.
 
 Codewords start from residual quantization: the k-means of what the codebooks before leave. Then codes and codewords are found in turns:
 codes by a beam search, codewords by least squares (Babenko and Lempitsky, section 3).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,9 @@ from scipy.sparse import csr_array
 
 from graphhash.errors import ArgumentError
 from graphhash.maps import _kernels
-from graphhash.maps.bucket_map import BLOCK_ROWS, BucketMap
+from graphhash.maps.quantization import rounded
+from graphhash.maps.vector_codes import MAX_CODEWORDS, VectorCodes
 
-# The last two rows of a block are read by out-of-vocabulary entries.
-N_CODEWORDS = BLOCK_ROWS - 2
 # Codes of Gowalla's vectors, 8 of them: a beam of 8 leaves a squared error of 0.180, and more of them hardly less.
 BEAM = 8
 # Vectors that the first codewords are made from.
@@ -33,65 +31,71 @@ RIDGE = 1e-2
 BLOCK_DISTANCES = 2**24
 
 
-@dataclass(frozen=True)
-class AdditiveCodes:
-    """Codes of vectors, and the codewords that they stand for.
-
-    Args:
-        codes: uint8, shape (n, n_codes), below N_CODEWORDS.
-        codewords: float32, shape (n_codes, N_CODEWORDS, dim).
-    """
-
-    codes: NDArray[np.uint8]
-    codewords: NDArray[np.float32]
-
-    def decode(self) -> NDArray[np.float32]:
-        """The vectors that the codes stand for, float32, shape (n, dim)."""
-        total = np.zeros((len(self.codes), self.codewords.shape[2]), np.float32)
-        for book, words in enumerate(self.codewords):
-            total += words[self.codes[:, book]]
-        return total
-
-
 def additive_codes(
-    vectors: NDArray[np.float32], n_codes: int, *, rounds: int = 2, beam: int = BEAM, seed: int = 0
-) -> AdditiveCodes:
+    vectors: NDArray[np.float32],
+    n_codes: int,
+    *,
+    n_groups: int = 1,
+    rounds: int = 2,
+    beam: int = BEAM,
+    precision: str = "int8",
+    seed: int = 0,
+) -> VectorCodes:
     """Find codes and codewords with a small sum of squared errors.
 
     Args:
         vectors: float32, shape (n, dim).
         n_codes: codes, of one byte, per vector.
+        n_groups: groups of dimensions, each with as many of the codes; divides ``dim`` and ``n_codes``.
         rounds: turns of codes and codewords after the start.
         beam: partial codes that the search keeps.
+        precision: in which codewords will be stored; they are rounded to it before vectors get their last codes.
         seed: draws the sample and the first codewords.
 
     Raises:
-        ArgumentError: ``n_codes`` or ``beam`` is below 1, ``rounds`` is negative, or a vector is not finite.
+        ArgumentError: ``n_codes``, ``n_groups`` or ``beam`` is below 1 or does not fit, ``rounds`` is negative, or a vector is not finite.
     """
+    dim = vectors.shape[1]
     if n_codes < 1 or beam < 1 or rounds < 0:
         raise ArgumentError(f"n_codes={n_codes} and beam={beam} must be at least 1, and rounds={rounds} at least 0")
+    if n_groups < 1 or n_codes % n_groups or dim % n_groups:
+        raise ArgumentError(f"n_groups={n_groups} must divide n_codes={n_codes} and the dim {dim}")
     if not np.isfinite(vectors).all():
         raise ArgumentError("vectors must be finite")
     rng = np.random.default_rng(seed)
-    sample = vectors[rng.permutation(len(vectors))[:SAMPLE]]
-    codewords = _residual_codewords(sample, n_codes, rng)
-    codes = encode(vectors, codewords, beam=beam)
-    for _ in range(rounds):
-        codewords = fit_codewords(vectors, codes)
-        codes = encode(vectors, codewords, beam=beam)
-    return AdditiveCodes(codes, codewords)
+    sample = rng.permutation(len(vectors))[:SAMPLE]
+    parts = []
+    for group in np.split(vectors, n_groups, axis=1):
+        group = np.ascontiguousarray(group)
+        codewords = _residual_codewords(group[sample], n_codes // n_groups, rng)
+        for _ in range(rounds):
+            codewords = fit_codewords(group, _encode(group, codewords, beam))
+        words = rounded(codewords.reshape(-1, dim // n_groups), precision).reshape(codewords.shape)
+        parts.append((_encode(group, words, beam), words))
+    codes, books = (
+        np.concatenate(arrays, axis=axis) for arrays, axis in zip(zip(*parts, strict=True), (1, 0), strict=True)
+    )
+    return VectorCodes(codes, books, n_groups, precision=precision, shared=True)
 
 
-def encode(vectors: NDArray[np.float32], codewords: NDArray[np.float32], *, beam: int = BEAM) -> NDArray[np.uint8]:
-    """Codes with a small squared error, by a beam search over the codebooks in their order.
+def encode(
+    vectors: NDArray[np.float32], codebooks: NDArray[np.float32], n_groups: int = 1, *, beam: int = BEAM
+) -> NDArray[np.uint8]:
+    """Codes with a small squared error, group by group, by a beam search over the group's codebooks in their order.
 
     Args:
         vectors: float32, shape (n, dim).
-        codewords: float32, shape (n_codes, N_CODEWORDS, dim).
-        beam: partial codes that are kept of every vector; 1 takes the best codeword of every book in turn.
+        codebooks: as in ``graphhash.maps.vector_codes.VectorCodes``.
+        beam: partial codes that are kept of every vector; 1 takes the best codeword of every codebook in turn.
 
     Returns: uint8, shape (n, n_codes).
     """
+    groups = zip(np.split(vectors, n_groups, axis=1), np.split(codebooks, n_groups), strict=True)
+    return np.concatenate([_encode(np.ascontiguousarray(part), words, beam) for part, words in groups], axis=1)
+
+
+def _encode(vectors: NDArray[np.float32], codewords: NDArray[np.float32], beam: int) -> NDArray[np.uint8]:
+    """Codes of one group, uint8, shape (n, n_codes); codewords of shape (n_codes, n_codewords, dim)."""
     codes = np.empty((len(vectors), len(codewords)), np.uint8)
     block = max(1, BLOCK_DISTANCES // (beam * codewords.shape[1]))
     for start in range(0, len(vectors), block):
@@ -125,18 +129,18 @@ def fit_codewords(vectors: NDArray[np.float32], codes: NDArray[np.uint8]) -> NDA
         vectors: float32, shape (n, dim).
         codes: uint8, shape (n, n_codes).
 
-    Returns: float32, shape (n_codes, N_CODEWORDS, dim).
+    Returns: float32, shape (n_codes, MAX_CODEWORDS, dim).
     """
     n, n_codes = codes.shape
-    columns = (codes + N_CODEWORDS * np.arange(n_codes)).ravel()
+    columns = (codes + MAX_CODEWORDS * np.arange(n_codes)).ravel()
     reads = csr_array(
         (np.ones(n * n_codes, np.float32), columns, np.arange(0, n * n_codes + 1, n_codes)),
-        shape=(n, n_codes * N_CODEWORDS),
+        shape=(n, n_codes * MAX_CODEWORDS),
     )
     products = (reads.T @ reads).toarray().astype(np.float64)
     products[np.diag_indices_from(products)] += RIDGE
     words = cho_solve(cho_factor(products), (reads.T @ vectors).astype(np.float64))
-    return words.astype(np.float32).reshape(n_codes, N_CODEWORDS, -1)
+    return words.astype(np.float32).reshape(n_codes, MAX_CODEWORDS, -1)
 
 
 def _residual_codewords(sample: NDArray[np.float32], n_codes: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -149,17 +153,17 @@ def _residual_codewords(sample: NDArray[np.float32], n_codes: int, rng: np.rando
 
 
 def _kmeans(vectors: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """N_CODEWORDS centres of vectors; some of fewer vectors than that repeat."""
-    centres = vectors[rng.choice(len(vectors), N_CODEWORDS, replace=len(vectors) < N_CODEWORDS)]
+    """MAX_CODEWORDS centres of vectors; some of fewer vectors than that repeat."""
+    centres = vectors[rng.choice(len(vectors), MAX_CODEWORDS, replace=len(vectors) < MAX_CODEWORDS)]
     for _ in range(KMEANS_ROUNDS):
         nearest = _nearest(vectors, centres)
-        counts = np.bincount(nearest, minlength=N_CODEWORDS)
+        counts = np.bincount(nearest, minlength=MAX_CODEWORDS)
         sums = csr_array(
-            (np.ones(len(vectors), np.float32), (nearest, np.arange(len(vectors)))), shape=(N_CODEWORDS, len(vectors))
+            (np.ones(len(vectors), np.float32), (nearest, np.arange(len(vectors)))), shape=(MAX_CODEWORDS, len(vectors))
         )
         means = (sums @ vectors) / np.maximum(counts, 1)[:, None]
         # A centre that is nobody's nearest starts again somewhere else.
-        centres = np.where(counts[:, None] > 0, means, vectors[rng.integers(len(vectors), size=N_CODEWORDS)])
+        centres = np.where(counts[:, None] > 0, means, vectors[rng.integers(len(vectors), size=MAX_CODEWORDS)])
         centres = centres.astype(np.float32)
     return centres
 
@@ -171,29 +175,3 @@ def _nearest(vectors: NDArray[np.float32], centres: NDArray[np.float32]) -> NDAr
     for start in range(0, len(vectors), block):
         nearest[start : start + block] = (half_squares - vectors[start : start + block] @ centres.T).argmin(1)
     return nearest
-
-
-def code_maps(users: NDArray[np.uint8], items: NDArray[np.uint8]) -> tuple[BucketMap, BucketMap]:
-    """Bucket maps of users and items that read one table of codewords: :func:`codeword_table`.
-
-    Args:
-        users, items: codes, uint8, shapes (n_users, n_codes) and (n_items, n_codes).
-
-    Raises:
-        ArgumentError: a code is N_CODEWORDS or more.
-    """
-    n_codes = users.shape[1]
-    maps = []
-    for oov_place, codes in ((N_CODEWORDS, users), (N_CODEWORDS + 1, items)):
-        if codes.max() >= N_CODEWORDS:
-            raise ArgumentError(f"codes go up to {codes.max()}, a codebook has {N_CODEWORDS} codewords")
-        places = np.concatenate([codes.astype(np.int32), np.full((1, n_codes), oov_place, np.int32)])
-        rows = places + (BLOCK_ROWS * np.arange(n_codes)).astype(np.int32)
-        maps.append(BucketMap(rows, BLOCK_ROWS * n_codes, "additive", shared=True))
-    return maps[0], maps[1]
-
-
-def codeword_table(codewords: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The table that :func:`code_maps` read: a block of BLOCK_ROWS rows per codebook, float32; rows of OOV entries are zero."""
-    blocks = np.pad(codewords, ((0, 0), (0, BLOCK_ROWS - N_CODEWORDS), (0, 0)))
-    return np.ascontiguousarray(blocks.reshape(-1, codewords.shape[2]))

@@ -4,16 +4,12 @@ One representation serves every method. A map holds the same number of row indic
 stands for out-of-vocabulary (OOV) ids. The embedding of an id is ``sum_j weights[id, j] * table[rows[id, j]]``; a plain hash has one index
 per id, of weight 1. Models read the map and do not depend on how it was made.
 
-Weights are stored as one byte per id: its code in a weight codebook of at most 256 rows (``graphhash.maps.codebook``). Without a codebook
-all weights are 1. Several indices without a codebook have a block of 256 table rows each, and a row is stored in one byte, its place in the
-block: additive codes (``graphhash.maps.additive_codes``).
+Weights are stored as one byte per id: its code in a weight codebook of at most 256 rows (``graphhash.maps.codebook``).
 
 Maps are made in ``graphhash.maps.hashes`` (hashing baselines), ``graphhash.maps.community_maps`` and ``graphhash.maps.soft_maps``.
 
 The last row of every table is the OOV row. It is not trained; the trainer sets it to the interaction-weighted mean vector, so an OOV id is
 scored like the average one. Users and items may read one table (``shared``); its last two rows are then the OOV rows of users and items.
-In a table of blocks, the last two rows of every block are read by the OOV entries alone: the first block's hold the mean vectors, and those
-of the other blocks are zero.
 """
 
 from __future__ import annotations
@@ -31,8 +27,6 @@ from graphhash.errors import ArgumentError, DataError
 
 FORMAT_VERSION = 2
 MAX_CODES = 256
-# Table rows of an index whose rows are stored in one byte.
-BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +67,7 @@ class BucketMap:
         if self.codebook is not None:
             self._check_codebook(self.codebook, self.codes)
         elif self.indices_per_id > 1:
-            self._check_blocks()
-            return
+            raise ArgumentError(f"a map of {self.indices_per_id} indices per id needs a codebook: OOV ids read one row")
         first_oov = self.n_buckets - (2 if self.shared else 1)
         if self.oov_row < first_oov or self.weights[-1, 0] != 1 or self.weights[-1, 1:].any():
             raise ArgumentError(
@@ -101,24 +94,6 @@ class BucketMap:
         if not np.isfinite(codebook).all():
             raise ArgumentError("the codebook must hold finite numbers")
 
-    def _check_blocks(self) -> None:
-        """Several indices without weights: each has a block of the table, whose last two rows are for OOV entries."""
-        blocks = BLOCK_ROWS * np.arange(self.indices_per_id)
-        local = self.rows - blocks
-        if self.n_buckets != BLOCK_ROWS * self.indices_per_id or local.min() < 0 or local.max() >= BLOCK_ROWS:
-            raise ArgumentError(
-                f"a map of {self.indices_per_id} indices per id needs a codebook, or a block of {BLOCK_ROWS} table rows for every index"
-            )
-        if local[:-1].max() >= BLOCK_ROWS - 2 or np.ptp(local[-1]) or local[-1, 0] < BLOCK_ROWS - 2:
-            raise ArgumentError(
-                f"the last two rows of every block of {BLOCK_ROWS} are for OOV entries, which read the same one of every block"
-            )
-
-    @property
-    def has_blocks(self) -> bool:
-        """Every index reads a block of BLOCK_ROWS table rows of its own, and all weights are 1."""
-        return self.codebook is None and self.indices_per_id > 1
-
     @property
     def weights(self) -> NDArray[np.float32]:
         """Weight of every index, float32, of the shape of ``rows``; computed at every call."""
@@ -144,17 +119,8 @@ class BucketMap:
 
     @property
     def rows_dtype(self) -> np.dtype:
-        """Type in which rows are stored: uint8, the place in the block, where the table has blocks; uint16 for tables of at most 65,536
-        rows; else int32."""
-        if self.has_blocks:
-            return np.dtype(np.uint8)
+        """Type in which rows are stored: uint16 for tables of at most 65,536 rows, else int32."""
         return np.dtype(np.uint16 if self.n_buckets <= 2**16 else np.int32)
-
-    @property
-    def stored_rows(self) -> NDArray:
-        """The rows as they are stored, in :attr:`rows_dtype`, shape (n_ids + 1, indices_per_id)."""
-        rows = self.rows - BLOCK_ROWS * np.arange(self.indices_per_id) if self.has_blocks else self.rows
-        return rows.astype(self.rows_dtype)
 
     @property
     def nbytes(self) -> int:
@@ -183,7 +149,7 @@ class BucketMap:
             "shared": np.bool_(self.shared),
         }
         if not self.identity:
-            arrays["rows"] = self.stored_rows
+            arrays["rows"] = self.rows.astype(self.rows_dtype)
         if self.codebook is not None and self.codes is not None:
             arrays |= {"codebook": self.codebook, "codes": self.codes}
         with open(path, "wb") as file:
@@ -207,8 +173,6 @@ class BucketMap:
                 shape = tuple(arrays["shape"])
                 identity = "rows" not in arrays
                 rows = np.arange(shape[0], dtype=np.int32)[:, None] if identity else arrays["rows"].astype(np.int32)
-                if not identity and arrays["rows"].dtype == np.uint8:
-                    rows = rows + (BLOCK_ROWS * np.arange(rows.shape[1])).astype(np.int32)
                 codebook, codes = (arrays.get(name) for name in ("codebook", "codes"))
                 n_buckets, method, shared = int(arrays["n_buckets"]), str(arrays["method"]), bool(arrays["shared"])
                 return cls(rows, n_buckets, method, identity, codebook, codes, shared)

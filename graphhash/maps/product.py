@@ -6,49 +6,21 @@ vectors share. The k-means is that of FAISS, the package ``faiss-cpu``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphhash.errors import ArgumentError
+from graphhash.maps.vector_codes import VectorCodes
 
-MAX_CODEWORDS = 256
 # Distances to all codewords of so many vectors are in memory at a time: 64 MiB.
 _BLOCK = 2**16
 
 
-@dataclass(frozen=True, eq=False)
-class ProductCodes:
-    """Product-quantized vectors.
-
-    Args:
-        codes: codeword of every chunk of every vector, uint8, shape (n_vectors, n_chunks).
-        codebooks: codewords of every chunk, float32, shape (n_chunks, n_codewords, dim / n_chunks).
-        rotation: what decoded vectors are multiplied with, orthogonal, float32, shape (dim, dim); None: nothing.
-    """
-
-    codes: NDArray[np.uint8]
-    codebooks: NDArray[np.float32]
-    rotation: NDArray[np.float32] | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of the decoded vectors."""
-        n_chunks, _, length = self.codebooks.shape
-        return len(self.codes), n_chunks * length
-
-    def decoded(self) -> NDArray[np.float32]:
-        """The vectors as they read, float32, shape (n_vectors, dim)."""
-        chunks = [book[code] for book, code in zip(self.codebooks, self.codes.T, strict=True)]
-        vectors = np.concatenate(chunks, axis=1)
-        return vectors if self.rotation is None else vectors @ self.rotation
-
-
 def product_quantize(
     vectors: NDArray[np.float32], n_chunks: int, *, rotated: bool = False, n_trained: int | None = None, seed: int
-) -> ProductCodes:
+) -> VectorCodes:
     """Product-quantize vectors; codebooks and rotation are rounded to float16 before vectors get their codes.
 
     Args:
@@ -82,7 +54,7 @@ def product_quantize(
     quantizer.train(trained)
     books = faiss.vector_to_array(quantizer.centroids).reshape(n_chunks, 2**n_bits, dim // n_chunks)
     books = books.astype(np.float16).astype(np.float32)
-    return ProductCodes(encode(vectors, books), books, rotation)
+    return VectorCodes(encode(vectors, books), books, n_chunks, rotation)
 
 
 def encode(vectors: NDArray[np.float32], codebooks: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -10,11 +10,12 @@ import torch
 from graphhash.errors import ArgumentError, did_you_mean
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.maps.vector_codes import MAX_CODEWORDS
 from graphhash.nn.cce import ClusteredEmbedding
+from graphhash.nn.codes import CodeEmbedding
 from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.dhe import DeepHashEmbedding
 from graphhash.nn.embedding import BucketEmbedding
-from graphhash.nn.product import ProductEmbedding
 from graphhash.nn.residual import ResidualEmbedding
 from graphhash.nn.robe import RobeEmbedding
 
@@ -66,14 +67,23 @@ def _bucket(side: Side) -> BucketEmbedding:
     return BucketEmbedding(side.bucket_map, side.dim, std=side.std, generator=side.generator, table=table)
 
 
-def _product(side: Side) -> ProductEmbedding:
-    return ProductEmbedding(
+def _product(side: Side) -> CodeEmbedding:
+    return CodeEmbedding(
         side.n_ids,
         side.dim,
-        n_chunks=side.size("codes_per_id"),
+        n_codes=side.size("codes_per_id"),
         n_codewords=side.size("items_codewords" if side.users is not None else "users_codewords"),
         rotated=bool(side.size("rotated")),
     )
+
+
+def _additive(side: Side) -> CodeEmbedding:
+    # Codebooks of users and items.
+    codebooks = side.users.codebooks if isinstance(side.users, CodeEmbedding) else None
+    return CodeEmbedding(
+        side.n_ids, side.dim, n_codes=side.size("codes_per_id"), n_codewords=MAX_CODEWORDS, n_groups=side.size("n_groups"),
+        precision=f"int{side.size('codeword_bits')}", codebooks=codebooks,
+    )  # fmt: skip
 
 
 def _robe(side: Side) -> RobeEmbedding:
@@ -109,6 +119,7 @@ def _residual(side: Side) -> ResidualEmbedding:
 KINDS: dict[str, Callable[[Side], CompressedEmbedding]] = {
     "bucket": _bucket,
     "product": _product,
+    "additive": _additive,
     "cce": _cce,
     "robe": _robe,
     "dhe": _dhe,

@@ -351,6 +351,9 @@ class TrainConfig:
     dropout: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
     """Share of the numbers of user vectors that `loss = "softmax"`, `"bsl"` or `"ccl"` sets to 0 at random; with `task = "ctr"`: of units
     behind hidden layers."""
+    vector_noise: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
+    """With `loss = "softmax"`, `"bsl"` or `"ccl"`: the share of the squared length of vectors that training replaces by noise; None: with
+    method `additive` the error that its codes will leave, otherwise 0."""
     n_cross: Annotated[int | None, Field(ge=0, le=16)] = None
     """Cross layers of `model = "dcnv2"`."""
     structure: Literal["stacked", "parallel"] | None = None
@@ -441,6 +444,10 @@ class TrainConfig:
         if self.sampler == ("uniform_rejecting" if shared else "in_batch"):
             raise ConfigError(
                 f"train.sampler={self.sampler} is not supported with train.loss={self.loss}; use uniform or popularity"
+            )
+        if self.vector_noise and not shared:
+            raise ConfigError(
+                f"train.vector_noise={self.vector_noise} is not supported with train.loss={self.loss}; use softmax, bsl or ccl"
             )
         if shared and self.batch_size == 0:
             raise ConfigError(

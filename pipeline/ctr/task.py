@@ -132,6 +132,7 @@ class Ctr:
             "train.gamma",
             "train.unobserved_weight",
             "train.temperature",
+            "train.vector_noise",
             "train.negatives",
             "train.negative_weight",
             "train.margin",

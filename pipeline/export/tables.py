@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from graphhash.maps.bucket_map import BLOCK_ROWS, BucketMap
-from graphhash.maps.product import ProductCodes
+from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.quantization import STEPS, pack_nibbles, quantize_rows
+from graphhash.maps.vector_codes import VectorCodes
 from pipeline.export.graph import Graph
 from serving.errors import BundleError
 
@@ -87,56 +87,66 @@ class Table:
 
 
 @dataclass(frozen=True)
-class ProductTable:
-    """Vectors stored as product codes (``graphhash.maps.product``): codes in one byte, codebooks and rotation in float16."""
+class CodeTable:
+    """Vectors stored as codes of one byte (``graphhash.maps.vector_codes``), codebooks, and a rotation in float16."""
 
     codes: str
-    codebooks: str
+    starts: str
+    codebooks: Table
     rotation: str | None
     shape: tuple[int, int]
+    n_groups: int
+    n_codes: int
 
     @classmethod
-    def add(cls, graph: Graph, name: str, stored: ProductCodes) -> ProductTable:
-        """Store the codes as `{name}_product_codes`, with `{name}_codebooks` and, where there is one, `{name}_rotation`.
+    def add(cls, graph: Graph, name: str, stored: VectorCodes) -> CodeTable:
+        """Store the codes as `{name}_codes_of_ids`, with `{name}_codebooks_table`, its `{name}_codebooks_scales` in small types, and, where
+        there is one, `{name}_rotation`. Codebooks that users and items share are `shared_codebooks_table`.
 
         Raises:
-            BundleError: a codeword is not finite in float16.
+            BundleError: a codeword is not finite in its precision.
         """
-        n_chunks, n_codewords, length = stored.codebooks.shape
-        books = as_stored(stored.codebooks.reshape(n_chunks * n_codewords, length), f"{name} codebooks", "float16")
+        n_codes, n_codewords, length = stored.codebooks.shape
+        of_books = "shared" if stored.shared else name
+        flat = stored.codebooks.reshape(n_codes * n_codewords, length)
+        books = Table.add(graph, f"{of_books}_codebooks", flat, stored.precision)
         rotation = None
         if stored.rotation is not None:
             rotation = graph.constant(f"{name}_rotation", as_stored(stored.rotation, f"{name} rotation", "float16"))
-        # A codeword's row among those of all chunks.
-        graph.constant(f"{name}_codebook_starts", (np.arange(n_chunks) * n_codewords).astype(np.int32))
-        codes = graph.constant(f"{name}_product_codes", stored.codes)
-        return cls(codes, graph.constant(f"{name}_codebooks", books), rotation, stored.shape)
+        # A codeword's row among those of all codebooks.
+        starts = graph.constant(f"{of_books}_codebook_starts", (np.arange(n_codes) * n_codewords).astype(np.int32))
+        codes = graph.constant(f"{name}_codes_of_ids", stored.codes)
+        return cls(codes, starts, books, rotation, stored.shape, stored.n_groups, n_codes)
 
     def read(self, graph: Graph, name: str, part_of: Callable[[str], str]) -> tuple[str, None]:
         """Vectors as float32, shape (n, dim), of the rows that `part_of` takes out of the codes; there are no scales."""
         codes = graph.cast(part_of(self.codes), f"{name}_codes_read", TensorProto.INT32)
-        starts = self.codes.removesuffix("_product_codes") + "_codebook_starts"
-        words = graph.node("Add", [codes, starts], f"{name}_words")
-        chunks = graph.node("Gather", [self.codebooks, words], f"{name}_chunks", axis=0)
-        shape = graph.constant(f"{name}_vector_shape", np.array([-1, self.shape[1]], np.int64))
-        vectors = graph.node("Reshape", [chunks, shape], f"{name}_chunks_joined")
-        vectors = graph.cast(vectors, f"{name}_decoded", TensorProto.FLOAT)
+        words = graph.node("Add", [codes, self.starts], f"{name}_words")
+        values, scales = self.codebooks.read(
+            graph, f"{name}_codewords", lambda part: graph.node("Gather", [part, words], f"{name}_{part}_read", axis=0)
+        )
+        vectors = _scaled(graph, f"{name}_codewords", values, scales)
+        dim = self.shape[1]
+        if self.n_codes > self.n_groups:
+            terms = np.array([-1, self.n_groups, self.n_codes // self.n_groups, dim // self.n_groups], np.int64)
+            vectors = graph.node("Reshape", [vectors, graph.constant(f"{name}_group_shape", terms)], f"{name}_groups")
+            vectors = graph.node("ReduceSum", [vectors, graph.axis(2)], f"{name}_sums", keepdims=0)
+        shape = graph.constant(f"{name}_vector_shape", np.array([-1, dim], np.int64))
+        vectors = graph.node("Reshape", [vectors, shape], f"{name}_decoded")
         if self.rotation is None:
             return vectors, None
         rotation = graph.cast(self.rotation, f"{name}_rotation_read", TensorProto.FLOAT)
         return graph.node("MatMul", [vectors, rotation], f"{name}_rotated"), None
 
-    def unpacked(self, graph: Graph, name: str) -> ProductTable:
+    def unpacked(self, graph: Graph, name: str) -> CodeTable:
         """Itself: an id's vector is decoded where it is read."""
         return self
 
 
-def add_table(
-    graph: Graph, name: str, table: NDArray[np.float32] | ProductCodes, precision: str
-) -> Table | ProductTable:
-    """Store a table by :meth:`Table.add`, or product codes by :meth:`ProductTable.add`, whose precision is their own."""
-    if isinstance(table, ProductCodes):
-        return ProductTable.add(graph, name, table)
+def add_table(graph: Graph, name: str, table: NDArray[np.float32] | VectorCodes, precision: str) -> Table | CodeTable:
+    """Store a table by :meth:`Table.add`, or codes by :meth:`CodeTable.add`, whose precision is their own."""
+    if isinstance(table, VectorCodes):
+        return CodeTable.add(graph, name, table)
     return Table.add(graph, name, table, precision)
 
 
@@ -152,7 +162,6 @@ class StoredResidual:
 class StoredMap:
     """Names of a bucket map's tensors; None for rows: an id's row is its number; None for codebook and codes: weights are 1.
 
-    ``starts`` is the first table row of every index, where rows are places in blocks.
     ``residual`` is added to the vectors that are read through the map.
     """
 
@@ -160,7 +169,6 @@ class StoredMap:
     codebook: str | None
     codes: str | None
     indices_per_id: int
-    starts: str | None = None
     residual: StoredResidual | None = None
 
     @classmethod
@@ -173,13 +181,7 @@ class StoredMap:
         if bucket_map.identity:
             return cls(None, None, None, 1)
         padding = 0 if n_entries is None else n_entries - len(bucket_map.rows)
-        stored = np.pad(bucket_map.stored_rows, ((0, padding), (0, 0)), mode="edge")
-        if bucket_map.has_blocks:
-            starts = (BLOCK_ROWS * np.arange(bucket_map.indices_per_id)).astype(np.int32)
-            return cls(
-                graph.constant(f"{name}_rows", stored), None, None, bucket_map.indices_per_id,
-                graph.constant(f"{name}_block_starts", starts),
-            )  # fmt: skip
+        stored = np.pad(bucket_map.rows.astype(bucket_map.rows_dtype), ((0, padding), (0, 0)), mode="edge")
         if bucket_map.codebook is None or bucket_map.codes is None:
             # One index per id without a weight is a plain Gather, and needs no axis of its own.
             return cls(graph.constant(f"{name}_rows", stored[:, 0]), None, None, 1)
@@ -190,19 +192,13 @@ class StoredMap:
             bucket_map.indices_per_id,
         )
 
-    def of_table(self, graph: Graph, name: str, rows: str) -> str:
-        """Table rows, int32, of rows as they are stored."""
-        # Gather takes int32 or int64 indices.
-        buckets = graph.cast(rows, f"{name}_buckets" if self.starts is None else f"{name}_places", TensorProto.INT32)
-        return buckets if self.starts is None else graph.node("Add", [buckets, self.starts], f"{name}_buckets")
-
 
 # An id's row is its number.
 IDENTITY = StoredMap(None, None, None, 1)
 Entry = str | Callable[[Graph, str], str] | None
 
 
-def read_vectors(graph: Graph, name: str, table: Table | ProductTable, stored: StoredMap, entry: Entry) -> str:
+def read_vectors(graph: Graph, name: str, table: Table | CodeTable, stored: StoredMap, entry: Entry) -> str:
     """Vectors of map entries: float32, shape (n, dim).
 
     Args:
@@ -217,7 +213,7 @@ def read_vectors(graph: Graph, name: str, table: Table | ProductTable, stored: S
     return graph.node("Add", [vectors, residual], f"{name}_with_residual")
 
 
-def _read_rows(graph: Graph, name: str, table: Table | ProductTable, stored: StoredMap, entry: Entry) -> str:
+def _read_rows(graph: Graph, name: str, table: Table | CodeTable, stored: StoredMap, entry: Entry) -> str:
     def of_entry(part: str) -> str:
         if entry is None:
             return part
@@ -229,14 +225,11 @@ def _read_rows(graph: Graph, name: str, table: Table | ProductTable, stored: Sto
 
     if stored.rows is None:
         return _scaled(graph, name, *table.read(graph, name, of_entry))
-    rows = stored.of_table(graph, name, of_entry(stored.rows))
+    # Gather takes int32 or int64 indices.
+    rows = graph.cast(of_entry(stored.rows), f"{name}_buckets", TensorProto.INT32)
     values, scales = table.read(
         graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0)
     )
-    if stored.starts is not None:
-        return graph.node(
-            "ReduceSum", [_scaled(graph, f"{name}_terms", values, scales), graph.axis(1)], f"{name}_vectors", keepdims=0
-        )
     if stored.codebook is None or stored.codes is None:
         return _scaled(graph, name, values, scales)
     codes = graph.cast(of_entry(stored.codes), f"{name}_code", TensorProto.INT32)

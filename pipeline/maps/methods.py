@@ -283,8 +283,9 @@ METHODS: dict[str, Method] = {
     "full_opq": _stored_full(
         "full, rotated and product-quantized after training", "float16", embedding="product", sized=True
     ),
-    "additive": _stored_full(
-        "full, as sums of codewords that users and items share", "int4", embedding="additive", sized=True, ours=True
+    "additive": Method(
+        _full, "full, trained with noise, then stored as sums of codewords that users and items share", lr=4e-2, l2_total=0.02,
+        reads_communities=False, embedding="additive", sized=True, ours=True, precision="int8", fixed_precision=True,
     ),
     "full_small_dim": Method(
         _full, "a row for every id, of fewer numbers", lr=4e-2, l2_total=0.02, reads_communities=False, sized=True,

@@ -7,19 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from graphhash.errors import ArgumentError, DataError
-from graphhash.maps.additive_codes import additive_codes, code_maps, codeword_table
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
+from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.maps.product import product_quantize
 from graphhash.models.mf import MatrixFactorization
-from graphhash.nn.product import ProductEmbedding
+from graphhash.nn.codes import CodeEmbedding
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.retrieval.budget import GraphSize, resolve_method
-from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.maps import SIDES
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.weights import load_method, load_spec, save_model
@@ -44,10 +42,6 @@ def derive_method(context: StageContext, method: str, source: Path, out: Path) -
     assert spec.trained_as is not None
     facts = json.loads((source / "history.json").read_text(encoding="utf-8"))
     facts["facts"] |= {"trained_as": spec.trained_as, "compressed": AFTER_TRAINING}
-    if spec.embedding == "additive":
-        facts["facts"] |= _encode(context, method, source, out)
-        write_json_atomic(out / "history.json", facts)
-        return facts["facts"]
     for side in SIDES:
         link_or_copy(str(source / f"{side}.npz"), str(out / f"{side}.npz"))
     write_json_atomic(out / "history.json", facts)
@@ -77,33 +71,6 @@ def _quantize(context: StageContext, method: str, source: Path, out: Path) -> No
     save_model(model, spec, out)
 
 
-@torch.no_grad()
-def _encode(context: StageContext, method: str, source: Path, out: Path) -> dict[str, Any]:
-    """Store the trained vectors as additive codes: bucket maps into one table of codewords.
-
-    Returns: the maps' hashes.
-    """
-    spec = _resolved(context, method).embedding
-    trained, _, _ = _trained(context, method, source)
-    vectors = [vectors.cpu().numpy() for vectors in trained.vectors()]
-    n_users = len(vectors[0])
-    found = additive_codes(np.concatenate(vectors), spec.sizes["codes_per_id"], seed=spec.seed)
-    maps = code_maps(found.codes[:n_users], found.codes[n_users:])
-    model_spec = replace(load_spec(source), embedding=BUCKET)
-    model = model_spec.build(*maps, None)
-    assert isinstance(model, MatrixFactorization)
-    table = torch.from_numpy(codeword_table(found.codewords))
-    model.load_state_dict({"user_embedding.table": table, "item_embedding.table": table}, strict=False)
-    model.item_bias = trained.item_bias
-    graph = load_interactions(context.ingest_dir, model_spec.parts)
-    for axis, embedding in ((1, model.user_embedding), (0, model.item_embedding)):
-        embedding.fill_oov(torch.from_numpy(np.asarray(graph.sum(axis=axis), np.float32).ravel()))
-    for side, bucket_map in zip(SIDES, maps, strict=True):
-        bucket_map.save(out / f"{side}.npz")
-    save_model(model, model_spec, out)
-    return {f"bucket_map_hash.{side}": bucket_map.content_hash for side, bucket_map in zip(SIDES, maps, strict=True)}
-
-
 def _resolved(context: StageContext, method: str) -> ResolvedMethod:
     graph = ShardedCsr.open(context.ingest_dir / "train")
     size = GraphSize(graph.n_rows, graph.n_cols, graph.n_edges)
@@ -122,15 +89,19 @@ def _trained(context: StageContext, method: str, source: Path) -> tuple[MatrixFa
     return trained, users, items
 
 
-def _quantized(trained: MatrixFactorization, side: str, resolved: ResolvedMethod) -> ProductEmbedding:
-    spec = resolved.embedding
-    return ProductEmbedding.quantized(
-        getattr(trained, f"{side}_embedding"),
-        spec.sizes["codes_per_id"],
-        rotated=bool(spec.sizes["rotated"]),
-        cosine=trained.cosine,
-        seed=spec.seed,
-    )
+@torch.no_grad()
+def _quantized(trained: MatrixFactorization, side: str, resolved: ResolvedMethod) -> CodeEmbedding:
+    """The vectors of one side, that of the OOV id among them, product-quantized."""
+    embedding, spec = getattr(trained, f"{side}_embedding"), resolved.embedding
+    vectors = embedding(torch.arange(embedding.n_ids + 1, device=embedding.device)).cpu()
+    # The model looks at directions alone where it scores by cosines.
+    vectors = torch.nn.functional.normalize(vectors, dim=-1) if trained.cosine else vectors
+    n_codes, rotated = spec.sizes["codes_per_id"], bool(spec.sizes["rotated"])
+    codes = product_quantize(vectors.numpy(), n_codes, rotated=rotated, n_trained=embedding.n_ids, seed=spec.seed)
+    n_codewords = codes.codebooks.shape[1]
+    made = CodeEmbedding(embedding.n_ids, embedding.dim, n_codes=n_codes, n_codewords=n_codewords, rotated=rotated)
+    made.set_codes(codes)
+    return made
 
 
 def rows_of_clustering(context: StageContext) -> int:

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from graphhash.maps.bucket_map import BucketMap, full_map
-from graphhash.maps.product import ProductCodes
+from graphhash.maps.vector_codes import VectorCodes
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel, VectorModel
+from graphhash.nn.codes import CodeEmbedding
 from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
-from graphhash.nn.product import ProductEmbedding
 from graphhash.nn.residual import ResidualEmbedding
 from pipeline.export.layers import as_array
 
@@ -36,15 +36,15 @@ class Residual:
 
 @dataclass(frozen=True)
 class Parts:
-    """What of a model is stored: tables, float32, shape (n_rows, dim), or product codes, the maps into them, and the bias.
+    """What of a model is stored: tables, float32, shape (n_rows, dim), or codes, the maps into them, and the bias.
 
     Args:
         cosine: vectors are scaled to length 1 when they are read.
         user_residual, item_residual: what is added to the vectors read from the tables; None: nothing.
     """
 
-    user_table: NDArray[np.float32] | ProductCodes
-    item_table: NDArray[np.float32] | ProductCodes
+    user_table: NDArray[np.float32] | VectorCodes
+    item_table: NDArray[np.float32] | VectorCodes
     user_map: BucketMap
     item_map: BucketMap
     item_bias: NDArray[np.float32] | None
@@ -70,13 +70,13 @@ def stored_parts(model: RetrievalModel, user_map: BucketMap, item_map: BucketMap
     return Parts(users, items, full_map(user_map.n_ids), full_map(item_map.n_ids), bias, cosine)
 
 
-def _table(embedding: CompressedEmbedding) -> NDArray[np.float32] | ProductCodes:
-    """What is stored of an embedding: its table, without what a residual adds, its product codes, or, of any other kind, all vectors, that
+def _table(embedding: CompressedEmbedding) -> NDArray[np.float32] | VectorCodes:
+    """What is stored of an embedding: its table, without what a residual adds, its codes, or, of any other kind, all vectors, that
     of the OOV id last."""
     if isinstance(embedding, BucketEmbedding):
         return as_array(embedding.table)
-    if isinstance(embedding, ProductEmbedding):
-        return embedding.product_codes()
+    if isinstance(embedding, CodeEmbedding):
+        return embedding.vector_codes()
     if isinstance(embedding, ResidualEmbedding):
         return as_array(embedding.mixture.table)
     return as_array(embedding(torch.arange(embedding.n_ids + 1, device=embedding.device)))
@@ -84,7 +84,7 @@ def _table(embedding: CompressedEmbedding) -> NDArray[np.float32] | ProductCodes
 
 def stores_vectors(model: RetrievalModel) -> bool:
     """Whether a graph holds a vector of every id, because it cannot compute them from what the model stores."""
-    known = (BucketEmbedding, ProductEmbedding, ResidualEmbedding)
+    known = (BucketEmbedding, CodeEmbedding, ResidualEmbedding)
     return not isinstance(model, LightGCN) and not isinstance(model.user_embedding, known)
 
 
@@ -96,7 +96,7 @@ def _residual(embedding: CompressedEmbedding) -> Residual | None:
 
 def materialized_users(user_map: BucketMap, dim: int) -> int:
     """How many users' vectors a materialized graph keeps beside what is stored."""
-    return user_map.n_ids if user_map.indices_per_id > 1 and user_map.n_ids * dim <= _USER_VALUES else 0
+    return user_map.n_ids if user_map.codebook is not None and user_map.n_ids * dim <= _USER_VALUES else 0
 
 
 def unpacked_rows(bucket_map: BucketMap, dim: int) -> int:

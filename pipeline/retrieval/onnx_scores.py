@@ -26,14 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from graphhash.maps.product import ProductCodes
 from graphhash.maps.quantization import bias_dtype
+from graphhash.maps.vector_codes import VectorCodes
 from graphhash.models.mf import LEAST_LENGTH, RetrievalModel
 from graphhash.nn.residual import own_precision, projection_precision
 from pipeline.export.graph import Graph
 from pipeline.export.tables import (
     IDENTITY,
-    ProductTable,
+    CodeTable,
     StoredMap,
     StoredResidual,
     Table,
@@ -59,9 +59,9 @@ _PIECE_VALUES = 2**26
 FEW_USERS = 24
 
 
-def _padded_rows(table: NDArray[np.float32] | ProductCodes, n_rows: int) -> NDArray[np.float32] | ProductCodes:
+def _padded_rows(table: NDArray[np.float32] | VectorCodes, n_rows: int) -> NDArray[np.float32] | VectorCodes:
     """With rows of zeros, or the first codeword, at the end."""
-    if isinstance(table, ProductCodes):
+    if isinstance(table, VectorCodes):
         return replace(table, codes=padded(table.codes, n_rows))
     return padded(table, n_rows)
 
@@ -108,7 +108,7 @@ class Scores:
         if self.compressed and parts.item_map.identity:
             item_table = _padded_rows(item_table, self.n_columns)
         elif self.compressed:
-            assert not isinstance(item_table, ProductCodes), "product codes have no map"
+            assert not isinstance(item_table, VectorCodes), "codes have no map"
             self.n_tables = -(-item_table.size // _CHUNK_VALUES)
             item_table = padded(item_table, -(-len(item_table) // self.n_tables) * self.n_tables)
         if parts.item_map.shared:
@@ -151,11 +151,11 @@ class Scores:
             self.user_table = self.user_table.unpacked(graph, "user")
 
     def _materialized_vectors(
-        self, graph: Graph, side: str, table: Table | ProductTable, stored: StoredMap, n_entries: int
+        self, graph: Graph, side: str, table: Table | CodeTable, stored: StoredMap, n_entries: int
     ) -> list[str]:
         """Vectors of all map entries, in blocks, as expressions of constants."""
         n_blocks = -(-n_entries * self.dim // _BLOCK_VALUES)
-        if n_blocks == 1 and stored.indices_per_id == 1:
+        if n_blocks == 1 and stored.codebook is None:
             return [self._unit(graph, side, read_vectors(graph, side, table, stored, None))]
         blocks = []
         for block, (first, end) in enumerate(itertools.pairwise(split_evenly(n_entries, n_blocks))):
@@ -328,7 +328,7 @@ class Scores:
             assert self.map.rows is not None, "an id without a stored row reads the row of its number, without a sum"
             # GatherElements copies numbers, where Gather calls memcpy for each.
             rows = body.node(
-                "Reshape", [self.map.of_table(body, "sum", part(body, self.map.rows)), "one_row"], "sum_flat"
+                "Reshape", [body.cast(part(body, self.map.rows), "sum_rows", TensorProto.INT32), "one_row"], "sum_flat"
             )
             shape = body.node("Concat", [batch, body.axis(1)], "sum_shape", axis=0)
             rows = body.node("Expand", [rows, shape], "sum_rows_of_user")
@@ -338,9 +338,6 @@ class Scores:
                 weights = body.node("Gather", [self.map.codebook, codes], "sum_weights", axis=0)
                 sums = body.node("Reshape", [sums, "per_index"], "sum_terms_of_item")
                 sums = body.node("Mul", [sums, weights], "sum_weighted")
-                sums = body.node("ReduceSum", [sums, body.axis(2)], "sum_of_item", keepdims=0)
-            elif self.map.starts is not None:
-                sums = body.node("Reshape", [sums, "per_index"], "sum_terms_of_item")
                 sums = body.node("ReduceSum", [sums, body.axis(2)], "sum_of_item", keepdims=0)
             if residual is not None:
                 own = read_vectors(body, "sum_own", residual.own, IDENTITY, part)

@@ -119,6 +119,7 @@ class Retrieval:
             "train.negative_weight",
             "train.margin",
             "train.dropout",
+            "train.vector_noise",
             "train.mask_same_row",
             "train.cosine",
             "train.initial_std",
@@ -250,7 +251,7 @@ class Retrieval:
             values = {key: value for key, value in values.items() if key not in RESIDUAL_FIELDS}
         if METHODS[method].trained_as is not None:
             values = {}
-        if METHODS[method].embedding == "product":
+        if METHODS[method].embedding in ("product", "additive"):
             values |= codes | chosen(config, ("map.seed", "train.dim"))
         if METHODS[method].sized:
             kind, value = budget_of(config, self.default_budget)

@@ -19,17 +19,20 @@ import torch
 from scipy.sparse import csr_array
 
 from graphhash.maps.bucket_map import BucketMap, table_rows
+from graphhash.maps.embedding_spec import BUCKET
 from graphhash.metrics.ranking import capped_recall_at_k, ndcg_at_k
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
 from graphhash.nn.workers import Workers
+from pipeline.config.choices import SHARED_LOSSES
 from pipeline.config.run_config import TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import load_communities
-from pipeline.maps.methods import METHODS, Maps, Method
+from pipeline.maps.methods import METHODS, Maps, Method, ResolvedMethod
+from pipeline.retrieval.additive import encoded, expected_error
 from pipeline.retrieval.budget import GraphSize, resolve_method
-from pipeline.retrieval.derived import derive_method
+from pipeline.retrieval.derived import AFTER_TRAINING, derive_method
 from pipeline.retrieval.evaluate import K, rank_users
 from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.maps import SIDES, make_maps
@@ -91,8 +94,12 @@ def fit_method(
     resolved = resolve_method(config, method, size, labels.rows)
     maps = make_maps(context, resolved, graph, labels, out, parts)
     settings = fit_settings(config.train, spec, table_rows(*maps), size)
+    settings = replace(settings, loss=replace(settings.loss, vector_noise=_vector_noise(config.train, resolved)))
     model_spec = model_spec_of(config.train, spec.with_bias(config.map.item_bias, config.train.loss))
-    model_spec = replace(model_spec, dim=resolved.dim or model_spec.dim, embedding=resolved.embedding, parts=parts)
+    # Additive codes are made of trained rows.
+    has_codes = resolved.embedding.kind == "additive"
+    embedding = BUCKET if has_codes else resolved.embedding
+    model_spec = replace(model_spec, dim=resolved.dim or model_spec.dim, embedding=embedding, parts=parts)
     if last_epoch is None:
         session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     else:
@@ -111,11 +118,13 @@ def fit_method(
     }
     state = run_job(job, config.train, method, session)
     model = _trained_model(model_spec, maps, graph, state)
-    save_model(model, model_spec, out)
     facts = _facts(state, settings, model, model_spec) | {
-        "compressed": "in training" if spec.reads_communities or spec.sized else None,
+        "compressed": AFTER_TRAINING if has_codes else "in training" if spec.reads_communities or spec.sized else None,
         **hashes,
     }
+    if has_codes:
+        model, model_spec = encoded(model, model_spec, resolved.embedding, graph)
+    save_model(model, model_spec, out)
     history = {"epochs": state["history"], "best_epoch": state["best_epoch"], "resumed": state["resumed"]}
     write_json_atomic(out / "history.json", {**history, "facts": facts})
     return facts
@@ -145,6 +154,15 @@ def _facts(
         "training_bytes": training_bytes(model),
         "training_bytes_measured": state["training_bytes"],
     }
+
+
+def _vector_noise(train: TrainConfig, resolved: ResolvedMethod) -> float:
+    """``train.vector_noise``; for additive codes what they leave as an error, unless it is set."""
+    if train.vector_noise is not None:
+        return train.vector_noise
+    if resolved.embedding.kind != "additive" or train.loss not in SHARED_LOSSES:
+        return 0.0
+    return expected_error(resolved.embedding.sizes["codes_per_id"], resolved.dim or train.dim)
 
 
 def fit_settings(train: TrainConfig, method: Method, n_rows: int, size: GraphSize) -> RetrievalSettings:

@@ -22,7 +22,7 @@ from serving.manifest import MODEL
 N_SHOWN_ITEMS = 8
 # Maps and ids; not the tables, which are the bulk.
 _WANTED = re.compile(
-    r"(user|item)_(rows|block_starts|codebook|codes|ids|first_id|last_id|of_place|id_first|id_places)|n_users|n_items"
+    r"(user|item)_(rows|codebook|codes|ids|first_id|last_id|of_place|id_first|id_places)|n_users|n_items"
 )
 
 
@@ -133,11 +133,8 @@ def _map_of(tensors: dict[str, NDArray], side: str) -> _SideMap | None:
         return None
     rows = rows.reshape(len(rows), -1)
     # Places in blocks of the table, of one byte each, are stored without the blocks' first rows.
-    starts = tensors.get(f"{side}_block_starts")
     codebook = tensors.get(f"{side}_codebook")
-    return _SideMap(
-        rows if starts is None else rows + starts, codebook, None if codebook is None else tensors[f"{side}_codes"]
-    )
+    return _SideMap(rows, codebook, None if codebook is None else tensors[f"{side}_codes"])
 
 
 class _Readers:

@@ -1,8 +1,6 @@
-"""Additive codes: codes, codewords, and the maps that read them."""
+"""Additive codes: codes, codewords, and the embeddings that read them."""
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 import pytest
@@ -11,23 +9,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from graphhash.errors import ArgumentError
 from graphhash.maps import _kernels
-from graphhash.maps.additive_codes import (
-    N_CODEWORDS,
-    additive_codes,
-    code_maps,
-    codeword_table,
-    encode,
-    fit_codewords,
-)
-from graphhash.maps.bucket_map import BLOCK_ROWS, BucketMap
-from graphhash.nn.embedding import BucketEmbedding
+from graphhash.maps.additive_codes import additive_codes, encode, fit_codewords
+from graphhash.maps.quantization import rounded
+from graphhash.maps.vector_codes import MAX_CODEWORDS, VectorCodes
+from graphhash.nn.codes import CodeEmbedding
 
 
 def test_sums_of_codewords_are_found_again():
     rng = np.random.default_rng(0)
     # Books of so different lengths that the nearest codeword of each in turn is the right one.
-    codewords = (rng.normal(size=(3, N_CODEWORDS, 8)) * np.array([100, 1, 0.01])[:, None, None]).astype(np.float32)
-    codes = rng.integers(0, N_CODEWORDS, (500, 3)).astype(np.uint8)
+    codewords = (rng.normal(size=(3, MAX_CODEWORDS, 8)) * np.array([100, 1, 0.01])[:, None, None]).astype(np.float32)
+    codes = rng.integers(0, MAX_CODEWORDS, (500, 3)).astype(np.uint8)
     vectors = codewords[np.arange(3), codes].sum(1)
     found = encode(vectors, codewords)
     assert_allclose(codewords[np.arange(3), found].sum(1), vectors, atol=1e-3)
@@ -36,9 +28,9 @@ def test_sums_of_codewords_are_found_again():
 
 def test_a_wide_beam_is_exhaustive():
     rng = np.random.default_rng(1)
-    words = rng.normal(size=(2, N_CODEWORDS, 3)).astype(np.float32)
+    words = rng.normal(size=(2, MAX_CODEWORDS, 3)).astype(np.float32)
     vectors = rng.normal(size=(4, 3)).astype(np.float32)
-    codes = encode(vectors, words, beam=N_CODEWORDS)
+    codes = encode(vectors, words, beam=MAX_CODEWORDS)
     sums = words[0][:, None] + words[1][None]
     for vector, (first, second) in zip(vectors, codes, strict=True):
         errors = ((sums - vector) ** 2).sum(2)
@@ -70,7 +62,7 @@ def test_more_codes_and_rounds_leave_smaller_errors():
     vectors = rng.normal(size=(2000, 16)).astype(np.float32)
 
     def error(n_codes: int, rounds: int) -> float:
-        return float(((additive_codes(vectors, n_codes, rounds=rounds).decode() - vectors) ** 2).sum(1).mean())
+        return float(((additive_codes(vectors, n_codes, rounds=rounds).decoded() - vectors) ** 2).sum(1).mean())
 
     errors = [error(1, 0), error(2, 0), error(4, 0)]
     assert errors == sorted(errors, reverse=True)
@@ -81,47 +73,68 @@ def test_the_same_seed_gives_the_same_codes():
     vectors = np.random.default_rng(4).normal(size=(300, 4)).astype(np.float32)
     first, second = (additive_codes(vectors, 2, seed=7) for _ in range(2))
     assert_array_equal(first.codes, second.codes)
-    assert_array_equal(first.codewords, second.codewords)
+    assert_array_equal(first.codebooks, second.codebooks)
 
 
-def test_maps_read_the_sums_of_codewords(tmp_path):
+def test_groups_are_codes_of_their_own_dimensions():
+    vectors = np.random.default_rng(5).normal(size=(600, 12)).astype(np.float32)
+    found = additive_codes(vectors, 6, n_groups=3)
+    assert found.shape == vectors.shape
+    assert found.codebooks.shape == (6, MAX_CODEWORDS, 4)
+    for group in range(3):
+        books, dims = slice(2 * group, 2 * group + 2), slice(4 * group, 4 * group + 4)
+        sums = found.codebooks[books][np.arange(2), found.codes[:, books]].sum(1)
+        assert_allclose(found.decoded()[:, dims], sums, rtol=1e-6)
+        assert_array_equal(encode(vectors[:, dims], found.codebooks[books]), found.codes[:, books])
+    # Groups of one code have their nearest codewords, as in product quantization.
+    single = additive_codes(vectors, 4, n_groups=4)
+    distances = ((vectors[:, None, :3] - single.codebooks[0][None]) ** 2).sum(2)
+    assert_array_equal(distances.argmin(1), single.codes[:, 0])
+
+
+def test_more_groups_of_as_many_codes_leave_smaller_errors_and_codewords_are_rounded_first():
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(3000, 16)).astype(np.float32)
+    errors = [float(((additive_codes(vectors, n, n_groups=n // 2).decoded() - vectors) ** 2).sum()) for n in (2, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
+    for precision in ("int8", "int4"):
+        books = additive_codes(vectors, 2, precision=precision).codebooks.reshape(-1, 16)
+        assert_allclose(rounded(books, precision), books, rtol=1e-6, atol=1e-7)
+
+
+def test_embeddings_read_the_sums_of_codewords_that_both_sides_share():
     rng = np.random.default_rng(5)
-    codewords = rng.normal(size=(3, N_CODEWORDS, 6)).astype(np.float32)
-    codes = [rng.integers(0, N_CODEWORDS, (n, 3)).astype(np.uint8) for n in (11, 7)]
-    maps = code_maps(*codes)
-    users = BucketEmbedding(maps[0], 6)
-    items = BucketEmbedding(maps[1], 6, table=users.table)
-    with torch.no_grad():
-        users.table.copy_(torch.from_numpy(codeword_table(codewords)))
-    for embedding, of_side, frequencies in zip((users, items), codes, (torch.ones(11), torch.ones(7)), strict=True):
-        sums = codewords[np.arange(3), of_side].sum(1)
-        assert_allclose(embedding.all().detach().numpy(), sums, rtol=1e-5, atol=1e-6)
+    books = rng.normal(size=(4, MAX_CODEWORDS, 3)).astype(np.float32)
+    codes = [rng.integers(0, MAX_CODEWORDS, (n, 4)).astype(np.uint8) for n in (12, 8)]
+    sizes = {"n_codes": 4, "n_codewords": MAX_CODEWORDS, "n_groups": 2, "precision": "int8"}
+    users = CodeEmbedding(11, 6, **sizes)
+    items = CodeEmbedding(7, 6, **sizes, codebooks=users.codebooks)
+    for embedding, of_side in ((users, codes[0]), (items, codes[1])):
+        embedding.set_codes(VectorCodes(of_side, books, 2, shared=True))
+        first, second = (books[part][np.arange(2), of_side[:, part]].sum(1) for part in (slice(0, 2), slice(2, 4)))
+        sums = np.concatenate([first, second], axis=1)
+        assert_allclose(embedding(torch.arange(len(of_side))).detach().numpy(), sums, rtol=1e-5, atol=1e-6)
+        assert_allclose(embedding.vector_codes().decoded(), sums, rtol=1e-5, atol=1e-6)
+        frequencies = torch.zeros(embedding.n_ids)
+        frequencies[3] = 2.0
         embedding.fill_oov(frequencies)
         oov = embedding(torch.tensor([embedding.n_ids])).detach().numpy()[0]
-        assert_allclose(oov, sums.mean(0), rtol=1e-4, atol=1e-5)
-    # A byte per code, and neither weights nor codebook rows.
-    assert [m.nbytes for m in maps] == [12 * 3, 8 * 3]
-    maps[0].save(tmp_path / "users.npz")
-    loaded = BucketMap.load(tmp_path / "users.npz")
-    assert_array_equal(loaded.rows, maps[0].rows)
-    assert loaded.content_hash == maps[0].content_hash
+        # The mean of a single id is its vector, whose codes are found again where the beam finds them.
+        assert ((oov - sums[3]) ** 2).sum() < 0.5 * (sums[3] ** 2).sum()
+    # A byte per code; codebooks count once.
+    assert [e.map_bytes for e in (users, items)] == [12 * 4, 8 * 4]
+    assert users.stored_tables("float32")[0].table is items.stored_tables("float32")[0].table
+    assert users.stored_tables("float32")[0].n_bytes == 4 * MAX_CODEWORDS * (3 + 2)
 
 
-@pytest.mark.parametrize("wrong", [{"n_codes": 0}, {"n_codes": 1, "beam": 0}, {"n_codes": 1, "rounds": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"n_codes": 0}, {"n_codes": 1, "beam": 0}, {"n_codes": 1, "rounds": -1}, {"n_codes": 3, "n_groups": 2}]
+)
 def test_wrong_sizes_are_refused(wrong):
-    with pytest.raises(ArgumentError, match="at least"):
+    with pytest.raises(ArgumentError, match=r"at least|must divide"):
         additive_codes(np.zeros((3, 2), np.float32), **wrong)
 
 
 def test_what_is_not_finite_is_refused():
     with pytest.raises(ArgumentError, match="finite"):
         additive_codes(np.full((3, 2), np.nan, np.float32), 1)
-
-
-def test_rows_outside_of_their_blocks_are_refused():
-    good = code_maps(*[np.zeros((2, 2), np.uint8)] * 2)[0].rows
-    for place, value in itertools.chain([((0, 1), 0)], [((0, 0), N_CODEWORDS)], [((-1, 1), BLOCK_ROWS)]):
-        rows = good.copy()
-        rows[place] = value
-        with pytest.raises(ArgumentError, match="block"):
-            BucketMap(rows, 2 * BLOCK_ROWS, "additive", shared=True)

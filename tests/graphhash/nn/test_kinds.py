@@ -20,6 +20,7 @@ SPECS = {
     "product": EmbeddingSpec(
         "product", {"codes_per_id": 4, "users_codewords": 32, "items_codewords": 16, "rotated": 1}
     ),
+    "additive": EmbeddingSpec("additive", {"codes_per_id": 4, "n_groups": 2, "codeword_bits": 8}),
 }
 
 
@@ -60,24 +61,31 @@ def naive_dhe(embedding, user):
     return last.weight.detach().numpy() @ values + last.bias.detach().numpy()
 
 
+def naive_additive(embedding, user):
+    books = embedding.codebooks.detach().numpy().reshape(4, 256, 4)
+    words = [books[number][code] for number, code in enumerate(embedding.codes[user].tolist())]
+    return np.concatenate([words[0] + words[1], words[2] + words[3]])
+
+
 def naive_product(embedding, user):
-    books = embedding.codebooks.detach().numpy().reshape(embedding.n_chunks, embedding.n_codewords, -1)
+    books = embedding.codebooks.detach().numpy().reshape(embedding.n_codes, embedding.n_codewords, -1)
     decoded = np.concatenate([books[chunk][code] for chunk, code in enumerate(embedding.codes[user].tolist())])
     return decoded @ embedding.rotation.detach().numpy()
 
 
-NAIVE = {"robe": naive_robe, "cce": naive_cce, "dhe": naive_dhe, "product": naive_product}
+NAIVE = {"robe": naive_robe, "cce": naive_cce, "dhe": naive_dhe, "product": naive_product, "additive": naive_additive}
 
 
 @pytest.mark.parametrize("kind", SPECS)
 def test_vectors_are_those_of_the_naive_implementation(kind):
     for embedding in make(kind):
-        if kind == "product":
+        if kind in ("product", "additive"):
             rng = np.random.default_rng(0)
             with torch.no_grad():
                 embedding.codes.copy_(torch.from_numpy(rng.integers(0, 16, embedding.codes.shape).astype(np.uint8)))
                 embedding.codebooks.normal_()
-                embedding.rotation.normal_()
+                if embedding.rotation is not None:
+                    embedding.rotation.normal_()
         embedding.eval()
         ids = torch.tensor([[0, 5], [29, 7]])
         with torch.no_grad():

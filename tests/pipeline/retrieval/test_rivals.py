@@ -11,7 +11,6 @@ from scipy.sparse import csr_array
 
 from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
-from graphhash.maps.additive_codes import code_maps
 from graphhash.maps.bucket_map import full_map
 from graphhash.maps.quantization import rounded
 from pipeline.config.run_config import RunConfig
@@ -113,14 +112,8 @@ def test_training_holds_the_bytes_that_are_computed(method, folder):
 def test_sizes_fill_the_budget_and_stay_within_it(method, ratio):
     config = settings_of(method, cluster__ratio=ratio, train__dim=64)
     resolved = resolve_method(config, method, LARGE, 0)
-    if method == "additive":
-        # Codes are a bucket map once they are found.
-        n_codes = resolved.embedding.sizes["codes_per_id"]
-        maps = code_maps(*(np.zeros((n, n_codes), np.uint8) for n in (LARGE.n_users, LARGE.n_items)))
-        spec = ModelSpec("mf", 64, False, 0, 0)
-    else:
-        maps = full_map(LARGE.n_users), full_map(LARGE.n_items)
-        spec = ModelSpec("mf", resolved.dim or 64, False, 0, 0, resolved.embedding)
+    maps = full_map(LARGE.n_users), full_map(LARGE.n_items)
+    spec = ModelSpec("mf", resolved.dim or 64, False, 0, 0, resolved.embedding)
     stored = sum(count_bytes(spec.build(*maps, None), resolved.precision).values())
     allowed = spendable(ratio, LARGE.n_users, LARGE.n_items, 64)
     # Codes per id are divisors of the dim, or have an upper bound; dims are whole numbers.
