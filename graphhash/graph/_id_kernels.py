@@ -70,6 +70,28 @@ def ranks_of(values, low, words, rows):
 
 
 @njit(cache=True, nogil=True)
+def read_integers(offsets, text, values, is_read):
+    """Read decimal integers: digits without leading zeros, at most 18, which always fit, and a minus before them.
+
+    Args:
+        offsets, text: int64 (n + 1,) and the bytes between them.
+        values: int64, shape (n,), written, 0 where the text is something else.  is_read: bool, shape (n,), written: whether it is not.
+    """
+    for i in range(len(offsets) - 1):
+        start, stop = offsets[i], offsets[i + 1]
+        is_negative = start < stop and text[start] == 45
+        first = start + is_negative
+        good = 0 < stop - first <= 18 and (text[first] != 48 or (stop - first == 1 and not is_negative))
+        value = np.int64(0)
+        for place in range(first, stop if good else first):
+            digit = np.int64(text[place]) - 48
+            good &= (digit >= 0) & (digit <= 9)
+            value = value * 10 + digit
+        is_read[i] = good
+        values[i] = 0 if not good else -value if is_negative else value
+
+
+@njit(cache=True, nogil=True)
 def _mixed(state):
     """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -124,6 +124,19 @@ class IdCodes:
             kernels.fill_string_table(self._ids, self._text, self._n, self._table)
 
 
+def read_integers(texts: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The integers of texts, shape (n,), and which texts are plain ones: at most 18 digits without leading zeros, perhaps behind a minus.
+
+    Args:
+        texts: string or large_string; what is null is not read.
+    """
+    values, is_read = np.empty(len(texts), np.int64), np.empty(len(texts), bool)
+    kernels.read_integers(*string_bytes(texts), values, is_read)
+    if texts.null_count:
+        is_read &= texts.is_valid().to_numpy(zero_copy_only=False)
+    return values, is_read
+
+
 def order_ids(ids: pa.Array) -> NDArray[np.int64]:
     """Places of distinct ids in ascending order (strings by UTF-8 bytes), shape (n,)."""
     if pa.types.is_int64(ids.type):

@@ -17,9 +17,7 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +31,7 @@ from scipy.sparse import csr_array
 
 from graphhash.clustering.modularity import modularity
 from pipeline.bench.clustering_peers import OURS, PROGRAMS, Run
+from pipeline.bench.memory import peak_mib
 from pipeline.config.run_config import DataConfig
 from pipeline.distributed.shards import ShardedCsr
 
@@ -235,20 +234,6 @@ def _resident_of_run(graph: Path, program: str, threads: int | None, resolution:
     # A program that has built its own graph type does not need the matrix any more.
     del biadjacency
     gc.collect()
-    start = _peak_mib(reset=True)
+    start = peak_mib(reset=True)
     run(resolution)
-    return {"start_mib": start, "peak_mib": _peak_mib()}
-
-
-def _peak_mib(reset: bool = False) -> float:
-    """Most resident memory of this process so far; Linux can forget the past first."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        # Bytes on macOS, else KiB. It cannot be reset, so it may be the peak of loading the graph.
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    # Not ru_maxrss, which a new process inherits from its parent.
-    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 1024
+    return {"start_mib": start, "peak_mib": peak_mib()}

@@ -1,4 +1,4 @@
-"""The commands `graphhash bench ...`: the speed of clustering, training, evaluation and serving on this machine."""
+"""The commands `graphhash bench ...`: the speed of ingestion, clustering, training, evaluation and serving on this machine."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ def _log_options(command: F) -> F:
 
 @click.group()
 def bench() -> None:
-    """Measure speed on this machine: clustering against other programs, training and evaluation by phase, a server's load.
+    """Measure speed on this machine: ingestion and clustering against other programs, training and evaluation by phase, a server's load.
 
     \b
     Examples:
+      graphhash bench ingest --rows 1000000
       graphhash bench cluster --interactions 100000
       graphhash bench train --data gowalla --split given
     """
@@ -132,6 +133,49 @@ def bench_cluster(
     if plot or len({entry["graph"] for entry in results}) > 1:
         draw(results, Path(plot or "bench_cluster.png"))
         print(f"\nplot: {plot or 'bench_cluster.png'}")
+
+
+@bench.command(
+    "ingest",
+    cls=Epilog,
+    epilog="""
+graphhash bench ingest --rows 1000000
+graphhash bench ingest --rows 10000000 --ids string --rounds 5 --json figures.json
+graphhash bench ingest --rows 10000000 --format csv
+""",
+)
+@click.option("--rows", type=click.IntRange(min=1000), default=10_000_000, show_default=True, help="Rows of the log.")
+@click.option(
+    "--ids",
+    type=click.Choice(("integer", "string")),
+    default="integer",
+    show_default=True,
+    help="Ids such as 1000012345, or as user-001000012345.",
+)
+@click.option(
+    "--format", type=click.Choice(("parquet", "csv")), default="parquet", show_default=True, help="Of the log."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Timed runs per program; medians are reported.",
+)
+@click.option("--seed", default=0, show_default=True, help="Same seed, same log.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per program.")
+def bench_ingest(json_file: str | None, **options: Any) -> None:
+    """Ingest a synthetic log with GraphHash and with polars, in turns, and print seconds, rows a second and peak memory by phase.
+
+    GraphHash runs the whole ingest stage, with its checks, splits, checksums and files. polars, where it is installed
+    (`pip install 'graphhash[bench]'`), does the core of it in memory: read, a code for each id, pairs without duplicates in order of
+    users, and the CSR matrix in both directions. Every run has a fresh process; a log of a thousand rows comes first, untimed.
+    """
+    from pipeline.bench.ingestion import IngestionBench, bench, table
+
+    results = bench(IngestionBench(**options))
+    print_table(*table(results))
+    write_json(json_file, results)
 
 
 @bench.command(

@@ -28,6 +28,8 @@ from serving.values import (
 )
 
 SAMPLE_IDS = 1000
+# Below, loading the compiled loop takes longer than the expression.
+LEAST_COMPILED = 100_000
 # Digits that always fit int64.
 _SAFE_DIGITS = r"0|-?[1-9][0-9]{0,17}"
 # Dates that Arrow reads.
@@ -112,8 +114,16 @@ def whole_numbers(values: pa.Array, *, booleans: bool = False) -> tuple[pa.Array
     if is_text(values.type):
         if booleans:
             values = _without(values, MISSING_TEXTS)
-        safe = matches(values, _SAFE_DIGITS)
-        fast = pc.if_else(pa.array(safe), values, pa.scalar(None, values.type)).cast(pa.int64())
+        if len(values) < LEAST_COMPILED:
+            safe = matches(values, _SAFE_DIGITS)
+            fast = pc.if_else(pa.array(safe), values, pa.scalar(None, values.type)).cast(pa.int64())
+        else:
+            from graphhash.graph.id_columns import read_integers
+
+            whole, safe = read_integers(values)
+            fast = pa.array(whole) if safe.all() else pa.array(whole, mask=~safe)
+        if safe.all():
+            return fast, np.zeros(len(values), bool)
         others = ~safe & values.is_valid().to_numpy(zero_copy_only=False)
         return _by_rule(values, fast, others, pa.int64(), lambda value: whole_number(value, booleans=booleans))
     if pa.types.is_null(values.type):

@@ -112,8 +112,11 @@ class Log:
         return [number for number, chunk in enumerate(self.chunks) if not chunk.source.is_test]
 
 
-def ingest(config: DataConfig, out: Path | str) -> IngestFacts:
+def ingest(config: DataConfig, out: Path | str, *, on_phase: Callable[[str], None] = lambda name: None) -> IngestFacts:
     """Read, check, split and store a log in the folder `out`, replacing what is there: by Ray tasks if Ray is running.
+
+    Args:
+        on_phase: called with the name of each phase that has ended: read, cut, merge, encode, build.
 
     Raises:
         DataError: one line naming file, row or column, value and remedy; `out` is then as it was before.
@@ -121,7 +124,7 @@ def ingest(config: DataConfig, out: Path | str) -> IngestFacts:
     started = time.perf_counter()
     with new_folder(Path(out).absolute()) as partial:
         (partial / "work").mkdir()
-        facts = _Ingestion(config, partial, Workspace(partial / "work")).run()
+        facts = _Ingestion(config, partial, Workspace(partial / "work"), on_phase).run()
         shutil.rmtree(partial / "work")
         facts["seconds"] = time.perf_counter() - started
         write_json_atomic(partial / "ingest.json", facts)
@@ -134,10 +137,11 @@ class _Ingestion:
     Args:
         out: folder of the result.
         work: intermediate files.
+        on_phase: called as phases end.
     """
 
-    def __init__(self, config: DataConfig, out: Path, work: Workspace) -> None:
-        self.config, self.out, self.work = config, out, work
+    def __init__(self, config: DataConfig, out: Path, work: Workspace, on_phase: Callable[[str], None]) -> None:
+        self.config, self.out, self.work, self.on_phase = config, out, work, on_phase
         self.log = _open_log(config)
         self.threads = min(
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MAX_THREADS
@@ -149,7 +153,9 @@ class _Ingestion:
         config, work = self.config, self.work
         read = self._read()
         n_rejected = sum(facts["n_rejected"] for facts in read)
+        self.on_phase("read")
         layout = self._lay_out(read)
+        self.on_phase("cut")
         half_life = None if config.half_life is None else config.half_life * MICROSECONDS_PER_DAY
         train = TrainRows(find_cut(config, work, self.log.train), half_life)
         if half_life is not None:
@@ -157,6 +163,7 @@ class _Ingestion:
         # Of all rows that are read, none is held out or left out: their numbering is the vocabularies'.
         is_whole = train.cut is None and not layout.tests and not _has_core(config)
         self._each(tasks.merge_partition, layout, (work, layout), (train, config.seed if is_whole else None), "merge")
+        self.on_phase("merge")
         self._keep_core(layout)
         vocabularies = self._number(layout, is_whole)
         if not is_whole:
@@ -164,7 +171,9 @@ class _Ingestion:
         held_out = {}
         if train.cut is not None:
             held_out = part_facts(work, self._each(tasks.hold_out, layout, (work, layout), (train.cut,), "hold out"))
+        self.on_phase("encode")
         graphs = self._build(layout, vocabularies)
+        self.on_phase("build")
         for side in SIDES:
             work.vocabulary(side).rename(self.out / f"{side}s.parquet")
         if n_rejected:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from graphhash.graph.id_columns import IdCodes, IntegerRanks, order_ids
+from graphhash.graph.id_columns import IdCodes, IntegerRanks, order_ids, read_integers
 
 
 def strings(n, rng):
@@ -61,3 +61,29 @@ def test_a_wide_range_of_integers_is_not_marked():
     assert IntegerRanks.fits(0, 63, 1)
     assert not IntegerRanks.fits(0, 64, 1)
     assert not IntegerRanks.fits(-(2**63), 2**63 - 1, 10**12)
+
+
+def test_plain_integers_are_read_and_nothing_else():
+    plain = ["0", "7", "-7", "10", "999999999999999999", "-999999999999999999"]
+    others = [
+        "",
+        "-",
+        "-0",
+        "00",
+        "07",
+        "+7",
+        "7.0",
+        " 7",
+        "7 ",
+        "1e3",
+        "1234567890123456789",
+        "٣",
+        "a",
+        "-a",
+        "1/",
+        "1:",
+    ]
+    array = pa.array(["skipped", *plain, *others, None, "5"], pa.large_string()).slice(1)
+    values, is_read = read_integers(array)
+    assert is_read.tolist() == [True] * len(plain) + [False] * (len(others) + 1) + [True]
+    assert values[is_read].tolist() == [int(text) for text in (*plain, "5")]

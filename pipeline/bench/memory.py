@@ -1,0 +1,21 @@
+"""Peak of the resident memory of this process."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+
+def peak_mib(reset: bool = False) -> float:
+    """Most resident memory of this process so far; Linux can forget the past first."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        # Bytes on macOS, else KiB. It cannot be reset, so it may be the peak of loading the graph.
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    # Not ru_maxrss, which a new process inherits from its parent.
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
