@@ -176,7 +176,7 @@ def point_config(base: RunConfig, point: GridPoint, overrides: Sequence[MethodOv
     settings |= CLUSTERS_OF_FULL if point.budget is None else point.budget.settings
     settings |= dict.fromkeys(SEED_KEYS, point.seed)
     settings |= model_settings(point.model, base.run.task)
-    settings |= {"run.methods": (point.method,), "run.remote": None, "train.refit": bool(base.train.refit)}
+    settings |= {"run.methods": (point.method,), "run.remote": None, "train.refit": bool(settings["train.refit"])}
     settings |= {"run.out": str(Path(base.run.out) / point.folder)}
     return RunConfig.from_flat(settings)
 

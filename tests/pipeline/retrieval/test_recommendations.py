@@ -50,7 +50,8 @@ def evaluated(tmp_path_factory):
     save_model(spec.build(*maps, graphs["train"]), spec, out)
     facts = {"training_bytes": 1, "training_bytes_measured": 1, "compressed": None}
     write_json_atomic(out / "history.json", {"facts": facts})
-    config = RunConfig.from_flat({"evaluate.k": tuple(map(str, K)), "export.precision": "int8", "train.dim": 8})
+    settings = {"evaluate.k": tuple(map(str, K)), "export.precision": "int8", "train.dim": 8, "train.refit": False}
+    config = RunConfig.from_flat(settings)
     metrics = evaluate_method(config, "full", run / "ingest", out)
     context = StageContext(config, run)
     n_rows = (

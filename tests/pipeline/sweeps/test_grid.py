@@ -64,6 +64,14 @@ def test_a_point_is_an_ordinary_run_of_one_method(budget, model):
     assert RunConfig.from_flat(config.flat()) == config
 
 
+@pytest.mark.parametrize(("asked", "refits"), [(None, False), (False, False), (True, True)])
+def test_a_comparison_refits_only_if_asked(asked, refits):
+    base = RunConfig.from_flat({"data.path": "log", "run.out": "cmp", "train.refit": asked})
+    assert point_config(base, GridPoint("soft", "mf", 0, None)).train.refit is refits
+    overrides = [parse_method_override("soft:train.refit=true")]
+    assert point_config(base, GridPoint("soft", "mf", 0, None), overrides).train.refit is True
+
+
 def test_full_depends_on_no_setting_of_the_clusters():
     settings = {"data.path": "log", "run.out": "cmp", "cluster.method": "balanced", "cluster.rows": 60}
     full = GridPoint("full", "mf", 0, None)

@@ -134,7 +134,9 @@ def test_a_trial_is_named_by_what_was_chosen(tmp_path):
     out = {lr: trial_spec(base, {"train.lr": lr}).config.run.out for lr in (0.1, 0.2)}
     assert out[0.1] != out[0.2]
     assert trial_spec(base, {"train.lr": 0.1}).config.run.out == out[0.1]
-    assert trial_spec(base, {"train.lr": 0.1}).config.train.lr == 0.1
+    config = trial_spec(base, {"train.lr": 0.1}).config
+    # A refit has no validation score to compare trials by.
+    assert (config.train.lr, config.train.refit) == (0.1, False)
 
 
 def test_a_search_without_validation_is_refused(tmp_path):
