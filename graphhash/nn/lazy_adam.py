@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from graphhash.nn.embedding import BucketEmbedding, threads_for
+from graphhash.nn.plain_adam import PlainAdam
 from graphhash.nn.row_adam import kernel_constants, step_rows, sum_rows, tensor_bytes
 
 
-class LazyAdam(torch.optim.Adam):
+class LazyAdam(PlainAdam):
     """Adam; of a table's rows, those with a gradient other than zero take a step.
 
     The state it saves has the layout of ``torch.optim.Adam``. Weight decay, too, is applied to the rows that take a step alone.

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graphhash.nn.embedding import BucketEmbedding, threads_for
+from graphhash.nn.plain_adam import PlainAdam
 
 
 @dataclass
@@ -48,7 +49,7 @@ class _Waiting:
         self.n_steps += 1
 
 
-class RowAdam(torch.optim.Adam):
+class RowAdam(PlainAdam):
     """Adam; the state it saves is that of ``torch.optim.Adam``, and either takes the other's.
 
     Args:
