@@ -31,7 +31,7 @@ class CtrPreset:
     Args:
         lr: of Adam, falling to 0 along a half cosine over ``epochs``.
         l2_total: weight decay of Adam, on every parameter, times the rows of the training log: beside a mean over more rows, the same prior
-            weighs less.
+            weighs less; small logs get less than this (`pipeline.ctr.settings.MOST_DECAY`).
         epochs, batch_size: as in ``pipeline.config.run_config.TrainConfig``.
         hidden, dropout, n_cross, structure, std: as in :class:`graphhash.models.ctr.CtrSpec`.
     """

@@ -9,6 +9,9 @@ from pipeline.training.loop import FitSettings
 
 # Presets were made on 200,000 rows; ten thousand would see forty steps of their batches in a training.
 LEAST_STEPS, SMALLEST_BATCH = 64, 64
+# Weight decay that a small log gets at most. Beyond it, DLRM's vectors shrink to 0 before their products tell anything, and stay there: the
+# loss is flat around 0 (docs/experiments/ctr-small-logs.md).
+MOST_DECAY = 1e-4
 # Evaluations without a better score before training stops.
 PATIENCE = 5
 
@@ -31,10 +34,11 @@ def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
     """The settings of a training, every default decided.
 
     Args:
-        n_rows: of the training log: a small one gets smaller batches than the preset's, so that an epoch has LEAST_STEPS steps.
+        n_rows: of the training log: a small one gets smaller batches than the preset's, so that an epoch has LEAST_STEPS steps, and a
+            weight decay of MOST_DECAY at most.
     """
     train, preset = config.train, CTR_PRESETS[config.train.model]
-    l2_total = preset.l2_total if train.l2_total is None else train.l2_total
+    decay = min(preset.l2_total / n_rows, MOST_DECAY) if train.l2_total is None else train.l2_total / n_rows
     batch_size = (
         min(preset.batch_size, max(SMALLEST_BATCH, n_rows // LEAST_STEPS))
         if train.batch_size is None
@@ -42,7 +46,7 @@ def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
     )
     return FitSettings(
         lr=preset.lr if train.lr is None else train.lr,
-        weight_decay=l2_total / n_rows if train.weight_decay is None else train.weight_decay,
+        weight_decay=decay if train.weight_decay is None else train.weight_decay,
         epochs=preset.epochs if train.epochs is None else train.epochs,
         eval_every=1 if train.eval_every is None else train.eval_every,
         patience=PATIENCE if train.patience is None else train.patience,

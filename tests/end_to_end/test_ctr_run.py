@@ -329,8 +329,9 @@ def test_a_model_of_retrieval_is_no_default_of_clicks():
     config = RunConfig.from_flat({"run.task": "ctr"})
     assert config.train.model == "dlrm"
     assert ctr_settings(config, 200_000).batch_size == 2048
-    # The same prior for logs of any size, unless told otherwise.
-    assert [ctr_settings(config, n).weight_decay * n for n in (1000, 200_000)] == [10.0, 10.0]
+    # The same prior for logs of any size but small ones, unless told otherwise.
+    assert [ctr_settings(config, n).weight_decay * n for n in (200_000, 10_000_000)] == [10.0, 10.0]
+    assert [ctr_settings(config, n).weight_decay for n in (1000, 100_000)] == [1e-4, 1e-4]
     for key, expected in (("train.l2_total", 4.0 / 500), ("train.weight_decay", 4.0)):
         assert ctr_settings(RunConfig.from_flat({"run.task": "ctr", key: 4.0}), 500).weight_decay == expected
     # A small log sees enough steps, unless told otherwise.
