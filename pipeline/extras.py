@@ -32,4 +32,5 @@ def remedy(error: ModuleNotFoundError) -> str | None:
     module = (error.name or "").partition(".")[0]
     if module not in EXTRAS:
         return None
-    return f"{module} is not installed; pip install 'graphhash[{EXTRAS[module]}]', or graphhash[all] for everything"
+    otherwise = "or train with --no-mlflow" if module == "mlflow" else "or graphhash[all] for everything"
+    return f"{module} is not installed; pip install 'graphhash[{EXTRAS[module]}]', {otherwise}"

@@ -141,6 +141,11 @@ print(user_map.rows.shape, graphhash.modularity(graph, communities.users, commun
     assert got.stdout.split() == ["(4,", "2)", "True"]
 
 
+def test_a_run_may_leave_mlflow_out():
+    text = remedy(ModuleNotFoundError("No module named 'mlflow.client'", name="mlflow.client"))
+    assert text == "mlflow is not installed; pip install 'graphhash[mlflow]', or train with --no-mlflow"
+
+
 def test_modules_of_ours_have_no_remedy():
     assert remedy(ModuleNotFoundError("No module named 'pipeline.nothing'", name="pipeline.nothing")) is None
     assert remedy(ModuleNotFoundError("no name")) is None
