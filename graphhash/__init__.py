@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     from graphhash.models.losses import bpr_loss
     from graphhash.models.mf import MatrixFactorization
     from graphhash.nn.embedding import BucketEmbedding
+    from graphhash.nn.embedding_bag import BucketEmbeddingBag
 
 __all__ = [
     "BucketEmbedding",
+    "BucketEmbeddingBag",
     "BucketMap",
     "DataError",
     "Hierarchy",
@@ -73,6 +75,7 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "BucketEmbedding": "graphhash.nn.embedding",
+    "BucketEmbeddingBag": "graphhash.nn.embedding_bag",
     "BucketMap": "graphhash.maps.bucket_map",
     "DataError": "graphhash.errors",
     "Hierarchy": "graphhash.clustering.hierarchy",

@@ -79,9 +79,14 @@ class BundleModel(ABC):
         """Write the profile, a JSON file in Chrome's trace format, and return its path."""
         return self._session.end_profiling()
 
-    def _run(
+    def run(
         self, outputs: list[str], feed: Mapping[str, NDArray], options: onnxruntime.RunOptions | None = None
     ) -> list[NDArray]:
+        """Some outputs of the graph for tensors of all its inputs, as the manifest describes them.
+
+        Raises:
+            BundleError: ONNX Runtime fails.
+        """
         try:
             if self._bound:
                 return bound_run(self._session, outputs, feed, "cuda")

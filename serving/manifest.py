@@ -21,7 +21,9 @@ from typing import Any, TypedDict
 from serving import ctr_manifest
 from serving.errors import BundleError, BundleLoadError, first_line
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+# The oldest format that is read. Up to 4 candidates were an input with a default, in `optional_inputs`, and the keys NEW_IN_5 were missing.
+OLDEST_FORMAT = 4
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 MAX_MANIFEST_BYTES = 2**20
@@ -37,7 +39,6 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "created_at": str,
     "task": str,
     "inputs": dict,
-    "optional_inputs": dict,
     "outputs": dict,
     "id_types": dict,
     "padding_item_id": (int, str),
@@ -61,6 +62,12 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
+# Of both tasks, and of retrieval alone.
+NEW_IN_5: dict[str, type | tuple[type, ...]] = {"onnx": dict, "ids_as_text": dict, "example": dict}
+_RETRIEVAL_NEW_IN_5: dict[str, type | tuple[type, ...]] = {"empty_inputs": dict}
+_RETRIEVAL_UP_TO_4: dict[str, type | tuple[type, ...]] = {"optional_inputs": dict}
+
+
 class TensorSpec(TypedDict):
     """An input or output of the graph. A symbolic axis is its name."""
 
@@ -74,6 +81,22 @@ class FileEntry(TypedDict):
 
     bytes: int
     sha256: str
+
+
+class OnnxFacts(TypedDict):
+    """What a runtime has to read."""
+
+    opset: dict[str, int]  # by domain, "ai.onnx" and "ai.onnx.ml"
+    ir_version: int
+    least_onnxruntime: str  # the first version of ONNX Runtime that reads the file
+
+
+class ExampleTensor(TypedDict):
+    """A tensor of the example request or its answer."""
+
+    dtype: str
+    shape: list[int]
+    data: list[Any]  # row by row; those of int64 as texts
 
 
 class Manifest(TypedDict):
@@ -93,6 +116,10 @@ class Manifest(TypedDict):
     vocabulary_hashes: dict[str, str]  # likewise
     metrics: dict[str, Any]  # of the trained model
     provenance: dict[str, Any]  # run id, seed, versions: what the maker wants to find again
+    onnx: OnnxFacts
+    # The integers of this manifest that JSON readers round, as texts: "padding_item_id"; ctr: the missing value of every column, by name.
+    ids_as_text: dict[str, str]
+    example: dict[str, dict[str, ExampleTensor]]  # "inputs" and "outputs"
     files: dict[str, FileEntry]  # every file but the manifest
     manifest_sha256: str  # of this JSON without this key
 
@@ -110,7 +137,7 @@ class RuntimeCost(TypedDict):
 class RetrievalManifest(Manifest):
     """The manifest of the task "retrieval"."""
 
-    optional_inputs: dict[str, TensorSpec]  # those with a default in the graph
+    empty_inputs: dict[str, list[str | int]]  # shapes of the inputs that may be empty, where they are
     id_types: dict[str, str]  # "user_id" and "item_id": "int64" or "string"
     padding_item_id: int | str  # an id of no item, which pads the rows of `exclude_item_id`
     n_users: int  # in the vocabulary
@@ -182,7 +209,7 @@ def check_fields(manifest: Mapping[str, Any], folder: Path) -> None:
     """Raise BundleError where a key is missing, has the wrong type, or contradicts another one."""
     is_ctr = manifest.get("task") == "ctr"
     try:
-        for name, types in (ctr_manifest.FIELDS if is_ctr else _FIELDS).items():
+        for name, types in _fields(manifest, is_ctr=is_ctr).items():
             value = manifest.get(name)
             if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
                 raise ValueError(f"{name} is {value!r:.80}")
@@ -192,6 +219,13 @@ def check_fields(manifest: Mapping[str, Any], folder: Path) -> None:
             _check_retrieval(manifest)
     except ValueError as error:
         raise BundleError(f"{folder / MANIFEST}: {error}; export the bundle again") from None
+
+
+def _fields(manifest: Mapping[str, Any], *, is_ctr: bool) -> dict[str, type | tuple[type, ...]]:
+    """Keys and types of the manifest's task, in the format that it states."""
+    if manifest.get("format_version", FORMAT_VERSION) < 5:
+        return ctr_manifest.FIELDS if is_ctr else _FIELDS | _RETRIEVAL_UP_TO_4
+    return (ctr_manifest.FIELDS if is_ctr else _FIELDS | _RETRIEVAL_NEW_IN_5) | NEW_IN_5
 
 
 def _read(path: Path, folder: Path) -> bytes:
@@ -220,9 +254,9 @@ def _check_version(version: object, path: Path) -> None:
         raise BundleError(
             f"{path}: bundle format {version} is newer than {FORMAT_VERSION}, the newest known here; update graphhash"
         )
-    if version < FORMAT_VERSION:
+    if version < OLDEST_FORMAT:
         raise BundleError(
-            f"{path}: bundle format {version} is older than {FORMAT_VERSION}, the one read here; export it again with 'graphhash export'"
+            f"{path}: bundle format {version} is older than {OLDEST_FORMAT}, the oldest read here; export it again with 'graphhash export'"
         )
 
 
@@ -247,7 +281,8 @@ def _check_retrieval(manifest: Mapping[str, Any]) -> None:
     if not isinstance(manifest["runtime"].get("mode"), str):
         raise ValueError(f"runtime is {manifest['runtime']!r:.80}")
     for side in ("inputs", "optional_inputs", "outputs"):
-        if not all(isinstance(spec, dict) and isinstance(spec.get("dtype"), str) for spec in manifest[side].values()):
+        specs = manifest.get(side, {}).values()
+        if not all(isinstance(spec, dict) and isinstance(spec.get("dtype"), str) for spec in specs):
             raise ValueError(f"{side} lacks a dtype")
 
 

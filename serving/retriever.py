@@ -111,8 +111,13 @@ class Retriever(BundleModel):
         for start in range(0, len(users), step):
             stop = min(start + step, len(users))
             padded = self._pad([] if exclude is None else exclude[start:stop], start, stop)
-            feed = {"user_id": users[start:stop], "k": np.array(k, np.int64), "exclude_item_id": padded}
-            ids, values, known[start:stop] = self._run(
+            feed = {
+                "user_id": users[start:stop],
+                "k": np.array(k, np.int64),
+                "exclude_item_id": padded,
+                "candidate_item_id": np.empty((1, 0), padded.dtype),
+            }
+            ids, values, known[start:stop] = self.run(
                 ["item_id", "score", "known"], feed, self._run_options(len(feed["user_id"]))
             )
             # Excluded items score -inf, and so fill the last slots of users with fewer than k others.
@@ -155,7 +160,7 @@ class Retriever(BundleModel):
                     "candidate_item_id": items[part],
                 }
                 outputs = ["candidate_score", "candidate_known", "known"]
-                scores[part], known_items[part], known[part[0]] = self._run(
+                scores[part], known_items[part], known[part[0]] = self.run(
                     outputs, feed, self._run_options(len(feed["user_id"]))
                 )
         return Scores(scores, known, known_items)

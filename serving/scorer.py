@@ -114,7 +114,7 @@ class Scorer(BundleModel):
         known = np.empty((n_rows, len(categorical)), np.bool_)
         for start in range(0, n_rows, self._chunk):
             part = slice(start, start + self._chunk)
-            results = self._run(self._outputs, {name: values[part] for name, values in feed.items()})
+            results = self.run(self._outputs, {name: values[part] for name, values in feed.items()})
             probabilities[part], logits[part] = results[:2]
             known[part] = results[2] if categorical else known[part]
         if not np.isfinite(logits).all():

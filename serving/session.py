@@ -85,14 +85,6 @@ def bound_run(
     return binding.copy_outputs_to_cpu()
 
 
-def only_errors() -> None:
-    """Silence ONNX Runtime's warnings in this process, also those of sessions that other libraries open.
-
-    It warns of each input with a default, as candidates are, that the default is not constant-folded, which is what defaults are for.
-    """
-    onnxruntime.set_default_logger_severity(3)
-
-
 def n_cuda_devices() -> int:
     """Devices the CUDA driver shows; 0 without a driver."""
     for name in ("libcuda.so.1", "nvcuda.dll"):

@@ -120,6 +120,9 @@ class FieldEmbeddings(nn.Module):
                 table = own[tables[column]].table if column in tables else None
                 own[column] = BucketEmbedding(bucket_map, dim, std=std, generator=generator, table=table)
         self.own_columns, self.own = list(own), nn.ModuleList(own.values())
+        # Values that training has seen too seldom for an id of their own read the OOV row, and train it.
+        for embedding in (*own.values(), *([] if self.joint is None else [self.joint])):
+            embedding.trains_oov = True
         self.order = in_joint + [c for c, _ in self.joint_multi_valued] + self.own_columns
         self.columns = [
             TableSlice(self.joint, starts[c], m.n_ids) if self.joint is not None and c in starts else own[c]
@@ -344,4 +347,4 @@ def _reads_oov(column: BucketEmbedding | TableSlice, seen: Tensor) -> bool:
     if isinstance(column, TableSlice):
         return bool(seen[-1])
     seen = seen.to(column.rows.device)
-    return bool(((column.rows[seen] == column.oov_row) & (column.weights[seen] != 0)).any())
+    return bool(((column.rows[seen] == column.oov_row) & (column.row_weights[seen] != 0)).any())

@@ -29,7 +29,7 @@ from graphhash.models.mf import (
     product_of_all_items,
     product_of_pairs,
 )
-from graphhash.nn.embedding import threads_for
+from graphhash.nn.table_reads import threads_for
 from graphhash.nn.workers import Workers
 
 

@@ -31,8 +31,8 @@ from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
 from graphhash.nn import _kernels
 from graphhash.nn.compressed import CompressedEmbedding
-from graphhash.nn.embedding import gradient_slices, threads_for
 from graphhash.nn.kinds import make_embeddings
+from graphhash.nn.table_reads import gradient_slices, threads_for
 
 # Directions that training does not use keep their initial noise where weight decay is small. On Gowalla's full table 0.01
 # gives a tenth more validation recall than 0.1.

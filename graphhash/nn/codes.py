@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from graphhash.errors import ArgumentError
 from graphhash.maps.additive_codes import encode
 from graphhash.maps.vector_codes import VectorCodes
-from graphhash.nn.compressed import CompressedEmbedding, StoredTable
+from graphhash.nn.compressed import CompressedEmbedding, StoredTable, checked_ids
 
 
 class CodeEmbedding(CompressedEmbedding):
@@ -85,8 +85,9 @@ class CodeEmbedding(CompressedEmbedding):
         rotation = [] if self.rotation is None else [StoredTable(self.rotation, "float16")]
         return [StoredTable(self.codebooks, self.precision), *rotation]
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Vectors of ids, shape (*ids.shape, dim)."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Vectors of ids, shape (*input.shape, dim)."""
+        ids = checked_ids(input)
         first = torch.arange(self.n_codes, device=self.device) * self.n_codewords
         words = self.codes.index_select(0, ids.reshape(-1)).long() + first
         terms = nn.functional.embedding(words, self.codebooks)
@@ -94,7 +95,7 @@ class CodeEmbedding(CompressedEmbedding):
         vectors = terms if n_terms == 1 else terms.unflatten(1, (self.n_groups, n_terms)).sum(2)
         vectors = vectors.reshape(-1, self.dim)
         vectors = vectors if self.rotation is None else vectors @ self.rotation
-        return vectors.reshape(*ids.shape, self.dim)
+        return vectors.reshape(*input.shape, self.dim)
 
     def vector_codes(self) -> VectorCodes:
         """What is stored, as arrays; codebooks and rotation in float32."""

@@ -57,11 +57,15 @@ class CompressedEmbedding(nn.Module, ABC):
     stored_buffers: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def forward(self, ids: Tensor) -> Tensor:
-        """Vectors of ids, shape (*ids.shape, dim).
+    def forward(self, input: Tensor) -> Tensor:
+        """Vectors of ids, shape (*input.shape, dim).
 
         Args:
-            ids: any integer shape, values 0..n_ids; n_ids is the OOV id.
+            input: ids, any integer type and shape, values 0..n_ids; n_ids is the OOV id.
+
+        Raises:
+            TypeError: ``input`` is no tensor of integers.
+            IndexError: an id is out of range.
         """
 
     @abstractmethod
@@ -99,6 +103,33 @@ class CompressedEmbedding(nn.Module, ABC):
     def map_bytes(self) -> int:
         """Bytes stored beside the parameters: row numbers, codes, weights of a map."""
         return 0
+
+    @property
+    def num_embeddings(self) -> int:
+        """``n_ids``, as ``torch.nn.Embedding`` calls it; the OOV id is not counted."""
+        return self.n_ids
+
+    @property
+    def embedding_dim(self) -> int:
+        """``dim``, as ``torch.nn.Embedding`` calls it."""
+        return self.dim
+
+    @property
+    def weight(self) -> Tensor:
+        """The table that ``torch.nn.Embedding`` would hold: :meth:`all`, computed at every access; it cannot be set."""
+        return self.all()
+
+    @weight.setter
+    def weight(self, value: object) -> None:
+        raise AttributeError(
+            f"{type(self).__name__}.weight is computed from fewer numbers and cannot be set; use from_pretrained or load_state_dict"
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # nn.Module registers parameters and buffers without a look at properties.
+        if name == "weight":
+            object.__setattr__(self, name, value)
+        super().__setattr__(name, value)  # type: ignore[arg-type]  # Any attribute may be set.
 
     @property
     def device(self) -> torch.device:
@@ -143,17 +174,30 @@ class OovVectorEmbedding(CompressedEmbedding):
         """Bytes of the OOV vector."""
         return 4 * self.dim
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Vectors of ids, shape (*ids.shape, dim)."""
-        flat = ids.reshape(-1)
+    def forward(self, input: Tensor) -> Tensor:
+        """Vectors of ids, shape (*input.shape, dim)."""
+        flat = checked_ids(input).reshape(-1)
         # On a GPU the check would wait for all that is under way.
         if flat.device.type == "cpu" and len(flat) and (flat.min() < 0 or flat.max() > self.n_ids):
             raise IndexError(f"ids span {flat.min()}..{flat.max()}, the embedding has 0..{self.n_ids}")
         vectors = self.vectors(flat.clamp(max=self.n_ids - 1))
         vectors = torch.where((flat < self.n_ids)[:, None], vectors, self.oov)
-        return vectors.reshape(*ids.shape, self.dim)
+        return vectors.reshape(*input.shape, self.dim)
 
     @torch.no_grad()
     def fill_oov(self, frequencies: Tensor) -> None:
         """Set the OOV vector to the mean vector of the ids."""
         self.oov.copy_((frequencies / frequencies.sum()).to(self.oov) @ self.all())
+
+
+def checked_ids(input: object) -> Tensor:
+    """Ids as int64.
+
+    Raises:
+        TypeError: ``input`` is no tensor, or not one of integers.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"ids must be a tensor of integers, got {type(input).__name__}; pass torch.tensor(ids)")
+    if input.dtype.is_floating_point or input.dtype.is_complex or input.dtype == torch.bool:
+        raise TypeError(f"ids must be integers, got a tensor of {input.dtype}; pass ids.long()")
+    return input if input.dtype == torch.int64 else input.long()

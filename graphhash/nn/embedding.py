@@ -1,118 +1,25 @@
 """BucketEmbedding: an embedding layer whose compressed table is read through a bucket map.
 
 A drop-in for ``torch.nn.Embedding``: ids in, vectors out, trained by any optimiser. The map is a buffer, so it moves with
-``.to()`` and is saved with the weights.
+``.to()`` and is saved with the weights. ``docs/guides/embedding.md`` compares the two behaviour by behaviour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from graphhash.errors import ArgumentError
-from graphhash.graph.threads import numba_threads
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.nn import _kernels
-from graphhash.nn.compressed import CompressedEmbedding, StoredTable
-
-# Below this many multiplications, waking other threads takes longer than the work.
-SMALL_WORK = 1_000_000
-
-
-@contextmanager
-def threads_for(work: int) -> Iterator[None]:
-    """Kernels in the block take torch's number of threads, or one where ``work``, in multiplications, is small."""
-    with numba_threads(1 if work < SMALL_WORK else torch.get_num_threads()):
-        yield
-
-
-def gradient_slices(dim: int) -> int:
-    """Pieces of parallel work on vectors of ``dim`` floats; 16 floats are a cache line, which threads must not share."""
-    return max(1, min(dim // 16, torch.get_num_threads()))
-
-
-class _CpuRead(torch.autograd.Function):
-    """Weighted sums of table rows on a CPU, several times faster than torch's gather and scatter of several rows per id."""
-
-    @staticmethod
-    def forward(ctx, table, rows, weights, weighted, sparse, ids):
-        _check_entries(ids, rows)
-        ctx.save_for_backward(rows, weights, ids)
-        ctx.weighted, ctx.sparse, ctx.shape = weighted, sparse, table.shape
-        vectors = torch.empty(len(ids), table.shape[1])
-        with threads_for(vectors.numel() * rows.shape[1]):
-            _kernels.read_rows(
-                rows.numpy(), weights.numpy(), weighted, ids.numpy(), table.detach().numpy(), vectors.numpy()
-            )
-        return vectors
-
-    @staticmethod
-    def backward(ctx, gradients):
-        rows, weights, ids = ctx.saved_tensors
-        if ctx.sparse:
-            return _sparse_gradient(ctx, gradients), None, None, None, None, None
-        table_gradient = torch.zeros(ctx.shape)
-        with threads_for(gradients.numel() * rows.shape[1]):
-            _kernels.add_to_rows(
-                rows.numpy(), weights.numpy(), ctx.weighted, ids.numpy(), gradients.contiguous().numpy(),
-                gradient_slices(ctx.shape[1]), table_gradient.numpy(),
-            )  # fmt: skip
-        return table_gradient, None, None, None, None, None
-
-
-class _CpuReadTwice(torch.autograd.Function):
-    """Two reads of one table at once: one parallel section, and one gradient of the table instead of a sum of two."""
-
-    @staticmethod
-    def forward(ctx, table, weighted, rows, weights, ids, rows_2, weights_2, ids_2):
-        _check_entries(ids, rows)
-        _check_entries(ids_2, rows_2)
-        maps = rows, weights, ids, rows_2, weights_2, ids_2
-        ctx.save_for_backward(*maps)
-        ctx.weighted, ctx.shape = weighted, table.shape
-        vectors, vectors_2 = (torch.empty(len(i), table.shape[1]) for i in (ids, ids_2))
-        first, second = (m.numpy() for m in maps[:3]), (m.numpy() for m in maps[3:])
-        with threads_for((len(ids) + len(ids_2)) * rows.shape[1] * table.shape[1]):
-            _kernels.read_rows_twice(
-                *first, vectors.numpy(), *second, vectors_2.numpy(), weighted, table.detach().numpy()
-            )
-        return vectors, vectors_2
-
-    @staticmethod
-    def backward(ctx, gradients, gradients_2):
-        maps = ctx.saved_tensors
-        table_gradient = torch.zeros(ctx.shape)
-        first, second = (m.numpy() for m in maps[:3]), (m.numpy() for m in maps[3:])
-        with threads_for((len(gradients) + len(gradients_2)) * maps[0].shape[1] * ctx.shape[1]):
-            _kernels.add_to_rows_twice(
-                *first, gradients.contiguous().numpy(), *second, gradients_2.contiguous().numpy(), ctx.weighted,
-                gradient_slices(ctx.shape[1]), table_gradient.numpy(),
-            )  # fmt: skip
-        return table_gradient, *7 * (None,)
-
-
-def _check_entries(ids: Tensor, rows: Tensor) -> None:
-    if ids.numel() and (ids.min() < 0 or ids.max() >= len(rows)):
-        raise IndexError(f"ids span {ids.min()}..{ids.max()}, the bucket map has entries 0..{len(rows) - 1}")
-
-
-def _sparse_gradient(ctx, gradients: Tensor) -> Tensor:
-    """The gradient of the table as a sparse tensor with an entry per index read, rows not summed."""
-    rows, weights, ids = ctx.saved_tensors
-    if ctx.weighted:
-        values = gradients.unsqueeze(1) * weights.index_select(0, ids).unsqueeze(2)
-    else:
-        values = gradients.unsqueeze(1).expand(-1, rows.shape[1], -1)
-    read = rows.index_select(0, ids).reshape(1, -1).long()
-    return torch.sparse_coo_tensor(read, values.reshape(-1, ctx.shape[1]), ctx.shape, check_invariants=False)
+from graphhash.nn.compressed import CompressedEmbedding, StoredTable, checked_ids
+from graphhash.nn.pretrained import fitted_table
+from graphhash.nn.table_reads import MapRead, may_use_kernels, read_table, read_table_twice
 
 
 class BucketEmbedding(CompressedEmbedding):
-    """``embedding(id) = sum_j weights[id, j] * table[rows[id, j]]``.
+    """``embedding(id) = sum_j row_weights[id, j] * table[rows[id, j]]``.
 
     Args:
         bucket_map: rows and weights of ``n_ids`` ids and the OOV entry.
@@ -121,21 +28,28 @@ class BucketEmbedding(CompressedEmbedding):
         generator: draws the initial values; torch's global generator when None.
         table: of another embedding, to read the same one; None: a new one. Maps with ``shared`` are made for this:
             ``items = BucketEmbedding(item_map, dim, table=users.table)``.
+        padding_idx: an id whose vector is zero and trains nothing; negative numbers count from ``n_ids``. None: no such id.
+        device, dtype: of the table and the map's weights; None: those of ``table``, or PyTorch's defaults.
 
     Raises:
-        ArgumentError: ``dim`` is below 1, or ``table`` has another shape.
+        ArgumentError: ``dim`` is below 1, ``table`` has another shape, or ``padding_idx`` is no id.
 
     Attributes:
-        table: trained parameter, float32, shape (n_buckets, dim).
+        table: trained parameter, shape (n_buckets, dim).
+        weight: the vectors of all ids, shape (n_ids, dim), computed from the table at every access; gradients flow through it. Writing into
+            it changes nothing: set ``table``, or use :meth:`from_pretrained`.
         rows: buffer, int32, shape (n_ids + 1, indices_per_id).
-        weights: buffer, float32, same shape.
-        sparse_gradient: as in ``torch.nn.Embedding(sparse=True)``, on a CPU; ``graphhash.nn.row_adam`` can use it.
+        row_weights: buffer, of the table's dtype, same shape.
+        num_embeddings, embedding_dim: ``n_ids`` and ``dim``, as ``torch.nn.Embedding`` calls them. Id ``n_ids``, the OOV id, can be read as
+            well and has no row in ``weight``.
+        sparse: as in ``torch.nn.Embedding``: the gradient of the table is sparse. ``graphhash.nn.row_adam`` can use it.
+        trains_oov: the OOV row is trained where a batch reads it. False: it has no gradient.
         oov_row: table row of out-of-vocabulary ids.
         n_folds: folds of :meth:`use_folds`, 0 without; their maps are not saved.
     """
 
     rows: Tensor
-    weights: Tensor
+    row_weights: Tensor
     fold_rows: Tensor | None
     fold_weights: Tensor | None
 
@@ -147,30 +61,92 @@ class BucketEmbedding(CompressedEmbedding):
         std: float = 0.1,
         generator: torch.Generator | None = None,
         table: nn.Parameter | None = None,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if dim < 1:
             raise ArgumentError(f"dim must be at least 1, got {dim}")
         self.n_ids = bucket_map.n_ids
         self.n_buckets = bucket_map.n_buckets
-        self.dim = dim
+        self.dim, self.std = dim, std
         self.identity = bucket_map.identity
         self._map_bytes = bucket_map.nbytes
-        self.weighted = bucket_map.codebook is not None
-        self.sparse_gradient = False
-        self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()))
-        self.register_buffer("weights", torch.from_numpy(bucket_map.weights))
-        self.register_buffer("fold_rows", None, persistent=False)
-        self.register_buffer("fold_weights", None, persistent=False)
+        self.padding_idx = _checked_padding(padding_idx, self.n_ids)
+        self.weighted = bucket_map.codebook is not None or padding_idx is not None
+        self.sparse, self.trains_oov = False, False
         self.oov_row = bucket_map.oov_row
+        last_rows, last_weights = bucket_map.rows[-1], bucket_map.weights[-1]
+        self._oov_rows = tuple(dict.fromkeys(last_rows[last_weights != 0].tolist()))
+        self._zero_rows = torch.from_numpy(last_rows).long()
         if table is not None and table.shape != (self.n_buckets, dim):
             raise ArgumentError(f"the table is {tuple(table.shape)}, the map and dim need ({self.n_buckets}, {dim})")
-        self.table = nn.Parameter(torch.empty(self.n_buckets, dim)) if table is None else table
+        self.table = (
+            nn.Parameter(torch.empty(self.n_buckets, dim, device=device, dtype=dtype)) if table is None else table
+        )
+        device, dtype = self.table.device, self.table.dtype
+        self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()).to(device))
+        self.register_buffer("row_weights", torch.from_numpy(bucket_map.weights).to(device, dtype))
+        self.register_buffer("fold_rows", None, persistent=False)
+        self.register_buffer("fold_weights", None, persistent=False)
+        self._silence_padding()
+        if table is None:
+            self.reset_parameters(generator)
+        else:
+            self._zero_oov()
+
+    @classmethod
+    def from_pretrained(
+        cls, embeddings: Tensor, bucket_map: BucketMap, *, freeze: bool = True, padding_idx: int | None = None
+    ) -> BucketEmbedding:
+        """An embedding whose vectors are as near to given ones as its table can hold: the least squares solution.
+
+        Args:
+            embeddings: the vectors of all ids, a float type, shape (n_ids, dim), such as the ``weight`` of a trained ``nn.Embedding``.
+            bucket_map: how ids read the table. The identity (``graphhash.maps.bucket_map.full_map``) keeps the vectors as they are.
+            freeze: the table is not trained.
+            padding_idx: as in the class.
+
+        Raises:
+            ArgumentError: there is not one vector for every id of the map.
+        """
+        if embeddings.ndim != 2 or len(embeddings) != bucket_map.n_ids:
+            raise ArgumentError(
+                f"embeddings have shape {tuple(embeddings.shape)}, the map needs ({bucket_map.n_ids}, dim); pass a row for every id"
+            )
+        made = cls(
+            bucket_map, embeddings.shape[1], padding_idx=padding_idx, device=embeddings.device, dtype=embeddings.dtype
+        )
+        fitted = fitted_table(bucket_map, embeddings.detach().double().cpu().numpy(), skipped=made.padding_idx)
         with torch.no_grad():
-            if table is None:
-                self.table.normal_(std=std, generator=generator)
-            # A table of blocks has several that the OOV entry reads.
-            self.table[self.rows[-1].long()] = 0
+            made.table.copy_(torch.from_numpy(fitted))
+        made.table.requires_grad_(not freeze)
+        return made
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the table again: normal values of deviation ``std``, and a zero OOV row."""
+        with torch.no_grad():
+            self.table.normal_(std=self.std, generator=generator)
+        self._zero_oov()
+
+    @torch.no_grad()
+    def _zero_oov(self) -> None:
+        # A table of blocks has several that the OOV entry reads.
+        self.table[self._zero_rows.to(self.table.device)] = 0
+
+    def _silence_padding(self) -> None:
+        if self.padding_idx is not None:
+            self.row_weights[self.padding_idx] = 0
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        # The buffer's name before 0.2; states that were saved with it are still read.
+        former = f"{prefix}weights"
+        if former in state_dict:
+            state_dict[f"{prefix}row_weights"] = state_dict.pop(former)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        # The state may be of a layer without padding.
+        self._silence_padding()
 
     @property
     def map_bytes(self) -> int:
@@ -213,27 +189,36 @@ class BucketEmbedding(CompressedEmbedding):
                 f"a map of {folded.n_ids} ids, with {new} rows, indices per id and OOV row, is none of folds of {self.n_ids} ids, {old}"
             )
         self.fold_rows = torch.from_numpy(folded.rows.copy()).to(self.rows.device)
-        self.fold_weights = torch.from_numpy(folded.weights).to(self.rows.device)
+        self.fold_weights = torch.from_numpy(folded.weights).to(self.row_weights)
+        if self.padding_idx is not None:
+            self.fold_weights[self.padding_idx : -1 : self.n_ids] = 0
 
-    def entries(self, ids: Tensor, fold: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows and weights of the map that is read, and its entries, flat, of ``ids``; arguments as in :meth:`forward`."""
+    def entries(self, input: Tensor, fold: Tensor | None = None) -> MapRead:
+        """The map that is read, and its entries, flat, of ids; arguments and errors as in :meth:`forward`."""
+        ids = checked_ids(input)
         if fold is None or self.fold_rows is None or self.fold_weights is None:
-            return self.rows, self.weights, ids.reshape(-1)
+            return MapRead(self.rows, self.row_weights, ids.reshape(-1))
         entries = torch.where(ids < self.n_ids, ids + fold * self.n_ids, len(self.fold_rows) - 1)
-        return self.fold_rows, self.fold_weights, entries.reshape(-1)
+        return MapRead(self.fold_rows, self.fold_weights, entries.reshape(-1))
 
-    def forward(self, ids: Tensor, fold: Tensor | None = None) -> Tensor:
-        """Vectors of ids, shape (*ids.shape, dim).
+    def forward(self, input: Tensor, fold: Tensor | None = None) -> Tensor:
+        """Vectors of ids, shape (*input.shape, dim).
 
         Args:
-            ids: any integer shape, values 0..n_ids; n_ids stands for an OOV id.
-            fold: of each id, int64, a shape that spreads to that of ``ids``; without :meth:`use_folds` it changes nothing.
+            input: ids, any integer type and shape, values 0..n_ids; n_ids stands for an OOV id.
+            fold: of each id, int64, a shape that spreads to that of ``input``; without :meth:`use_folds` it changes nothing.
+
+        Raises:
+            TypeError: ``input`` is no tensor of integers.
+            IndexError: an id is out of range.
         """
-        rows, weights, flat = self.entries(ids, fold)
-        vectors = read_table(
-            self.table, rows, weights, flat, weighted=self.weighted, sparse_gradient=self.sparse_gradient
-        )
-        return vectors.reshape(*ids.shape, self.dim)
+        read = self.entries(input, fold)
+        vectors = read_table(self.table, read, weighted=self.weighted, untrained=self._untrained, sparse=self.sparse)
+        return vectors.reshape(*input.shape, self.dim)
+
+    @property
+    def _untrained(self) -> tuple[int, ...]:
+        return () if self.trains_oov else self._oov_rows
 
     @torch.no_grad()
     def fill_oov(self, frequencies: Tensor) -> None:
@@ -246,25 +231,14 @@ class BucketEmbedding(CompressedEmbedding):
         self.table[self.oov_row] = shares @ self.all()
 
     def extra_repr(self) -> str:
-        return f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, indices_per_id={self.rows.shape[1]}, dim={self.dim}"
+        text = f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, indices_per_id={self.rows.shape[1]}, dim={self.dim}"
+        return text if self.padding_idx is None else f"{text}, padding_idx={self.padding_idx}"
 
 
-def read_table(
-    table: Tensor, rows: Tensor, weights: Tensor, entries: Tensor, *, weighted: bool, sparse_gradient: bool = False
-) -> Tensor:
-    """Weighted sums of table rows: ``sum_j weights[entry, j] * table[rows[entry, j]]``, shape (n, dim).
-
-    Args:
-        table: float32, shape (n_rows, dim).
-        rows, weights: int32 and float32, shape (n_entries, indices_per_entry) each.
-        entries: int64, shape (n,).
-        weighted: False: all weights are 1.
-        sparse_gradient: the gradient of the table is a sparse tensor, on a CPU.
-    """
-    if table.device.type == "cpu" and table.dtype == torch.float32:
-        return _CpuRead.apply(table, rows, weights, weighted, sparse_gradient, entries)
-    vectors = functional.embedding(rows.index_select(0, entries), table)
-    return (vectors * weights.index_select(0, entries).unsqueeze(-1)).sum(1)
+def _checked_padding(padding_idx: int | None, n_ids: int) -> int | None:
+    if padding_idx is not None and not -n_ids <= padding_idx < n_ids:
+        raise ArgumentError(f"padding_idx is {padding_idx}, ids are 0..{n_ids - 1}; use one of them, or None")
+    return padding_idx if padding_idx is None or padding_idx >= 0 else padding_idx + n_ids
 
 
 def read_both(
@@ -272,14 +246,14 @@ def read_both(
 ) -> tuple[Tensor, Tensor]:
     """``left(left_ids), right(right_ids)``, at once where both read one table on a CPU; ids of shapes (n,) and (m,)."""
     table = left.table
-    plain = (
-        table.device.type == "cpu"
-        and table.dtype == torch.float32
-        and not (left.sparse_gradient or right.sparse_gradient)
-    )
+    plain = table.dtype == torch.float32 and not (left.sparse or right.sparse)
     alike = right.table is table and left.weighted == right.weighted and left_ids.ndim == right_ids.ndim == 1
-    if not (plain and alike):
+    if not (plain and alike and may_use_kernels(table, left_ids, right_ids)):
         return left(left_ids), right(right_ids)
-    return _CpuReadTwice.apply(
-        table, left.weighted, left.rows, left.weights, left_ids, right.rows, right.weights, right_ids
+    return read_table_twice(
+        table,
+        left.entries(left_ids),
+        right.entries(right_ids),
+        weighted=left.weighted,
+        untrained=left._untrained + right._untrained,
     )

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphhash.nn.embedding import BucketEmbedding, threads_for
+from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.plain_adam import PlainAdam
+from graphhash.nn.table_reads import threads_for
 from graphhash.nn.row_adam import kernel_constants, step_rows, sum_rows, tensor_bytes
 
 
@@ -50,7 +51,7 @@ class LazyAdam(PlainAdam):
             part.table: np.full(len(part.table), -1, np.int32) for part in self._rarely_read
         }  # Scratch of the kernel.
         for embedding in self._rarely_read:
-            embedding.sparse_gradient = True
+            embedding.sparse = True
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # A closure's loss is never returned.
@@ -72,7 +73,7 @@ class LazyAdam(PlainAdam):
     def close(self) -> None:
         """Leave the embeddings as they were found."""
         for embedding in self._rarely_read:
-            embedding.sparse_gradient = False
+            embedding.sparse = False
         self._rarely_read = []
 
     def held_bytes(self) -> int:

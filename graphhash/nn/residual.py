@@ -90,9 +90,9 @@ class ResidualEmbedding(CompressedEmbedding):
         """The mixture and the own numbers."""
         return [self.mixture, self.own]
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Vectors of ids, shape (*ids.shape, dim)."""
-        return self.mixture(ids) + self.own(ids) @ self.projection
+    def forward(self, input: Tensor) -> Tensor:
+        """Vectors of ids, shape (*input.shape, dim)."""
+        return self.mixture(input) + self.own(input) @ self.projection
 
     def read_with(self, ids: Tensor, other: CompressedEmbedding, other_ids: Tensor) -> tuple[Tensor, Tensor]:
         """``self(ids), other(other_ids)``; a table that both share is read once."""

@@ -22,8 +22,9 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from graphhash.nn.embedding import BucketEmbedding, threads_for
+from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.plain_adam import PlainAdam
+from graphhash.nn.table_reads import threads_for
 
 
 @dataclass
@@ -69,8 +70,8 @@ class RowAdam(PlainAdam):
         for embedding in self._embeddings:
             n_rows = len(embedding.table)
             self._waiting[embedding.table] = _Waiting(np.zeros(n_rows, np.int32), np.full(n_rows, -1, np.int32))
-            embedding.sparse_gradient = True
-            self._hooks.append(embedding.register_forward_pre_hook(self._before_reading))
+            embedding.sparse = True
+            self._hooks.append(embedding.register_forward_pre_hook(self._before_reading, with_kwargs=True))
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # A closure's loss is never returned.
@@ -99,7 +100,7 @@ class RowAdam(PlainAdam):
         for hook in self._hooks:
             hook.remove()
         for embedding in self._embeddings:
-            embedding.sparse_gradient = False
+            embedding.sparse = False
         self._hooks, self._embeddings, self._waiting = [], [], {}
 
     def held_bytes(self) -> int:
@@ -111,8 +112,10 @@ class RowAdam(PlainAdam):
         return super().state_dict()
 
     @torch.no_grad()
-    def _before_reading(self, embedding: BucketEmbedding, arguments: tuple[Tensor, ...]) -> None:
-        rows, _, entries = embedding.entries(*arguments)
+    def _before_reading(
+        self, embedding: BucketEmbedding, arguments: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> None:
+        rows, _, entries = embedding.entries(*arguments, **named)
         # Ids out of range are refused by the embedding itself.
         known = entries.clamp(0, len(rows) - 1)
         self._catch_up(embedding.table, rows.index_select(0, known).reshape(-1).numpy())

@@ -26,6 +26,7 @@ from pipeline.ctr.weights import TrainedCtr
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
 from pipeline.export.publish import oov_id, save_graph, staged_bundle
+from pipeline.export.requests import answered, onnx_facts
 from serving.bundle import write_manifest
 from serving.errors import BundleError
 from serving.manifest import MANIFEST, METADATA, identity
@@ -89,10 +90,20 @@ def export_ctr(
         tolerance = {"absolute": ABSOLUTE, "relative": RELATIVE, "n_rows": len(rows)}
         save_graph(graph, folder, inside, options.external_data_mib)
         del graph
-        write_manifest(folder, content | {"tolerance": tolerance | {"largest": 0.0}})
-        largest = _compare(Scorer(folder, provider="cpu"), trained, rows, expected)
+        write_manifest(folder, content | {"tolerance": tolerance | {"largest": 0.0}, "example": {}})
+        scorer = Scorer(folder, provider="cpu")
+        largest = _compare(scorer, trained, rows, expected)
         (folder / MANIFEST).unlink()
-        return write_manifest(folder, content | {"tolerance": tolerance | {"largest": largest}})
+        found = {"tolerance": tolerance | {"largest": largest}, "example": _example(scorer, trained, rows)}
+        return write_manifest(folder, content | found)
+
+
+def _example(scorer: Scorer, trained: TrainedCtr, rows: Part) -> dict[str, Any]:
+    """A request of the first two rows, and its answer."""
+    first = Part(rows.labels[:2], rows.categorical[:2], rows.dense[:2], tuple(v[:2] for v in rows.multi_valued), None)
+    inputs = scorer.tensors(raw_columns(trained, first))
+    outputs = list(scorer.manifest["outputs"])
+    return answered(outputs, scorer.run(outputs, inputs), inputs)
 
 
 def _content(
@@ -105,12 +116,15 @@ def _content(
     """The manifest but for `provenance` and `tolerance`."""
     model = trained.model
     named = list(zip(trained.features.all_columns, trained.maps, trained.vocabularies, strict=True))
+    columns = describe_columns(trained, precisions)
     layers = {name: getattr(model.spec, name) for name in ("hidden", "dense_hidden", "n_cross", "structure")}
     return {
         "task": "ctr",
         "inputs": describe(graph.graph.input),
         "outputs": describe(graph.graph.output),
-        "columns": describe_columns(trained, precisions),
+        "columns": columns,
+        "ids_as_text": {column["name"]: str(column["missing"]) for column in columns if "missing" in column},
+        "onnx": onnx_facts(),
         "model": model.spec.kind,
         "layers": {name: list(value) if isinstance(value, tuple) else value for name, value in layers.items()},
         "dim": model.spec.dim,

@@ -11,9 +11,6 @@ import numpy as np
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.tracking.onnx_model import ModelCall
 
-# What the logged model gives: its signature has no optional inputs, so it takes no candidates.
-RECOMMENDATION = ("item_id", "score", "known")
-
 
 def example_call(manifest: Mapping[str, Any], user_ids: Sequence[Any]) -> ModelCall:
     """A call for users.
@@ -24,9 +21,12 @@ def example_call(manifest: Mapping[str, Any], user_ids: Sequence[Any]) -> ModelC
     inputs = {
         "user_id": np.array(list(user_ids)),  # Texts as numpy's, which MLflow wants.
         "k": np.array(min(20, manifest["n_items"]), np.int64),
+        # An id of no item, as MLflow's example has to have a value of every input.
         "exclude_item_id": np.array([[manifest["padding_item_id"]]] * len(user_ids)),
+        "candidate_item_id": np.array([[manifest["padding_item_id"]]]),
     }
-    return ModelCall(inputs, RECOMMENDATION)
+    # All outputs by name: up to bundle format 4 candidates had a default, which MLflow's signatures cannot have.
+    return ModelCall(inputs, tuple(manifest["outputs"]))
 
 
 def known_call(manifest: Mapping[str, Any], ingest_dir: Path) -> ModelCall:

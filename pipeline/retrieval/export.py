@@ -26,14 +26,15 @@ from graphhash.nn.compressed import CompressedEmbedding
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
 from pipeline.export.publish import oov_id, save_graph, staged_bundle
+from pipeline.export.requests import answered, onnx_facts
 from pipeline.retrieval.defaults import CUTOFFS, measures_of
 from pipeline.retrieval.models import name_of
-from pipeline.retrieval.onnx_graph import OPTIONAL_INPUTS, retrieval_graph
+from pipeline.retrieval.onnx_graph import retrieval_graph
 from pipeline.retrieval.onnx_parts import materialized_bytes, stores_vectors
 from pipeline.retrieval.stored import as_shipped
 from serving.bundle import write_manifest
 from serving.errors import BundleError
-from serving.manifest import METADATA, identity
+from serving.manifest import MANIFEST, METADATA, identity
 from serving.retriever import Retriever
 
 TIE_RULE = "higher score first, equal scores by lower item row"
@@ -45,6 +46,7 @@ RUNTIMES = ("auto", "materialized", "compressed")
 _MOST_LOAD_BYTES = 2**32
 
 _CHECK_K = 100
+_EXAMPLE_K = 3
 _CHECK_SCORES = 2**25
 
 
@@ -145,11 +147,34 @@ def export_retrieval(
         onnx.helper.set_model_props(graph, {METADATA: identity(content)})
         _save(graph, folder, users, items, options.external_data_mib)
         del graph
-        manifest = write_manifest(folder, content)
+        write_manifest(folder, content | {"example": {}})
         with torch.no_grad():
             scores_of = as_shipped(copy.deepcopy(trained.model).cpu(), options.precision).score_all_items()
-        _compare(folder, scores_of, users, items, options.n_check, np.random.default_rng(options.seed))
-    return manifest
+        retriever = Retriever(folder, provider="cpu")
+        _compare(retriever, scores_of, users, items, options.n_check, np.random.default_rng(options.seed))
+        (folder / MANIFEST).unlink()
+        return write_manifest(folder, content | {"example": _example(retriever, users, items)})
+
+
+def _example(retriever: Retriever, users: Vocabulary, items: Vocabulary) -> dict[str, Any]:
+    """A request of a known user and of an OOV one, and its answer; the first item is excluded for one, and no item for the other."""
+    user_ids = [users.take([0])[0], oov_id(users)]
+    padding, first = oov_id(items), items.take([0])[0]
+    types: dict[str, Any] = {"int64": np.int64, "string": object}
+    inputs = {
+        "user_id": np.array(user_ids, types[users.kind]),
+        "k": np.array(min(_EXAMPLE_K, len(items)), np.int64),
+        "exclude_item_id": np.array([[first], [padding]], types[items.kind]),
+        "candidate_item_id": np.array([[first, padding]], types[items.kind]),
+    }
+    outputs = list(retriever.manifest["outputs"])
+    answer = retriever.run(outputs, inputs)
+    # JSON has no infinity: with one item, or two, a slot of an excluded one would be left over.
+    n_open = int(np.isfinite(answer[outputs.index("score")]).all(axis=0).sum())
+    if n_open < inputs["k"]:
+        inputs["k"] = np.array(n_open, np.int64)
+        answer = retriever.run(outputs, inputs)
+    return answered(outputs, answer, inputs)
 
 
 def _chosen_runtime(trained: TrainedRetrieval, options: ExportOptions) -> str:
@@ -187,11 +212,13 @@ def _content(trained: TrainedRetrieval, graph: onnx.ModelProto, precision: str, 
     maps = {"users": trained.user_map, "items": trained.item_map}
     return {
         "task": "retrieval",
-        "inputs": describe([value for value in graph.graph.input if value.name not in OPTIONAL_INPUTS]),
-        "optional_inputs": describe([value for value in graph.graph.input if value.name in OPTIONAL_INPUTS]),
+        "inputs": describe(graph.graph.input),
         "outputs": describe(graph.graph.output),
         "id_types": {"user_id": users.kind, "item_id": items.kind},
         "padding_item_id": oov_id(items),
+        "ids_as_text": {"padding_item_id": str(oov_id(items))},
+        "empty_inputs": {"exclude_item_id": ["batch", 0], "candidate_item_id": [1, 0]},
+        "onnx": onnx_facts(),
         "n_users": len(users),
         "n_items": len(items),
         "dim": model.user_embedding.dim,
@@ -256,7 +283,7 @@ def _check_fit(side: str, embedding: CompressedEmbedding, bucket_map: BucketMap,
     for part in embedding.bucket_parts()[:1]:
         # As large as the map, and cheap beside what a mix-up of two runs would cost.
         same = part.n_buckets == bucket_map.n_buckets and np.array_equal(part.rows.cpu().numpy(), bucket_map.rows)
-        if same and np.array_equal(part.weights.cpu().numpy(), bucket_map.weights):
+        if same and np.array_equal(part.row_weights.cpu().numpy(), bucket_map.weights):
             continue
         raise ArgumentError(f"the {side} map is not the one the model was made with; pass the map of the same run")
 
@@ -266,7 +293,7 @@ def _save(graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabu
 
 
 def _compare(
-    folder: Path,
+    retriever: Retriever,
     scores_of: AllItemScores,
     users: Vocabulary,
     items: Vocabulary,
@@ -275,7 +302,6 @@ def _compare(
 ) -> None:
     """Raise BundleError unless ONNX Runtime and the model agree on scores and, ties within the tolerance
     aside, on items."""
-    retriever = Retriever(folder, provider="cpu")
     sample = np.sort(rng.choice(len(users), min(n_check - 1, len(users)), replace=False))
     rows = np.concatenate([[len(users)], sample]).astype(np.int64)
     step = max(1, _CHECK_SCORES // len(items))

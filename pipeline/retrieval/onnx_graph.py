@@ -1,12 +1,13 @@
 """The ONNX graph of a retrieval model: raw user ids in, the best raw item ids out, and scores of candidates.
 
-    user_id -> rows -> Gather rows and weights -> Gather table -> weighted sum If k > 0: scores (`pipeline.retrieval.onnx_scores`) ->
-    the k best items that are not excluded (`pipeline.retrieval.onnx_topk`) -> raw ids candidate_item_id -> rows -> vectors -> scores
-    with the user
+    user_id -> rows -> Gather rows and weights -> Gather table -> weighted sum
+    if k > 0: scores (`pipeline.retrieval.onnx_scores`) -> the k best items that are not excluded (`pipeline.retrieval.onnx_topk`)
+        -> raw ids
+    candidate_item_id -> rows -> vectors -> scores with the user
 
-Candidates are an input with an empty default, so that who only recommends need not know of them, and k = 0 leaves the
-catalogue out, so that who only scores does not pay for it: ONNX Runtime computes all outputs, asked for or not.
-A second file would hold the ids' encoders again, which are most of a small bundle with string ids.
+All inputs are required, because runtimes differ in what they do with defaults: who only recommends passes candidates of shape
+(1, 0), and k = 0 leaves the catalogue out, so that who only scores does not pay for it: ONNX Runtime computes all outputs, asked
+for or not. A second file would hold the ids' encoders again, which are most of a small bundle with string ids.
 
 Tables, rows and numbers of weight codebook are stored in their small types. A user left with fewer than k items that are not
 excluded gets excluded ones at score -inf behind them.
@@ -32,8 +33,6 @@ from pipeline.retrieval.onnx_neumf import NeuMFScores
 from pipeline.retrieval.onnx_parts import Parts, stored_parts
 from pipeline.retrieval.onnx_scores import Scores
 from pipeline.retrieval.onnx_topk import BucketsFirst, best_of, has_buckets_first, top_types, with_ordered_buckets
-
-OPTIONAL_INPUTS = ("candidate_item_id",)
 
 
 def retrieval_graph(
@@ -69,9 +68,6 @@ def retrieval_graph(
     scores = kind(graph, model, parts, precision, user, compressed=runtime == "compressed")
     _best_items(graph, scores, BucketsFirst(graph, parts) if ordered else None, items, excluded)
     _candidates(graph, scores, candidates)
-
-    # Candidates are none by default.
-    graph.initializers.append(helper.make_tensor("candidate_item_id", ONNX_TYPES[items.kind], [1, 0], []))
     return graph.model("retrieval", _inputs(users, items), _outputs(items))
 
 
@@ -89,13 +85,13 @@ def _inputs(users: Vocabulary, items: Vocabulary) -> list[onnx.ValueInfoProto]:
             "exclude_item_id",
             item_type,
             ["batch", "n_exclude"],
-            "raw item ids not to recommend; out-of-vocabulary ids are ignored",
+            "raw item ids not to recommend, shape (batch, 0) for none; out-of-vocabulary ids are ignored",
         ),
         value(
             "candidate_item_id",
             item_type,
             ["batch_or_1", "n_candidates"],
-            "raw item ids to score, a row per user or one row for all; none by default; out-of-vocabulary ones read the OOV row",
+            "raw item ids to score, a row per user or one row for all, shape (1, 0) for none; out-of-vocabulary ones read the OOV row",
         ),
     ]
 

@@ -399,9 +399,7 @@ def _log_bundle(tracker: tracking.Tracker, folder: RunFolder, task: Task) -> Non
     from pipeline.tracking.onnx_model import BUNDLE_TAG
     from serving.bundle import check_bundle
     from serving.manifest import MODEL
-    from serving.session import only_errors
 
-    only_errors()  # MLflow opens a session to try the example.
     bundle = folder.path / "bundle"
     manifest = check_bundle(bundle)
     call = task.example_call(manifest, folder.path / "ingest")

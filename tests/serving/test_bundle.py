@@ -43,7 +43,7 @@ def refusal(folder: Path) -> str:
 
 def test_an_exported_bundle_is_accepted_and_its_manifest_is_as_written(exported):
     manifest = check_bundle(exported)
-    assert manifest["format_version"] == 4
+    assert manifest["format_version"] == 5
     assert manifest["task"] == "retrieval"
     assert sorted(manifest["files"]) == ["model.onnx", "model.onnx.data"]
     assert check_bundle(str(exported)) == manifest
@@ -153,14 +153,14 @@ def test_random_damage_to_the_walked_file_raises_nothing_but_value_errors(export
 def test_an_older_format_is_refused_with_the_remedy(version, copied):
     rewrite(copied, lambda m: m.update(format_version=version))
     assert (
-        f"bundle format {version} is older than 4, the one read here; export it again with 'graphhash export'"
+        f"bundle format {version} is older than 4, the oldest read here; export it again with 'graphhash export'"
         in refusal(copied)
     )
 
 
 def test_a_newer_format_is_refused_with_both_versions(copied):
     rewrite(copied, lambda m: m.update(format_version=7))
-    assert "bundle format 7 is newer than 4" in refusal(copied)
+    assert "bundle format 7 is newer than 5" in refusal(copied)
     for version in ("1", 0, True, 1.0, None):
         rewrite(copied, lambda m, v=version: m.update(format_version=v))
         assert "format_version" in refusal(copied)

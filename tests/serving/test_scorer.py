@@ -258,7 +258,7 @@ def column(number, **values):
         (lambda m: m.update(columns=["user"]), "columns is"),
         (lambda m: m.update(dim=0), "dim is 0"),
         (lambda m: m.pop("calibration"), "calibration is None"),
-        (lambda m: m.update(task="recall"), "optional_inputs is None"),
+        (lambda m: m.update(task="recall"), "id_types is None"),
         (column(0, role="dense"), "that go together"),
         (column(0, dtype="float64"), "that go together"),
         (column(0, n_ids=0), "n_ids of column 'user' is 0"),

@@ -82,10 +82,10 @@ def test_sparse_gradients_give_the_same_steps(weight_decay):
     dense, sparse = Products(), Products()
     expected = steps(dense, lazy(dense, weight_decay=weight_decay), batches(9, 6))
     optimizer = lazy(sparse, sparse=True, weight_decay=weight_decay)
-    assert sparse.left.sparse_gradient
+    assert sparse.left.sparse
     for ours, wanted in zip(steps(sparse, optimizer, batches(9, 6)), expected, strict=True):
         torch.testing.assert_close(ours, wanted)
-    assert not sparse.left.sparse_gradient
+    assert not sparse.left.sparse
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-2])

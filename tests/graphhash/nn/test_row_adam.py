@@ -116,7 +116,7 @@ def test_looking_in_between_changes_no_bit():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_change_no_bit(threads, monkeypatch):
-    monkeypatch.setattr("graphhash.nn.embedding.SMALL_WORK", 0)
+    monkeypatch.setattr("graphhash.nn.table_reads.SMALL_WORK", 0)
     before = torch.get_num_threads()
     results = []
     try:
