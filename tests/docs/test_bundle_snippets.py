@@ -1,6 +1,6 @@
 """The snippets of docs/bundle-format.md answer a manifest's example as the manifest states, in Node and in a browser.
 
-They need the npm packages ``onnxruntime-node`` and ``onnxruntime-web``: ``npm install --prefix DIR onnxruntime-node onnxruntime-web``, and the
+They need npm packages: ``npm install --prefix DIR onnxruntime-node onnxruntime-web``, and the
 variable ``GRAPHHASH_NODE_MODULES=DIR/node_modules``. The Python snippet runs in ``test_blocks.py``.
 """
 

@@ -19,6 +19,7 @@ from pipeline.tracking.registry import measured_on
 from serving import Scorer
 from serving.bundle import check_bundle
 from serving.errors import BundleError
+from tests.helpers.asgi_client import AsgiClient
 from tests.helpers.mlflow_store import sqlite_store
 from tests.helpers.small_ctr import export_small, raw_log, small_ctr
 from tests.helpers.small_models import small_model
@@ -60,6 +61,7 @@ def add(bundle, name, **options):
 @pytest.mark.parametrize("ids", ["int64", "string"])
 def test_a_registered_bundle_loads_by_its_alias_and_answers(store, bundle, ids):
     import mlflow
+    from mlflow.pyfunc import scoring_server
 
     path, name = bundle({"recall@20": 0.25, "note": "no number"}, ids=ids), f"loads-{ids}"
     result = add(path, name)
@@ -75,6 +77,10 @@ def test_a_registered_bundle_loads_by_its_alias_and_answers(store, bundle, ids):
     assert got.keys() == expected.keys()
     for output, values in expected.items():
         np.testing.assert_array_equal(got[output], values)
+    # What `mlflow models serve` runs.
+    request = {"inputs": {name: values.tolist() for name, values in asked.items()}}
+    served = AsgiClient(scoring_server.init(loaded)).post("/invocations", request)
+    assert served.json()["predictions"]["candidate_score"] == expected["candidate_score"].tolist()
     version = client_of(store).get_model_version_by_alias(name, "champion")
     assert json.loads(version.tags["graphhash.metrics"]) == {"recall@20": 0.25}
     run = client_of(store).get_run(version.run_id)

@@ -58,7 +58,7 @@ def test_bundle_answers_like_the_obvious_loop(options, precision, tmp_path):
                 assert got.known[i] == known
 
 
-def test_graph_alone_needs_no_excluded_items_and_marks_left_over_slots(tmp_path):
+def test_graph_alone_takes_empty_exclusions_and_candidates_and_marks_left_over_slots(tmp_path):
     import onnxruntime
 
     small = small_model(items="string")
@@ -66,14 +66,13 @@ def test_graph_alone_needs_no_excluded_items_and_marks_left_over_slots(tmp_path)
     session = onnxruntime.InferenceSession(str(tmp_path / "bundle/model.onnx"), providers=["CPUExecutionProvider"])
     user = np.array([3], np.int64)
     none = np.empty((1, 0), object)
-    ids, scores, known, *candidates = session.run(
-        None, {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": none}
-    )
+    request = {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": none, "candidate_item_id": none}
+    ids, scores, known, *candidates = session.run(None, request)
     assert ids[0].tolist() == naive_answer(small, 3, 2, [])[0]
     assert known.tolist() == [True]
     everything = np.array([small.items.ids.to_pylist()[1:]], object)
     assert [part.shape for part in candidates] == [(1, 0), (1, 0)]
-    ids, scores, *_ = session.run(None, {"user_id": user, "k": np.array(2, np.int64), "exclude_item_id": everything})
+    ids, scores, *_ = session.run(None, request | {"exclude_item_id": everything})
     assert ids[0, 0] == small.items.ids[0].as_py()
     assert np.isfinite(scores[0, 0])
     assert scores[0, 1] == -np.inf
