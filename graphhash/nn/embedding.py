@@ -132,7 +132,6 @@ class BucketEmbedding(CompressedEmbedding):
 
     @torch.no_grad()
     def _zero_oov(self) -> None:
-        # A table of blocks has several that the OOV entry reads.
         self.table[self._zero_rows.to(self.table.device)] = 0
 
     def _silence_padding(self) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.plain_adam import PlainAdam
-from graphhash.nn.table_reads import threads_for
 from graphhash.nn.row_adam import kernel_constants, step_rows, sum_rows, tensor_bytes
+from graphhash.nn.table_reads import threads_for
 
 
 class LazyAdam(PlainAdam):
