@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli.options import Epilog
+
+if TYPE_CHECKING:
+    from pipeline.bundles.serve import ServeSettings
 
 _log = logging.getLogger(__name__)
 
@@ -74,25 +77,7 @@ graphhash serve out/bundle --ray --port 9000 --replicas 4 --threads 2
 @click.option("--explain", is_flag=True, help="/v1/explain and the page show buckets, and known user ids.")
 @click.option("--titles", metavar="FILE", help="CSV file with the columns item_id and title, for the page.")
 def serve(
-    bundle: str,
-    host: str,
-    port: int,
-    ray: bool,
-    replicas: int,
-    threads: int | None,
-    provider: Literal["auto", "cpu", "cuda"],
-    max_batch: int,
-    max_k: int,
-    max_body_mib: float,
-    timeout: float,
-    watch: float,
-    allowed_hosts: tuple[str, ...],
-    token_file: str | None,
-    tls_certificate: str | None,
-    tls_key: str | None,
-    max_connections: int | None,
-    explain: bool,
-    titles: str | None,
+    bundle: str, host: str, port: int, ray: bool, tls_certificate: str | None, tls_key: str | None, **options: Any
 ) -> None:
     """Answer over HTTP from an exported bundle: recommendations, scores, health, metrics, and a page at /; of a CTR model, probabilities.
 
@@ -102,35 +87,17 @@ def serve(
     A bundle that fails its check or takes ids of other types is refused, one that cannot be loaded is tried again, and meanwhile the old
     one answers (/readyz says why). Ctrl-C stops.
     """
-    from pipeline.bundles.serve import ServeSettings, TlsFiles, serve_alone, serve_on_ray
-    from pipeline.storage.uris import is_uri
-    from serving.http.access import LOOPBACK_HOSTS, Access, read_tokens
-    from serving.http.answers import Limits
-    from serving.http.app import RetrievalOptions
-    from serving.http.titles import read_titles
+    from pipeline.bundles.serve import TlsFiles, serve_alone, serve_on_ray
 
-    if not ray and replicas > 1:
-        raise click.UsageError(f"--replicas {replicas} needs Ray Serve: add --ray")
+    if not ray and options["replicas"] > 1:
+        raise click.UsageError(f"--replicas {options['replicas']} needs Ray Serve: add --ray")
     if (tls_certificate is None) != (tls_key is None):
         raise click.UsageError("--tls-certificate and --tls-key belong together: give both")
-    if ray and (tls_certificate or max_connections):
+    if ray and (tls_certificate or options["max_connections"]):
         raise click.UsageError(
             "Ray's proxy holds the connections: leave --tls-certificate and --max-connections out, or --ray"
         )
-    hosts = allowed_hosts or (LOOPBACK_HOSTS if host in LOOPBACK_HOSTS else None)
-    shown = None
-    if explain or titles:
-        shown = RetrievalOptions(explain, read_titles(Path(titles)) if titles else {})
-    settings = ServeSettings(
-        bundle=bundle if is_uri(bundle) else Path(bundle).absolute(),
-        limits=Limits(max_body_bytes=int(max_body_mib * 2**20), max_users=max_batch, max_k=max_k, timeout_s=timeout),
-        provider=provider,
-        replicas=replicas,
-        threads=threads,
-        watch_s=watch,
-        access=Access(hosts, read_tokens(Path(token_file)) if token_file else ()),
-        options=shown,
-    )
+    settings = _settings(bundle, host, options)
 
     def ready(url: str) -> None:
         _log.info("%s at %s (page), %s/docs; Ctrl-C stops", bundle, url, url)
@@ -142,8 +109,40 @@ def serve(
             from serving.http.connections import ConnectionLimits
 
             tls = TlsFiles(Path(tls_certificate), Path(tls_key)) if tls_certificate and tls_key else None
-            connections = ConnectionLimits(max_connections) if max_connections else None
+            most = options["max_connections"]
+            connections = ConnectionLimits(most) if most else None
             serve_alone(settings, host, port, ready, connections=connections, tls=tls)
     except KeyboardInterrupt:
         _log.info("stopped")
         sys.exit(0)
+
+
+def _settings(bundle: str, host: str, options: dict[str, Any]) -> ServeSettings:
+    """What the replicas need to know, out of the command's options."""
+    from pipeline.bundles.serve import ServeSettings
+    from pipeline.storage.uris import is_uri
+    from serving.http.access import LOOPBACK_HOSTS, Access, read_tokens
+    from serving.http.answers import Limits
+    from serving.http.app import RetrievalOptions
+    from serving.http.titles import read_titles
+
+    hosts = options["allowed_hosts"] or (LOOPBACK_HOSTS if host in LOOPBACK_HOSTS else None)
+    token_file, titles = options["token_file"], options["titles"]
+    shown = None
+    if options["explain"] or titles:
+        shown = RetrievalOptions(options["explain"], read_titles(Path(titles)) if titles else {})
+    return ServeSettings(
+        bundle=bundle if is_uri(bundle) else Path(bundle).absolute(),
+        limits=Limits(
+            max_body_bytes=int(options["max_body_mib"] * 2**20),
+            max_users=options["max_batch"],
+            max_k=options["max_k"],
+            timeout_s=options["timeout"],
+        ),
+        provider=options["provider"],
+        replicas=options["replicas"],
+        threads=options["threads"],
+        watch_s=options["watch"],
+        access=Access(hosts, read_tokens(Path(token_file)) if token_file else ()),
+        options=shown,
+    )
