@@ -295,8 +295,11 @@ def _by_rule(
         return found, np.zeros(len(values), bool)
     if not (is_id(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
         return found, others
-    encoded = values.filter(pa.array(others)).dictionary_encode()
-    decided = pa.array([rule(_scalar(value)) for value in encoded.dictionary], dtype)
+    given = values.filter(pa.array(others))
+    is_half = pa.types.is_float16(values.type)  # Arrow cannot encode these.
+    encoded = (given.cast(pa.float32()) if is_half else given).dictionary_encode()
+    scalars = [_scalar(value) for value in encoded.dictionary]
+    decided = pa.array([rule(np.float16(scalar) if is_half else scalar) for scalar in scalars], dtype)
     chosen = decided.take(encoded.indices)
     result = pc.replace_with_mask(found, pa.array(others), chosen)
     wrong = others.copy()

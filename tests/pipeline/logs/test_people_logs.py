@@ -25,6 +25,7 @@ from pipeline.logs import csv as log_csv
 from pipeline.logs.kinds import open_sources
 from pipeline.logs.readers import read_chunk
 from pipeline.logs.sources import cut_chunks
+from pipeline.logs.values import is_text
 
 LINES = ["user_id,item_id,click", *(f"{u},{i},{(u + i) % 2}" for u in range(30) for i in range(40))]
 TEXT = "\n".join(LINES) + "\n"
@@ -277,6 +278,63 @@ def test_what_a_column_was_taken_for_and_mostly_unknown_ones_are_said(tmp_path, 
         ingest(path)
     assert "columns: label click; categorical user_id (int64), item_id (int64), session (string)" in caplog.text
     assert "mostly out of vocabulary in the test: session" in caplog.text
+
+
+TYPES = [
+    pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.decimal128(22, 2), pa.string(), pa.large_string(),
+    pa.string_view(), pa.bool_(), pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.date32(), pa.null(), pa.list_(pa.int64()), pa.binary(), pa.duration("s"),
+    pa.dictionary(pa.int32(), pa.string()), pa.struct([("a", pa.int64())]),
+]  # fmt: skip
+
+
+def values_of(dtype: pa.DataType, n_rows: int) -> pa.Array:
+    """Values 0 to 39 of a type, every tenth null."""
+    whole = pa.array([None if n % 10 == 9 else n % 40 for n in range(n_rows)], pa.int64())
+    if pa.types.is_null(dtype):
+        return pa.nulls(n_rows)
+    if pa.types.is_struct(dtype):
+        return pa.StructArray.from_arrays([whole], ["a"])
+    if pa.types.is_list(dtype):
+        return pa.array([[n % 40] for n in range(n_rows)], dtype)
+    if pa.types.is_date(dtype):
+        return whole.cast(pa.int32()).cast(dtype)
+    if pa.types.is_float16(dtype):
+        return pa.array([None if n is None else np.float16(n) for n in whole.to_pylist()], dtype)
+    if pa.types.is_dictionary(dtype):
+        return whole.cast(pa.string()).dictionary_encode()
+    return whole.cast(pa.string()).cast(dtype) if pa.types.is_binary(dtype) or is_text(dtype) else whole.cast(dtype)
+
+
+@pytest.mark.parametrize("column", ["user_id", "x"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_every_type_of_parquet_is_read_or_refused_in_one_line(dtype, column, tmp_path):
+    """Ids of float16 ended in a traceback."""
+    columns = {"user_id": np.arange(120) % 30, "item_id": np.arange(120) // 4, "click": np.arange(120) % 2}
+    pq.write_table(pa.table(columns | {column: values_of(dtype, 120)}), tmp_path / "log.parquet")
+    messages = []
+    try:
+        pairs, n_rejected = read(tmp_path / "log.parquet", bad_rows="skip")
+        assert len(pairs) + n_rejected == 120
+    except GraphHashError as error:
+        messages.append(str(error))
+    try:
+        ingest(tmp_path / "log.parquet")
+    except GraphHashError as error:
+        messages.append(str(error))
+    assert not [message for message in messages if "\n" in message]
+
+
+def test_float16_ids_are_those_of_any_float(tmp_path):
+    for dtype in (pa.float16(), pa.float64()):
+        pq.write_table(
+            pa.table({"user_id": values_of(dtype, 40), "item_id": list(range(40))}), tmp_path / f"{dtype}.parquet"
+        )
+    half, double = (
+        read(tmp_path / f"{dtype}.parquet", bad_rows="skip", user_kind="string")
+        for dtype in (pa.float16(), pa.float64())
+    )
+    assert half == double
+    assert len(half[0]) == 36
 
 
 # ---- damage
