@@ -282,8 +282,8 @@ def test_what_a_column_was_taken_for_and_mostly_unknown_ones_are_said(tmp_path, 
 
 TYPES = [
     pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.decimal128(22, 2), pa.string(), pa.large_string(),
-    pa.string_view(), pa.bool_(), pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.date32(), pa.null(), pa.list_(pa.int64()), pa.binary(), pa.duration("s"),
-    pa.dictionary(pa.int32(), pa.string()), pa.struct([("a", pa.int64())]),
+    pa.string_view(), pa.bool_(), pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.date32(), pa.null(), pa.list_(pa.int64()), pa.binary(),
+    pa.duration("s"), pa.dictionary(pa.int32(), pa.string()), pa.struct([("a", pa.int64())]),
 ]  # fmt: skip
 
 
