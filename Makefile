@@ -2,6 +2,7 @@
 # make test   the tests
 # make lint   format, lint and types
 # make docs   the documentation, into site/
+# make gpu-check   parity, speed and memory on a GPU, at most 8 minutes; installs nothing
 # Each makes .venv, installs what it needs into it once, and runs. PYTHON=python3.12 make demo takes another interpreter.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 LOG := .install.log
 DEMO := demo
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/graphhash demo $(DEMO)
@@ -25,6 +26,10 @@ lint: $(VENV)/.installed-lint
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Needs PyTorch, NumPy, SciPy, Numba and PyArrow. GPU_CHECK="--json FILE" passes options.
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pipeline.bench.gpu $(GPU_CHECK)
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(LOG) site

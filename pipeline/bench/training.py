@@ -35,9 +35,9 @@ from pipeline.config.run_config import HOPS, DataConfig, TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS, Inputs, Method
 from pipeline.retrieval.budget import GraphSize
-from pipeline.retrieval.evaluate import K, rank_users
+from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.models import ModelSpec
-from pipeline.retrieval.objective import fit_retrieval
+from pipeline.retrieval.objective import K, fit_retrieval
 from pipeline.retrieval.train import fit_settings, model_spec_of
 from pipeline.training.loop import Callbacks
 

@@ -30,8 +30,6 @@ from pipeline.retrieval.stored import ShippedVectors, as_shipped, count_bytes, t
 from pipeline.retrieval.weights import load_method
 from pipeline.task import REFIT_PARTS
 
-# Cut-off of validation; the test has its own.
-K = 20
 # Scores of one block of users and all items: float32, 64 MiB.
 BLOCK_SCORES = 2**24
 # Users whose scores are looked at, and the deviation of scores, of their size, below which they count as alike.

@@ -27,10 +27,11 @@ from graphhash.models.shared_negatives import accidental_hits, log_sum_exp, mean
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.workers import Workers
 from pipeline.config.choices import SHARED_LOSSES
-from pipeline.retrieval.evaluate import K
 from pipeline.training.loop import Callbacks, FitSettings, Objective, fit
 from pipeline.training.seldom import seldom_embeddings
 
+# Cut-off of validation; the test has its own.
+K = 20
 # Recall over min(K, relevant): the same weight for users of many relevant items as for the others.
 SCORE = f"capped_recall@{K}"
 # Loss of this worker's part of a batch of interactions: model, users, items, and a generator for whatever is random.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from graphhash.models.mf import INITIAL_STD
-from pipeline.config.run_config import TrainConfig
 from pipeline.maps.methods import Method
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import TrainConfig
 
 # Of a log that is smaller than the presets' steps ask for.
 SMALLEST_BATCH, MOST_EPOCHS = 256, 100

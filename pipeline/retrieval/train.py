@@ -33,11 +33,11 @@ from pipeline.maps.methods import METHODS, Maps, Method, ResolvedMethod
 from pipeline.retrieval.additive import encoded, expected_error
 from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.derived import AFTER_TRAINING, derive_method
-from pipeline.retrieval.evaluate import K, rank_users
+from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.maps import SIDES, make_maps
 from pipeline.retrieval.models import ModelSpec
-from pipeline.retrieval.objective import SCORE, LossSettings, RetrievalSettings, fit_retrieval
+from pipeline.retrieval.objective import SCORE, K, LossSettings, RetrievalSettings, fit_retrieval
 from pipeline.retrieval.presets import default_gamma, default_settings, preset_of
 from pipeline.retrieval.schedule import (
     evaluation_interval,

@@ -28,8 +28,9 @@ from pipeline.distributed.session import ray_session
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.retrieval.cluster import cluster_run
 from pipeline.retrieval.defaults import precision_of
-from pipeline.retrieval.evaluate import K, rank_users
+from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.folded_in import FoldedIn
+from pipeline.retrieval.objective import K
 from pipeline.retrieval.stored import store_rounded
 from pipeline.retrieval.train import train_method
 from pipeline.retrieval.weights import load_method, with_more_ids
