@@ -112,6 +112,7 @@ def _residual(side: Side) -> ResidualEmbedding:
     assert side.users is None or isinstance(side.users, ResidualEmbedding)
     return ResidualEmbedding(
         side.bucket_map, side.dim, own_dim=side.size("own_dim"), own_bits=side.size("own_bits"),
+        projected=bool(side.spec.sizes.get("projected", 1)),
         std=side.std, generator=side.generator, users=side.users,
     )  # fmt: skip
 

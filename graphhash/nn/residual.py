@@ -3,6 +3,8 @@
 A mixture of the communities around an id says what the id shares with others, and a few numbers of its own say the rest::
 
     embedding(id) = sum_j weights[id, j] * table[rows[id, j]]  +  own[id] @ projection
+
+Without a projection an id has as many own numbers as a vector has: full tables that begin where the graph puts them.
 """
 
 from __future__ import annotations
@@ -29,18 +31,19 @@ class ResidualEmbedding(CompressedEmbedding):
         bucket_map: rows and weights of ``n_ids`` ids and the OOV entry.
         dim: length of a vector.
         own_dim: numbers of an id's own.
+        projected: multiply own numbers with a projection; otherwise ``own_dim`` is ``dim``.
         own_bits: in which these are stored where the table is stored in int8 or int4: 8 or 4.
         std: standard deviation of the initial values of the table; own numbers start at :data:`OWN_STD` of it.
         generator: draws the initial values.
         users: the embedding of the users, where this is the items': both have one projection, and one table where their maps share it.
 
     Raises:
-        ArgumentError: ``dim`` or ``own_dim`` is below 1, or ``own_bits`` is none of these.
+        ArgumentError: ``dim`` or ``own_dim`` is below 1, ``own_bits`` is none of these, or ``own_dim`` is not ``dim`` without a projection.
 
     Attributes:
         mixture: the table behind the map.
         own: one row of ``own_dim`` numbers per id; that of the OOV id is zero.
-        projection: trained parameter, float32, shape (own_dim, dim).
+        projection: trained parameter, float32, shape (own_dim, dim), or None.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class ResidualEmbedding(CompressedEmbedding):
         *,
         own_dim: int,
         own_bits: int = 8,
+        projected: bool = True,
         std: float = 0.1,
         generator: torch.Generator | None = None,
         users: ResidualEmbedding | None = None,
@@ -59,13 +63,16 @@ class ResidualEmbedding(CompressedEmbedding):
             raise ArgumentError(f"own_bits must be 8 or 4, got {own_bits}")
         if own_dim < 1:
             raise ArgumentError(f"own_dim must be at least 1, got {own_dim}")
+        if not projected and own_dim != dim:
+            raise ArgumentError(f"own_dim={own_dim} must be dim={dim} without a projection")
         self.n_ids, self.dim, self.own_bits = bucket_map.n_ids, dim, own_bits
         table: nn.Parameter | None = users.mixture.table if users is not None and bucket_map.shared else None
         self.mixture: BucketEmbedding = BucketEmbedding(bucket_map, dim, std=std, generator=generator, table=table)
         self.own = BucketEmbedding(full_map(bucket_map.n_ids), own_dim, std=OWN_STD * std, generator=generator)
-        if users is None:
+        self.projection: nn.Parameter | None = None
+        if projected and users is None:
             self.projection = nn.Parameter(torch.randn(own_dim, dim, generator=generator) / math.sqrt(own_dim))
-        else:
+        elif users is not None:
             self.projection = users.projection
 
     @property
@@ -80,11 +87,13 @@ class ResidualEmbedding(CompressedEmbedding):
 
     def stored_tables(self, precision: str) -> list[StoredTable]:
         """The table in ``precision``, own numbers in :func:`own_precision`, and the projection in :func:`projection_precision`."""
-        return [
+        tables = [
             StoredTable(self.mixture.table, precision),
             StoredTable(self.own.table, own_precision(precision, self.own_bits)),
-            StoredTable(self.projection, projection_precision(precision)),
         ]
+        if self.projection is not None:
+            tables.append(StoredTable(self.projection, projection_precision(precision)))
+        return tables
 
     def bucket_parts(self) -> list[BucketEmbedding]:
         """The mixture and the own numbers."""
@@ -92,15 +101,18 @@ class ResidualEmbedding(CompressedEmbedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Vectors of ids, shape (*input.shape, dim)."""
-        return self.mixture(input) + self.own(input) @ self.projection
+        return self.mixture(input) + self._residuals(input)
+
+    def _residuals(self, ids: Tensor) -> Tensor:
+        own = self.own(ids)
+        return own if self.projection is None else own @ self.projection
 
     def read_with(self, ids: Tensor, other: CompressedEmbedding, other_ids: Tensor) -> tuple[Tensor, Tensor]:
         """``self(ids), other(other_ids)``; a table that both share is read once."""
         if not isinstance(other, ResidualEmbedding):
             return self(ids), other(other_ids)
         mixture, other_mixture = read_both(self.mixture, ids, other.mixture, other_ids)
-        own, other_own = self.own(ids) @ self.projection, other.own(other_ids) @ other.projection
-        return mixture + own, other_mixture + other_own
+        return mixture + self._residuals(ids), other_mixture + other._residuals(other_ids)
 
     @torch.no_grad()
     def fill_oov(self, frequencies: Tensor) -> None:

@@ -329,7 +329,8 @@ class TrainConfig:
     weight_decay: Annotated[float | None, Field(ge=0.0)] = None
     """Weight decay of Adam, given as it is instead of by `l2_total`."""
     optimizer: Optimizer | None = None
-    """`adam`, or `lazy_adam`, which leaves the rows of a table alone that a step does not read; None: that of the model with its loss."""
+    """`adam`, or `lazy_adam`, which leaves the rows of a table alone that a step does not read; None: `lazy_adam` for method `additive`,
+    otherwise `adam`."""
     schedule: Schedule = "cosine"
     """The learning rate over the epochs: `cosine` falls to 0 along half a cosine, `constant` stays."""
     epochs: Annotated[int | None, Field(ge=1)] = None

@@ -102,6 +102,7 @@ class Method:
         trained_as: the method whose trained weights are stored otherwise; None: this one is trained itself.
         precision: of the stored tables, unless the configuration names one.
         fixed_precision: whether the configuration cannot name another.
+        optimizer: as in ``pipeline.training.loop.FitSettings``.
     """
 
     make: Callable[[Inputs], Maps]
@@ -121,6 +122,7 @@ class Method:
     trained_as: str | None = None
     precision: str = "int8"
     fixed_precision: bool = False
+    optimizer: str = "adam"
 
     def resolve_indices(self, requested: int | None) -> int:
         """Indices per id where the configuration requests a number, or None."""
@@ -235,7 +237,7 @@ def _soft(inputs: Inputs) -> Maps:
 
 
 def residual_labels(inputs: Inputs) -> Labels:
-    """The communities of ``residual``: those of the run, merged where they are more than its rows."""
+    """The communities of ``residual`` and ``additive``: those of the run, merged where they are more than its rows."""
     labels = inputs.labels
     if inputs.n_rows is None or labels.rows <= inputs.n_rows:
         return labels
@@ -283,10 +285,6 @@ METHODS: dict[str, Method] = {
     "full_opq": _stored_full(
         "full, rotated and product-quantized after training", "float16", embedding="product", sized=True
     ),
-    "additive": Method(
-        _full, "full, trained with noise, then stored as sums of codewords that users and items share", lr=4e-2, l2_total=0.02,
-        reads_communities=False, embedding="additive", sized=True, ours=True, precision="int8", fixed_precision=True,
-    ),
     "full_small_dim": Method(
         _full, "a row for every id, of fewer numbers", lr=4e-2, l2_total=0.02, reads_communities=False, sized=True,
         precision="float32",
@@ -332,5 +330,10 @@ METHODS: dict[str, Method] = {
         _residual, "the mixture of soft, plus a few numbers of the id's own times one matrix",
         indices_per_id=10, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02, precision="int4",
         embedding="residual", sized=True,
+    ),
+    "additive": Method(
+        _residual, "the mixture of soft plus a full row, trained with noise, then stored as sums of codewords that users and items share",
+        indices_per_id=8, free_indices=True, n_codes=256, ours=True, lr=4e-2, l2_total=0.02, embedding="additive", sized=True,
+        precision="int8", fixed_precision=True, optimizer="lazy_adam",
     ),
 }  # fmt: skip

@@ -1,4 +1,7 @@
-"""Method ``additive``: full tables trained with noise as large as the error of their codes, then stored as additive codes.
+"""Method ``additive``: a mixture of communities plus a row for every id, trained with noise, then stored as additive codes.
+
+The mixture is what makes the vectors better than those of full tables: an id begins as what its communities say of it, and few interactions
+move its own row. Only the sum is stored, so the mixture costs memory in training alone.
 
 Noise in training is what codes of a stated length do to a vector, before there are codes: a Gaussian source of variance 1 that is stored
 in R bits per number keeps a squared error of at least 2^(-2R) (Cover and Thomas, Elements of Information Theory, theorem 10.3.2). Vectors
@@ -28,6 +31,11 @@ def expected_error(n_codes: int, dim: int) -> float:
     return float(2.0 ** (-2 * BITS_PER_CODE * n_codes / dim))
 
 
+def trained_embedding(dim: int) -> EmbeddingSpec:
+    """What is trained: a mixture, and a row of ``dim`` numbers for every id."""
+    return EmbeddingSpec("residual", {"own_dim": dim, "own_bits": 8, "projected": 0})
+
+
 @torch.no_grad()
 def encoded(
     trained: RetrievalModel, spec: ModelSpec, codes: EmbeddingSpec, graph: csr_array
@@ -35,7 +43,7 @@ def encoded(
     """A trained model with its vectors stored as additive codes, and its spec.
 
     Args:
-        trained: matrix factorization with full tables.
+        trained: matrix factorization.
         spec: of the trained model.
         codes: kind "additive"; its sizes are those of ``pipeline.retrieval.sizes``.
         graph: training interactions, users x items.

@@ -46,6 +46,8 @@ MOST_SHARE = 0.9
 # with 4 indices, .258 with 28 indices of both hops in 2,000 rows, and .276 with full tables.
 DENSE = 50
 NEARLY = 0.9
+# Rows of the mixture beside full rows. They are not stored, and need not follow the budget.
+IDS_PER_MIXTURE_ROW = 9
 # LightGCN makes do with fewer, as it propagates what the rows say: MovieLens-1M's test recall is .306 with 8,000 rows for 9,746 ids and 4
 # indices, and .278 with 994 rows and 30 indices of both hops, both in 8 bits. MF at such a share has .245 and .253.
 NEARLY_PROPAGATED = 0.8
@@ -161,7 +163,13 @@ def _sizes(config: RunConfig, name: str, size: GraphSize, n_rows: int, precision
     budget = SizeBudget(int(n_bytes), size.n_users, size.n_items, settings.dim, precision)
     if method.embedding == "bucket":
         return {"dim": small_dim(budget)}
-    return {"embedding": embedding_spec(name, method.embedding, budget, config.map)}
+    spec = embedding_spec(name, method.embedding, budget, config.map)
+    return {"embedding": spec} | ({"n_rows": mixture_rows(size)} if method.embedding == "additive" else {})
+
+
+def mixture_rows(size: GraphSize) -> int:
+    """Table rows of the mixture that method `additive` trains with, of both sides together."""
+    return max(4, size.n_ids // IDS_PER_MIXTURE_ROW)
 
 
 def _residual(settings: BudgetSettings, precision: str, size: GraphSize) -> ResidualSizes:
@@ -214,6 +222,8 @@ def indices_per_id(settings: BudgetSettings, name: str, precision: str, size: Gr
     method = METHODS[name]
     if method.embedding == "residual":
         return _residual(settings, precision, size).indices_per_id
+    if method.embedding == "additive":
+        return method.resolve_indices(settings.indices_per_id)
     if settings.indices_per_id is not None or settings.ratio is None or not method.free_indices:
         return method.resolve_indices(settings.indices_per_id)
     whole, row = settings.spendable(settings.ratio, size), row_bytes(settings.dim, precision)
@@ -246,8 +256,8 @@ def rows_for_ratio(settings: BudgetSettings, ratio: float, precisions: Mapping[s
     # With a row for every id it would be method 'full'.
     rows, heaviest = size.n_ids + 1, None
     readers = [name for name in precisions if METHODS[name].reads_communities]
-    # `residual` merges the communities of the others where it affords fewer.
-    plain = [name for name in readers if METHODS[name].embedding != "residual"]
+    # The others merge the communities of these where they want fewer.
+    plain = [name for name in readers if METHODS[name].embedding == "bucket"]
     for name in plain or readers:
         precision = precisions[name]
         number = indices_per_id(settings, name, precision, size)
@@ -271,6 +281,8 @@ def _affordable(
     method = METHODS[name]
     if method.embedding == "residual":
         return _residual(settings, precision, size).n_rows
+    if method.embedding == "additive":
+        return mixture_rows(size)
     bias = _bias_bytes(settings, name, precision, size)
 
     def rows(itemsize: int) -> int:

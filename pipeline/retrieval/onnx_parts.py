@@ -91,6 +91,7 @@ def stores_vectors(model: RetrievalModel) -> bool:
 def _residual(embedding: CompressedEmbedding) -> Residual | None:
     if not isinstance(embedding, ResidualEmbedding):
         return None
+    assert embedding.projection is not None, "full tables beside a mixture are trained, and never stored"
     return Residual(as_array(embedding.own.table), embedding.own_bits, as_array(embedding.projection))
 
 

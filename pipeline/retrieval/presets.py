@@ -25,7 +25,6 @@ class TrainingPreset:
         epochs, batch_size, temperature, negatives, negative_weight, dropout: as in ``pipeline.config.run_config.TrainConfig``.
         std: standard deviation of the initial values.
         evaluations: of a training that is not stopped early.
-        optimizer: as in ``pipeline.training.loop.FitSettings``.
         least_steps: fewest of an epoch, and of a whole training, of logs that are not tiny: a small log gets smaller batches, no more
             negatives than interactions in a batch, and more epochs. MovieLens-100K, softmax, full tables, validation capped recall@20:
             .307 with 20 epochs of 39 steps, .327 with 30 of 158 (512 interactions and negatives); BPR .330.
@@ -41,7 +40,6 @@ class TrainingPreset:
     negative_weight: float = 1.0
     dropout: float = 0.0
     evaluations: int = 15
-    optimizer: str = "adam"
     least_steps: tuple[int, int] | None = None
 
     def fitted(self, n_interactions: int) -> TrainingPreset:
@@ -72,15 +70,15 @@ def default_gamma(n_neighbours: float) -> float:
 
 _LEAST_STEPS = (158, 4700)
 _SOFTMAX = TrainingPreset(
-    lr=5e-3, epochs=20, batch_size=2048, l2_total=0.0, std=0.1, evaluations=5, least_steps=_LEAST_STEPS, optimizer="lazy_adam"
+    lr=5e-3, epochs=20, batch_size=2048, l2_total=0.0, std=0.1, evaluations=5, least_steps=_LEAST_STEPS
 )  # fmt: skip
 _BSL = TrainingPreset(
     lr=2e-3, epochs=40, batch_size=1024, l2_total=0.0, temperature=0.08, negatives=800, negative_weight=1.22, evaluations=5,
-    least_steps=_LEAST_STEPS, optimizer="lazy_adam",
+    least_steps=_LEAST_STEPS,
 )  # fmt: skip
 _CCL = TrainingPreset(
     lr=2e-3, epochs=40, batch_size=1024, l2_total=0.0, negatives=800, negative_weight=150.0, dropout=0.1, evaluations=5,
-    least_steps=_LEAST_STEPS, optimizer="lazy_adam",
+    least_steps=_LEAST_STEPS,
 )  # fmt: skip
 # Propagation takes as long as some thousand interactions, so that its batches are larger.
 _PROPAGATED = 16384

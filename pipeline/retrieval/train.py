@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from graphhash.maps.bucket_map import BucketMap, table_rows
-from graphhash.maps.embedding_spec import BUCKET
+from graphhash.maps.bucket_map import BucketMap, full_map, table_rows
 from graphhash.metrics.ranking import capped_recall_at_k, ndcg_at_k
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel
@@ -30,7 +29,7 @@ from pipeline.config.run_config import TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import load_communities
 from pipeline.maps.methods import METHODS, Maps, Method, ResolvedMethod
-from pipeline.retrieval.additive import encoded, expected_error
+from pipeline.retrieval.additive import encoded, expected_error, trained_embedding
 from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.derived import AFTER_TRAINING, derive_method
 from pipeline.retrieval.evaluate import rank_users
@@ -96,9 +95,8 @@ def fit_method(
     settings = fit_settings(config.train, spec, table_rows(*maps), size)
     settings = replace(settings, loss=replace(settings.loss, vector_noise=_vector_noise(config.train, resolved)))
     model_spec = model_spec_of(config.train, spec.with_bias(config.map.item_bias, config.train.loss))
-    # Additive codes are made of trained rows.
     has_codes = resolved.embedding.kind == "additive"
-    embedding = BUCKET if has_codes else resolved.embedding
+    embedding = trained_embedding(config.train.dim) if has_codes else resolved.embedding
     model_spec = replace(model_spec, dim=resolved.dim or model_spec.dim, embedding=embedding, parts=parts)
     if last_epoch is None:
         session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
@@ -124,6 +122,8 @@ def fit_method(
     }
     if has_codes:
         model, model_spec = encoded(model, model_spec, resolved.embedding, graph)
+        for side, bucket_map in zip(SIDES, map(full_map, graph.shape), strict=True):
+            bucket_map.save(out / f"{side}.npz")
     save_model(model, model_spec, out)
     history = {"epochs": state["history"], "best_epoch": state["best_epoch"], "resumed": state["resumed"]}
     write_json_atomic(out / "history.json", {**history, "facts": facts})
@@ -193,7 +193,7 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, size: GraphSiz
         batch_size=batch_size,
         seed=train.seed,
         schedule=train.schedule,
-        optimizer=train.optimizer or preset.optimizer,
+        optimizer=train.optimizer or method.optimizer,
         loss=loss,
         amp=train.amp,
         compile=train.compile,

@@ -132,7 +132,6 @@ def _map_of(tensors: dict[str, NDArray], side: str) -> _SideMap | None:
     if rows is None:
         return None
     rows = rows.reshape(len(rows), -1)
-    # Places in blocks of the table, of one byte each, are stored without the blocks' first rows.
     codebook = tensors.get(f"{side}_codebook")
     return _SideMap(rows, codebook, None if codebook is None else tensors[f"{side}_codes"])
 

@@ -231,7 +231,7 @@ def trainings(data: Data, scale: Scale, device: torch.device) -> list[Training]:
                 loss_of = retrieval_loss(settings, sampler, whole=batch is None)
                 make, moved = partial(spec.build, *maps, data.graph), partial(retrieval_bytes, settings=settings)
                 examples = (data.users, data.items)
-                found.append(Training(f"{kind}, {loss}", name, make, examples, batch, loss_of, preset.optimizer, moved))
+                found.append(Training(f"{kind}, {loss}", name, make, examples, batch, loss_of, "adam", moved))
         samples = CtrData.draw(data, scale.n_samples)
         ctr_spec = CTR_PRESETS["dlrm"].spec("dlrm", name, 0, dim=scale.dim)
         features = (samples.batch.categorical, samples.batch.dense, *samples.batch.multi_valued)

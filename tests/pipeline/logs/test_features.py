@@ -146,9 +146,9 @@ def test_only_lsh_is_trained_again_when_features_change(tmp_path):
     before = keys()
     items.write_text(TEXT + "8,1,1\n")
     after = keys()
-    assert {name for name in before if before[name] != after[name]} == {"train lsh", "evaluate lsh"}
+    assert {name for name in before if before[name] != after[name]} == {"train lsh", "refit lsh", "evaluate lsh"}
     swapped = keys(**{"data.user_features": str(items), "data.item_features": str(users)})
-    assert {name for name in after if after[name] != swapped[name]} == {"train lsh", "evaluate lsh"}
+    assert {name for name in after if after[name] != swapped[name]} == {"train lsh", "refit lsh", "evaluate lsh"}
 
 
 def test_a_run_hashes_alike_ids_into_one_row_and_trains(tmp_path):
