@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
     from pipeline.tracking.onnx_model import ModelCall
+    from pipeline.training.forecast import RunForecast
     from pipeline.training.job import TrainingSession
 
 # Settings that change no output of any task: places, and how much of a machine is used.
@@ -204,6 +205,13 @@ class Task(Protocol):
 
     def updates(self, run: Path, method: str, train_key: str) -> str | None:
         """Identifies the ids that updates added to a training; None where there are none."""
+
+    def forecast(self, context: StageContext, stages: Sequence[str]) -> RunForecast | None:
+        """Sizes, seconds and memory of stages before they are computed, measured on a part of the log; None: the task has no forecast.
+
+        Args:
+            stages: names of the steps that have to be computed; outputs of the others are in the run folder.
+        """
 
     def ingest(self, context: StageContext, out: Path) -> dict[str, Any]:
         """Read, split and store the log in the folder `out`; returns facts."""

@@ -31,9 +31,9 @@ from scipy.sparse import csr_array
 
 from graphhash.clustering.modularity import modularity
 from pipeline.bench.clustering_peers import OURS, PROGRAMS, Run
-from pipeline.bench.memory import peak_mib
 from pipeline.config.run_config import DataConfig
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.training.memory import peak_mib
 
 _log = logging.getLogger(__name__)
 

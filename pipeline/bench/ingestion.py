@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from pipeline.bench.memory import peak_mib
+from pipeline.training.memory import peak_mib
 
 _log = logging.getLogger(__name__)
 

@@ -46,7 +46,11 @@ graphhash run --task ctr --data frappe --resolution 5 --method double_soft,doubl
 @train_options
 @cutoff_option
 @export_options
-@click.option("--dry-run", is_flag=True, help="Print every stage with the reason to compute it, and compute nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print every stage with the reason to compute it, and the seconds and memory that it will take; compute nothing.",
+)
 @common_options
 def run(dry_run: bool, **_: Any) -> None:
     """Do everything: ingest, cluster, train, evaluate, export, report.
@@ -56,7 +60,7 @@ def run(dry_run: bool, **_: Any) -> None:
     """
     if dry_run:
         options = click.get_current_context().params
-        _print_status(load(options), options["json_file"])
+        _print_plan(load(options), options["json_file"])
         return
     outcome, config, json_file = _until("report")
     _print_metrics(outcome.metrics, config)
@@ -231,6 +235,21 @@ graphhash status s3://bucket/run
 def status(out: str, json_file: str | None) -> None:
     """Print the stages of a run folder: up to date, or the reason to compute them. Nothing is computed."""
     _print_status(load({"out": out, "work": None, "config_file": None, "overrides": ()}), json_file)
+
+
+def _print_plan(config: RunConfig, json_file: str | None) -> None:
+    """Every stage as `status` has it, and what those that have to be computed will take."""
+    from pipeline.progress import silenced
+    from pipeline.runs.forecast import run_forecast
+    from pipeline.runs.status import run_status
+
+    lines = run_status(config)
+    print(*lines, sep="\n", flush=True)
+    with silenced():
+        told = run_forecast(config)
+    for line in told:
+        print(line)
+    write_json(json_file, [*lines, *told])
 
 
 def _print_status(config: RunConfig, json_file: str | None) -> None:

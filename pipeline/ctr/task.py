@@ -235,6 +235,9 @@ class Ctr:
     def updates(self, run: Path, method: str, train_key: str) -> str | None:
         return None
 
+    def forecast(self, context: StageContext, stages: Sequence[str]) -> None:
+        """There is none."""
+
     def ingest(self, context: StageContext, out: Path) -> dict[str, Any]:
         from pipeline.ctr.ingest import ingest_ctr
 

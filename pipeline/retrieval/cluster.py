@@ -79,7 +79,7 @@ def cluster_run(config: RunConfig, ingest_dir: Path, out_dir: Path) -> ClusterFa
         else:
             graph = LocalGraph(biadjacency, by_user.total_weight)
         loaded = time.perf_counter()
-        labels = _cluster(config, graph, biadjacency, budget)
+        labels = cluster_by_budget(config, graph, biadjacency, budget)
         clustered = time.perf_counter()
         figures = describe_communities(graph, labels)
         described = time.perf_counter()
@@ -124,7 +124,7 @@ def _options(config: RunConfig) -> ClusteringOptions:
     }
 
 
-def _cluster(
+def cluster_by_budget(
     config: RunConfig, graph: RayGraph | LocalGraph, biadjacency: csr_array | None, budget: tuple[str, Any]
 ) -> Labels:
     """Communities by a resolution, or as many as rows allow.

@@ -97,14 +97,25 @@ def count_bytes(model: RetrievalModel, precision: str) -> dict[str, int]:
 
 
 def training_bytes(model: RetrievalModel) -> int:
-    """Bytes that one worker's training holds of a model, computed: float32 parameters, their gradients, both moments of Adam with a float32
-    counter for each parameter, and the buffers, such as maps: rows in int32 and weights in float32.
+    """Bytes that one worker's training holds of a model, computed: the sum of :func:`training_parts`.
 
     Batches, negatives and the interactions are not counted; they do not depend on the method.
     """
+    return sum(training_parts(model).values())
+
+
+def training_parts(model: RetrievalModel) -> dict[str, int]:
+    """Bytes that one worker's training holds of a model, by part: ``tables`` (all parameters, float32), their ``gradients``, ``optimizer``
+    (both moments of Adam, with a float32 counter for each parameter), and ``maps`` (all buffers: rows in int32, weights in float32).
+    """
     parameters = list(model.parameters())
-    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    return sum(4 * 4 * weight.numel() + 4 for weight in parameters) + buffers
+    numbers = sum(weight.numel() for weight in parameters)
+    return {
+        "tables": 4 * numbers,
+        "gradients": 4 * numbers,
+        "optimizer": 8 * numbers + 4 * len(parameters),
+        "maps": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
+    }
 
 
 def trained_facts(method_dir: Path) -> dict[str, Any]:

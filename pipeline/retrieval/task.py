@@ -31,6 +31,7 @@ from pipeline.task import (
 if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
     from pipeline.tracking.onnx_model import ModelCall
+    from pipeline.training.forecast import RunForecast
     from pipeline.training.job import TrainingSession
 
 # Sizes of method `residual`.
@@ -276,6 +277,11 @@ class Retrieval:
         from pipeline.retrieval.folded_in import folded_in_id
 
         return folded_in_id(run, method, train_key)
+
+    def forecast(self, context: StageContext, stages: Sequence[str]) -> RunForecast:
+        from pipeline.retrieval.forecast import forecast
+
+        return forecast(context, stages)
 
     def ingest(self, context: StageContext, out: Path) -> dict[str, Any]:
         from pipeline.retrieval.ingest import ingest

@@ -87,6 +87,7 @@ def calls(monkeypatch):
     stand_in("pipeline.retrieval.evaluate", evaluate_method=evaluate_method)
     stand_in("pipeline.retrieval.report", write_report=write_report)
     monkeypatch.setattr(Retrieval, "export", export)
+    monkeypatch.setattr(Retrieval, "forecast", lambda task, context, stages: None)
     return made
 
 
@@ -292,7 +293,9 @@ def test_status_and_dry_run_print_the_plan_and_compute_nothing(calls, config, tm
     names = ["ingest", "cluster", "train soft", "refit soft", "evaluate soft", "export"]
     assert printed("run", *log, *out, "--dry-run")[:6] == [f"{name}: never computed here" for name in names]
     assert not (tmp_path / "out").exists()
+    assert printed("run", *log, *out, "--dry-run")[-1] == "task retrieval: seconds and memory are not forecast"
     run(config())
+    assert printed("run", *out, "--dry-run")[-1] == "report: written by every run"
     assert printed("status", tmp_path / "out") == [f"{name}: up to date" for name in names] + [
         "report: written by every run"
     ]

@@ -1,10 +1,14 @@
-"""Peak of the resident memory of this process."""
+"""Memory: the most that this process has held, and what this machine has."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
+
+# The limit of a container, in bytes; "max" is none.
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def peak_mib(reset: bool = False) -> float:
@@ -19,3 +23,12 @@ def peak_mib(reset: bool = False) -> float:
     # Not ru_maxrss, which a new process inherits from its parent.
     (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, at most the limit of the container."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(whole, int(MEMORY_LIMIT.read_text()))
+    except (OSError, ValueError):
+        return whole

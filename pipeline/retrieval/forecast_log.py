@@ -1,0 +1,171 @@
+"""The size of a log before it is ingested, from its first part: rows by bytes or row groups, ids by how their number grows.
+
+A log that is read to its end within the time is counted exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from graphhash.errors import DataError
+from graphhash.graph.id_columns import IdCodes
+from pipeline.config.run_config import DataConfig
+from pipeline.logs.columns import Batch, Columns
+from pipeline.logs.csv import CODECS
+from pipeline.logs.kinds import open_sources
+from pipeline.logs.readers import read_chunk
+from pipeline.logs.sources import Chunk, Source, cut_chunks, open_parquet
+
+# Text is read in pieces of so many bytes, so that the clock is looked at often.
+PIECE_BYTES = 2**22
+# Rows in which pairs are compared: repeated ones become one interaction.
+PAIR_ROWS = 2_000_000
+# Interactions that are clustered to measure a clustering.
+GRAPH_EDGES = 100_000
+ID_TYPES = {"int64": pa.int64(), "string": pa.large_string()}
+
+
+@dataclass(frozen=True)
+class LogSample:
+    """What the first part of a log says of all of it.
+
+    Args:
+        n_rows: of train, and of a given test file.
+        n_test_rows: those of the test file.
+        n_users, n_items: distinct ids.
+        n_interactions: distinct pairs, of train.
+        is_exact: whether the log was read to its end.
+        seconds: to read and number all rows in one thread, and to sort all pairs.
+        graph: some interactions, float32.
+    """
+
+    n_rows: int
+    n_test_rows: int
+    n_users: int
+    n_items: int
+    n_interactions: int
+    is_exact: bool
+    seconds: tuple[float, float]
+    graph: csr_array
+
+
+def sample_log(config: DataConfig, seconds: float) -> LogSample:
+    """Read the first part of the log, for about so many seconds.
+
+    Raises:
+        DataError: the log cannot be read, or no row of it is good.
+    """
+    sources, columns = open_sources(config)
+    chunks = cut_chunks([source for source in sources if not source.is_test], chunk_bytes=PIECE_BYTES)
+    codes = IdCodes(columns.user_kind), IdCodes(columns.item_kind)
+    parts: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
+    # Good rows and distinct ids of both sides after each batch.
+    growth = [(0, 0, 0)]
+    n_raw, n_read, is_whole = 0, 0.0, True
+    for kind in {columns.user_kind, columns.item_kind}:
+        IdCodes(kind).encode(pa.array([0] if kind == "int64" else ["0"], ID_TYPES[kind]))  # Loads the compiled loops.
+    started = time.perf_counter()
+    for chunk, batch in _batches(chunks, columns, config.bad_rows):
+        if time.perf_counter() - started > seconds and growth[-1][0]:
+            is_whole = False
+            break
+        # In halves, so that growth is known within a single batch.
+        for rows in (slice(None, len(batch.rows) // 2), slice(len(batch.rows) // 2, None)):
+            parts.append((codes[0].encode(batch.users[rows]), codes[1].encode(batch.items[rows])))
+            growth.append((growth[-1][0] + len(parts[-1][0]), len(codes[0]), len(codes[1])))
+        n_rows = len(batch.rows) + batch.n_below + batch.rejected.num_rows
+        n_raw, n_read = n_raw + n_rows, n_read + _units(chunk, n_rows)
+    took = time.perf_counter() - started
+    if not growth[-1][0]:
+        raise DataError(f"{config.path}: no row of train is good; check the columns")
+    n_train = n_raw if is_whole else max(n_raw, round(n_raw * sum(map(_size, chunks)) / n_read))
+    n_test = _rows_of_test(sources, n_raw / n_read)
+    n_good = round(n_train * growth[-1][0] / n_raw)
+    started = time.perf_counter()
+    distinct, graph = _pairs(parts)
+    sorting = (time.perf_counter() - started) / min(growth[-1][0], PAIR_ROWS)
+    n_users, n_items = (
+        growth[-1][side] if is_whole else grown(np.array(growth)[:, [0, side]], n_good) for side in (1, 2)
+    )
+    return LogSample(
+        n_rows=n_train + n_test,
+        n_test_rows=n_test,
+        n_users=n_users,
+        n_items=n_items,
+        n_interactions=round(n_good * distinct),
+        is_exact=is_whole and n_good <= PAIR_ROWS and not n_test,
+        seconds=(took * (n_train + n_test) / n_raw, sorting * n_good),
+        graph=graph,
+    )
+
+
+def grown(growth: NDArray[np.integer], n_rows: int) -> int:
+    """Distinct ids of a log of so many rows, by Heaps' law: their number grows as a power of the rows, which the last half of the sample
+    tells. Users that come one behind the other grow as the rows do, and items that all have come by then grow no more.
+
+    Args:
+        growth: rows that were read and distinct ids in them, ascending, shape (n, 2).
+    """
+    n_read, n_found = (int(number) for number in growth[-1])
+    half = np.interp(n_read / 2, growth[:, 0], growth[:, 1])
+    power = min(1.0, max(0.0, math.log2(n_found / max(half, 1.0))))
+    return max(n_found, round(n_found * (n_rows / n_read) ** power))
+
+
+def _batches(chunks: Sequence[Chunk], columns: Columns, bad_rows: str) -> Generator[tuple[Chunk, Batch]]:
+    for chunk in chunks:
+        for batch in read_chunk(chunk, columns, bad_rows=bad_rows):
+            yield chunk, batch
+
+
+def _size(chunk: Chunk) -> float:
+    """Rows of parquet, else bytes."""
+    if chunk.source.format != "parquet":
+        return chunk.stop - chunk.start
+    meta = open_parquet(chunk.source.file).metadata
+    return sum(meta.row_group(group).num_rows for group in range(chunk.start, chunk.stop))
+
+
+def _units(chunk: Chunk, n_rows: int) -> float:
+    """What rows of a chunk are of its size."""
+    if chunk.source.format in ("csv", "tsv"):
+        return n_rows * bytes_per_line(chunk.source.file)  # Read in many batches.
+    return n_rows if chunk.source.format == "parquet" else chunk.stop - chunk.start
+
+
+@functools.cache
+def bytes_per_line(file: str) -> float:
+    """Bytes of a line of text on disk, on average over the first ones; the file may be compressed."""
+    with open(file, "rb") as stream:
+        codec = CODECS.get(Path(file).suffix)
+        text = stream if codec is None else pa.CompressedInputStream(stream, codec)
+        return max(1, text.read(PIECE_BYTES).count(b"\n")) ** -1 * stream.tell()
+
+
+def _rows_of_test(sources: Sequence[Source], rows_per_unit: float) -> int:
+    """Rows of a given test file, by its size."""
+    chunks = cut_chunks([source for source in sources if source.is_test]) if any(s.is_test for s in sources) else []
+    return round(rows_per_unit * sum(map(_size, chunks)))
+
+
+def _pairs(parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> tuple[float, csr_array]:
+    """The share of rows that are the first of their pair, and some users with their interactions."""
+    users, items = (np.concatenate(column)[:PAIR_ROWS].astype(np.int64) for column in zip(*parts, strict=True))
+    n_items = int(items.max()) + 1
+    pairs = np.sort(users * n_items + items)
+    distinct = pairs[np.concatenate([[True], pairs[1:] != pairs[:-1]])]
+    rows, columns = np.divmod(distinct[:GRAPH_EDGES], n_items)
+    kept, columns = np.unique(columns, return_inverse=True)
+    shape = (int(rows[-1]) + 1, len(kept))
+    graph = csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
+    return len(distinct) / len(users), graph

@@ -1,0 +1,38 @@
+"""What a run will take: sizes, seconds and memory, told before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """What a stage will take.
+
+    Args:
+        name: of the step, such as `train soft`.
+        seconds: at least and at most; None: not measured. A training that is validated may stop early.
+        peak_bytes: most resident memory of the process; None: not measured.
+    """
+
+    name: str
+    seconds: tuple[float, float] | None = None
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class RunForecast:
+    """What the stages of a run will take.
+
+    Args:
+        sizes: of the log, by name, such as `rows`.
+        is_exact: whether they were counted; otherwise they are estimated from a part of the log.
+        training_bytes: that a training holds, by method and part (tables, gradients, optimizer, maps).
+        stages: those that have to be computed, in order.
+    """
+
+    sizes: Mapping[str, int]
+    is_exact: bool
+    training_bytes: Mapping[str, Mapping[str, int]]
+    stages: tuple[StageForecast, ...]
