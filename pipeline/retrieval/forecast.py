@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +33,7 @@ from pipeline.retrieval.ingest import BLOCK_ROWS, MAX_THREADS
 from pipeline.retrieval.objective import RetrievalSettings
 from pipeline.task import StageContext
 from pipeline.training.forecast import RunForecast, StageForecast
-from pipeline.training.machine import n_cpus
+from pipeline.training.machine import n_cpus, threads
 from pipeline.training.memory import peak_mib
 
 READ_SECONDS = 1.0
@@ -72,16 +72,15 @@ def forecast(context: StageContext, stages: Sequence[str]) -> RunForecast:
     Raises:
         DataError: the log cannot be read, or the budget leaves no rows.
     """
-    return _Forecast(context, tuple(stages)).run()
+    with threads(n_cpus()):
+        return _Forecast(context, tuple(stages)).run()
 
 
 class _Forecast:
-    """One forecast, and what it has measured so far."""
+    """One forecast, and what it has measured so far. Its stages tell the bytes that they hold beside Python and the packages."""
 
     def __init__(self, context: StageContext, stages: tuple[str, ...]) -> None:
         self.context, self.config, self.stages = context, context.config, stages
-        # What Python and the packages hold.
-        self.held = round(peak_mib(reset=True) * MIB)
         self.sample = sample_log(self.config.data, READ_SECONDS) if "ingest" in stages else None
         if self.sample is None:
             facts = json.loads((context.ingest_dir / "ingest.json").read_text(encoding="utf-8"))
@@ -98,7 +97,9 @@ class _Forecast:
             "ingest": self._ingest, "cluster": self._cluster, "train": self._train, "refit": self._refit,
             "evaluate": self._evaluate, "export": lambda name, method: StageForecast(name),
         }  # fmt: skip
-        made = tuple(stages[stage](name, method) for name in self.stages for stage, _, method in [name.partition(" ")])
+        made = [stages[stage](name, method) for name in self.stages for stage, _, method in [name.partition(" ")]]
+        # What Python, the packages and compiled loops hold once all of them are loaded.
+        held = round(peak_mib(reset=True) * MIB)
         parts = self.parts
         sizes = {"rows": self.sample.n_rows} if self.sample else {}
         sizes |= {"users": parts.n_users, "items": parts.n_items, "train": parts.n_train}
@@ -106,7 +107,10 @@ class _Forecast:
             sizes=sizes | {"validation": parts.n_validation, "test": parts.n_test},
             is_exact=self.sample is None or self.sample.is_exact,
             training_bytes={method: planned.parts for method, (planned, _, _) in self._trainings.items()},
-            stages=made,
+            stages=tuple(
+                stage if stage.peak_bytes is None else replace(stage, peak_bytes=held + stage.peak_bytes)
+                for stage in made
+            ),
         )
 
     def _ingest(self, name: str, _: str) -> StageForecast:
@@ -115,11 +119,11 @@ class _Forecast:
         reading, sorting = self.sample.seconds
         seconds = (reading + SORTS * sorting) / min(n_threads, max(1, n_rows // BLOCK_ROWS))
         in_tasks = min(n_rows, n_threads * BLOCK_ROWS) * ROW_BYTES
-        return StageForecast(name, (seconds, seconds), self.held + in_tasks + ID_BYTES * self.parts.size.n_ids)
+        return StageForecast(name, (seconds, seconds), in_tasks + ID_BYTES * self.parts.size.n_ids)
 
     def _cluster(self, name: str, _: str) -> StageForecast:
         seconds, n_bytes, _rows = self._clustering
-        return StageForecast(name, (seconds, seconds), self.held + n_bytes)
+        return StageForecast(name, (seconds, seconds), n_bytes)
 
     def _train(self, name: str, method: str) -> StageForecast:
         if METHODS[method].trained_as is not None:
@@ -134,7 +138,7 @@ class _Forecast:
             speed.maps + epochs * per_epoch + math.ceil(epochs / settings.eval_every) * evaluation
             for epochs in (least, settings.epochs)
         )
-        return StageForecast(name, (low, high), self.held + speed.peak_bytes)
+        return StageForecast(name, (low, high), speed.peak_bytes)
 
     def _refit(self, name: str, method: str) -> StageForecast:
         if METHODS[method].trained_as is not None:
@@ -147,7 +151,7 @@ class _Forecast:
         low, high = (
             speed.maps + epochs * per_epoch for epochs in (min(settings.eval_every, settings.epochs), settings.epochs)
         )
-        return StageForecast(name, (low, high), self.held + speed.peak_bytes)
+        return StageForecast(name, (low, high), speed.peak_bytes)
 
     def _evaluate(self, name: str, method: str) -> StageForecast:
         planned, _, speed = self._training(METHODS[method].trained_as or method)
@@ -156,7 +160,7 @@ class _Forecast:
         seconds = passes * speed.score * self.parts.users_of(self.parts.n_test) * self.parts.n_items
         kinds = planned.parts
         n_bytes = 2 * (kinds["tables"] + kinds["maps"]) + GRAPH_BYTES * (self.parts.n_train + self.parts.n_validation)
-        return StageForecast(name, (seconds, seconds), self.held + n_bytes + 4 * BLOCK_SCORES * 2)
+        return StageForecast(name, (seconds, seconds), n_bytes + 4 * BLOCK_SCORES * 2)
 
     def _training(self, method: str) -> tuple[PlannedTraining, RetrievalSettings, Speed]:
         """A method's training at the real sizes, measured once."""

@@ -92,7 +92,7 @@ def sample_log(config: DataConfig, seconds: float) -> LogSample:
     n_test = _rows_of_test(sources, n_raw / n_read)
     n_good = round(n_train * growth[-1][0] / n_raw)
     started = time.perf_counter()
-    distinct, graph = _pairs(parts)
+    share, graph = _pairs(parts)
     sorting = (time.perf_counter() - started) / min(growth[-1][0], PAIR_ROWS)
     n_users, n_items = (
         growth[-1][side] if is_whole else grown(np.array(growth)[:, [0, side]], n_good) for side in (1, 2)
@@ -102,7 +102,7 @@ def sample_log(config: DataConfig, seconds: float) -> LogSample:
         n_test_rows=n_test,
         n_users=n_users,
         n_items=n_items,
-        n_interactions=round(n_good * distinct),
+        n_interactions=round(n_good * share),
         is_exact=is_whole and n_good <= PAIR_ROWS and not n_test,
         seconds=(took * (n_train + n_test) / n_raw, sorting * n_good),
         graph=graph,
@@ -120,6 +120,12 @@ def grown(growth: NDArray[np.integer], n_rows: int) -> int:
     half = np.interp(n_read / 2, growth[:, 0], growth[:, 1])
     power = min(1.0, max(0.0, math.log2(n_found / max(half, 1.0))))
     return max(n_found, round(n_found * (n_rows / n_read) ** power))
+
+
+def distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The distinct values, ascending; of mostly distinct ones, some times as fast as ``numpy.unique``."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])]
 
 
 def _batches(chunks: Sequence[Chunk], columns: Columns, bad_rows: str) -> Generator[tuple[Chunk, Batch]]:
@@ -162,10 +168,9 @@ def _pairs(parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> tupl
     """The share of rows that are the first of their pair, and some users with their interactions."""
     users, items = (np.concatenate(column)[:PAIR_ROWS].astype(np.int64) for column in zip(*parts, strict=True))
     n_items = int(items.max()) + 1
-    pairs = np.sort(users * n_items + items)
-    distinct = pairs[np.concatenate([[True], pairs[1:] != pairs[:-1]])]
-    rows, columns = np.divmod(distinct[:GRAPH_EDGES], n_items)
+    pairs = distinct(users * n_items + items)
+    rows, columns = np.divmod(pairs[:GRAPH_EDGES], n_items)
     kept, columns = np.unique(columns, return_inverse=True)
     shape = (int(rows[-1]) + 1, len(kept))
     graph = csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
-    return len(distinct) / len(users), graph
+    return len(pairs) / len(users), graph

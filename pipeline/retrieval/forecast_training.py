@@ -18,6 +18,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import METHODS, Inputs, ResolvedMethod
 from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.evaluate import K, rank_users
+from pipeline.retrieval.forecast_log import distinct
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
 from pipeline.retrieval.stored import training_parts
@@ -155,7 +156,7 @@ def random_interactions(size: TrainingSize) -> tuple[csr_array, Labels]:
     """Distinct pairs drawn uniformly, and communities of exactly as many rows."""
     rng = np.random.default_rng(0)
     pairs = rng.integers(0, size.n_users * size.n_items, size.n_edges)
-    while len(pairs := np.unique(pairs)) < size.n_edges:
+    while len(pairs := distinct(pairs)) < size.n_edges:
         pairs = np.append(pairs, rng.integers(0, size.n_users * size.n_items, size.n_edges - len(pairs)))
     users, items = np.divmod(pairs, size.n_items)
     shape = (size.n_users, size.n_items)
