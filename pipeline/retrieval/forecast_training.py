@@ -33,6 +33,7 @@ BURST_SECONDS, LEAST_STEPS = 0.3, 3
 BURST_SCORES = 2_000_000
 # Sizes of the smallest models that have every part; bytes grow with each number by a constant.
 _SMALL = {"user_rows": 40, "item_rows": 36, "n_users": 60, "n_items": 50, "n_edges": 600}
+EXAMPLE_BYTES = 24
 MIB = 2**20
 
 
@@ -139,16 +140,16 @@ class PlannedTraining:
         model, graph = self._build(self.size.scaled(share))
         maps = time.perf_counter() - started
         step, optimizer = _seconds_of_step(model, graph, settings, self.config)
-        held = (peak_mib() - before) * MIB
+        # Users and items of an interaction in int64, and the graph. Memory that earlier stages have left is used again, and not seen.
+        of_model = sum(training_parts(model).values())
+        held = max((peak_mib() - before) * MIB, of_model + EXAMPLE_BYTES * graph.nnz)
         score = _seconds_of_score(model, graph)
         if settings.batch_size is None or whole or settings.loss.name == "ials":
             # A step reads all interactions or all ids.
             return Speed(maps / share, step / share, score, round(held / share))
         dense = settings.optimizer == "adam"
         step += optimizer * (1 / share - 1) if dense else 0.0
-        grown = more - sum(training_parts(model).values())
-        # Users and items of the interactions in int64, and the graph.
-        grown += 24 * (self.size.n_edges - graph.nnz)
+        grown = more - of_model + EXAMPLE_BYTES * (self.size.n_edges - graph.nnz)
         return Speed(maps / share, step, score, round(held + grown))
 
 
