@@ -11,18 +11,17 @@ import torch
 from scipy.sparse import csr_array
 
 from graphhash.clustering.labels import Labels
-from graphhash.maps.embedding_spec import BUCKET
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import METHODS, Inputs, ResolvedMethod
 from pipeline.retrieval.budget import GraphSize, resolve_method
-from pipeline.retrieval.evaluate import K, rank_users
+from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.forecast_log import distinct
 from pipeline.retrieval.models import ModelSpec
-from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
+from pipeline.retrieval.objective import K, RetrievalSettings, fit_retrieval
 from pipeline.retrieval.stored import training_parts
-from pipeline.retrieval.train import fit_settings, model_spec_of
+from pipeline.retrieval.train import fit_settings, trained_spec
 from pipeline.training.loop import CONTINUE, STOP, Callbacks
 from pipeline.training.memory import peak_mib
 
@@ -97,10 +96,8 @@ class PlannedTraining:
     @classmethod
     def of(cls, config: RunConfig, method: str, size: GraphSize, n_rows: int) -> PlannedTraining:
         """Args: as :func:`pipeline.retrieval.budget.resolve_method`."""
-        resolved, train = resolve_method(config, method, size, n_rows), config.train
-        spec = model_spec_of(train, METHODS[method].with_bias(config.map.item_bias, train.loss))
-        embedding = BUCKET if resolved.embedding.kind == "additive" else resolved.embedding
-        spec = replace(spec, dim=resolved.dim or spec.dim, embedding=embedding)
+        resolved = resolve_method(config, method, size, n_rows)
+        spec = trained_spec(config, resolved)
         return cls(config, resolved, spec, TrainingSize.of(size, min(n_rows, resolved.n_rows or n_rows)))
 
     @cached_property

@@ -25,7 +25,7 @@ from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
 from graphhash.nn.workers import Workers
 from pipeline.config.choices import SHARED_LOSSES
-from pipeline.config.run_config import TrainConfig
+from pipeline.config.run_config import RunConfig, TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import load_communities
 from pipeline.maps.methods import METHODS, Maps, Method, ResolvedMethod
@@ -94,10 +94,8 @@ def fit_method(
     maps = make_maps(context, resolved, graph, labels, out, parts)
     settings = fit_settings(config.train, spec, table_rows(*maps), size)
     settings = replace(settings, loss=replace(settings.loss, vector_noise=_vector_noise(config.train, resolved)))
-    model_spec = model_spec_of(config.train, spec.with_bias(config.map.item_bias, config.train.loss))
     has_codes = resolved.embedding.kind == "additive"
-    embedding = trained_embedding(config.train.dim) if has_codes else resolved.embedding
-    model_spec = replace(model_spec, dim=resolved.dim or model_spec.dim, embedding=embedding, parts=parts)
+    model_spec = replace(trained_spec(config, resolved), parts=parts)
     if last_epoch is None:
         session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
     else:
@@ -228,6 +226,15 @@ def model_spec_of(train: TrainConfig, item_bias: bool) -> ModelSpec:
         cosine=train.scores_cosines,
         std=preset_of(train).std if train.initial_std is None else train.initial_std,
     )
+
+
+def trained_spec(config: RunConfig, resolved: ResolvedMethod) -> ModelSpec:
+    """The model that a method of a run trains; what it stores may be another one."""
+    train, method = config.train, METHODS[resolved.name]
+    spec = model_spec_of(train, method.with_bias(config.map.item_bias, train.loss))
+    # Additive codes are made of trained rows.
+    embedding = trained_embedding(train.dim) if resolved.embedding.kind == "additive" else resolved.embedding
+    return replace(spec, dim=resolved.dim or spec.dim, embedding=embedding)
 
 
 def fit_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
