@@ -30,7 +30,7 @@ from pipeline.ctr.models import seldom_read
 from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, save_maps
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.task import TRAIN_PARTS, StageContext
+from pipeline.task import TRAIN_PARTS, StageContext, unset_settings
 from pipeline.training.job import TrainingSession, run_job
 from pipeline.training.loop import LossOf, Objective, fit
 
@@ -72,7 +72,10 @@ def fit_ctr(
     maps = _make_maps(context, features, method, features.rows_of(parts), out)
     settings, spec = ctr_settings(config, len(features.part("train"))), spec_of(config, method)
     if last_epoch is None:
-        session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+        names = ("lr", "weight_decay", "epochs", "eval_every", "patience", "batch_size")
+        used = {f"train.{name}": getattr(settings, name) for name in names}
+        used |= {"train.dropout": spec.dropout, "map.item_bias": spec.id_bias}
+        session.tracker.log_params(unset_settings(config, used))
     else:
         settings = replace(settings, last_epoch=last_epoch, eval_every=last_epoch)
     hashes = {

@@ -49,11 +49,18 @@ from pipeline.retrieval.schedule import (
 from pipeline.retrieval.stored import training_bytes
 from pipeline.retrieval.weights import save_model
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.task import TRAIN_PARTS, StageContext
+from pipeline.task import TRAIN_PARTS, StageContext, unset_settings
 from pipeline.training.job import TrainingSession, run_job
 
 # LightGCN's workers propagate each for itself below, and share the rows of the graph above: 24 bytes an edge are 400 MB then.
 SHARDED_EDGES = 2**24
+# Settings that a loss has a default of, for MLflow.
+USED_OF_LOSS = {
+    "softmax": ("temperature", "negatives", "dropout", "vector_noise"),
+    "bsl": ("temperature", "negatives", "negative_weight", "dropout", "vector_noise"),
+    "ccl": ("negatives", "negative_weight", "dropout", "vector_noise"),
+    "directau": ("gamma",),
+}
 
 
 def train_method(context: StageContext, method: str, out: Path, session: TrainingSession) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def fit_method(
     has_codes = resolved.embedding.kind == "additive"
     model_spec = replace(trained_spec(config, resolved), parts=parts)
     if last_epoch is None:
-        session.tracker.log_params({"lr": settings.lr, "weight_decay": settings.weight_decay})
+        session.tracker.log_params(unset_settings(config, _settings_used(settings, model_spec, resolved)))
     else:
         settings = replace(settings, last_epoch=last_epoch, eval_every=last_epoch)
     hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(SIDES, maps, strict=True)}
@@ -161,6 +168,23 @@ def _vector_noise(train: TrainConfig, resolved: ResolvedMethod) -> float:
     if resolved.embedding.kind != "additive" or train.loss not in SHARED_LOSSES:
         return 0.0
     return expected_error(resolved.embedding.sizes["codes_per_id"], resolved.dim or train.dim)
+
+
+def _settings_used(settings: RetrievalSettings, model: ModelSpec, method: ResolvedMethod) -> dict[str, Any]:
+    """What a training used for the settings that have defaults of the method, the model or the log, by dotted key."""
+    loss = settings.loss
+    return {
+        **{
+            f"train.{name}": getattr(settings, name)
+            for name in ("lr", "weight_decay", "epochs", "eval_every", "patience")
+        },
+        **{f"train.{name}": getattr(loss, name) for name in USED_OF_LOSS.get(loss.name, ())},
+        "train.batch_size": settings.batch_size or 0,
+        "train.optimizer": settings.optimizer,
+        "train.cosine": model.cosine,
+        "map.item_bias": model.item_bias,
+        "map.indices_per_id": method.indices_per_id,
+    }
 
 
 def fit_settings(train: TrainConfig, method: Method, n_rows: int, size: GraphSize) -> RetrievalSettings:

@@ -8,12 +8,14 @@ before anything is done: MLflow is asked early whether it is there, and Ray star
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.run_config import RunConfig
@@ -244,6 +246,7 @@ class _Stages:
     def method(self, method: str, ingest: StageResult, cluster: StageResult) -> dict[str, Any]:
         """Train, evaluate and, for the first method, export, inside one MLflow run. Returns the metrics object."""
         with self._tracker(method) as tracker:
+            _log_dataset(tracker, self.config, ingest.result)
             trained = self._train(method, tracker)
             seconds = {"ingest": ingest.seconds, "cluster": cluster.seconds, "train": trained.seconds}
             if f"refit {method}" in self.steps:
@@ -346,8 +349,9 @@ class _Stages:
             return
         params = {key: value for key, value in self.config.flat().items() if key != "run.methods"}
         params |= {"method": method}
-        alone = len(self.config.run.methods) == 1
-        with tracking.training_run(store, method, params, alone=alone, run_id=run_id) as tracker:
+        alone, tags = len(self.config.run.methods) == 1, {"graphhash.method": method}
+        name = _mlflow_name(self.config, method)
+        with tracking.training_run(store, name, params, tags=tags, alone=alone, run_id=run_id) as tracker:
             yield tracker
 
 
@@ -383,6 +387,32 @@ def _check_resume(folder: RunFolder, steps: Mapping[str, Step], config: RunConfi
             f"--resume: {folder.path}/checkpoints holds none of a training with these settings and data; give the settings that it was "
             "stopped with, or leave --resume out to start one"
         )
+
+
+def _mlflow_name(config: RunConfig, method: str) -> str:
+    """Method, model, loss and log, such as "soft mf bpr log.parquet"."""
+    loss = [config.train.loss] if config.run.task == "retrieval" else []
+    return " ".join([method, config.train.model, *loss, _log_name(config)])
+
+
+def _log_name(config: RunConfig) -> str:
+    """The last part of the log's path or URI, without a query."""
+    return PurePosixPath(config.data.path.partition("?")[0]).name or "log"
+
+
+def _log_dataset(tracker: tracking.Tracker, config: RunConfig, ingest: Mapping[str, Any]) -> None:
+    """The log with its numbers; the digest is that of its vocabularies, its numbers and its split."""
+    known = _flatten(ingest)
+    numbers = {
+        key: value for key, value in known.items() if isinstance(value, (int, float)) and not key.startswith("seconds")
+    }
+    hashes = {key: value for key, value in known.items() if "hash" in key}
+    split = {
+        key: value for key, value in config.flat().items() if key in ("data.split", "data.validation", "data.test")
+    }
+    text = json.dumps(hashes | numbers | split, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    tracker.log_dataset(_log_name(config), digest, config.data.path, numbers)
 
 
 def _log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:

@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipeline.storage.uris import is_uri
 from pipeline.tracking.client import client_of
 from pipeline.tracking.onnx_model import log_onnx_model
 from pipeline.tracking.outbox import PROVISIONAL, Outbox
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def send(uri: str, outbox: Outbox | None, run_id: str, kind: str, content: Mapping[str, Any]) -> str | None:
@@ -46,6 +51,8 @@ def send(uri: str, outbox: Outbox | None, run_id: str, kind: str, content: Mappi
             client.log_batch(run_id, metrics=[Metric(*entry) for entry in content["entries"]])
         case "tags":
             client.log_batch(run_id, tags=[RunTag(*entry) for entry in content["entries"]])
+        case "dataset":
+            _log_dataset(client, run_id, content)
         case "rename":
             client.update_run(run_id, name=content["name"])
         case "status" if RunStatus.is_terminated(RunStatus.from_string(content["status"])):
@@ -62,3 +69,18 @@ def send(uri: str, outbox: Outbox | None, run_id: str, kind: str, content: Mappi
         case _:
             raise ValueError(f"{kind!r} is not a kind of entry")
     return None
+
+
+def _log_dataset(client: MlflowClient, run_id: str, content: Mapping[str, Any]) -> None:
+    """A dataset as an input of a run; the same one a second time changes nothing."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = content["source"]
+    dataset = Dataset(
+        name=content["name"],
+        digest=content["digest"],
+        source_type=source.partition("://")[0] if is_uri(source) else "local",
+        source=json.dumps({"uri": source}),
+        profile=json.dumps(content["profile"]),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.tracking.client import client_of, current_store, no_empty_folder
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from numpy.typing import NDArray
 
 # The tag of a logged model and of a registered version: the hash of the manifest of the bundle that it belongs to.
 BUNDLE_TAG = "graphhash.bundle"
+# MLflow's own limit on one log_batch call.
+MAX_METRICS = 1000
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,24 @@ def log_onnx_model(
                 # MLflow's default asks for CUDA first and warns at length wherever there is none.
                 onnx_execution_providers=["CPUExecutionProvider"],
             )
+        _link_metrics(client, run_id, logged.model_id)
     return logged.model_id
+
+
+def _link_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
+    """Give a logged model the last values of its run's test metrics, with the run's dataset, so that MLflow compares models by them."""
+    from mlflow.entities import Metric
+
+    run = client.get_run(run_id)
+    datasets = [entry.dataset for entry in run.inputs.dataset_inputs] if run.inputs is not None else []
+    belongs_to = {"dataset_name": datasets[0].name, "dataset_digest": datasets[0].digest} if datasets else {}
+    metrics = [
+        Metric(metric.key, metric.value, metric.timestamp, metric.step, model_id=model_id, run_id=run_id, **belongs_to)
+        for metric in run.data._metric_objs
+        if metric.key.startswith("test.")
+    ]
+    for start in range(0, len(metrics), MAX_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
 
 
 def _signature(model: Any) -> Any:

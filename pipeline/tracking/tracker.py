@@ -22,8 +22,10 @@ when it answers again, at the latest by the next command in that folder. A run w
 from __future__ import annotations
 
 import functools
+import getpass
 import hashlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -49,7 +51,7 @@ from pipeline.tracking.client import (
     sqlite_file,
 )
 from pipeline.tracking.delivery import send
-from pipeline.tracking.onnx_model import ModelCall
+from pipeline.tracking.onnx_model import MAX_METRICS, ModelCall
 from pipeline.tracking.outbox import FOLDER, Outbox, provisional_id
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 # MLflow's own limits on one log_batch call, and on the length of a value.
-MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
+MAX_PARAMS, MAX_TAGS = 100, 100
 MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 6000, 5000
 # A store that is away is asked again no sooner, so that a training is not held up at every epoch.
 RETRY_AFTER_S = 30.0
@@ -182,8 +184,8 @@ class Tracker:
         return replace(self, run_id=run_id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters by dotted key. A value logged before cannot change."""
-        entries = [[_name(key), str(value)[:MAX_PARAM_LENGTH]] for key, value in params.items()]
+        """Log parameters by dotted key, but for those that are None. A value logged before cannot change."""
+        entries = [[_name(key), str(value)[:MAX_PARAM_LENGTH]] for key, value in params.items() if value is not None]
         for start in range(0, len(entries), MAX_PARAMS):
             self._send("params", {"entries": entries[start : start + MAX_PARAMS]})
 
@@ -203,6 +205,16 @@ class Tracker:
         entries = [[_name(key), str(value)[:MAX_TAG_LENGTH]] for key, value in tags.items()]
         for start in range(0, len(entries), MAX_TAGS):
             self._send("tags", {"entries": entries[start : start + MAX_TAGS]})
+
+    def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
+        """Log the data that a run was trained on.
+
+        Args:
+            digest: equal for equal data, at most 36 characters.
+            source: path or URI.
+            profile: numbers of the data, such as users and interactions.
+        """
+        self._send("dataset", {"name": name, "digest": digest, "source": source, "profile": dict(profile)})
 
     def rename(self, name: str) -> None:
         """Give the run another name."""
@@ -275,6 +287,7 @@ def training_run(
     name: str,
     params: Mapping[str, Any],
     *,
+    tags: Mapping[str, str] | None = None,
     alone: bool = True,
     run_id: str | None = None,
 ) -> Iterator[Tracker]:
@@ -282,8 +295,9 @@ def training_run(
 
     Args:
         store: None tracks nothing.
-        name: name of the run, the method.
+        name: name of the run; an adopted run keeps its own.
         params: logged at once.
+        tags: set at once.
         alone: whether this is the command's only training, which then takes over the adopted run, if there is one.
         run_id: an earlier run to go on with, parameters and all; a new one is opened if the store has it no more.
     """
@@ -293,7 +307,7 @@ def training_run(
     tracker = _reopen(store, run_id) if run_id else None
     try:
         if tracker is None:
-            tracker = _open(store, name, alone=alone)
+            tracker = _open(store, name, tags or {}, alone=alone)
             tracker.log_params(params)
         yield tracker
     except BaseException as error:
@@ -338,8 +352,7 @@ def parent_run(
 
 
 @one_line_errors
-def _open(store: Store, name: str, *, alone: bool) -> Tracker:
-    tags = {"graphhash.method": name}
+def _open(store: Store, name: str, tags: Mapping[str, str], *, alone: bool) -> Tracker:
     if store.adopted_run_id is not None and alone:
         tracker = store.tracker(store.adopted_run_id)
         # Whoever opened this run ends it, if we cannot: it is not noted as open.
@@ -347,9 +360,13 @@ def _open(store: Store, name: str, *, alone: bool) -> Tracker:
         tracker.set_tags(tags)
         return tracker
     parent = store.parent_run_id or store.adopted_run_id
-    if parent is not None:
-        tags["mlflow.parentRunId"] = parent
-    content = {"experiment_id": store.experiment_id, "name": name, "tags": tags, "start_time": _now_ms()}
+    nested = {} if parent is None else {"mlflow.parentRunId": parent}
+    content = {
+        "experiment_id": store.experiment_id,
+        "name": name,
+        "tags": {**_source(), **nested, **tags},
+        "start_time": _now_ms(),
+    }
     try:
         with quiet(), short_timeouts():
             run_id = send(store.uri, store.outbox, "", "create", content)
@@ -376,6 +393,19 @@ def _reopen(store: Store, run_id: str) -> Tracker | None:
     if store.outbox is not None:
         store.outbox.opened(run_id)
     return tracker
+
+
+def _source() -> dict[str, str]:
+    """MLflow's tags for what started a run, and who: the command line, or "graphhash" in another program and in Ray's workers."""
+    program, *words = sys.argv or [""]
+    is_command = Path(program).name == "graphhash" or Path(program).parts[-2:] == ("pipeline", "__main__.py")
+    command = shlex.join(["graphhash", *words]) if is_command else "graphhash"
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    tags = {"mlflow.source.name": command[:MAX_TAG_LENGTH], "mlflow.source.type": "JOB" if in_job else "LOCAL"}
+    # A container's user may have no name.
+    with suppress(OSError, KeyError):
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
 
 
 def _note(line: str) -> None:

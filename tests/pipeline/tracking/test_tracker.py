@@ -75,7 +75,8 @@ def test_default_store_is_a_sqlite_file_named_absolutely(store, store_folder, ca
 
 def test_run_holds_parameters_metrics_tags_and_artifacts(store, tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with training_run(store, "soft", {"train.dim": 64}) as tracker:
+    tags = {"graphhash.method": "soft"}
+    with training_run(store, "soft mf bpr log.csv", {"train.dim": 64, "train.amp": None}, tags=tags) as tracker:
         tracker.log_metrics({"recall@20": 0.1, "note": "no number", "flag": True}, step=10)
         tracker.log_metrics({"recall@20": 0.2}, step=20)
         tracker.set_tags({"graphhash.hash": "ab"})
@@ -84,6 +85,8 @@ def test_run_holds_parameters_metrics_tags_and_artifacts(store, tmp_path):
     run = run_of(store, tracker)
     client = client_of(store.uri)
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == "soft mf bpr log.csv"
+    assert (run.data.tags["mlflow.source.name"], run.data.tags["mlflow.source.type"]) == ("graphhash", "LOCAL")
     assert run.data.params == {"train.dim": "64"}
     assert run.data.metrics == {"recall_at_20": 0.2}
     assert [(m.step, m.value) for m in client.get_metric_history(tracker.run_id, "recall_at_20")] == [
@@ -92,6 +95,28 @@ def test_run_holds_parameters_metrics_tags_and_artifacts(store, tmp_path):
     ]
     assert (run.data.tags["graphhash.hash"], run.data.tags["graphhash.method"]) == ("ab", "soft")
     assert {f.path for f in client.list_artifacts(tracker.run_id)} == {"a.txt", "bundle"}
+
+
+def test_the_source_of_a_run_is_the_command_line(store, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/graphhash", "run", "--data", "a log.csv"])
+    with training_run(store, "soft", {}) as tracker:
+        pass
+    assert run_of(store, tracker).data.tags["mlflow.source.name"] == "graphhash run --data 'a log.csv'"
+
+
+@pytest.mark.parametrize(("source", "kind"), [("/data/log.csv", "local"), ("s3://bucket/log.csv", "s3")])
+def test_a_run_names_its_dataset_once(store, source, kind):
+    import mlflow
+
+    with training_run(store, "soft", {}) as tracker:
+        for _ in range(2):
+            tracker.log_dataset("log.csv", "0123456789abcdef", source, {"n_users": 3})
+    (entry,) = run_of(store, tracker).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("log.csv", "0123456789abcdef")
+    assert mlflow.data.get_source(entry.dataset).__class__.__name__
+    assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "training")]
+    if kind == "local":
+        assert (entry.dataset.source_type, entry.dataset.profile) == (kind, '{"n_users": 3}')
 
 
 def test_more_entries_than_one_call_takes(store):
@@ -161,11 +186,18 @@ def test_onnx_model_has_signature_example_and_one_runtime(store, store_folder, m
 
     with training_run(store, "soft", {}) as tracker:
         example = {"user_id": np.array([1, 0]), "k": np.array(2)}
+        tracker.log_dataset("log.csv", "ab", "/data/log.csv", {})
+        tracker.log_metrics({"test.recall@20": 0.1}, step=1)
+        tracker.log_metrics({"test.recall@20": 0.2, "loss": 3.0}, step=2)
         tracker.log_onnx_model(model_path, ModelCall(example, ("score", "item_id")), {"note": "abc"})
     assert mlflow.active_run() is None
     (logged,) = client_of(store.uri).search_logged_models([store.experiment_id], "tags.note = 'abc'")
     assert (logged.experiment_id, logged.source_run_id) == (store.experiment_id, tracker.run_id)
     assert str(logged.status) == "READY"
+    linked = client_of(store.uri).get_logged_model(logged.model_id).metrics
+    assert [(m.key, m.value, m.dataset_name, m.dataset_digest) for m in linked] == [
+        ("test.recall_at_20", 0.2, "log.csv", "ab")
+    ]
     files = Path(logged.artifact_location.removeprefix("file://"))
     requirements = (files / "requirements.txt").read_text().split()
     assert {line.partition("==")[0] for line in requirements} in (
