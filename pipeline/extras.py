@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+
 EXTRAS = {
     "annotated_types": "train",
     "click": "train",
@@ -32,5 +35,10 @@ def remedy(error: ModuleNotFoundError) -> str | None:
     module = (error.name or "").partition(".")[0]
     if module not in EXTRAS:
         return None
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return (
+            f"{module} is not installed on {platform.node()}, a machine of the cluster; install graphhash[all] on the cluster's machines: "
+            "pip install 'graphhash[all]'"
+        )
     otherwise = "or train with --no-mlflow" if module == "mlflow" else "or graphhash[all] for everything"
     return f"{module} is not installed; pip install 'graphhash[{EXTRAS[module]}]', {otherwise}"

@@ -58,20 +58,23 @@ graphhash submit --env MLFLOW_TRACKING_TOKEN --driver-memory-gib 16 -- run --dat
     show_default=True,
     help="Reserved for the driver.",
 )
+@click.option("--python", metavar="PATH", help="Interpreter of the driver, on its machine.  [the one that Ray runs in]")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the job; Ctrl-C stops it.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
 def submit(
     ray_address: str | None,
     working_dir: str | None,
     variables: tuple[str, ...],
+    python: str | None,
     wait: bool,
     command: tuple[str, ...],
     **reserved: float,
 ) -> int:
     """Run a command as a job of a Ray cluster: follow its output, and end with its exit code.
 
-    It does what `ray job submit --working-dir . -- python -m pipeline COMMAND --address auto` does, and checks the command before it is
-    sent. The job goes on with the MLflow run and store of this command's environment (MLFLOW_RUN_ID, MLFLOW_TRACKING_URI).
+    It does what `ray job submit --working-dir . -- python -m pipeline COMMAND --address auto` does, checks the command before it is
+    sent, and takes the interpreter that the cluster's Ray runs in. The job goes on with the MLflow run and store of this command's
+    environment (MLFLOW_RUN_ID, MLFLOW_TRACKING_URI).
     Data and run folder are on storage that the cluster's machines share, or at URIs: s3://, gs://, file://.
     """
     from pipeline.runs.jobs import Driver
@@ -79,7 +82,7 @@ def submit(
 
     app = click.get_current_context().find_root().command
     assert isinstance(app, click.Group)
-    driver = Driver(reserved["num_cpus"], reserved["num_gpus"], int(reserved["memory_gib"] * 2**30))
+    driver = Driver(reserved["num_cpus"], reserved["num_gpus"], int(reserved["memory_gib"] * 2**30), python)
     return send(
         checked_command(app, command),
         address=ray_address,

@@ -37,6 +37,17 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 INHERITED = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "GRAPHHASH_WORK", "GRAPHHASH_DEBUG")
 # Data and results of this machine, beside what .gitignore names, which Ray leaves out by itself.
 EXCLUDED = ("/.git/", "/.venv/", "/tests/", "/mlruns/", "/mlartifacts/", "/mlflow.db*", "*.parquet", "*.npy", "*.npz")
+# The interpreter that Ray runs in. A job's shell is started by a worker, and workers by the raylet, whose command line has it. Where there
+# is no /proc, and where the raylet has another command line, it is `python`.
+HEAD_PYTHON = (
+    "raylet=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$PPID/status 2>/dev/null); "
+    "python=$(tr '\\0' '\\n' 2>/dev/null < /proc/$raylet/cmdline | sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p'); "
+    "python=${python:-python}"
+)
+NOT_INSTALLED = (
+    '{ echo "graphhash: error: $python on $(hostname), a machine of the cluster, has no GraphHash; install graphhash[all] on the '
+    "cluster's machines, send a checkout with --working-dir DIR, or name another interpreter with --python PATH\"; exit 1; }"
+)
 # Time of a stopped job to end its MLflow runs and to save its results; Ray's own three seconds are too short for that.
 STOP_WAIT_S = 60
 POLL_INTERVAL_S = 1.0
@@ -46,11 +57,16 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class Driver:
-    """Resources that a job's driver reserves; it runs where these are."""
+    """Resources that a job's driver reserves, which runs where these are, and its interpreter.
+
+    Args:
+        python: a path on that machine, or a command there; None: the interpreter that the machine's Ray runs in.
+    """
 
     num_cpus: float = 0.0
     num_gpus: float = 0.0
     memory_bytes: int = 0
+    python: str | None = None
 
 
 def environment_of_job(requested: Mapping[str, str]) -> dict[str, str]:
@@ -65,6 +81,18 @@ def environment_of_job(requested: Mapping[str, str]) -> dict[str, str]:
     variables |= requested
     variables["MLFLOW_TRACKING_URI"] = absolute_uri(variables.get("MLFLOW_TRACKING_URI", DEFAULT_URI))
     return {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **variables}
+
+
+def entrypoint(command: Sequence[str], python: str | None = None) -> str:
+    """The shell command of a job: GraphHash in the interpreter ``python``, or a line that says that it is not installed there.
+
+    Args:
+        command: as for :func:`submit`.
+        python: as in :class:`Driver`.
+    """
+    words = shlex.join(["-m", "pipeline", *command])
+    chosen = HEAD_PYTHON if python is None else f"python={shlex.quote(python)}"
+    return f'{chosen}; "$python" -c "import pipeline" 2>/dev/null || {NOT_INSTALLED}; exec "$python" {words}'
 
 
 def submit(
@@ -84,7 +112,7 @@ def submit(
         address: of the cluster's dashboard; None: RAY_API_SERVER_ADDRESS, or the usual port of this machine.
         working_dir: what is sent; None: this checkout, or nothing where the package is installed, as it has to be there then.
         variables: of the job's environment.
-        driver: resources that the driver reserves.
+        driver: resources that the driver reserves, and its interpreter.
         wait: follow the job to its end.
         write: takes the job's output as it comes.
 
@@ -100,7 +128,7 @@ def submit(
     client = _client(address)
     try:
         job = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "pipeline", *command]),
+            entrypoint=entrypoint(command, driver.python),
             runtime_env=runtime_env,
             entrypoint_num_cpus=driver.num_cpus or None,
             entrypoint_num_gpus=driver.num_gpus or None,

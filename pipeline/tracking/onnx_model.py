@@ -98,12 +98,14 @@ def _link_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
     from mlflow.entities import Metric
 
     run = client.get_run(run_id)
+    # MLflow itself links what was logged at step 0, and refuses it a second time.
+    linked = {metric.key for metric in client.get_logged_model(model_id).metrics or ()}
     datasets = [entry.dataset for entry in run.inputs.dataset_inputs] if run.inputs is not None else []
     belongs_to = {"dataset_name": datasets[0].name, "dataset_digest": datasets[0].digest} if datasets else {}
     metrics = [
         Metric(metric.key, metric.value, metric.timestamp, metric.step, model_id=model_id, run_id=run_id, **belongs_to)
         for metric in run.data._metric_objs
-        if metric.key.startswith("test.")
+        if metric.key.startswith("test.") and metric.key not in linked
     ]
     for start in range(0, len(metrics), MAX_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])

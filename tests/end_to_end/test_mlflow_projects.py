@@ -50,7 +50,7 @@ def test_every_entry_point_is_a_command_with_these_options(path):
 
 def test_a_project_runs_end_to_end_as_one_mlflow_run(tmp_path):
     rows = "\n".join(f"{u},{i}" for u in range(40) for i in range(30) if (u + i) % 4 == 0)
-    (tmp_path / "log.csv").write_text(f"user_id,item_id\n{rows}\n")
+    (tmp_path / "log.csv").write_text(f"user,item\n{rows}\n")
     store = sqlite_store(tmp_path)
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": store,
@@ -68,7 +68,10 @@ def test_a_project_runs_end_to_end_as_one_mlflow_run(tmp_path):
         "--env-manager",
         "local",
     ]
-    for pair in (f"data={tmp_path}/log.csv", f"out={tmp_path}/run", "method=graph", "ratio=0.9", "epochs=3"):
+    for pair in (
+        f"data={tmp_path}/log.csv", "user-column=user", "item-column=item", f"out={tmp_path}/run", "method=graph", "ratio=0.9",
+        "epochs=3",
+    ):  # fmt: skip
         command += ["-P", pair]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -79,3 +82,13 @@ def test_a_project_runs_end_to_end_as_one_mlflow_run(tmp_path):
     runs = [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
     assert [run.info.status for run in runs] == ["FINISHED"]
     assert any(re.fullmatch("test.recall.*", key) for key in runs[0].data.metrics)
+    # The settings that were used, the log, and a model with its metrics.
+    (run,) = runs
+    assert {"train.lr", "train.batch_size", "train.optimizer", "map.indices_per_id"} <= run.data.params.keys()
+    assert "None" not in run.data.params.values()
+    assert run.data.params["data.user_column"] == "user"
+    assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["log.csv"]
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert {metric.key: metric.value for metric in model.metrics}["test.recall_at_20"] == (
+        run.data.metrics["test.recall_at_20"]
+    )

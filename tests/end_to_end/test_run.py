@@ -378,13 +378,13 @@ class Recorder:
         )
         monkeypatch.setattr(tracking, "_open", self.open)
         monkeypatch.setattr(tracking, "_reopen", lambda store, run_id: tracking.Tracker("uri", run_id))
-        for name in ("log_params", "log_metrics", "set_tags", "log_artifact", "end"):
+        for name in ("log_params", "log_metrics", "set_tags", "log_artifact", "log_dataset", "end"):
             monkeypatch.setattr(tracking.Tracker, name, self.noting(name))
         monkeypatch.setattr(run_module, "_log_bundle", lambda tracker, folder, task: tracker.log_artifact("bundle"))
 
-    def open(self, store, name, *, alone):
-        run_id = f"{name}-{len(self.runs)}"
-        self.runs[run_id] = {"alone": alone}
+    def open(self, store, name, tags, *, alone):
+        run_id = f"{tags['graphhash.method']}-{len(self.runs)}"
+        self.runs[run_id] = {"alone": alone, "name": name}
         return tracking.Tracker("uri", run_id)
 
     def noting(self, name):
@@ -400,6 +400,7 @@ def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config
     outcome = run(config("run.methods=soft,full", "run.mlflow=true"))
     assert [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
     soft, full = recorder.runs.values()
+    assert (soft["name"], soft["log_dataset"]) == ("soft mf bpr log.csv", ["log.csv"])
     assert (soft["alone"], soft["log_artifact"], soft["end"]) == (False, ["bundle"], ["FINISHED"])
     assert soft["log_metrics"] == [{"test.recall@20": 0.5, "test.rows": 2, "test.bytes_ratio": 0.9}]
     tags = {"graphhash.trained_on": "train,validation", "graphhash.ingest.hashes.users_hash": "ab"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import JobError
+from pipeline.extras import remedy
 from pipeline.runs import jobs
 from pipeline.runs.jobs import environment_of_job
 from tests.helpers.mlflow_store import sqlite_store
@@ -46,6 +48,36 @@ def test_the_jobs_environment_has_an_absolute_store_and_the_callers_run(tmp_path
 def test_no_dashboard_is_one_line():
     with pytest.raises(JobError, match=r"http://127.0.0.1:9: no Ray dashboard answers .*--ray-address"):
         jobs.submit(["ingest", "--data", "/x", "--out", "/o"], address="http://127.0.0.1:9")
+
+
+def test_a_job_takes_the_interpreter_of_the_raylet_that_started_its_worker(tmp_path):
+    head_python = tmp_path / "head-python"
+    head_python.write_text('#!/bin/sh\necho "$0" "$@"\n')
+    head_python.chmod(0o755)
+    # A stand-in for the raylet starts one for the worker, which starts the job's shell.
+    worker = f"import subprocess; subprocess.run({jobs.entrypoint(['run', '--data', 'a log.csv'])!r}, shell=True)"
+    raylet = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    command = [sys.executable, "-c", raylet, f"--python_worker_command={head_python} setup_worker.py --node=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{head_python} -m pipeline run --data a log.csv"
+
+
+def test_a_job_without_graphhash_says_so_in_one_line(tmp_path):
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    done = subprocess.run(jobs.entrypoint(["run"], str(bare)), shell=True, capture_output=True, text=True, check=False)
+    (line,) = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (1, "")
+    assert re.search(
+        r"a machine of the cluster, has no GraphHash; install graphhash\[all\] .*--working-dir.*--python PATH$", line
+    )
+
+
+def test_a_job_without_a_dependency_says_where_to_install_it(monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    text = remedy(ModuleNotFoundError(name="click"))
+    assert re.fullmatch(r"click is not installed on .*, a machine of the cluster; install graphhash\[all\] .*", text)
 
 
 # --- Real jobs --------------------------------------------------------------------------------------------------------------
