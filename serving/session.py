@@ -29,6 +29,11 @@ def check_options(provider: str, threads: int | None) -> None:
         raise InputError(f"threads is {threads!r}; use a number from 1, or None for all cores")
 
 
+def knows_cuda() -> bool:
+    """Whether the installed ONNX Runtime was built for CUDA."""
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
 def open_session(
     model: Path, provider: str, threads: int | None, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
@@ -46,7 +51,7 @@ def open_session(
         options.intra_op_num_threads = threads
     # Asking for CUDA without a device would only print the loader's complaints.
     wanted = ["CPUExecutionProvider"]
-    if provider != "cpu" and n_cuda_devices() > 0 and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if provider != "cpu" and n_cuda_devices() > 0 and knows_cuda():
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # Finds CUDA and cuDNN where pip has put them.
         wanted.insert(0, "CUDAExecutionProvider")

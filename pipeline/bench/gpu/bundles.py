@@ -27,14 +27,13 @@ def compare_runtimes(data: Data, dim: int, provider: str) -> dict[str, Any]:
         ``same_items`` (share of the places with the same item), ``ms`` and ``cpu_ms`` (medians of a request for N_USERS users).
     """
     try:
-        import onnxruntime
-
         from pipeline.retrieval.export import ExportOptions, TrainedRetrieval, export_retrieval
         from serving.retriever import Retriever
+        from serving.session import knows_cuda
     except ImportError as error:
         return {"skipped": f"{error.name or error} is not installed"}
-    if provider == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return {"skipped": f"ONNX Runtime {onnxruntime.__version__} has no CUDA here; install onnxruntime-gpu"}
+    if provider == "cuda" and not knows_cuda():
+        return {"skipped": "ONNX Runtime has no CUDA here; install onnxruntime-gpu"}
     users, items = data.maps("soft")
     model = ModelSpec("mf", dim, True, 0, 0, std=0.1).build(users, items, None)
     vocabularies = [Vocabulary(np.arange(n)) for n in data.graph.shape]
