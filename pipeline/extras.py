@@ -18,6 +18,7 @@ EXTRAS = {
     "onnxscript": "train",
     "optuna": "train",
     "pandas": "train",
+    "polars": "bench",
     "prometheus_client": "serve",
     "psutil": "train",
     "pyarrow": "storage",
