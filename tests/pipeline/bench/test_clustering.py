@@ -15,6 +15,7 @@ from pipeline.bench.clustering_peers import OURS, PEERS, PROGRAMS, choose_progra
 from pipeline.cli import main as cli
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.errors import ConfigError
+from pipeline.training.memory import peak_mib
 from tests.helpers import graphs
 
 KEYS = {
@@ -91,10 +92,10 @@ def test_programs_take_turns_and_medians_are_compared(stored, monkeypatch):
 
 
 def test_peak_counts_memory_that_is_given_back():
-    start = bench_cluster._peak_mib(reset=True)
+    start = peak_mib(reset=True)
     array = np.ones(64 * 2**17)
     del array
-    assert bench_cluster._peak_mib() > start + 60
+    assert peak_mib() > start + 60
 
 
 def test_peers_are_the_installed_ones_or_those_named(monkeypatch):

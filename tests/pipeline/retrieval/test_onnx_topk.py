@@ -51,6 +51,7 @@ def test_buckets_first_are_the_scan(seed, n_items, n_buckets, item_bias, k, n_ex
         "k": np.array(k),
         # Repeats and unknown items among them.
         "exclude_item_id": rng.integers(95, 100 + n_items, (6, n_exclude)),
+        "candidate_item_id": np.empty((1, 0), np.int64),
     }
     answers = []
     with pytest.MonkeyPatch.context() as patch:
@@ -81,9 +82,8 @@ def test_large_requests_scan_and_small_ones_do_not(tmp_path):
         options = onnxruntime.SessionOptions()
         options.enable_profiling, options.profile_file_prefix, options.log_severity_level = True, str(tmp_path / "p"), 3
         loaded = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        loaded.run(
-            ["item_id"], {"user_id": np.arange(1), "k": np.array(k), "exclude_item_id": np.arange(n_exclude)[None]}
-        )
+        feed = {"user_id": np.arange(1), "k": np.array(k), "exclude_item_id": np.arange(n_exclude)[None]}
+        loaded.run(["item_id"], feed | {"candidate_item_id": np.empty((1, 0), np.int64)})
         with open(loaded.end_profiling()) as file:
             profile = file.read()
         assert f'"{ran}_kernel_time"' in profile

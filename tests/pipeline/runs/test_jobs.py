@@ -281,7 +281,9 @@ def test_ctrl_c_stops_the_job(head, tmp_path):
     def statuses() -> dict[str, str]:
         client = MlflowClient(store)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        return {run.data.tags["graphhash.method"]: run.info.status for run in client.search_runs(experiments)}
+        # A run is there a moment before its tags are.
+        runs = client.search_runs(experiments)
+        return {run.data.tags.get("graphhash.method", ""): run.info.status for run in runs}
 
     try:
         for line in process.stdout:
