@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.models.ctr_layers import (
     CrossNetwork,
     DotInteraction,
@@ -25,6 +26,7 @@ from graphhash.models.ctr_layers import (
     TableSlice,
     fm_interaction,
 )
+from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
 
 STRUCTURES = ("stacked", "parallel")
@@ -98,6 +100,8 @@ class CtrSpec:
         id_bias: train a scalar per id of every compressed categorical column, added to the logit.
         std: standard deviation of the vectors' initial values.
         seed: draws the initial values.
+        embeddings: kind and sizes of the columns, by number, that are compressed in another way than by a bucket map alone
+            (``graphhash.nn.kinds``).
 
     Raises:
         ArgumentError: a value is out of range.
@@ -113,6 +117,7 @@ class CtrSpec:
     id_bias: bool = False
     std: float = 0.05
     seed: int = 0
+    embeddings: tuple[tuple[int, EmbeddingSpec], ...] = ()
 
     def __post_init__(self):
         if self.kind not in HEADS:
@@ -149,7 +154,7 @@ class CtrModel(nn.Module):
     """``logit = head(vectors, dense) + first-order weights + id biases``; see :meth:`CtrSpec.build`.
 
     Attributes:
-        embeddings: of every column, in the order of the maps: ``table``, ``n_ids``, ``oov_row``, ``all()``.
+        embeddings: of every column, in the order of the maps: ``n_ids``, ``all()``, and of bucket maps ``table`` and ``oov_row``.
     """
 
     bias_columns: Tensor
@@ -158,9 +163,19 @@ class CtrModel(nn.Module):
         super().__init__()
         self.spec, self.n_dense = spec, n_dense
         generator = torch.Generator().manual_seed(spec.seed)
-        self.fields = FieldEmbeddings(maps, spec.dim, n_multi_valued=n_multi_valued, std=spec.std, generator=generator)
-        self.wide = FieldEmbeddings(maps, 1, n_multi_valued=n_multi_valued, std=0.0) if spec.first_order else None
-        compressed = compressed_columns(maps, n_multi_valued) if spec.id_bias else []
+        self.fields = FieldEmbeddings(
+            maps,
+            spec.dim,
+            n_multi_valued=n_multi_valued,
+            std=spec.std,
+            generator=generator,
+            specs=dict(spec.embeddings),
+        )
+        # First-order weights of what is no bucket map are a scalar per id.
+        others = dict(spec.embeddings)
+        of_wide = [full_map(m.n_ids) if c in others else m for c, m in enumerate(maps)]
+        self.wide = FieldEmbeddings(of_wide, 1, n_multi_valued=n_multi_valued, std=0.0) if spec.first_order else None
+        compressed = compressed_columns(spec, maps, n_multi_valued) if spec.id_bias else []
         self.bias = FieldEmbeddings([full_map(maps[c].n_ids) for c in compressed], 1, std=0.0) if compressed else None
         self.register_buffer("bias_columns", torch.tensor(compressed, dtype=torch.int64), persistent=False)
         with torch.random.fork_rng(devices=[]):
@@ -169,7 +184,7 @@ class CtrModel(nn.Module):
             self.head = HEADS[spec.kind](spec, len(maps), n_dense)
 
     @property
-    def embeddings(self) -> list[BucketEmbedding | TableSlice]:
+    def embeddings(self) -> list[CompressedEmbedding | TableSlice]:
         return self.fields.columns
 
     def forward(self, batch: FeatureBatch) -> Tensor:
@@ -189,9 +204,10 @@ class CtrModel(nn.Module):
         Raises:
             ArgumentError: as :meth:`graphhash.models.ctr_layers.FieldEmbeddings.use_folds`.
         """
-        for layer in (self.fields, self.wide):
-            if layer is not None:
-                layer.use_folds(folded)
+        self.fields.use_folds(folded)
+        if self.wide is not None:
+            others = dict(self.spec.embeddings)
+            self.wide.use_folds({number: bucket_map for number, bucket_map in folded.items() if number not in others})
 
     def use_generator(self, generator: torch.Generator) -> None:
         """Let dropout draw from ``generator``, which is on the model's device."""
@@ -218,10 +234,27 @@ class CtrModel(nn.Module):
         """All embeddings that hold a table, each once."""
         return [module for module in self.modules() if isinstance(module, BucketEmbedding)]
 
+    def learned_buffers(self) -> dict[str, Tensor]:
+        """Buffers that are stored with the weights, because training has changed them, by name in the module."""
+        own = enumerate(self.fields.own)
+        return {
+            f"fields.own.{number}.{name}": buffer
+            for number, embedding in own
+            if isinstance(embedding, CompressedEmbedding)
+            for name, buffer in embedding.learned_buffers().items()
+        }
 
-def compressed_columns(maps: Sequence[BucketMap], n_multi_valued: int) -> list[int]:
+    def before_epoch(self, epoch: int, n_epochs: int) -> None:
+        """As :meth:`CompressedEmbedding.before_epoch`, for every column."""
+        for embedding in self.fields.own:
+            if isinstance(embedding, CompressedEmbedding):
+                embedding.before_epoch(epoch, n_epochs)
+
+
+def compressed_columns(spec: CtrSpec, maps: Sequence[BucketMap], n_multi_valued: int) -> list[int]:
     """Numbers of the categorical columns that are not full."""
-    return [c for c, m in enumerate(maps[: len(maps) - n_multi_valued]) if not m.identity]
+    specs = dict(spec.embeddings)
+    return [c for c, m in enumerate(maps[: len(maps) - n_multi_valued]) if not m.identity or c in specs]
 
 
 class DeepHead(nn.Module):

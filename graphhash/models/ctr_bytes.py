@@ -7,16 +7,15 @@ a scale would take more than float16: with float32 tables they are float32, else
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.quantization import bias_dtype, rounded, row_bytes
 from graphhash.models.ctr import CtrModel, CtrSpec, compressed_columns
-from graphhash.models.ctr_layers import FieldEmbeddings, shared_tables
-from graphhash.nn.embedding import BucketEmbedding
+from graphhash.models.ctr_layers import FieldEmbeddings, TableSlice, shared_tables
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def column_bytes(
         precisions: of every column's table: "float32", "float16", "int8" or "int4".
         n_multi_valued: how many of the maps are of multi-valued columns.
     """
-    second, biased = shared_tables(maps), compressed_columns(maps, n_multi_valued) if spec.id_bias else []
+    second, biased = shared_tables(maps), compressed_columns(spec, maps, n_multi_valued) if spec.id_bias else []
     columns = []
     for number, (bucket_map, precision) in enumerate(zip(maps, precisions, strict=True)):
         n_rows = 0 if number in second else bucket_map.n_buckets
@@ -59,9 +58,31 @@ def column_bytes(
     return columns
 
 
+def stored_bytes(model: CtrModel, maps: Sequence[BucketMap], precisions: Sequence[str]) -> list[ColumnBytes]:
+    """Stored bytes of every column of a model: :func:`column_bytes`, and of columns of other kinds what their embeddings store.
+
+    An array or a projection that several columns share is the first one's.
+    """
+    n_multi_valued = len(maps) - model.fields.n_categorical
+    others, counted = dict(model.spec.embeddings), set[int]()
+    # First-order weights of what is no bucket map are a scalar per id.
+    tables_of = [full_map(m.n_ids) if number in others else m for number, m in enumerate(maps)]
+    columns = column_bytes(model.spec, tables_of, precisions, n_multi_valued)
+    for number in others:
+        embedding = model.fields.columns[number]
+        assert not isinstance(embedding, TableSlice)
+        tables = {id(stored.table): stored.n_bytes for stored in embedding.stored_tables(precisions[number])}
+        sizes = {id(weight): tables.get(id(weight), 4 * weight.numel()) for weight in embedding.parameters()}
+        own = sum(size for weight, size in sizes.items() if weight not in counted)
+        counted |= set(sizes)
+        columns[number] = replace(columns[number], table=own, map=embedding.map_bytes)
+    return columns
+
+
 def layer_bytes(model: CtrModel) -> int:
     """Bytes of all that is not a column's: perceptrons, cross layers and weights of dense columns, float32."""
-    held = {id(embedding.table) for embedding in model.bucket_embeddings()}
+    parts = [part for part in (model.fields, model.wide, model.bias) if part is not None]
+    held = {id(weight) for part in parts for weight in part.parameters()}
     return sum(4 * weight.numel() for weight in model.parameters() if id(weight) not in held)
 
 
@@ -83,8 +104,10 @@ def store_rounded(model: CtrModel, precisions: Sequence[str]) -> None:
 def _round(fields: FieldEmbeddings, precisions: Sequence[str]) -> None:
     done = set()
     for column, precision in zip(fields.columns, precisions, strict=True):
-        shared = isinstance(column, BucketEmbedding) and id(column.table) in done
-        if not shared:
+        if isinstance(column, TableSlice):
             column.table.copy_(torch.from_numpy(rounded(column.table.cpu().numpy(), precision)))
-        if isinstance(column, BucketEmbedding):
-            done.add(id(column.table))
+            continue
+        for table, stored_in in column.stored_tables(precision):
+            if id(table) not in done:
+                table.copy_(torch.from_numpy(rounded(table.cpu().numpy(), stored_in)))
+            done.add(id(table))

@@ -15,7 +15,12 @@ from torch.nn import functional
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
+from graphhash.nn.kinds import Side, make_embedding
+from graphhash.nn.residual import ResidualEmbedding
+from graphhash.nn.robe import RobeEmbedding
 
 # Full columns of at most this many rows lie in one table and are read at once.
 JOINT_ROWS = 10_000
@@ -61,8 +66,9 @@ class TableSlice:
 class FieldEmbeddings(nn.Module):
     """The vectors of all fields of a batch.
 
-    Full columns of at most JOINT_ROWS rows are read from one table, the others by a :class:`BucketEmbedding` each. Two columns whose maps
-    are ``shared`` read one table: such a map is paired with the next one of as many rows and another OOV row.
+    Full columns of at most JOINT_ROWS rows are read from one table, the others by a :class:`BucketEmbedding` each, or by an embedding of
+    another kind. Two columns whose maps are ``shared`` read one table: such a map is paired with the next one of as many rows and another
+    OOV row. All columns of ROBE read one array.
 
     Args:
         maps: of the categorical columns, then of the multi-valued ones.
@@ -70,18 +76,21 @@ class FieldEmbeddings(nn.Module):
         n_multi_valued: how many of the maps are of multi-valued columns.
         std: standard deviation of the normal initial values; OOV rows start at zero.
         generator: draws them.
+        specs: kind and sizes of the columns, by number, whose embedding is no bucket map alone (``graphhash.nn.kinds``). Their maps are the
+            identity, except for kind "residual".
 
     Raises:
-        ArgumentError: there is no map, ``n_multi_valued`` is out of range, or a shared map has no partner.
+        ArgumentError: there is no map, ``n_multi_valued`` is out of range, a shared map has no partner, or a spec lacks a size.
 
     Attributes:
-        columns: a BucketEmbedding or a TableSlice for every map, in the order of ``maps``.
-        order: the number of the map behind every field that comes out.
+        columns: an embedding or a TableSlice for every map, in the order of ``maps``.
+        order: the number of the map behind every field that comes out. Columns with a spec stand where full ones would.
     """
 
     joint_columns: Tensor
     joint_starts: Tensor
     last_entries: Tensor
+    arrangement: Tensor | None
 
     def __init__(
         self,
@@ -91,15 +100,18 @@ class FieldEmbeddings(nn.Module):
         n_multi_valued: int = 0,
         std: float,
         generator: torch.Generator | None = None,
+        specs: Mapping[int, EmbeddingSpec] | None = None,
     ):
         super().__init__()
+        specs = specs or {}
         if not maps or not 0 <= n_multi_valued <= len(maps):
             raise ArgumentError(
                 f"a model needs one column or more, got {len(maps)} maps, {n_multi_valued} of them of multi-valued columns"
             )
         self.n_ids = [m.n_ids for m in maps]
         self.n_categorical, self.dim = len(maps) - n_multi_valued, dim
-        joint = [c for c, m in enumerate(maps) if m.identity and m.n_buckets <= JOINT_ROWS]
+        small = [c for c, m in enumerate(maps) if (m.identity or c in specs) and m.n_ids < JOINT_ROWS]
+        joint = [c for c in small if c not in specs]
         starts, n_rows = {}, 0
         for column in joint:
             starts[column], n_rows = n_rows, n_rows + maps[column].n_buckets
@@ -114,23 +126,40 @@ class FieldEmbeddings(nn.Module):
             "last_entries", torch.tensor(self.n_ids[: self.n_categorical], dtype=torch.int64), persistent=False
         )
         tables = shared_tables(maps)
-        own: dict[int, BucketEmbedding] = {}
+        own: dict[int, CompressedEmbedding] = {}
         for column, bucket_map in enumerate(maps):
             if column not in starts:
-                table = own[tables[column]].table if column in tables else None
-                own[column] = BucketEmbedding(bucket_map, dim, std=std, generator=generator, table=table)
+                first = own.get(tables.get(column, -1))
+                if column in specs:
+                    drawn = torch.Generator().manual_seed(specs[column].seed) if generator is None else generator
+                    side = Side(bucket_map, dim, specs[column], std, drawn, _partner(specs[column], first, own))
+                    own[column] = make_embedding(side)
+                else:
+                    table = first.table if isinstance(first, BucketEmbedding) else None
+                    own[column] = BucketEmbedding(bucket_map, dim, std=std, generator=generator, table=table)
         self.own_columns, self.own = list(own), nn.ModuleList(own.values())
         # Values that training has seen too seldom for an id of their own read the OOV row, and train it.
-        for embedding in (*own.values(), *([] if self.joint is None else [self.joint])):
-            embedding.trains_oov = True
-        self.order = in_joint + [c for c, _ in self.joint_multi_valued] + self.own_columns
+        made_parts = [part for embedding in own.values() for part in embedding.bucket_parts()]
+        for part in (*made_parts, *([] if self.joint is None else [self.joint])):
+            part.trains_oov = True
+        self.folded: set[int] = set()
+        made = in_joint + [c for c, _ in self.joint_multi_valued] + self.own_columns
+        # What reads the fields does not depend on how a column is stored.
+        self.order = [
+            *(c for c in small if c < self.n_categorical),
+            *(c for c in small if c >= self.n_categorical),
+            *(c for c in range(len(maps)) if c not in small),
+        ]
+        places = None if made == self.order else torch.tensor([made.index(c) for c in self.order])
+        self.register_buffer("arrangement", places, persistent=False)
         self.columns = [
             TableSlice(self.joint, starts[c], m.n_ids) if self.joint is not None and c in starts else own[c]
             for c, m in enumerate(maps)
         ]
         with torch.no_grad():
             for column in joint:
-                self.columns[column].table[-1] = 0
+                assert self.joint is not None
+                self.joint.table[starts[column] + maps[column].n_ids] = 0
 
     def forward(self, categorical: Tensor, multi_valued: Sequence[Tensor], fold: Tensor | None = None) -> Tensor:
         """Vectors of every row's fields, shape (batch, n_fields, dim), in the order of ``order``.
@@ -157,14 +186,15 @@ class FieldEmbeddings(nn.Module):
                 multi_valued_mean(part, multi_valued[c - self.n_categorical])
                 for (c, _), part in zip(self.joint_multi_valued, others, strict=True)
             ]
-        of_ids = () if fold is None else (fold.unsqueeze(1),)
         for column, embedding in zip(self.own_columns, self.own, strict=True):
             if column < self.n_categorical:
+                of_ids = (fold.unsqueeze(1),) if fold is not None and column in self.folded else ()
                 fields.append(embedding(categorical[:, column : column + 1], *of_ids))
             else:
                 values = multi_valued[column - self.n_categorical]
                 fields.append(multi_valued_mean(embedding(values.clamp_min(0)), values))
-        return torch.cat(fields, 1) if len(fields) > 1 else fields[0]
+        vectors = torch.cat(fields, 1) if len(fields) > 1 else fields[0]
+        return vectors if self.arrangement is None else vectors.index_select(1, self.arrangement)
 
     def use_folds(self, folded: Mapping[int, BucketMap]) -> None:
         """:meth:`BucketEmbedding.use_folds` of categorical columns, by their numbers.
@@ -174,20 +204,20 @@ class FieldEmbeddings(nn.Module):
         """
         for number, bucket_map in folded.items():
             column = self.columns[number]
-            if not isinstance(column, BucketEmbedding) or number >= self.n_categorical:
+            if not isinstance(column, (BucketEmbedding, ResidualEmbedding)) or number >= self.n_categorical:
                 raise ArgumentError(
                     f"column {number} has no table of its own, or is multi-valued: it has no cross-fitted map"
                 )
             column.use_folds(bucket_map)
+            self.folded.add(number)
 
     def readers(self) -> list[tuple[BucketEmbedding, list[int]]]:
-        """Every embedding that holds a table, and the numbers of the columns that it reads for."""
-        joint = [] if self.joint is None else [(self.joint, [c for c in self.order if c not in self.own_columns])]
-        for column in self.own_columns:
-            embedding = self.columns[column]
-            assert isinstance(embedding, BucketEmbedding)
-            joint.append((embedding, [column]))
-        return joint
+        """Every bucket embedding, and the numbers of the columns that it reads for."""
+        found = [] if self.joint is None else [(self.joint, [c for c in self.order if c not in self.own_columns])]
+        for column, embedding in zip(self.own_columns, self.own, strict=True):
+            assert isinstance(embedding, CompressedEmbedding)
+            found += [(part, [column]) for part in embedding.bucket_parts()]
+        return found
 
     @torch.no_grad()
     def fill_oov(self, counts: Sequence[Tensor]) -> None:
@@ -218,6 +248,13 @@ class FieldEmbeddings(nn.Module):
                 raise IndexError(
                     f"multi-valued column {number} has entries 0..{last} and -1 for an empty slot; it spans {values.min()}..{values.max()}"
                 )
+
+
+def _partner(
+    spec: EmbeddingSpec, first: CompressedEmbedding | None, own: Mapping[int, CompressedEmbedding]
+) -> CompressedEmbedding | None:
+    """The embedding whose parameters one of a spec shares: of the column that has the same table, or of ROBE any other one."""
+    return next((e for e in own.values() if isinstance(e, RobeEmbedding)), None) if spec.kind == "robe" else first
 
 
 def shared_tables(maps: Sequence[BucketMap]) -> dict[int, int]:
@@ -342,9 +379,13 @@ def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
-def _reads_oov(column: BucketEmbedding | TableSlice, seen: Tensor) -> bool:
-    """Whether one of the entries that occurred reads the OOV row."""
+def _reads_oov(column: CompressedEmbedding | TableSlice, seen: Tensor) -> bool:
+    """Whether one of the entries that occurred reads an OOV row."""
     if isinstance(column, TableSlice):
         return bool(seen[-1])
-    seen = seen.to(column.rows.device)
-    return bool(((column.rows[seen] == column.oov_row) & (column.row_weights[seen] != 0)).any())
+    parts = column.bucket_parts()
+    return any(
+        bool(((part.rows[used] == part.oov_row) & (part.row_weights[used] != 0)).any())
+        for part in parts
+        for used in [seen.to(part.rows.device)]
+    )

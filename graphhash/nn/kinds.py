@@ -140,11 +140,20 @@ def make_embeddings(
     Raises:
         ArgumentError: the kind is unknown, one map shares its table and the other does not, or both have the same OOV row.
     """
-    if spec.kind not in KINDS:
-        hint = did_you_mean(spec.kind, KINDS)
-        raise ArgumentError(f"unknown embedding {spec.kind!r}; {hint}kinds are {', '.join(KINDS)}")
     if users.shared != items.shared or (users.shared and users.oov_row == items.oov_row):
         raise ArgumentError("the maps of users and items were not made together: pass both of one call")
-    generator, make = torch.Generator().manual_seed(seed), KINDS[spec.kind]
-    of_users = make(Side(users, dim, spec, std, generator))
-    return of_users, make(Side(items, dim, spec, std, generator, of_users))
+    generator = torch.Generator().manual_seed(seed)
+    of_users = make_embedding(Side(users, dim, spec, std, generator))
+    return of_users, make_embedding(Side(items, dim, spec, std, generator, of_users))
+
+
+def make_embedding(side: Side) -> CompressedEmbedding:
+    """The embedding of one side.
+
+    Raises:
+        ArgumentError: the kind is unknown, or its spec lacks a size.
+    """
+    if side.spec.kind not in KINDS:
+        hint = did_you_mean(side.spec.kind, KINDS)
+        raise ArgumentError(f"unknown embedding {side.spec.kind!r}; {hint}kinds are {', '.join(KINDS)}")
+    return KINDS[side.spec.kind](side)

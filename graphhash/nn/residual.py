@@ -99,9 +99,13 @@ class ResidualEmbedding(CompressedEmbedding):
         """The mixture and the own numbers."""
         return [self.mixture, self.own]
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Vectors of ids, shape (*input.shape, dim)."""
-        return self.mixture(input) + self._residuals(input)
+    def use_folds(self, folded: BucketMap) -> None:
+        """Read mixtures of ids that are given with a fold through a cross-fitted map; as :meth:`BucketEmbedding.use_folds`."""
+        self.mixture.use_folds(folded)
+
+    def forward(self, input: Tensor, fold: Tensor | None = None) -> Tensor:
+        """Vectors of ids, shape (*input.shape, dim); ``fold`` as in :meth:`BucketEmbedding.forward`."""
+        return self.mixture(input, fold) + self._residuals(input)
 
     def _residuals(self, ids: Tensor) -> Tensor:
         own = self.own(ids)
