@@ -12,20 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphhash.errors import ArgumentError
-from graphhash.maps.vector_codes import VectorCodes
+from graphhash.maps.vector_codes import MAX_CODEWORDS, VectorCodes
 
 # Distances to all codewords of so many vectors are in memory at a time: 64 MiB.
 _BLOCK = 2**16
 
 
 def product_quantize(
-    vectors: NDArray[np.float32], n_chunks: int, *, rotated: bool = False, n_trained: int | None = None, seed: int
+    vectors: NDArray[np.float32],
+    n_chunks: int,
+    *,
+    n_codewords: int = MAX_CODEWORDS,
+    rotated: bool = False,
+    n_trained: int | None = None,
+    seed: int,
 ) -> VectorCodes:
     """Product-quantize vectors; codebooks and rotation are rounded to float16 before vectors get their codes.
 
     Args:
         vectors: shape (n, dim).
         n_chunks: codes per vector; divides ``dim``.
+        n_codewords: of every codebook, a power of two of at most 256.
         rotated: learn a rotation as well.
         n_trained: codebooks are made from the first so many vectors; None: from all.
         seed: of the k-means.
@@ -39,7 +46,7 @@ def product_quantize(
     faiss = import_faiss()
     trained = np.ascontiguousarray(vectors[:n_trained], np.float32)
     # Fewer vectors than codewords have fewer codewords; FAISS takes powers of two.
-    n_bits = min(8, max(1, int(np.log2(len(trained)))))
+    n_bits = min(int(np.log2(n_codewords)), max(1, int(np.log2(len(trained)))))
     rotation: NDArray[np.float32] | None = None
     if rotated:
         transform = faiss.OPQMatrix(dim, n_chunks)

@@ -7,7 +7,7 @@ To add an embedding:
 2. Add a function that makes it to ``KINDS`` in ``graphhash/nn/kinds.py``. It gets a ``Side``: the bucket map, the dim, the sizes of the
    :class:`~graphhash.maps.embedding_spec.EmbeddingSpec`, and the generator of the initial values.
 3. Add the method to ``METHODS`` in ``pipeline/maps/methods.py``, with ``embedding=`` the kind, and its sizes at a number of bytes to
-   ``SIZES`` in ``pipeline/retrieval/sizes.py``.
+   ``SIZES`` in ``pipeline/maps/sizes.py``.
 4. Test it against a naive second implementation.
 
 Training, checkpoints, the count of the bytes, rounding to the stored precision and the evaluation then need no change. Parameters are

@@ -45,7 +45,7 @@ def encoded(
     Args:
         trained: matrix factorization.
         spec: of the trained model.
-        codes: kind "additive"; its sizes are those of ``pipeline.retrieval.sizes``.
+        codes: kind "additive"; its sizes are those of ``pipeline.maps.sizes``.
         graph: training interactions, users x items.
     """
     assert isinstance(trained, MatrixFactorization)

@@ -20,10 +20,10 @@ from graphhash.models.neumf import layer_numbers
 from pipeline.config.run_config import MapConfig, RunConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS, ResolvedMethod
+from pipeline.maps.sizes import SizeBudget, embedding_spec, small_dim
 from pipeline.retrieval.defaults import DEFAULT_BUDGET, planned_precision_of
 from pipeline.retrieval.presets import default_settings
 from pipeline.retrieval.residual_sizes import ResidualSizes, default_sizes, residual_sizes
-from pipeline.retrieval.sizes import SizeBudget, embedding_spec, small_dim
 from pipeline.task import budget_of
 
 FULL_ITEMSIZE = 4

@@ -12,19 +12,16 @@ import torch
 from graphhash.errors import ArgumentError, DataError
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import EmbeddingSpec
-from graphhash.maps.product import product_quantize
 from graphhash.models.mf import MatrixFactorization
 from graphhash.nn.codes import CodeEmbedding
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.maps.derived import product_coded, take_over
 from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.maps import SIDES
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.weights import load_method, load_spec, save_model
-from pipeline.storage.atomic import link_or_copy, write_json_atomic
 from pipeline.task import StageContext
-
-AFTER_TRAINING = "after training"
 
 
 def derive_method(context: StageContext, method: str, source: Path, out: Path) -> dict[str, Any]:
@@ -40,17 +37,12 @@ def derive_method(context: StageContext, method: str, source: Path, out: Path) -
     """
     spec = METHODS[method]
     assert spec.trained_as is not None
-    facts = json.loads((source / "history.json").read_text(encoding="utf-8"))
-    facts["facts"] |= {"trained_as": spec.trained_as, "compressed": AFTER_TRAINING}
-    for side in SIDES:
-        link_or_copy(str(source / f"{side}.npz"), str(out / f"{side}.npz"))
-    write_json_atomic(out / "history.json", facts)
-    if spec.embedding == "bucket":
-        (out / "checkpoint").mkdir()
-        link_or_copy(str(source / "checkpoint" / "model.npz"), str(out / "checkpoint" / "model.npz"))
-    else:
+    files = [Path(f"{side}.npz") for side in SIDES]
+    files += [Path("checkpoint") / "model.npz"] if spec.embedding == "bucket" else []
+    facts = take_over(spec.trained_as, source, out, files)
+    if spec.embedding != "bucket":
         _quantize(context, method, source, out)
-    return facts["facts"]
+    return facts
 
 
 def _quantize(context: StageContext, method: str, source: Path, out: Path) -> None:
@@ -96,12 +88,8 @@ def _quantized(trained: MatrixFactorization, side: str, resolved: ResolvedMethod
     vectors = embedding(torch.arange(embedding.n_ids + 1, device=embedding.device)).cpu()
     # The model looks at directions alone where it scores by cosines.
     vectors = torch.nn.functional.normalize(vectors, dim=-1) if trained.cosine else vectors
-    n_codes, rotated = spec.sizes["codes_per_id"], bool(spec.sizes["rotated"])
-    codes = product_quantize(vectors.numpy(), n_codes, rotated=rotated, n_trained=embedding.n_ids, seed=spec.seed)
-    n_codewords = codes.codebooks.shape[1]
-    made = CodeEmbedding(embedding.n_ids, embedding.dim, n_codes=n_codes, n_codewords=n_codewords, rotated=rotated)
-    made.set_codes(codes)
-    return made
+    words = {"users_codewords": spec.sizes[f"{side}s_codewords"]}
+    return product_coded(vectors.numpy(), replace(spec, sizes={**spec.sizes, **words}), seed=spec.seed)
 
 
 def rows_of_clustering(context: StageContext) -> int:

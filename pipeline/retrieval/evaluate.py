@@ -22,11 +22,12 @@ from graphhash.models.mf import RetrievalModel
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed.session import run_tasks
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.maps.derived import trained_facts
 from pipeline.retrieval.accuracy import Parts, figures
 from pipeline.retrieval.budget import full_bytes
 from pipeline.retrieval.defaults import precision_of
 from pipeline.retrieval.interactions import load_interactions
-from pipeline.retrieval.stored import ShippedVectors, as_shipped, count_bytes, trained_facts
+from pipeline.retrieval.stored import ShippedVectors, as_shipped, count_bytes
 from pipeline.retrieval.weights import load_method
 from pipeline.task import REFIT_PARTS
 
@@ -47,7 +48,7 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
         that tell users or items apart by nothing), ``k`` (the cut-offs), ``recall@20_float32`` (recall at the first
         cut-off, 20 by default, without the rounding; all None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of
         tables, maps and bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``indices_per_id``, ``item_bias``, and what
-        :func:`pipeline.retrieval.stored.trained_facts` tells of the training.
+        :func:`pipeline.maps.derived.trained_facts` tells of the training.
     """
     model, users, items = load_method(method_dir, ingest_dir)
     precision = precision_of(config, method)

@@ -20,10 +20,9 @@ from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.forecast_log import distinct
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import K, RetrievalSettings, fit_retrieval
-from pipeline.retrieval.stored import training_parts
 from pipeline.retrieval.train import fit_settings, trained_spec
 from pipeline.training.loop import CONTINUE, STOP, Callbacks
-from pipeline.training.memory import peak_mib
+from pipeline.training.memory import peak_mib, training_parts
 
 # Of the interactions and ids of a burst; more of them are as many times as slow.
 BURST_EDGES, BURST_IDS = 100_000, 100_000
@@ -102,7 +101,7 @@ class PlannedTraining:
 
     @cached_property
     def parts(self) -> dict[str, int]:
-        """Bytes that the training holds, by part, as :func:`pipeline.retrieval.stored.training_parts` of the real model."""
+        """Bytes that the training holds, by part, as :func:`pipeline.training.memory.training_parts` of the real model."""
         base = TrainingSize(**_SMALL)
         at_base, total = self._parts_at(base), self._parts_at(base)
         for name, number in _SMALL.items():

@@ -21,7 +21,7 @@ from graphhash.maps.quantization import row_bytes
 from graphhash.nn.residual import own_precision, projection_precision
 from pipeline.config.run_config import MapConfig
 from pipeline.maps.methods import METHODS
-from pipeline.retrieval.sizes import SizeBudget, too_small
+from pipeline.maps.sizes import SizeBudget, too_small
 
 # Numbers of an id's own and their bits, from the most bytes to the fewest.
 OWN_NUMBERS = ((16, 8), (16, 4), (8, 4), (4, 4), (2, 4))
@@ -101,7 +101,7 @@ def _projection_itemsize(budget: SizeBudget) -> int:
 
 
 def _map_bytes(budget: SizeBudget, n_indices: int, itemsize: int = 2) -> int:
-    return METHODS["residual"].map_bytes(n_indices, itemsize, budget.n_users, budget.n_items)
+    return METHODS["residual"].map_bytes(n_indices, itemsize, *budget.sides)
 
 
 def _n_rows(budget: SizeBudget, rest: int, n_indices: int, row: int) -> int:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -94,36 +91,3 @@ def count_bytes(model: RetrievalModel, precision: str) -> dict[str, int]:
     if isinstance(model, LightGCN):
         parts["graph"] = 4 * len(model.indices_of_users) + 8 * len(model.indptr_of_users)
     return parts
-
-
-def training_bytes(model: RetrievalModel) -> int:
-    """Bytes that one worker's training holds of a model, computed: the sum of :func:`training_parts`.
-
-    Batches, negatives and the interactions are not counted; they do not depend on the method.
-    """
-    return sum(training_parts(model).values())
-
-
-def training_parts(model: RetrievalModel) -> dict[str, int]:
-    """Bytes that one worker's training holds of a model, by part: ``tables`` (all parameters, float32), their ``gradients``, ``optimizer``
-    (both moments of Adam, with a float32 counter for each parameter), and ``maps`` (all buffers: rows in int32, weights in float32).
-    """
-    parameters = list(model.parameters())
-    numbers = sum(weight.numel() for weight in parameters)
-    return {
-        "tables": 4 * numbers,
-        "gradients": 4 * numbers,
-        "optimizer": 8 * numbers + 4 * len(parameters),
-        "maps": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
-    }
-
-
-def trained_facts(method_dir: Path) -> dict[str, Any]:
-    """Bytes that the training of a method held, computed and measured, and when its tables were compressed: ``"in training"``,
-    ``"after training"`` of full tables, whose bytes these then are, or None, not at all.
-
-    Args:
-        method_dir: holds ``history.json``.
-    """
-    facts = json.loads((method_dir / "history.json").read_text(encoding="utf-8"))["facts"]
-    return {key: facts[key] for key in ("training_bytes", "training_bytes_measured", "compressed")}

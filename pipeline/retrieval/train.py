@@ -28,10 +28,11 @@ from pipeline.config.choices import SHARED_LOSSES
 from pipeline.config.run_config import RunConfig, TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import load_communities
+from pipeline.maps.derived import AFTER_TRAINING
 from pipeline.maps.methods import METHODS, Maps, Method, ResolvedMethod
 from pipeline.retrieval.additive import encoded, expected_error, trained_embedding
 from pipeline.retrieval.budget import GraphSize, resolve_method
-from pipeline.retrieval.derived import AFTER_TRAINING, derive_method
+from pipeline.retrieval.derived import derive_method
 from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.maps import SIDES, make_maps
@@ -46,11 +47,11 @@ from pipeline.retrieval.schedule import (
     interaction_cost,
     patience,
 )
-from pipeline.retrieval.stored import training_bytes
 from pipeline.retrieval.weights import save_model
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import TRAIN_PARTS, StageContext, unset_settings
 from pipeline.training.job import TrainingSession, run_job
+from pipeline.training.memory import training_bytes
 
 # LightGCN's workers propagate each for itself below, and share the rows of the graph above: 24 bytes an edge are 400 MB then.
 SHARDED_EDGES = 2**24

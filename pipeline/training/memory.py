@@ -1,4 +1,4 @@
-"""Memory: the most that this process has held, and what this machine has."""
+"""Memory: the most that this process has held, what this machine has, and what a training holds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # The limit of a container, in bytes; "max" is none.
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -32,3 +36,25 @@ def machine_bytes() -> int:
         return min(whole, int(MEMORY_LIMIT.read_text()))
     except (OSError, ValueError):
         return whole
+
+
+def training_bytes(model: nn.Module) -> int:
+    """Bytes that one worker's training holds of a model, computed: the sum of :func:`training_parts`.
+
+    Batches, negatives and the interactions are not counted; they do not depend on the method.
+    """
+    return sum(training_parts(model).values())
+
+
+def training_parts(model: nn.Module) -> dict[str, int]:
+    """Bytes that one worker's training holds of a model, by part: ``tables`` (all parameters, float32), their ``gradients``, ``optimizer``
+    (both moments of Adam, with a float32 counter for each parameter), and ``maps`` (all buffers: rows in int32, weights in float32).
+    """
+    parameters = list(model.parameters())
+    numbers = sum(weight.numel() for weight in parameters)
+    return {
+        "tables": 4 * numbers,
+        "gradients": 4 * numbers,
+        "optimizer": 8 * numbers + 4 * len(parameters),
+        "maps": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
+    }

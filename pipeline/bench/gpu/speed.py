@@ -29,8 +29,8 @@ from pipeline.ctr.models import CTR_PRESETS
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import LossSettings, objective
 from pipeline.retrieval.presets import PRESETS
-from pipeline.retrieval.stored import training_bytes
 from pipeline.training.loop import CONTINUE, STOP, Callbacks, FitSettings, LossOf, Objective, fit
+from pipeline.training.memory import training_bytes
 
 MAPS = ("full", "soft")
 # Model, loss, and numbers of interactions per step beside the preset's; None: all interactions.
@@ -169,7 +169,7 @@ def measure(training: Training, device: torch.device, amp: str | None, seconds: 
     result = Result(training.name, training.map, precision, training.n_per_step, n_parameters)
     try:
         # Only a retrieval model's bytes are forecast by a run, and the sum is the same for every model.
-        forecast = training_bytes(model)  # type: ignore[arg-type]
+        forecast = training_bytes(model)
         moved = training.moved_bytes(model, training.n_per_step)
         examples = [tensor[: training.n_per_step].to(device) for tensor in training.examples]
         before = reset_memory(device)

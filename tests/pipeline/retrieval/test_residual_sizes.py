@@ -15,9 +15,9 @@ from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.models.mf import MatrixFactorization
 from pipeline.config.run_config import MapConfig, RunConfig
 from pipeline.maps.methods import METHODS, Inputs, residual_labels
+from pipeline.maps.sizes import SizeBudget
 from pipeline.retrieval.budget import BudgetSettings, GraphSize, resolve_method, rows_for_ratio
 from pipeline.retrieval.residual_sizes import LEAST_ROWS, residual_sizes
-from pipeline.retrieval.sizes import SizeBudget
 from pipeline.retrieval.stored import count_bytes
 from pipeline.retrieval.weights import with_more_ids
 from tests.helpers import graphs

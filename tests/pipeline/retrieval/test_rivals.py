@@ -22,12 +22,13 @@ from pipeline.retrieval.defaults import precision_of
 from pipeline.retrieval.evaluate import evaluate_method
 from pipeline.retrieval.export import ExportOptions, TrainedRetrieval, export_retrieval
 from pipeline.retrieval.models import ModelSpec
-from pipeline.retrieval.stored import count_bytes, training_bytes
+from pipeline.retrieval.stored import count_bytes
 from pipeline.retrieval.train import train_method
 from pipeline.retrieval.weights import load_method
 from pipeline.runs.plan import plan
 from pipeline.task import StageContext
 from pipeline.training.job import TrainingSession
+from pipeline.training.memory import training_bytes
 from serving import BundleError
 from tests.helpers import graphs
 

@@ -1,4 +1,7 @@
-"""Sizes of embeddings that are no bucket map, and of a smaller dim, at a number of bytes."""
+"""Sizes of embeddings that are no bucket map, and of a smaller dim, at a number of bytes.
+
+Retrieval sizes both embeddings of a model together, CTR every column by itself.
+"""
 
 from __future__ import annotations
 
@@ -22,31 +25,38 @@ CODES_PER_GROUP = 8
 INT8_CODEWORD_SHARE = 1 / 8
 # ROBE: numbers read in one piece.
 ROBE_BLOCK = 16
+# Product codes: codewords of a codebook, of which as many as fit are taken where not even one code per id fits beside the most.
+CODEWORDS = (MAX_CODEWORDS, 128, 64, 32, 16)
 # DHE: hidden layers. There are as many hashes as units of a layer.
 DHE_LAYERS = 2
 
 
 @dataclass(frozen=True)
 class SizeBudget:
-    """Bytes that both embeddings of a model may take together.
+    """Bytes that both embeddings of a model may take together, or that one may take.
 
     Args:
         n_bytes: of everything that they store.
-        n_users, n_items: ids of each.
+        n_users, n_items: ids of each; ``n_items`` is None for one embedding alone, whose sizes are named as those of users.
         dim: length of a full vector.
         precision: of the stored tables.
     """
 
     n_bytes: int
     n_users: int
-    n_items: int
+    n_items: int | None
     dim: int
     precision: str
 
     @property
+    def sides(self) -> tuple[int, ...]:
+        """Ids of every embedding."""
+        return (self.n_users,) if self.n_items is None else (self.n_users, self.n_items)
+
+    @property
     def n_ids(self) -> int:
-        """With both OOV ids."""
-        return self.n_users + self.n_items + 2
+        """Of all embeddings, OOV ids among them."""
+        return sum(self.sides) + len(self.sides)
 
 
 Sizes = dict[str, int]
@@ -77,25 +87,29 @@ def embedding_spec(method: str, kind: str, budget: SizeBudget, settings: MapConf
 
 def _product(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
     """As many codes as fit, of the divisors of the dim, or those that are set."""
-    words = [_n_codewords(n) for n in (budget.n_users, budget.n_items)]
-    rotated = method == "full_opq"
-    # float16 codebooks, and rotations, of both sides.
-    fixed = 2 * budget.dim * sum(words) + (4 * budget.dim**2 if rotated else 0)
-    n_codes = settings.codes_per_id
-    if n_codes is None:
-        divisors = [n for n in range(1, budget.dim + 1) if budget.dim % n == 0]
-        fitting = [n for n in divisors if fixed + n * budget.n_ids <= budget.n_bytes]
-        if not fitting:
-            raise too_small(method, budget, fixed + budget.n_ids)
-        n_codes = fitting[-1]
-    elif budget.dim % n_codes:
+    rotated, n_codes = method == "full_opq", settings.codes_per_id
+    if n_codes is not None and budget.dim % n_codes:
         raise DataError(f"map.codes_per_id={n_codes} does not divide train.dim={budget.dim}; use a divisor of it")
-    return {
-        "codes_per_id": n_codes,
-        "users_codewords": words[0],
-        "items_codewords": words[1],
-        "rotated": int(rotated),
+    most, least = CODEWORDS[0], 0
+    for most in CODEWORDS if n_codes is None else ():
+        least = _codebook_bytes(budget, most, rotated)
+        divisors = [n for n in range(1, budget.dim + 1) if budget.dim % n == 0]
+        fitting = [n for n in divisors if least + n * budget.n_ids <= budget.n_bytes]
+        if fitting:
+            n_codes = fitting[-1]
+            break
+    if n_codes is None:
+        raise too_small(method, budget, least + budget.n_ids)
+    words = {
+        f"{side}_codewords": _n_codewords(n, most) for side, n in zip(("users", "items"), budget.sides, strict=False)
     }
+    return {"codes_per_id": n_codes, **words, "rotated": int(rotated)}
+
+
+def _codebook_bytes(budget: SizeBudget, most: int, rotated: bool) -> int:
+    """Bytes of float16 codebooks of at most so many codewords, and of rotations, of every embedding."""
+    codebooks = 2 * budget.dim * sum(_n_codewords(n, most) for n in budget.sides)
+    return codebooks + (2 * len(budget.sides) * budget.dim**2 if rotated else 0)
 
 
 def _additive(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
@@ -135,45 +149,47 @@ def _additive_bytes(sizes: Sizes, budget: SizeBudget) -> int:
     return _codeword_bytes(sizes, budget.dim) + sizes["codes_per_id"] * budget.n_ids
 
 
-def _n_codewords(n_ids: int) -> int:
+def _n_codewords(n_ids: int, most: int) -> int:
     """As ``graphhash.maps.product`` makes them: a power of two, no more than ids."""
-    return min(MAX_CODEWORDS, 2 ** max(1, int(math.log2(n_ids))))
+    return min(most, 2 ** max(1, int(math.log2(n_ids))))
 
 
 def _cce(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
     """Rows of the tables of each side in proportion to its ids."""
-    least = 0
+    least, n_sides = 0, len(budget.sides)
     for n_chunks in CCE_CHUNKS:
         if budget.dim % n_chunks:
             continue
-        length, map_bytes = budget.dim // n_chunks, 2 * n_chunks * budget.n_ids + 8 * budget.dim
-        least = map_bytes + 4 * n_chunks * row_bytes(length, budget.precision)
+        length, map_bytes = budget.dim // n_chunks, 2 * n_chunks * budget.n_ids + 4 * n_sides * budget.dim
+        least = map_bytes + 2 * n_sides * n_chunks * row_bytes(length, budget.precision)
         rows = (budget.n_bytes - map_bytes) // (2 * n_chunks * row_bytes(length, budget.precision))
-        if rows >= 2 and (map_bytes <= CCE_MAP_SHARE * budget.n_bytes or n_chunks == CCE_CHUNKS[-1]):
-            users = max(1, min(rows - 1, rows * budget.n_users // (budget.n_users + budget.n_items), 2**16))
-            items = min(rows - users, 2**16)
-            return {"n_chunks": n_chunks, "user_rows": users, "item_rows": items, "n_clusterings": CCE_CLUSTERINGS}
+        if rows >= n_sides and (map_bytes <= CCE_MAP_SHARE * budget.n_bytes or n_chunks == CCE_CHUNKS[-1]):
+            sizes = {"n_chunks": n_chunks, "n_clusterings": CCE_CLUSTERINGS}
+            if n_sides == 1:
+                return {**sizes, "user_rows": min(rows, 2**16)}
+            users = max(1, min(rows - 1, rows * budget.n_users // sum(budget.sides), 2**16))
+            return {**sizes, "user_rows": users, "item_rows": min(rows - users, 2**16)}
     raise too_small(method, budget, least)
 
 
 def _robe(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
-    # Two OOV vectors are stored in float32.
-    row = row_bytes(budget.dim, budget.precision)
-    rows = (budget.n_bytes - 8 * budget.dim) // row
+    # OOV vectors are stored in float32.
+    row, fixed = row_bytes(budget.dim, budget.precision), 4 * len(budget.sides) * budget.dim
+    rows = (budget.n_bytes - fixed) // row
     if rows < 1:
-        raise too_small(method, budget, 8 * budget.dim + row)
+        raise too_small(method, budget, fixed + row)
     return {"rows": rows, "block": math.gcd(ROBE_BLOCK, budget.dim)}
 
 
 def _dhe(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
-    """The widest network that fits; both sides have one each."""
+    """The widest network that fits; every embedding has one."""
 
     def n_bytes(width: int) -> int:
         # Weights row by row; four float32 numbers of normalisation per unit, the last layer's bias, and the OOV vector.
         matrices = DHE_LAYERS * width * row_bytes(width, budget.precision) + budget.dim * row_bytes(
             width, budget.precision
         )
-        return 2 * (matrices + 16 * DHE_LAYERS * width + 8 * budget.dim)
+        return len(budget.sides) * (matrices + 16 * DHE_LAYERS * width + 8 * budget.dim)
 
     width = 0
     while n_bytes(width + 1) <= budget.n_bytes:
