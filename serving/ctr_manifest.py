@@ -63,6 +63,7 @@ class ColumnSpec(TypedDict):
         int | str
     ]  # raw value that stands for a missing one and pads multi-valued rows; no value of the log is this
     map: NotRequired[str]  # how the bucket map was made
+    embedding: NotRequired[str]  # of what is no bucket map: "product", "cce", "robe" or "dhe"
     n_buckets: NotRequired[int]  # table rows, with the out-of-vocabulary (OOV) row
     indices_per_id: NotRequired[int]  # table rows read per id
     precision: NotRequired[str]  # of the table, as of the bundle
@@ -142,6 +143,8 @@ def _check_column(column: dict[str, Any]) -> None:
         raise ValueError(f"the separator of column {name!r:.80} is {column.get('separator')!r:.80}")
     if not isinstance(column.get("text_only", False), bool):
         raise ValueError(f"text_only of column {name!r:.80} is {column['text_only']!r:.80}")
+    if not isinstance(column.get("embedding", ""), str):
+        raise ValueError(f"embedding of column {name!r:.80} is {column['embedding']!r:.80}")
     time = column.get("time")
     if time is not None and not (_is_time(time) and column["dtype"] == "int64"):
         raise ValueError(f"the time of column {name!r:.80} is {time!r:.80}")

@@ -5,7 +5,6 @@ As ``pipeline.bench.training``: it calls what a run calls, in this process; the 
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,12 +20,13 @@ from graphhash.models.ctr import CtrModel
 from pipeline.bench.training import PhaseTimer, columns, figures, shares
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import resolve_method
-from pipeline.ctr.cluster import cluster_ctr, load_pair_labels
+from pipeline.ctr.cluster import cluster_ctr, clustering_labels
 from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import predict, table_rows
 from pipeline.ctr.ingest import ingest_ctr
 from pipeline.ctr.maps import MapOptions, cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
-from pipeline.ctr.settings import ctr_settings, spec_of
+from pipeline.ctr.method_spec import method_spec
+from pipeline.ctr.settings import ctr_settings
 from pipeline.ctr.train import SCORES, ctr_loss, seldom_tables
 from pipeline.training.loop import Callbacks, Objective, fit
 
@@ -108,13 +108,15 @@ def _model_maker(
     """
     train = features.part("train")
     graphs = [pair_graph(features, train, pair) for pair in find_pairs(features)]
-    labels = load_pair_labels(cluster_dir, json.loads((cluster_dir / "cluster.json").read_text()))
+    labels = clustering_labels(cluster_dir)
 
     def make(method: str) -> CtrModel:
         resolved = resolve_method(config, features, method)
         options = MapOptions(resolved.indices_per_id, resolved.hops, config.map.seed)
         maps = make_maps(features, graphs, labels, method, options)
-        model = spec_of(config, method).build(maps, len(features.dense), len(features.multi_valued))
+        model = method_spec(config, features, method, labels).build(
+            maps, len(features.dense), len(features.multi_valued)
+        )
         folded = cross_fitted_maps(features, train, graphs, labels, method, fold, options)
         model.use_folds(folded)
         return model

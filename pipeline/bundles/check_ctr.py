@@ -16,7 +16,9 @@ from serving.scorer import Scorer
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """One line about the model."""
-    compressed = [column["name"] for column in manifest["columns"] if column.get("map", "full") != "full"]
+    compressed = [
+        column["name"] for column in manifest["columns"] if column.get("map", "full") != "full" or "embedding" in column
+    ]
     loss = manifest["precision_loss"].get("relative")
     text = f"{manifest['model']}, dim {manifest['dim']}, method {manifest['method']}, "
     text += f"compressed {', '.join(compressed) or 'nothing'}, in {manifest['precision']}"

@@ -10,12 +10,13 @@ import numpy as np
 
 from graphhash.errors import DataError
 from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.maps.quantization import bias_dtype, row_bytes
 from graphhash.models.ctr import CtrSpec
 from graphhash.models.ctr_bytes import column_bytes, layer_bytes
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
-from pipeline.ctr.defaults import DEFAULT_BUDGET, planned_precision_of, precision_of
+from pipeline.ctr.defaults import DEFAULT_BUDGET, keeps_every_row, planned_precision_of, precision_of
 from pipeline.ctr.maps import CTR_HOPS, find_pairs, resolve_indices
 from pipeline.ctr.models import CTR_PRESETS
 from pipeline.ctr.settings import spec_of
@@ -25,17 +26,27 @@ from pipeline.task import budget_of
 # Under a byte budget maps of soft methods take at most this share of what is left to compressed columns, by fewer indices per id.
 MAP_SHARE = 0.6
 LEAST_INDICES = 4
+Embeddings = Sequence[tuple[int, EmbeddingSpec]]
 
 
-def precisions_of(config: RunConfig, method: str, maps: Sequence[BucketMap]) -> list[str]:
-    """Type of every column's stored table: with "auto" int8 for a compressed column, float32 for a full one."""
-    return [precision_of(config, "full" if bucket_map.identity else method) for bucket_map in maps]
+def precisions_of(config: RunConfig, method: str, maps: Sequence[BucketMap], embeddings: Embeddings = ()) -> list[str]:
+    """Type of every column's stored table: with "auto" int8 for a compressed column, float32 for a full one.
+
+    Args:
+        embeddings: of columns that are no bucket map, as in :class:`graphhash.models.ctr.CtrSpec`.
+    """
+    others = dict(embeddings)
+    full = method if keeps_every_row(method) and METHODS[method].embedding == "bucket" else "full"
+    return [
+        precision_of(config, full if bucket_map.identity and column not in others else method)
+        for column, bucket_map in enumerate(maps)
+    ]
 
 
-def full_bytes(spec: CtrSpec, features: Features) -> int:
-    """Bytes of the model with full float32 tables: columns and layers."""
+def full_bytes(spec: CtrSpec, features: Features, precision: str = "float32") -> int:
+    """Bytes of the model with full tables, of float32 unless told otherwise: columns and layers."""
     maps = [full_map(column.n_ids) for column in features.all_columns]
-    columns = column_bytes(spec, maps, ["float32"] * len(maps), len(features.multi_valued))
+    columns = column_bytes(spec, maps, [precision] * len(maps), len(features.multi_valued))
     return sum(column.total for column in columns) + _layers(spec, features)
 
 
@@ -58,13 +69,14 @@ def indices_per_id(config: RunConfig, features: Features, name: str) -> int:
     ``map.indices_per_id`` where it is set. Else the number of `pipeline.ctr.models` for soft methods, and fewer under a byte budget
     where the maps would take more than a share of it. Else the method's own number.
     """
-    if config.map.indices_per_id is not None or not METHODS[name].free_indices:
+    # What is not stored takes no bytes.
+    if config.map.indices_per_id is not None or not METHODS[name].free_indices or keeps_every_row(name):
         return resolve_indices(name, config.map.indices_per_id)
     most = resolve_indices(name, None)
     kind, ratio = budget_of(config, DEFAULT_BUDGET)
     if kind != "ratio":
         return most
-    space = _Space.of(config, features)
+    space = Space.of(config, features)
     fitting = [
         n
         for n in range(LEAST_INDICES, most)
@@ -85,8 +97,8 @@ def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any
     """
     if kind == "rows":
         return int(value)
-    names = [name for name in config.run.methods if name != "full"] or ["soft"]
-    space = _Space.of(config, features)
+    names = [name for name in config.run.methods if METHODS[name].reads_communities] or ["soft"]
+    space = Space.of(config, features)
     if not space.compressed:
         return 0
     plain = spec_of(config, "full")
@@ -106,7 +118,7 @@ def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any
 
 
 @dataclass(frozen=True)
-class _Space:
+class Space:
     """Bytes of the full model, those that are not compressed, and which columns are."""
 
     whole: int
@@ -114,7 +126,7 @@ class _Space:
     compressed: frozenset[int]
 
     @classmethod
-    def of(cls, config: RunConfig, features: Features) -> _Space:
+    def of(cls, config: RunConfig, features: Features) -> Space:
         pairs, plain, n_multi_valued = find_pairs(features), spec_of(config, "full"), len(features.multi_valued)
         compressed = frozenset(c for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on)
         kept = [full_map(column.n_ids) for c, column in enumerate(features.all_columns) if c not in compressed]

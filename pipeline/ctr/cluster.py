@@ -6,6 +6,7 @@ stands for users), and ``cluster.json``.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -22,11 +23,10 @@ from graphhash.graph.local import LocalGraph
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import rows_of_columns
 from pipeline.ctr.data import Features
-from pipeline.ctr.defaults import DEFAULT_BUDGET
+from pipeline.ctr.defaults import clustering_budget
 from pipeline.ctr.maps import Pair, check_compressed, find_pairs, pair_graph
 from pipeline.maps.communities import describe_communities, load_communities, save_communities
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.task import budget_of
 
 # What a table of a pair needs at least, OOV rows among them.
 LEAST_ROWS = 8
@@ -48,7 +48,7 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
     features = Features.open(ingest_dir)
     check_compressed(features, config.run.methods)
     pairs = find_pairs(features)
-    kind, value = budget_of(config, DEFAULT_BUDGET)
+    kind, value = clustering_budget(config)
     rows = None if kind == "resolution" else pair_rows(features, pairs, rows_of_columns(config, features, kind, value))
     settings: dict[str, Any] = {
         "method": config.cluster.method,
@@ -86,8 +86,9 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
     return result
 
 
-def load_pair_labels(cluster_dir: Path, facts: dict[str, Any]) -> list[Labels]:
+def clustering_labels(cluster_dir: Path) -> list[Labels]:
     """Labels of all pairs, as :func:`cluster_ctr` wrote them."""
+    facts = json.loads((cluster_dir / "cluster.json").read_text(encoding="utf-8"))
     return [load_communities(cluster_dir / str(number), pair) for number, pair in enumerate(facts["pairs"])]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.task import Measure, planned_precision, stored_precision
+from pipeline.task import Measure, budget_of, planned_precision, stored_precision
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
@@ -19,16 +19,52 @@ MEASURES = (
 DEFAULT_BUDGET = ("resolution", 5.0)
 
 
+def keeps_every_row(method: str) -> bool:
+    """Whether a method trains a row for every id, of every column; what it stores of them may be less."""
+    from pipeline.maps.methods import METHODS
+
+    return (METHODS[method].trained_as or method) in ("full", "full_small_dim", "full_soft")
+
+
+def compresses_pairs(method: str) -> bool:
+    """Whether a method does something to the columns that have a partner, and nothing to the others."""
+    from pipeline.maps.methods import METHODS
+
+    return not keeps_every_row(method) or METHODS[method].embedding != "bucket"
+
+
+def clustering_budget(config: RunConfig) -> tuple[str, Any]:
+    """Kind and value of the budget that the clustering meets; one quick clustering where no method of the run reads communities, nor
+    takes its number of rows from them."""
+    from pipeline.maps.methods import METHODS
+
+    budget = budget_of(config, DEFAULT_BUDGET)
+    if budget[0] != "ratio" or any(METHODS[method].reads_communities for method in config.run.methods):
+        return budget
+    return DEFAULT_BUDGET
+
+
 def precision_of(config: RunConfig, method: str) -> str:
     """Type of a method's stored tables."""
-    return stored_precision(config, auto_precision(method))
+    auto = auto_precision(method)
+    return auto if _is_fixed(method) else stored_precision(config, auto)
 
 
 def planned_precision_of(config: RunConfig, method: str) -> str:
     """Type of a method's tables in which a byte budget counts rows."""
-    return planned_precision(config, auto_precision(method))
+    auto = auto_precision(method)
+    return auto if _is_fixed(method) else planned_precision(config, auto)
+
+
+def _is_fixed(method: str) -> bool:
+    from pipeline.maps.methods import METHODS
+
+    return METHODS[method].fixed_precision
 
 
 def auto_precision(method: str) -> str:
-    """float32 for full tables, else int8."""
-    return "float32" if method == "full" else "int8"
+    """float32 for full tables, that of the method where it is fixed or of a network, else int8."""
+    from pipeline.maps.methods import METHODS
+
+    own = METHODS[method].precision
+    return own if keeps_every_row(method) or own == "float16" else "int8"

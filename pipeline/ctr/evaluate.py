@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from graphhash.errors import DataError
 from graphhash.metrics.ctr import CtrTotals, auc, group_auc
 from graphhash.models.ctr import CtrModel
-from graphhash.models.ctr_bytes import column_bytes, layer_bytes, store_rounded
-from graphhash.nn.embedding import BucketEmbedding
+from graphhash.models.ctr_bytes import layer_bytes, store_rounded, stored_bytes
+from graphhash.nn.compressed import CompressedEmbedding
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import full_bytes, precisions_of
 from pipeline.ctr.data import Features, Part, batch_of
 from pipeline.ctr.defaults import MEASURES, precision_of
+from pipeline.ctr.settings import spec_of
 from pipeline.ctr.weights import load_ctr
+from pipeline.maps.derived import trained_facts
 
 # Rows whose logits are computed at a time.
 BLOCK = 1 << 14
@@ -35,11 +37,12 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
     Returns: the measures of :func:`measure` (None where there is no test), ``log_loss_float32`` (of the tables
         as they were trained), ``unmeasured`` (why a measure is None), ``warnings``, ``n_test_rows``, ``curve``, ``rows`` of all tables,
         ``bytes``, ``bytes_full``, ``bytes_ratio``, ``bytes_of`` (``columns``, by name what each part of it takes, and ``layers``),
-        ``compressed`` (names), ``precision``, ``item_bias``.
+        ``compressed_columns`` (names), ``precision``, ``item_bias``, and what :func:`pipeline.maps.derived.trained_facts` tells of the
+        training.
     """
     trained = load_ctr(method_dir, ingest_dir)
     model, maps, features = trained.model, trained.maps, trained.features
-    precisions = precisions_of(config, method, maps)
+    precisions = precisions_of(config, method, maps, model.spec.embeddings)
     test = features.part("test")
     exact = predict(model, test) if len(test) and set(precisions) != {"float32"} else None
     try:
@@ -58,11 +61,15 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
         metrics |= measure(test, logits) | {"curve": curve(test, logits)}
         metrics["log_loss_float32"] = metrics["log_loss"] if exact is None else measure(test, exact)["log_loss"]
     metrics["unmeasured"] = _unmeasured(metrics, features)
-    columns = column_bytes(model.spec, maps, precisions, len(features.multi_valued))
+    columns = stored_bytes(model, maps, precisions)
     names = [column.name for column in features.all_columns]
     layers = layer_bytes(model)
-    total, full = sum(column.total for column in columns) + layers, full_bytes(model.spec, features)
-    compressed = [name for name, bucket_map in zip(names, maps, strict=True) if not bucket_map.identity]
+    total = sum(column.total for column in columns) + layers
+    full = full_bytes(spec_of(config, "full"), features)
+    others = dict(model.spec.embeddings)
+    compressed = [
+        name for number, (name, m) in enumerate(zip(names, maps, strict=True)) if not m.identity or number in others
+    ]
     return metrics | {
         "rows": table_rows(model),
         "bytes": total,
@@ -72,16 +79,19 @@ def evaluate_ctr(config: RunConfig, method: str, ingest_dir: Path, method_dir: P
             "columns": {name: dataclasses.asdict(column) for name, column in zip(names, columns, strict=True)},
             "layers": layers,
         },
-        "compressed": compressed,
+        "compressed_columns": compressed,
         "precision": precision_of(config, method),
         "item_bias": model.bias is not None,
+        **trained_facts(method_dir),
     }
 
 
 def table_rows(model: CtrModel) -> int:
-    """Rows of all tables of vectors, each table once."""
-    embeddings = [layer for layer in (*model.fields.own, model.fields.joint) if isinstance(layer, BucketEmbedding)]
-    return sum({id(layer.table): layer.table.shape[0] for layer in embeddings}.values())
+    """Rows of all tables of vectors, each table once; of what is no table, ids."""
+    layers = [layer for layer in (*model.fields.own, model.fields.joint) if isinstance(layer, CompressedEmbedding)]
+    tables = [part for layer in layers for part in layer.bucket_parts()]
+    others = sum(layer.n_ids + 1 for layer in layers if not layer.bucket_parts())
+    return sum({id(layer.table): layer.table.shape[0] for layer in tables}.values()) + others
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from graphhash.clustering.connected import cluster_connected
 from graphhash.clustering.labels import Labels
 from graphhash.errors import DataError
 from graphhash.graph.bipartite import biadjacency
@@ -20,6 +21,7 @@ from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.hashes import double_frequency_map, double_map, frequency_map, modulo_map, quotient_remainder_map
 from graphhash.maps.soft_maps import double_soft_maps, soft_maps
 from pipeline.ctr.data import Features, Part
+from pipeline.ctr.defaults import compresses_pairs, keeps_every_row
 from pipeline.ctr.models import MAP_SETTINGS
 from pipeline.ctr.schema import HASHES, SMALL
 from pipeline.errors import ConfigError
@@ -32,6 +34,9 @@ SEEDS_PER_PAIR = 2
 N_FOLDS = 8
 # What `map.hops=auto` is for CTR.
 CTR_HOPS = "1+2"
+# The mixtures of `full_soft` are those of `soft`. They are not stored, so their communities follow no budget: those of this resolution.
+SOFT_SETTINGS = MAP_SETTINGS | {"full_soft": MAP_SETTINGS["soft"]}
+OWN_RESOLUTION = 5.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def find_pairs(features: Features) -> list[Pair]:
 def check_compressed(features: Features, methods: Sequence[str]) -> None:
     """Raise ConfigError if a method compresses and no column can be."""
     hashed = any(category.compress in HASHES for category in features.schema.categories)
-    if not find_pairs(features) and not hashed and any(method != "full" for method in methods):
+    if not find_pairs(features) and not hashed and any(map(compresses_pairs, methods)):
         raise ConfigError(
             f"no column is compressed: name two with --user-column and --item-column, or partners in a schema, of more than {SMALL} values"
         )
@@ -138,7 +143,7 @@ def make_maps(
 
     Args:
         graphs, labels: of the pairs of `find_pairs`.
-        method: one of METHODS; "full" leaves everything full, what the schema hashes too.
+        method: one of METHODS; those that keep a row for every id hash nothing, what the schema hashes neither.
         folds: of every pair, what :func:`fold_graphs` gives: the mixtures of soft methods are then those of folds
             (:func:`graphhash.soft_maps`), for training.
 
@@ -146,7 +151,7 @@ def make_maps(
         DataError: the method cannot make maps of these graphs.
     """
     maps: dict[int, BucketMap] = {}
-    for number, pair in enumerate(find_pairs(features) if method != "full" else []):
+    for number, pair in enumerate(mapped_pairs(features, method)):
         users, items = (features.counts(features.columns[column])[:-1] for column in pair.columns)
         inputs = Inputs(
             graphs[number],
@@ -159,7 +164,7 @@ def make_maps(
         maps |= _pair_maps(features, pair, inputs, method, folds[number] if folds else ())
     for number, column in enumerate(features.columns):
         category = features.schema.category(column.name)
-        if number not in maps and category.rows is not None and method != "full":
+        if number not in maps and category.rows is not None and not keeps_every_row(method):
             counts = features.counts(column)[:-1]
             maps[number] = _hashed(category.compress, column.n_ids, category.rows, counts, options.seed + number)
     return [maps.get(number) or full_map(column.n_ids) for number, column in enumerate(features.all_columns)]
@@ -176,7 +181,7 @@ def _pair_maps(
     maps: dict[int, BucketMap] = {}
     for way in dict.fromkeys(filter(None, ways)):
         try:
-            made = _soft(way, inputs, folds) if way in MAP_SETTINGS else METHODS[way].make(inputs)
+            made = _soft(way, inputs, folds) if way in SOFT_SETTINGS else METHODS[way].make(inputs)
         except ValueError as error:
             names = " and ".join(map(repr, pair.names(features)))
             raise DataError(f"method {way!r} of columns {names}: {error}") from error
@@ -190,7 +195,7 @@ def _pair_maps(
 def resolve_indices(method: str, requested: int | None) -> int:
     """Indices per id of a method, where the configuration requests a number, or None."""
     return METHODS[method].resolve_indices(
-        MAP_SETTINGS.get(method, {}).get("indices_per_id") if requested is None else requested
+        SOFT_SETTINGS.get(method, {}).get("indices_per_id") if requested is None else requested
     )
 
 
@@ -222,7 +227,7 @@ def cross_fitted_maps(
     Raises:
         DataError: as :func:`make_maps`.
     """
-    if method not in MAP_SETTINGS:
+    if method not in SOFT_SETTINGS:
         return {}
     folds = [fold_graphs(features, part, pair, fold) for pair in find_pairs(features)]
     maps = make_maps(features, graphs, labels, method, options, folds)
@@ -232,15 +237,32 @@ def cross_fitted_maps(
 
 
 def _soft(method: str, inputs: Inputs, folds: Sequence[csr_array]) -> tuple[BucketMap, BucketMap]:
-    settings = {**MAP_SETTINGS[method], "indices_per_id": inputs.indices_per_id, "hops": inputs.hops, "folds": folds}
-    if method == "soft":
+    settings = {**SOFT_SETTINGS[method], "indices_per_id": inputs.indices_per_id, "hops": inputs.hops, "folds": folds}
+    if method != "double_soft":
         return soft_maps(inputs.graph, inputs.labels, **settings)
     return double_soft_maps(inputs.graph, inputs.labels, frequencies=inputs.frequencies, seed=inputs.seed, **settings)
 
 
 def _way(features: Features, column: int, method: str) -> str:
     compress = features.schema.category(features.columns[column].name).compress
-    return compress if compress in HASHES else method
+    return compress if compress in HASHES and not keeps_every_row(method) else method
+
+
+def mapped_pairs(features: Features, method: str) -> list[Pair]:
+    """The pairs whose columns a method reads through maps: none where it trains full tables alone."""
+    return find_pairs(features) if not keeps_every_row(method) or method in SOFT_SETTINGS else []
+
+
+def own_columns(features: Features, method: str) -> list[int]:
+    """Numbers of the columns that a method itself compresses, and no hash that the schema names."""
+    pairs = find_pairs(features)
+    used = {c for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on}
+    return sorted(c for c in used if _way(features, c, method) == method)
+
+
+def own_labels(graphs: Sequence[csr_array]) -> list[Labels]:
+    """Communities of all pairs for a method that takes none from the clustering."""
+    return [cluster_connected(graph, resolution=OWN_RESOLUTION) for graph in graphs]
 
 
 def _hashed(name: str, n_ids: int, n_rows: int, counts: NDArray[np.int64], seed: int) -> BucketMap:

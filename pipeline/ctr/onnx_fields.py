@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,13 +10,17 @@ import torch
 from torch import nn
 
 from graphhash.errors import ArgumentError
-from graphhash.maps.quantization import bias_dtype
-from graphhash.models.ctr_layers import FieldEmbeddings, shared_tables
+from graphhash.maps.quantization import bias_dtype, rounded
+from graphhash.models.ctr_layers import FieldEmbeddings, TableSlice, shared_tables
+from graphhash.nn.codes import CodeEmbedding
+from graphhash.nn.compressed import CompressedEmbedding
+from graphhash.nn.embedding import BucketEmbedding
 from pipeline.ctr.onnx_inputs import Inputs
+from pipeline.ctr.stored_otherwise import all_vectors
 from pipeline.ctr.weights import TrainedCtr
 from pipeline.export.graph import Graph
 from pipeline.export.layers import as_array, side_by_side, squeezed
-from pipeline.export.tables import StoredMap, Table, read_vectors
+from pipeline.export.tables import CodeTable, StoredMap, Table, read_vectors
 
 # Numbers of a column's vectors that are materialized as float32, 4 MiB.
 _MATERIALIZED_VALUES = 2**20
@@ -41,13 +46,11 @@ class FieldVectors:
         graph, parts = self.graph, []
         if fields.joint is not None:
             parts += self._joint(f"/{prefix}joint", fields)
-        tables: dict[int, Table] = {}
+        tables: dict[int, Table | CodeTable] = {}
         for c in fields.own_columns:
             name, first = f"/{prefix}{c}", self.first_of.get(c, c)
             if first not in tables:
-                tables[first] = self._table(
-                    f"/{prefix}{first}", fields.columns[first].table, self._stored_as(fields, first)
-                )
+                tables[first] = self._stored(f"/{prefix}{first}", fields, first)
             if c not in self.weights:
                 read = self._read(f"{name}_field", tables[first], c, self.entries[c])
                 parts.append(graph.node("Unsqueeze", [read, graph.axis(1)], f"{name}_one_field"))
@@ -58,9 +61,22 @@ class FieldVectors:
             shape = graph.node("Concat", size, f"{name}_shape", axis=0)
             values = graph.node("Reshape", [read, shape], f"{name}_values", allowzero=1)
             parts.append(graph.node("MatMul", [self.weights[c], values], f"{name}_pooled"))
-        return graph.node("Concat", parts, f"/{prefix}fields", axis=1)
+        if fields.arrangement is None:
+            return graph.node("Concat", parts, f"/{prefix}fields", axis=1)
+        order = graph.constant(f"/{prefix}arrangement", as_array(fields.arrangement))
+        stored = graph.node("Concat", parts, f"/{prefix}fields_stored", axis=1)
+        return graph.node("Gather", [stored, order], f"/{prefix}fields", axis=1)
 
-    def _read(self, name: str, table: Table, column: int, entries: str) -> str:
+    def _stored(self, name: str, fields: FieldEmbeddings, column: int) -> Table | CodeTable:
+        """What is stored of a column: its table, its codes, or of any other kind the vectors of all ids, as they are read."""
+        embedding, precision = fields.columns[column], self._stored_as(fields, column)
+        if isinstance(embedding, (BucketEmbedding, TableSlice)):
+            return self._table(name, embedding.table, precision)
+        if isinstance(embedding, CodeEmbedding):
+            return CodeTable.add(self.graph, name, embedding.vector_codes())
+        return self._table(name, rounded_vectors(embedding, precision), "float32")
+
+    def _read(self, name: str, table: Table | CodeTable, column: int, entries: str) -> str:
         """Vectors of a column's entries. With few ids they are an expression of constants, which ONNX Runtime computes once."""
         bucket_map = self.trained.maps[column]
         if bucket_map.identity or (bucket_map.n_ids + 1) * table.shape[1] > _MATERIALIZED_VALUES:
@@ -94,13 +110,13 @@ class FieldVectors:
         table = self._table(name, fields.joint.table, kinds.pop())
         parts = []
         if columns:
-            starts = graph.constant("/joint_starts", as_array(fields.joint_starts))
+            starts = graph.constant(f"{name}_starts", as_array(fields.joint_starts))
             entries = side_by_side(graph, [self.entries[c] for c in columns], f"{name}_entries")
             rows = graph.node("Add", [entries, starts], f"{name}_rows_read")
             parts.append(read_vectors(graph, f"{name}_read", table, _PLAIN, rows))
         for c, start in fields.joint_multi_valued:
             rows = graph.node(
-                "Add", [self.entries[c], graph.constant(f"/{c}_start", np.int64(start))], f"{name}_{c}_rows_read"
+                "Add", [self.entries[c], graph.constant(f"{name}_{c}_start", np.int64(start))], f"{name}_{c}_rows_read"
             )
             parts.append(
                 graph.node(
@@ -117,3 +133,12 @@ class FieldVectors:
 
     def _table(self, name: str, table: torch.Tensor | nn.Module, precision: str) -> Table:
         return Table.add(self.graph, name, as_array(table), precision)
+
+
+@torch.no_grad()
+def rounded_vectors(embedding: CompressedEmbedding, precision: str) -> torch.Tensor:
+    """Vectors of all ids, that of the OOV id last, once the embedding's tables are stored in ``precision``."""
+    stored = copy.deepcopy(embedding)
+    for table, stored_in in stored.stored_tables(precision):
+        table.copy_(torch.from_numpy(rounded(table.cpu().numpy(), stored_in)))
+    return all_vectors(stored)

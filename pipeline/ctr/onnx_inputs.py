@@ -105,6 +105,7 @@ def describe_columns(trained: TrainedCtr, precisions: Sequence[str]) -> list[Col
         for part in TIME_PARTS
     }
     separators = {column.name: column.separator for column in features.schema.multi_valued}
+    others = {features.all_columns[number].name: spec.kind for number, spec in trained.model.spec.embeddings}
     columns: list[ColumnSpec] = []
     for column, vocabulary, bucket_map, precision in zip(
         features.all_columns, trained.vocabularies, trained.maps, precisions, strict=True
@@ -121,6 +122,8 @@ def describe_columns(trained: TrainedCtr, precisions: Sequence[str]) -> list[Col
             "indices_per_id": bucket_map.indices_per_id,
             "precision": precision,
         }
+        if column.name in others:
+            described["embedding"] = others[column.name]
         if column.kind == "string" and any(map(is_other_numeral, vocabulary.ids.to_pylist())):
             described["text_only"] = True
         if column.width is not None:

@@ -11,7 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.ctr.derived import derive_ctr
 from pipeline.ctr.train import fit_ctr
+from pipeline.maps.methods import METHODS
 from pipeline.task import REFIT_PARTS, StageContext
 from pipeline.training.job import TrainingSession
 
@@ -24,5 +26,7 @@ def refit_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
     Raises:
         DataError: training failed; the message says why.
     """
+    if (trained_as := METHODS[method].trained_as) is not None:
+        return derive_ctr(context, method, context.model_dir(trained_as), out)
     history = json.loads((context.method_dir(method) / "history.json").read_text(encoding="utf-8"))
     return fit_ctr(context, method, REFIT_PARTS, out, session, history["best_epoch"])

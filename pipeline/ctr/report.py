@@ -15,7 +15,7 @@ from pipeline.ctr.defaults import MEASURES
 from pipeline.reports.facts import RunFacts
 from pipeline.reports.figures import COLOURS, FAINT, INK, draw_points, figure_of
 from pipeline.reports.page import MIB
-from pipeline.reports.report import Trained, draw_training, write_page
+from pipeline.reports.report import Trained, draw_training, training_titles, write_page
 from pipeline.task import remarks
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def write_ctr_report(run_dir: Path) -> list[Path]:
         "measure_titles": [measure.title for measure in MEASURES],
         "left_out": {**facts.ingest["dropped"], **facts.ingest["left_out"]},
         "oov": _most_oov(facts.ingest["oov_rate"], facts.ingest["oov_values"]),
+        "training_bytes": training_titles(facts.metrics),
         **_bytes_table(facts.metrics[0]["bytes_of"]["columns"]),
     }
     return write_page(facts, _trained(facts), Path(__file__).with_name("report.html.j2"), pictures, values)

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.ctr.defaults import DEFAULT_BUDGET, MEASURES, planned_precision_of, precision_of
+from pipeline.ctr.defaults import (
+    DEFAULT_BUDGET,
+    MEASURES,
+    clustering_budget,
+    keeps_every_row,
+    planned_precision_of,
+    precision_of,
+)
 from pipeline.errors import ConfigError
 from pipeline.task import (
     Measure,
@@ -23,6 +30,12 @@ if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
     from pipeline.tracking.onnx_model import ModelCall
     from pipeline.training.job import TrainingSession
+
+
+# Methods of retrieval alone.
+REFUSED = ("residual", "additive")
+# Raised by one when the files of this task's trainings change.
+TRAIN_FORMAT = 2
 
 
 class Ctr:
@@ -166,7 +179,7 @@ class Ctr:
         from pipeline.maps.methods import METHODS
 
         for method in methods:
-            if METHODS[method].sized or METHODS[method].trained_as is not None:
+            if method in REFUSED or METHODS[method].task not in (None, self.name):
                 raise ConfigError(
                     f"method {method!r} is not supported with run.task=ctr; use retrieval, or another method"
                 )
@@ -176,10 +189,16 @@ class Ctr:
             )
 
     def needs_clusters(self, config: RunConfig, method: str) -> bool:
-        return True
+        from pipeline.maps.methods import METHODS
 
-    def trained_as(self, method: str) -> None:
-        return None
+        # A budget of rows leaves as many bytes as the clustering's rows take.
+        by_rows = METHODS[method].sized and budget_of(config, self.default_budget)[0] != "ratio"
+        return not keeps_every_row(method) or by_rows
+
+    def trained_as(self, method: str) -> str | None:
+        from pipeline.maps.methods import METHODS
+
+        return METHODS[method].trained_as
 
     def check_exportable(self, config: RunConfig) -> None:
         if config.export.runtime == "materialized":
@@ -204,24 +223,42 @@ class Ctr:
         return stage == "train" and trains_on_ray(config)
 
     def settings(self, stage: str, config: RunConfig, method: str = "") -> dict[str, Any]:
+        from pipeline.maps.methods import METHODS
+
         values = chosen(config, self.stage_fields[stage])
         if stage == "ingest":
             # The content of the schema file counts, and not where it lies.
             values["data.schema"] = config.data.schema is not None
         if stage == "cluster":
-            budget = budget_of(config, self.default_budget)
+            budget = clustering_budget(config)
             values |= budget_settings(budget)
             if budget[0] == "ratio":
-                compressed = sorted(name for name in config.run.methods if name != "full")
+                compressed = sorted(name for name in config.run.methods if METHODS[name].reads_communities)
                 # Columns that stay full take bytes as well.
                 precisions = {name: planned_precision_of(config, name) for name in [*compressed, "full"]}
                 values |= chosen(config, self.byte_budget_fields)
                 values |= {"run.methods": compressed, "cluster.budget_precision": precisions}
+        if stage == "train":
+            values = self._train_settings(config, method)
         if stage == "refit":
             values["train.refit"] = True  # As it is where the setting is left open.
         if stage in ("evaluate", "export"):
             # The evaluation rounds tables as the export stores them, those of full columns too.
             values["export.precision"] = {name: precision_of(config, name) for name in (method, "full")}
+        return values
+
+    def _train_settings(self, config: RunConfig, method: str) -> dict[str, Any]:
+        """What is trained already depends on its own sizes alone."""
+        from pipeline.maps.methods import METHODS
+
+        values: dict[str, Any] = {"format": TRAIN_FORMAT}
+        if METHODS[method].trained_as is None:
+            values |= chosen(config, self.stage_fields["train"])
+        if METHODS[method].sized:
+            kind, value = budget_of(config, self.default_budget)
+            values |= {"cluster.ratio": value} if kind == "ratio" else {}
+            values |= {"cluster.budget_precision": planned_precision_of(config, method), "map.seed": config.map.seed}
+            values |= chosen(config, self.byte_budget_fields)
         return values
 
     def log_files(self, config: RunConfig) -> list[Path]:
@@ -274,7 +311,7 @@ class Ctr:
         parts = (trained.features.part(name) for name in ("test", "validation", "train"))
         return export_ctr(
             trained,
-            precisions_of(context.config, method, trained.maps),
+            precisions_of(context.config, method, trained.maps, trained.model.spec.embeddings),
             out,
             ExportOptions(method, metrics["precision"], context.config.export.external_data_mib),
             part=next(part for part in parts if len(part)),

@@ -6,9 +6,8 @@ The epoch that is kept has the best AUC, or the least log loss, of the validatio
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,22 +16,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.ctr import CtrModel
 from graphhash.models.ctr_layers import binary_loss
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.ctr.budget import resolve_method
-from pipeline.ctr.cluster import load_pair_labels
+from pipeline.ctr.cluster import clustering_labels
 from pipeline.ctr.data import Features, Part, batch_of
+from pipeline.ctr.defaults import keeps_every_row
+from pipeline.ctr.derived import derive_ctr
 from pipeline.ctr.evaluate import measure, predict
-from pipeline.ctr.maps import MapOptions, cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
+from pipeline.ctr.maps import (
+    MapOptions,
+    cross_fitted_maps,
+    draw_folds,
+    make_maps,
+    mapped_pairs,
+    own_labels,
+    pair_graph,
+)
+from pipeline.ctr.method_spec import method_spec
 from pipeline.ctr.models import seldom_read
-from pipeline.ctr.settings import ctr_settings, spec_of
+from pipeline.ctr.settings import ctr_settings
+from pipeline.ctr.stored_otherwise import with_embeddings
 from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, save_maps
+from pipeline.maps.methods import METHODS
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import TRAIN_PARTS, StageContext, unset_settings
 from pipeline.training.job import TrainingSession, run_job
-from pipeline.training.loop import LossOf, Objective, fit
+from pipeline.training.loop import FitSettings, LossOf, Objective, fit
+from pipeline.training.memory import training_bytes
 
 # Folder of the maps by folds, while there are such.
 FOLDS = "folds"
@@ -48,6 +61,8 @@ def train_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
     Raises:
         DataError: training failed; the message says why.
     """
+    if (trained_as := METHODS[method].trained_as) is not None:
+        return derive_ctr(context, method, context.method_dir(trained_as), out)
     return fit_ctr(context, method, TRAIN_PARTS, out, session)
 
 
@@ -70,7 +85,8 @@ def fit_ctr(
     """
     config, features = context.config, Features.open(context.ingest_dir)
     maps = _make_maps(context, features, method, features.rows_of(parts), out)
-    settings, spec = ctr_settings(config, len(features.part("train"))), spec_of(config, method)
+    settings = ctr_settings(config, len(features.part("train")))
+    spec = method_spec(config, features, method, clustering_labels(context.cluster_dir))
     if last_epoch is None:
         names = ("lr", "weight_decay", "epochs", "eval_every", "patience", "batch_size")
         used = {f"train.{name}": getattr(settings, name) for name in names}
@@ -96,10 +112,24 @@ def fit_ctr(
     state = run_job(job, config.train, method, session)
     model = spec.build(maps, len(features.dense), len(features.multi_valued))
     model.load_state_dict(state["best"])
-    shutil.rmtree(out / FOLDS, ignore_errors=True)
+    if (out / FOLDS).is_dir():
+        model.use_folds(load_folds(out / FOLDS)[0])
+        shutil.rmtree(out / FOLDS)
+    facts = _facts(state, settings, model) | {"compressed": None if keeps_every_row(method) else "in training"} | hashes
     model.fill_oov([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
+    if METHODS[method].embedding == "residual":
+        # The mixtures and the rows beside them are trained apart, and stored as their sums.
+        model, maps = with_embeddings(model), [full_map(column.n_ids) for column in features.all_columns]
+        save_maps(maps, out)
     save_ctr(model, out)
-    write_json_atomic(out / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"]})
+    write_json_atomic(
+        out / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"], "facts": facts}
+    )
+    return facts
+
+
+def _facts(state: Mapping[str, Any], settings: FitSettings, model: CtrModel) -> dict[str, Any]:
+    """What a training was, what came of it, and the bytes that it held."""
     kept: dict[str, Any] = next((entry for entry in state["history"] if entry["epoch"] == state["best_epoch"]), {})
     return {
         "epochs": state["epoch"],
@@ -109,16 +139,15 @@ def fit_ctr(
         "item_bias": model.bias is not None,
         "lr": settings.lr,
         "weight_decay": settings.weight_decay,
-        **hashes,
+        "training_bytes": training_bytes(model),
+        "training_bytes_measured": state["training_bytes"],
     }
 
 
 def _make_maps(context: StageContext, features: Features, method: str, rows: Part, out: Path) -> list[BucketMap]:
     """The maps of a method, of the communities and the positive samples among ``rows``, written into ``out``; those by folds as well."""
-    facts = json.loads((context.cluster_dir / "cluster.json").read_text())
-    pairs = find_pairs(features) if method != "full" else []
-    graphs = [pair_graph(features, rows, pair) for pair in pairs]
-    labels = load_pair_labels(context.cluster_dir, facts) if pairs else []
+    graphs = [pair_graph(features, rows, pair) for pair in mapped_pairs(features, method)]
+    labels = own_labels(graphs) if keeps_every_row(method) else clustering_labels(context.cluster_dir)
     resolved, seed = resolve_method(context.config, features, method), context.config.map.seed
     options = MapOptions(resolved.indices_per_id, resolved.hops, seed)
     maps = make_maps(features, graphs, labels, method, options)
@@ -175,4 +204,5 @@ def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, A
         validate = partial(validated, part=validation)
     seldom = seldom_tables(model, settings.batch_size, features)
     loss_of = ctr_loss(len(features.multi_valued))
-    return fit(model, examples, settings, Objective(loss_of, job["score"], validate, seldom), **options)
+    objective = Objective(loss_of, job["score"], validate, seldom, model.before_epoch)
+    return fit(model, examples, settings, objective, **options)

@@ -1,7 +1,8 @@
 """A trained CTR model on disk, beside its bucket maps: plain arrays, no pickle.
 
 Files (``RUN/methods/<method>/``): ``maps/NN.npz`` (bucket map of column NN, in the order of schema.json: categorical, then multi-valued)
-and ``checkpoint/model.npz``: ``spec``, the model's description as JSON, and every weight by its name in the module, float32.
+and ``checkpoint/model.npz``: ``spec``, the model's description as JSON, every weight by its name in the module, float32, and what training
+has changed beside them, such as codes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.models.ctr import CtrModel, CtrSpec
 from pipeline.ctr.data import Features
 
@@ -79,10 +81,15 @@ def load_folds(folder: Path) -> tuple[dict[int, BucketMap], NDArray[np.uint8]]:
 
 def save_ctr(model: CtrModel, method_dir: Path) -> None:
     """Write the trained weights to ``method_dir/checkpoint/model.npz``."""
-    weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
+    weights = {name: value.detach().cpu().numpy() for name, value in _stored_weights(model).items()}
     (method_dir / "checkpoint").mkdir(exist_ok=True)
     arrays: dict[str, Any] = {"spec": np.array(json.dumps(dataclasses.asdict(model.spec))), **weights}
     np.savez(method_dir / "checkpoint" / "model.npz", **arrays)
+
+
+def _stored_weights(model: CtrModel) -> dict[str, torch.Tensor]:
+    """Parameters, and the buffers of embeddings that training has changed, by name in the module."""
+    return dict(model.named_parameters()) | model.learned_buffers()
 
 
 def load_ctr(method_dir: Path, ingest_dir: Path) -> TrainedCtr:
@@ -98,9 +105,11 @@ def load_ctr(method_dir: Path, ingest_dir: Path) -> TrainedCtr:
         with np.load(path, allow_pickle=False) as arrays:
             weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "spec"}
             spec = json.loads(str(arrays["spec"]))
+        others = [(column, EmbeddingSpec(**embedding)) for column, embedding in spec.pop("embeddings", ())]
         spec |= {name: tuple(value) for name, value in spec.items() if isinstance(value, list)}
+        spec["embeddings"] = tuple(others)
         model = CtrSpec(**spec).build(maps, len(features.dense), len(features.multi_valued))
-        if set(weights) != {name for name, _ in model.named_parameters()}:
+        if set(weights) != set(_stored_weights(model)):
             raise ValueError(f"it holds {', '.join(sorted(weights))}")
         # The maps are buffers and come from their own files.
         model.load_state_dict(weights, strict=False)

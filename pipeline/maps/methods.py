@@ -103,6 +103,7 @@ class Method:
         precision: of the stored tables, unless the configuration names one.
         fixed_precision: whether the configuration cannot name another.
         optimizer: as in ``pipeline.training.loop.FitSettings``.
+        task: the one task that supports it; None: all do.
     """
 
     make: Callable[[Inputs], Maps]
@@ -123,6 +124,7 @@ class Method:
     precision: str = "int8"
     fixed_precision: bool = False
     optimizer: str = "adam"
+    task: str | None = None
 
     def resolve_indices(self, requested: int | None) -> int:
         """Indices per id where the configuration requests a number, or None."""
@@ -261,12 +263,18 @@ def _baco(inputs: Inputs) -> Maps:
     return balanced_maps(inputs.graph, balanced_labels(inputs.graph, rows=inputs.labels.rows))
 
 
-def _stored_full(summary: str, precision: str, **changes: Any) -> Method:
-    """The trained tables of `full`, stored otherwise."""
+def _stored_full(summary: str, precision: str, *, trained_as: str = "full", **changes: Any) -> Method:
+    """The trained full tables of another method, stored otherwise."""
     return Method(
-        _full, summary, lr=4e-2, l2_total=0.02, reads_communities=False, trained_as="full", precision=precision,
+        _full, summary, lr=4e-2, l2_total=0.02, reads_communities=False, trained_as=trained_as, precision=precision,
         fixed_precision=True, **changes,
     )  # fmt: skip
+
+
+def _stored_full_soft(how: str, precision: str, **changes: Any) -> Method:
+    return _stored_full(
+        f"full_soft, {how} after training", precision, trained_as="full_soft", ours=True, task="ctr", **changes
+    )
 
 
 def _not_in_rows(summary: str, embedding: str, **changes: Any) -> Method:
@@ -331,6 +339,14 @@ METHODS: dict[str, Method] = {
         indices_per_id=10, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02, precision="int4",
         embedding="residual", sized=True,
     ),
+    "full_soft": Method(
+        _soft, "a row for every id, trained beside the mixture of soft, stored as full tables",
+        indices_per_id=20, free_indices=True, n_codes=256, ours=True, lr=4e-2, l2_total=0.02, embedding="residual",
+        reads_communities=False, precision="float32", task="ctr",
+    ),
+    "full_soft_int8": _stored_full_soft("stored in int8", "int8"),
+    "full_soft_int4": _stored_full_soft("stored in int4", "int4"),
+    "full_soft_pq": _stored_full_soft("product-quantized", "float16", embedding="product", sized=True),
     "additive": Method(
         _residual, "the mixture of soft plus a full row, trained with noise, then stored as sums of codewords that users and items share",
         indices_per_id=8, free_indices=True, n_codes=256, ours=True, lr=4e-2, l2_total=0.02, embedding="additive", sized=True,

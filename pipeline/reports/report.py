@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +71,12 @@ def write_page(
     file = facts.path / "report.html"
     write_text_atomic(file, render(template, {**shared, **values}))
     return [file, *(facts.path / name for name, draw in pictures.items() if draw is not None)]
+
+
+def training_titles(metrics: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The titles of TRAINING_BYTES, by key, that any method has figures of."""
+    entries = list(metrics)
+    return {key: title for key, title in TRAINING_BYTES.items() if any(entry.get(key) is not None for entry in entries)}
 
 
 def draw_training(facts: RunFacts, label: str, *, from_zero: bool) -> Figure:

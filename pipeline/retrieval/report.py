@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.reports.facts import RunFacts
 from pipeline.reports.figures import COLOURS, FAINT, INK, draw_points, figure_of, figure_with_panels, spaced
 from pipeline.reports.page import MIB
-from pipeline.reports.report import TRAINING_BYTES, Trained, draw_training, write_page
+from pipeline.reports.report import Trained, draw_training, training_titles, write_page
 from pipeline.retrieval.defaults import CUTOFFS, ITEM_PARTS, USER_PARTS, further_tables, measures_of
 from pipeline.task import Measure, remarks
 
@@ -76,9 +76,7 @@ def write_report(run_dir: Path) -> list[Path]:
         "measures": measures_of(cutoffs),
         "remarks": remarks(measures_of(cutoffs), facts.metrics),
         "tables": [table for table in (served, at_cutoffs) if any(map(table.has_figures, facts.tested))],
-        "training_bytes": {
-            key: title for key, title in TRAINING_BYTES.items() if any(m.get(key) is not None for m in facts.metrics)
-        },
+        "training_bytes": training_titles(facts.metrics),
     }
     return write_page(facts, _trained(facts), Path(__file__).with_name("report.html.j2"), pictures, values)
 

@@ -180,7 +180,13 @@ class Retrieval:
             )
 
     def check_methods(self, methods: Sequence[str]) -> None:
-        """Every method is supported."""
+        from pipeline.maps.methods import METHODS
+
+        for method in methods:
+            if METHODS[method].task not in (None, self.name):
+                raise ConfigError(
+                    f"method {method!r} is of run.task={METHODS[method].task}; use it there, or another method"
+                )
 
     def check_exportable(self, config: RunConfig) -> None:
         """Every model can be exported."""

@@ -41,15 +41,16 @@ class Step:
         return stage_key(self.name, self.settings, self.inputs)
 
 
-def check_methods(methods: Sequence[str], task: str = "retrieval") -> None:
-    """Raise ConfigError for an unknown method, or one that the task does not support."""
+def check_methods(methods: Sequence[str], task: str | None = "retrieval") -> None:
+    """Raise ConfigError for an unknown method, or one that the task, if there is one, does not support."""
     from pipeline.maps.methods import METHODS
 
     for method in methods:
         if method not in METHODS:
             hint = did_you_mean(method, METHODS)
             raise ConfigError(f"unknown method {method!r}; {hint}methods are {', '.join(METHODS)}")
-    TASKS[task].check_methods(methods)
+    if task is not None:
+        TASKS[task].check_methods(methods)
 
 
 def plan(config: RunConfig, until: str, log: str | None = None, *, hashes: FileHashes | None = None) -> dict[str, Step]:

@@ -162,7 +162,7 @@ def parse_method_override(text: str) -> MethodOverride:
     method, separator, setting = text.partition(":")
     if not separator or "=" in method:
         raise ConfigError(f"{text!r} names no method; write METHOD:section.key=value, such as full:train.lr=0.04")
-    check_methods([method])
+    check_methods([method], None)
     key, value = parse_override(setting)
     if key.split(".")[0] not in ("map", "train") or key in KEYS_OF_GRID:
         raise ConfigError(f"{key} cannot differ between methods; give settings of map and train")

@@ -70,7 +70,7 @@ def test_a_run_leaves_metrics_a_model_and_a_report(run_dir):
     assert metrics["log_loss"] < 0.6
     assert 0.7 < metrics["calibration"] < 1.4
     assert 0 <= metrics["ece"] < 0.2
-    assert metrics["compressed"] == ["user", "item"]
+    assert metrics["compressed_columns"] == ["user", "item"]
     assert set(metrics["bytes_of"]["columns"]) == {
         "user",
         "item",

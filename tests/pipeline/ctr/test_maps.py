@@ -16,7 +16,7 @@ from graphhash.models.ctr import CtrSpec, FeatureBatch
 from graphhash.models.ctr_layers import shared_tables
 from pipeline.config.run_config import DataConfig, RunConfig
 from pipeline.ctr.budget import full_bytes, resolve_method, rows_of_columns
-from pipeline.ctr.cluster import cluster_ctr, load_pair_labels, pair_rows
+from pipeline.ctr.cluster import cluster_ctr, clustering_labels, pair_rows
 from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import evaluate_ctr
 from pipeline.ctr.ingest import ingest_ctr
@@ -89,7 +89,7 @@ def maps_of(made, method):
     features = Features.open(made / "ingest")
     train = features.part("train")
     graphs = [pair_graph(features, train, pair) for pair in find_pairs(features)]
-    labels = load_pair_labels(made / "cluster", json.loads((made / "cluster" / "cluster.json").read_text()))
+    labels = clustering_labels(made / "cluster")
     return features, labels, make_maps(features, graphs, labels, method, MapOptions(None, "1+2", 0))
 
 
@@ -195,7 +195,7 @@ def test_a_map_alone_reads_what_it_read_before(made):
     features = Features.open(made / "ingest")
     pair = find_pairs(features)[1]
     graph = pair_graph(features, features.part("train"), pair)
-    labels = load_pair_labels(made / "cluster", json.loads((made / "cluster" / "cluster.json").read_text()))[1]
+    labels = clustering_labels(made / "cluster")[1]
     for shared in soft_maps(graph, labels, indices_per_id=4):
         own = alone(shared)
         table = np.random.default_rng(0).normal(size=(shared.n_buckets, 3))
@@ -270,13 +270,15 @@ def test_a_ratio_of_the_bytes_is_kept_by_every_method(made, tmp_path):
     cluster_ctr(config, made / "ingest", cluster_dir)
     features = Features.open(made / "ingest")
     graphs = [pair_graph(features, features.part("train"), pair) for pair in find_pairs(features)]
-    labels = load_pair_labels(cluster_dir, json.loads((cluster_dir / "cluster.json").read_text()))
+    labels = clustering_labels(cluster_dir)
     used = []
     for method in config.run.methods:
         maps = make_maps(features, graphs, labels, method, MapOptions(3, "1+2", 0))
         (tmp_path / method).mkdir()
         save_maps(maps, tmp_path / method)
         save_ctr(spec_of(config, method).build(maps, 0), tmp_path / method)
+        facts = dict.fromkeys(("training_bytes", "training_bytes_measured", "compressed"))
+        (tmp_path / method / "history.json").write_text(json.dumps({"facts": facts}))
         metrics = evaluate_ctr(config, method, made / "ingest", tmp_path / method)
         assert metrics["bytes_full"] == full_bytes(spec_of(config, "full"), features)
         columns_of = metrics["bytes_of"]["columns"]

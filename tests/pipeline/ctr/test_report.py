@@ -48,7 +48,12 @@ def make_run(out: Path, methods: tuple[str, ...] = ("graph", "full"), **train: o
             | {"curve": {"predicted": [0.1, 0.6], "positive": [0.2, 0.5], "counts": [10, 10]}, "log_loss_float32": 0.44}
             | {"rows": 50, "bytes": n_bytes, "bytes_full": 4_000_000, "bytes_ratio": n_bytes / 4_000_000}
             | {"bytes_of": {"columns": dict.fromkeys(("user", "<item>", "genres"), sizes), "layers": 5000}}
-            | {"compressed": ["user"], "precision": "float32" if method == "full" else "int8", "item_bias": True}
+            | {
+                "compressed_columns": ["user"],
+                "precision": "float32" if method == "full" else "int8",
+                "item_bias": True,
+            }
+            | {"training_bytes": 3 * n_bytes, "training_bytes_measured": 3 * n_bytes, "compressed": None}
             | {"mlflow_run_id": None, "seconds": {"ingest": 1.0, "cluster": 2.0, "train": 90.0}}
         )
         (out / "methods" / method).mkdir(parents=True)
@@ -71,6 +76,7 @@ def test_page_says_what_happened(tmp_path):
     for words in (
         "graph keeps 25.0 % of the bytes",
         "a log loss of 0.4500 and an AUC of 0.7000; full tables have 0.4500 and 0.7000",
+        "training bytes measured log_loss",
         "3 categorical and multi-valued features and 1 dense features",
         "hour (it has one value in all of train)",
         "Out-of-vocabulary values in the test samples: user 2.0 % (17 different)",
