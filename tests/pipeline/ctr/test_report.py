@@ -76,7 +76,7 @@ def test_page_says_what_happened(tmp_path):
     for words in (
         "graph keeps 25.0 % of the bytes",
         "a log loss of 0.4500 and an AUC of 0.7000; full tables have 0.4500 and 0.7000",
-        "training bytes measured log_loss",
+        "training bytes measured log loss",
         "3 categorical and multi-valued features and 1 dense features",
         "hour (it has one value in all of train)",
         "Out-of-vocabulary values in the test samples: user 2.0 % (17 different)",
