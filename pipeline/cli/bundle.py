@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -75,23 +75,46 @@ def recommend(
     epilog="""
 graphhash check out/bundle
 graphhash check out/bundle --provider cuda --json findings.json
+graphhash check ctr/bundle --against today.parquet
 """,
 )
 @click.argument("bundle", metavar="BUNDLE")
+@click.option(
+    "--against",
+    metavar="FILE",
+    help="ctr: labelled samples (csv, tsv, parquet): log loss, AUC, and calibration by tenths of the predictions.",
+)
+@click.option("--label-column", metavar="NAME", help="With --against: its labels.  [as in training]")
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--json", "json_file", metavar="FILE", help="Write the findings to FILE as well.")
-def check(bundle: str, provider: Literal["auto", "cpu", "cuda"], json_file: str | None) -> None:
+def check(
+    bundle: str,
+    against: str | None,
+    label_column: str | None,
+    provider: Literal["auto", "cpu", "cuda"],
+    json_file: str | None,
+) -> None:
     """Verify everything about a bundle, and explain it: files, hashes, inputs, types, ranges of maps, a trial request, providers.
 
-    Ends with code 1 and one line at the first thing that is wrong.
+    Ends with code 1 and one line at the first thing that is wrong. With --against it also predicts labelled samples, such as those of
+    today, and compares: a click bundle drifts when its mean prediction leaves the share of positive labels.
     """
     from pipeline.bundles.check import check as findings_of
     from pipeline.storage.uris import bundle_folder
 
-    findings = []
-    for finding in findings_of(bundle_folder(bundle), provider):
+    folder = bundle_folder(bundle)
+    findings: list[dict[str, Any]] = []
+    for finding in findings_of(folder, provider):
         print(f"ok  {finding.what:<16} {finding.text}", flush=True)
         findings.append({"what": finding.what, "text": finding.text})
+    if against is not None:
+        from pipeline.bundles.against import check_against
+
+        found = check_against(folder, against, label=label_column, provider=provider)
+        print(f"    {'against':<16} {found.text()}\n")
+        header, *rows = found.table()
+        print_table(header, rows)
+        findings.append({"what": "against", "text": found.text(), "figures": found.as_dict()})
     write_json(json_file, findings)
 
 

@@ -148,23 +148,21 @@ def with_kinds(schema: CtrSchema, head: Rows) -> CtrSchema:
     )
 
 
-def labels_of(rows: Rows, schema: CtrSchema) -> NDArray[np.uint8]:
-    """0 or 1 of every row, shape (n,).
+def labels_of(rows: Rows, name: str, label_from: float | None = None) -> NDArray[np.uint8]:
+    """0 or 1 of every row, shape (n,); with ``label_from`` whether a number is so large.
 
     Raises:
         DataError: a label is missing, or is another value.
     """
-    found = _numbers(rows, schema.label)
+    found = _numbers(rows, name)
     if np.isnan(found).any():
-        raise DataError(
-            f"{rows.where(np.isnan(found))}: label {schema.label!r} is missing; drop the row, or give it a label"
-        )
-    if schema.label_from is not None:
-        return (found >= schema.label_from).astype(np.uint8)
+        raise DataError(f"{rows.where(np.isnan(found))}: label {name!r} is missing; drop the row, or give it a label")
+    if label_from is not None:
+        return (found >= label_from).astype(np.uint8)
     wrong = ~np.isin(found, (0, 1))
     if wrong.any():
         raise DataError(
-            f"{rows.where(wrong)}: label {schema.label!r} is {found[wrong][0]:g}, labels are 0 and 1; "
+            f"{rows.where(wrong)}: label {name!r} is {found[wrong][0]:g}, labels are 0 and 1; "
             "give label_from in the schema to cut numbers in two"
         )
     return found.astype(np.uint8)

@@ -141,9 +141,11 @@ def _content(
 
 
 def data_facts(ingest_dir: Path) -> dict[str, Any]:
-    """Rows of every part of the log, ``n_train`` and so on, and ``schema_hash``, of its schema, vocabularies and statistics."""
+    """Rows of every part of the log, ``n_train`` and so on, ``label`` and ``label_from`` as in its schema, and ``schema_hash``, of its
+    schema, vocabularies and statistics."""
     features = Features.open(ingest_dir)
-    return {f"n_{name}": len(features.part(name)) for name in PARTS} | {"schema_hash": features.content_hash}
+    label = {"label": features.schema.label, "label_from": features.schema.label_from}
+    return {f"n_{name}": len(features.part(name)) for name in PARTS} | label | {"schema_hash": features.content_hash}
 
 
 def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -148,7 +148,7 @@ def _count(log: CtrLog, data: DataConfig, by_time: NDArray[np.uint8] | None) -> 
         {feature.name: 0 for feature in schema.multi_valued},
     )
     for rows, parts in _with_parts(log, data, by_time):
-        labels = labels_of(rows, schema)
+        labels = labels_of(rows, schema.label, schema.label_from)
         for number in PARTS.values():
             counts.n_rows[number] += int((parts == number).sum())
             counts.n_positive[number] += int(labels[parts == number].sum())
@@ -210,7 +210,7 @@ def _encode(
     }
     n_cut, oov = 0, OovCounts()
     for rows, parts in rows_with_parts:
-        labels, is_test = labels_of(rows, schema), parts == TEST
+        labels, is_test = labels_of(rows, schema.label, schema.label_from), parts == TEST
         # Straight into column order, and every part takes its rows.
         categorical = np.empty((len(rows), len(encoders.columns)), np.int32)
         for i, encoder in enumerate(encoders.columns):

@@ -104,6 +104,8 @@ def _run_together(jobs: Sequence[PredictJob], scorer: Scorer, metrics: ServingMe
     answer = scorer.answer(feed)
     metrics.run_rows.observe(len(answer.probabilities))
     metrics.rows.inc(len(answer.probabilities))
+    metrics.predictions.labels(scorer.name).inc(len(answer.probabilities))
+    metrics.prediction_sum.labels(scorer.name).inc(float(answer.probabilities.sum(dtype=np.float64)))
     for name, known in answer.known.items():
         if n_oov := int((~known).sum()):
             metrics.oov_values.labels(name).inc(n_oov)

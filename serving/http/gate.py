@@ -48,6 +48,16 @@ class ServingMetrics:
         self.oov_items = make(Counter, "oov_items", "Out-of-vocabulary candidate items.")
         self.run_rows = make(Histogram, "run_rows", "Rows in one run of the model.", buckets=_SIZES)
         self.rows = make(Counter, "rows", "Rows that were predicted.")
+        # A counter of each: a histogram would observe every row by itself.
+        self.predictions = make(
+            Counter, "predictions", "Click probabilities that were predicted, by bundle.", ("bundle",)
+        )
+        self.prediction_sum = make(
+            Counter,
+            "prediction_sum",
+            "Sum of the predicted click probabilities, by bundle; over graphhash_predictions it is the mean prediction.",
+            ("bundle",),
+        )
         self.oov_values = make(Counter, "oov_values", "Out-of-vocabulary values, by column.", ("column",))
         self.reloads = make(
             Counter,

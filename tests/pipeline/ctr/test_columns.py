@@ -39,7 +39,7 @@ def test_labels_are_0_and_1_and_never_missing(tmp_path, values, words):
     rows = one_batch(tmp_path, "click", values)
     schema = open_log(DataConfig(str(tmp_path / "log.csv"), schema=str(tmp_path / "schema.toml"))).schema
     with pytest.raises(DataError, match=words):
-        labels_of(rows, schema)
+        labels_of(rows, schema.label, schema.label_from)
 
 
 def test_numbers_may_be_missing_but_neither_infinite_nor_words(tmp_path):

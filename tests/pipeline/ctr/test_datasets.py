@@ -62,7 +62,7 @@ def test_movielens_joins_users_and_movies(tmp_path):
     assert got["zip_prefix"] == ["480", "700", "480"]
     assert got["year"] == ["2001", None, None]
     schema = open_log(DataConfig(str(tmp_path))).schema
-    assert labels_of(rows, schema).tolist() == [1, 0, 1]
+    assert labels_of(rows, schema.label, schema.label_from).tolist() == [1, 0, 1]
     counts, values = multi_valued_of(rows, "genres", "|", "string")
     assert counts.tolist() == [2, 1, 1]
     assert values.to_pylist() == ["Comedy", "Romance", "Drama", "Drama"]

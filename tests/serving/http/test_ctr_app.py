@@ -63,6 +63,10 @@ def test_rows_and_columns_get_the_scorers_answer(client, bundle):
     figures = client.get("/metrics").body.decode()
     assert "graphhash_rows_total 40.0" in figures
     assert 'graphhash_oov_values_total{column="user"}' in figures
+    of_bundle = f'{{bundle="{answer["bundle"]}"}}'
+    assert f"graphhash_predictions_total{of_bundle} 40.0" in figures
+    total = re.search(rf"graphhash_prediction_sum_total{of_bundle} ([0-9.e+-]+)", figures).group(1)
+    assert float(total) == pytest.approx(2 * expected.probabilities.sum(dtype=np.float64), rel=1e-6)
     assert 'graphhash_requests_total{route="/v1/predict",status="200"} 4.0' in figures
 
 
