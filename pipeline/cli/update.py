@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -11,6 +11,7 @@ from pipeline.config.choices import FORMATS, ID_KINDS
 
 if TYPE_CHECKING:
     from pipeline.updates.update import UpdateResult
+    from pipeline.updates.update_ctr import CtrUpdateResult
 
 
 @click.command(
@@ -68,8 +69,11 @@ def update(
     Interactions between known ids change no answer; `graphhash recommend --exclude-seen` leaves them out. A further update goes on from
     this one, and later exports of the same training keep the folded-in ids; a new training starts without them.
 
-    Models: mf, with any loss. --refit trains once more on the old interactions and the new users' remaining ones, and prints recall@20,
-    capped recall@20 and NDCG@20 of the new users: folded in, under the refit, and with the fallback.
+    A CTR run gets the new values of all compressed columns of NEW_LOG, which has the columns of the run's log, labels among them: by the
+    positive samples that they are in, or by their hash. Rows without a new value are answered as before.
+
+    Models: mf, with any loss, and those of CTR. --refit trains once more on the old interactions and the new users' remaining ones, and
+    prints recall@20, capped recall@20 and NDCG@20 of the new users: folded in, under the refit, and with the fallback.
     """
     from pipeline.runs.remote import held_folder
     from pipeline.storage.uris import fetch, is_uri
@@ -80,9 +84,20 @@ def update(
     with held_folder(run) as folder:
         log = str(fetch(log, folder / ".source")) if is_uri(log) else log
         result = fold_in(folder, log, method=method, data=given, refit=(held_out, seed) if refit else None)
-    for line in lines(result):
+    of_columns = "columns" in result
+    for line in ctr_lines(cast("CtrUpdateResult", result)) if of_columns else lines(cast("UpdateResult", result)):
         print(line)
     write_json(json_file, result)
+
+
+def ctr_lines(result: CtrUpdateResult) -> list[str]:
+    """What the command prints of a CTR run."""
+    text = [f"method {result['method']}: new values are assigned {result['rule']}", f"samples: {result['n_rows']:,}"]
+    for name, counts in result["columns"].items():
+        text.append(
+            f"{name}: {counts['new']:,} new, {counts['folded_in']:,} folded in, {counts['unassigned']:,} unassigned (out of vocabulary)"
+        )
+    return [*text, f"bundle: {result['bundle']}"]
 
 
 def lines(result: UpdateResult) -> list[str]:

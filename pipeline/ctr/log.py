@@ -121,6 +121,15 @@ def open_log(data: DataConfig) -> CtrLog:
     return CtrLog(files, with_kinds(schema, head), left_out, split_by)
 
 
+def open_later_log(data: DataConfig, schema: CtrSchema) -> CtrLog:
+    """A later log with the columns of a run's schema, whatever the run's split.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    return CtrLog(tuple(_files(replace(data, split="random", schema=None))), schema, {})
+
+
 def _files(data: DataConfig) -> list[LogFile]:
     name = find_name(data.path, data.format)
     if name:

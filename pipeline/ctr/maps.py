@@ -152,39 +152,62 @@ def make_maps(
     """
     maps: dict[int, BucketMap] = {}
     for number, pair in enumerate(mapped_pairs(features, method)):
-        users, items = (features.counts(features.columns[column])[:-1] for column in pair.columns)
-        inputs = Inputs(
-            graphs[number],
-            labels[number],
-            resolve_indices(method, options.indices_per_id),
-            options.hops,
-            options.seed + SEEDS_PER_PAIR * number,
-            frequencies=(users, items),
-        )
+        inputs = pair_inputs(features, pair, number, graphs[number], labels[number], method, options)
         maps |= _pair_maps(features, pair, inputs, method, folds[number] if folds else ())
     for number, column in enumerate(features.columns):
         category = features.schema.category(column.name)
         if number not in maps and category.rows is not None and not keeps_every_row(method):
             counts = features.counts(column)[:-1]
-            maps[number] = _hashed(category.compress, column.n_ids, category.rows, counts, options.seed + number)
+            maps[number] = hashed_map(category.compress, column.n_ids, category.rows, counts, options.seed + number)
     return [maps.get(number) or full_map(column.n_ids) for number, column in enumerate(features.all_columns)]
+
+
+def pair_inputs(
+    features: Features,
+    pair: Pair,
+    number: int,
+    graph: csr_array,
+    labels: Labels,
+    method: str,
+    options: MapOptions,
+) -> Inputs:
+    """What the maps of a pair, of this number, are made from."""
+    users, items = (features.counts(features.columns[column])[:-1] for column in pair.columns)
+    indices, seed = resolve_indices(method, options.indices_per_id), options.seed + SEEDS_PER_PAIR * number
+    return Inputs(graph, labels, indices, options.hops, seed, frequencies=(users, items))
+
+
+def pair_ways(features: Features, pair: Pair, method: str) -> list[str | None]:
+    """The method that makes the map of each column of a pair; None where the column is not compressed by it."""
+    return [
+        _way(features, column, method) if used else None
+        for column, used in zip(pair.columns, pair.compressed, strict=True)
+    ]
+
+
+def way_maps(
+    features: Features, pair: Pair, way: str, inputs: Inputs, folds: Sequence[csr_array] = ()
+) -> tuple[BucketMap, BucketMap]:
+    """The maps that a method makes of a pair, of both sides.
+
+    Raises:
+        DataError: it cannot make any.
+    """
+    try:
+        return _soft(way, inputs, folds) if way in SOFT_SETTINGS else METHODS[way].make(inputs)
+    except ValueError as error:
+        names = " and ".join(map(repr, pair.names(features)))
+        raise DataError(f"method {way!r} of columns {names}: {error}") from error
 
 
 def _pair_maps(
     features: Features, pair: Pair, inputs: Inputs, method: str, folds: Sequence[csr_array]
 ) -> dict[int, BucketMap]:
     """The maps of the columns that a pair compresses, by number."""
-    ways = [
-        _way(features, column, method) if used else None
-        for column, used in zip(pair.columns, pair.compressed, strict=True)
-    ]
+    ways = pair_ways(features, pair, method)
     maps: dict[int, BucketMap] = {}
     for way in dict.fromkeys(filter(None, ways)):
-        try:
-            made = _soft(way, inputs, folds) if way in SOFT_SETTINGS else METHODS[way].make(inputs)
-        except ValueError as error:
-            names = " and ".join(map(repr, pair.names(features)))
-            raise DataError(f"method {way!r} of columns {names}: {error}") from error
+        made = way_maps(features, pair, way, inputs, folds)
         together = ways == [way, way]
         for side, column in enumerate(pair.columns):
             if ways[side] == way:
@@ -265,7 +288,12 @@ def own_labels(graphs: Sequence[csr_array]) -> list[Labels]:
     return [cluster_connected(graph, resolution=OWN_RESOLUTION) for graph in graphs]
 
 
-def _hashed(name: str, n_ids: int, n_rows: int, counts: NDArray[np.int64], seed: int) -> BucketMap:
+def hashed_map(name: str, n_ids: int, n_rows: int, counts: NDArray[np.int64], seed: int) -> BucketMap:
+    """The map of a column that the schema hashes by itself; the identity where its table would have more rows than ids.
+
+    Raises:
+        DataError: the table is too small.
+    """
     if n_rows > n_ids:
         return full_map(n_ids)
     makers = {"modulo": modulo_map, "quotient_remainder": quotient_remainder_map}

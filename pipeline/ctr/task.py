@@ -270,7 +270,10 @@ class Ctr:
         return {}
 
     def updates(self, run: Path, method: str, train_key: str) -> str | None:
-        return None
+        from pipeline.ctr.folded_in import stored_facts
+
+        facts = stored_facts(run, method)
+        return facts["id"] if facts.get("train_key") == train_key else None
 
     def forecast(self, context: StageContext, stages: Sequence[str]) -> None:
         """There is none."""
@@ -305,18 +308,26 @@ class Ctr:
     ) -> dict[str, Any]:
         from pipeline.ctr.budget import precisions_of
         from pipeline.ctr.export import ExportOptions, data_facts, export_ctr
+        from pipeline.ctr.folded_in import open_folded_columns, renumbered, with_folded_columns
         from pipeline.ctr.weights import load_ctr
 
         trained = load_ctr(context.model_dir(method), context.ingest_dir)
-        parts = (trained.features.part(name) for name in ("test", "validation", "train"))
+        part = next(part for part in map(trained.features.part, ("test", "validation", "train")) if len(part))
+        provenance = shared_provenance(context.config, metrics, data_facts(context.ingest_dir))
+        if self.updates(context.run, method, train_key) is not None:
+            folded = open_folded_columns(context.run, method, train_key)
+            columns, trained = trained.features.columns, with_folded_columns(trained, folded)
+            part = renumbered(part, columns, trained.features.columns)
+            # Metrics are of the training alone.
+            provenance |= {"updates": list(folded.updates)}
         return export_ctr(
             trained,
             precisions_of(context.config, method, trained.maps, trained.model.spec.embeddings),
             out,
             ExportOptions(method, metrics["precision"], context.config.export.external_data_mib),
-            part=next(part for part in parts if len(part)),
+            part=part,
             metrics=bundle_metrics(metrics),
-            provenance=shared_provenance(context.config, metrics, data_facts(context.ingest_dir)),
+            provenance=provenance,
         )
 
     def report(self, run: Path) -> list[Path]:

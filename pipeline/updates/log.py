@@ -6,6 +6,7 @@ It is read in this process, batch by batch, and held in memory: a later log is s
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -90,7 +91,13 @@ def read_new_log(path: str, data: DataConfig, known: dict[str, Vocabulary]) -> N
         n_users=len(vocabularies["users"]),
         n_items=len(vocabularies["items"]),
     )
-    return NewLog(vocabularies, {side: len(known[side]) for side in SIDES}, graph, n_rejected, _sha256(sources))
+    return NewLog(
+        vocabularies,
+        {side: len(known[side]) for side in SIDES},
+        graph,
+        n_rejected,
+        content_sha256(source.file for source in sources),
+    )
 
 
 def _kinds(
@@ -128,9 +135,10 @@ def _number(ids: pa.Array, known: Vocabulary) -> tuple[Vocabulary, NDArray[np.in
     return Vocabulary(pa.concat_arrays([known.ids.cast(text), new.ids.cast(text)])), rows
 
 
-def _sha256(sources: list[Source]) -> str:
+def content_sha256(files: Iterable[str]) -> str:
+    """The sha256 of the files' content, in their order."""
     digest = hashlib.sha256()
-    for source in sources:
-        with Path(source.file).open("rb") as stream:
+    for file in files:
+        with Path(file).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -107,7 +107,7 @@ def _unassigned(new: NewIds) -> Assignment:
         side: with_new_ids(known, np.zeros((new.n_new[side], 1), np.int32), None, is_assigned[side])
         for side, known in new.maps.items()
     }
-    return Assignment(maps, is_assigned, _untrained_labels(new))
+    return Assignment(maps, is_assigned, untrained_labels(new))
 
 
 def _hashed(name: str) -> Callable[[NewIds], Assignment]:
@@ -235,7 +235,7 @@ def _soft_assignment(new: NewIds, maps: Mapping[str, BucketMap]) -> Assignment:
     inputs, communities = new.inputs, new.communities(new.inputs.labels, 0)
     entries = soft_entries(inputs.graph, inputs.labels, communities, new.edges, maps, inputs.hops)
     longer = {side: with_new_ids(maps[side], *entries[side]) for side in SIDES}
-    return Assignment(longer, {side: entries[side][2] for side in SIDES}, _untrained_labels(new, communities))
+    return Assignment(longer, {side: entries[side][2] for side in SIDES}, untrained_labels(new, communities))
 
 
 def _assignment(
@@ -268,10 +268,10 @@ def _assignment(
         added = slice(known.n_ids, -1)
         codes = None if made.codes is None else made.codes[added]
         longer[side] = with_new_ids(known, made.rows[added], codes, is_assigned[side])
-    return Assignment(longer, is_assigned, _untrained_labels(new, *communities))
+    return Assignment(longer, is_assigned, untrained_labels(new, *communities))
 
 
-def _untrained_labels(new: NewIds, *communities: Mapping[str, NDArray[np.int32]]) -> dict[str, NDArray[np.int32]]:
+def untrained_labels(new: NewIds, *communities: Mapping[str, NDArray[np.int32]]) -> dict[str, NDArray[np.int32]]:
     """Communities of the ids that are not trained, by side, shape (n_levels, n)."""
     labels = {}
     for side, n_trained in zip(SIDES, new.inputs.graph.shape, strict=True):

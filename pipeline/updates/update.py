@@ -30,16 +30,17 @@ from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.folded_in import FoldedIn, belongs_to, folded_in_dir
 from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.weights import load_method
-from pipeline.runs.folder import RunFolder, StageResult
-from pipeline.runs.plan import LOG, check_methods, export_step, plan
-from pipeline.runs.tasks import task_of
-from pipeline.task import StageContext, model_dir, model_parts, model_stage
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.plan import check_methods
+from pipeline.task import model_dir, model_parts, model_stage
 from pipeline.updates.fold_in import FoldInCounts, Trained, fold_in
 from pipeline.updates.log import read_new_log
 from pipeline.updates.rules import RULES
+from pipeline.updates.stages import checked_stages, write_bundle
 
 if TYPE_CHECKING:
     from pipeline.updates.refit import Comparison
+    from pipeline.updates.update_ctr import CtrUpdateResult
 
 CONFIG_FILE = "config.toml"
 
@@ -67,7 +68,7 @@ def update(
     method: str | None = None,
     data: dict[str, Any] | None = None,
     refit: tuple[float, int] | None = None,
-) -> UpdateResult:
+) -> UpdateResult | CtrUpdateResult:
     """Fold the new ids of a log into a run.
 
     Args:
@@ -87,6 +88,10 @@ def update(
         )
     place: dict[str, Any] = {"run.out": str(run)}
     config = RunConfig.load(run / CONFIG_FILE, **place)
+    if config.run.task == "ctr":
+        from pipeline.updates.update_ctr import update_ctr
+
+        return update_ctr(config, log, method=method, data=data, refit=refit is not None)
     comparison: dict[Literal["refit"], Comparison | None] = {}
     with RunFolder(run) as folder:
         trained = open_trained(config, method or config.run.methods[0], folder)
@@ -101,7 +106,9 @@ def update(
         if now.seen.nnz > known.seen.nnz:
             now = dataclasses.replace(now, updates=(*known.updates, dict(entry)))
             _save(trained, now)
-        bundle: Literal["written", "unchanged"] = "written" if _export(trained, now) else "unchanged"
+        bundle: Literal["written", "unchanged"] = "unchanged"
+        if now.id is not None and write_bundle(config, trained.method, folder, trained.stages):
+            bundle = "written"
     result: UpdateResult = {**entry, "bundle": bundle, "seconds": round(time.perf_counter() - started, 2)}
     if "refit" in comparison:
         result["refit"] = comparison["refit"]
@@ -125,12 +132,7 @@ def open_trained(config: RunConfig, method: str, folder: RunFolder) -> Trained:
         raise ConfigError(
             f"method {method!r} has no rows that a new id could read; run 'graphhash run' on all data, or name one of {', '.join(RULES)}"
         )
-    if method not in config.run.methods:
-        raise RunFolderError(
-            f"{folder.path}: method {method!r} is none of the run's ({', '.join(config.run.methods)}); name one of these, "
-            f"or run 'graphhash run --out {folder.path} --method {method}' first"
-        )
-    stages = _stages(config, method, folder)
+    stages = checked_stages(config, method, folder)
     labels = load_communities(
         folder.path / "cluster", json.loads((folder.path / "cluster" / "cluster.json").read_text(encoding="utf-8"))
     )
@@ -152,27 +154,6 @@ def open_folded_in(trained: Trained) -> FoldedIn:
     return FoldedIn.none(run / "ingest", trained.maps, trained.inputs.graph, n_levels, dim)
 
 
-def _stages(config: RunConfig, method: str, folder: RunFolder) -> dict[str, StageResult]:
-    """The stages that a method came from, by name.
-
-    Raises:
-        RunFolderError: as above.
-    """
-    ingest, stages = folder.current("ingest"), {}
-    steps = plan(config, "evaluate", ingest.inputs.get(LOG, "") if ingest else "")
-    for name in dict.fromkeys(
-        ("ingest", "cluster", f"train {method}", model_stage(config, method), f"evaluate {method}")
-    ):
-        stage = folder.current(name)
-        if stage is None or stage.key != steps[name].key:
-            why = "is missing or damaged" if stage is None else "was made with other settings than the folder's"
-            raise RunFolderError(
-                f"{folder.path}: the stage {name!r} {why}; run 'graphhash run --out {folder.path}' first"
-            )
-        stages[name] = stage
-    return stages
-
-
 def _save(trained: Trained, now: FoldedIn) -> None:
     """Replace RUN/update/METHOD, as a stage that is never skipped: it depends on what was folded in before."""
 
@@ -184,21 +165,3 @@ def _save(trained: Trained, now: FoldedIn) -> None:
     folder = folded_in_dir(trained.folder.path, trained.method).relative_to(trained.folder.path)
     inputs = {model_stage(trained.config, trained.method): trained.train_key, "the logs": json.dumps(logs)}
     trained.folder.stage(f"update {trained.method}", {}, inputs, str(folder), compute)
-
-
-def _export(trained: Trained, now: FoldedIn) -> bool:
-    """Write the bundle, unless it is the one of these ids; whether it was written."""
-    if now.id is None:
-        return False
-    method, run = trained.method, trained.folder.path
-    evaluated = trained.stages[f"evaluate {method}"]
-    step = export_step(trained.config, method, trained.train_key, evaluated.key)
-    run_id = trained.stages[f"train {method}"].result.get("mlflow_run_id")
-    metrics = {"method": method, **evaluated.result, "mlflow_run_id": run_id}
-
-    def compute(out: Path) -> dict[str, Any]:
-        return task_of(trained.config).export(
-            StageContext(trained.config, run), method, out, metrics, trained.train_key
-        )
-
-    return not trained.folder.stage(step.name, step.settings, step.inputs, "bundle", compute).skipped
