@@ -16,7 +16,15 @@ from graphhash.models.ctr import CtrSpec
 from graphhash.models.ctr_bytes import column_bytes, layer_bytes
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
-from pipeline.ctr.defaults import DEFAULT_BUDGET, keeps_every_row, planned_precision_of, precision_of
+from pipeline.ctr.defaults import (
+    DEFAULT_BUDGET,
+    compresses_pairs,
+    keeps_every_row,
+    kept_precision_of,
+    planned_kept_precision_of,
+    planned_precision_of,
+    precision_of,
+)
 from pipeline.ctr.maps import CTR_HOPS, find_pairs, resolve_indices
 from pipeline.ctr.models import CTR_PRESETS
 from pipeline.ctr.settings import spec_of
@@ -30,17 +38,16 @@ Embeddings = Sequence[tuple[int, EmbeddingSpec]]
 
 
 def precisions_of(config: RunConfig, method: str, maps: Sequence[BucketMap], embeddings: Embeddings = ()) -> list[str]:
-    """Type of every column's stored table: with "auto" int8 for a compressed column, float32 for a full one.
+    """Type of every column's stored table: with "auto" float32 for tables of method `full`, else mostly int8.
 
     Args:
         embeddings: of columns that are no bucket map, as in :class:`graphhash.models.ctr.CtrSpec`.
     """
     others = dict(embeddings)
-    full = method if keeps_every_row(method) and METHODS[method].embedding == "bucket" else "full"
-    return [
-        precision_of(config, full if bucket_map.identity and column not in others else method)
-        for column, bucket_map in enumerate(maps)
-    ]
+    own, kept = precision_of(config, method), kept_precision_of(config)
+    if not compresses_pairs(method) or METHODS[method].embedding == "residual":
+        return [own] * len(maps)
+    return [kept if m.identity and column not in others else own for column, m in enumerate(maps)]
 
 
 def full_bytes(spec: CtrSpec, features: Features, precision: str = "float32") -> int:
@@ -131,9 +138,7 @@ class Space:
         compressed = frozenset(c for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on)
         kept = [full_map(column.n_ids) for c, column in enumerate(features.all_columns) if c not in compressed]
         columns = (
-            column_bytes(plain, kept, [planned_precision_of(config, "full")] * len(kept), n_multi_valued)
-            if kept
-            else []
+            column_bytes(plain, kept, [planned_kept_precision_of(config)] * len(kept), n_multi_valued) if kept else []
         )
         return cls(
             full_bytes(plain, features), _layers(plain, features) + sum(column.total for column in columns), compressed

@@ -17,6 +17,7 @@ MEASURES = (
     Measure("ece", "ECE", "expected calibration error", higher_is_better=False),
 )
 DEFAULT_BUDGET = ("resolution", 5.0)
+KEPT_PRECISION = "int8"
 
 
 def keeps_every_row(method: str) -> bool:
@@ -60,6 +61,19 @@ def _is_fixed(method: str) -> bool:
     from pipeline.maps.methods import METHODS
 
     return METHODS[method].fixed_precision
+
+
+def kept_precision_of(config: RunConfig) -> str:
+    """Type of the stored tables of columns that a method leaves full while it compresses others.
+
+    At small budgets these take more bytes than what is compressed, and 8 bits lose nothing (docs/experiments/frappe-ctr.md).
+    """
+    return stored_precision(config, KEPT_PRECISION)
+
+
+def planned_kept_precision_of(config: RunConfig) -> str:
+    """The same type as a byte budget counts it."""
+    return planned_precision(config, KEPT_PRECISION)
 
 
 def auto_precision(method: str) -> str:

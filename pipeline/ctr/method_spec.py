@@ -54,7 +54,7 @@ def _sized(
     """Kind and sizes of the columns of a method whose bytes follow from the budget, in proportion to their ids."""
     kind, precision = METHODS[method].embedding, planned_precision_of(config, method)
     n_ids = {c: features.columns[c].n_ids for c in columns}
-    total, n_bytes = sum(n_ids.values()), _budget_bytes(config, features, spec, columns, labels)
+    total, n_bytes = sum(n_ids.values()), _budget_bytes(config, features, spec, method, columns, labels)
     if kind == "robe":
         # One array for all columns, each of which has an OOV vector.
         budget = SizeBudget(n_bytes - 4 * spec.dim * (len(columns) - 1), total, None, spec.dim, precision)
@@ -66,14 +66,15 @@ def _sized(
 
 
 def _budget_bytes(
-    config: RunConfig, features: Features, spec: CtrSpec, columns: Sequence[int], labels: Sequence[Labels]
+    config: RunConfig, features: Features, spec: CtrSpec, method: str, columns: Sequence[int], labels: Sequence[Labels]
 ) -> int:
     """Bytes that the budget leaves to the embeddings of some columns, without their scalars per id."""
     kind, value = budget_of(config, DEFAULT_BUDGET)
     if kind != "ratio":
         return _n_rows(features, labels) * row_bytes(spec.dim, ROWS_STORED_IN)
     space = Space.of(config, features)
-    per_id = np.dtype(bias_dtype(ROWS_STORED_IN)).itemsize * (int(spec.id_bias) + int(spec.first_order))
+    scalar = np.dtype(bias_dtype(planned_precision_of(config, method))).itemsize
+    per_id = scalar * (int(spec.id_bias) + int(spec.first_order))
     scalars = sum(per_id * (features.columns[c].n_ids + 1) for c in columns)
     others = [c for c in space.compressed if c not in columns]
     if others:

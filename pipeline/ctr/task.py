@@ -11,6 +11,8 @@ from pipeline.ctr.defaults import (
     MEASURES,
     clustering_budget,
     keeps_every_row,
+    kept_precision_of,
+    planned_kept_precision_of,
     planned_precision_of,
     precision_of,
 )
@@ -235,7 +237,8 @@ class Ctr:
             if budget[0] == "ratio":
                 compressed = sorted(name for name in config.run.methods if METHODS[name].reads_communities)
                 # Columns that stay full take bytes as well.
-                precisions = {name: planned_precision_of(config, name) for name in [*compressed, "full"]}
+                precisions = {name: planned_precision_of(config, name) for name in compressed}
+                precisions["kept"] = planned_kept_precision_of(config)
                 values |= chosen(config, self.byte_budget_fields)
                 values |= {"run.methods": compressed, "cluster.budget_precision": precisions}
         if stage == "train":
@@ -244,7 +247,7 @@ class Ctr:
             values["train.refit"] = True  # As it is where the setting is left open.
         if stage in ("evaluate", "export"):
             # The evaluation rounds tables as the export stores them, those of full columns too.
-            values["export.precision"] = {name: precision_of(config, name) for name in (method, "full")}
+            values["export.precision"] = {method: precision_of(config, method), "kept": kept_precision_of(config)}
         return values
 
     def _train_settings(self, config: RunConfig, method: str) -> dict[str, Any]:
