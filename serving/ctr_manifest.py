@@ -75,6 +75,8 @@ class ColumnSpec(TypedDict):
     separator: NotRequired[str]  # between the values of a text
     # Of categorical columns that are made of a time:
     time: NotRequired[TimePart]
+    # Of categorical columns that are the buckets of a number (`serving.values.log_square_buckets`): its name in the log.
+    bucket: NotRequired[str]
     # Of dense columns: (number - mean) / std goes into the model, 0 for a missing number.
     mean: NotRequired[float]
     std: NotRequired[float]
@@ -143,6 +145,8 @@ def _check_column(column: dict[str, Any]) -> None:
         raise ValueError(f"the separator of column {name!r:.80} is {column.get('separator')!r:.80}")
     if not isinstance(column.get("text_only", False), bool):
         raise ValueError(f"text_only of column {name!r:.80} is {column['text_only']!r:.80}")
+    if "bucket" in column and not (isinstance(column["bucket"], str) and column["dtype"] == "int64"):
+        raise ValueError(f"the bucket of column {name!r:.80} is {column['bucket']!r:.80}")
     if not isinstance(column.get("embedding", ""), str):
         raise ValueError(f"embedding of column {name!r:.80} is {column['embedding']!r:.80}")
     time = column.get("time")

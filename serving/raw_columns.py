@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import InputError
-from serving.values import EXACT, category_text, is_missing, number, text_of, time_format, whole_number
+from serving.values import (
+    EXACT,
+    category_text,
+    is_missing,
+    log_square_buckets,
+    number,
+    text_of,
+    time_format,
+    whole_number,
+)
 
 
 def as_ids(values: Any, kind: str, missing: int | str, name: str, *, text_only: bool = False) -> NDArray:
@@ -129,6 +138,15 @@ def part_of_times(values: Any, form: str, part: str, missing: int | str, name: s
             found[value] = missing if time is None else time.hour if part == "hour" else time.weekday()
         parts[i] = found[value]
     return parts
+
+
+def buckets_of(values: Any, name: str) -> NDArray[np.int64]:
+    """The bucket of every number (`serving.values.log_square_buckets`), shape (n,).
+
+    Raises:
+        InputError: a value is no number, or infinite.
+    """
+    return log_square_buckets(as_numbers(values, 0.0, 1.0, name))
 
 
 def _one_axis(values: Any, name: str) -> NDArray:

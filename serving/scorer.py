@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from serving.bundle_model import BundleModel, Provider
 from serving.ctr_manifest import ColumnSpec
 from serving.errors import InputError
-from serving.raw_columns import as_ids, as_multi_valued, as_numbers, part_of_times
+from serving.raw_columns import as_ids, as_multi_valued, as_numbers, buckets_of, part_of_times
 
 # Bytes that one chunk of rows reads from tables, about a third of what a run takes.
 _CHUNK_BYTES = 32 * 2**20
@@ -47,7 +47,8 @@ class Scorer(BundleModel):
     """A CTR model that is loaded from a bundle; arguments, attributes and errors are those of :class:`BundleModel`.
 
     Attributes:
-        columns: names that :meth:`predict` needs. A column that is made of a time is asked for by the time's name, and may be given itself.
+        columns: names that :meth:`predict` needs. A column that is made of a time, or of a number, is asked for by that one's name, and may
+            be given itself.
     """
 
     task = "ctr"
@@ -58,7 +59,7 @@ class Scorer(BundleModel):
     ) -> None:
         super().__init__(path, provider, threads, profile)
         self._columns: list[ColumnSpec] = self.manifest["columns"]
-        sources = (column["time"]["column"] if "time" in column else column["name"] for column in self._columns)
+        sources = (source_of(column) for column in self._columns)
         self.columns = tuple(dict.fromkeys(sources))
         self._outputs = [name for name in ("probability", "logit", "known") if name in self.manifest["outputs"]]
         n_reads = sum(column.get("indices_per_id", 0) * column.get("width", 1) for column in self._columns)
@@ -131,8 +132,11 @@ class Scorer(BundleModel):
             return part_of_times(
                 columns[time["column"]], time["format"], time["part"], column["missing"], time["column"]
             )
+        if name not in columns and column.get("bucket", name) in columns:
+            return buckets_of(columns[column["bucket"]], column["bucket"])
         if name not in columns:
             made = f" (it is the {time['part']} of {time['column']!r}, which will do)" if time else ""
+            made = f" (it is the bucket of {column['bucket']!r}, which will do)" if "bucket" in column else made
             raise InputError(f"no column {name!r}{made}; this model reads {', '.join(map(repr, self.columns))}")
         if column["role"] == "dense":
             return as_numbers(columns[name], column["mean"], column["std"], name)
@@ -142,3 +146,8 @@ class Scorer(BundleModel):
                 text_only=column.get("text_only", False),
             )  # fmt: skip
         return as_ids(columns[name], column["dtype"], column["missing"], name, text_only=column.get("text_only", False))
+
+
+def source_of(column: ColumnSpec) -> str:
+    """The column of the log that a column of the model is made of: a time, a number, or itself."""
+    return column["time"]["column"] if "time" in column else column.get("bucket", column["name"])

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 
 Task = Literal["retrieval", "ctr"]
 RetrievalFormat = Literal["auto", "lightgcn", "movielens-100k", "movielens-1m", "csv", "tsv", "parquet"]
-CtrFormat = Literal["libfm", "frappe", "avazu"]
+PublishedCtr = Literal["frappe_x1", "movielenslatest_x1", "criteo_x1", "criteo_x4", "avazu_x1", "avazu_x4"]
+CtrFormat = Literal["libfm", "frappe", "avazu", PublishedCtr]
 Format = Literal[RetrievalFormat, CtrFormat]
 IdKind = Literal["auto", "int64", "string"]
 Split = Literal["random", "given", "temporal", "leave-last-out"]

@@ -31,7 +31,7 @@ from pipeline.logs.values import (
     texts,
     whole_numbers,
 )
-from serving.values import MISSING_TEXTS, NUMBER, WHOLE, time_format
+from serving.values import MISSING_TEXTS, NUMBER, WHOLE, log_square_buckets, time_format
 
 LABELS = ("label", "click", "clicked", "is_click", "is_clicked")
 GUESS_ROWS = 10_000
@@ -201,13 +201,13 @@ def multi_valued_of(rows: Rows, name: str, separator: str, kind: str) -> tuple[N
     return counts, values.filter(there)
 
 
-def with_times(rows: Rows, schema: CtrSchema) -> Rows:
-    """The rows with the hour, 0 to 23, and the weekday, 0 for Monday, of every time.
+def with_made_columns(rows: Rows, schema: CtrSchema) -> Rows:
+    """The rows with the hour, 0 to 23, and the weekday, 0 for Monday, of every time, and the bucket of every number that is read so.
 
     Raises:
-        DataError: a text is no time of its format.
+        DataError: a text is no time of its format, or a value is no number.
     """
-    if not schema.times:
+    if not schema.times and not schema.buckets:
         return rows
     columns = dict(rows.columns)
     for name, form in schema.times:
@@ -216,6 +216,8 @@ def with_times(rows: Rows, schema: CtrSchema) -> Rows:
             value = columns[name][int(np.argmax(wrong))].as_py()
             raise DataError(f"{rows.where(wrong)}: column {name!r} is {value!r:.60}, no time like {form!r}")
         columns |= {f"{name}_{part}": values for part, values in zip(TIME_PARTS, (hours, weekdays), strict=True)}
+    for name in schema.buckets:
+        columns[f"{name}_bucket"] = pa.array(log_square_buckets(dense_of(rows, name)))
     return replace(rows, columns=columns)
 
 

@@ -5,6 +5,8 @@ frappe          a folder with frappe.csv, or that file: app use in context. For 
 movielens-1m    a folder with ratings.dat, users.dat and movies.dat: the label is 1 from four stars on.
                 A timestamp is for splits by time alone.
 avazu           a folder with `train`, csv with the published header, and perhaps `test`, which may lack it.
+
+and those of `pipeline.ctr.published`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,18 @@ import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
 from graphhash.errors import DataError, first_line
+from pipeline.ctr.published import (
+    AVAZU_PLAIN,
+    CRITEO_IDS,
+    FILES,
+    FRAPPE_CONTEXT,
+    NUMBERS,
+    PUBLISHED,
+    SEVEN_TWO_ONE,
+    has_published_files,
+    pair,
+    published_files,
+)
 from pipeline.ctr.schema import Category, CtrSchema, MultiValued
 from pipeline.logs.columns import Columns
 from pipeline.logs.csv import CsvFormat, header_of
@@ -46,27 +60,17 @@ class Named:
     shares: tuple[float, float] | None = None
 
 
-def _pair(first: str, second: str) -> tuple[Category, Category]:
-    """Two columns that are each other's partners, compressed whatever their size."""
-    return Category(first, "method", second), Category(second, "method", first)
-
-
-_FRAPPE_CONTEXT = ("daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")
-_AVAZU_PLAIN = (
-    *("C1", "banner_pos", "site_domain", "site_category", "app_domain", "app_category", "device_model", "device_type"),
-    *("device_conn_type", "C14", "C15", "C16", "C17", "C18", "C19", "C20", "C21", "hour_hour", "hour_weekday"),
-)
 NAMED = {
     "frappe": Named(
-        CtrSchema("label", (*_pair("user", "item"), *map(Category, _FRAPPE_CONTEXT)), group="user"),
+        CtrSchema("label", (*pair("user", "item"), *map(Category, FRAPPE_CONTEXT)), group="user"),
         "frappe.csv",
-        (0.2, 0.1),
+        SEVEN_TWO_ONE,
     ),
     "movielens-1m": Named(
         CtrSchema(
             "rating",
             (
-                *_pair("user_id", "item_id"),
+                *pair("user_id", "item_id"),
                 *map(Category, ("gender", "age", "occupation", "year")),
                 Category("zip_prefix", kind="string"),
             ),
@@ -79,12 +83,13 @@ NAMED = {
     "avazu": Named(
         CtrSchema(
             "click",
-            (*_pair("device_ip", "site_id"), *_pair("device_id", "app_id"), *map(Category, _AVAZU_PLAIN)),
+            (*pair("device_ip", "site_id"), *pair("device_id", "app_id"), *map(Category, AVAZU_PLAIN)),
             times=(("hour", "%y%m%d%H"),),
             group="device_ip",
         ),
         "train",
     ),
+    **{name: Named(known.schema, FILES[0], known.shares) for name, known in PUBLISHED.items()},
 }
 
 
@@ -95,7 +100,12 @@ def find_name(path: str, format: str) -> str | None:
     if format != "auto":
         return None
     root = Path(path)
+    if root.is_dir() and has_published_files(root):
+        header = tuple(header_of(str(root / FILES[0]), "csv"))
+        return next((name for name, known in PUBLISHED.items() if known.header == header), None)
     for name, known in NAMED.items():
+        if name in PUBLISHED:
+            continue
         file = root / known.landmark if root.is_dir() else root
         if file.name == known.landmark and file.is_file() and (name != "avazu" or _is_avazu(file)):
             return name
@@ -110,6 +120,8 @@ def named_files(name: str, path: str, split: str) -> list[LogFile]:
     """
     root = Path(path)
     folder = root if root.is_dir() else root.parent
+    if name in PUBLISHED:
+        return _published(name, folder, split)
     main = folder / NAMED[name].landmark
     joined = [folder / file for file in ("users.dat", "movies.dat")] if name == "movielens-1m" else []
     for file in (main, *joined):
@@ -130,9 +142,33 @@ def named_files(name: str, path: str, split: str) -> list[LogFile]:
     return [LogFile(str(main), name, joined=tuple(map(str, joined)))]
 
 
+def _published(name: str, folder: Path, split: str) -> list[LogFile]:
+    """The published files of a data set, or those that its recipe is followed on.
+
+    Raises:
+        DataError: neither is there.
+    """
+    original = PUBLISHED[name].original
+    if has_published_files(folder):
+        return published_files(folder, split)
+    if original is None or not (folder / original).is_file():
+        other = f", nor {original}" if original else ""
+        raise DataError(
+            f"{folder}: {name} has the files {', '.join(FILES)}, which are not there{other}; check the path"
+        )
+    if split == "given":
+        raise DataError(f"{folder}: {original} has no test file of its own; use split='random'")
+    layout = CsvFormat(separator="\t", columns=("Label", *NUMBERS, *CRITEO_IDS)) if name == "criteo_x4" else CsvFormat()
+    format = {"frappe_x1": "frappe", "movielenslatest_x1": name}.get(name, "csv")
+    return [LogFile(str(folder / original), format, csv=layout)]
+
+
 def read_named(file: LogFile, seed: int) -> Iterator[Rows]:
-    """The rows of a file of format frappe or movielens-1m; `seed` draws Frappe's negatives."""
-    yield from _read_frappe(file, seed) if file.format == "frappe" else _read_movielens(file)
+    """The rows of a file that is not read as it stands; `seed` draws negatives."""
+    if file.format == "movielens-1m":
+        yield from _read_movielens(file)
+    else:
+        yield from _read_frappe(file, seed) if file.format == "frappe" else _read_tags(file, seed)
 
 
 def _is_avazu(file: Path) -> bool:
@@ -141,7 +177,7 @@ def _is_avazu(file: Path) -> bool:
 
 
 def _read_frappe(file: LogFile, seed: int) -> Iterator[Rows]:
-    names = ["user", "item", *_FRAPPE_CONTEXT]
+    names = ["user", "item", *FRAPPE_CONTEXT]
     parts = [rows.columns for rows in read_rows(LogFile(file.path, "csv"), names)]
     table = pa.table({name: pa.chunked_array([part[name] for part in parts]) for name in names})
     users, items = (table[name].combine_chunks().dictionary_encode() for name in ("user", "item"))
@@ -156,6 +192,29 @@ def _read_frappe(file: LogFile, seed: int) -> Iterator[Rows]:
     columns = {name: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for name, c in columns.items()}
     columns["item"] = items.dictionary.take(pa.array(shown))
     columns["label"] = pa.array((np.arange(len(shown)) % each == 0).astype(np.int64))
+    yield Rows(columns, 1, file)
+
+
+def _read_tags(file: LogFile, seed: int) -> Iterator[Rows]:
+    """The tags of MovieLens Latest, and behind each the same user and movie with tags that the user has not given it."""
+    names = {"user_id": "userId", "item_id": "movieId", "tag_id": "tag"}
+    parts = [rows.columns for rows in read_rows(LogFile(file.path, "csv"), list(names.values()))]
+    table = pa.table({name: pa.chunked_array([part[raw] for part in parts]) for name, raw in names.items()})
+    tags = table["tag_id"].combine_chunks().dictionary_encode()
+    users, items = (table[name].combine_chunks().dictionary_encode() for name in ("user_id", "item_id"))
+    user_rows, item_rows, tag_rows = (ids.indices.to_numpy(zero_copy_only=False) for ids in (users, items, tags))
+    pairs = user_rows.astype(np.int64) * len(items.dictionary) + item_rows
+    _, groups = np.unique(pairs, return_inverse=True)
+    drawn = unobserved(groups.astype(np.int64), tag_rows.astype(np.int64), len(tags.dictionary), FRAPPE_NEGATIVES, seed)
+    each = 1 + FRAPPE_NEGATIVES
+    repeated = pa.array(np.repeat(np.arange(len(table)), each))
+    shown = np.column_stack([tag_rows, drawn]).ravel()
+    columns = {
+        "label": pa.array((np.arange(len(shown)) % each == 0).astype(np.int64)),
+        "user_id": users.dictionary.take(users.indices.take(repeated)),
+        "item_id": items.dictionary.take(items.indices.take(repeated)),
+        "tag_id": tags.dictionary.take(pa.array(shown)),
+    }
     yield Rows(columns, 1, file)
 
 

@@ -10,7 +10,7 @@ and a missing number is its mean, 0. A feature that is the same in all of train,
 **Multi-valued** features are as wide as the longest row of train; later values of a longer row are cut, and counted.
 
 **Split.** "random": every row, numbered in reading order, draws its part from the seed (`graphhash.graph.interactions.edge_hash`).
-"given": test is the test file, and validation is drawn from train. "temporal": `pipeline.ctr.times`.
+"given": test is the test file, and validation is drawn from train; a published split has a file of it. "temporal": `pipeline.ctr.times`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from graphhash.graph.vocabulary import Vocabulary
 from pipeline.ctr.columns import checked_ids, dense_of, ids_of, labels_of, multi_valued_of
 from pipeline.ctr.counts import PARTS, Counts, IdCounts, Moments, OovCounts
 from pipeline.ctr.encoders import Encoders, make_encoders
-from pipeline.ctr.log import CtrLog, open_log
+from pipeline.ctr.log import CtrLog, check_published, open_log
 from pipeline.ctr.part_writer import PartWriter
 from pipeline.ctr.schema import TIME_PARTS, Category, CtrSchema, MultiValued
 from pipeline.ctr.times import split_by_time
@@ -56,13 +56,14 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
 
     Returns: n_train, n_validation, n_test (rows), positive_rate (by part), columns (entries by name), dense (names), dropped and left_out
         (reason by name), oov_rate (share of the test's values by feature), oov_values (different ones), n_cut (values), schema_hash,
-        seconds; times (`pipeline.ctr.times.TimeFacts`) with a split by time.
+        seconds; times (`pipeline.ctr.times.TimeFacts`) with a split by time; published, whether the files are those of a published split,
+        of data sets that have one.
 
     Raises:
         DataError: one line with file, row or column, value and remedy.
     """
     started = time.perf_counter()
-    log = open_log(data)
+    log, published = open_log(data), check_published(data)
     by_time, times = None, dict[str, Any]()
     if log.time is not None:
         by_time, times["times"] = split_by_time(data, log.time, log.times(data.seed))
@@ -97,6 +98,7 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
         "dropped": dropped,
         "left_out": log.left_out,
         **facts,
+        **({} if published is None else {"published": published}),
         "schema_hash": digest,
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -106,12 +108,14 @@ def _say_columns(log: CtrLog, dropped: dict[str, str]) -> None:
     """Log what each column was taken for, and why one is not used."""
     schema = log.schema
     made = {f"{name}_{part}" for name, _ in schema.times for part in TIME_PARTS}
+    made |= {f"{name}_bucket" for name in schema.buckets}
     parts = {
         "label": [schema.label],
         "categorical": [f"{c.name} ({c.kind})" for c in schema.categories if c.name not in made],
         "multi-valued": [f"{feature.name} ({feature.kind})" for feature in schema.multi_valued],
         "dense": list(schema.dense),
         "times": [name for name, _ in schema.times],
+        "in buckets": list(schema.buckets),
     }
     logger.info("columns: %s", "; ".join(f"{part} {', '.join(names)}" for part, names in parts.items() if names))
     for name, reason in {**log.left_out, **dropped}.items():
@@ -176,14 +180,18 @@ def _with_parts(
     """
     n_before = 0
     test = data.test if data.split == "random" else 0.0
+    validation = 0.0 if any(file.is_validation for file in log.files) else data.validation
     for rows in log.rows(data.seed):
         if rows.file.is_test:
             yield rows, np.full(len(rows), TEST, np.uint8)
             continue
+        if rows.file.is_validation:
+            yield rows, np.full(len(rows), VALIDATION if data.validation else TRAIN, np.uint8)
+            continue
         if by_time is not None:
             yield rows, by_time[n_before : n_before + len(rows)]
         else:
-            yield rows, row_parts(n_before, len(rows), seed=data.seed, validation=data.validation, test=test)
+            yield rows, row_parts(n_before, len(rows), seed=data.seed, validation=validation, test=test)
         n_before += len(rows)
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphhash.errors import DataError
-from pipeline.ctr.columns import guess_schema, with_kinds, with_times
+from pipeline.ctr.columns import guess_schema, with_kinds, with_made_columns
 from pipeline.ctr.datasets import NAMED, find_name, named_files, read_named
 from pipeline.ctr.libfm import LibfmFile, find_libfm, is_libfm, read_libfm
+from pipeline.ctr.published import PUBLISHED, has_published_files, say_published
 from pipeline.ctr.schema import Category, CtrSchema, MultiValued, read_schema
 from pipeline.ctr.times import TimeColumn, find_time_column, time_column
 from pipeline.logs.csv import CsvFormat
@@ -43,7 +44,7 @@ class CtrLog:
         """All rows, file by file, with the columns of the schema."""
         for file in self.files:
             for rows in _read(file, self.schema.names, seed):
-                yield with_times(rows, self.schema)
+                yield with_made_columns(rows, self.schema)
 
     def times(self, seed: int) -> Iterator[NDArray[np.int64]]:
         """Microseconds since 1970 of all rows, in the same order; with a split by time.
@@ -66,11 +67,19 @@ def log_paths(data: DataConfig) -> list[Path]:
     return [*map(Path, paths), *([Path(data.schema)] if data.schema else [])]
 
 
-def named_shares(path: str, format: str) -> dict[str, float]:
-    """The shares that a named data set brings along, by key."""
+def named_settings(path: str, format: str) -> dict[str, Any]:
+    """The shares, or the split, that a named data set brings along, by key."""
     name = find_name(path, format)
     shares = NAMED[name].shares if name else None
-    return {} if shares is None else {"data.validation": shares[0], "data.test": shares[1]}
+    given = name in PUBLISHED and has_published_files(Path(path))
+    split = {"data.split": "given"} if given else {}
+    return split if shares is None else {"data.validation": shares[0], "data.test": shares[1], **split}
+
+
+def check_published(data: DataConfig) -> bool | None:
+    """Log whether the files are those of a published split, and whether they are; None: the data set is none that was published split."""
+    name = find_name(data.path, data.format)
+    return say_published(name, _files(data)) if name in PUBLISHED else None
 
 
 def open_log(data: DataConfig) -> CtrLog:

@@ -104,6 +104,7 @@ def describe_columns(trained: TrainedCtr, precisions: Sequence[str]) -> list[Col
         for name, form in features.schema.times
         for part in TIME_PARTS
     }
+    buckets = {f"{name}_bucket": name for name in features.schema.buckets}
     separators = {column.name: column.separator for column in features.schema.multi_valued}
     others = {features.all_columns[number].name: spec.kind for number, spec in trained.model.spec.embeddings}
     columns: list[ColumnSpec] = []
@@ -128,6 +129,8 @@ def describe_columns(trained: TrainedCtr, precisions: Sequence[str]) -> list[Col
             described["text_only"] = True
         if column.width is not None:
             described["width"], described["separator"] = column.width, separators[column.name]
+        if column.name in buckets:
+            described["bucket"] = buckets[column.name]
         if column.name in times:
             described["time"] = times[column.name]
         columns.append(described)

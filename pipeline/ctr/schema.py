@@ -19,6 +19,8 @@ log. As TOML:
     [times]                         # a time becomes two categorical columns, <name>_hour and <name>_weekday
     hour = "%y%m%d%H"               # as in strptime (`serving.values.TimeFormat`); times with an offset are taken in UTC
 
+    buckets = ["clicks"]            # a number becomes the categorical column <name>_bucket (`serving.values.log_square_buckets`)
+
 `compress`: "auto" is the run's method for a column that has a partner and more than SMALL values, and full for any other; "method" is the
 run's method whatever the size.
 """
@@ -81,6 +83,7 @@ class CtrSchema:
     times: tuple[tuple[str, str], ...] = ()
     group: str | None = None
     label_from: float | None = None
+    buckets: tuple[str, ...] = ()
 
     def __post_init__(self):
         of_ids: list[Category | MultiValued] = [*self.categories, *self.multi_valued]
@@ -126,8 +129,9 @@ class CtrSchema:
     def names(self) -> list[str]:
         """Columns that have to be in the file, each once."""
         made = {f"{name}_{part}" for name, _ in self.times for part in TIME_PARTS}
+        made |= {f"{name}_bucket" for name in self.buckets}
         names = [self.label, *(c.name for c in self.categories if c.name not in made), *self.dense]
-        names += [feature.name for feature in self.multi_valued] + [name for name, _ in self.times]
+        names += [feature.name for feature in self.multi_valued] + [name for name, _ in self.times] + [*self.buckets]
         return list(dict.fromkeys([*names, *([self.group] if self.group else [])]))
 
     def category(self, name: str) -> Category:
@@ -155,6 +159,7 @@ class CtrSchema:
                 "dense": tuple(values["dense"]),
                 "multi_valued": tuple(MultiValued(**feature) for feature in values["multi_valued"]),
                 "times": tuple((name, form) for name, form in values["times"]),
+                "buckets": tuple(values.get("buckets", ())),
             }
         )
 
@@ -179,12 +184,13 @@ def read_schema(path: Path) -> CtrSchema:
 
 def _parse(tree: Mapping[str, Any]) -> CtrSchema:
     kinds = {"label": str, "label_from": (int, float), "group": str, "dense": list, "categorical": list,
-             "columns": dict, "multi_valued": dict, "times": dict}  # fmt: skip
+             "columns": dict, "multi_valued": dict, "times": dict, "buckets": list}  # fmt: skip
     _check_keys(tree, kinds, "schema")
     if "label" not in tree:
         raise DataError('schema: it names no label; write label = "click"')
     names = list(tree.get("categorical", []))
     made = [f"{name}_{part}" for name in tree.get("times", {}) for part in TIME_PARTS]
+    made += [f"{name}_bucket" for name in tree.get("buckets", ())]
     columns = tree.get("columns", {})
     if stray := [name for name in columns if name not in (*names, *made)]:
         raise DataError(f"schema: [columns.{stray[0]}] is of no column in 'categorical'; add it there")
@@ -201,6 +207,7 @@ def _parse(tree: Mapping[str, Any]) -> CtrSchema:
         tuple(tree.get("times", {}).items()),
         tree.get("group"),
         tree.get("label_from"),
+        tuple(tree.get("buckets", ())),
     )
 
 

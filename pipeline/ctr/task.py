@@ -209,9 +209,9 @@ class Ctr:
             )
 
     def data_defaults(self, config: RunConfig) -> dict[str, Any]:
-        from pipeline.ctr.log import named_shares
+        from pipeline.ctr.log import named_settings
 
-        return named_shares(config.data.path, config.data.format)
+        return named_settings(config.data.path, config.data.format)
 
     def precision_of(self, config: RunConfig, method: str) -> str:
         return precision_of(config, method)

@@ -34,6 +34,7 @@ class LogFile:
         is_test: it is the test file of split="given".
         csv: how a csv or tsv file is written.
         joined: files whose columns are joined to it by id.
+        is_validation: it is the validation file of split="given".
     """
 
     path: str
@@ -41,6 +42,7 @@ class LogFile:
     is_test: bool = False
     csv: CsvFormat = DEFAULT_FORMAT
     joined: tuple[str, ...] = ()
+    is_validation: bool = False
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ def ctr_openapi(app: FastAPI, scorer: Scorer, limits: Limits, access: Access) ->
                 "type": ["string", "integer", "null"],
                 "description": f"A time of the form {form}.",
             }
+        if "bucket" in column and column["bucket"] not in columns:
+            columns.pop(column["name"])
+            columns[column["bucket"]] = {"type": ["number", "string", "null"], "description": "A number."}
     rows = {
         "type": "array",
         "maxItems": limits.max_users,
