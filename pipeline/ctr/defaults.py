@@ -24,7 +24,7 @@ def keeps_every_row(method: str) -> bool:
     """Whether a method trains a row for every id, of every column; what it stores of them may be less."""
     from pipeline.maps.methods import METHODS
 
-    return (METHODS[method].trained_as or method) in ("full", "full_small_dim", "full_soft")
+    return (METHODS[method].trained_as or method) in ("full", "full_small_dim", "full_soft", "full_soft_small_dim")
 
 
 def compresses_pairs(method: str) -> bool:
@@ -77,8 +77,11 @@ def planned_kept_precision_of(config: RunConfig) -> str:
 
 
 def auto_precision(method: str) -> str:
-    """float32 for full tables, that of the method where it is fixed or of a network, else int8."""
+    """float32 for full tables, that of the method where it is fixed or of a network, else int8: also where a budget decides on the dim,
+    which is the larger for it.
+    """
     from pipeline.maps.methods import METHODS
 
-    own = METHODS[method].precision
-    return own if keeps_every_row(method) or own == "float16" else "int8"
+    own = METHODS[method]
+    of_full = keeps_every_row(method) and (own.fixed_precision or not own.sized)
+    return own.precision if of_full or own.precision == "float16" else KEPT_PRECISION

@@ -35,7 +35,7 @@ N_FOLDS = 8
 # What `map.hops=auto` is for CTR.
 CTR_HOPS = "1+2"
 # The mixtures of `full_soft` are those of `soft`. They are not stored, so their communities follow no budget: those of this resolution.
-SOFT_SETTINGS = MAP_SETTINGS | {"full_soft": MAP_SETTINGS["soft"]}
+SOFT_SETTINGS = MAP_SETTINGS | dict.fromkeys(("full_soft", "full_soft_small_dim"), MAP_SETTINGS["soft"])
 OWN_RESOLUTION = 5.0
 
 

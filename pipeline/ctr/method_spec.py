@@ -37,8 +37,10 @@ def method_spec(config: RunConfig, features: Features, method: str, labels: Sequ
     """
     own = METHODS[method]
     spec = spec_of(config, "full" if keeps_every_row(method) else method)
+    if own.sized and own.embedding in ("bucket", "residual"):
+        spec = replace(spec, dim=_small_dim(config, features, spec, method, labels))
     if own.embedding == "bucket":
-        return replace(spec, dim=_small_dim(config, features, spec, labels)) if own.sized else spec
+        return spec
     columns = own_columns(features, method)
     if own.embedding == "residual":
         numbers = {"own_dim": spec.dim, "own_bits": 8, "projected": 0}
@@ -85,7 +87,7 @@ def _budget_bytes(
     return max(0, int(space.free(value)) - scalars)
 
 
-def _small_dim(config: RunConfig, features: Features, spec: CtrSpec, labels: Sequence[Labels]) -> int:
+def _small_dim(config: RunConfig, features: Features, spec: CtrSpec, method: str, labels: Sequence[Labels]) -> int:
     """The largest dim at which the whole model fits, its layers included.
 
     Raises:
@@ -95,7 +97,7 @@ def _small_dim(config: RunConfig, features: Features, spec: CtrSpec, labels: Seq
     space = Space.of(config, features)
     rows = 0 if kind == "ratio" else _n_rows(features, labels) * row_bytes(spec.dim, ROWS_STORED_IN)
     allowed = value * space.whole if kind == "ratio" else space.fixed + rows
-    precision = planned_precision_of(config, "full_small_dim")
+    precision = planned_precision_of(config, method)
     low, high = 0, spec.dim
     while low < high:
         middle = (low + high + 1) // 2
@@ -104,7 +106,7 @@ def _small_dim(config: RunConfig, features: Features, spec: CtrSpec, labels: Seq
     if not low:
         least = full_bytes(replace(spec, dim=1), features, precision)
         raise DataError(
-            f"method 'full_small_dim' needs {least:,} bytes, {least / space.whole:.2%} of the full model's, and the budget leaves it "
+            f"method {method!r} needs {least:,} bytes, {least / space.whole:.2%} of the full model's, and the budget leaves it "
             f"{int(allowed):,}; raise the ratio"
         )
     return low

@@ -115,7 +115,8 @@ def fit_ctr(
     if (out / FOLDS).is_dir():
         model.use_folds(load_folds(out / FOLDS)[0])
         shutil.rmtree(out / FOLDS)
-    facts = _facts(state, settings, model) | {"compressed": None if keeps_every_row(method) else "in training"} | hashes
+    is_whole = keeps_every_row(method) and not METHODS[method].sized
+    facts = _facts(state, settings, model) | {"compressed": None if is_whole else "in training"} | hashes
     model.fill_oov([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
     if METHODS[method].embedding == "residual":
         # The mixtures and the rows beside them are trained apart, and stored as their sums.

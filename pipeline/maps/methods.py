@@ -344,6 +344,11 @@ METHODS: dict[str, Method] = {
         indices_per_id=20, free_indices=True, n_codes=256, ours=True, lr=4e-2, l2_total=0.02, embedding="residual",
         reads_communities=False, precision="float32", task="ctr",
     ),
+    "full_soft_small_dim": Method(
+        _soft, "a row for every id, of fewer numbers, trained beside the mixture of soft",
+        indices_per_id=20, free_indices=True, n_codes=256, ours=True, lr=4e-2, l2_total=0.02, embedding="residual",
+        reads_communities=False, sized=True, task="ctr",
+    ),
     "full_soft_int8": _stored_full_soft("stored in int8", "int8"),
     "full_soft_int4": _stored_full_soft("stored in int4", "int4"),
     "full_soft_pq": _stored_full_soft("product-quantized", "float16", embedding="product", sized=True),
