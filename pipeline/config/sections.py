@@ -20,7 +20,6 @@ from pipeline.config.choices import (
     IdKind,
     Loss,
     Model,
-    Optimizer,
     Precision,
     Runtime,
     Sampler,
@@ -328,9 +327,6 @@ class TrainConfig:
     as much as a large one, whose rows are each read by fewer interactions. With `task = "ctr"`: times the rows of the training log."""
     weight_decay: Annotated[float | None, Field(ge=0.0)] = None
     """Weight decay of Adam, given as it is instead of by `l2_total`."""
-    optimizer: Optimizer | None = None
-    """`adam`, or `lazy_adam`, which leaves the rows of a table alone that a step does not read; None: `lazy_adam` for method `additive`,
-    otherwise `adam`."""
     schedule: Schedule = "cosine"
     """The learning rate over the epochs: `cosine` falls to 0 along half a cosine, `constant` stays."""
     epochs: Annotated[int | None, Field(ge=1)] = None
@@ -352,9 +348,6 @@ class TrainConfig:
     dropout: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
     """Share of the numbers of user vectors that `loss = "softmax"`, `"bsl"` or `"ccl"` sets to 0 at random; with `task = "ctr"`: of units
     behind hidden layers."""
-    vector_noise: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
-    """With `loss = "softmax"`, `"bsl"` or `"ccl"`: the share of the squared length of vectors that training replaces by noise; None: with
-    method `additive` the error that its codes will leave, otherwise 0."""
     n_cross: Annotated[int | None, Field(ge=0, le=16)] = None
     """Cross layers of `model = "dcnv2"`."""
     structure: Literal["stacked", "parallel"] | None = None
@@ -445,10 +438,6 @@ class TrainConfig:
         if self.sampler == ("uniform_rejecting" if shared else "in_batch"):
             raise ConfigError(
                 f"train.sampler={self.sampler} is not supported with train.loss={self.loss}; use uniform or popularity"
-            )
-        if self.vector_noise and not shared:
-            raise ConfigError(
-                f"train.vector_noise={self.vector_noise} is not supported with train.loss={self.loss}; use softmax, bsl or ccl"
             )
         if shared and self.batch_size == 0:
             raise ConfigError(

@@ -51,7 +51,6 @@ def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
         eval_every=1 if train.eval_every is None else train.eval_every,
         patience=PATIENCE if train.patience is None else train.patience,
         schedule=train.schedule,
-        optimizer=train.optimizer or "adam",
         batch_size=batch_size or None,
         seed=train.seed,
     )

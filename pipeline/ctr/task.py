@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from pipeline.training.job import TrainingSession
 
 
-# Methods of retrieval alone.
-REFUSED = ("residual", "additive")
 # Raised by one when the files of this task's trainings change.
 TRAIN_FORMAT = 2
 
@@ -95,7 +93,6 @@ class Ctr:
             "train.weight_decay",
             "train.epochs",
             "train.schedule",
-            "train.optimizer",
             "train.patience",
             "train.eval_every",
             "train.batch_size",
@@ -147,7 +144,6 @@ class Ctr:
             "train.gamma",
             "train.unobserved_weight",
             "train.temperature",
-            "train.vector_noise",
             "train.negatives",
             "train.negative_weight",
             "train.margin",
@@ -181,7 +177,7 @@ class Ctr:
         from pipeline.maps.methods import METHODS
 
         for method in methods:
-            if method in REFUSED or METHODS[method].task not in (None, self.name):
+            if METHODS[method].task not in (None, self.name):
                 raise ConfigError(
                     f"method {method!r} is not supported with run.task=ctr; use retrieval, or another method"
                 )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pipeline.maps.methods import METHODS
 
 # Methods whose bucket maps are made from the communities of the cluster stage. The others take the number of rows alone.
-COMMUNITY_METHODS = ("graph", "double_graph", "multilevel", "soft", "double_soft", "residual", "additive")
+COMMUNITY_METHODS = ("graph", "double_graph", "multilevel", "soft", "double_soft", "residual")
 
 
 def how_ids_read(method: str, indices_per_id: int | None = None) -> str:

@@ -102,7 +102,6 @@ class Method:
         trained_as: the method whose trained weights are stored otherwise; None: this one is trained itself.
         precision: of the stored tables, unless the configuration names one.
         fixed_precision: whether the configuration cannot name another.
-        optimizer: as in ``pipeline.training.loop.FitSettings``.
         task: the one task that supports it; None: all do.
     """
 
@@ -123,8 +122,12 @@ class Method:
     trained_as: str | None = None
     precision: str = "int8"
     fixed_precision: bool = False
-    optimizer: str = "adam"
     task: str | None = None
+
+    @property
+    def trains_full_soft(self) -> bool:
+        """Whether it trains a row for every id beside a mixture, and stores their sums as full tables."""
+        return self.embedding == "residual" and not self.sized
 
     def resolve_indices(self, requested: int | None) -> int:
         """Indices per id where the configuration requests a number, or None."""
@@ -239,7 +242,7 @@ def _soft(inputs: Inputs) -> Maps:
 
 
 def residual_labels(inputs: Inputs) -> Labels:
-    """The communities of ``residual`` and ``additive``: those of the run, merged where they are more than its rows."""
+    """The communities of ``residual``: those of the run, merged where they are more than its rows."""
     labels = inputs.labels
     if inputs.n_rows is None or labels.rows <= inputs.n_rows:
         return labels
@@ -272,9 +275,7 @@ def _stored_full(summary: str, precision: str, *, trained_as: str = "full", **ch
 
 
 def _stored_full_soft(how: str, precision: str, **changes: Any) -> Method:
-    return _stored_full(
-        f"full_soft, {how} after training", precision, trained_as="full_soft", ours=True, task="ctr", **changes
-    )
+    return _stored_full(f"full_soft, {how}", precision, trained_as="full_soft", ours=True, **changes)
 
 
 def _not_in_rows(summary: str, embedding: str, **changes: Any) -> Method:
@@ -337,24 +338,23 @@ METHODS: dict[str, Method] = {
     "residual": Method(
         _residual, "the mixture of soft, plus a few numbers of the id's own times one matrix",
         indices_per_id=10, free_indices=True, n_codes=256, item_bias=True, ours=True, lr=4e-2, l2_total=0.02, precision="int4",
-        embedding="residual", sized=True,
+        embedding="residual", sized=True, task="retrieval",
     ),
     "full_soft": Method(
         _soft, "a row for every id, trained beside the mixture of soft, stored as full tables",
         indices_per_id=20, free_indices=True, n_codes=256, ours=True, lr=4e-2, l2_total=0.02, embedding="residual",
-        reads_communities=False, precision="float32", task="ctr",
+        reads_communities=False, precision="float32",
     ),
     "full_soft_small_dim": Method(
         _soft, "a row for every id, of fewer numbers, trained beside the mixture of soft",
         indices_per_id=20, free_indices=True, n_codes=256, ours=True, lr=4e-2, l2_total=0.02, embedding="residual",
         reads_communities=False, sized=True, task="ctr",
     ),
-    "full_soft_int8": _stored_full_soft("stored in int8", "int8"),
-    "full_soft_int4": _stored_full_soft("stored in int4", "int4"),
-    "full_soft_pq": _stored_full_soft("product-quantized", "float16", embedding="product", sized=True),
-    "additive": Method(
-        _residual, "the mixture of soft plus a full row, trained with noise, then stored as sums of codewords that users and items share",
-        indices_per_id=8, free_indices=True, n_codes=256, ours=True, lr=4e-2, l2_total=0.02, embedding="additive", sized=True,
-        precision="int8", fixed_precision=True, optimizer="lazy_adam",
+    "full_soft_int8": _stored_full_soft("stored in int8 after training", "int8"),
+    "full_soft_int4": _stored_full_soft("stored in int4 after training", "int4"),
+    "full_soft_pq": _stored_full_soft("product-quantized after training", "float16", embedding="product", sized=True),
+    "additive": _stored_full_soft(
+        "stored after training as sums of codewords that users and items share", "int8", embedding="additive", sized=True,
+        task="retrieval",
     ),
 }  # fmt: skip

@@ -1,12 +1,4 @@
-"""Method ``additive``: a mixture of communities plus a row for every id, trained with noise, then stored as additive codes.
-
-The mixture is what makes the vectors better than those of full tables: an id begins as what its communities say of it, and few interactions
-move its own row. Only the sum is stored, so the mixture costs memory in training alone.
-
-Noise in training is what codes of a stated length do to a vector, before there are codes: a Gaussian source of variance 1 that is stored
-in R bits per number keeps a squared error of at least 2^(-2R) (Cover and Thomas, Elements of Information Theory, theorem 10.3.2). Vectors
-that rank well in spite of it lie so that their codes rank well.
-"""
+"""Additive codes of the vectors of a trained model; users and items share the codewords."""
 
 from __future__ import annotations
 
@@ -14,56 +6,36 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 
 from graphhash.maps.additive_codes import additive_codes
 from graphhash.maps.bucket_map import full_map
 from graphhash.maps.embedding_spec import EmbeddingSpec
-from graphhash.models.mf import MatrixFactorization, RetrievalModel
+from graphhash.models.mf import MatrixFactorization
 from graphhash.nn.codes import CodeEmbedding
 from pipeline.retrieval.models import ModelSpec
 
-BITS_PER_CODE = 8
-
-
-def expected_error(n_codes: int, dim: int) -> float:
-    """Squared error that ``n_codes`` codes of one byte leave of a vector of length 1 and ``dim`` numbers."""
-    return float(2.0 ** (-2 * BITS_PER_CODE * n_codes / dim))
-
-
-def trained_embedding(dim: int) -> EmbeddingSpec:
-    """What is trained: a mixture, and a row of ``dim`` numbers for every id."""
-    return EmbeddingSpec("residual", {"own_dim": dim, "own_bits": 8, "projected": 0})
-
 
 @torch.no_grad()
-def encoded(
-    trained: RetrievalModel, spec: ModelSpec, codes: EmbeddingSpec, graph: csr_array
-) -> tuple[MatrixFactorization, ModelSpec]:
-    """A trained model with its vectors stored as additive codes, and its spec.
+def encoded(trained: MatrixFactorization, spec: ModelSpec, codes: EmbeddingSpec) -> MatrixFactorization:
+    """A trained model with its vectors, those of OOV ids among them, stored as additive codes.
 
     Args:
-        trained: matrix factorization.
-        spec: of the trained model.
+        spec: of the model that is returned, with ``codes`` as its embedding.
         codes: kind "additive"; its sizes are those of ``pipeline.maps.sizes``.
-        graph: training interactions, users x items.
     """
-    assert isinstance(trained, MatrixFactorization)
-    vectors = np.concatenate([vectors.cpu().numpy() for vectors in trained.vectors()])
+    both = (trained.user_embedding, trained.item_embedding)
+    # The model looks at directions alone where it scores by cosines.
+    sides = [trained.scaled(embedding(torch.arange(embedding.n_ids + 1))).numpy() for embedding in both]
     sizes = codes.sizes
     found = additive_codes(
-        vectors, sizes["codes_per_id"], n_groups=sizes["n_groups"], precision=f"int{sizes['codeword_bits']}", seed=codes.seed
+        np.concatenate(sides), sizes["codes_per_id"], n_groups=sizes["n_groups"],
+        precision=f"int{sizes['codeword_bits']}", seed=codes.seed,
     )  # fmt: skip
-    spec = replace(spec, embedding=codes)
-    model = spec.build(full_map(graph.shape[0]), full_map(graph.shape[1]), None)
+    model = spec.build(full_map(both[0].n_ids), full_map(both[1].n_ids), None)
     assert isinstance(model, MatrixFactorization)
     model.item_bias = trained.item_bias
-    starts = 0
-    for axis, embedding in ((1, model.user_embedding), (0, model.item_embedding)):
+    of_sides = np.split(found.codes, [len(sides[0])])
+    for embedding, own in zip((model.user_embedding, model.item_embedding), of_sides, strict=True):
         assert isinstance(embedding, CodeEmbedding)
-        # The OOV id has any code until it gets that of the mean vector.
-        own = found.codes[starts : starts + embedding.n_ids]
-        embedding.set_codes(replace(found, codes=np.pad(own, ((0, 1), (0, 0)))))
-        embedding.fill_oov(torch.from_numpy(np.asarray(graph.sum(axis=axis), np.float32).ravel()))
-        starts += embedding.n_ids
-    return model, spec
+        embedding.set_codes(replace(found, codes=own))
+    return model

@@ -22,6 +22,7 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.maps.sizes import SizeBudget, embedding_spec, small_dim
 from pipeline.retrieval.defaults import DEFAULT_BUDGET, planned_precision_of
+from pipeline.retrieval.full_soft import trained_embedding
 from pipeline.retrieval.presets import default_settings
 from pipeline.retrieval.residual_sizes import ResidualSizes, default_sizes, residual_sizes
 from pipeline.task import budget_of
@@ -46,8 +47,8 @@ MOST_SHARE = 0.9
 # with 4 indices, .258 with 28 indices of both hops in 2,000 rows, and .276 with full tables.
 DENSE = 50
 NEARLY = 0.9
-# Rows of the mixture beside full rows. They are not stored, and need not follow the budget.
-IDS_PER_MIXTURE_ROW = 9
+# Rows of the mixture beside full rows, and how many an id reads. They are not stored, and need not follow the budget.
+IDS_PER_MIXTURE_ROW, MIXTURE_INDICES = 9, 8
 # LightGCN makes do with fewer, as it propagates what the rows say: MovieLens-1M's test recall is .306 with 8,000 rows for 9,746 ids and 4
 # indices, and .278 with 994 rows and 30 indices of both hops, both in 8 bits. MF at such a share has .245 and .253.
 NEARLY_PROPAGATED = 0.8
@@ -135,10 +136,12 @@ def resolve_method(config: RunConfig, name: str, size: GraphSize, n_rows: int) -
     """
     settings, precision = BudgetSettings.of(config), planned_precision_of(config, name)
     defaults, sizes = default_settings(config.train, METHODS[name]), _sizes(config, name, size, n_rows, precision)
+    # The rows of `full_soft` are those of communities of its own.
+    rows = sizes["n_rows"] if METHODS[name].trains_full_soft else min(n_rows, sizes.get("n_rows") or n_rows)
     return ResolvedMethod(
         name=name,
         indices_per_id=indices_per_id(settings, name, precision, size),
-        hops=hops(settings, min(n_rows, sizes.get("n_rows") or n_rows), size),
+        hops=hops(settings, rows, size),
         precision=precision,
         lr=defaults["train.lr"] if config.train.lr is None else config.train.lr,
         l2_total=defaults["train.l2_total"] if config.train.l2_total is None else config.train.l2_total,
@@ -149,6 +152,8 @@ def resolve_method(config: RunConfig, name: str, size: GraphSize, n_rows: int) -
 def _sizes(config: RunConfig, name: str, size: GraphSize, n_rows: int, precision: str) -> dict[str, Any]:
     """Dim and embedding of a method whose sizes follow from the budget."""
     method, settings = METHODS[name], BudgetSettings.of(config)
+    if method.trains_full_soft:
+        return {"embedding": trained_embedding(settings.dim), "n_rows": mixture_rows(size)}
     if not method.sized:
         return {}
     if method.embedding == "residual":
@@ -163,12 +168,11 @@ def _sizes(config: RunConfig, name: str, size: GraphSize, n_rows: int, precision
     budget = SizeBudget(int(n_bytes), size.n_users, size.n_items, settings.dim, precision)
     if method.embedding == "bucket":
         return {"dim": small_dim(budget)}
-    spec = embedding_spec(name, method.embedding, budget, config.map)
-    return {"embedding": spec} | ({"n_rows": mixture_rows(size)} if method.embedding == "additive" else {})
+    return {"embedding": embedding_spec(name, method.embedding, budget, config.map)}
 
 
 def mixture_rows(size: GraphSize) -> int:
-    """Table rows of the mixture that method `additive` trains with, of both sides together."""
+    """Table rows of the mixture that method `full_soft` trains with, of both sides together."""
     return max(4, size.n_ids // IDS_PER_MIXTURE_ROW)
 
 
@@ -220,10 +224,10 @@ def indices_per_id(settings: BudgetSettings, name: str, precision: str, size: Gr
         precision: in which the budget counts rows.
     """
     method = METHODS[name]
+    if method.trains_full_soft:
+        return settings.indices_per_id or MIXTURE_INDICES
     if method.embedding == "residual":
         return _residual(settings, precision, size).indices_per_id
-    if method.embedding == "additive":
-        return method.resolve_indices(settings.indices_per_id)
     if settings.indices_per_id is not None or settings.ratio is None or not method.free_indices:
         return method.resolve_indices(settings.indices_per_id)
     whole, row = settings.spendable(settings.ratio, size), row_bytes(settings.dim, precision)
@@ -281,8 +285,6 @@ def _affordable(
     method = METHODS[name]
     if method.embedding == "residual":
         return _residual(settings, precision, size).n_rows
-    if method.embedding == "additive":
-        return mixture_rows(size)
     bias = _bias_bytes(settings, name, precision, size)
 
     def rows(itemsize: int) -> int:

@@ -17,6 +17,7 @@ from graphhash.nn.codes import CodeEmbedding
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.derived import product_coded, take_over
 from pipeline.maps.methods import METHODS, ResolvedMethod
+from pipeline.retrieval.additive import encoded
 from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.maps import SIDES
 from pipeline.retrieval.models import name_of
@@ -46,9 +47,13 @@ def derive_method(context: StageContext, method: str, source: Path, out: Path) -
 
 
 def _quantize(context: StageContext, method: str, source: Path, out: Path) -> None:
-    """Store the trained vectors of both sides as product codes."""
+    """Store the trained vectors of both sides as codes."""
     resolved = _resolved(context, method)
     trained, users, items = _trained(context, method, source)
+    if resolved.embedding.kind == "additive":
+        spec = replace(load_spec(source), embedding=resolved.embedding)
+        save_model(encoded(trained, spec, resolved.embedding), spec, out)
+        return
     try:
         embeddings = [_quantized(trained, side, resolved) for side in ("user", "item")]
     except ArgumentError as error:

@@ -97,7 +97,9 @@ class PlannedTraining:
         """Args: as :func:`pipeline.retrieval.budget.resolve_method`."""
         resolved = resolve_method(config, method, size, n_rows)
         spec = trained_spec(config, resolved)
-        return cls(config, resolved, spec, TrainingSize.of(size, min(n_rows, resolved.n_rows or n_rows)))
+        own_rows = resolved.n_rows or n_rows
+        n_rows = own_rows if METHODS[method].trains_full_soft else min(n_rows, own_rows)
+        return cls(config, resolved, spec, TrainingSize.of(size, n_rows))
 
     @cached_property
     def parts(self) -> dict[str, int]:
@@ -143,8 +145,7 @@ class PlannedTraining:
         if settings.batch_size is None or whole or settings.loss.name == "ials":
             # A step reads all interactions or all ids.
             return Speed(maps / share, step / share, score, round(held / share))
-        dense = settings.optimizer == "adam"
-        step += optimizer * (1 / share - 1) if dense else 0.0
+        step += optimizer * (1 / share - 1)
         grown = more - of_model + EXAMPLE_BYTES * (self.size.n_edges - graph.nnz)
         return Speed(maps / share, step, score, round(held + grown))
 

@@ -55,7 +55,6 @@ class LossSettings:
     negative_weight: float = 1.0
     margin: float = 0.9
     dropout: float = 0.0
-    vector_noise: float = 0.0
     mask_same_row: bool = False
 
 
@@ -172,17 +171,13 @@ def shared_loss(
         users, items: of the interactions, int64, shape (n,).
         negatives: items, int64, shape (m,).
         log_weights: of the negatives, shape (m,), as ``graphhash.models.samplers.Shared`` has them.
-        generator: draws noise, and the numbers that dropout sets to 0.
+        generator: draws the numbers that dropout sets to 0.
 
     Raises:
         ArgumentError: ``mask_same_row`` where an id has no table rows.
     """
     n = len(users)
     user_vectors, item_vectors = model.pair_vectors(users, torch.cat([items, negatives]))
-    if settings.vector_noise:
-        user_vectors, item_vectors = (
-            model.scaled(_noisy(vectors, settings.vector_noise, generator)) for vectors in (user_vectors, item_vectors)
-        )
     if settings.dropout:
         user_vectors = model.scaled(_dropped(user_vectors, settings.dropout, generator))
     places = torch.arange(n, device=users.device)
@@ -205,13 +200,6 @@ def shared_loss(
         return softmax_loss(positives, log_sums)
     log_means = log_sums - math.log(len(negatives))
     return bsl_loss(positives, log_means, negative_weight=settings.negative_weight)
-
-
-def _noisy(vectors: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Vectors, ``share`` of whose squared length is replaced by that of Gaussian noise."""
-    noise = torch.randn(vectors.shape, generator=generator, device=vectors.device, dtype=vectors.dtype)
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return vectors * math.sqrt(1 - share) + noise * lengths * math.sqrt(share / vectors.shape[1])
 
 
 def _dropped(vectors: Tensor, rate: float, generator: torch.Generator) -> Tensor:

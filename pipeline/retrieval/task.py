@@ -120,12 +120,10 @@ class Retrieval:
             "train.negative_weight",
             "train.margin",
             "train.dropout",
-            "train.vector_noise",
             "train.mask_same_row",
             "train.cosine",
             "train.initial_std",
             "train.schedule",
-            "train.optimizer",
             "train.sampler",
             "train.popularity_power",
             "train.seed",
@@ -254,7 +252,7 @@ class Retrieval:
 
         values = chosen(config, self.stage_fields["train"])
         codes = {"map.codes_per_id": values.pop("map.codes_per_id")}
-        if METHODS[method].embedding != "residual":
+        if not (METHODS[method].embedding == "residual" and METHODS[method].sized):
             values = {key: value for key, value in values.items() if key not in RESIDUAL_FIELDS}
         if METHODS[method].trained_as is not None:
             values = {}

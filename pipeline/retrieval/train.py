@@ -24,16 +24,14 @@ from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
 from graphhash.nn.workers import Workers
-from pipeline.config.choices import SHARED_LOSSES
 from pipeline.config.run_config import RunConfig, TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.communities import load_communities
-from pipeline.maps.derived import AFTER_TRAINING
 from pipeline.maps.methods import METHODS, Maps, Method, ResolvedMethod
-from pipeline.retrieval.additive import encoded, expected_error, trained_embedding
 from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.derived import derive_method
 from pipeline.retrieval.evaluate import rank_users
+from pipeline.retrieval.full_soft import mixture_labels, summed
 from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.maps import SIDES, make_maps
 from pipeline.retrieval.models import ModelSpec
@@ -57,9 +55,9 @@ from pipeline.training.memory import training_bytes
 SHARDED_EDGES = 2**24
 # Settings that a loss has a default of, for MLflow.
 USED_OF_LOSS = {
-    "softmax": ("temperature", "negatives", "dropout", "vector_noise"),
-    "bsl": ("temperature", "negatives", "negative_weight", "dropout", "vector_noise"),
-    "ccl": ("negatives", "negative_weight", "dropout", "vector_noise"),
+    "softmax": ("temperature", "negatives", "dropout"),
+    "bsl": ("temperature", "negatives", "negative_weight", "dropout"),
+    "ccl": ("negatives", "negative_weight", "dropout"),
     "directau": ("gamma",),
 }
 
@@ -99,10 +97,11 @@ def fit_method(
     graph = load_interactions(context.ingest_dir, parts)
     labels = load_communities(context.cluster_dir, json.loads((context.cluster_dir / "cluster.json").read_text()))
     resolved = resolve_method(config, method, size, labels.rows)
+    if spec.trains_full_soft:
+        assert resolved.n_rows is not None
+        labels = mixture_labels(load_interactions(context.ingest_dir, TRAIN_PARTS), resolved.n_rows)
     maps = make_maps(context, resolved, graph, labels, out, parts)
     settings = fit_settings(config.train, spec, table_rows(*maps), size)
-    settings = replace(settings, loss=replace(settings.loss, vector_noise=_vector_noise(config.train, resolved)))
-    has_codes = resolved.embedding.kind == "additive"
     model_spec = replace(trained_spec(config, resolved), parts=parts)
     if last_epoch is None:
         session.tracker.log_params(unset_settings(config, _settings_used(settings, model_spec, resolved)))
@@ -123,11 +122,11 @@ def fit_method(
     state = run_job(job, config.train, method, session)
     model = _trained_model(model_spec, maps, graph, state)
     facts = _facts(state, settings, model, model_spec) | {
-        "compressed": AFTER_TRAINING if has_codes else "in training" if spec.reads_communities or spec.sized else None,
+        "compressed": "in training" if spec.reads_communities or spec.sized else None,
         **hashes,
     }
-    if has_codes:
-        model, model_spec = encoded(model, model_spec, resolved.embedding, graph)
+    if spec.trains_full_soft:
+        model, model_spec = summed(model, model_spec)
         for side, bucket_map in zip(SIDES, map(full_map, graph.shape), strict=True):
             bucket_map.save(out / f"{side}.npz")
     save_model(model, model_spec, out)
@@ -162,15 +161,6 @@ def _facts(
     }
 
 
-def _vector_noise(train: TrainConfig, resolved: ResolvedMethod) -> float:
-    """``train.vector_noise``; for additive codes what they leave as an error, unless it is set."""
-    if train.vector_noise is not None:
-        return train.vector_noise
-    if resolved.embedding.kind != "additive" or train.loss not in SHARED_LOSSES:
-        return 0.0
-    return expected_error(resolved.embedding.sizes["codes_per_id"], resolved.dim or train.dim)
-
-
 def _settings_used(settings: RetrievalSettings, model: ModelSpec, method: ResolvedMethod) -> dict[str, Any]:
     """What a training used for the settings that have defaults of the method, the model or the log, by dotted key."""
     loss = settings.loss
@@ -181,7 +171,6 @@ def _settings_used(settings: RetrievalSettings, model: ModelSpec, method: Resolv
         },
         **{f"train.{name}": getattr(loss, name) for name in USED_OF_LOSS.get(loss.name, ())},
         "train.batch_size": settings.batch_size or 0,
-        "train.optimizer": settings.optimizer,
         "train.cosine": model.cosine,
         "map.item_bias": model.item_bias,
         "map.indices_per_id": method.indices_per_id,
@@ -216,7 +205,6 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, size: GraphSiz
         batch_size=batch_size,
         seed=train.seed,
         schedule=train.schedule,
-        optimizer=train.optimizer or method.optimizer,
         loss=loss,
         amp=train.amp,
         compile=train.compile,
@@ -257,9 +245,7 @@ def trained_spec(config: RunConfig, resolved: ResolvedMethod) -> ModelSpec:
     """The model that a method of a run trains; what it stores may be another one."""
     train, method = config.train, METHODS[resolved.name]
     spec = model_spec_of(train, method.with_bias(config.map.item_bias, train.loss))
-    # Additive codes are made of trained rows.
-    embedding = trained_embedding(train.dim) if resolved.embedding.kind == "additive" else resolved.embedding
-    return replace(spec, dim=resolved.dim or spec.dim, embedding=embedding)
+    return replace(spec, dim=resolved.dim or spec.dim, embedding=resolved.embedding)
 
 
 def fit_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from graphhash.errors import DataError
 from graphhash.nn.embedding import BucketEmbedding
-from graphhash.nn.lazy_adam import LazyAdam
 from graphhash.nn.row_adam import RowAdam
 from graphhash.nn.workers import Workers
 from pipeline.training.speedups import compiled, reduced_precision
@@ -44,7 +43,6 @@ class FitSettings:
         patience: evaluations without a better score before training stops.
         batch_size: examples per step, of all workers together; None: an epoch is one step.
         schedule: of the learning rate, "cosine" or "constant".
-        optimizer: "adam", or "lazy_adam" (:class:`graphhash.nn.lazy_adam.LazyAdam`).
         last_epoch: where training ends, with the learning rates of a training of ``epochs``; None: ``epochs``.
     """
 
@@ -59,7 +57,6 @@ class FitSettings:
     compile: bool = False
     sparse_gradients: bool = False
     schedule: str = "cosine"
-    optimizer: str = "adam"
     last_epoch: int | None = None
 
     @property
@@ -212,7 +209,7 @@ class _Training:
         workers.copy_from_first(model.state_dict().values())
         # Several workers exchange sparse gradients where that is asked for.
         sparse = list(objective.rarely_read) if workers.size == 1 or settings.sparse_gradients else []
-        self.optimizer = _optimizer(model, sparse, settings)
+        self.optimizer = RowAdam(model.parameters(), sparse, lr=settings.lr, weight_decay=settings.weight_decay)
         self.generator = torch.Generator(self.device).manual_seed(workers.seed(settings.seed))
         # Steps of this epoch that are done, the sum of their losses, and the generator from which the epoch's order was drawn.
         self._n_done, self._loss_sum, self._order_drawn_from = 0, 0.0, self.generator.get_state()
@@ -331,14 +328,6 @@ class _Training:
             now["n_worse"] = state["n_worse"] + 1
         entry = {"epoch": state["epoch"], "loss": loss, **metrics, "seconds": round(now["seconds"], 2)}
         return now | {"history": [*state["history"], entry]}
-
-
-def _optimizer(model: nn.Module, sparse: Sequence[BucketEmbedding], settings: FitSettings) -> RowAdam | LazyAdam:
-    """Adam, as ``settings`` has it; ``sparse``: embeddings whose gradients may be sparse."""
-    if settings.optimizer == "adam":
-        return RowAdam(model.parameters(), sparse, lr=settings.lr, weight_decay=settings.weight_decay)
-    tables = [part.table for part in model.modules() if isinstance(part, BucketEmbedding)]
-    return LazyAdam(model.parameters(), tables, sparse, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 class _Poll:

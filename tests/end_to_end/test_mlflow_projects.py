@@ -84,7 +84,7 @@ def test_a_project_runs_end_to_end_as_one_mlflow_run(tmp_path):
     assert any(re.fullmatch("test.recall.*", key) for key in runs[0].data.metrics)
     # The settings that were used, the log, and a model with its metrics.
     (run,) = runs
-    assert {"train.lr", "train.batch_size", "train.optimizer", "map.indices_per_id"} <= run.data.params.keys()
+    assert {"train.lr", "train.batch_size", "map.indices_per_id"} <= run.data.params.keys()
     assert "None" not in run.data.params.values()
     assert run.data.params["data.user_column"] == "user"
     assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["log.csv"]

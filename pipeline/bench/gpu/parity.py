@@ -25,8 +25,6 @@ from graphhash.models.ctr_layers import binary_loss
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler, Shared
 from graphhash.nn.codes import CodeEmbedding
-from graphhash.nn.embedding import BucketEmbedding
-from graphhash.nn.lazy_adam import LazyAdam
 from graphhash.nn.row_adam import RowAdam
 from graphhash.nn.workers import Workers
 from pipeline.bench.gpu.data import INDICES_PER_ID, SMALL, CtrData, Data, halves
@@ -144,10 +142,9 @@ def _mf(name: str, inputs: Inputs) -> RetrievalModel:
 
 
 def _optimizers(data: Data, device: torch.device) -> Iterator[Check]:
-    for kind in ("adam", "lazy_adam"):
-        for name in ("full", "soft"):
-            build = partial(ModelSpec("mf", SMALL.dim, True, 0, 0).build, *data.maps(name), None)
-            yield "optimizer", f"{kind}, {name}", partial(differences, build, partial(steps, kind=kind), device)
+    for name in ("full", "soft"):
+        build = partial(ModelSpec("mf", SMALL.dim, True, 0, 0).build, *data.maps(name), None)
+        yield "optimizer", name, partial(differences, build, steps, device)
 
 
 def _ctr(data: Data, device: torch.device) -> Iterator[Check]:
@@ -226,18 +223,10 @@ def stored(model: RetrievalModel, precision: str) -> dict[str, Tensor]:
     return {f"table {n}": part.table for n, part in enumerate(tables(shipped, precision))}
 
 
-def steps(model: nn.Module, kind: str) -> dict[str, Tensor]:
+def steps(model: nn.Module) -> dict[str, Tensor]:
     """What some steps with the same random gradients change, those of most rows being zero."""
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer: RowAdam | LazyAdam
-    if kind == "adam":
-        optimizer = RowAdam(model.parameters(), (), lr=1e-2, weight_decay=1e-3)
-    else:
-        parts = [part.table for part in model.modules() if isinstance(part, BucketEmbedding)]
-        optimizer = LazyAdam(model.parameters(), parts, lr=1e-2, weight_decay=1e-3)
-        if next(model.parameters()).dtype == torch.float64:
-            # The path for GPUs, which a CPU can take as well.
-            optimizer._step_rows_of_table = optimizer._step_masked  # type: ignore[method-assign]
+    optimizer = RowAdam(model.parameters(), (), lr=1e-2, weight_decay=1e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(N_STEPS):
         for parameter in model.parameters():

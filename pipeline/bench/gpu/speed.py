@@ -93,7 +93,6 @@ class Training:
     examples: Sequence[Tensor]
     batch: int | None
     loss_of: LossOf
-    optimizer: str
     moved_bytes: Callable[[nn.Module, int], int]
 
     @property
@@ -209,7 +208,7 @@ def run(
     """Train until the clock stops it."""
     settings = FitSettings(
         lr=1e-3, weight_decay=0.0, epochs=FOREVER, eval_every=FOREVER, patience=1, batch_size=training.batch, seed=0,
-        amp=amp if clock.device.type == "cuda" else None, optimizer=training.optimizer,
+        amp=amp if clock.device.type == "cuda" else None,
     )  # fmt: skip
     callbacks = Callbacks(on_phase=clock.on_phase, poll=clock.poll)
     fit(model, examples, settings, Objective(training.loss_of, ""), callbacks=callbacks)
@@ -231,12 +230,12 @@ def trainings(data: Data, scale: Scale, device: torch.device) -> list[Training]:
                 loss_of = retrieval_loss(settings, sampler, whole=batch is None)
                 make, moved = partial(spec.build, *maps, data.graph), partial(retrieval_bytes, settings=settings)
                 examples = (data.users, data.items)
-                found.append(Training(f"{kind}, {loss}", name, make, examples, batch, loss_of, "adam", moved))
+                found.append(Training(f"{kind}, {loss}", name, make, examples, batch, loss_of, moved))
         samples = CtrData.draw(data, scale.n_samples)
         ctr_spec = CTR_PRESETS["dlrm"].spec("dlrm", name, 0, dim=scale.dim)
         features = (samples.batch.categorical, samples.batch.dense, *samples.batch.multi_valued)
         build = partial(ctr_spec.build, samples.maps(*maps), samples.batch.dense.shape[1], 1)
-        found.append(Training("dlrm", name, build, (samples.labels, *features), CTR_BATCH, ctr_loss, "adam", ctr_bytes))
+        found.append(Training("dlrm", name, build, (samples.labels, *features), CTR_BATCH, ctr_loss, ctr_bytes))
     return found
 
 

@@ -32,7 +32,11 @@ from pipeline.training.job import TrainingSession
 from tests.helpers.ctr_log import columns, write_csv, write_schema
 from tests.helpers.small_ctr import MODELS, export_small, small_ctr
 
-STORED = [name for name, method in METHODS.items() if method.trained_as is not None and name != "full_float16"]
+STORED = [
+    name
+    for name, method in METHODS.items()
+    if method.trained_as is not None and name != "full_float16" and method.task in (None, "ctr")
+]
 SIZED = ["cce", "robe", "dhe", "full_pq", "full_opq", "full_small_dim", "full_soft_small_dim"]
 RATIO, DIM = 0.4, 32
 
@@ -218,10 +222,10 @@ def test_one_training_serves_all_that_store_it_otherwise(tmp_path):
 
 def test_methods_of_one_task_are_refused_by_the_other():
     check_methods(STORED, "ctr")
-    with pytest.raises(ConfigError, match=r"method 'full_soft' is of run.task=ctr"):
-        check_methods(["full_soft"], "retrieval")
-    with pytest.raises(ConfigError, match=r"method 'residual' is not supported with run.task=ctr"):
-        check_methods(["residual"], "ctr")
+    check_methods([*STORED, "additive"], "retrieval")
+    for method in ("residual", "additive"):
+        with pytest.raises(ConfigError, match=rf"method '{method}' is not supported with run.task=ctr"):
+            check_methods([method], "ctr")
 
 
 @pytest.mark.parametrize("model", list(MODELS))

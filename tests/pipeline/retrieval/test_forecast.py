@@ -65,7 +65,7 @@ def test_sizes_are_those_of_the_ingestion_and_nothing_is_written(folder, tmp_pat
     assert "rows" not in after.sizes
 
 
-@pytest.mark.parametrize("method", ["soft", "full", "double", "residual", "additive"])
+@pytest.mark.parametrize("method", ["soft", "full", "double", "residual", "full_soft"])
 def test_training_bytes_are_those_that_the_training_holds(folder, tmp_path, method):
     config = config_of(folder, run__out=str(tmp_path / "out"), run__methods=(method,), train__refit=False)
     run(config, until="cluster")
