@@ -55,7 +55,16 @@ async def _visit(url: str, expressions: Sequence[str]) -> Visit:
 
 
 async def _look(socket: Any, url: str, expressions: Sequence[str]) -> Visit:
-    number, console = 0, []
+    number, console, idle = 0, [], set()
+
+    def note(message: dict[str, Any]) -> None:
+        method, content = message.get("method"), message.get("params", {})
+        if method == "Log.entryAdded":
+            console.append(content["entry"]["text"])
+        elif method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
+            console.append(str(content))
+        elif method == "Page.lifecycleEvent" and content["name"] == "networkIdle":
+            idle.add(content["loaderId"])
 
     async def call(method: str, **parameters: Any) -> Any:
         nonlocal number
@@ -63,18 +72,18 @@ async def _look(socket: Any, url: str, expressions: Sequence[str]) -> Visit:
         await socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
             message = await socket.receive_json()
-            if message.get("method") == "Log.entryAdded":
-                console.append(message["params"]["entry"]["text"])
-            elif message.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
-                console.append(str(message["params"]))
-            elif message.get("id") == number:
+            note(message)
+            if message.get("id") == number:
                 return message.get("result", message)
 
     for domain in ("Page", "Log", "Runtime"):
         await call(f"{domain}.enable")
     await call("Emulation.setDeviceMetricsOverride", width=PHONE_WIDTH, height=844, deviceScaleFactor=1, mobile=True)
-    await call("Page.navigate", url=url)
-    await asyncio.sleep(2)
+    await call("Page.setLifecycleEventsEnabled", enabled=True)
+    loader = (await call("Page.navigate", url=url))["loaderId"]
+    # Half a second without a request under way.
+    while loader not in idle:
+        note(await socket.receive_json())
     values = []
     for expression in expressions:
         got = await call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)

@@ -227,7 +227,7 @@ def test_a_clock_that_jumps_back_changes_no_checkpoint_and_no_duration(tmp_path,
 
 
 def trained_until_stopped(folder: str, stop_at: int, epochs: int):
-    job = job_of(Path(folder), epochs)
+    job = job_of(Path(folder), epochs, seconds=600.0)
 
     def stopping(job, device, how):
         on_epoch = how["callbacks"].on_epoch
@@ -240,7 +240,10 @@ def trained_until_stopped(folder: str, stop_at: int, epochs: int):
 
         return task(job, device, how | {"callbacks": dataclasses.replace(how["callbacks"], on_epoch=then_stop)})
 
-    state, _ = train(job | {"task": stopping})
+    # Looked for after every step, and so before the training ends by itself.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.training.loop.POLL_S", 0.0)
+        state, _ = train(job | {"task": stopping})
     return state["stopped"], state["epoch"], state["step"], dict(state["model"]), state["resumed"]
 
 
@@ -256,7 +259,7 @@ def run_to_the_end(folder: str, epochs: int):
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_the_stop_file_ends_a_training_that_the_same_call_goes_on_with(pair, tmp_path, n_workers):
     together = pair if n_workers == 2 else lambda function, *arguments: [function(*arguments)]
-    epochs = 80
+    epochs = 12
     for stopped, epoch, _, _, _ in together(trained_until_stopped, str(tmp_path / "a"), 3, epochs):
         assert stopped
         assert 3 <= epoch < epochs

@@ -172,6 +172,8 @@ def test_tls_by_files(folder, tmp_path):
         assert [item["item_id"] for item in items] == naive_answer(small_model(), 3, 4, [])[0]
         client.request("GET", "/docs")
         assert f"https://localhost:{port}/v1/recommend" in client.getresponse().read().decode()
+        # The server waits at its end for connections that are open.
+        client.close()
 
 
 @needs_openssl
