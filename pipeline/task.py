@@ -321,12 +321,6 @@ def budget_settings(budget: tuple[str, Any]) -> dict[str, Any]:
     return {f"cluster.{kind}": value}
 
 
-def unset_settings(config: RunConfig, used: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the settings that a training used, by dotted key, those that the configuration leaves open, for MLflow."""
-    requested = config.flat()
-    return {key: value for key, value in used.items() if requested[key] is None}
-
-
 def shared_provenance(config: RunConfig, metrics: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """What a bundle records of its origin: method, MLflow run, settings, and the log.
 

@@ -33,7 +33,7 @@ from pipeline.config.validation import STRICT, one_line_errors
 from pipeline.errors import ConfigError
 
 # What a task has instead of the defaults below.
-TASK_DEFAULTS: dict[str, dict[str, Any]] = {"ctr": {"train.model": "dlrm", "train.patience": 2}}
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {"ctr": {"train.model": "dlrm"}}
 BUDGET_KEYS = ("resolution", "rows", "user_rows", "item_rows", "ratio")
 # The ranking of a test keeps so many items of every user at most.
 MOST_SLOTS = 1000

@@ -6,14 +6,13 @@ from graphhash.models.ctr import CtrSpec
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.models import CTR_PRESETS
 from pipeline.training.loop import FitSettings
+from pipeline.training.resolved import patience
 
 # Presets were made on 200,000 rows; ten thousand would see forty steps of their batches in a training.
 LEAST_STEPS, SMALLEST_BATCH = 64, 64
 # Weight decay that a small log gets at most. Beyond it, DLRM's vectors shrink to 0 before their products tell anything, and stay there: the
 # loss is flat around 0 (docs/experiments/ctr-small-logs.md).
 MOST_DECAY = 1e-4
-# Evaluations without a better score before training stops.
-PATIENCE = 5
 
 
 def spec_of(config: RunConfig, method: str) -> CtrSpec:
@@ -44,12 +43,14 @@ def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
         if train.batch_size is None
         else train.batch_size
     )
+    epochs = preset.epochs if train.epochs is None else train.epochs
+    eval_every = 1 if train.eval_every is None else train.eval_every
     return FitSettings(
         lr=preset.lr if train.lr is None else train.lr,
         weight_decay=decay if train.weight_decay is None else train.weight_decay,
-        epochs=preset.epochs if train.epochs is None else train.epochs,
-        eval_every=1 if train.eval_every is None else train.eval_every,
-        patience=PATIENCE if train.patience is None else train.patience,
+        epochs=epochs,
+        eval_every=eval_every,
+        patience=patience(epochs, eval_every) if train.patience is None else train.patience,
         schedule=train.schedule,
         batch_size=batch_size or None,
         seed=train.seed,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,10 +41,11 @@ from pipeline.ctr.stored_otherwise import with_embeddings
 from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, save_maps
 from pipeline.maps.methods import METHODS
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.task import TRAIN_PARTS, StageContext, unset_settings
+from pipeline.task import TRAIN_PARTS, StageContext
 from pipeline.training.job import TrainingSession, run_job
 from pipeline.training.loop import FitSettings, LossOf, Objective, fit
 from pipeline.training.memory import training_bytes
+from pipeline.training.resolved import resolved_settings
 
 # Folder of the maps by folds, while there are such.
 FOLDS = "folds"
@@ -87,13 +87,8 @@ def fit_ctr(
     maps = _make_maps(context, features, method, features.rows_of(parts), out)
     settings = ctr_settings(config, len(features.part("train")))
     spec = method_spec(config, features, method, clustering_labels(context.cluster_dir))
-    if last_epoch is None:
-        names = ("lr", "weight_decay", "epochs", "eval_every", "patience", "batch_size")
-        used = {f"train.{name}": getattr(settings, name) for name in names}
-        used |= {"train.dropout": spec.dropout, "map.item_bias": spec.id_bias}
-        session.tracker.log_params(unset_settings(config, used))
-    else:
-        settings = replace(settings, last_epoch=last_epoch, eval_every=last_epoch)
+    further = {"train.batch_size": settings.batch_size, "train.dropout": spec.dropout, "map.item_bias": spec.id_bias}
+    settings = resolved_settings(config, settings, further, session.tracker, last_epoch)
     hashes = {
         f"bucket_map_hash.{column.name}": bucket_map.content_hash
         for column, bucket_map in zip(features.all_columns, maps, strict=True)

@@ -21,8 +21,6 @@ EVALUATION_SHARE = 0.1
 # 10 nanoseconds with their ranking. A negative that a batch shares, and an interaction beside others in DirectAU, is a product of vectors,
 # forward and backward. NeuMF scores by a network.
 PAIRWISE, PRODUCT, NETWORK = 36, 3, 30
-# Without a better score, a training is stopped after this share of its epochs.
-PATIENCE_SHARE, LEAST_PATIENCE = 1 / 3, 5
 
 
 def fits_the_log(train: TrainConfig) -> bool:
@@ -72,8 +70,3 @@ def evaluation_interval(train: TrainConfig, size: GraphSize, cost: float, epochs
     of_one = n_users * size.n_items * (NETWORK if train.model == "neumf" else 1)
     affordable = math.ceil(of_one / (EVALUATION_SHARE * cost * max(size.n_edges, 1)))
     return max(1, min(affordable, epochs // evaluations))
-
-
-def patience(epochs: int, eval_every: int) -> int:
-    """Evaluations without a better score before a training stops: PATIENCE_SHARE of its epochs, and at least LEAST_PATIENCE."""
-    return max(LEAST_PATIENCE, math.ceil(PATIENCE_SHARE * epochs / eval_every))

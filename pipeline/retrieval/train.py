@@ -43,13 +43,13 @@ from pipeline.retrieval.schedule import (
     fitted_decay,
     fitted_epochs,
     interaction_cost,
-    patience,
 )
 from pipeline.retrieval.weights import save_model
 from pipeline.storage.atomic import write_json_atomic
-from pipeline.task import TRAIN_PARTS, StageContext, unset_settings
+from pipeline.task import TRAIN_PARTS, StageContext
 from pipeline.training.job import TrainingSession, run_job
 from pipeline.training.memory import training_bytes
+from pipeline.training.resolved import patience, resolved_settings
 
 # LightGCN's workers propagate each for itself below, and share the rows of the graph above: 24 bytes an edge are 400 MB then.
 SHARDED_EDGES = 2**24
@@ -103,10 +103,8 @@ def fit_method(
     maps = make_maps(context, resolved, graph, labels, out, parts)
     settings = fit_settings(config.train, spec, table_rows(*maps), size)
     model_spec = replace(trained_spec(config, resolved), parts=parts)
-    if last_epoch is None:
-        session.tracker.log_params(unset_settings(config, _settings_used(settings, model_spec, resolved)))
-    else:
-        settings = replace(settings, last_epoch=last_epoch, eval_every=last_epoch)
+    further = _settings_used(settings, model_spec, resolved)
+    settings = resolved_settings(config, settings, further, session.tracker, last_epoch)
     hashes = {f"bucket_map_hash.{side}": m.content_hash for side, m in zip(SIDES, maps, strict=True)}
     session.tracker.set_tags({f"graphhash.{key}": value for key, value in hashes.items()})
     job = {
@@ -162,13 +160,9 @@ def _facts(
 
 
 def _settings_used(settings: RetrievalSettings, model: ModelSpec, method: ResolvedMethod) -> dict[str, Any]:
-    """What a training used for the settings that have defaults of the method, the model or the log, by dotted key."""
+    """What a training used for further settings that have defaults of the method, the model or the log, by dotted key."""
     loss = settings.loss
     return {
-        **{
-            f"train.{name}": getattr(settings, name)
-            for name in ("lr", "weight_decay", "epochs", "eval_every", "patience")
-        },
         **{f"train.{name}": getattr(loss, name) for name in USED_OF_LOSS.get(loss.name, ())},
         "train.batch_size": settings.batch_size or 0,
         "train.cosine": model.cosine,

@@ -168,7 +168,7 @@ def test_bad_file_is_refused_by_name(toml, text, message):
 def test_settings_are_validated_after_the_merge(toml):
     path = toml("[train]\nmodel = 'dlrm'\ndim = 0\n")
     config = RunConfig.load(path, ["train.dim=4"], **{"run.task": "ctr"})
-    assert (config.train.model, config.train.dim, config.train.patience) == ("dlrm", 4, 2)
+    assert (config.train.model, config.train.dim, config.train.patience) == ("dlrm", 4, None)
     with pytest.raises(ConfigError, match=f"^{path}: train.model=dlrm is not of run.task=retrieval"):
         RunConfig.load(path, ["train.dim=4"])
 
