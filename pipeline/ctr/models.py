@@ -5,6 +5,7 @@ All defaults were chosen on validation rows, with the rows that ``graph`` has at
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +32,17 @@ class CtrPreset:
     Args:
         lr: of Adam, falling to 0 along a half cosine over ``epochs``.
         l2_total: weight decay of Adam, on every parameter, times the rows of the training log: beside a mean over more rows, the same prior
-            weighs less; small logs get less than this (`pipeline.ctr.settings.MOST_DECAY`).
+            weighs less.
+        most_decay, most_decay_with_scalars: weight decay that a small log gets at most, without and with a trained scalar per id of
+            compressed columns (docs/experiments/ctr-small-logs.md).
         epochs, batch_size: as in ``pipeline.config.run_config.TrainConfig``.
         hidden, dropout, n_cross, structure, std: as in :class:`graphhash.models.ctr.CtrSpec`.
     """
 
     lr: float = 1e-2
     l2_total: float = 2.0
+    most_decay: float = math.inf
+    most_decay_with_scalars: float = math.inf
     epochs: int = 5
     batch_size: int = 1024
     hidden: tuple[int, ...] = (64, 32)
@@ -60,7 +65,11 @@ class CtrPreset:
 # 1e-2 .119, -, .422; 2e-2 .118, -, .479.
 # Weight decay follows the rows of the log: for DLRM with soft 1e-4 .532 and 1e-5 .526 on MovieLens, where Frappe takes either; DeepFM
 # with soft on Avazu .549 for 1e-6 and initial deviation 0.2, .422 for 2.5e-4 and 0.05.
-CTR_PRESETS = dict.fromkeys(CTR_MODELS, CtrPreset()) | {"dlrm": CtrPreset(l2_total=10.0, epochs=6, batch_size=2048)}
+# DLRM's logit is of products of vectors. Beyond 1e-4 full tables shrink to 0 on some small logs before their products tell anything, and
+# stay there: the loss is flat around 0. Scalars per id keep a slope, and the linear terms of the other models do.
+CTR_PRESETS = dict.fromkeys(CTR_MODELS, CtrPreset()) | {
+    "dlrm": CtrPreset(l2_total=10.0, most_decay=1e-4, most_decay_with_scalars=1e-3, epochs=6, batch_size=2048)
+}
 
 
 def seldom_read(model: CtrModel, batch_size: int, multi_valued_widths: tuple[int, ...] = ()) -> list[BucketEmbedding]:

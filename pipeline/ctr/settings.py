@@ -10,9 +10,6 @@ from pipeline.training.resolved import patience
 
 # Presets were made on 200,000 rows; ten thousand would see forty steps of their batches in a training.
 LEAST_STEPS, SMALLEST_BATCH = 64, 64
-# Weight decay that a small log gets at most. Beyond it, DLRM's vectors shrink to 0 before their products tell anything, and stay there: the
-# loss is flat around 0 (docs/experiments/ctr-small-logs.md).
-MOST_DECAY = 1e-4
 
 
 def spec_of(config: RunConfig, method: str) -> CtrSpec:
@@ -29,15 +26,16 @@ def spec_of(config: RunConfig, method: str) -> CtrSpec:
     return CTR_PRESETS[train.model].spec(train.model, method, train.seed, dim=train.dim, **overrides)
 
 
-def ctr_settings(config: RunConfig, n_rows: int) -> FitSettings:
+def ctr_settings(config: RunConfig, n_rows: int, *, id_scalars: bool = False) -> FitSettings:
     """The settings of a training, every default decided.
 
     Args:
-        n_rows: of the training log: a small one gets smaller batches than the preset's, so that an epoch has LEAST_STEPS steps, and a
-            weight decay of MOST_DECAY at most.
+        n_rows: of the training log: a small one gets smaller batches than the preset's, so that an epoch has LEAST_STEPS steps.
+        id_scalars: whether the model has a trained scalar per id of a compressed column; it decides the most weight decay of a small log.
     """
     train, preset = config.train, CTR_PRESETS[config.train.model]
-    decay = min(preset.l2_total / n_rows, MOST_DECAY) if train.l2_total is None else train.l2_total / n_rows
+    most_decay = preset.most_decay_with_scalars if id_scalars else preset.most_decay
+    decay = min(preset.l2_total / n_rows, most_decay) if train.l2_total is None else train.l2_total / n_rows
     batch_size = (
         min(preset.batch_size, max(SMALLEST_BATCH, n_rows // LEAST_STEPS))
         if train.batch_size is None

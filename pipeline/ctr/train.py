@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from graphhash.maps.bucket_map import BucketMap, full_map
-from graphhash.models.ctr import CtrModel
+from graphhash.models.ctr import CtrModel, compressed_columns
 from graphhash.models.ctr_layers import binary_loss
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.ctr.budget import resolve_method
@@ -85,8 +85,9 @@ def fit_ctr(
     """
     config, features = context.config, Features.open(context.ingest_dir)
     maps = _make_maps(context, features, method, features.rows_of(parts), out)
-    settings = ctr_settings(config, len(features.part("train")))
     spec = method_spec(config, features, method, clustering_labels(context.cluster_dir))
+    id_scalars = spec.id_bias and bool(compressed_columns(spec, maps, len(features.multi_valued)))
+    settings = ctr_settings(config, len(features.part("train")), id_scalars=id_scalars)
     further = {"train.batch_size": settings.batch_size, "train.dropout": spec.dropout, "map.item_bias": spec.id_bias}
     settings = resolved_settings(config, settings, further, session.tracker, last_epoch)
     hashes = {

@@ -81,6 +81,9 @@ def test_a_run_leaves_metrics_a_model_and_a_report(run_dir):
     assert page.count("data:image/png") == 4
     assert "Bytes by feature" in page
     assert "id bias" in page
+    # With scalars per id, DLRM takes more weight decay on a small log than full tables do.
+    facts = json.loads((run_dir / "methods" / "graph" / "history.json").read_text())["facts"]
+    assert facts["weight_decay"] == CTR_PRESETS["dlrm"].most_decay_with_scalars > CTR_PRESETS["dlrm"].most_decay
     # The figures are those of the model that was kept.
     trained = load_ctr(run_dir / "methods" / "graph", run_dir / "ingest")
     test = trained.features.part("test")
@@ -332,6 +335,9 @@ def test_a_model_of_retrieval_is_no_default_of_clicks():
     # The same prior for logs of any size but small ones, unless told otherwise.
     assert [ctr_settings(config, n).weight_decay * n for n in (200_000, 10_000_000)] == [10.0, 10.0]
     assert [ctr_settings(config, n).weight_decay for n in (1000, 100_000)] == [1e-4, 1e-4]
+    assert [ctr_settings(config, n, id_scalars=True).weight_decay for n in (1000, 20_000)] == [1e-3, 5e-4]
+    linear = RunConfig.from_flat({"run.task": "ctr", "train.model": "dcnv2"})
+    assert [ctr_settings(linear, n).weight_decay for n in (1000, 100_000)] == [2e-3, 2e-5]
     for key, expected in (("train.l2_total", 4.0 / 500), ("train.weight_decay", 4.0)):
         assert ctr_settings(RunConfig.from_flat({"run.task": "ctr", key: 4.0}), 500).weight_decay == expected
     # A small log sees enough steps, unless told otherwise.
