@@ -20,6 +20,18 @@ LOG_OPTIONS = ("format", "split", "user_column", "item_column", "weight_column")
 CTR_LOG_OPTIONS = ("label_column", "schema", "min_count")
 
 
+_rounds_option = click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Timed runs per program; medians are reported.",
+)
+_json_option = click.option(
+    "--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed."
+)
+
+
 def _log_options(command: F) -> F:
     """The options of a log."""
     options = (
@@ -80,16 +92,10 @@ graphhash bench cluster --interactions 10000000 --peer scikit-network --peer net
     help="A program to compare with: scikit-network, networkit, igraph; scikit-network-fine and igraph-fine take longer for"
     " better communities; may be repeated.  [those installed]",
 )
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Timed runs per program; medians are reported.",
-)
+@_rounds_option
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the programs that have them.  [one per core]")
 @click.option("--plot", metavar="FILE", help="Draw seconds against edges.  [bench_cluster.png with several graphs]")
-@click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed.")
+@_json_option
 def bench_cluster(
     data: str | None,
     interactions: tuple[int, ...],
@@ -155,13 +161,7 @@ graphhash bench ingest --rows 10000000 --format csv
 @click.option(
     "--format", type=click.Choice(("parquet", "csv")), default="parquet", show_default=True, help="Of the log."
 )
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Timed runs per program; medians are reported.",
-)
+@_rounds_option
 @click.option("--seed", default=0, show_default=True, help="Same seed, same log.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per program.")
 def bench_ingest(json_file: str | None, **options: Any) -> None:
@@ -223,7 +223,7 @@ graphhash bench train --data gowalla --split given --method soft --workers 1 2
     metavar="N[,N]...",
     help="Instead, compare the first method's epochs in this process with those of N workers of Ray Train.",
 )
-@click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed.")
+@_json_option
 def bench_train(
     method: str, workers: tuple[int, ...] | None, json_file: str | None, task: str | None, **options: Any
 ) -> None:
