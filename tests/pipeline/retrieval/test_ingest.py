@@ -347,11 +347,10 @@ def test_an_interrupted_session_leaves_nothing_behind(tmp_path):
         for _ in senders
     ]  # fmt: skip
     folders = [Path(process.stdout.readline().strip()) for process in processes]
-    assert all(folder.is_absolute() and folder.is_dir() for folder in folders)
-    # Both at once: each takes seconds to end its Ray.
-    for process, send in zip(processes, senders, strict=True):
+    for process, folder, send in zip(processes, folders, senders, strict=True):
+        assert folder.is_absolute()
+        assert folder.is_dir()
         send(process.pid)
-    for process, folder in zip(processes, folders, strict=True):
         process.communicate(timeout=60)
         assert process.returncode != 0
         assert not folder.exists()
