@@ -283,9 +283,13 @@ def untrained_labels(new: NewIds, *communities: Mapping[str, NDArray[np.int32]])
 _BY_HASH = "by the same hash of their number"
 _BY_GAIN = "to the community of largest gain of modularity"
 _BY_AFFINITY = "by the affinities that a trained id with their interactions has"
+FULL_TABLES = (
+    *("full", "full_float16", "full_int8", "full_int4", "full_small_dim"),
+    *("full_soft", "full_soft_int8", "full_soft_int4"),
+)
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        ("full", "full_float16", "full_int8", "full_int4", "full_small_dim"),
+        FULL_TABLES,
         Rule(_unassigned, "to no row: a full table has rows for trained ids only"),
     ),
     "modulo": Rule(_hashed("modulo"), _BY_HASH),

@@ -13,7 +13,7 @@ from graphhash.graph.local import LocalGraph
 from graphhash.maps.fold_in import soft_entries, with_new_ids
 from graphhash.maps.hashes import frequency_rows
 from pipeline.ctr.models import MAP_SETTINGS
-from pipeline.updates.rules import RULES, Assignment, NewIds, Rule, untrained_labels
+from pipeline.updates.rules import FULL_TABLES, RULES, Assignment, NewIds, Rule, untrained_labels
 
 
 def _double_soft(new: NewIds) -> Assignment:
@@ -53,7 +53,7 @@ def _double_soft(new: NewIds) -> Assignment:
     return Assignment(maps, {side: entries[side][2] for side in SIDES}, untrained_labels(new, communities))
 
 
-_TABLES = ("full", "full_float16", "full_int8", "full_int4", "full_small_dim", "lsh", "residual")
+_TABLES = (*FULL_TABLES, "lsh", "residual")
 CTR_RULES: dict[str, Rule] = {name: rule for name, rule in RULES.items() if name not in _TABLES} | {
     "double_soft": Rule(_double_soft, RULES["double_soft"].description, 1)
 }

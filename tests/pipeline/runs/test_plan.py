@@ -155,5 +155,5 @@ def test_a_run_without_a_budget_is_the_run_with_the_tasks_default(base, task):
 
 
 def test_a_precision_of_full_columns_is_evaluated_apart(base):
-    steps = [plan(base(run__task="ctr", export__precision=p), "evaluate")["evaluate soft"] for p in ("auto", "int8")]
+    steps = [plan(base(run__task="ctr", export__precision=p), "evaluate")["evaluate soft"] for p in ("auto", "float16")]
     assert steps[0].key != steps[1].key
