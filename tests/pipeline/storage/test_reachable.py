@@ -79,7 +79,12 @@ def test_a_silent_port_and_one_of_another_kind_are_no_answer(monkeypatch):
 def test_a_name_that_is_not_found_in_time_is_no_answer(monkeypatch):
     monkeypatch.setattr(reachable, "LIMIT_S", 0.1)
     waiting = threading.Event()
-    monkeypatch.setattr(socket, "create_connection", lambda *_: waiting.wait(5))
+
+    def connect(*_):
+        waiting.wait(5)
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
     assert "no answer within" in str(why_unreachable("nowhere.invalid", 80))
     waiting.set()
 

@@ -23,8 +23,10 @@ from pipeline.training.machine import n_cpus
 from tests.helpers import graphs
 from tests.pipeline.training.test_checkpoints import files_up_to, job_of, task
 
-# `graphhash train` that tells of epoch 50 and goes on when it is told to. A signal is thus sent in the middle of the training.
+# `graphhash train` that tells of epoch 50 and goes on when it is told to. A signal is thus sent in the middle of the training. Python runs
+# signal handlers between instructions: a signal that arrives just before a read that blocks would wait for that read.
 COMMAND = """
+import select
 import sys
 from pipeline.cli.main import main
 from pipeline.training import loop
@@ -37,7 +39,8 @@ def waiting(self, epoch, loss):
     on_epoch(self, epoch, loss)
     if epoch == 50:
         print("epoch 50", *(name for name in ("ray", "mlflow") if name in sys.modules), flush=True)
-        sys.stdin.readline()
+        while not select.select([sys.stdin], [], [], 0.05)[0]:
+            pass
 
 _Saver._on_epoch = waiting
 main(["train", "--out", sys.argv[1]])
