@@ -48,6 +48,7 @@ class RecommendJob:
     k: int
     exclude: list[NDArray] | None
     width: int
+    ids_as_text: bool = False
 
     @property
     def n_users(self) -> int:
@@ -58,6 +59,7 @@ class RecommendJob:
 class ScoreJob:
     user_id: NDArray
     item_ids: NDArray
+    ids_as_text: bool = False
 
     n_users = 1
 
@@ -86,14 +88,15 @@ def recommend_job(body: RecommendRequest, retriever: Retriever, limits: Limits) 
             f"{len(user_ids)} users times {width} items each (k and the longest list of excluded ones) is over "
             f"{limits.max_cells}; ask for fewer users at a time"
         )
-    return RecommendJob(user_ids, k, exclude, width)
+    return RecommendJob(user_ids, k, exclude, width, body.ids_as_text)
 
 
 def score_job(body: ScoreRequest, retriever: Retriever, limits: Limits) -> ScoreJob:
     """As `recommend_job`."""
     types = retriever.manifest["id_types"]
     user = checked_ids([body.user_id], types["user_id"], "user_id")
-    return ScoreJob(user, checked_ids(body.item_ids, types["item_id"], "item_ids", limits.max_items))
+    item_ids = checked_ids(body.item_ids, types["item_id"], "item_ids", limits.max_items)
+    return ScoreJob(user, item_ids, body.ids_as_text)
 
 
 def checked_k(k: int, retriever: Retriever, limits: Limits) -> int:
@@ -160,11 +163,11 @@ def _recommend_all(
                 "known": known,
                 "items": [
                     {"item_id": item_id, "score": score}
-                    for item_id, score in zip(item_ids[: job.k].tolist(), scores[: job.k].tolist(), strict=True)
+                    for item_id, score in zip(_shown(item_ids[: job.k], job), scores[: job.k].tolist(), strict=True)
                 ],
             }
             for user_id, known, item_ids, scores in zip(
-                job.user_ids.tolist(),
+                _shown(job.user_ids, job),
                 answer.known[start : start + job.n_users].tolist(),
                 answer.item_ids[start : start + job.n_users],
                 answer.scores[start : start + job.n_users],
@@ -185,14 +188,20 @@ def _score(job: ScoreJob, retriever: Retriever, metrics: ServingMetrics) -> byte
     return json.dumps(
         {
             "bundle": retriever.name,
-            "user_id": job.user_id.tolist()[0],
+            "user_id": _shown(job.user_id, job)[0],
             "known": known,
-            "item_ids": job.item_ids.tolist(),
+            "item_ids": _shown(job.item_ids, job),
             "scores": answer.scores[0].tolist(),
             "known_items": known_items,
         },
         separators=(",", ":"),
     ).encode()
+
+
+def _shown(ids: NDArray, job: RecommendJob | ScoreJob) -> list[int | str]:
+    """Ids of an answer, for JSON."""
+    values = ids.tolist()
+    return [str(value) for value in values] if job.ids_as_text else values
 
 
 def id_from_text(text: str, kind: str) -> int | str:

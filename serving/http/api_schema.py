@@ -14,6 +14,8 @@ from starlette.requests import Request
 
 from serving.errors import InputError
 
+AS_TEXT = "Ids of the answer are text, for clients that round whole numbers beyond 2^53. Ids of a request may be text in any case."
+AsText = Annotated[bool, Strict(), Field(description=AS_TEXT)]
 RawId = Annotated[Any, Field(json_schema_extra={"anyOf": [{"type": "integer"}, {"type": "string"}]})]
 _ID_LIST = {"items": {"anyOf": [{"type": "integer"}, {"type": "string"}]}}
 
@@ -44,6 +46,7 @@ class RecommendRequest(ApiRequest):
             json_schema_extra={"items": {"type": "array", **_ID_LIST}},
         ),
     ] = None
+    ids_as_text: AsText = False
 
 
 class ScoreRequest(ApiRequest):
@@ -51,6 +54,7 @@ class ScoreRequest(ApiRequest):
 
     user_id: Annotated[RawId, Field(description="A raw user id.")]
     item_ids: Annotated[list[Any], Field(description="Raw item ids.", json_schema_extra=_ID_LIST)]
+    ids_as_text: AsText = False
 
 
 class ScoredItem(BaseModel):

@@ -2,7 +2,7 @@
 
     POST /v1/recommend   {"user_ids": [42, 43], "k": 20, "exclude": [[7], []]}
     GET  /v1/recommend   ?user_id=42&k=10: one user, all ids as text, with titles
-    POST /v1/score       {"user_id": 42, "item_ids": [7, 8]}
+    POST /v1/score       {"user_id": 42, "item_ids": [7, 8]}; both POST routes: "ids_as_text": true, ids of the answer as text
     GET  /               a page for people: a user's recommendations; /?user_id=42 is the page of one user
     GET  /v1/explain     where asked for: the buckets behind a user's recommendations; without user_id, of some user
     GET  /healthz, /readyz, /metrics, /docs, /openapi.json

@@ -10,21 +10,23 @@ from fastapi.openapi.utils import get_openapi
 
 from serving.http.access import HEALTH_ROUTES, Access
 from serving.http.answers import Limits
+from serving.http.api_schema import AS_TEXT
 from serving.retriever import Retriever
 from serving.scorer import Scorer
 
 Schema = dict[str, Any]
 
-_ID_TYPES: dict[str, Schema] = {
-    "int64": {"type": "integer", "format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1},
-    "string": {"type": "string"},
-}
+_INT64: Schema = {"type": "integer", "format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1}
+# 19 digits are taken as well, where they are in int64; a pattern cannot say so.
+_INT64_TEXT: Schema = {"type": "string", "pattern": "^-?(0|[1-9][0-9]{0,17})$"}
+_AS_TEXT: Schema = {"type": "boolean", "default": False, "description": AS_TEXT}
 
 
 def retrieval_openapi(app: FastAPI, retriever: Retriever, limits: Limits, access: Access) -> Schema:
     """The description of a retrieval bundle's server."""
     types = retriever.manifest["id_types"]
-    user, item = _ID_TYPES[types["user_id"]], _ID_TYPES[types["item_id"]]
+    user, item = _id_schema(types["user_id"]), _id_schema(types["item_id"])
+    shown_user, shown_item = _shown_schema(types["user_id"]), _shown_schema(types["item_id"])
     k: Schema = {
         "type": "integer",
         "minimum": 1,
@@ -43,22 +45,27 @@ def retrieval_openapi(app: FastAPI, retriever: Retriever, limits: Limits, access
                 "description": "One list of raw item ids per user, not to be recommended to that user. "
                 f"Users times (k + the longest list) is at most {limits.max_cells}.",
             },
+            "ids_as_text": _AS_TEXT,
         },
         required=("user_ids",),
     )
     score = _object(
-        {"user_id": user | {"description": "A raw user id."}, "item_ids": items | {"description": "Raw item ids."}},
+        {
+            "user_id": user | {"description": "A raw user id."},
+            "item_ids": items | {"description": "Raw item ids."},
+            "ids_as_text": _AS_TEXT,
+        },
         required=("user_id", "item_ids"),
     )
     openapi = _described(app, access, {"/v1/recommend": recommend, "/v1/score": score}, limits)
     schemas = openapi["components"]["schemas"]
     for name, field, schema in (
-        ("ScoredItem", "item_id", item),
-        ("UserItems", "user_id", user),
-        ("ScoreResponse", "user_id", user),
+        ("ScoredItem", "item_id", shown_item),
+        ("UserItems", "user_id", shown_user),
+        ("ScoreResponse", "user_id", shown_user),
     ):
         schemas[name]["properties"][field] = schema
-    schemas["ScoreResponse"]["properties"]["item_ids"] = {"type": "array", "items": item}
+    schemas["ScoreResponse"]["properties"]["item_ids"] = {"type": "array", "items": shown_item}
     for path in ("/v1/recommend", "/v1/explain"):
         for parameter in openapi["paths"].get(path, {}).get("get", {}).get("parameters", ()):
             if parameter["name"] == "k":
@@ -110,16 +117,26 @@ def ctr_openapi(app: FastAPI, scorer: Scorer, limits: Limits, access: Access) ->
     return _described(app, access, {"/v1/predict": predict}, limits)
 
 
+def _id_schema(kind: str) -> Schema:
+    """An id of a request."""
+    return {"anyOf": [_INT64, _INT64_TEXT]} if kind == "int64" else {"type": "string"}
+
+
+def _shown_schema(kind: str) -> Schema:
+    """An id of an answer, which is text where the request asks for that."""
+    return {"anyOf": [_INT64, {"type": "string"}]} if kind == "int64" else {"type": "string"}
+
+
 def _value_schema(column: Mapping[str, Any]) -> Schema:
     if column["role"] == "dense":
         return {"type": ["number", "null"]}
-    plain = _ID_TYPES[column["dtype"]]
+    plain = _id_schema(column["dtype"])
     if column["role"] == "multi_valued":
         return {
             "anyOf": [{"type": "array", "items": plain}, {"type": "null"}],
             "description": f"The first {column['width']} values count.",
         }
-    return plain | {"type": [plain["type"], "null"]}
+    return {"anyOf": [plain, {"type": "null"}]}
 
 
 def _object(properties: Schema, required: tuple[str, ...]) -> Schema:

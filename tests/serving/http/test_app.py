@@ -84,6 +84,49 @@ def test_scores_the_items_asked_for(kind, ids, bundles, clients):
     assert clients[kind].post("/v1/score", {"user_id": ids[2], "item_ids": []}).json()["scores"] == []
 
 
+def in_a_browser(body: bytes) -> dict:
+    """JSON as JavaScript reads it: every number is a float64."""
+    return json.loads(body, parse_int=float)
+
+
+def test_ids_beyond_2_53_reach_a_browser_as_text(bundles, client):
+    small = bundles["int64"][0]
+    large = [i for i in INT_IDS if abs(i) > 2**53]
+    assert len(large) == 3
+    texts, everything = [str(user) for user in large], [[str(i) for i in INT_IDS[:3]], [], []]
+    out = [INT_IDS[:3], [], []]
+    body = {"user_ids": texts, "k": 23, "exclude": everything}
+    answer = client.post("/v1/recommend", body | {"ids_as_text": True})
+    assert answer.status == 200
+    for user, result, excluded in zip(large, in_a_browser(answer.body)["results"], out, strict=True):
+        whole = expected(small, user, 23, excluded)
+        assert result["user_id"] == str(user)
+        assert [item["item_id"] for item in result["items"]] == [str(item["item_id"]) for item in whole["items"]]
+        assert [item["score"] for item in result["items"]] == [item["score"] for item in whole["items"]]
+    # As numbers, which is the default, they come back rounded.
+    numbers = in_a_browser(client.post("/v1/recommend", body).body)["results"]
+    assert int(numbers[-1]["user_id"]) != large[-1]
+
+    scores = client.post("/v1/score", {"user_id": texts[-1], "item_ids": texts, "ids_as_text": True}).json()
+    plain = client.post("/v1/score", {"user_id": large[-1], "item_ids": large}).json()
+    assert (scores["user_id"], scores["item_ids"]) == (texts[-1], texts)
+    assert (plain["user_id"], plain["item_ids"]) == (large[-1], large)
+    assert (scores["scores"], scores["known_items"]) == (plain["scores"], [True] * 3)
+
+
+def test_text_is_of_the_request_that_asks_for_it_not_of_those_beside_it(bundles):
+    client = AsgiClient(create_app(LiveBundle(Retriever, bundles["int64"][1], "cpu", 1), LIMITS))
+    bodies = [json.dumps({"user_ids": [3], "k": 2, "ids_as_text": n % 2 == 0}).encode() for n in range(8)]
+
+    async def together():
+        return await asyncio.gather(*(client.request("POST", "/v1/recommend", body) for body in bodies))
+
+    for n, answer in enumerate(client.run(together())):
+        (result,) = answer.json()["results"]
+        kind = str if n % 2 == 0 else int
+        assert {type(result["user_id"]), *(type(item["item_id"]) for item in result["items"])} == {kind}
+
+
 def test_an_empty_batch_gets_an_empty_answer(client):
     assert client.post("/v1/recommend", {"user_ids": [], "exclude": []}).json()["results"] == []
 
@@ -142,7 +185,9 @@ def test_requests_at_the_same_time_share_runs_and_get_their_own_answers(bundles)
         ({"user_ids": [3], "exclude": [7]}, r"exclude\[0\] is 7; give a list"),
         ({"user_ids": [3], "exclude": [["x"]]}, r"exclude\[0\]\[0\] is 'x'"),
         ({"user_ids": [3], "exclude": [[0] * 41]}, r"exclude\[0\] has 41 ids; at most 40"),
-        ({"user_ids": [3], "exlude": []}, "exlude: no such field; there are user_ids, k, exclude"),
+        ({"user_ids": [3], "exlude": []}, "exlude: no such field; there are user_ids, k, exclude, ids_as_text"),
+        ({"user_ids": [3], "ids_as_text": 1}, "ids_as_text: Input should be a valid boolean, not 1"),
+        ({"user_ids": ["9223372036854775808"]}, "this model takes int64 ids"),
         ({"user_ids": [3] * 51}, "user_ids has 51 ids; at most 50 a request"),
         ({"user_ids": [3] * 48, "k": 23}, "48 users times 23 items each .* is over 1000"),
         ({"user_ids": ["line\nbreak\ud800"]}, "Invalid JSON|line.nbreak"),

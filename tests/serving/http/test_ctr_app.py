@@ -70,6 +70,18 @@ def test_rows_and_columns_get_the_scorers_answer(client, bundle):
     assert 'graphhash_requests_total{route="/v1/predict",status="200"} 4.0' in figures
 
 
+def test_whole_numbers_may_be_text_which_no_browser_rounds(client):
+    row = as_rows(clean(raw_log(1)))[0] | {"device": 2**63 - 1, "item": 2**62, "tags": [2**62 + 1, 5]}
+    texts = row | {"device": str(2**63 - 1), "item": str(2**62), "tags": [str(2**62 + 1), "5"]}
+    as_text, as_numbers = (client.post("/v1/predict", {"rows": [r]}) for r in (texts, row))
+    assert as_text.status == 200
+    assert as_text.body == as_numbers.body
+    schema = client.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
+    device = schema["application/json"]["schema"]["properties"]["rows"]["anyOf"][0]["items"]["properties"]["device"]
+    kinds = [kind["type"] for part in device["anyOf"] for kind in part.get("anyOf", [part])]
+    assert kinds == ["integer", "string", "null"]
+
+
 def test_a_time_may_be_given_for_its_parts(client):
     log = clean(raw_log(2)) | {"hour_hour": [13, None]}
     expected = client.post("/v1/predict", {"columns": log}).json()["probabilities"]

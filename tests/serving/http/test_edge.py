@@ -289,9 +289,16 @@ def test_the_description_states_the_bundles_types_and_limits(tmp_path):
     assert body["properties"]["user_ids"]["items"] == {"type": "string"}
     assert body["properties"]["user_ids"]["maxItems"] == 50
     assert body["properties"]["k"]["maximum"] == 5
-    assert body["properties"]["exclude"]["anyOf"][0]["items"]["items"] == int64
+    asked_item = body["properties"]["exclude"]["anyOf"][0]["items"]["items"]
+    assert asked_item["anyOf"][0] == int64
+    assert asked_item["anyOf"][1]["type"] == "string"
+    assert body["properties"]["ids_as_text"]["type"] == "boolean"
+    assert (
+        "ids_as_text"
+        in paths["/v1/score"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    )
     assert body["additionalProperties"] is False
-    assert schemas["ScoredItem"]["properties"]["item_id"] == int64
+    assert schemas["ScoredItem"]["properties"]["item_id"] == {"anyOf": [int64, {"type": "string"}]}
     assert schemas["UserItems"]["properties"]["user_id"] == {"type": "string"}
     assert "422" not in str(openapi)
     # All of a small catalogue may be asked for with any k.

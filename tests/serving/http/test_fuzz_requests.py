@@ -116,20 +116,24 @@ def check_retrieval(retriever: Retriever, method: str, path: str, body: bytes, a
     if refused(method, path, body, answer, {"/v1/recommend", "/v1/score"}):
         return
     asked, got = json.loads(body), answer.json()
+
+    def shown(ids: np.ndarray) -> list:
+        return [str(i) for i in ids.tolist()] if asked.get("ids_as_text") else ids.tolist()
+
     if path == "/v1/score":
         expected = retriever.score([asked["user_id"]], [asked["item_ids"]])
         types = retriever.manifest["id_types"]
-        assert [got["user_id"]] == as_id_array([asked["user_id"]], types["user_id"], "user_id").tolist()
-        assert got["item_ids"] == as_id_array(asked["item_ids"], types["item_id"], "item_ids").tolist()
+        assert [got["user_id"]] == shown(as_id_array([asked["user_id"]], types["user_id"], "user_id"))
+        assert got["item_ids"] == shown(as_id_array(asked["item_ids"], types["item_id"], "item_ids"))
         assert got["scores"] == expected.scores[0].tolist()
         assert got["known_items"] == expected.known_items[0].tolist()
         return
     expected = retriever.recommend(asked["user_ids"], asked.get("k", 20), asked.get("exclude"))
     users = as_id_array(asked["user_ids"], retriever.manifest["id_types"]["user_id"], "user_ids")
-    assert [result["user_id"] for result in got["results"]] == users.tolist()
+    assert [result["user_id"] for result in got["results"]] == shown(users)
     assert [result["known"] for result in got["results"]] == expected.known.tolist()
     for result, ids, scores in zip(got["results"], expected.item_ids, expected.scores, strict=True):
-        assert [item["item_id"] for item in result["items"]] == ids.tolist()
+        assert [item["item_id"] for item in result["items"]] == shown(ids)
         assert [item["score"] for item in result["items"]] == scores.tolist()
 
 
@@ -192,6 +196,8 @@ def test_mutated_requests_get_a_right_answer_or_a_reason(kind, ids, tmp_path):
         ("POST", "/v1/recommend", {"user_ids": ids[:3], "k": 5}),
         ("POST", "/v1/recommend", {"user_ids": ids[2:5], "k": 2, "exclude": [ids[:2], [], ids[4:5]]}),
         ("POST", "/v1/score", {"user_id": ids[1], "item_ids": ids[:6]}),
+        ("POST", "/v1/recommend", {"user_ids": ids[4:7], "k": 3, "ids_as_text": True}),
+        ("POST", "/v1/score", {"user_id": ids[2], "item_ids": ids[1:4], "ids_as_text": True}),
     ]
     hammer(client, valid, partial(check_retrieval, Retriever(tmp_path / "bundle", provider="cpu", threads=1)))
 
