@@ -35,21 +35,13 @@ from pipeline.config.choices import (
     RUNTIMES,
     TASKS,
 )
+from pipeline.config.cluster import BUDGET_KEYS, ClusterConfig
+from pipeline.config.data import DataConfig
 from pipeline.config.keys import check_key, check_value, keys, parse_override
-from pipeline.config.sections import (
-    BUDGET_KEYS,
-    SECTIONS,
-    TASK_DEFAULTS,
-    ClusterConfig,
-    DataConfig,
-    EvaluateConfig,
-    ExportConfig,
-    JobConfig,
-    MapConfig,
-    TrainConfig,
-)
+from pipeline.config.sections import SECTIONS, TASK_DEFAULTS, EvaluateConfig, ExportConfig, JobConfig, MapConfig
 from pipeline.config.task_checks import check_task
 from pipeline.config.toml_file import read_toml, write_toml
+from pipeline.config.train import TrainConfig
 from pipeline.config.validation import STRICT, one_line_errors
 from pipeline.errors import ConfigError
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.choices import CTR_FORMATS, CTR_MODELS, MODELS
-from pipeline.config.sections import BUDGET_KEYS, EvaluateConfig
+from pipeline.config.cluster import BUDGET_KEYS
+from pipeline.config.sections import EvaluateConfig
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:

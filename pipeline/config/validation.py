@@ -7,10 +7,10 @@ import math
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from graphhash.errors import did_you_mean
@@ -19,6 +19,8 @@ from pipeline.errors import ConfigError
 T = TypeVar("T")
 # Values are of the type that the field names; a whole number is taken where a number is expected.
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+# A seed of any section.
+Seed = Annotated[int, Field(ge=0)]
 WORDS: dict[type, str] = {
     str: "a text",
     int: "a whole number",

@@ -44,7 +44,7 @@ class ClusterFacts(CommunityFacts):
 
 
 class ClusteringOptions(TypedDict):
-    """Options of a clustering beside its budget, as in ``pipeline.config.sections.ClusterConfig``."""
+    """Options of a clustering beside its budget, as in ``pipeline.config.cluster.ClusterConfig``."""
 
     method: str
     max_size: int | None
