@@ -5,7 +5,6 @@ Reads the protobuf by hand, because serving needs no onnx package, and skips wha
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,8 @@ _ONNX_FIELDS = {
     "Tensor": {13: "ExternalEntry"},
 }
 _MAX_DEPTH = 64
+_KEY = b"location"
+_CHUNK_BYTES = 8 * 2**20
 
 
 def external_locations(model: Path) -> set[str]:
@@ -32,19 +33,32 @@ def external_locations(model: Path) -> set[str]:
     """
     if model.stat().st_size == 0:
         raise ValueError("it is empty")
-    with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        # The key stands there in clear; without it there is no external data, and nothing to walk.
-        if data.find(b"location") < 0:
-            return set()
-        locations: set[str] = set()
-        try:
-            _walk(data, 0, len(data), "Model", locations, 0)
-        except IndexError:
-            raise ValueError("it is cut short") from None
-        return locations
+    # The key stands there in clear; without it there is no external data, and nothing to walk.
+    if not _holds_key(model):
+        return set()
+    # Read and not mapped: a mapped file that somebody cuts would end the process. With external data it is small.
+    data = model.read_bytes()
+    locations: set[str] = set()
+    try:
+        _walk(data, 0, len(data), "Model", locations, 0)
+    except IndexError:
+        raise ValueError("it is cut short") from None
+    return locations
 
 
-def _walk(data: mmap.mmap, start: int, stop: int, message: str, locations: set[str], depth: int) -> None:
+def _holds_key(model: Path) -> bool:
+    """Whether a file holds the key of external locations, in a few MiB of memory."""
+    end = b""
+    with open(model, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            window = end + chunk
+            if _KEY in window:
+                return True
+            end = window[1 - len(_KEY) :]
+    return False
+
+
+def _walk(data: bytes, start: int, stop: int, message: str, locations: set[str], depth: int) -> None:
     """Collect the external locations of one protobuf message that lies in data[start:stop]."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"nested deeper than {_MAX_DEPTH}")
@@ -58,7 +72,7 @@ def _walk(data: mmap.mmap, start: int, stop: int, message: str, locations: set[s
         locations.add(entry[2].decode("utf-8"))
 
 
-def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+def _fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """(number, start, stop) of each length-delimited field; the others hold no tensors and are skipped."""
     position = start
     while position < stop:
@@ -80,7 +94,7 @@ def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, 
         raise ValueError("a field leaves its message")
 
 
-def read_varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
+def read_varint(data: bytes, position: int) -> tuple[int, int]:
     """A number of protobuf's at a place, and the place behind it; ValueError where it does not end."""
     value = 0
     for shift in range(0, 70, 7):

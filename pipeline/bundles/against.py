@@ -16,6 +16,7 @@ from pipeline.ctr.columns import LABELS, labels_of
 from pipeline.logs.tables import Rows, column_names, find_files, listed_names, read_rows
 from serving.bundle_model import Provider
 from serving.errors import InputError
+from serving.private_copy import load_privately
 from serving.scorer import Scorer
 
 # Bins of about as many samples each, by rising prediction.
@@ -83,7 +84,7 @@ def check_against(bundle: Path, log: str, *, label: str | None = None, provider:
         BundleError: the bundle is not one of a CTR model.
         DataError: a column is missing, a label is neither 0 nor 1, or a value is of another type than the bundle's.
     """
-    scorer = Scorer(bundle, provider)
+    scorer = load_privately(bundle, lambda folder: Scorer(folder, provider))
     files = find_files(log, "auto", "random")
     name, label_from = _label(scorer.manifest, column_names(files[0]), label, files[0].path)
     totals, parts, n_oov = CtrTotals(), [], dict[str, int]()

@@ -24,6 +24,7 @@ from serving.errors import BundleError, first_line
 from serving.external_data import external_locations
 from serving.manifest import MODEL
 from serving.node_placement import nodes_by_provider
+from serving.private_copy import fingerprint, private_copy
 from serving.tasks import open_bundle
 
 
@@ -62,8 +63,17 @@ def check(bundle: Path, provider: Provider = "auto") -> Iterator[Finding]:
         provider: "auto", "cpu" or "cuda", for the trial request.
 
     Raises:
-        BundleError: at the first thing that is wrong.
+        BundleError: at the first thing that is wrong, or at the end, where the files have changed meanwhile. They are checked in a
+            private copy (`serving.private_copy`).
     """
+    before = fingerprint(bundle)
+    with private_copy(bundle) as copy:
+        yield from _findings(copy, provider)
+    if fingerprint(bundle) != before:
+        raise BundleError(f"{bundle}: changed while it was checked; check it again once nothing writes to it")
+
+
+def _findings(bundle: Path, provider: Provider) -> Iterator[Finding]:
     manifest = check_bundle(bundle)
     yield Finding("manifest", f"format {manifest['format_version']}, written {manifest['created_at']}, hash as stated")
     for name, entry in manifest["files"].items():

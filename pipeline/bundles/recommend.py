@@ -44,9 +44,10 @@ def recommend(
         BundleError: the bundle is damaged or cannot be loaded.
         DataError: an id is of the wrong type, or the run folder is not there.
     """
+    from serving.private_copy import load_privately
     from serving.retriever import Retriever
 
-    retriever = Retriever(bundle, provider=provider, threads=threads)
+    retriever = load_privately(bundle, lambda folder: Retriever(folder, provider=provider, threads=threads))
     types = retriever.manifest["id_types"]
     users = _as_type(user_ids, types["user_id"], "user id")
     always = _as_type(exclude, types["item_id"], "item id")

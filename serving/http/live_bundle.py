@@ -11,33 +11,26 @@ What is replaced is the folder or a link to it, as `graphhash export` and `graph
 takes other requests is refused, and the old one stays until the folder changes again. A new bundle that cannot be read or loaded now
 (an I/O error, no memory) is tried again, with pauses that double from FIRST_RETRY_S to MAX_RETRY_S.
 
-A model is loaded from a private copy of the folder, in the system's temporary folder (TMPDIR), whose names are removed once it is loaded.
-ONNX Runtime maps external data for as long as the session lives, and a mapped file that somebody cuts would end the process (SIGBUS).
+A model is loaded from a private copy of the folder (`serving.private_copy`), so that no change of its files ends the process.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic
 
-from serving.bundle_model import BundleModel, Provider
+from serving.bundle_model import Provider
 from serving.errors import BundleError, BundleLoadError, first_line
-from serving.manifest import MANIFEST, read_manifest
+from serving.manifest import MANIFEST
+from serving.private_copy import Model, fingerprint, load_privately
 
 FIRST_RETRY_S = 2.0
 MAX_RETRY_S = 300.0
 
-# Name, size, time and number of each file: what changes when a folder is replaced or written to.
-Fingerprint = tuple[tuple[str, int, int, int], ...]
 _UNREACHABLE = "looking for a newer bundle failed "
-Model = TypeVar("Model", bound=BundleModel)
 
 
 class LiveBundle(Generic[Model]):
@@ -71,7 +64,7 @@ class LiveBundle(Generic[Model]):
         self._model_class, self._provider, self._threads = model_class, provider, threads
         self._lock = threading.Lock()
         # Taken before loading: a replacement meanwhile is then seen by the next refresh.
-        self._seen = _fingerprint(self.path)
+        self._seen = fingerprint(self.path)
         self._retry_at: float | None = None
         self.refused: str | None = None
         self.n_failures = 0
@@ -93,7 +86,7 @@ class LiveBundle(Generic[Model]):
                     return None
                 if (self.refused or "").startswith(_UNREACHABLE):
                     self.refused = None
-            seen = _fingerprint(self.path)
+            seen = fingerprint(self.path)
             if not any(name == MANIFEST for name, *_ in seen):
                 return None
             if seen == self._seen and not self._is_retry_due():
@@ -113,7 +106,7 @@ class LiveBundle(Generic[Model]):
             except Exception as error:  # Whatever it is, the old bundle goes on, and the new one is not given up.
                 self._try_again(f"{self.path}: {type(error).__name__}: {first_line(error)}")
                 return None
-            if _fingerprint(self.path) != seen:  # Replaced again while it was read: it may be of both.
+            if fingerprint(self.path) != seen:  # Replaced again while it was read: it may be of both.
                 self._seen = ()
                 return None
             self.refused, self.n_failures = None, 0
@@ -124,13 +117,9 @@ class LiveBundle(Generic[Model]):
 
     def _load(self) -> Model:
         # Resolved, because a link may point elsewhere between two of its files.
-        folder = self.path.resolve()
-        with _private_copy(folder) as copy:
-            loaded = self._model_class(copy, self._provider, self._threads)
-            # The first run of a session allocates its memory; no client is to wait for it.
-            loaded.warm_up()
-        loaded.path = folder
-        return loaded
+        return load_privately(
+            self.path.resolve(), lambda folder: self._model_class(folder, self._provider, self._threads)
+        )
 
     def _check_requests(self, loaded: Model) -> None:
         """Raise BundleError if the model needs what clients of the one in use do not send, or in another type.
@@ -153,35 +142,3 @@ class LiveBundle(Generic[Model]):
             f"a bundle newer than the one in use could not be loaded ({reason}); trying again in {pause_s:g} s "
             f"(attempts so far: {self.n_failures})"
         )
-
-
-@contextmanager
-def _private_copy(folder: Path) -> Iterator[Path]:
-    """A copy of a bundle's files that nobody writes to, for the length of the block; its errors name the bundle itself.
-
-    Raises:
-        BundleLoadError: it cannot be made.
-    """
-    read_manifest(folder)  # Before gigabytes are copied of what is no bundle.
-    try:
-        with tempfile.TemporaryDirectory(prefix="graphhash-bundle-") as private:
-            copy = Path(private) / "bundle"
-            shutil.copytree(folder, copy, symlinks=True)
-            try:
-                yield copy
-            except BundleError as error:
-                raise type(error)(str(error).replace(str(copy), str(folder))) from error
-    except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise BundleLoadError(
-            f"{folder}: cannot be copied to {tempfile.gettempdir()} ({reason}); set TMPDIR to a folder with room for the bundle"
-        ) from error
-
-
-def _fingerprint(folder: Path) -> Fingerprint:
-    try:
-        with os.scandir(folder) as entries:
-            stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-    except OSError:
-        return ()
-    return tuple(sorted((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats))

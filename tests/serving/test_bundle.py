@@ -13,12 +13,14 @@ import numpy as np
 import onnx
 import pytest
 
-from serving import manifest
+from serving import external_data, manifest
 from serving.bundle import check_bundle, write_manifest
 from serving.errors import BundleError
 from serving.external_data import external_locations
 from tests.helpers.small_models import small_model
 from tests.helpers.tampering import rewrite
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,32 @@ def test_external_locations_are_found_in_attributes_and_subgraphs(tmp_path):
     assert external_locations(tmp_path / "m.onnx") == {"a", "b", "c"}
 
 
+def test_a_file_that_is_cut_while_it_is_walked_does_not_end_the_process(copied):
+    """Run in a process of its own: before, the file was mapped, and the process died of SIGBUS."""
+    code = f"""
+from serving import external_data
+walk = external_data._walk
+def spoiled(*arguments):
+    open({str(copied / "model.onnx")!r}, "r+b").truncate(0)
+    external_data._walk = walk
+    return walk(*arguments)
+external_data._walk = spoiled
+from pathlib import Path
+assert external_data.external_locations(Path({str(copied / "model.onnx")!r})) == {{"model.onnx.data"}}
+"""
+    got = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert got.returncode == 0, (got.returncode, got.stderr)
+
+
+def test_the_key_of_external_data_is_found_across_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(external_data, "_CHUNK_BYTES", 5)
+    for n in range(12):
+        (tmp_path / "file").write_bytes(b"x" * n + b"location" + b"y")
+        assert external_data._holds_key(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"locatio" * 9)
+    assert not external_data._holds_key(tmp_path / "file")
+
+
 def test_random_damage_to_the_walked_file_raises_nothing_but_value_errors(exported, tmp_path):
     original = (exported / "model.onnx").read_bytes()
     rng = np.random.default_rng(0)
@@ -237,5 +265,4 @@ def test_serving_imports_without_the_training_half():
         "& set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", program], cwd=root, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from tests.helpers.small_models import INT_IDS, STRING_IDS, small_model
 from tests.helpers.tampering import rewrite
 
 # GRAPHHASH_FUZZ=2000 damages so many bundles; the default suits a suite that runs often.
+ROOT = Path(__file__).resolve().parents[3]
 N_DAMAGED = int(os.environ.get("GRAPHHASH_FUZZ", 400))
 USERS = ["", "a", "日本", "nobody"]
 
@@ -209,3 +212,35 @@ def test_the_benchmark_measures_time_memory_and_placement(exported, tmp_path):
     assert as_markdown(results).count("\n| 4 |") == 2
     draw(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+SPOILED = """
+import sys
+from pathlib import Path
+from pipeline.__main__ import main
+from pipeline.bundles import check_retrieval
+
+folder, trial = Path(sys.argv[2]), check_retrieval.trial_request
+
+def spoiled(loaded, known):
+    # In place, as rsync --inplace or a copy over the folder does it.
+    for file in folder.iterdir():
+        with open(file, "r+b") as opened:
+            opened.truncate(10)
+    return trial(loaded, known)
+
+check_retrieval.trial_request = spoiled
+main()
+"""
+
+
+def test_a_bundle_that_is_cut_while_it_is_checked_is_told_in_one_line(tmp_path):
+    """Run in a process of its own: before, it died of SIGBUS, because ONNX Runtime had mapped what was cut."""
+    small_model(n_items=3000).export(tmp_path / "bundle", external_data_mib=0.0001)
+    command = [sys.executable, "-c", SPOILED, "check", str(tmp_path / "bundle"), "--provider", "cpu"]
+    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert got.returncode == 1, got.stderr
+    assert got.stderr == (
+        f"graphhash: error: {tmp_path / 'bundle'}: changed while it was checked; check it again once nothing writes to it\n"
+    )
+    assert "ok  trial request" in got.stdout
