@@ -1,17 +1,18 @@
 """The ingest stage of retrieval: an interaction log -> vocabularies, and train, validation and test graphs in shards on disk.
 
-Every heavy step is a function over files (`pipeline.retrieval.ingest_tasks`). Ray tasks call it where Ray is running, as on a cluster, else
+Every heavy step is a function over files (`pipeline.retrieval.ingestion`). Ray tasks call it where Ray is running, as on a cluster, else
 threads of this process: the steps are compiled loops and Arrow, which run side by side in one process, and memory is bounded by the sizes
-of blocks and partitions whatever the log's. The driver of the tasks holds the ids and numbers per id, never the edges. The result depends
-on the data, the seed and the shares of the split alone: files, chunks, tasks and CPUs do not change a byte, and the number of shards
-changes only where the graphs are cut.
+of blocks and partitions whatever the log's. All edges of a user are in one partition, a range of users, so merging duplicates, leaks into
+the test and a user's lowest hash need no other partition. The driver of the tasks holds the ids and numbers per id, never the edges. The
+result depends on the data, the seed and the shares of the split alone: files, chunks, tasks and CPUs do not change a byte, and the number
+of shards changes only where the graphs are cut.
 
 The folder appears complete or not at all; `docs/formats.md` (Ingest folder) lists its files.
 
 Split "random": all files of the log together; each user and each item keeps one edge in train, and of the other edges the shares
 `test` and `validation` are drawn (`graphhash.graph.interactions`). Split "given": test is the test file, validation is drawn from the
 train file in the same way, vocabularies are train's. A test row whose user or item train does not have, or whose pair is in train
-too, is a bad row. Splits "temporal" and "leave-last-out": `pipeline.retrieval.ingest_times`. On a cluster of several machines, log and
+too, is a bad row. Splits "temporal" and "leave-last-out": `pipeline.retrieval.ingestion.times`. On a cluster of several machines, log and
 folder have to be on shared storage.
 """
 
@@ -28,24 +29,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.distributed.session import run_tasks
 from pipeline.distributed.shards import ShardedCsr, balanced_starts, finish
-from pipeline.logs.columns import REJECTED_SCHEMA
 from pipeline.logs.kinds import open_sources
 from pipeline.logs.sources import Chunk, Source, cut_chunks
-from pipeline.retrieval import ingest_tasks as tasks
-from pipeline.retrieval.ingest_core import items_of_train, keep_core
-from pipeline.retrieval.ingest_files import Workspace, read_table
-from pipeline.retrieval.ingest_ids import SIDES, number_ids
-from pipeline.retrieval.ingest_ranges import Layout, Ranges, cut_blocks, ranges_of_users
-from pipeline.retrieval.ingest_tasks import Reading, Split
-from pipeline.retrieval.ingest_times import (
+from pipeline.retrieval.ingestion.core import items_of_train, keep_core
+from pipeline.retrieval.ingestion.encode import encode_partition, hold_out
+from pipeline.retrieval.ingestion.files import Workspace
+from pipeline.retrieval.ingestion.filters import FilterFacts, describe_removed, has_core, is_filtered
+from pipeline.retrieval.ingestion.graphs import Split, build_shard, gather_items, split_partition
+from pipeline.retrieval.ingestion.ids import SIDES, number_ids, write_vocabulary
+from pipeline.retrieval.ingestion.merge import cut_block, lowest_of_items, merge_partition
+from pipeline.retrieval.ingestion.ranges import Layout, Ranges, cut_blocks, ranges_of_users
+from pipeline.retrieval.ingestion.read import ReadFacts, Reading, join_ranges, other_columns, read_part
+from pipeline.retrieval.ingestion.rejected import gather_rejected
+from pipeline.retrieval.ingestion.times import (
     MICROSECONDS_PER_DAY,
     TimeFacts,
     TrainRows,
@@ -68,17 +69,6 @@ BLOCK_ROWS = 2_000_000
 PARTITION_EDGES = 2_000_000
 # More of them wait for memory and disk.
 MAX_THREADS = 16
-
-
-class FilterFacts(TypedDict):
-    """What the filters removed: rows of a low rating, users, items and pairs of train outside of the core, and rows of a given test file
-    whose user or item train then lacks."""
-
-    rows_below: int
-    users: int
-    items: int
-    interactions: int
-    test_rows: int
 
 
 class IngestFacts(TypedDict):
@@ -161,8 +151,8 @@ class _Ingestion:
         if half_life is not None:
             train = with_newest(train, self._each(newest_of_partition, layout, (work, layout), (train,), "times"))
         # Of all rows that are read, none is held out or left out: their numbering is the vocabularies'.
-        is_whole = train.cut is None and not layout.tests and not _has_core(config)
-        self._each(tasks.merge_partition, layout, (work, layout), (train, config.seed if is_whole else None), "merge")
+        is_whole = train.cut is None and not layout.tests and not has_core(config)
+        self._each(merge_partition, layout, (work, layout), (train, config.seed if is_whole else None), "merge")
         self.on_phase("merge")
         self._keep_core(layout)
         vocabularies = self._number(layout, is_whole)
@@ -170,14 +160,15 @@ class _Ingestion:
             n_rejected += self._encode(layout)
         held_out = {}
         if train.cut is not None:
-            held_out = part_facts(work, self._each(tasks.hold_out, layout, (work, layout), (train.cut,), "hold out"))
+            held_out = part_facts(work, self._each(hold_out, layout, (work, layout), (train.cut,), "hold out"))
         self.on_phase("encode")
         graphs = self._build(layout, vocabularies)
         self.on_phase("build")
         for side in SIDES:
             work.vocabulary(side).rename(self.out / f"{side}s.parquet")
         if n_rejected:
-            _write_rejected(self.out / "rejected.parquet", work, self.log, len(layout.ranges))
+            files, n_chunks = [source.file for source in self.log.sources], len(self.log.chunks)
+            gather_rejected(self.out / "rejected.parquet", work, files, n_chunks, len(layout.ranges))
         facts: IngestFacts = {
             "n_users": len(vocabularies["user"]),
             "n_items": len(vocabularies["item"]),
@@ -205,11 +196,11 @@ class _Ingestion:
         """Call a task for each partition, whose number is between the `first` and the `last` arguments."""
         return self._tasks(function, [(*first, p, *last) for p in range(len(layout.ranges))], label)
 
-    def _read(self) -> list[tasks.ReadFacts]:
+    def _read(self) -> list[ReadFacts]:
         """Read all chunks."""
         log, config = self.log, self.config
         reads = [(self.work, number, chunk, log.reading) for number, chunk in enumerate(log.chunks)]
-        read = self._tasks(tasks.read_part, reads, "read")
+        read = self._tasks(read_part, reads, "read")
         n_rejected = sum(facts["n_rejected"] for facts in read)
         self.removed["rows_below"] = sum(facts["n_below"] for facts in read)
         if not sum(read[number]["n_rows"] for number in log.train):
@@ -223,12 +214,12 @@ class _Ingestion:
             )
         return read
 
-    def _lay_out(self, read: Sequence[tasks.ReadFacts]) -> Layout:
+    def _lay_out(self, read: Sequence[ReadFacts]) -> Layout:
         """Number all ids, and cut all rows by ranges of users."""
         work, columns = self.work, self.log.reading.columns
         kinds = {"user": columns.user_kind, "item": columns.item_kind}
         n_rows = [facts["n_rows"] for facts in read]
-        numberings = number_ids(work, kinds, tasks.join_ranges(read), n_rows, self.threads)
+        numberings = number_ids(work, kinds, join_ranges(read), n_rows, self.threads)
         blocks = cut_blocks(n_rows, BLOCK_ROWS)
         train = set(self.log.train)
         blocks, tests = [b for b in blocks if b.chunk in train], [b for b in blocks if b.chunk not in train]
@@ -237,11 +228,11 @@ class _Ingestion:
             numberings["user"],
             numberings["item"],
             ranges_of_users(work, numberings["user"], blocks, n_partitions),
-            tasks.other_columns(columns),
+            other_columns(columns),
             tuple(blocks),
             tuple(tests),
         )
-        self._tasks(tasks.cut_block, [(work, layout, block) for block in (*blocks, *tests)], "cut")
+        self._tasks(cut_block, [(work, layout, block) for block in (*blocks, *tests)], "cut")
         for chunk in range(len(n_rows)):
             for name in ("user", "item", *layout.columns):
                 work.column(name, chunk).unlink()
@@ -250,7 +241,7 @@ class _Ingestion:
     def _keep_core(self, layout: Layout) -> None:
         """Remove users and items of train with too few interactions, and note how many."""
         config, removed = self.config, self.removed
-        if not _has_core(config):
+        if not has_core(config):
             return
         least = (config.min_item_interactions, config.min_user_interactions)
         core = keep_core(self.work, len(layout.ranges), layout.items.n_ids, least, self.threads)
@@ -275,13 +266,13 @@ class _Ingestion:
             for side, numbering in (("user", layout.users), ("item", layout.items)):
                 rows = np.where(kept[side], np.cumsum(kept[side]) - 1, -1)
                 work.save(f"{side}_map", rows.astype(numbering.dtype))
-        found = self._tasks(tasks.write_vocabulary, [(work, side, kept.get(side)) for side in SIDES], "vocabularies")
+        found = self._tasks(write_vocabulary, [(work, side, kept.get(side)) for side in SIDES], "vocabularies")
         return dict(zip(SIDES, found, strict=True))
 
     def _encode(self, layout: Layout) -> int:
         """Turn rows of the numbering into vocabulary rows. Returns the number of rejected test rows."""
         last = (self.config.seed, self.log.reading)
-        encoded = self._each(tasks.encode_partition, layout, (self.work, layout), last, "encode")
+        encoded = self._each(encode_partition, layout, (self.work, layout), last, "encode")
         problems = [facts["problem"] for facts in encoded if facts["problem"]]
         if problems:
             raise DataError(min(problems)[2])
@@ -292,12 +283,12 @@ class _Ingestion:
         """Split the edges; and the graphs, in shards of about as many edges each."""
         work, out, n_shards = self.work, self.out, self.config.shards
         n_users, n_items, n_partitions = len(vocabularies["user"]), len(vocabularies["item"]), len(layout.ranges)
-        lowest, n_edges = tasks.lowest_of_items(work, n_partitions, n_items)
+        lowest, n_edges = lowest_of_items(work, n_partitions, n_items)
         work.save("item_lowest", lowest)
         items = Ranges.balanced(np.arange(n_items), n_edges, n_items, n_partitions)
         work.save("item_starts", items.bounds)
-        self._each(tasks.split_partition, layout, (work,), (_split(self.config), items), "split")
-        self._tasks(tasks.gather_items, [(work, n, items, n_partitions) for n in range(len(items))], "gather")
+        self._each(split_partition, layout, (work,), (_split(self.config), items), "split")
+        self._tasks(gather_items, [(work, n, items, n_partitions) for n in range(len(items))], "gather")
         builds, sizes = [], {}
         for name in ("train", "train_by_item", "validation", "test"):
             n_cols = n_users if name == "train_by_item" else n_items
@@ -305,7 +296,7 @@ class _Ingestion:
             rows = list(itertools.pairwise(starts))
             builds += [(work, out, name, shard, rows[shard], n_cols) for shard in range(n_shards)]
             sizes[name] = n_cols
-        facts = self._tasks(tasks.build_shard, builds, "build")
+        facts = self._tasks(build_shard, builds, "build")
         return {
             name: finish(
                 out / name, [f for build, f in zip(builds, facts, strict=True) if build[2] == name], n_cols=n_cols
@@ -323,53 +314,9 @@ def _split(config: DataConfig) -> Split:
     return Split(config.seed, config.validation, config.test)
 
 
-def is_filtered(config: DataConfig) -> bool:
-    """Whether the settings leave good rows out."""
-    return config.positive_from is not None or _has_core(config)
-
-
-def describe_removed(removed: FilterFacts) -> str:
-    """What the filters removed, as one line."""
-    words = {
-        "rows_below": "rows of a lower rating",
-        "users": "users",
-        "items": "items",
-        "interactions": "interactions of too few others",
-        "test_rows": "test rows of ids that train lacks",
-    }
-    counts = [f"{removed[key]:,} {text}" for key, text in words.items()]  # type: ignore[literal-required]
-    return f"removed {', '.join(counts)}"
-
-
-def _has_core(config: DataConfig) -> bool:
-    return max(config.min_user_interactions, config.min_item_interactions) > 1
-
-
 def _open_log(config: DataConfig) -> Log:
     sources, columns = open_sources(config)
     # Tasks may run in another working directory.
     sources = [replace(source, file=str(Path(source.file).absolute())) for source in sources]
     chunks = cut_chunks(sources)
     return Log(sources, chunks, Reading(columns, config.bad_rows, is_filtered(config), tuple(chunks)))
-
-
-def _write_rejected(file: Path, work: Workspace, log: Log, n_partitions: int) -> None:
-    """Rejected rows in reading order; test rows that do not fit train come last, in the same order."""
-    schema = REJECTED_SCHEMA.remove(0).insert(0, pa.field("file", pa.string()))
-    names = pa.array([source.file for source in log.sources])
-
-    def named(table: pa.Table) -> pa.Table:
-        return table.set_column(0, "file", pc.take(names, table["source"])).cast(schema)
-
-    while_reading = _tables([work.rejected(number) for number in range(len(log.chunks))])
-    test_rows = _tables([work.rejected_test(partition) for partition in range(n_partitions)])
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for table in while_reading:
-            writer.write_table(named(table))
-        if test_rows:
-            order = [("source", "ascending"), ("row", "ascending"), ("raw", "ascending")]
-            writer.write_table(named(pa.concat_tables(test_rows).sort_by(order)))
-
-
-def _tables(files: Sequence[Path]) -> list[pa.Table]:
-    return [read_table(file) for file in files if file.exists()]

@@ -22,7 +22,7 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.logs import sources
 from pipeline.retrieval import ingest as module
 from pipeline.retrieval.ingest import ingest
-from pipeline.retrieval.ingest_ranges import Ranges
+from pipeline.retrieval.ingestion.ranges import Ranges
 
 MASK = 2**64 - 1
 GRAPHS = ("train", "train_by_item", "validation", "test")

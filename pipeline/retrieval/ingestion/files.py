@@ -6,7 +6,6 @@ range of rows of a graph as CSR. The files and their order are listed in `docs/f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from graphhash.graph.vocabulary import as_ids
-from pipeline.logs.columns import REJECTED_SCHEMA
 
 # Files of fewer bytes are read instead of mapped; an empty file cannot be mapped.
 LEAST_MAPPED_BYTES = 4096
@@ -133,16 +131,6 @@ def read_column(file: Path, dtype: type[np.generic] | np.dtype, start: int = 0, 
     size = np.dtype(dtype).itemsize
     count = -1 if stop is None else stop - start
     return np.fromfile(file, dtype, count=count, offset=start * size)
-
-
-def write_rejected(file: Path, tables: Sequence[pa.Table]) -> int:
-    """Write rejected rows, if there are any. Returns their number."""
-    n_rejected = sum(table.num_rows for table in tables)
-    if n_rejected:
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, REJECTED_SCHEMA) as writer:
-            for table in tables:
-                writer.write_table(table)
-    return n_rejected
 
 
 def read_table(file: Path) -> pa.Table:

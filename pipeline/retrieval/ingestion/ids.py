@@ -1,7 +1,7 @@
 """Numbering of the ids of a log: all ids of a side in ascending order, those of held-out rows among them.
 
 Integers within a narrow range are marked in a bitmap, whose ranks are their rows. Other ids have codes of their chunk; the distinct ids of
-all chunks are put together, and a table per chunk turns its codes into rows.
+all chunks are put together, and a table per chunk turns its codes into rows. The vocabularies hold those ids that are in train.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from graphhash.graph.id_columns import IdCodes, IntegerRanks, order_ids
+from graphhash.graph.vocabulary import Vocabulary
 from pipeline.distributed.session import run_tasks
-from pipeline.retrieval.ingest_files import Workspace, read_column
+from pipeline.retrieval.ingestion.files import Workspace, read_column
 
 SIDES = ("user", "item")
 STEP_ROWS = 1_000_000
@@ -114,6 +115,19 @@ def join_codes(work: Workspace, side: str, chunks: Sequence[int], kind: str) -> 
         work.save(f"{side}_table-{chunk:06d}", rows[codes_of_chunk])
     work.write_ids(f"{side}s_all", ids.take(pa.array(order)))
     return len(ids)
+
+
+def write_vocabulary(work: Workspace, side: str, kept: NDArray[np.bool_] | None) -> Vocabulary:
+    """Write the vocabulary of a side, with its hash.
+
+    Args:
+        kept: ids of the numbering that are in train; None: all.
+    """
+    ids = work.read_ids(f"{side}s_all")
+    vocabulary = Vocabulary(ids if kept is None else ids.filter(pa.array(kept)))
+    vocabulary.save(work.vocabulary(side))
+    vocabulary.content_hash  # noqa: B018  Computed here, where tasks run side by side.
+    return vocabulary
 
 
 def _steps(work: Workspace, side: str, chunk: int) -> Iterator[NDArray[np.int64]]:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphhash.graph._edge_kernels import cut_by_range
-from pipeline.retrieval.ingest_files import DTYPES, Workspace, read_column
-from pipeline.retrieval.ingest_ids import Numbering
+from pipeline.retrieval.ingestion.files import DTYPES, Workspace, read_column
+from pipeline.retrieval.ingestion.ids import Numbering
 
 # Ranges begin at multiples of a power of two, so that the range of a row is one look into a small table.
 CELLS_PER_RANGE = 64

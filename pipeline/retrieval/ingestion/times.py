@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from graphhash.errors import DataError
 from graphhash.graph.interactions import TEST, TRAIN, VALIDATION
 from pipeline.logs.time_bounds import TimeBounds, as_text, find_bounds
-from pipeline.retrieval.ingest_files import Workspace
-from pipeline.retrieval.ingest_ranges import Layout, Rows
+from pipeline.retrieval.ingestion.files import Workspace
+from pipeline.retrieval.ingestion.ranges import Layout, Rows
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
@@ -170,7 +170,7 @@ def part_facts(work: Workspace, found: Sequence[dict[str, PartFacts]]) -> dict[s
     """The facts of validation and test.
 
     Args:
-        found: as `pipeline.retrieval.ingest_tasks.hold_out` returns them, of all partitions.
+        found: as `pipeline.retrieval.ingestion.encode.hold_out` returns them, of all partitions.
     """
     facts = {}
     for name in HELD_OUT:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.distributed.session import run_tasks
-from pipeline.retrieval.ingest_files import Edges, Workspace
+from pipeline.retrieval.ingestion.files import Edges, Workspace
 
 
 class CoreFacts(TypedDict):

@@ -1,0 +1,1 @@
+"""The steps of the ingest stage of retrieval, as plain functions over files: read, ids, merge, core, encode, graphs."""
