@@ -12,6 +12,9 @@ from pipeline.config.keys import check_key
 from pipeline.config.sections import SECTIONS
 from pipeline.errors import ConfigError
 
+# The settings of a run, in its folder.
+CONFIG_FILE = "config.toml"
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings of a file by dotted key, `{"train.dim": 16}`. The keys are checked, the values are not.

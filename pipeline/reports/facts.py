@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from pipeline.config.toml_file import CONFIG_FILE
 from pipeline.errors import RunFolderError
 from pipeline.reports.figures import COLOURS
 from pipeline.task import Measure
@@ -60,7 +61,7 @@ class RunFacts:
             RunFolderError: a file is missing or is not the JSON it should be.
         """
         metrics = read_json(path / "metrics.json")
-        text, measure = (path / "config.toml").read_text(encoding="utf-8"), main(metrics)
+        text, measure = (path / CONFIG_FILE).read_text(encoding="utf-8"), main(metrics)
         return cls(
             path,
             measure.key,

@@ -129,6 +129,11 @@ def steps_of(steps: Mapping[str, Step], config: RunConfig, method: str) -> list[
     return [steps[name] for name in names if name in steps]
 
 
+def is_up_to_date(folder: RunFolder, step: Step) -> bool:
+    """Whether a stage need not be computed."""
+    return folder.would_skip(step.name, step.settings, step.inputs)
+
+
 def reasons(folder: RunFolder, step: Step) -> list[str]:
     """Why a stage has to be computed, such as "train.lr changed 0.04 -> 0.02"; empty where it is up to date."""
     return folder.reasons(step.name, step.settings, step.inputs)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired
 from graphhash.graph.bipartite import SIDES
 from graphhash.models.mf import MatrixFactorization
 from pipeline.config.run_config import RunConfig
+from pipeline.config.toml_file import CONFIG_FILE
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.errors import ConfigError, RunFolderError
 from pipeline.maps.communities import load_communities
@@ -41,8 +42,6 @@ from pipeline.updates.stages import checked_stages, write_bundle
 if TYPE_CHECKING:
     from pipeline.updates.refit import Comparison
     from pipeline.updates.update_ctr import CtrUpdateResult
-
-CONFIG_FILE = "config.toml"
 
 
 class UpdateEntry(FoldInCounts):

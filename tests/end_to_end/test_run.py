@@ -15,7 +15,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.maps import methods  # noqa: F401  Before the stand-ins: what it imports needs the real modules, and so do the workers.
 from pipeline.retrieval.task import Retrieval
-from pipeline.runs import run as run_module
+from pipeline.runs import stages as stages_module
 from pipeline.runs.plan import plan
 from pipeline.runs.run import run
 from pipeline.tracking import tracker as tracking
@@ -380,7 +380,7 @@ class Recorder:
         monkeypatch.setattr(tracking, "_reopen", lambda store, run_id: tracking.Tracker("uri", run_id))
         for name in ("log_params", "log_metrics", "set_tags", "log_artifact", "log_dataset", "end"):
             monkeypatch.setattr(tracking.Tracker, name, self.noting(name))
-        monkeypatch.setattr(run_module, "_log_bundle", lambda tracker, folder, task: tracker.log_artifact("bundle"))
+        monkeypatch.setattr(stages_module, "log_bundle", lambda tracker, folder, task: tracker.log_artifact("bundle"))
 
     def open(self, store, name, tags, *, alone):
         run_id = f"{tags['graphhash.method']}-{len(self.runs)}"
