@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from pipeline.cli.options import Epilog, ctr_data_options, print_table, task_option, write_json
-from pipeline.cli.sweeps import Lists, Values
+from pipeline.cli.command import Epilog, Lists, Values, group
+from pipeline.cli.log_options import ctr_data_options, task_option
+from pipeline.cli.output import print_table, write_json
 from pipeline.config.choices import CTR_MODELS, FORMATS, MODELS
 from pipeline.errors import ConfigError
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 # The options of a log, which are settings of the section data.
 LOG_OPTIONS = ("format", "split", "user_column", "item_column", "weight_column")
@@ -32,25 +31,19 @@ _json_option = click.option(
 )
 
 
-def _log_options(command: F) -> F:
-    """The options of a log."""
-    options = (
-        click.option(
-            "--format", type=click.Choice(FORMATS), default="auto", show_default=True, help="Format of the log."
-        ),
-        click.option(
-            "--split",
-            type=click.Choice(("random", "given")),
-            default="random",
-            help="random: draw the test set; given: the data set's own test file.  [random]",
-        ),
-        click.option("--user-column", metavar="NAME", default="user_id", help="Column of user ids.  [user_id]"),
-        click.option("--item-column", metavar="NAME", default="item_id", help="Column of item ids.  [item_id]"),
-        click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+# The options of a log, with the values that they have without a run folder.
+_log_options = group(
+    click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True, help="Format of the log."),
+    click.option(
+        "--split",
+        type=click.Choice(("random", "given")),
+        default="random",
+        help="random: draw the test set; given: the data set's own test file.  [random]",
+    ),
+    click.option("--user-column", metavar="NAME", default="user_id", help="Column of user ids.  [user_id]"),
+    click.option("--item-column", metavar="NAME", default="item_id", help="Column of item ids.  [item_id]"),
+    click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1."),
+)
 
 
 @click.group()

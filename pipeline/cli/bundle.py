@@ -8,7 +8,8 @@ from typing import Any, Literal
 import click
 
 from graphhash.errors import DataError
-from pipeline.cli.options import Epilog, print_table, write_json
+from pipeline.cli.command import Epilog
+from pipeline.cli.output import print_table, write_json
 
 
 @click.command(

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import Epilog, print_pairs, write_json
+from pipeline.cli.command import Epilog
+from pipeline.cli.output import print_pairs, write_json
 
 # Small enough for three minutes on two cores, large enough that the methods differ.
 DEMO_LOG = ["--users", "4000", "--items", "3000", "--interactions", "120000", "--communities", "40", "--seed", "0"]

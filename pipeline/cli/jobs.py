@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import Epilog, write_json
+from pipeline.cli.command import Epilog
+from pipeline.cli.output import write_json
 from pipeline.errors import ConfigError
 
 

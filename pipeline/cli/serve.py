@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.options import Epilog
+from pipeline.cli.command import Epilog
 
 if TYPE_CHECKING:
     from pipeline.bundles.serve import ServeSettings

@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.command import Epilog
+from pipeline.cli.log_options import data_options
 from pipeline.cli.options import (
-    Epilog,
     cluster_options,
     common_options,
     cutoff_option,
-    data_options,
     export_options,
-    load,
     out_option,
-    print_pairs,
-    print_table,
     resume_option,
     train_options,
-    write_json,
 )
+from pipeline.cli.output import print_pairs, print_table, write_json
+from pipeline.cli.settings import load
 from pipeline.errors import ConfigError
 from pipeline.storage.uris import below
 

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pipeline.cli.command import Epilog, Lists, list_option
+from pipeline.cli.log_options import data_options
 from pipeline.cli.options import (
     METHOD_NAMES,
-    Epilog,
     budget_options,
     clustering_options,
     cutoff_option,
-    data_options,
     export_options,
-    load,
     out_option,
-    print_table,
     seed_option,
     settings_options,
     training_options,
-    write_json,
 )
+from pipeline.cli.output import print_table, write_json
+from pipeline.cli.settings import load
 from pipeline.errors import ConfigError
 
 # Settings that an option of each command sets; as an override at the end they would have no effect.
@@ -45,45 +44,6 @@ MODEL_NAMES = (
 )
 
 
-class Lists(Epilog):
-    """A command whose list options take values separated by commas or spaces, and may be repeated."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        names = {name for option in self.params if isinstance(option.type, Values) for name in option.opts}
-        joined: list[str] = []
-        takes_more = False
-        for arg in args:
-            # An override has a `=`, and no value of a list does.
-            if takes_more and not arg.startswith("-") and "=" not in arg:
-                joined[-1] += f",{arg}" if joined[-1] not in names else ""
-                if joined[-1] in names:
-                    joined.append(arg)
-                continue
-            takes_more = arg.partition("=")[0] in names
-            joined.append(arg)
-        return super().parse_args(ctx, joined)
-
-
-class Values(click.ParamType):
-    """Values of one kind, separated by commas."""
-
-    def __init__(self, kind: Callable[[str], Any], words: str) -> None:
-        self.kind, self.name = kind, words
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in value.split(",") if part.strip()]
-        try:
-            return tuple(self.kind(part) for part in parts)
-        except ValueError:
-            self.fail(f"{value!r} holds what is not {self.name}", param, ctx)
-
-
-def _list_option(name: str, kind: Callable[[str], Any], words: str, metavar: str, text: str) -> Callable[..., Any]:
-    return click.option(name, type=Values(kind, words), multiple=True, metavar=f"{metavar}[,{metavar}]...", help=text)
-
-
 def _flat(parts: Sequence[Sequence[Any]]) -> list[Any]:
     return list(dict.fromkeys(value for part in parts for value in part))
 
@@ -99,14 +59,14 @@ graphhash compare --data ml-1m --methods soft,graph,full --resolution 5 --for fu
 )
 @out_option
 @data_options
-@_list_option("--methods", str, "names", "NAME", f"{METHOD_NAMES}  [soft,graph,double_frequency,full]")
-@_list_option("--models", str, "names", "NAME", f"{MODEL_NAMES}  [mf; ctr: dlrm]")
-@_list_option("--seeds", int, "whole numbers", "N", "Each seeds the split, the bucket maps and the training.  [0]")
-@_list_option(
+@list_option("--methods", str, "names", "NAME", f"{METHOD_NAMES}  [soft,graph,double_frequency,full]")
+@list_option("--models", str, "names", "NAME", f"{MODEL_NAMES}  [mf; ctr: dlrm]")
+@list_option("--seeds", int, "whole numbers", "N", "Each seeds the split, the bucket maps and the training.  [0]")
+@list_option(
     "--ratios", float, "numbers", "R", "Budgets in bytes, as a share of the uncompressed tables.  [0.125,0.25]"
 )
-@_list_option("--rows", int, "whole numbers", "N", "Budgets in rows: of user and item table together, exactly.")
-@_list_option("--resolution", float, "numbers", "G", "Instead of budgets: resolutions of the modularity.  [ctr: 5]")
+@list_option("--rows", int, "whole numbers", "N", "Budgets in rows: of user and item table together, exactly.")
+@list_option("--resolution", float, "numbers", "G", "Instead of budgets: resolutions of the modularity.  [ctr: 5]")
 @clustering_options
 @training_options
 @cutoff_option

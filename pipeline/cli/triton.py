@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import Epilog
+from pipeline.cli.command import Epilog
 
 
 @click.command(

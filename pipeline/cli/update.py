@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from pipeline.cli.options import Epilog, csv_settings, write_json
+from pipeline.cli.command import Epilog
+from pipeline.cli.output import write_json
+from pipeline.cli.settings import csv_settings
 from pipeline.config.choices import FORMATS, ID_KINDS
 
 if TYPE_CHECKING:

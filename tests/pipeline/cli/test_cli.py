@@ -14,7 +14,7 @@ import pytest
 import pipeline.bundles.recommend
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.cli import main as cli
-from pipeline.cli import options as cli_options
+from pipeline.cli import settings as cli_settings
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import METHODS
 from pipeline.task import budget_of
@@ -96,9 +96,9 @@ def test_options_become_settings(graphhash, runs, tmp_path):
 
 def test_every_option_names_existing_settings():
     names = set(RunConfig().flat())
-    assert {key for keys in cli_options.KEYS.values() for key in keys} <= names
+    assert {key for keys in cli_settings.KEYS.values() for key in keys} <= names
     options = {option.name for command in cli.app.commands.values() for option in command.params}
-    assert set(cli_options.KEYS) <= options
+    assert set(cli_settings.KEYS) <= options
 
 
 def test_help_names_every_method(graphhash):

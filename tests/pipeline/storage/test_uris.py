@@ -17,7 +17,7 @@ from pyarrow._fs import _MockFileSystem
 from pyarrow.fs import FileSelector, LocalFileSystem, SubTreeFileSystem
 
 from graphhash.errors import DataError
-from pipeline.cli.options import place
+from pipeline.cli.settings import place
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError, RunFolderError
 from pipeline.runs import remote as mirrors
