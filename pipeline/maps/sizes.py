@@ -20,8 +20,9 @@ CCE_CHUNKS, CCE_MAP_SHARE, CCE_CLUSTERINGS = (4, 2, 1), 0.5, 4
 # Additive codes: at most so many together in a group. Gowalla, 16 codes: 2 groups of 8 leave a squared error of .058, 1 of 16 .060, because
 # the beam search does not find the best of so many.
 CODES_PER_GROUP = 8
-# Codewords are in int8 while they take at most this share of the codes' bytes, and in int4 otherwise. Gowalla, 16 codes in 2 groups:
-# validation recall .1794 with int8 and .1774 with int4, .1798 without rounding.
+# Codewords are in int8 while they take at most this share of the codes' bytes, and in int4 otherwise, or where a code more then fits.
+# Gowalla, vectors of full tables, 16 codes in 2 groups: validation recall .1794 with int8 and .1774 with int4, .1798 without rounding.
+# Vectors of `full_soft`: 14 codes in int8 .1913, 15 in int4 .1933 (in one group), 16 in int4 .1964.
 INT8_CODEWORD_SHARE = 1 / 8
 # ROBE: numbers read in one piece.
 ROBE_BLOCK = 16
@@ -117,9 +118,9 @@ def _additive(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
     found = [sizes for n in range(1, budget.dim + 1) if (sizes := _additive_sizes(n, budget)) is not None]
     if (n_codes := settings.codes_per_id) is not None:
         if (sizes := _additive_sizes(n_codes, budget)) is None:
-            fitting = ", ".join(str(sizes["codes_per_id"]) for sizes in found)
+            possible = ", ".join(str(sizes["codes_per_id"]) for sizes in found)
             raise DataError(
-                f"map.codes_per_id={n_codes} cannot be grouped with train.dim={budget.dim}; possible are {fitting}"
+                f"map.codes_per_id={n_codes} cannot be grouped with train.dim={budget.dim}; possible are {possible}"
             )
         return sizes
     fitting_sizes = [sizes for sizes in found if _additive_bytes(sizes, budget) <= budget.n_bytes]
@@ -138,7 +139,7 @@ def _additive_sizes(n_codes: int, budget: SizeBudget) -> Sizes | None:
         return None
     sizes = {"codes_per_id": n_codes, "n_groups": groups[0], "codeword_bits": 8}
     too_many = _codeword_bytes(sizes, budget.dim) > INT8_CODEWORD_SHARE * n_codes * budget.n_ids
-    return {**sizes, "codeword_bits": 4} if too_many else sizes
+    return {**sizes, "codeword_bits": 4} if too_many or _additive_bytes(sizes, budget) > budget.n_bytes else sizes
 
 
 def _codeword_bytes(sizes: Sizes, dim: int) -> int:
