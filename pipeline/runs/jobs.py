@@ -75,7 +75,7 @@ def environment_of_job(requested: Mapping[str, str]) -> dict[str, str]:
     A relative SQLite store is made absolute, as the job runs elsewhere; without any, it is the one that a command here would take.
     """
     from pipeline.tracking.client import absolute_uri
-    from pipeline.tracking.tracker import DEFAULT_URI
+    from pipeline.tracking.store import DEFAULT_URI
 
     variables = {name: os.environ[name] for name in INHERITED if os.environ.get(name, "").strip()}
     variables |= requested

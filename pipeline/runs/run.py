@@ -26,7 +26,7 @@ from pipeline.runs.tracked import open_store
 from pipeline.runs.trained import check_keeps_trained, check_resume, with_recorded_budget
 from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised
-from pipeline.tracking.tracker import Store
+from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
     from pipeline.training.job import FitJob

@@ -17,7 +17,9 @@ from pipeline.runs.tracked import log_bundle, log_dataset, log_test, run_name
 from pipeline.runs.trained import checkpoints_of, over_budget
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import StageContext, Task, model_parts, model_stage
-from pipeline.tracking import tracker as tracking
+from pipeline.tracking.mlflow_runs import training_run
+from pipeline.tracking.store import Store
+from pipeline.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from pipeline.training.job import FitJob, TrainingSession
@@ -55,7 +57,7 @@ class Stages:
     steps: Mapping[str, Step]
     config: RunConfig
     task: Task
-    store: tracking.Store | None
+    store: Store | None
     ray: RayOnDemand
     fit_job: FitJob | None
 
@@ -133,13 +135,13 @@ class Stages:
         if self.task.needs_ray(stage, self.config):
             self.ray.start()
 
-    def _train(self, method: str, tracker: tracking.Tracker) -> StageResult:
+    def _train(self, method: str, tracker: Tracker) -> StageResult:
         step = self.steps[f"train {method}"]
         if (trained_as := self.task.trained_as(method)) is not None and not is_up_to_date(self.folder, step):
             self._train(trained_as, tracker)
         return self._fit(step, f"methods/{method}", tracker, partial(self.task.train, self.context, method))
 
-    def _refit(self, method: str, tracker: tracking.Tracker) -> StageResult:
+    def _refit(self, method: str, tracker: Tracker) -> StageResult:
         step = self.steps[f"refit {method}"]
         if (trained_as := self.task.trained_as(method)) is not None and not is_up_to_date(self.folder, step):
             self._train(trained_as, tracker)
@@ -148,7 +150,7 @@ class Stages:
         return self._fit(step, f"refit/{method}", tracker.named("refit"), refit)
 
     def _fit(
-        self, step: Step, place: str, tracker: tracking.Tracker, fit: Callable[[Path, TrainingSession], dict[str, Any]]
+        self, step: Step, place: str, tracker: Tracker, fit: Callable[[Path, TrainingSession], dict[str, Any]]
     ) -> StageResult:
         """A stage that trains: its checkpoints outlive the command, and are removed when its folder is there."""
 
@@ -186,7 +188,7 @@ class Stages:
         return self.folder.stage(step.name, step.settings, step.inputs, "bundle", compute)
 
     @contextmanager
-    def _tracker(self, method: str) -> Iterator[tracking.Tracker]:
+    def _tracker(self, method: str) -> Iterator[Tracker]:
         """The MLflow run of a training that is about to happen, or that later stages add to; else one that logs nothing."""
         train, store, run_id = self.steps[f"train {method}"], self.store, None
         if is_up_to_date(self.folder, train):
@@ -198,11 +200,11 @@ class Stages:
         nothing_new = all(is_up_to_date(self.folder, step) for step in steps_of(self.steps, self.config, method))
         # A command that was killed after its last stage has left the run open, and it did finish.
         if nothing_new and (store is None or run_id not in store.killed):
-            yield tracking.Tracker()
+            yield Tracker()
             return
         params = {key: value for key, value in self.config.flat().items() if key != "run.methods"}
         params |= {"method": method}
         alone, tags = len(self.config.run.methods) == 1, {"graphhash.method": method}
         name = run_name(self.config, method)
-        with tracking.training_run(store, name, params, tags=tags, alone=alone, run_id=run_id) as tracker:
+        with training_run(store, name, params, tags=tags, alone=alone, run_id=run_id) as tracker:
             yield tracker

@@ -10,27 +10,27 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.config.run_config import RunConfig
+from pipeline.errors import TrackingError
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.plan import Step, is_up_to_date
 from pipeline.task import Task
-from pipeline.tracking import tracker as tracking
+from pipeline.tracking.store import Store, connect, has_undelivered
+from pipeline.tracking.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 
 
-def open_store(
-    folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, store: tracking.Store | None
-) -> tracking.Store | None:
+def open_store(folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, store: Store | None) -> Store | None:
     """The MLflow store, connected to where something new is to be tracked, or something is left from an earlier command."""
     tracked = [step for step in steps.values() if step.name not in ("ingest", "cluster")]
     nothing_new = all(is_up_to_date(folder, step) for step in tracked)
-    if not config.run.mlflow or (nothing_new and not tracking.has_undelivered(folder.path)):
+    if not config.run.mlflow or (nothing_new and not has_undelivered(folder.path)):
         return None
     if store is not None:
         return store
     try:
-        return tracking.connect(config.run.experiment, folder.path)
-    except tracking.TrackingError as error:
+        return connect(config.run.experiment, folder.path)
+    except TrackingError as error:
         if not nothing_new:
             raise
         _log.warning("%s; what it should get is kept", error)
@@ -43,7 +43,7 @@ def run_name(config: RunConfig, method: str) -> str:
     return " ".join([method, config.train.model, *loss, _log_name(config)])
 
 
-def log_dataset(tracker: tracking.Tracker, config: RunConfig, ingest: Mapping[str, Any]) -> None:
+def log_dataset(tracker: Tracker, config: RunConfig, ingest: Mapping[str, Any]) -> None:
     """The log with its numbers; the digest is that of its vocabularies, its numbers and its split."""
     known = _flatten(ingest)
     numbers = {
@@ -58,7 +58,7 @@ def log_dataset(tracker: tracking.Tracker, config: RunConfig, ingest: Mapping[st
     tracker.log_dataset(_log_name(config), digest, config.data.path, numbers)
 
 
-def log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
+def log_test(tracker: Tracker, ingest: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
     """The test metrics, the parts of the log that were trained on, and every hash that says what the numbers belong to."""
     figures = {key: value for key, value in evaluated.items() if key != "trained_on"}
     tracker.log_metrics({f"test.{key}": value for key, value in _flatten(figures).items()})
@@ -67,7 +67,7 @@ def log_test(tracker: tracking.Tracker, ingest: Mapping[str, Any], evaluated: Ma
     tracker.set_tags({"graphhash.trained_on": ",".join(evaluated["trained_on"])} | tags)
 
 
-def log_bundle(tracker: tracking.Tracker, folder: RunFolder, task: Task) -> None:
+def log_bundle(tracker: Tracker, folder: RunFolder, task: Task) -> None:
     """The bundle as it is, and its graph as a model of MLflow's onnx flavour with a call that works as example."""
     from pipeline.tracking.onnx_model import BUNDLE_TAG
     from serving.bundle import check_bundle

@@ -25,7 +25,9 @@ from pipeline.sweeps.grid import GridPoint, MethodOverride, grid_specs, in_waves
 from pipeline.sweeps.scheduler import LocalPool, RayPool, Result, RunSpec, finished, schedule, sweep_session
 from pipeline.sweeps.table import PointLabels, write_comparison
 from pipeline.task import Measure, Task
-from pipeline.tracking import tracker as tracking
+from pipeline.tracking.mlflow_runs import parent_run
+from pipeline.tracking.store import connect, has_undelivered
+from pipeline.tracking.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -60,10 +62,10 @@ def compare(
         pending = {point: spec for point, spec in specs.items() if point not in results}
         _log.info("compare: %d runs, %d of them finished before", len(specs), len(results))
         # An earlier command that was killed may have left its MLflow run open, with every run of the grid finished.
-        wanted = base.run.mlflow and (pending or tracking.has_undelivered(out))
-        store = tracking.connect(base.run.experiment, out) if wanted else None
+        wanted = base.run.mlflow and (pending or has_undelivered(out))
+        store = connect(base.run.experiment, out) if wanted else None
         earlier = _earlier_mlflow_run(out)
-        tracker, nested = stack.enter_context(tracking.parent_run(store, "compare", base.flat(), run_id=earlier))
+        tracker, nested = stack.enter_context(parent_run(store, "compare", base.flat(), run_id=earlier))
         table = _Table(out, specs, results, tracker.run_id or earlier, task_of(base), base.evaluate.cutoffs)
         written = table.write()
         if pending:
@@ -136,7 +138,7 @@ def _announced(pending: Sequence[RunSpec]) -> Iterator[RunSpec]:
         yield spec
 
 
-def _log_figures(tracker: tracking.Tracker, written: Mapping[str, Any], main: Measure, out: Path) -> None:
+def _log_figures(tracker: Tracker, written: Mapping[str, Any], main: Measure, out: Path) -> None:
     """The figures of the whole comparison, with the main measure of every line by a name that MLflow takes."""
     figures = {"n_runs": written["n_runs"], "n_failed": len(written["failed"])}
     for line in written["summary"]:

@@ -27,7 +27,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.progress import silenced
 from pipeline.runs.run import is_done, run
 from pipeline.storage.atomic import write_text_atomic
-from pipeline.tracking.tracker import Store
+from pipeline.tracking.store import Store
 
 # More of them hardly make one training faster.
 CPUS_PER_RUN = 4

@@ -45,7 +45,8 @@ from pipeline.sweeps.scheduler import (
 from pipeline.sweeps.space import Space, default_point, in_words
 from pipeline.sweeps.study import SearchRecord, Study
 from pipeline.sweeps.trials import Trial, best_first, to_csv
-from pipeline.tracking import tracker as tracking
+from pipeline.tracking.mlflow_runs import parent_run
+from pipeline.tracking.store import connect
 
 _log = logging.getLogger(__name__)
 
@@ -105,9 +106,9 @@ def tune(base: RunConfig, search: SearchSettings, *, jobs: int | None = None) ->
         # The log is split once. Each trial clusters: a budget in bytes gives rows by the size of the bucket maps.
         run(RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")}), until="ingest")
         record = SearchRecord.read(out / "tune.json", search.chosen_by(base))
-        store = tracking.connect(base.run.experiment, out) if base.run.mlflow else None
+        store = connect(base.run.experiment, out) if base.run.mlflow else None
         params = base.flat() | {f"space.{key}": in_words(values) for key, values in search.space.items()}
-        tracker, nested = stack.enter_context(tracking.parent_run(store, "tune", params, run_id=record.mlflow_run_id))
+        tracker, nested = stack.enter_context(parent_run(store, "tune", params, run_id=record.mlflow_run_id))
         record.mlflow_run_id = tracker.run_id or record.mlflow_run_id
         record.write()
 

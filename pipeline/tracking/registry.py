@@ -23,8 +23,9 @@ from pipeline.tracking.client import (
     one_line_errors,
     quiet,
 )
+from pipeline.tracking.mlflow_runs import training_run
 from pipeline.tracking.onnx_model import BUNDLE_TAG, ModelCall
-from pipeline.tracking.tracker import Store, connect, training_run
+from pipeline.tracking.store import Store, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

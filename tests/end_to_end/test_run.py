@@ -12,13 +12,16 @@ import pytest
 
 from pipeline.cli import main as cli
 from pipeline.config.run_config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrackingError
 from pipeline.maps import methods  # noqa: F401  Before the stand-ins: what it imports needs the real modules, and so do the workers.
 from pipeline.retrieval.task import Retrieval
 from pipeline.runs import stages as stages_module
+from pipeline.runs import tracked
 from pipeline.runs.plan import plan
 from pipeline.runs.run import run
-from pipeline.tracking import tracker as tracking
+from pipeline.tracking import mlflow_runs
+from pipeline.tracking.store import Store
+from pipeline.tracking.tracker import Tracker
 from pipeline.training import workers  # noqa: F401
 from pipeline.training.job import fit_job_of
 
@@ -373,19 +376,17 @@ class Recorder:
     def __init__(self, monkeypatch) -> None:
         self.runs: dict[str, dict] = {}
         self.killed: tuple[str, ...] = ()
-        monkeypatch.setattr(
-            tracking, "connect", lambda experiment, folder: tracking.Store("uri", "1", killed=self.killed)
-        )
-        monkeypatch.setattr(tracking, "_open", self.open)
-        monkeypatch.setattr(tracking, "_reopen", lambda store, run_id: tracking.Tracker("uri", run_id))
+        monkeypatch.setattr(tracked, "connect", lambda experiment, folder: Store("uri", "1", killed=self.killed))
+        monkeypatch.setattr(mlflow_runs, "_open", self.open)
+        monkeypatch.setattr(mlflow_runs, "_reopen", lambda store, run_id: Tracker("uri", run_id))
         for name in ("log_params", "log_metrics", "set_tags", "log_artifact", "log_dataset", "end"):
-            monkeypatch.setattr(tracking.Tracker, name, self.noting(name))
+            monkeypatch.setattr(Tracker, name, self.noting(name))
         monkeypatch.setattr(stages_module, "log_bundle", lambda tracker, folder, task: tracker.log_artifact("bundle"))
 
     def open(self, store, name, tags, *, alone):
         run_id = f"{tags['graphhash.method']}-{len(self.runs)}"
         self.runs[run_id] = {"alone": alone, "name": name}
-        return tracking.Tracker("uri", run_id)
+        return Tracker("uri", run_id)
 
     def noting(self, name):
         def note(tracker, value, *rest, **more):
@@ -430,7 +431,7 @@ def test_a_run_killed_after_its_last_stage_is_finished_by_the_next_command(calls
     run(config("run.mlflow=true"), until="export")
     run(config("run.mlflow=true"), until="export")
     assert recorder.runs["soft-0"]["end"] == ["FINISHED"], "nothing is left, and nobody is told"
-    monkeypatch.setattr(tracking, "has_undelivered", lambda folder: True)
+    monkeypatch.setattr(tracked, "has_undelivered", lambda folder: True)
     recorder.killed = ("soft-0",)
     run(config("run.mlflow=true"), until="export")
     assert recorder.runs["soft-0"]["end"] == ["FINISHED", "FINISHED"]
@@ -442,20 +443,20 @@ def test_mlflow_that_is_still_away_does_not_stop_a_command_that_has_nothing_to_d
     run(config("run.mlflow=true"), until="export")
 
     def away(_experiment, _folder):
-        raise tracking.TrackingError("away")
+        raise TrackingError("away")
 
-    monkeypatch.setattr(tracking, "connect", away)
-    monkeypatch.setattr(tracking, "has_undelivered", lambda folder: True)
+    monkeypatch.setattr(tracked, "connect", away)
+    monkeypatch.setattr(tracked, "has_undelivered", lambda folder: True)
     run(config("run.mlflow=true"), until="export")
     assert "away; what it should get is kept" in caplog.messages
 
 
 def test_unreachable_mlflow_stops_before_any_work(calls, config, monkeypatch):
     def away(_experiment, _folder):
-        raise tracking.TrackingError("away")
+        raise TrackingError("away")
 
-    monkeypatch.setattr(tracking, "connect", away)
-    with pytest.raises(tracking.TrackingError):
+    monkeypatch.setattr(tracked, "connect", away)
+    with pytest.raises(TrackingError):
         run(config("run.mlflow=true"))
     assert calls == []
     run(config("run.mlflow=true"), until="cluster")

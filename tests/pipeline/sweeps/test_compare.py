@@ -126,7 +126,7 @@ def test_the_same_command_trains_what_is_missing_and_nothing_twice(comparison):
 def test_a_comparison_killed_after_its_last_run_is_finished_by_the_next_command(comparison):
     from mlflow import MlflowClient
 
-    from pipeline.tracking.tracker import outbox_of
+    from pipeline.tracking.store import outbox_of
 
     parent, store = comparison.read()["mlflow_run_id"], f"sqlite:///{comparison.folder}/mlflow.db"
     client = MlflowClient(store)

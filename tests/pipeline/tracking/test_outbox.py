@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import TrackingError
-from pipeline.tracking import tracker as tracking
-from pipeline.tracking.client import client_of, one_line_errors
+from pipeline.tracking import tracker as tracker_module
+from pipeline.tracking.client import client_of, one_line_errors, short_timeouts
+from pipeline.tracking.mlflow_runs import parent_run, training_run
 from pipeline.tracking.outbox import FOLDER, Outbox
-from pipeline.tracking.tracker import connect, parent_run, training_run
+from pipeline.tracking.store import connect, has_undelivered, outbox_of
+from pipeline.tracking.tracker import Tracker
 from tests.helpers.mlflow_store import sqlite_store as new_store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -226,8 +228,8 @@ def test_a_server_that_goes_away_in_mid_run_loses_nothing(tmp_path, monkeypatch,
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    monkeypatch.setattr(tracking, "_retry_at", {})
-    monkeypatch.setattr(tracking, "_noted", set())
+    monkeypatch.setattr(tracker_module, "_retry_at", {})
+    monkeypatch.setattr(tracker_module, "_noted", set())
     out, bundle = tmp_path / "out", tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "model.txt").write_text("weights")
@@ -255,7 +257,7 @@ def test_a_server_that_goes_away_in_mid_run_loses_nothing(tmp_path, monkeypatch,
         # The next command in the folder.
         assert connect("graphhash", out).killed == ()
         client = client_of(store.uri)
-        assert not tracking.has_undelivered(out)
+        assert not has_undelivered(out)
         history = client.get_metric_history(tracker.run_id, "recall_at_20")
         assert [m.step for m in history] == list(range(1, 100))
         assert len({m.timestamp for m in history}) > 1, "times are those of the measurement"
@@ -272,7 +274,8 @@ def test_a_server_that_goes_away_in_mid_run_loses_nothing(tmp_path, monkeypatch,
 WRITER = """
 import os, sys, time
 from pathlib import Path
-from pipeline.tracking.tracker import connect, training_run
+from pipeline.tracking.mlflow_runs import training_run
+from pipeline.tracking.store import connect
 name, out, ready = sys.argv[1:]
 import mlflow, sqlalchemy
 print("imported", flush=True)
@@ -308,12 +311,12 @@ def test_two_commands_make_and_write_one_sqlite_store_at_once(tmp_path, monkeypa
         run_id = ended[name][0].strip()
         client = client_of(f"sqlite:///{tmp_path}/mlflow.db")
         assert client.get_run(run_id).info.status == ("RUNNING" if name == "killed" else "FINISHED")
-        assert tracking.has_undelivered(tmp_path / f"out-{name}") == (name == "killed")
+        assert has_undelivered(tmp_path / f"out-{name}") == (name == "killed")
         store = connect("shared", tmp_path / f"out-{name}")
         assert [m.value for m in client.get_metric_history(run_id, "m19")] == list(range(15))
     assert store.killed == (run_id,)
     assert client.get_run(run_id).info.status == "KILLED"
-    assert not tracking.has_undelivered(tmp_path / "out-killed")
+    assert not has_undelivered(tmp_path / "out-killed")
     assert connect("shared", tmp_path / "out-killed").killed == ()
     assert len(client.search_experiments(filter_string="name = 'shared'")) == 1
 
@@ -322,7 +325,7 @@ def test_the_end_of_a_run_asks_again_and_delivers_what_was_kept(tmp_path, sqlite
     store = connect("graphhash", tmp_path / "out")
     with training_run(store, "soft", {}) as tracker:
         # As after a call that found the store locked.
-        monkeypatch.setitem(tracking._retry_at, store.uri, time.monotonic() + 1000)
+        monkeypatch.setitem(tracker_module._retry_at, store.uri, time.monotonic() + 1000)
         tracker.log_metrics({"a": 1.0})
         assert len(store.outbox) == 1
     assert not store.outbox
@@ -349,12 +352,12 @@ def test_trainings_elsewhere_that_end_with_a_stopped_command_are_killed_as_it_is
 
 def test_what_is_kept_for_one_store_is_not_given_to_another(tmp_path, sqlite_store, monkeypatch):
     out, away = tmp_path / "out", "http://127.0.0.1:9"
-    tracking.outbox_of(out, away).put("abc", "metrics", {"entries": [["a", 1.0, 0, 0]]})
-    assert not tracking.has_undelivered(out)
+    outbox_of(out, away).put("abc", "metrics", {"entries": [["a", 1.0, 0, 0]]})
+    assert not has_undelivered(out)
     connect("graphhash", out)
-    assert len(tracking.outbox_of(out, away)) == 1
+    assert len(outbox_of(out, away)) == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", away)
-    assert tracking.has_undelivered(out)
+    assert has_undelivered(out)
 
 
 def test_a_model_delivered_later_is_the_one_that_was_logged(tmp_path):
@@ -379,11 +382,11 @@ def test_a_ray_job_names_its_store(tmp_path, monkeypatch):
 
 
 def test_without_an_outbox_a_store_that_is_away_is_an_error():
-    tracker = tracking.Tracker("http://127.0.0.1:9", "0" * 32)
+    tracker = Tracker("http://127.0.0.1:9", "0" * 32)
 
     @one_line_errors
     def log():
-        with tracking.short_timeouts():
+        with short_timeouts():
             tracker.log_metrics({"a": 1.0})
 
     with pytest.raises(TrackingError, match="MLflow"):

@@ -13,8 +13,10 @@ from onnx import TensorProto, helper
 
 from pipeline.errors import TrackingError
 from pipeline.tracking.client import client_of, current_store
+from pipeline.tracking.mlflow_runs import parent_run, training_run
 from pipeline.tracking.onnx_model import ModelCall
-from pipeline.tracking.tracker import Tracker, connect, parent_run, training_run
+from pipeline.tracking.store import connect
+from pipeline.tracking.tracker import Tracker
 from tests.helpers.asgi_client import AsgiClient
 from tests.helpers.small_models import naive_answer, small_model
 
