@@ -1,6 +1,6 @@
 """CTR models over compressed columns: Wide&Deep, DeepFM, DCN-V2 and DLRM.
 
-All take a :class:`FeatureBatch` and return logits. A model is an embedding layer (:class:`graphhash.models.ctr_layers.FieldEmbeddings`)
+All take a :class:`FeatureBatch` and return logits. A model is an embedding layer (:class:`graphhash.models.ctr_fields.FieldEmbeddings`)
 and a head, in which the columns interact. No model depends on how a column's bucket map was made. Everything that a model holds per id
 goes through the map: first-order weights are a scalar per table row. ``id_bias``, a scalar per id of the compressed columns, is the one
 exception, and is off by default.
@@ -17,15 +17,8 @@ from torch import Tensor, nn
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.embedding_spec import EmbeddingSpec
-from graphhash.models.ctr_layers import (
-    CrossNetwork,
-    DotInteraction,
-    Dropout,
-    FieldEmbeddings,
-    Perceptron,
-    TableSlice,
-    fm_interaction,
-)
+from graphhash.models.ctr_fields import FieldEmbeddings, TableSlice
+from graphhash.models.ctr_layers import CrossNetwork, DotInteraction, Dropout, Perceptron, fm_interaction
 from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
 
@@ -145,7 +138,7 @@ class CtrSpec:
             n_multi_valued: how many of the maps are of multi-valued columns.
 
         Raises:
-            ArgumentError: as :class:`graphhash.models.ctr_layers.FieldEmbeddings`.
+            ArgumentError: as :class:`graphhash.models.ctr_fields.FieldEmbeddings`.
         """
         return CtrModel(self, maps, n_dense, n_multi_valued)
 
@@ -202,7 +195,7 @@ class CtrModel(nn.Module):
         """Let batches with a ``fold`` read the tables of some columns, by number, through cross-fitted maps; others read as before.
 
         Raises:
-            ArgumentError: as :meth:`graphhash.models.ctr_layers.FieldEmbeddings.use_folds`.
+            ArgumentError: as :meth:`graphhash.models.ctr_fields.FieldEmbeddings.use_folds`.
         """
         self.fields.use_folds(folded)
         if self.wide is not None:

@@ -15,7 +15,7 @@ import torch
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.quantization import bias_dtype, rounded, row_bytes
 from graphhash.models.ctr import CtrModel, CtrSpec, compressed_columns
-from graphhash.models.ctr_layers import FieldEmbeddings, TableSlice, shared_tables
+from graphhash.models.ctr_fields import FieldEmbeddings, TableSlice, shared_tables
 
 
 @dataclass(frozen=True)

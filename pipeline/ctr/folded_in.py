@@ -30,7 +30,7 @@ from graphhash.graph.bipartite import SIDES
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.models.ctr import CtrModel
-from graphhash.models.ctr_layers import TableSlice
+from graphhash.models.ctr_fields import TableSlice
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.ctr.data import Column, Part
 from pipeline.ctr.weights import TrainedCtr

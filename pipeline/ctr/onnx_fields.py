@@ -11,7 +11,7 @@ from torch import nn
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.quantization import bias_dtype, rounded
-from graphhash.models.ctr_layers import FieldEmbeddings, TableSlice, shared_tables
+from graphhash.models.ctr_fields import FieldEmbeddings, TableSlice, shared_tables
 from graphhash.nn.codes import CodeEmbedding
 from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding

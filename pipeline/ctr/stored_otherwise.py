@@ -11,7 +11,7 @@ from torch import Tensor
 from graphhash.maps.bucket_map import full_map
 from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.models.ctr import CtrModel
-from graphhash.models.ctr_layers import TableSlice
+from graphhash.models.ctr_fields import TableSlice
 from graphhash.nn.codes import CodeEmbedding
 from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding

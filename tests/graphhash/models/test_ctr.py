@@ -14,18 +14,11 @@ import graphhash
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.hashes import double_map, modulo_map
 from graphhash.maps.quantization import rounded
-from graphhash.models import ctr_layers
+from graphhash.models import ctr_fields
 from graphhash.models.ctr import HEADS, CtrSpec, FeatureBatch
 from graphhash.models.ctr_bytes import column_bytes, layer_bytes, store_rounded
-from graphhash.models.ctr_layers import (
-    CrossNetwork,
-    DotInteraction,
-    Dropout,
-    FieldEmbeddings,
-    binary_loss,
-    fm_interaction,
-    multi_valued_mean,
-)
+from graphhash.models.ctr_fields import FieldEmbeddings, multi_valued_mean
+from graphhash.models.ctr_layers import CrossNetwork, DotInteraction, Dropout, binary_loss, fm_interaction
 from graphhash.nn.row_adam import RowAdam
 from tests.helpers import graphs
 
@@ -128,7 +121,7 @@ def test_a_batch_of_wrong_types_or_lengths_is_refused():
 @pytest.mark.parametrize("joint_rows", [10_000, 0], ids=["joint", "apart"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_fields_are_what_one_lookup_at_a_time_reads(kind, joint_rows, monkeypatch):
-    monkeypatch.setattr(ctr_layers, "JOINT_ROWS", joint_rows)
+    monkeypatch.setattr(ctr_fields, "JOINT_ROWS", joint_rows)
     maps, batch = all_maps(kind), random_batch(40)
     fields = noisy(FieldEmbeddings(maps, 6, n_multi_valued=1, std=0.1))
     assert (fields.joint is None) == (joint_rows == 0)

@@ -62,9 +62,9 @@ def test_models_that_lack_a_part(model, parts, tmp_path):
 
 
 def test_large_full_columns_have_tables_of_their_own(tmp_path, monkeypatch):
-    from graphhash.models import ctr_layers
+    from graphhash.models import ctr_fields
 
-    monkeypatch.setattr(ctr_layers, "JOINT_ROWS", 4)
+    monkeypatch.setattr(ctr_fields, "JOINT_ROWS", 4)
     for model in MODELS:
         trained = small_ctr(model, "full")
         export_small(trained, tmp_path / "bundle", "int8")

@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from graphhash.errors import DataError
 from graphhash.maps.soft_maps import soft_maps
 from graphhash.models.ctr import CtrSpec, FeatureBatch
-from graphhash.models.ctr_layers import shared_tables
+from graphhash.models.ctr_fields import shared_tables
 from pipeline.config.run_config import DataConfig, RunConfig
 from pipeline.ctr.budget import full_bytes, resolve_method, rows_of_columns
 from pipeline.ctr.cluster import cluster_ctr, clustering_labels, pair_rows
