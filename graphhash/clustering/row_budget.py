@@ -158,12 +158,7 @@ def _merge(
     smallest = present[np.lexsort((present, sizes[present]))][: 2 * n_merges]
     wanted = np.zeros(n_labels, np.bool_)
     wanted[smallest] = True
-    pairs, values = graph.bucket_weights(side, labels, other_labels, n_labels, wanted)
-    starts = np.searchsorted(pairs, np.arange(n_labels + 1) * n_labels)
-    weights = {
-        int(c): dict(zip((pairs[a:b] % n_labels).tolist(), values[a:b].tolist(), strict=True))
-        for c, a, b in zip(smallest, starts[smallest], starts[smallest + 1], strict=True)
-    }
+    weights = _neighbours(smallest, n_labels, *graph.bucket_weights(side, labels, other_labels, n_labels, wanted))
     # Among buckets without a common edge, the best partner has the least degree on the other side.
     unconnected = present[np.lexsort((present, other[present]))].tolist()
     room = np.inf if max_size is None else max_size
@@ -201,6 +196,21 @@ def _merge(
     for c in reversed(merged):
         into[c] = into[into[c]]
     return into[labels]
+
+
+def _neighbours(
+    buckets: NDArray[np.int64], n_labels: int, pairs: NDArray[np.int64], values: NDArray[np.float64]
+) -> dict[int, dict[int, float]]:
+    """What each of some buckets has in common with others: a weight by their label.
+
+    Args:
+        pairs, values: as ``bucket_weights`` of a graph returns them, ascending.
+    """
+    starts = np.searchsorted(pairs, np.arange(n_labels + 1) * n_labels)
+    return {
+        int(c): dict(zip((pairs[a:b] % n_labels).tolist(), values[a:b].tolist(), strict=True))
+        for c, a, b in zip(buckets, starts[buckets], starts[buckets + 1], strict=True)
+    }
 
 
 def _split(

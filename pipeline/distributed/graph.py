@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,15 @@ class _Source(NamedTuple):
     fingerprint: str
 
 
+class _Range(NamedTuple):
+    """Rows [start, stop) of a side of a stored graph."""
+
+    side: str
+    source: _Source
+    start: int
+    stop: int
+
+
 class RayGraph:
     """:class:`graphhash.graph.bipartite.Graph` over Ray tasks; Ray must be running.
 
@@ -57,10 +66,10 @@ class RayGraph:
         degrees = {}
         for side, stored in (("users", by_user), ("items", by_item)):
             source = _Source(str(stored.path.absolute()), by_user.total_weight, stored.fingerprint)
-            lengths = _run(_row_lengths, [(side, source, start, stop) for start, stop in stored.shards])
+            lengths = _run(_row_lengths, [_Range(side, source, start, stop) for start, stop in stored.shards])
             self._lengths[side] = np.concatenate(lengths)
             self._sides[side] = [
-                (side, source, first + int(a), first + int(b))
+                _Range(side, source, first + int(a), first + int(b))
                 for (first, _), part in zip(stored.shards, lengths, strict=True)
                 for a, b in row_ranges(part, n_shards, by_user.n_edges)
             ]
@@ -72,10 +81,10 @@ class RayGraph:
         shared = _put((labels, active, other_labels, totals))
         moved, awake = labels.copy(), np.zeros(len(other_labels), np.bool_)
         # A range in which nobody may move needs no task.
-        places = [place for place in self._sides[side] if active[place[2] : place[3]].any()]
+        places = [place for place in self._sides[side] if active[place.start : place.stop].any()]
         parts = _run(_move, places, self._within, shared, scale, fresh)
-        for (_, _, start, _), (rows, new, bits) in zip(places, parts, strict=True):
-            moved[start + rows] = new
+        for place, (rows, new, bits) in zip(places, parts, strict=True):
+            moved[place.start + rows] = new
             awake |= np.unpackbits(bits, count=len(awake)).view(np.bool_)
         return moved, awake
 
@@ -153,7 +162,7 @@ def _shuffle(task: Callable, places: list, common: tuple, work: NDArray, n_shard
     """Contract: ``task`` writes what each place's rows contribute, then each range of groups is summed.
 
     Args:
-        task: gets a number of its own, a place, a folder, and ``common``.
+        task: gets a number of its own with a place, a folder, and ``common``.
         work: entries that each group's row is summed from, shape (n_groups,).
         n_shards: ranges of groups to make.  parent: where temporary folders go.
         n_kept: a result of at most so many entries is returned as it is, in memory.
@@ -162,7 +171,7 @@ def _shuffle(task: Callable, places: list, common: tuple, work: NDArray, n_shard
     ranges = balanced_chunks(np.concatenate([[0], np.cumsum(work)]), n_shards)
     try:
         with tempfile.TemporaryDirectory(dir=parent, prefix="parts-") as parts:
-            _run(task, [(number, *place) for number, place in enumerate(places)], parts, *common)
+            _run(task, list(enumerate(places)), parts, *common)
             level = tempfile.TemporaryDirectory(dir=parent, prefix="level-")
             bounds = enumerate(zip(ranges[:-1].tolist(), ranges[1:].tolist(), strict=True))
             parts_of = [(part, start, stop) for part, (start, stop) in bounds]
@@ -193,8 +202,8 @@ def _put(value: Any) -> Any:
     return ray.put(value)
 
 
-def _run(task: Callable, places: list[tuple], *common: Any) -> list:
-    """Results of ``task(*place, *common)`` for every place, in order, from as many Ray tasks of one CPU as there are CPUs.
+def _run(task: Callable, places: Sequence[tuple], *common: Any) -> list:
+    """Results of ``task(place, *common)`` for every place, in order, from as many Ray tasks of one CPU as there are CPUs.
 
     Raises:
         OSError: a task could not read or write a file.
@@ -221,9 +230,9 @@ def _remote() -> Any:
     return ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_at_places)
 
 
-def _at_places(task: Callable, places: list[tuple], *common) -> list:
+def _at_places(task: Callable, places: Sequence[tuple], *common) -> list:
     numba.set_num_threads(1)
-    return [task(*place, *common) for place in places]
+    return [task(place, *common) for place in places]
 
 
 @lru_cache(maxsize=64)
@@ -234,80 +243,83 @@ def _stored_rows(source: _Source, start: int, stop: int) -> Rows:
     return Rows(indptr, indices, weights if stored.unit_weights else exact_weights(weights, source.total_weight))
 
 
-def _rows(side: str, source: _Source, start: int, stop: int, within: dict[str, NDArray] | None) -> Rows:
-    rows = _stored_rows(source, start, stop)
+def _rows(place: _Range, within: dict[str, NDArray] | None) -> Rows:
+    rows = _stored_rows(place.source, place.start, place.stop)
     if within is None:
         return rows
-    return rows.inside(within[side][start:stop], within[OTHER[side]])
+    return rows.inside(within[place.side][place.start : place.stop], within[OTHER[place.side]])
 
 
-def _row_lengths(side: str, source: _Source, start: int, stop: int) -> NDArray[np.int64]:
-    return np.diff(ShardedCsr.open(source.path).read(start, stop)[0])
+def _row_lengths(place: _Range) -> NDArray[np.int64]:
+    return np.diff(ShardedCsr.open(place.source.path).read(place.start, place.stop)[0])
 
 
-def _degrees(*place):
-    return _rows(*place).degrees
+def _degrees(place, within):
+    return _rows(place, within).degrees
 
 
-def _row_weights(*place):
-    return _rows(*place).row_weights()
+def _row_weights(place, within):
+    return _rows(place, within).row_weights()
 
 
-def _joined(side, source, start, stop, within, shared):
+def _joined(place, within, shared):
     labels, other_labels = shared
-    return _rows(side, source, start, stop, within).joined(labels[start:stop], other_labels)
+    return _rows(place, within).joined(labels[place.start : place.stop], other_labels)
 
 
-def _weight_inside(side, source, start, stop, within, shared):
+def _weight_inside(place, within, shared):
     labels, other_labels = shared
-    return _rows(side, source, start, stop, within).weight_inside(labels[start:stop], other_labels)
+    return _rows(place, within).weight_inside(labels[place.start : place.stop], other_labels)
 
 
-def _bucket_weights(side, source, start, stop, within, shared):
+def _bucket_weights(place, within, shared):
     labels, *others = shared
-    return _rows(side, source, start, stop, within).bucket_weights(labels[start:stop], *others)
+    return _rows(place, within).bucket_weights(labels[place.start : place.stop], *others)
 
 
-def _move(side, source, start, stop, within, shared, scale, fresh):
+def _move(place, within, shared, scale, fresh):
     labels, active, other_labels, totals = shared
-    rows = _rows(side, source, start, stop, within)
-    moved, awake = rows.move(labels[start:stop], other_labels, totals, scale, fresh + start, active[start:stop])
+    own = slice(place.start, place.stop)
+    moved, awake = _rows(place, within).move(labels[own], other_labels, totals, scale, fresh + place.start, active[own])
     # What did not change need not travel.
-    changed = np.flatnonzero(moved != labels[start:stop])
+    changed = np.flatnonzero(moved != labels[own])
     return changed, moved[changed], np.packbits(awake)
 
 
-def _contract_rows(number, side, source, start, stop, folder, within, labels, n_groups):
-    rows = _rows(side, source, start, stop, within)
-    contributed = rows.contract(labels[side][start:stop], labels[OTHER[side]], n_groups)
+def _contract_rows(numbered, folder, within, labels, n_groups):
+    number, place = numbered
+    own_labels = labels[place.side][place.start : place.stop]
+    contributed = _rows(place, within).contract(own_labels, labels[OTHER[place.side]], n_groups)
     _write_csr(folder, number, contributed.compact())
 
 
-def _contract_communities(number, part, first, folder, source, n_nodes, labels, n_groups):
-    _write_csr(folder, number, _communities(part, first, source, n_nodes).contract(labels, n_groups).compact())
+def _contract_communities(numbered, folder, source, n_nodes, labels, n_groups):
+    number, place = numbered
+    _write_csr(folder, number, _communities(place, source, n_nodes).contract(labels, n_groups).compact())
 
 
-def _sum_range(
-    part: int, start: int, stop: int, parts: str, n_parts: int, folder: str, n_groups: int
-) -> NDArray[np.int64]:
-    """Rows start..stop-1 of a contracted graph, written; returns their lengths."""
+def _sum_range(groups: tuple[int, int, int], parts: str, n_parts: int, folder: str, n_groups: int) -> NDArray[np.int64]:
+    """Rows of a range of groups in a contracted graph, written; returns their lengths."""
+    number, start, stop = groups
     pieces = []
-    for number in range(n_parts):
-        indptr, columns, values = _read_csr(parts, number)
+    for part in range(n_parts):
+        indptr, columns, values = _read_csr(parts, part)
         bounds = np.array(indptr[start : stop + 1])
         pieces.append((bounds - bounds[0], columns[bounds[0] : bounds[-1]], values[bounds[0] : bounds[-1]]))
     csr = sum_parts(pieces, start, n_groups).compact()
-    _write_csr(folder, part, csr)
+    _write_csr(folder, number, csr)
     return np.diff(csr[0])
 
 
-def _propose(part, first, folder, n_nodes, shared):
+def _propose(place, folder, n_nodes, shared):
     grouping, scale, active, moved = shared
-    return _communities(part, first, folder, n_nodes).propose(grouping, scale, active, moved)
+    return _communities(place, folder, n_nodes).propose(grouping, scale, active, moved)
 
 
-def _communities(part: int, first: int, folder: str, n_nodes: int) -> LocalCommunities:
-    indptr, columns, values = _read_csr(folder, part)
+def _communities(place: tuple[int, int], folder: str, n_nodes: int) -> LocalCommunities:
+    """A stored part of a contracted graph, by its number and its first node."""
+    number, first = place
+    indptr, columns, values = _read_csr(folder, number)
     return LocalCommunities(indptr[:-1], indptr[1:], columns, values, first, n_nodes)
 
 

@@ -48,6 +48,16 @@ class StoredGraph(NamedTuple):
     n_shards: int
 
 
+class _Range(NamedTuple):
+    """Rows [start, stop) of a side of a stored graph; ``number`` counts the ranges of a side."""
+
+    side: str
+    number: int
+    path: Path
+    start: int
+    stop: int
+
+
 def soft_maps(stored: StoredGraph, labels: Labels, *, indices_per_id: int, hops: str) -> tuple[BucketMap, BucketMap]:
     """:func:`graphhash.soft_maps` by Ray tasks; Ray must be running.
 
@@ -76,10 +86,10 @@ def soft_maps(stored: StoredGraph, labels: Labels, *, indices_per_id: int, hops:
     shared = ray.put(plan)
     with tempfile.TemporaryDirectory(dir=stored.folder.absolute(), prefix="maps-") as name:
         folder = Path(name)
-        numbered = [(side, number, *place) for side in SIDES for number, place in enumerate(places[side])]
-        run_tasks(_write_sources, [(folder, *place, shared) for place in numbered], label="sources")
+        ranges = [_Range(side, number, *place) for side in SIDES for number, place in enumerate(places[side])]
+        run_tasks(_write_sources, [(folder, place, shared) for place in ranges], label="sources")
         run_tasks(_join_sources, [(folder, side, len(places[side])) for side in SIDES], label="join")
-        reads = [(folder, *place, shared, indices_per_id) for place in numbered]
+        reads = [(folder, place, shared, indices_per_id) for place in ranges]
         run_tasks(_write_affinities, reads, label="affinities")
         maps = []
         for side in SIDES:
@@ -102,11 +112,11 @@ def _row_facts(path: Path, start: int, stop: int) -> tuple[NDArray[np.int64], ND
     return np.diff(rows.indptr).astype(np.int64), row_degrees(rows)
 
 
-def _write_sources(folder: Path, side: str, number: int, path: Path, start: int, stop: int, plan: SoftPlan) -> None:
+def _write_sources(folder: Path, place: _Range, plan: SoftPlan) -> None:
     numba.set_num_threads(1)
-    sources = plan.sources(side, _rows(path, start, stop), start)
+    sources = plan.sources(place.side, _rows(place.path, place.start, place.stop), place.start)
     for name, array in zip(CSR_ARRAYS, (sources.indptr, sources.indices, sources.data), strict=True):
-        np.save(_part(folder, side, number, name), array.astype(CSR_ARRAYS[name], copy=False))
+        np.save(_part(folder, place.side, place.number, name), array.astype(CSR_ARRAYS[name], copy=False))
 
 
 def _join_sources(folder: Path, side: str, n_parts: int) -> None:
@@ -126,18 +136,16 @@ def _join_sources(folder: Path, side: str, n_parts: int) -> None:
                 part.unlink()
 
 
-def _write_affinities(
-    folder: Path, side: str, number: int, path: Path, start: int, stop: int, plan: SoftPlan, indices_per_id: int
-) -> None:
+def _write_affinities(folder: Path, place: _Range, plan: SoftPlan, indices_per_id: int) -> None:
     numba.set_num_threads(1)
-    rows = _rows(path, start, stop)
-    indptr, indices, data = (_load(folder / f"{OTHER[side]}.{name}.npy") for name in CSR_ARRAYS)
+    rows = _rows(place.path, place.start, place.stop)
+    indptr, indices, data = (_load(folder / f"{OTHER[place.side]}.{name}.npy") for name in CSR_ARRAYS)
     edges = rows.indptr, rows.indices, rows.data
     found = csr_affinity_rows(
-        edges, (indptr, indices, data), plan.n_buckets[side], indices_per_id, split=plan.n_user_buckets
+        edges, (indptr, indices, data), plan.n_buckets[place.side], indices_per_id, split=plan.n_user_buckets
     )
     for name, array in zip(("rows", "weights"), found, strict=True):
-        np.save(_part(folder, side, number, name), array)
+        np.save(_part(folder, place.side, place.number, name), array)
 
 
 def _gather(folder: Path, side: str, n_parts: int, name: str) -> NDArray:

@@ -21,10 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphhash.errors import ArgumentError
 from pipeline.errors import RunFolderError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # Ray reads its token once per process, so each later session of this process has to use the same one.
 _TOKEN = secrets.token_hex(32)
@@ -182,14 +185,21 @@ def run_tasks(
     """
     from tqdm import tqdm
 
-    if not is_running():
-        bar = tqdm(total=len(arguments), desc=label, file=sys.stderr, disable=None, leave=False)
-        with bar, _mapped(function, arguments, threads) as found:
-            done_here = []
+    with tqdm(total=len(arguments), desc=label, file=sys.stderr, disable=None, leave=False) as bar:
+        if is_running():
+            return _run_on_ray(function, arguments, n_in_flight, bar)
+        with _mapped(function, arguments, threads) as found:
+            done = []
             for result in found:
-                done_here.append(result)
+                done.append(result)
                 bar.update()
-            return done_here
+            return done
+
+
+def _run_on_ray(
+    function: Callable[..., Any], arguments: Sequence[tuple], n_in_flight: int | None, bar: tqdm
+) -> list[Any]:
+    """:func:`run_tasks` where Ray is running."""
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=2)(function)
@@ -198,7 +208,6 @@ def run_tasks(
     failed: tuple[int, Exception] | None = None
     running: dict[Any, int] = {}
     submitted = 0
-    bar = tqdm(total=len(arguments), desc=label, file=sys.stderr, disable=None, leave=False)
     try:
         while running or (submitted < len(arguments) and failed is None):
             while submitted < len(arguments) and len(running) < limit and failed is None:
@@ -214,7 +223,6 @@ def run_tasks(
                         failed = (index, error.cause if isinstance(error.cause, Exception) else error)
                 bar.update()
     finally:
-        bar.close()
         for ref in running:
             ray.cancel(ref, force=True)
     if failed is not None:
