@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from torch import Tensor
 
 from graphhash.clustering.api import cluster
 from graphhash.clustering.labels import Labels
@@ -37,7 +36,7 @@ from pipeline.maps.methods import METHODS, Inputs, Method
 from pipeline.retrieval.budget import GraphSize
 from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.models import ModelSpec
-from pipeline.retrieval.objective import K, fit_retrieval
+from pipeline.retrieval.objective import K, TrainingPairs, fit_retrieval
 from pipeline.retrieval.train import fit_settings, model_spec_of
 from pipeline.training.loop import Callbacks
 
@@ -212,21 +211,13 @@ def measure(train: csr_array, test: csr_array, settings: BenchSettings) -> list[
 
 def _time_training(subject: Subject, train: csr_array, config: TrainConfig, timer: PhaseTimer) -> RetrievalModel:
     """Train a new model, an epoch a round, and return it."""
-    users, items = interactions(train)
     model = subject.model.build(*subject.maps, train).to(timer.device)
     settings = fit_settings(config, subject.method, subject.n_rows, GraphSize.of(train))
-    sample = NegativeSampler(train, device=timer.device)
-    users, items = users.to(timer.device), items.to(timer.device)
+    pairs = TrainingPairs.of(train, NegativeSampler(train, device=timer.device), timer.device)
     timer.start()
     callbacks = Callbacks(on_epoch=lambda *_: timer.end_round(), on_phase=timer)
-    fit_retrieval(model, users, items, settings, None, sample=sample, callbacks=callbacks)
+    fit_retrieval(model, pairs, settings, None, callbacks=callbacks)
     return model
-
-
-def interactions(graph: csr_array) -> tuple[Tensor, Tensor]:
-    """User rows and item rows of all interactions, int64, shape (n_interactions,) each."""
-    users = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
-    return torch.from_numpy(users), torch.from_numpy(graph.indices.astype(np.int64))
 
 
 def figures(rounds: Sequence[Round], n: int) -> dict[str, Any]:

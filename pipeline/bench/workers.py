@@ -24,11 +24,11 @@ from scipy.sparse import csr_array
 
 from graphhash.clustering.api import cluster
 from graphhash.models.samplers import NegativeSampler
-from pipeline.bench.training import BenchSettings, Subject, interactions
+from pipeline.bench.training import BenchSettings, Subject
 from pipeline.config.run_config import DataConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.retrieval.budget import GraphSize
-from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
+from pipeline.retrieval.objective import RetrievalSettings, TrainingPairs, fit_retrieval
 from pipeline.retrieval.train import fit_settings, fit_task
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.tracking.tracker import Tracker
@@ -130,10 +130,10 @@ def _time_here(subject: Subject, graph: csr_array, settings: RetrievalSettings) 
     """Train in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     watch = _Watch(device)
-    users, items = interactions(graph)
-    model, sample = subject.model.build(*subject.maps, graph).to(device), NegativeSampler(graph, device=device)
+    model = subject.model.build(*subject.maps, graph).to(device)
+    pairs = TrainingPairs.of(graph, NegativeSampler(graph, device=device))
     with watch:
-        fit_retrieval(model, users, items, settings, None, sample=sample, callbacks=Callbacks(on_epoch=watch.end_epoch))
+        fit_retrieval(model, pairs, settings, None, callbacks=Callbacks(on_epoch=watch.end_epoch))
     times = watch.times()
     return times | {"start_s": max(0.0, watch.marks[0] - times["rounds_s"][0] - watch.began)}
 

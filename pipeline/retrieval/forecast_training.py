@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from scipy.sparse import csr_array
 
 from graphhash.clustering.labels import Labels
@@ -19,7 +18,7 @@ from pipeline.retrieval.budget import GraphSize, resolve_method
 from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.forecast_log import distinct
 from pipeline.retrieval.models import ModelSpec
-from pipeline.retrieval.objective import K, RetrievalSettings, fit_retrieval
+from pipeline.retrieval.objective import K, RetrievalSettings, TrainingPairs, fit_retrieval
 from pipeline.retrieval.train import fit_settings, trained_spec
 from pipeline.training.loop import CONTINUE, STOP, Callbacks
 from pipeline.training.memory import peak_mib, training_parts
@@ -181,12 +180,11 @@ def _seconds_of_step(
         steps = ends["step"]
         return STOP if len(steps) > LEAST_STEPS and steps[-1] - steps[0] > BURST_SECONDS else CONTINUE
 
-    users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)))
-    items = torch.from_numpy(graph.indices.astype(np.int64))
     sample = NegativeSampler(graph, config.train.sampler, power=config.train.popularity_power)
     # Random interactions are not to be learnt: a low rate keeps the loss finite.
     endless = replace(settings, epochs=10**9, eval_every=10**9, lr=1e-4, schedule="constant")
-    fit_retrieval(model, users, items, endless, None, sample=sample, callbacks=Callbacks(poll=poll, on_phase=on_phase))
+    pairs = TrainingPairs.of(graph, sample)
+    fit_retrieval(model, pairs, endless, None, callbacks=Callbacks(poll=poll, on_phase=on_phase))
     steps = np.array(ends["step"])
     optimizer = float(np.mean(steps - np.array(ends["backward"][: len(steps)])))
     return float(steps[-1] - steps[0]) / (len(steps) - 1), optimizer

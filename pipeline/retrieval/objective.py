@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
@@ -65,14 +66,35 @@ class RetrievalSettings(FitSettings):
     loss: LossSettings = LossSettings()
 
 
+@dataclass(frozen=True, eq=False)
+class TrainingPairs:
+    """The interactions of a training, of all workers, and what draws negatives for them.
+
+    Args:
+        users, items: rows, int64, shape (n_interactions,).
+        sample: None: negatives are uniform, and not rejected.
+    """
+
+    users: Tensor
+    items: Tensor
+    sample: NegativeSampler | None = None
+
+    @classmethod
+    def of(
+        cls, graph: csr_array, sample: NegativeSampler | None = None, device: torch.device | None = None
+    ) -> TrainingPairs:
+        """The pairs of a graph, in the order of its rows."""
+        users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)))
+        items = torch.from_numpy(graph.indices.astype(np.int64))
+        return cls(users.to(device), items.to(device), sample)
+
+
 def fit_retrieval(
     model: RetrievalModel,
-    users: Tensor,
-    items: Tensor,
+    pairs: TrainingPairs,
     settings: RetrievalSettings,
     validate: Callable[[RetrievalModel], dict[str, float]] | None,
     *,
-    sample: NegativeSampler | None = None,
     callbacks: Callbacks = Callbacks(),
     state: dict[str, Any] | None = None,
     workers: Workers | None = None,
@@ -80,14 +102,13 @@ def fit_retrieval(
     """Train a retrieval model.
 
     Args:
-        users, items: rows of the training interactions of all workers, int64, shape (n_interactions,).
         validate: metrics, :data:`SCORE` among them, which is the one to raise.
-        sample: draws negatives; None: uniformly, not rejected.
         callbacks, state, workers: as for :func:`pipeline.training.loop.fit`; there is one more phase, negatives.
 
     Returns, Raises: as :func:`pipeline.training.loop.fit`.
     """
     workers = Workers.from_process_group() if workers is None else workers
+    sample = pairs.sample
     if sample is None:
         sample = NegativeSampler(csr_array((1, model.item_embedding.n_ids)))
     whole = settings.batch_size is None
@@ -104,7 +125,7 @@ def fit_retrieval(
 
     rarely_read = seldom_read(model, settings.loss, settings.batch_size)
     aim = Objective(loss_of, SCORE, validate, rarely_read, before_epoch)
-    return fit(model, (users, items), settings, aim, callbacks=callbacks, state=state, workers=workers)
+    return fit(model, (pairs.users, pairs.items), settings, aim, callbacks=callbacks, state=state, workers=workers)
 
 
 def objective(

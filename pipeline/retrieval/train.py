@@ -35,7 +35,7 @@ from pipeline.retrieval.full_soft import mixture_labels, summed
 from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.maps import SIDES, make_maps
 from pipeline.retrieval.models import ModelSpec
-from pipeline.retrieval.objective import SCORE, K, LossSettings, RetrievalSettings, fit_retrieval
+from pipeline.retrieval.objective import SCORE, K, LossSettings, RetrievalSettings, TrainingPairs, fit_retrieval
 from pipeline.retrieval.presets import default_gamma, default_settings, preset_of
 from pipeline.retrieval.schedule import (
     evaluation_interval,
@@ -251,16 +251,14 @@ def fit_task(job: dict[str, Any], device: torch.device, options: dict[str, Any])
     if isinstance(model, LightGCN) and shards_graph(job["propagation"], graph.nnz, workers.size):
         model.shard(workers)
     model = model.to(device)
-    users = torch.from_numpy(np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)))
-    items = torch.from_numpy(graph.indices.astype(np.int64))
     validate = None
     if settings.last_epoch is None:
         validation = ShardedCsr.open(Path(job["ingest"]) / "validation").load()
         if validation.nnz:
             validate = _validation(graph, validation, job["eval_users"], settings.seed, workers)
     kind, power = job["sampler"]
-    sample = NegativeSampler(graph, kind, power=power, device=device)
-    return fit_retrieval(model, users, items, settings, validate, sample=sample, **options)
+    pairs = TrainingPairs.of(graph, NegativeSampler(graph, kind, power=power, device=device))
+    return fit_retrieval(model, pairs, settings, validate, **options)
 
 
 def shards_graph(propagation: str, n_edges: int, n_workers: int) -> bool:

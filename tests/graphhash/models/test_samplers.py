@@ -15,7 +15,7 @@ from pipeline.config import choices as config
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.retrieval.evaluate import rank_users
-from pipeline.retrieval.objective import RetrievalSettings, fit_retrieval
+from pipeline.retrieval.objective import RetrievalSettings, TrainingPairs, fit_retrieval
 from tests.helpers import graphs
 
 # Degrees 3, 1, 2, 0; user 2 has all but item 3.
@@ -79,7 +79,7 @@ def test_every_sampler_trains_a_model_that_ranks_what_was_used(kind):
     )
     everyone, nothing = np.arange(graph.shape[0]), csr_array(graph.shape, dtype=np.float32)
     before = recall_at_k(rank_users(model, everyone, nothing, 20), graph).mean()
-    fit_retrieval(model, users, items, settings, None, sample=NegativeSampler(graph, kind))
+    fit_retrieval(model, TrainingPairs(users, items, NegativeSampler(graph, kind)), settings, None)
     assert recall_at_k(rank_users(model, everyone, nothing, 20), graph).mean() > 2 * before
 
 

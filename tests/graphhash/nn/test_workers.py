@@ -16,7 +16,14 @@ from graphhash.nn.workers import Workers
 from pipeline.config.choices import SHARED_LOSSES
 from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.models import ModelSpec
-from pipeline.retrieval.objective import LossSettings, RetrievalSettings, fit_retrieval, objective, seldom_read
+from pipeline.retrieval.objective import (
+    LossSettings,
+    RetrievalSettings,
+    TrainingPairs,
+    fit_retrieval,
+    objective,
+    seldom_read,
+)
 from pipeline.retrieval.train import _validation, shards_graph
 from pipeline.training.loop import CONTINUE, SAVE, STOP, Callbacks
 from tests.helpers import graphs
@@ -196,7 +203,9 @@ def trained(method: str, settings: RetrievalSettings):
     graph = graph_of()
     validate = _validation(graph, graph_of(), 50, 0, workers)
     silent = Callbacks(warn=lambda line: None)
-    state = fit_retrieval(model, users, items, settings, validate, sample=NegativeSampler(graph), callbacks=silent)
+    state = fit_retrieval(
+        model, TrainingPairs(users, items, NegativeSampler(graph)), settings, validate, callbacks=silent
+    )
     return {key: state[key] for key in ("history", "best_epoch", "epoch")}, dict(state["model"])
 
 
@@ -266,7 +275,7 @@ def _fit(method, settings, every_step=False, state=None, **callbacks):
     )
     try:
         chosen = Callbacks(warn=lambda line: None, **callbacks)
-        return fit_retrieval(model, users, items, settings, None, callbacks=chosen, state=state)
+        return fit_retrieval(model, TrainingPairs(users, items), settings, None, callbacks=chosen, state=state)
     finally:
         pipeline.training.loop.POLL_S = interval
 
@@ -297,7 +306,9 @@ def test_a_state_between_steps_changes_nothing():
 def resumed_by(saved) -> tuple[int, list[str]]:
     model, users, items = made("mf", "soft")
     notes = []
-    state = fit_retrieval(model, users, items, SETTINGS, None, state=saved, callbacks=Callbacks(warn=notes.append))
+    state = fit_retrieval(
+        model, TrainingPairs(users, items), SETTINGS, None, state=saved, callbacks=Callbacks(warn=notes.append)
+    )
     return state["epoch"], notes
 
 

@@ -22,7 +22,7 @@ import torch
 import graphhash
 from graphhash.nn.workers import Workers
 from pipeline.errors import ConfigError
-from pipeline.retrieval.objective import fit_retrieval
+from pipeline.retrieval.objective import TrainingPairs, fit_retrieval
 from pipeline.retrieval.train import _validation
 from pipeline.training import checkpoints as resume
 from pipeline.training import workers as ray_fit
@@ -57,7 +57,7 @@ def task(job, device, how):
     graph = graph_of()
     model, users, items = made("mf", "soft")
     validate = _validation(graph, graph, 50, 0, how["workers"])
-    return fit_retrieval(model, users, items, job["settings"], validate, **how)
+    return fit_retrieval(model, TrainingPairs(users, items), job["settings"], validate, **how)
 
 
 def train(job, **how):

@@ -16,7 +16,7 @@ from graphhash.models.losses import bpr_loss
 from graphhash.models.mf import MatrixFactorization
 from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.evaluate import rank_users
-from pipeline.retrieval.objective import LossSettings, RetrievalSettings, fit_retrieval, seldom_read
+from pipeline.retrieval.objective import LossSettings, RetrievalSettings, TrainingPairs, fit_retrieval, seldom_read
 from pipeline.training.loop import Callbacks
 from tests.helpers import graphs
 
@@ -88,7 +88,7 @@ def test_training_puts_a_users_own_items_on_top(graph, labels):
     nothing.data[:] = 0
     nothing.eliminate_zeros()
     before = recall_at_k(rank_users(model, np.arange(graph.shape[0]), nothing, 20), graph)
-    state = fit_retrieval(model, *pairs_of(graph), SETTINGS, None)
+    state = fit_retrieval(model, TrainingPairs(*pairs_of(graph)), SETTINGS, None)
     after = recall_at_k(rank_users(model, np.arange(graph.shape[0]), nothing, 20), graph)
     assert after.mean() > 3 * before.mean()
     losses = [entry["loss"] for entry in state["history"]]
@@ -99,17 +99,17 @@ def test_training_puts_a_users_own_items_on_top(graph, labels):
 @pytest.mark.parametrize("batch_size", [None, 100])
 def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(graph, labels, batch_size):
     settings = dataclasses.replace(SETTINGS, epochs=20, batch_size=batch_size)
-    pairs = pairs_of(graph)
-    whole = fit_retrieval(model_of(graph, labels), *pairs, settings, None)
+    pairs = TrainingPairs(*pairs_of(graph))
+    whole = fit_retrieval(model_of(graph, labels), pairs, settings, None)
     saved = {}
     fit_retrieval(
         model_of(graph, labels),
-        *pairs,
+        pairs,
         settings,
         None,
         callbacks=Callbacks(on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s))),
     )
-    resumed = fit_retrieval(model_of(graph, labels), *pairs, settings, None, state=saved[10])
+    resumed = fit_retrieval(model_of(graph, labels), pairs, settings, None, state=saved[10])
     assert resumed["epoch"] == whole["epoch"] == 20
     for name, weight in whole["model"].items():
         assert torch.equal(resumed["model"][name], weight), name
@@ -119,16 +119,16 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(graph,
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rows_that_wait_end_where_adam_takes_them_and_resume_to_the_same_bits(graph, labels, threads, monkeypatch):
     settings = dataclasses.replace(SETTINGS, epochs=20, batch_size=100)
-    pairs = pairs_of(graph)
-    adam = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None)
+    pairs = TrainingPairs(*pairs_of(graph))
+    adam = fit_retrieval(model_of(graph, labels, "full"), pairs, settings, None)
     monkeypatch.setattr("pipeline.training.seldom.SELDOM", 0)
     saved = {}
     keep = Callbacks(on_evaluation=lambda s: saved.setdefault(s["epoch"], copy.deepcopy(s)))
-    whole = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None, callbacks=keep)
+    whole = fit_retrieval(model_of(graph, labels, "full"), pairs, settings, None, callbacks=keep)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        resumed = fit_retrieval(model_of(graph, labels, "full"), *pairs, settings, None, state=saved[10])
+        resumed = fit_retrieval(model_of(graph, labels, "full"), pairs, settings, None, state=saved[10])
     finally:
         torch.set_num_threads(before)
     for name, weight in whole["model"].items():
@@ -155,7 +155,11 @@ def test_phases_are_told_in_the_order_of_a_step(graph, labels):
     phases = []
     settings = dataclasses.replace(SETTINGS, epochs=1, batch_size=len(pairs_of(graph)[0]))
     fit_retrieval(
-        model_of(graph, labels), *pairs_of(graph), settings, None, callbacks=Callbacks(on_phase=phases.append)
+        model_of(graph, labels),
+        TrainingPairs(*pairs_of(graph)),
+        settings,
+        None,
+        callbacks=Callbacks(on_phase=phases.append),
     )
     assert phases == ["batches", "negatives", "forward", "backward", "step", "step"]
 
@@ -169,7 +173,7 @@ def test_patience_counts_evaluations_and_the_best_weights_are_kept(graph, labels
         return {"capped_recall@20": next(recalls)}
 
     settings = dataclasses.replace(SETTINGS, epochs=100, patience=2)
-    state = fit_retrieval(model_of(graph, labels), *pairs_of(graph), settings, validate)
+    state = fit_retrieval(model_of(graph, labels), TrainingPairs(*pairs_of(graph)), settings, validate)
     assert (state["epoch"], state["best_epoch"], state["best_score"]) == (20, 10, 0.3)
     assert torch.equal(state["best"]["user_embedding.table"], seen[1])
     assert not torch.equal(state["model"]["user_embedding.table"], seen[1])
@@ -177,7 +181,12 @@ def test_patience_counts_evaluations_and_the_best_weights_are_kept(graph, labels
 
 def test_the_seed_decides_everything(graph, labels):
     a, b, c = (
-        fit_retrieval(model_of(graph, labels), *pairs_of(graph), dataclasses.replace(SETTINGS, seed=s, epochs=5), None)
+        fit_retrieval(
+            model_of(graph, labels),
+            TrainingPairs(*pairs_of(graph)),
+            dataclasses.replace(SETTINGS, seed=s, epochs=5),
+            None,
+        )
         for s in (0, 0, 1)
     )
     assert torch.equal(a["model"]["item_embedding.table"], b["model"]["item_embedding.table"])
@@ -189,4 +198,4 @@ def test_divergence_is_an_error_that_names_the_learning_rate(graph, labels):
     with torch.no_grad():
         model.user_embedding.table.fill_(math.inf)
     with pytest.raises(graphhash.DataError, match=r"training diverged; lower train.lr \(0.05\)"):
-        fit_retrieval(model, *pairs_of(graph), SETTINGS, None)
+        fit_retrieval(model, TrainingPairs(*pairs_of(graph)), SETTINGS, None)
