@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.run_config import DataConfig
 from pipeline.ctr.log import open_log
-from pipeline.ctr.schema import TIME_PARTS, CtrSchema
+from pipeline.ctr.schema import TIME_PARTS, Category, CtrSchema
 
 
 def as_toml(schema: CtrSchema) -> str:
@@ -36,17 +36,14 @@ def as_toml(schema: CtrSchema) -> str:
     return "\n".join(lines) + "\n"
 
 
-HOUR_SCHEMA = """label = "click"
-categorical = ["user_id", "item_id", "hour"]
-[columns.user_id]
-kind = "int64"
-partner = "item_id"
-[columns.item_id]
-kind = "int64"
-partner = "user_id"
-[columns.hour]
-kind = "int64"
-"""
+HOUR_SCHEMA = CtrSchema(
+    "click",
+    (
+        Category("user_id", kind="int64", partner="item_id"),
+        Category("item_id", kind="int64", partner="user_id"),
+        Category("hour", kind="int64"),
+    ),
+)
 
 
 def hour_log(n_rows: int = 10_000) -> pa.Table:
@@ -69,7 +66,7 @@ def main() -> None:
     for data in args.data:
         if data == "hour":
             pq.write_table(hour_log(), out / "hour-10000.parquet")
-            (out / "hour.toml").write_text(HOUR_SCHEMA, encoding="utf-8")
+            (out / "hour.toml").write_text(as_toml(HOUR_SCHEMA), encoding="utf-8")
             continue
         log, name = open_log(DataConfig(data)), Path(data).name
         (out / f"{name}.toml").write_text(as_toml(log.schema), encoding="utf-8")

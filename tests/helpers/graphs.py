@@ -75,6 +75,13 @@ def planted(seed: int, n_blocks: int, size: int, p_in: float, p_out: float) -> t
     return graphhash.biadjacency(users, items, n_users=len(blocks), n_items=len(blocks)), blocks, blocks
 
 
+def write_log(path: Path, graph: csr_array) -> Path:
+    """The interactions of a graph as a csv of `user_id` and `item_id`, which are its rows and columns; returns the file."""
+    lines = [f"{user},{item}" for user, item in zip(*graph.nonzero(), strict=True)]
+    path.write_text("\n".join(["user_id,item_id", *lines, ""]))
+    return path
+
+
 def features(graph: csr_array) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
     """Random ones of its users and items, as a method reads them."""
     rng = np.random.default_rng(0)

@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bundles.serve import ServeSettings, TlsFiles, build_app, server_config
+from serving.http.answers import Limits
 from serving.http.connections import ConnectionLimits
 
 ROOT = Path(__file__).parents[2]
+# To `/v1/recommend` of a small model.
+REQUEST = json.dumps({"user_ids": [3], "k": 4}).encode()
+
+
+def serve_settings(bundle: Path, **options: Any) -> ServeSettings:
+    """Settings of a server on a CPU that looks for no newer bundle."""
+    return ServeSettings(bundle, Limits(), "cpu", watch_s=0, **options)
 
 
 @contextmanager

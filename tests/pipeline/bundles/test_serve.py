@@ -28,7 +28,7 @@ from serving import BundleError
 from serving.http.answers import Limits
 from serving.http.app import RetrievalOptions
 from tests.helpers.browser import CHROMIUM, PHONE_WIDTH, on_a_phone
-from tests.helpers.http_server import on_a_thread, post, serve_command
+from tests.helpers.http_server import on_a_thread, post, serve_command, serve_settings
 from tests.helpers.small_models import SmallModel, naive_answer, small_model
 
 EXPLAIN = RetrievalOptions(explain=True)
@@ -42,7 +42,7 @@ def one_user(small: SmallModel) -> list:
 
 def test_a_body_of_50_mb_is_refused_while_it_is_sent(tmp_path):
     small_model().export(tmp_path / "bundle")
-    with on_a_thread(ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0)) as address:
+    with on_a_thread(serve_settings(tmp_path / "bundle")) as address:
         for framing in ("Content-Length: 50000000", "Transfer-Encoding: chunked"):
             with socket.create_connection(address, timeout=30) as client:
                 client.sendall(
@@ -192,7 +192,7 @@ def rendered(url: str) -> str:
 def test_the_page_shows_a_users_items_and_buckets_and_nothing_that_ids_say_is_run(tmp_path):
     small = hostile_model("modulo")
     small.export(tmp_path / "bundle")
-    with on_a_thread(ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0, options=EXPLAIN)) as (host, port):
+    with on_a_thread(serve_settings(tmp_path / "bundle", options=EXPLAIN)) as (host, port):
         user = HOSTILE[0]
         page = rendered(f"http://{host}:{port}/?user_id={urllib.parse.quote(user)}")
         assert "<title>GraphHash: user &lt;img src=x" in page
@@ -225,7 +225,7 @@ def test_a_phone_shows_the_whole_page_and_the_address_names_the_user(explain, tm
     ask = "document.getElementById('user').value = '7'; document.getElementById('form').requestSubmit()"
     later = "new Promise(done => setTimeout(() => done([location.search, document.title]), 1000))"
     width = "document.documentElement.scrollWidth"
-    settings = ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0, options=options)
+    settings = serve_settings(tmp_path / "bundle", options=options)
     with on_a_thread(settings) as (host, port):
         address = f"http://{host}:{port}"
         visit = on_a_phone(f"{address}/?user_id={2**53 + 1}&k=3", width, shown, ask, later, "history.back()", later)
@@ -248,7 +248,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_policy_lets_only_its_own_
     page = (Path(__file__).parents[3] / "serving" / "http" / "page.html").read_text()
     assert not re.search(r"https?://|innerHTML|outerHTML|insertAdjacentHTML|document\.write|\son\w+=", page)
     with (
-        on_a_thread(ServeSettings(tmp_path / "bundle", Limits(), "cpu", watch_s=0)) as (host, port),
+        on_a_thread(serve_settings(tmp_path / "bundle")) as (host, port),
         urllib.request.urlopen(f"http://{host}:{port}/") as answer,
     ):
         policy = answer.headers["content-security-policy"]

@@ -31,6 +31,7 @@ from pipeline.task import StageContext
 from pipeline.training.job import TrainingSession
 from tests.helpers.ctr_log import columns, write_csv, write_schema
 from tests.helpers.small_ctr import MODELS, export_small, small_ctr
+from tests.helpers.trained import trained_once
 
 STORED = [
     name
@@ -70,13 +71,11 @@ def folder(tmp_path_factory):
 
 def trained_in(run, method, **settings):
     """Train a method into the run folder, what it is made of before it; its facts."""
-    out = run / "methods" / method
-    if out.exists():
-        return json.loads((out / "history.json").read_text())["facts"]
-    if (source := METHODS[method].trained_as) is not None:
-        trained_in(run, source, **settings)
-    out.mkdir(parents=True)
-    return train_ctr(StageContext(settings_of(method, **settings), run), method, out, TrainingSession())
+
+    def train(name, out):
+        return train_ctr(StageContext(settings_of(name, **settings), run), name, out, TrainingSession())
+
+    return trained_once(run, method, train)
 
 
 def loaded(run, method):

@@ -43,9 +43,7 @@ def config_of(folder: Path, **settings) -> RunConfig:
 def whole(tmp_path_factory) -> Path:
     """A folder with a log of 180 users, and the whole run of `soft` in `out`."""
     folder = tmp_path_factory.mktemp("refit")
-    users, items = graphs.planted(0, 6, 30, 0.3, 0.02)[0].nonzero()
-    pairs = "".join(f"{user},{item}\n" for user, item in zip(users, items, strict=True))
-    (folder / "log.csv").write_text("user_id,item_id\n" + pairs)
+    graphs.write_log(folder / "log.csv", graphs.planted(0, 6, 30, 0.3, 0.02)[0])
     run(config_of(folder))
     return folder
 

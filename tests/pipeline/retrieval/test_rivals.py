@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -31,6 +29,7 @@ from pipeline.training.job import TrainingSession
 from pipeline.training.memory import training_bytes
 from serving import BundleError
 from tests.helpers import graphs
+from tests.helpers.trained import trained_once
 
 STORED_FULL = [name for name, method in METHODS.items() if method.trained_as is not None]
 SIZED = [
@@ -69,13 +68,12 @@ def folder(tmp_path_factory):
 
 
 def trained_in(run, method, **settings):
-    """Train a method into the run folder; its facts."""
-    out = run / "methods" / method
-    if out.exists():
-        return json.loads((out / "history.json").read_text())["facts"]
-    out.mkdir(parents=True)
-    session = TrainingSession()
-    return train_method(StageContext(settings_of(method, **settings), run), method, out, session)
+    """Train a method into the run folder, what it is made of before it; its facts."""
+
+    def train(name, out):
+        return train_method(StageContext(settings_of(name, **settings), run), name, out, TrainingSession())
+
+    return trained_once(run, method, train)
 
 
 @pytest.mark.parametrize("method", STORED_FULL)

@@ -51,9 +51,7 @@ main(["train", "--out", sys.argv[1]])
 def clustered(tmp_path_factory) -> Path:
     """A run folder with a log of 180 users, read and clustered."""
     folder = tmp_path_factory.mktemp("here")
-    users, items = graphs.planted(0, 6, 30, 0.3, 0.02)[0].nonzero()
-    pairs = "".join(f"{user},{item}\n" for user, item in zip(users, items, strict=True))
-    (folder / "log.csv").write_text("user_id,item_id\n" + pairs)
+    graphs.write_log(folder / "log.csv", graphs.planted(0, 6, 30, 0.3, 0.02)[0])
     settings = {"data.path": str(folder / "log.csv"), "run.out": str(folder / "out"), "run.mlflow": False}
     settings |= {"run.methods": ("soft",), "cluster.rows": 60, "train.dim": 8}
     settings |= {"train.epochs": 100, "train.eval_every": 20, "train.patience": 1000, "train.batch_size": 1000}

@@ -17,22 +17,10 @@ import pytest
 from pipeline.bundles.serve import ServeSettings
 from serving.http.answers import Limits
 from serving.http.connections import ConnectionLimits
-from tests.helpers.http_server import on_a_thread, serve_command
+from tests.helpers.http_server import REQUEST, on_a_thread, serve_command, serve_settings
 from tests.helpers.small_models import small_model
 
 ROOT = Path(__file__).parents[3]
-REQUEST = json.dumps({"user_ids": [3], "k": 4}).encode()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("edge") / "bundle"
-    small_model().export(made)
-    return made
-
-
-def settings(folder: Path, **options) -> ServeSettings:
-    return ServeSettings(folder, Limits(), "cpu", watch_s=0, **options)
 
 
 def answer_of(connection: socket.socket) -> bytes:
@@ -64,7 +52,7 @@ def test_an_endless_head_is_refused_from_the_limit_on(folder, place):
     }
     start, more = starts[place]
     sent = 0
-    with on_a_thread(settings(folder)) as address, socket.create_connection(address, timeout=30) as client:
+    with on_a_thread(serve_settings(folder)) as address, socket.create_connection(address, timeout=30) as client:
         client.sendall(start)
         try:
             while sent < 50 * 2**20:
@@ -76,7 +64,7 @@ def test_an_endless_head_is_refused_from_the_limit_on(folder, place):
 
 
 def test_the_refusal_of_a_long_head_is_one_line(folder):
-    with on_a_thread(settings(folder), ConnectionLimits(max_header_bytes=1000)) as address:
+    with on_a_thread(serve_settings(folder), ConnectionLimits(max_header_bytes=1000)) as address:
         with socket.create_connection(address) as client:
             client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 1500)
             answer = answer_of(client)
@@ -92,7 +80,7 @@ def test_the_refusal_of_a_long_head_is_one_line(folder):
 def test_a_body_of_many_small_chunks_is_no_long_head(folder):
     body = json.dumps({"user_ids": [3], "k": 4, "exclude": [[7] * 2000]}).encode()
     with (
-        on_a_thread(settings(folder), ConnectionLimits(max_header_bytes=1000)) as address,
+        on_a_thread(serve_settings(folder), ConnectionLimits(max_header_bytes=1000)) as address,
         socket.create_connection(address) as client,
     ):
         client.sendall(
@@ -107,7 +95,7 @@ def test_a_body_of_many_small_chunks_is_no_long_head(folder):
 
 def test_a_head_that_comes_slowly_is_not_waited_for(folder):
     limits = ConnectionLimits(header_timeout_s=0.5)
-    with on_a_thread(settings(folder), limits) as address:
+    with on_a_thread(serve_settings(folder), limits) as address:
         with socket.create_connection(address) as slow, socket.create_connection(address) as silent:
             slow.sendall(b"GET /healthz HTTP/1.1\r\n")
             with socket.create_connection(address) as blank:
@@ -132,7 +120,7 @@ def test_a_head_that_comes_slowly_is_not_waited_for(folder):
 
 def test_half_open_connections_leave_and_keep_nobody_out(folder):
     limits = ConnectionLimits(max_connections=50, header_timeout_s=60)
-    with on_a_thread(settings(folder), limits) as address:
+    with on_a_thread(serve_settings(folder), limits) as address:
         half_open = [socket.create_connection(address) for _ in range(400)]
         try:
             assert is_answered(address)
@@ -151,7 +139,7 @@ def test_half_open_connections_leave_and_keep_nobody_out(folder):
 
 def test_connections_with_requests_under_way_are_not_closed_for_new_ones(folder):
     limits = ConnectionLimits(max_connections=5)
-    with on_a_thread(settings(folder), limits) as address:
+    with on_a_thread(serve_settings(folder), limits) as address:
         busy = [http.client.HTTPConnection(*address, timeout=30) for _ in range(5)]
         for client in busy:
             client.putrequest("POST", "/v1/recommend")

@@ -19,7 +19,7 @@ from serving.http.app import RetrievalOptions
 from serving.http.ctr_app import create_ctr_app
 from serving.http.live_bundle import LiveBundle
 from tests.helpers.asgi_client import AsgiClient
-from tests.helpers.http_server import on_a_thread, post
+from tests.helpers.http_server import on_a_thread, post, serve_settings
 from tests.helpers.small_ctr import export_small, raw_log, small_ctr
 from tests.helpers.small_models import small_model
 
@@ -200,7 +200,7 @@ def test_a_new_bundle_replaces_the_old_one_and_one_with_other_columns_does_not(b
 
 
 def test_the_command_serves_such_a_bundle(bundle):
-    with on_a_thread(ServeSettings(bundle, Limits(), "cpu", watch_s=0)) as (host, port):
+    with on_a_thread(serve_settings(bundle)) as (host, port):
         url = f"http://{host}:{port}"
         assert len(post(f"{url}/v1/predict", {"columns": clean(raw_log(3))})["probabilities"]) == 3
         assert b"graphhash_rows_total 3.0" in urllib.request.urlopen(f"{url}/metrics").read()

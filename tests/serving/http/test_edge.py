@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.bundles.serve import ServeSettings, TlsFiles, serve_alone
+from pipeline.bundles.serve import TlsFiles, serve_alone
 from pipeline.cli import main as cli
 from pipeline.errors import ServeError
 from serving import Retriever
@@ -28,23 +28,11 @@ from serving.http.app import RetrievalOptions, create_app
 from serving.http.live_bundle import LiveBundle
 from serving.http.titles import read_titles
 from tests.helpers.asgi_client import AsgiClient
-from tests.helpers.http_server import on_a_thread
+from tests.helpers.http_server import REQUEST, on_a_thread, serve_settings
 from tests.helpers.small_models import naive_answer, small_model
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "a-token-of-some-length"
-REQUEST = json.dumps({"user_ids": [3], "k": 4}).encode()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("edge") / "bundle"
-    small_model().export(made)
-    return made
-
-
-def settings(folder: Path, **options) -> ServeSettings:
-    return ServeSettings(folder, Limits(), "cpu", watch_s=0, **options)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +45,7 @@ def client(folder):
 
 
 def test_head_is_get_without_the_body(folder):
-    with on_a_thread(settings(folder)) as address:
+    with on_a_thread(serve_settings(folder)) as address:
         client = http.client.HTTPConnection(*address, timeout=30)
         for path in ("/healthz", "/readyz", "/metrics", "/", "/docs"):
             client.request("GET", path)
@@ -164,7 +152,7 @@ needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no o
 @needs_openssl
 def test_tls_by_files(folder, tmp_path):
     tls = certificate(tmp_path, "-nodes")
-    with on_a_thread(settings(folder), tls=tls) as (_, port):
+    with on_a_thread(serve_settings(folder), tls=tls) as (_, port):
         context = ssl.create_default_context(cafile=tls.certificate)
         client = http.client.HTTPSConnection("localhost", port, context=context, timeout=30)
         client.request("POST", "/v1/recommend", REQUEST, {"Content-Type": "application/json"})
@@ -180,7 +168,7 @@ def test_tls_by_files(folder, tmp_path):
 def test_tls_files_that_cannot_be_used_are_one_line(folder, tmp_path):
     locked = certificate(tmp_path, "-passout", "pass:secret")
     with pytest.raises(ServeError, match="protected by a password"):
-        serve_alone(settings(folder), "127.0.0.1", 0, print, tls=locked)
+        serve_alone(serve_settings(folder), "127.0.0.1", 0, print, tls=locked)
     (tmp_path / "other").mkdir()
     other = certificate(tmp_path / "other", "-nodes")
     for files in (
@@ -189,7 +177,7 @@ def test_tls_files_that_cannot_be_used_are_one_line(folder, tmp_path):
         TlsFiles(other.key, other.key),
     ):
         with pytest.raises(ServeError, match="no certificate with its key"):
-            serve_alone(settings(folder), "127.0.0.1", 0, print, tls=files)
+            serve_alone(serve_settings(folder), "127.0.0.1", 0, print, tls=files)
 
 
 def test_options_that_contradict_are_told(folder):
@@ -258,7 +246,7 @@ def test_the_commands_of_the_description_run_as_printed(kind, tmp_path):
     small_model(users=kind, items=kind).export(tmp_path / "bundle")
     access = Access(LOOPBACK_HOSTS, (TOKEN,))
     options = RetrievalOptions(explain=True)
-    with on_a_thread(settings(tmp_path / "bundle", access=access, options=options)) as address:
+    with on_a_thread(serve_settings(tmp_path / "bundle", access=access, options=options)) as address:
         client = http.client.HTTPConnection(*address, timeout=30)
         client.request("GET", "/docs", headers={"Authorization": f"Bearer {TOKEN}"})
         page = client.getresponse().read().decode()
