@@ -1,8 +1,7 @@
-"""Publish a trained retrieval model as a bundle: write the graph, compare it with the model, then put it in
-place.
+"""Publish a trained retrieval model as a bundle: write the graph, compare it with the model, then put it in place.
 
-ONNX Runtime and the trained model must agree on a sample of users before anything is published, and a failure
-of any kind leaves the previous bundle as it was.
+ONNX Runtime and the trained model must agree on a sample of users before anything is published
+(`pipeline.retrieval.agreement`), and a failure of any kind leaves the previous bundle as it was.
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from graphhash.errors import ArgumentError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.lightgcn import LightGCN
-from graphhash.models.mf import AllItemScores, RetrievalModel, VectorModel
+from graphhash.models.mf import RetrievalModel, VectorModel
 from graphhash.nn.compressed import CompressedEmbedding
 from pipeline.export.graph import describe
 from pipeline.export.ids import inside_bytes
 from pipeline.export.publish import oov_id, save_graph, staged_bundle
 from pipeline.export.requests import answered, onnx_facts
+from pipeline.retrieval.agreement import TOLERANCE, check_agreement
 from pipeline.retrieval.defaults import CUTOFFS, measures_of
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.onnx_graph import retrieval_graph
@@ -38,16 +37,12 @@ from serving.manifest import MANIFEST, METADATA, identity
 from serving.retriever import Retriever
 
 TIE_RULE = "higher score first, equal scores by lower item row"
-# Absolute, and relative to the largest score in size, beside the model with its tables rounded as they are stored.
-TOLERANCE = 1e-5
 PRECISIONS = ("float32", "float16", "int8", "int4")
 RUNTIMES = ("auto", "materialized", "compressed")
 # `auto` materializes while ONNX Runtime needs no more for it at load than this.
 _MOST_LOAD_BYTES = 2**32
 
-_CHECK_K = 100
 _EXAMPLE_K = 3
-_CHECK_SCORES = 2**25
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,7 @@ def export_retrieval(
         with torch.no_grad():
             scores_of = as_shipped(copy.deepcopy(trained.model).cpu(), options.precision).score_all_items()
         retriever = Retriever(folder, provider="cpu")
-        _compare(retriever, scores_of, users, items, options.n_check, np.random.default_rng(options.seed))
+        check_agreement(retriever, scores_of, users, items, options.n_check, np.random.default_rng(options.seed))
         (folder / MANIFEST).unlink()
         return write_manifest(folder, content | {"example": _example(retriever, users, items)})
 
@@ -290,93 +285,3 @@ def _check_fit(side: str, embedding: CompressedEmbedding, bucket_map: BucketMap,
 
 def _save(graph: onnx.ModelProto, folder: Path, users: Vocabulary, items: Vocabulary, external_data_mib: float) -> None:
     save_graph(graph, folder, inside_bytes(users, decoded=False) + inside_bytes(items, decoded=True), external_data_mib)
-
-
-def _compare(
-    retriever: Retriever,
-    scores_of: AllItemScores,
-    users: Vocabulary,
-    items: Vocabulary,
-    n_check: int,
-    rng: np.random.Generator,
-) -> None:
-    """Raise BundleError unless ONNX Runtime and the model agree on scores and, ties within the tolerance
-    aside, on items."""
-    sample = np.sort(rng.choice(len(users), min(n_check - 1, len(users)), replace=False))
-    rows = np.concatenate([[len(users)], sample]).astype(np.int64)
-    step = max(1, _CHECK_SCORES // len(items))
-    for start in range(0, len(rows), step):
-        chunk = rows[start : start + step]
-        raw = [oov_id(users) if row == len(users) else users.take([row])[0] for row in chunk]
-        with torch.no_grad():
-            expected = scores_of(torch.from_numpy(chunk)).numpy()
-        answers: list[tuple[list[Any], NDArray | None, int]] = [(raw, None, min(_CHECK_K, len(items)))]
-        if start == 0:
-            # Two users are asked for every item, so that each item's vector is read, and again without a
-            # third of them.
-            answers += [(raw[:2], exclude, len(items)) for exclude in (None, np.arange(0, len(items), 3))]
-        for asked, exclude, k in answers:
-            truth = expected[: len(asked)].copy()
-            excluded = None
-            if exclude is not None:
-                truth[:, exclude] = -np.inf
-                excluded = [items.take(exclude)] * len(asked)
-            got = retriever.recommend(asked, k, excluded)
-            if not np.array_equal(got.known, chunk[: len(asked)] < len(users)):
-                raise BundleError(
-                    "the exported graph does not tell known users from OOV ones; report this with the vocabulary"
-                )
-            for user, item_ids, scores, row in zip(asked, got.item_ids, got.scores, truth, strict=True):
-                _compare_user(user, items.rows(item_ids), scores, row, k)
-        if start == 0:
-            _compare_candidates(retriever, raw, expected, items, rng)
-
-
-def _compare_candidates(
-    retriever: Retriever, users: list[Any], expected: NDArray, items: Vocabulary, rng: np.random.Generator
-) -> None:
-    """Raise BundleError unless candidates, an OOV one among them, score as in the catalogue."""
-    rows = rng.integers(0, len(items), (len(users), min(_CHECK_K, len(items))))
-    oov = np.full((len(users), 1), oov_id(items), np.int64 if items.kind == "int64" else object)
-    got = retriever.score(users, np.concatenate([items.take(rows), oov], axis=1))
-    wanted = np.take_along_axis(expected, rows, axis=1)
-    worst = np.abs(got.scores[:, :-1] - wanted).max(initial=0)
-    allowed = TOLERANCE * (1 + np.abs(expected).max(initial=0))
-    if not worst <= allowed or not np.isfinite(got.scores).all():
-        raise BundleError(
-            f"scores of candidates and of the catalogue differ by {worst:.3g}, allowed are {allowed:.3g}; "
-            "nothing was published, report this"
-        )
-    if not got.known_items[:, :-1].all() or got.known_items[:, -1].any():
-        raise BundleError(
-            "the exported graph does not tell known candidates from OOV ones; report this with the vocabulary"
-        )
-
-
-def _compare_user(user: Any, got: NDArray, scores: NDArray, expected: NDArray, k: int) -> None:
-    """One user's answer: item rows and scores of ONNX Runtime against the model's scores of all items."""
-    k = min(k, int((expected > -np.inf).sum()))
-    if np.isnan(expected).any() or np.isposinf(expected).any():
-        raise BundleError(
-            f"user {user!r}: the trained model scores {expected[~np.isfinite(expected)][0]}; train it again"
-        )
-    best = -np.sort(np.partition(-expected, k - 1)[:k]) if k else expected[:0]
-    allowed = TOLERANCE * (1 + np.abs(expected[np.isfinite(expected)]).max(initial=0))
-    if len(got) != len(best) or len(np.unique(got)) != k:
-        raise BundleError(
-            f"user {user!r}: ONNX Runtime returns {len(np.unique(got))} items instead of {k}; "
-            "nothing was published, report this"
-        )
-    worst = np.abs(scores - expected[got]).max(initial=0)
-    if not worst <= allowed:
-        raise BundleError(
-            f"user {user!r}: scores of ONNX Runtime and the model differ by {worst:.3g}, allowed are "
-            f"{allowed:.3g}; "
-            "nothing was published, use precision='float32' or report this"
-        )
-    # Scores closer than the error of both may change places; equal scores may not.
-    out_of_order = (scores[1:] == scores[:-1]) & (got[1:] < got[:-1])
-    if (np.abs(expected[got] - best) > 2 * allowed).any() or out_of_order.any():
-        raise BundleError(
-            f"user {user!r}: ONNX Runtime and the model recommend different items; nothing was published, report this"
-        )

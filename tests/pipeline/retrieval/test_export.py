@@ -178,7 +178,7 @@ def test_a_graph_that_disagrees_with_the_model_is_not_published(wrong_graph, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-@pytest.mark.parametrize("step", ["_save", "write_manifest", "_compare"])
+@pytest.mark.parametrize("step", ["_save", "write_manifest", "check_agreement"])
 def test_a_failure_at_any_step_leaves_the_previous_bundle(step, tmp_path, monkeypatch):
     small = small_model()
     small.export(tmp_path / "bundle")
