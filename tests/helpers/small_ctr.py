@@ -8,31 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-import graphhash
 from graphhash.graph.vocabulary import Vocabulary
-from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.bucket_map import full_map
 from graphhash.models.ctr import CtrSpec, FeatureBatch
 from pipeline.ctr.data import Column, DenseColumn, Features, Part, batch_of
 from pipeline.ctr.export import ExportOptions, export_ctr
 from pipeline.ctr.schema import Category, CtrSchema, MultiValued
 from pipeline.ctr.weights import TrainedCtr
-from tests.helpers import graphs
+from tests.helpers.ctr_batches import N_ITEMS, N_USERS, pair_maps
 
-GRAPH = graphs.planted(0, 3, 12, 0.4, 0.05)[0]
-N_USERS, N_ITEMS = GRAPH.shape
 DENSE = (DenseColumn("price", 10.0, 2.5), DenseColumn("seen at", 1.6e9, 40.0))
 MODELS = {"widedeep": {}, "deepfm": {}, "dcnv2 parallel": {}, "dcnv2 stacked": {"structure": "stacked"}, "dlrm": {}}
-
-
-def pair_maps(kind: str) -> tuple[BucketMap, BucketMap]:
-    labels = graphhash.cluster(GRAPH, resolution=1.0)
-    return {
-        "full": lambda: (full_map(N_USERS), full_map(N_ITEMS)),
-        "graph": lambda: graphhash.graph_maps(labels),
-        "double_graph": lambda: graphhash.double_graph_maps(labels, seed=0),
-        "soft": lambda: graphhash.soft_maps(GRAPH, labels, indices_per_id=3),
-        "double_soft": lambda: graphhash.double_soft_maps(GRAPH, labels, indices_per_id=3, seed=0),
-    }[kind]()
 
 
 def small_ctr(
