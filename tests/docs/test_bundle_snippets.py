@@ -1,7 +1,8 @@
 """The snippets of docs/bundle-format.md answer a manifest's example as the manifest states, in Node and in a browser.
 
 They need npm packages: ``npm install --prefix DIR onnxruntime-node onnxruntime-web``, and the
-variable ``GRAPHHASH_NODE_MODULES=DIR/node_modules``. The Python snippet runs in ``test_blocks.py``.
+variable ``GRAPHHASH_NODE_MODULES=DIR/node_modules``. The Python snippet runs in ``test_blocks.py``. The Java snippet is compiled, with a JDK
+and Gson, against declarations of those parts of ONNX Runtime's Java interface that it uses (``tests/docs/java``); it is not run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from tests.helpers.small_models import small_model
 
 MODULES = Path(os.environ.get("GRAPHHASH_NODE_MODULES", "node_modules"))
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+# Debian's package libgoogle-gson-java puts it there.
+GSON = Path(os.environ.get("GRAPHHASH_GSON", "/usr/share/java/gson.jar"))
 BUNDLES = ["int64", "string", "ctr"]
 
 
@@ -99,3 +102,14 @@ def test_a_browser_answers_the_example(bundle, bundles, tmp_path):
         server.server_close()
     answer = json.loads(html.unescape(re.search(r'<pre id="answer">(.*?)</pre>', page, re.DOTALL)[1]))
     assert_answers(answer, json.loads((bundles / bundle / "manifest.json").read_text()))
+
+
+@pytest.mark.skipif(not shutil.which("javac"), reason="no JDK")
+@pytest.mark.skipif(not GSON.exists(), reason="no Gson: apt-get install libgoogle-gson-java, or GRAPHHASH_GSON")
+def test_the_java_snippet_compiles(tmp_path):
+    (tmp_path / "AskBundle.java").write_text(snippet("java"), encoding="utf-8")
+    declared = sorted((Path(__file__).parent / "java").rglob("*.java"))
+    command = ["javac", "-Xlint:all,-serial", "-Werror", "-proc:none", "-cp", GSON, "-d", tmp_path / "classes"]
+    got = subprocess.run([*command, *declared, tmp_path / "AskBundle.java"], capture_output=True, text=True)
+    assert got.returncode == 0, got.stderr
+    assert (tmp_path / "classes" / "AskBundle.class").exists()
