@@ -41,5 +41,4 @@ def remedy(error: ModuleNotFoundError) -> str | None:
             f"{module} is not installed on {platform.node()}, a machine of the cluster; install graphhash[all] on the cluster's machines: "
             "pip install 'graphhash[all]'"
         )
-    otherwise = "or train with --no-mlflow" if module == "mlflow" else "or graphhash[all] for everything"
-    return f"{module} is not installed; pip install 'graphhash[{EXTRAS[module]}]', {otherwise}"
+    return f"{module} is not installed; pip install 'graphhash[{EXTRAS[module]}]', or graphhash[all] for everything"

@@ -64,7 +64,7 @@ class Workers:
         """
         if min(n_examples, n_examples if batch_size is None else batch_size) < self.size > 1:
             what = f"{n_examples} examples" if n_examples < self.size else f"batches of {batch_size}"
-            raise DataError(f"{what} have no part for each of {self.size} workers; use fewer with --workers")
+            raise DataError(f"{what} have no part for each of {self.size} workers; use fewer workers")
         ends = [n_examples] if batch_size is None else [*range(batch_size, n_examples, batch_size), n_examples]
         if len(ends) > 1 and ends[-1] - ends[-2] < self.size:
             del ends[-2]

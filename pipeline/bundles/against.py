@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from graphhash.errors import DataError, did_you_mean
 from graphhash.metrics.ctr import CtrTotals, auc, probability
 from pipeline.ctr.columns import LABELS, labels_of
+from pipeline.logs.csv import DEFAULT_FORMAT, CsvFormat
 from pipeline.logs.tables import Rows, column_names, find_files, listed_names, read_rows
 from serving.bundle_model import Provider
 from serving.errors import InputError
@@ -73,11 +74,19 @@ class Against:
         return [header, *rows]
 
 
-def check_against(bundle: Path, log: str, *, label: str | None = None, provider: Provider = "auto") -> Against:
+def check_against(
+    bundle: Path,
+    log: str,
+    *,
+    label: str | None = None,
+    layout: CsvFormat = DEFAULT_FORMAT,
+    provider: Provider = "auto",
+) -> Against:
     """Predict labelled samples with a bundle, and compare.
 
     Args:
         log: a file, a folder or a glob: csv, tsv or parquet.
+        layout: of csv and tsv files.
         label: its column; None: that of the training, or the one that is named like a label.
 
     Raises:
@@ -85,7 +94,7 @@ def check_against(bundle: Path, log: str, *, label: str | None = None, provider:
         DataError: a column is missing, a label is neither 0 nor 1, or a value is of another type than the bundle's.
     """
     scorer = load_privately(bundle, lambda folder: Scorer(folder, provider))
-    files = find_files(log, "auto", "random")
+    files = find_files(log, "auto", "random", layout)
     name, label_from = _label(scorer.manifest, column_names(files[0]), label, files[0].path)
     totals, parts, n_oov = CtrTotals(), [], dict[str, int]()
     for rows in (rows for file in files for rows in read_rows(file)):

@@ -9,13 +9,25 @@ from typing import Any
 import click
 
 from pipeline.cli.command import Epilog, Lists, Values, group
-from pipeline.cli.log_options import ctr_data_options, task_option
+from pipeline.cli.log_options import bad_rows_option, csv_options, ctr_data_options, kind_options, task_option
 from pipeline.cli.output import print_table, write_json
+from pipeline.cli.settings import log_settings
 from pipeline.config.choices import CTR_MODELS, FORMATS, MODELS
 from pipeline.errors import ConfigError
 
 # The options of a log, which are settings of the section data.
-LOG_OPTIONS = ("format", "split", "user_column", "item_column", "weight_column")
+LOG_OPTIONS = (
+    "format",
+    "split",
+    "user_column",
+    "item_column",
+    "user_kind",
+    "item_kind",
+    "weight_column",
+    "separator",
+    "encoding",
+    "bad_rows",
+)
 CTR_LOG_OPTIONS = ("label_column", "schema", "min_count")
 
 
@@ -42,7 +54,10 @@ _log_options = group(
     ),
     click.option("--user-column", metavar="NAME", default="user_id", help="Column of user ids.  [user_id]"),
     click.option("--item-column", metavar="NAME", default="item_id", help="Column of item ids.  [item_id]"),
+    kind_options,
+    csv_options,
     click.option("--weight-column", metavar="NAME", help="Column of weights; without it every row weighs 1."),
+    bad_rows_option,
 )
 
 
@@ -121,8 +136,7 @@ def bench_cluster(
     planted = [planted_sizes(n, *sizes) | drawing for n in interactions]
     log = None
     if data is not None:
-        columns = {key: options[key] for key in LOG_OPTIONS}
-        log = DataConfig(str(Path(data).absolute()), validation=0.0, test=0.0, **columns)
+        log = DataConfig(str(Path(data).absolute()), validation=0.0, test=0.0, **log_settings(options, LOG_OPTIONS))
     results = bench(log, planted, settings)
     for title, (header, *lines), phases in by_setting(results):
         print(f"\n{title}")
@@ -252,8 +266,7 @@ def _bench_retrieval(methods: Sequence[str], workers: tuple[int, ...] | None, op
     from pipeline.bench import workers as bench_workers
     from pipeline.config.run_config import DataConfig, TrainConfig
 
-    columns = {key: options[key] for key in LOG_OPTIONS}
-    log = DataConfig(str(Path(options["data"]).absolute()), validation=0.0, **columns)
+    log = DataConfig(str(Path(options["data"]).absolute()), validation=0.0, **log_settings(options, LOG_OPTIONS))
     train = {key: options[key] for key in ("dim", "batch_size", "seed")}
     settings = bench_train.BenchSettings(
         methods=methods,
@@ -276,7 +289,8 @@ def _bench_ctr(methods: Sequence[str], workers: tuple[int, ...] | None, options:
 
     if workers:
         raise ConfigError("--workers is not supported with --task ctr; leave it out")
-    settings = {f"data.{key}": options[key] for key in (*LOG_OPTIONS, *CTR_LOG_OPTIONS) if options[key] is not None}
+    log = log_settings(options, (*LOG_OPTIONS, *CTR_LOG_OPTIONS))
+    settings = {f"data.{key}": value for key, value in log.items()}
     settings |= {
         "run.task": "ctr",
         "data.path": str(Path(options["data"]).absolute()),

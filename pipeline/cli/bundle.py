@@ -9,7 +9,9 @@ import click
 
 from graphhash.errors import DataError
 from pipeline.cli.command import Epilog
+from pipeline.cli.log_options import csv_options
 from pipeline.cli.output import print_table, write_json
+from pipeline.cli.settings import log_settings
 
 
 @click.command(
@@ -86,6 +88,7 @@ graphhash check ctr/bundle --against today.parquet
     help="ctr: labelled samples (csv, tsv, parquet): log loss, AUC, and calibration by tenths of the predictions.",
 )
 @click.option("--label-column", metavar="NAME", help="With --against: its labels.  [as in training]")
+@csv_options
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--json", "json_file", metavar="FILE", help="Write the findings to FILE as well.")
 def check(
@@ -94,6 +97,7 @@ def check(
     label_column: str | None,
     provider: Literal["auto", "cpu", "cuda"],
     json_file: str | None,
+    **csv: Any,
 ) -> None:
     """Verify everything about a bundle, and explain it: files, hashes, inputs, types, ranges of maps, a trial request, providers.
 
@@ -110,8 +114,11 @@ def check(
         findings.append({"what": finding.what, "text": finding.text})
     if against is not None:
         from pipeline.bundles.against import check_against
+        from pipeline.logs.csv import CsvFormat
 
-        found = check_against(folder, against, label=label_column, provider=provider)
+        settings = log_settings(csv, ("separator", "encoding"))
+        layout = CsvFormat(**settings | {"columns": settings.get("columns") or ()})
+        found = check_against(folder, against, label=label_column, layout=layout, provider=provider)
         print(f"    {'against':<16} {found.text()}\n")
         header, *rows = found.table()
         print_table(header, rows)

@@ -21,6 +21,17 @@ ctr_data_options = group(
     ),
     click.option("--min-count", type=int, help="ctr: ids in fewer training samples are out of vocabulary.  [1]"),
 )
+kind_options = group(
+    click.option(
+        "--user-kind", type=click.Choice(ID_KINDS), help="Type of the user ids; string: as they stand.  [auto]"
+    ),
+    click.option("--item-kind", type=click.Choice(ID_KINDS), help="Type of the item ids, likewise.  [auto]"),
+)
+bad_rows_option = click.option(
+    "--bad-rows",
+    type=click.Choice(("error", "skip")),
+    help="error: stop at the first bad row; skip: keep bad rows in ingest/rejected.parquet.  [error]",
+)
 csv_options = group(
     click.option(
         "--separator", metavar="CHAR", help="csv: the character between fields, or tab.  [recognised: , tab ; |]"
@@ -73,10 +84,7 @@ data_options = group(
     click.option("--format", type=click.Choice(FORMATS), help="Format of the log.  [auto: detected]"),
     click.option("--user-column", metavar="NAME", help="csv, tsv, parquet: the column of user ids.  [user_id]"),
     click.option("--item-column", metavar="NAME", help="csv, tsv, parquet: the column of item ids.  [item_id]"),
-    click.option(
-        "--user-kind", type=click.Choice(ID_KINDS), help="Type of the user ids; string: as they stand.  [auto]"
-    ),
-    click.option("--item-kind", type=click.Choice(ID_KINDS), help="Type of the item ids, likewise.  [auto]"),
+    kind_options,
     csv_options,
     click.option("--weight-column", metavar="NAME", help="The column of interaction weights.  [every row weighs 1]"),
     filter_options,
@@ -86,11 +94,7 @@ data_options = group(
         help="Method lsh: user features, a csv, tsv or parquet file of the id column and numbers.",
     ),
     click.option("--item-features", metavar="FILE", help="Method lsh: item features, likewise."),
-    click.option(
-        "--bad-rows",
-        type=click.Choice(("error", "skip")),
-        help="error: stop at the first bad row; skip: keep bad rows in ingest/rejected.parquet.  [error]",
-    ),
+    bad_rows_option,
     click.option(
         "--split",
         type=click.Choice(SPLITS),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -22,10 +23,28 @@ from pipeline.cli.stages import cluster, evaluate, export, ingest, run, status, 
 from pipeline.cli.sweeps import compare, tune
 from pipeline.cli.triton import triton
 from pipeline.cli.update import update
+from pipeline.errors import TrackingError
+from pipeline.extras import remedy
 from pipeline.progress import progress_printed
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """The commands. An error of MLflow, or its absence, also names --no-mlflow where the command takes it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (TrackingError, ModuleNotFoundError) as error:
+            command = self.commands.get(ctx.invoked_subcommand or "")
+            options = {option for p in getattr(command, "params", ()) for option in p.secondary_opts}
+            text = remedy(error) if isinstance(error, ModuleNotFoundError) else str(error)
+            of_mlflow = isinstance(error, TrackingError) or (error.name or "").partition(".")[0] == "mlflow"
+            if text is None or not of_mlflow or "--no-mlflow" not in options:
+                raise
+            raise TrackingError(f"{text}, or go without: --no-mlflow") from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="graphhash", message="%(version)s")
 def app() -> None:
     """Make the embedding tables of a recommender smaller by clustering its user-item graph.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,15 @@ def load(options: dict[str, Any]) -> RunConfig:
         config = RunConfig.load(files, options["overrides"], defaults=defaults, **cli)
     # The URI of an earlier command or of a file does not count: a run folder may have been copied.
     return RunConfig.from_flat(config.flat() | {"run.remote": remote})
+
+
+def log_settings(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The settings of the section data that options of a log set, by key, with those of csv files.
+
+    Args:
+        names: of the options, which are those of the settings.
+    """
+    return {name: options[name] for name in names if options.get(name) is not None} | csv_settings(options)
 
 
 def csv_settings(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def _compare(scorer: Scorer, trained: TrainedCtr, rows: Part, expected: NDArray[
     if not largest <= allowed:
         raise BundleError(
             f"logits of ONNX Runtime and the model differ by {largest:.3g}, allowed are {allowed:.3g}; nothing was published, "
-            "use --precision float32 or report this"
+            "store it in float32 (export.precision=float32), or report this"
         )
     probabilities = 1 / (1 + np.exp(-expected.astype(np.float64)))
     if not np.abs(got.probabilities - probabilities).max(initial=0) <= allowed:

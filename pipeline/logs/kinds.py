@@ -83,7 +83,7 @@ def _check_number_columns(source: Source, columns: Columns) -> None:
     """Raise DataError where a format cannot have the columns of weights and ratings, or parquet has them as no numbers."""
     if columns.rating is not None and source.format == "lightgcn":
         raise DataError(
-            f"{source.file}: LightGCN files have no ratings; leave positive_from={columns.positive_from} (--positive-from) out"
+            f"{source.file}: LightGCN files have no ratings, which positive_from={columns.positive_from} needs; leave it out"
         )
     for key, name in (("weight_column", columns.weight), ("rating_column", columns.rating)):
         if name is None:

@@ -77,15 +77,15 @@ class RunFolder:
                 lock = stack.enter_context(file_lock(self.path / ".lock"))
             except LockedError as error:
                 raise RunFolderError(
-                    f"{self.path} is in use by {error}; wait for it, or choose another --out"
+                    f"{self.path} is in use by {error}; wait for it, or choose another run folder"
                 ) from None
             except NoLocksError as error:
                 raise RunFolderError(
-                    f"{self.path}/.lock: cannot be locked ({error.strerror}); take a file system with locks for --out, or a URI"
+                    f"{self.path}/.lock: cannot be locked ({error.strerror}); put the run folder on a file system with locks, or at a URI"
                 ) from error
             except OSError as error:
                 raise RunFolderError(
-                    f"{self.path}: cannot write there ({error.strerror}); choose another --out"
+                    f"{self.path}: cannot write there ({error.strerror}); choose another run folder"
                 ) from error
             try:
                 lock.sign()
@@ -331,5 +331,5 @@ def _one_line(error: OSError, path: Path, during: str = "the run folder") -> OSE
         free = "no space left"
     return RunFolderError(
         f"{path}: the disk is full ({free}) while writing {during}; earlier results are kept. "
-        "Free some space and run the same command again, or choose another --out"
+        "Free some space and run the same command again, or choose another run folder"
     )

@@ -293,7 +293,7 @@ class Mirror:
 
     def _in_use(self, holder: dict[str, Any]) -> RunFolderError:
         return RunFolderError(
-            f"{self.uri} is in use by {describe_holder(holder)}; wait for it, or choose another --out"
+            f"{self.uri} is in use by {describe_holder(holder)}; wait for it, or choose another run folder"
         )
 
     def _read_lock(self) -> tuple[dict[str, Any] | None, float]:

@@ -42,7 +42,7 @@ def one_line_errors(function: Callable[P, T]) -> Callable[P, T]:
             if "Max retries exceeded" in reason:
                 reason = f"the server at {os.environ.get('MLFLOW_TRACKING_URI')} does not answer"
             reason = reason.split(". ")[0][:300]
-            raise TrackingError(f"MLflow: {reason}; set MLFLOW_TRACKING_URI, or go without: --no-mlflow") from error
+            raise TrackingError(f"MLflow: {reason}; set MLFLOW_TRACKING_URI") from error
 
     return checked
 
@@ -103,8 +103,7 @@ def check_answers(uri: str) -> None:
     reason = unreachable_uri(uri)
     if reason is not None:
         raise TrackingError(
-            f"MLflow: the server at {_without_password(uri)} does not answer ({reason}); set MLFLOW_TRACKING_URI, or go without: "
-            "--no-mlflow"
+            f"MLflow: the server at {_without_password(uri)} does not answer ({reason}); start it, or set MLFLOW_TRACKING_URI"
         )
 
 

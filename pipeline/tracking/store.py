@@ -75,7 +75,7 @@ def connect(experiment: str, folder: Path | None = None) -> Store:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and uri != named and uri.startswith(SQLITE):
         raise TrackingError(
             f"MLflow: in a Ray job {named or DEFAULT_URI} would lie in the job's temporary folder; set MLFLOW_TRACKING_URI to a server "
-            "or an absolute path, or go without: --no-mlflow"
+            "or an absolute path"
         )
     check_answers(uri)
     outbox = None if folder is None else outbox_of(folder, uri)
@@ -128,6 +128,6 @@ def _find_experiment(uri: str, experiment: str) -> Store:
                 raise
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"MLflow: experiment {experiment!r} was deleted in {uri}; restore it, or name another: run.experiment=NAME"
+            f"MLflow: experiment {experiment!r} was deleted in {uri}; restore it, or name another experiment"
         )
     return Store(uri, found.experiment_id)

@@ -76,7 +76,7 @@ def stopped(checkpoints: CheckpointManager, number: int | None) -> NoReturn:
     """
     checkpoints.stop_file.unlink(missing_ok=True)
     if (newest := checkpoints.newest(_log.warning)) is not None:
-        _log.info("stopped at %s; the same command goes on from there, or starts over with --no-resume", newest)
+        _log.info("stopped at %s; the same command goes on from there", newest)
     end(signal.SIGINT if number is None else number)
 
 

@@ -141,9 +141,9 @@ print(user_map.rows.shape, graphhash.modularity(graph, communities.users, commun
     assert got.stdout.split() == ["(4,", "2)", "True"]
 
 
-def test_a_run_may_leave_mlflow_out():
+def test_the_extra_of_a_part_of_a_package_is_that_of_the_package():
     text = remedy(ModuleNotFoundError("No module named 'mlflow.client'", name="mlflow.client"))
-    assert text == "mlflow is not installed; pip install 'graphhash[mlflow]', or train with --no-mlflow"
+    assert text == "mlflow is not installed; pip install 'graphhash[mlflow]', or graphhash[all] for everything"
 
 
 def test_modules_of_ours_have_no_remedy():

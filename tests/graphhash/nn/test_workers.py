@@ -180,9 +180,7 @@ def test_steps_share_out_every_batch_and_none_is_empty(size, n, batch):
 
 
 def test_more_workers_than_examples_are_refused():
-    with pytest.raises(
-        graphhash.DataError, match="3 examples have no part for each of 4 workers; use fewer with --workers"
-    ):
+    with pytest.raises(graphhash.DataError, match="3 examples have no part for each of 4 workers; use fewer workers"):
         Workers(0, 4).steps(3, None)
     with pytest.raises(graphhash.DataError, match="batches of 3 have no part"):
         Workers(0, 4).steps(30, 3)

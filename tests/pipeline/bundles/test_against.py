@@ -7,12 +7,15 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
 from graphhash.errors import DataError
 from graphhash.metrics.ctr import auc, log_loss
 from pipeline.bundles.against import bins_of, check_against
+from pipeline.cli.main import app
+from pipeline.logs.csv import CsvFormat
 from serving import BundleError, Scorer
 from tests.helpers.small_ctr import export_small, raw_log, small_ctr
 from tests.helpers.small_models import small_model
@@ -64,6 +67,24 @@ def test_predictions_that_are_too_high_show_in_every_bin(bundle, tmp_path):
     assert all(part["predicted"] > part["positive"] for part in found.bins[3:])
     same = check_against(bundle, str(file), label="clicked", provider="cpu")
     assert same.as_dict() == found.as_dict()
+
+
+def test_csv_may_be_written_in_any_way(bundle, tmp_path):
+    _log, columns, file = labelled(tmp_path, 50)
+    table = pa.table({name: values for name, values in columns.items() if name not in ("genres", "tags")})
+    lists = {name: pa.array(["war" if name == "genres" else "5"] * 50) for name in ("genres", "tags")}
+    table = pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **lists, "rating": [3, 4] * 25})
+    pq.write_table(table, file)
+    expected = check_against(bundle, str(file), provider="cpu").as_dict()
+    pa_csv.write_csv(table, tmp_path / "plain.csv", pa_csv.WriteOptions(include_header=False, delimiter=";"))
+    (tmp_path / "labelled.csv").write_text((tmp_path / "plain.csv").read_text("utf-8"), encoding="utf-16")
+    layout = CsvFormat(";", "utf-16", tuple(table.column_names))
+    found = check_against(bundle, str(tmp_path / "labelled.csv"), layout=layout, provider="cpu").as_dict()
+    assert found["n_rows"] == 50
+    assert found["auc"] == pytest.approx(expected["auc"], abs=1e-3)
+    names = ",".join(table.column_names)
+    app.main(["check", str(bundle), "--against", str(tmp_path / "labelled.csv"), "--separator", ";", "--encoding", "utf-16",
+              "--header", "no", "--columns", names, "--provider", "cpu"], standalone_mode=False)  # fmt: skip
 
 
 def test_bins_have_equal_numbers_of_rising_predictions():

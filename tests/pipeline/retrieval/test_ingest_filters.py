@@ -154,7 +154,7 @@ def test_what_leaves_nothing_is_an_error_with_the_remedy(tmp_path):
     with pytest.raises(DataError, match=r"no column 'stars'.*rating_column"):
         ingest(DataConfig(path, positive_from=4, rating_column="stars"), tmp_path / "out")
     (tmp_path / "train.txt").write_text("1 10\n")
-    with pytest.raises(DataError, match=r"LightGCN files have no ratings; leave positive_from=4"):
+    with pytest.raises(DataError, match=r"LightGCN files have no ratings, which positive_from=4.* needs; leave it out"):
         ingest(DataConfig(str(tmp_path / "train.txt"), positive_from=4), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"data.rating_column=stars is read with data.positive_from alone"):
         DataConfig(path, rating_column="stars")

@@ -191,7 +191,9 @@ def test_second_process_is_told_who_holds_the_folder(tmp_path):
         [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "locked\n"
-    with pytest.raises(RunFolderError, match=rf"in use by process {holder.pid} on .* since .*choose another --out"):
+    with pytest.raises(
+        RunFolderError, match=rf"in use by process {holder.pid} on .* since .*choose another run folder"
+    ):
         RunFolder(run).__enter__()
     holder.communicate("")
     with RunFolder(run):
@@ -220,7 +222,7 @@ def test_killed_process_leaves_a_usable_folder(tmp_path):
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RunFolderError, match="choose another --out"):
+    with pytest.raises(RunFolderError, match="choose another run folder"):
         RunFolder(tmp_path / "file" / "run").__enter__()
 
 

@@ -265,7 +265,7 @@ def test_without_a_store_nothing_happens(tmp_path, model_path):
 def test_unusable_store_is_one_line_at_once(monkeypatch, uri, message):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI, or go without: --no-mlflow") as caught:
+    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI") as caught:
         connect("graphhash")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -274,7 +274,7 @@ def test_unusable_store_is_one_line_at_once(monkeypatch, uri, message):
 def test_deleted_experiment_is_named(store):
     doomed = connect("doomed")
     client_of(store.uri).delete_experiment(doomed.experiment_id)
-    with pytest.raises(TrackingError, match=r"'doomed' was deleted .* run.experiment=NAME"):
+    with pytest.raises(TrackingError, match=r"'doomed' was deleted .*name another experiment"):
         connect("doomed")
 
 
