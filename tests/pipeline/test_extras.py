@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.extras import EXTRAS, remedy
+from tests.helpers.small_models import small_model
 from tests.test_imports import IMPORTS, PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +140,25 @@ print(user_map.rows.shape, graphhash.modularity(graph, communities.users, commun
     got = without(heavy, code)
     assert got.returncode == 0, got.stderr
     assert got.stdout.split() == ["(4,", "2)", "True"]
+
+
+def test_a_bundle_is_asked_where_nothing_but_the_packages_of_the_recipe_is_installed(tmp_path):
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"pip install -c constraints.txt (click .*)\n.*--no-deps \.", text)
+    assert set(line.split()) == of("serve"), "docs/install.md names the packages of the extra serve"
+    small_model().export(tmp_path / "bundle")
+    others = sorted((set(EXTRAS) - of("serve") - {"annotated_types", "starlette"}) | {"numba", "llvmlite", "scipy"})
+    words = ["graphhash", "recommend", str(tmp_path / "bundle"), "--user-id", "3"]
+    got = without(others, f"sys.argv = {words!r}\nfrom pipeline.__main__ import main\nmain()")
+    assert got.returncode == 0, got.stderr
+    assert got.stdout.startswith("user 3\n")
+    code = f"""
+from pipeline.bundles.serve import ServeSettings, build_app
+from serving.http.answers import DEFAULT_LIMITS
+print(build_app(ServeSettings({str(tmp_path / "bundle")!r}, DEFAULT_LIMITS, "cpu")).title)
+"""
+    got = without(others, code)
+    assert got.stdout == "GraphHash\n", got.stderr
 
 
 def test_the_extra_of_a_part_of_a_package_is_that_of_the_package():
