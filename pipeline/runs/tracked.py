@@ -17,6 +17,11 @@ from pipeline.task import Task
 from pipeline.tracking.store import Store, connect, has_undelivered
 from pipeline.tracking.tracker import Tracker
 
+# Settings that decide which interactions are in train.
+SPLIT = tuple(
+    f"data.{name}" for name in ("split", "seed", "validation", "test", "validation_from", "test_from", "last_n")
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -40,22 +45,24 @@ def open_store(folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, 
 def run_name(config: RunConfig, method: str) -> str:
     """Method, model, loss and log, such as "soft mf bpr log.parquet"."""
     loss = [config.train.loss] if config.run.task == "retrieval" else []
-    return " ".join([method, config.train.model, *loss, _log_name(config)])
+    return " ".join([method, config.train.model, *loss, log_name(config)])
 
 
 def log_dataset(tracker: Tracker, config: RunConfig, ingest: Mapping[str, Any]) -> None:
-    """The log with its numbers; the digest is that of its vocabularies, its numbers and its split."""
+    """The log with its numbers; the digest is that of its vocabularies, its numbers and its split.
+
+    Args:
+        ingest: the result of the stage ingest.
+    """
     known = _flatten(ingest)
     numbers = {
         key: value for key, value in known.items() if isinstance(value, (int, float)) and not key.startswith("seconds")
     }
     hashes = {key: value for key, value in known.items() if "hash" in key}
-    split = {
-        key: value for key, value in config.flat().items() if key in ("data.split", "data.validation", "data.test")
-    }
+    split = {key: value for key, value in config.flat().items() if key in SPLIT}
     text = json.dumps(hashes | numbers | split, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    tracker.log_dataset(_log_name(config), digest, config.data.path, numbers)
+    tracker.log_dataset(log_name(config), digest, config.data.path, numbers)
 
 
 def log_test(tracker: Tracker, ingest: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
@@ -80,7 +87,7 @@ def log_bundle(tracker: Tracker, folder: RunFolder, task: Task) -> None:
     tracker.log_onnx_model(bundle / MODEL, call, {BUNDLE_TAG: manifest["manifest_sha256"]})
 
 
-def _log_name(config: RunConfig) -> str:
+def log_name(config: RunConfig) -> str:
     """The last part of the log's path or URI, without a query."""
     return PurePosixPath(config.data.path.partition("?")[0]).name or "log"
 

@@ -20,6 +20,7 @@ from pipeline.progress import prefixed
 from pipeline.runs.remote import run_folder
 from pipeline.runs.run import run
 from pipeline.runs.tasks import task_of
+from pipeline.runs.tracked import log_dataset, log_name
 from pipeline.storage.uris import localised
 from pipeline.sweeps.grid import GridPoint, MethodOverride, grid_specs, in_waves
 from pipeline.sweeps.scheduler import LocalPool, RayPool, Result, RunSpec, finished, schedule, sweep_session
@@ -65,12 +66,14 @@ def compare(
         wanted = base.run.mlflow and (pending or has_undelivered(out))
         store = connect(base.run.experiment, out) if wanted else None
         earlier = _earlier_mlflow_run(out)
-        tracker, nested = stack.enter_context(parent_run(store, "compare", base.flat(), run_id=earlier))
+        tracker, nested = stack.enter_context(
+            parent_run(store, f"compare {log_name(base)}", base.flat(), run_id=earlier)
+        )
         table = _Table(out, specs, results, tracker.run_id or earlier, task_of(base), base.evaluate.cutoffs)
         written = table.write()
         if pending:
             on_ray = stack.enter_context(sweep_session(base, len(pending), jobs))
-            _ingest(pending)
+            _ingest(pending, tracker)
             pool = RayPool(len(pending), jobs, nested) if on_ray else LocalPool(nested)
             points_of = {spec.name: point for point, spec in pending.items()}
             ended = (schedule(_announced(wave), pool) for wave in in_waves(pending) if wave)
@@ -124,12 +127,13 @@ def _labels(point: GridPoint, spec: RunSpec) -> PointLabels:
     }
 
 
-def _ingest(pending: Mapping[GridPoint, RunSpec]) -> None:
-    """Read the log once per seed. An error here is the log's or Ray's, not a run's, and ends the command."""
+def _ingest(pending: Mapping[GridPoint, RunSpec], tracker: Tracker) -> None:
+    """Read the log once per seed; the split is a dataset in MLflow. An error is the log's or Ray's, not a run's, and ends the command."""
     first_of_seed = {point.seed: spec for point, spec in reversed(list(pending.items()))}
     for seed, spec in first_of_seed.items():
         with prefixed(f"seed {seed}"):
-            run(spec.config, until="ingest", reuse_from=spec.reuse_from)
+            read = run(spec.config, until="ingest", reuse_from=spec.reuse_from)
+            log_dataset(tracker, spec.config, read.ingest)
 
 
 def _announced(pending: Sequence[RunSpec]) -> Iterator[RunSpec]:

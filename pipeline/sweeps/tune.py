@@ -29,6 +29,7 @@ from pipeline.errors import ConfigError, TuneError
 from pipeline.runs.remote import run_folder
 from pipeline.runs.run import run
 from pipeline.runs.tasks import task_of
+from pipeline.runs.tracked import log_dataset, run_name
 from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised
 from pipeline.sweeps.scheduler import (
@@ -104,11 +105,13 @@ def tune(base: RunConfig, search: SearchSettings, *, jobs: int | None = None) ->
         folder = stack.enter_context(run_folder(requested))
         on_ray = stack.enter_context(sweep_session(base, search.n_trials, jobs))
         # The log is split once. Each trial clusters: a budget in bytes gives rows by the size of the bucket maps.
-        run(RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")}), until="ingest")
+        read = run(RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")}), until="ingest")
         record = SearchRecord.read(out / "tune.json", search.chosen_by(base))
         store = connect(base.run.experiment, out) if base.run.mlflow else None
         params = base.flat() | {f"space.{key}": in_words(values) for key, values in search.space.items()}
-        tracker, nested = stack.enter_context(parent_run(store, "tune", params, run_id=record.mlflow_run_id))
+        name = f"tune {run_name(base, base.run.methods[0])}"
+        tracker, nested = stack.enter_context(parent_run(store, name, params, run_id=record.mlflow_run_id))
+        log_dataset(tracker, base, read.ingest)
         record.mlflow_run_id = tracker.run_id or record.mlflow_run_id
         record.write()
 

@@ -1,8 +1,8 @@
 """The snippets of docs/bundle-format.md answer a manifest's example as the manifest states, in Node and in a browser.
 
 They need npm packages: ``npm install --prefix DIR onnxruntime-node onnxruntime-web``, and the
-variable ``GRAPHHASH_NODE_MODULES=DIR/node_modules``. The Python snippet runs in ``test_blocks.py``. The Java snippet is compiled, with a JDK
-and Gson, against declarations of those parts of ONNX Runtime's Java interface that it uses (``tests/docs/java``); it is not run.
+variable ``GRAPHHASH_NODE_MODULES=DIR/node_modules``. The Python snippet runs in ``test_blocks.py``. The Java snippet is compiled, with
+a JDK and Gson, against declarations of those parts of ONNX Runtime's Java interface that it uses (``tests/docs/java``); it is not run.
 """
 
 from __future__ import annotations

@@ -65,6 +65,11 @@ def comparison(tmp_path_factory, ray_local):
     return made
 
 
+def datasets(run) -> set[tuple[str, str]]:
+    """Name and digest of the datasets of an MLflow run."""
+    return {(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs}
+
+
 def names(runs) -> set[str]:
     return {run["run"].removeprefix("runs/") for run in runs}
 
@@ -90,6 +95,10 @@ def test_each_run_has_an_mlflow_run_below_one_parent(comparison):
     children = [run for run in runs if run is not parent]
     assert parent.info.run_id == comparison.read()["mlflow_run_id"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert parent.info.run_name == "compare log"
+    # A seed is a split, and a split is a dataset.
+    assert len(datasets(parent)) == 2
+    assert set().union(*map(datasets, children)) == datasets(parent)
     finished = {run.info.run_name for run in children if run.info.status == "FINISHED"}
     assert len(finished) == 5
     assert "graph mf seed 1 ratio 0.4" in finished

@@ -230,6 +230,10 @@ def test_more_trials_are_added_to_those_before(search):
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {run.info.run_name for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
     assert children == {trial["run"] for trial in search.trials()}
+    assert parent.info.run_name == "tune soft mf bpr log"
+    (dataset,) = [entry.dataset for entry in parent.inputs.dataset_inputs]
+    assert (dataset.name, json.loads(dataset.source)) == ("log", {"uri": str(search.folder / "log")})
+    assert all(run.inputs.dataset_inputs[0].dataset.digest == dataset.digest for run in runs if run is not parent)
     assert parent.data.metrics["validation_capped_recall_at_20"] == pytest.approx(float(search.trials()[0][SCORE]))
 
 
