@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def assert_answers(answer: dict, manifest: dict) -> None:
             np.testing.assert_allclose(answer[name]["data"], spec["data"], rtol=1e-4, atol=1e-5)
         else:
             assert answer[name]["data"] == spec["data"]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_session_with_default_options_loads_without_a_warning(bundle, bundles):
+    """Run in a process of its own: ONNX Runtime writes its warnings to the file descriptor of stderr."""
+    code = f"import onnxruntime; onnxruntime.InferenceSession({str(bundles / bundle / 'model.onnx')!r}, providers=['CPUExecutionProvider'])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="no node")
