@@ -10,7 +10,9 @@ pytest.importorskip("recbole", reason="no RecBole: pip install --no-deps recbole
 
 
 @pytest.mark.parametrize("name", ["BPR", "LightGCN"])
-def test_recbole_trains_and_evaluates_with_a_compressed_table(name, pairs, run_block, tmp_path):
+def test_recbole_trains_and_evaluates_with_a_compressed_table(name, pairs, run_block, tmp_path, monkeypatch):
+    # RecBole writes its logs into the working directory.
+    monkeypatch.chdir(tmp_path)
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
     from recbole.trainer import Trainer
