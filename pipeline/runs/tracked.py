@@ -13,6 +13,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.errors import TrackingError
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.plan import Step, is_up_to_date
+from pipeline.storage.uris import uri_of_copy
 from pipeline.task import Task
 from pipeline.tracking.store import Store, connect, has_undelivered
 from pipeline.tracking.tracker import Tracker
@@ -62,7 +63,7 @@ def log_dataset(tracker: Tracker, config: RunConfig, ingest: Mapping[str, Any]) 
     split = {key: value for key, value in config.flat().items() if key in SPLIT}
     text = json.dumps(hashes | numbers | split, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    tracker.log_dataset(log_name(config), digest, config.data.path, numbers)
+    tracker.log_dataset(log_name(config), digest, uri_of_copy(config.data.path), numbers)
 
 
 def log_test(tracker: Tracker, ingest: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
@@ -89,7 +90,7 @@ def log_bundle(tracker: Tracker, folder: RunFolder, task: Task) -> None:
 
 def log_name(config: RunConfig) -> str:
     """The last part of the log's path or URI, without a query."""
-    return PurePosixPath(config.data.path.partition("?")[0]).name or "log"
+    return PurePosixPath(uri_of_copy(config.data.path).partition("?")[0]).name or "log"
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

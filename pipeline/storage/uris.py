@@ -147,6 +147,7 @@ def fetch(uri: str, folder: Path, *, opened: tuple[FileSystem, str] | None = Non
             if not files:
                 raise DataError(f"{uri}: no file is there; check the path")
         local.mkdir(parents=True, exist_ok=True)
+        _note_of(local).write_text(uri, encoding="utf-8")
         download(
             filesystem,
             [(entry, local / entry.base_name) for entry in files if not _same(entry, local / entry.base_name)],
@@ -155,6 +156,19 @@ def fetch(uri: str, folder: Path, *, opened: tuple[FileSystem, str] | None = Non
     for stale in (file for file in local.iterdir() if file.name not in names and not file.name.endswith(PARTIAL)):
         stale.unlink()
     return result
+
+
+def uri_of_copy(path: str) -> str:
+    """The URI that a path was fetched from by :func:`fetch`; the path itself where it is no such copy."""
+    for copied in (Path(path), Path(path).parent):
+        with contextlib.suppress(OSError):
+            return _note_of(copied).read_text(encoding="utf-8")
+    return path
+
+
+def _note_of(local: Path) -> Path:
+    """The file that holds the URI of a folder of copies."""
+    return local.with_name(f"{local.name}.uri")
 
 
 def state_here(path: Path) -> list[int]:

@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, RunFolderError
 from pipeline.runs import remote as mirrors
 from pipeline.runs.remote import Mirror, held_folder, run_folder
 from pipeline.runs.run import run
-from pipeline.storage.uris import bundle_folder, fetch, is_uri, localised, open_uri, work_folder
+from pipeline.storage.uris import bundle_folder, fetch, is_uri, localised, open_uri, uri_of_copy, work_folder
 from tests.helpers.s3 import s3_bucket
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -131,6 +131,8 @@ def test_a_log_is_copied_once_and_again_when_it_changes(opened, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["a.csv", "b.csv"]
     assert pattern.name == "*.csv"
     assert sorted(p.name for p in pattern.parent.iterdir()) == ["a.csv", "b.csv"]
+    assert [uri_of_copy(str(copy)) for copy in (file, folder, pattern)] == ["m://file", "m://folder", "m://glob"]
+    assert uri_of_copy("some/log.csv") == "some/log.csv"
     before = file.stat()
     assert get("log/a.csv", "m://file").stat().st_ino == before.st_ino, "it is not copied again"
     put(opened, "log/a.csv", "user_id,item_id\n1,2\n5,6\n")

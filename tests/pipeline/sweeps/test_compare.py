@@ -31,7 +31,7 @@ class Comparison:
         """The command's exit code."""
         words = [
             "compare",
-            *("--data", self.folder / "log", "--out", self.out),
+            *("--data", f"file://{self.folder}/log", "--out", self.out),
             "--methods",
             ",".join(METHODS),
             "--jobs",
@@ -99,6 +99,8 @@ def test_each_run_has_an_mlflow_run_below_one_parent(comparison):
     # A seed is a split, and a split is a dataset.
     assert len(datasets(parent)) == 2
     assert set().union(*map(datasets, children)) == datasets(parent)
+    sources = {entry.dataset.source for entry in parent.inputs.dataset_inputs}
+    assert sources == {json.dumps({"uri": f"file://{comparison.folder}/log"})}, "not that of the copy"
     finished = {run.info.run_name for run in children if run.info.status == "FINISHED"}
     assert len(finished) == 5
     assert "graph mf seed 1 ratio 0.4" in finished
