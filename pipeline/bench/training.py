@@ -30,6 +30,7 @@ from graphhash.maps.bucket_map import BucketMap, table_rows
 from graphhash.metrics.ranking import capped_recall_at_k, ndcg_at_k
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
+from pipeline.config.choices import SHARED_LOSSES
 from pipeline.config.run_config import HOPS, DataConfig, TrainConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS, Inputs, Method
@@ -67,13 +68,13 @@ class BenchSettings:
     rounds: int
 
     def trainings(self) -> list[tuple[str, TrainConfig]]:
-        """Full-batch epochs and epochs of batches, by name; the first epoch of each is not timed."""
+        """Full-batch epochs, where the loss allows them, and epochs of batches, by name; the first epoch of each is not timed."""
         batch_size = self.train.batch_size or 0
         epochs = self.rounds + 1
-        return [
-            (name, replace(self.train, batch_size=size, epochs=epochs, eval_every=epochs))
-            for name, size in (("full-batch epoch", 0), (f"batches of {batch_size:,}", batch_size))
-        ]
+        sizes = [(f"batches of {batch_size:,}", batch_size)]
+        if self.train.loss not in (*SHARED_LOSSES, "directau"):
+            sizes.insert(0, ("full-batch epoch", 0))
+        return [(name, replace(self.train, batch_size=size, epochs=epochs, eval_every=epochs)) for name, size in sizes]
 
 
 @dataclass(frozen=True)

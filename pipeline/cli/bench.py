@@ -12,7 +12,7 @@ from pipeline.cli.command import Epilog, Lists, Values, group
 from pipeline.cli.log_options import bad_rows_option, csv_options, ctr_data_options, kind_options, task_option
 from pipeline.cli.output import print_table, write_json
 from pipeline.cli.settings import log_settings
-from pipeline.config.choices import CTR_MODELS, FORMATS, MODELS
+from pipeline.config.choices import CTR_MODELS, FORMATS, LOSSES, MODELS
 from pipeline.errors import ConfigError
 
 # The options of a log, which are settings of the section data.
@@ -204,6 +204,7 @@ graphhash bench train --data gowalla --split given --method soft --workers 1 2
     "--method", default="soft,full", show_default=True, metavar="NAME[,NAME]...", help="As in `graphhash run`."
 )
 @click.option("--model", type=click.Choice((*MODELS, *CTR_MODELS)), help="As in `graphhash run`.  [mf; ctr: dlrm]")
+@click.option("--loss", type=click.Choice(LOSSES), help="As in `graphhash run`.  [mf: softmax; others: bpr]")
 @click.option("--dim", default=64, show_default=True, help="Embedding dimension.")
 @click.option(
     "--indices-per-id",
@@ -236,8 +237,8 @@ def bench_train(
 ) -> None:
     """Train and evaluate, in this process, and print seconds and the share of every phase.
 
-    Per method: epochs of one step over all interactions, epochs of batches, and a ranking of all items for every user with
-    test interactions, top 20 without seen items. With --task ctr: epochs of batches, and the prediction of the test rows.
+    Per method: epochs of one step over all interactions (bpr, ials), epochs of batches, and a ranking of all items for every user
+    with test interactions, top 20 without seen items. With --task ctr: epochs of batches, and the prediction of the test rows.
     Seconds are medians; phases are negatives, forward, backward and the optimiser's step, or scores, ranking and metrics.
     Other programs on this machine disturb the figures; CPU seconds under OMP_NUM_THREADS=1 suffer least.
 
@@ -268,9 +269,10 @@ def _bench_retrieval(methods: Sequence[str], workers: tuple[int, ...] | None, op
 
     log = DataConfig(str(Path(options["data"]).absolute()), validation=0.0, **log_settings(options, LOG_OPTIONS))
     train = {key: options[key] for key in ("dim", "batch_size", "seed")}
+    chosen = {key: options[key] for key in ("model", "loss") if options[key] is not None}
     settings = bench_train.BenchSettings(
         methods=methods,
-        train=TrainConfig(model=options["model"] or "mf", **train),
+        train=TrainConfig(**train, **chosen),
         indices_per_id=options["indices_per_id"],
         resolution=options["resolution"] or 200.0,
         rounds=options["epochs"],

@@ -89,7 +89,7 @@ model_options = group(
     click.option(
         "--loss",
         type=click.Choice(LOSSES),
-        help="All but bpr need mf or lightgcn, which have a vector per id.  [bpr]",
+        help="All but bpr need mf or lightgcn, which have a vector per id.  [mf: softmax; others: bpr]",
     ),
 )
 training_options = group(

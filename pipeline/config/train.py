@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from pipeline.config.choices import SHARED_LOSSES, Loss, Model, Sampler, Schedule, Score
 from pipeline.config.validation import STRICT, Seed, one_line_errors
 from pipeline.errors import ConfigError
+
+# By validation on four logs: `docs/losses.md`.
+DEFAULT_LOSSES: dict[str, Loss] = {"mf": "softmax"}
+OTHER_LOSS: Loss = "bpr"
 
 
 @one_line_errors("train")
@@ -23,8 +27,8 @@ class TrainConfig:
     model: Model = "mf"
     """`mf` is matrix factorisation, `neumf` adds a small network, `lightgcn` propagates vectors over the training graph; with
     `task = "ctr"`: `widedeep`, `deepfm`, `dcnv2` or `dlrm`, which is the default there."""
-    loss: Loss = "bpr"
-    """`bpr` ranks against one sampled item; `softmax`, `bsl` and `ccl` compare cosines with those of many sampled items; `directau` aligns
+    loss: Annotated[Loss, Field(validate_default=True)] = cast(Loss, None)
+    """None: `softmax` for `mf`, `bpr` for the others. `bpr` ranks against one sampled item; `softmax`, `bsl` and `ccl` compare cosines with those of many sampled items; `directau` aligns
     and spreads vectors; `ials` fits all pairs, weighted."""
     dim: Annotated[int, Field(ge=1, le=65536)] = 64
     """Length of an embedding."""
@@ -108,6 +112,11 @@ class TrainConfig:
     def scores_cosines(self) -> bool:
         """Whether scores are cosines."""
         return self.loss in SHARED_LOSSES if self.cosine is None else self.cosine
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _loss_of_the_model(cls, loss: Any, info: ValidationInfo) -> Any:
+        return DEFAULT_LOSSES.get(info.data.get("model", ""), OTHER_LOSS) if loss is None else loss
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -26,7 +26,7 @@ TRAINING = ["batches", "negatives", "forward", "backward", "step"]
 
 
 def settings(methods, **train) -> BenchSettings:
-    return BenchSettings(methods, TrainConfig(**train), indices_per_id=None, resolution=3.0, rounds=3)
+    return BenchSettings(methods, TrainConfig(**{"loss": "bpr"} | train), indices_per_id=None, resolution=3.0, rounds=3)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,11 @@ def test_every_task_is_timed_by_phase(graph, model):
     assert results[-1]["rows"] == sum(graph.shape) + 2
 
 
+def test_a_loss_that_scores_many_negatives_has_no_full_batch_epoch(graph):
+    results = bench_train.measure(graph, graph, settings(["full"], loss="softmax", dim=8, batch_size=100))
+    assert [entry["task"] for entry in results] == ["batches of 100", "evaluation"]
+
+
 def test_phases_share_out_the_time_of_a_round(monkeypatch):
     times = iter([0.0, 1.0, 3.0, 6.0, 6.5, 7.0, 8.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(times))
@@ -73,7 +78,7 @@ def test_a_log_without_a_test_set_is_refused(graph):
 def test_command_prints_and_writes_what_it_measured(tmp_path):
     (tmp_path / "log.csv").write_text("user_id,item_id\n" + "".join(f"{n % 40},{n * n % 23}\n" for n in range(300)))
     arguments = ["bench", "train", "--data", tmp_path / "log.csv", "--method", "graph,full", "--resolution", 2, "--dim", 8,
-                 "--batch-size", 64, "--epochs", 1, "--json", tmp_path / "f.json"]  # fmt: skip
+                 "--batch-size", 64, "--epochs", 1, "--loss", "bpr", "--json", tmp_path / "f.json"]  # fmt: skip
     done = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
     assert done.exit_code == 0
     results = json.loads((tmp_path / "f.json").read_text())

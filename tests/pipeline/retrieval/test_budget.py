@@ -31,9 +31,9 @@ def hops(config, n_rows, *size):
 
 
 def config(precision, indices_per_id):
-    return RunConfig.load(
-        None, [f"export.precision={precision}", f"map.indices_per_id={indices_per_id}", f"train.dim={DIM}"]
-    )
+    """Of BPR, with which `soft` has a bias per item."""
+    sizes = [f"map.indices_per_id={indices_per_id}", f"train.dim={DIM}"]
+    return RunConfig.load(None, [f"export.precision={precision}", "train.loss=bpr", *sizes])
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
@@ -127,7 +127,7 @@ def test_in_4_bits_three_or_four_rows_for_ten_ids_and_the_rest_for_lookups(ratio
     [(60, 0.25, 8, "2"), (60, 0.19, 4, "2"), (60, 0.125, None, "1+2"), (40, 0.25, None, "1+2")],
 )
 def test_dense_graphs_get_a_row_for_nearly_every_id_where_bytes_allow(degree, ratio, lookups, expected):
-    config = RunConfig.load(None, [f"cluster.ratio={ratio}"])
+    config = RunConfig.load(None, [f"cluster.ratio={ratio}", "train.loss=bpr"])
     graph = USERS, ITEMS, degree * (USERS + ITEMS) // 2
     rows = rows_for_ratio(config, ratio, *graph)
     # The clustering leaves two rows to unknown ids.

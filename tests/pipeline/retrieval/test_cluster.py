@@ -129,7 +129,7 @@ def test_the_stage_writes_labels_and_facts_that_agree(tmp_path):
 
 @pytest.mark.parametrize("methods", [("soft", "graph", "full"), ("graph",)])
 def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
-    config = config_of(cluster__ratio=0.25, run__methods=methods, train__dim=64)
+    config = config_of(cluster__ratio=0.25, run__methods=methods, train__dim=64, train__loss="bpr")
     n_users, n_items, n_edges = 3000, 2000, 40_000
     size = GraphSize(n_users, n_items, n_edges)
     rows = rows_for_ratio(BudgetSettings.of(config), 0.25, planned_precisions(config), size)

@@ -19,12 +19,12 @@ def settings(size: GraphSize, **train):
 
 
 def test_a_large_log_has_the_presets_length_and_decay_and_a_small_one_fewer_epochs_and_more_decay():
-    preset, large, small = PRESETS["mf", "bpr"], settings(LARGE), settings(SMALL)
+    preset, large, small = PRESETS["mf", "bpr"], settings(LARGE, loss="bpr"), settings(SMALL, loss="bpr")
     assert large.epochs == preset.epochs
     assert large.weight_decay == METHODS["full"].l2_total / 10_000
     assert 100 <= small.epochs < large.epochs
     assert small.weight_decay == pytest.approx(large.weight_decay * 10**0.5)
-    tiny = settings(GraphSize(20, 20, 100))
+    tiny = settings(GraphSize(20, 20, 100), loss="bpr")
     assert (tiny.epochs, tiny.weight_decay) == (100, 4 * large.weight_decay)
 
 

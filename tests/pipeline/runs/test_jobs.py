@@ -178,30 +178,28 @@ def write_log(path: Path) -> None:
     path.write_text(f"user_id,item_id\n{rows}\n")
 
 
-def test_an_mlflow_project_is_a_job_and_one_run_with_its_bundle_at_the_uri(head, tmp_path):
+def test_a_job_logs_to_the_callers_run_and_leaves_its_bundle_at_the_uri(head, tmp_path):
+    """As of `mlflow run -e submit`, whose own part `test_mlflow_projects` looks at."""
     from mlflow import MlflowClient
 
     write_log(tmp_path / "log.csv")
     store, bucket = sqlite_store(tmp_path), f"file://{tmp_path}/bucket/run"
-    words = ["mlflow", "run", str(ROOT / "mlflow_projects" / "retrieval"), "-e", "submit", "--env-manager", "local"]
-    for pair in (
-        f"data=file://{tmp_path}/log.csv", f"out={bucket}", f"work={tmp_path}/work", f"ray-address={head[1]}", "method=graph",
-        "ratio=0.9", "epochs=3",
-    ):  # fmt: skip
-        words += ["-P", pair]
-    done = call(head, tmp_path, *words, MLFLOW_TRACKING_URI=store)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     client = MlflowClient(store)
+    run_id = client.create_run(client.create_experiment("jobs")).info.run_id
+    command = ["run", "--data", f"file://{tmp_path}/log.csv", "--out", bucket, "--work", str(tmp_path / "work")]
+    command += ["--method", "graph", "--ratio", "0.9", "--epochs", "3"]
+    words = [sys.executable, "-m", "pipeline", "submit", "--ray-address", head[1], "--", *command]
+    done = call(head, tmp_path, *words, MLFLOW_TRACKING_URI=store, MLFLOW_RUN_ID=run_id)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     # Progress is lines, not bars: nothing is written over.
     assert "train graph: done in" in done.stdout
     assert f"bundle: {bucket}/bundle" in done.stdout
     assert "\r" not in done.stdout
     assert "\x1b[" not in done.stdout
     assert "it/s" not in done.stdout
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert [run.info.status for run in runs] == ["FINISHED"]
-    run_id = runs[0].info.run_id
-    assert {"capped_recall_at_20", "test.recall_at_20"} <= runs[0].data.metrics.keys()
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.run_id == run_id
+    assert {"capped_recall_at_20", "test.recall_at_20"} <= run.data.metrics.keys()
     assert len(client.get_metric_history(run_id, "loss")) == 3
     assert "bundle/model.onnx" in {file.path for file in client.list_artifacts(run_id, "bundle")}
     from pipeline.storage.uris import bundle_folder

@@ -46,7 +46,7 @@ def test_a_space_that_makes_no_sense_is_refused(text, message):
 
 @pytest.mark.parametrize(("method", "hops"), [("soft", True), ("double_soft", True), ("graph", False), ("full", False)])
 def test_the_default_space_lies_around_the_methods_own_settings(method, hops):
-    base = RunConfig.from_flat({"run.methods": (method,), "cluster.ratio": 0.5})
+    base = RunConfig.from_flat({"run.methods": (method,), "cluster.ratio": 0.5, "train.loss": "bpr"})
     space = default_space(base)
     assert ("map.hops" in space) == hops
     point = default_point(base, space | {"map.indices_per_id": Range(1, 3, whole=True)})
