@@ -14,7 +14,6 @@ import pytest
 from pipeline.distributed.session import ray_session
 from tests.helpers.gang import Gang, gang
 
-
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")

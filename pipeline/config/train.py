@@ -28,8 +28,8 @@ class TrainConfig:
     """`mf` is matrix factorisation, `neumf` adds a small network, `lightgcn` propagates vectors over the training graph; with
     `task = "ctr"`: `widedeep`, `deepfm`, `dcnv2` or `dlrm`, which is the default there."""
     loss: Annotated[Loss, Field(validate_default=True)] = cast(Loss, None)
-    """None: `softmax` for `mf`, `bpr` for the others. `bpr` ranks against one sampled item; `softmax`, `bsl` and `ccl` compare cosines with those of many sampled items; `directau` aligns
-    and spreads vectors; `ials` fits all pairs, weighted."""
+    """None: `softmax` for `mf`, `bpr` for others. `bpr` ranks against one sampled item; `softmax`, `bsl` and `ccl` compare cosines
+    with those of many sampled items; `directau` aligns and spreads vectors; `ials` fits all pairs, weighted."""
     dim: Annotated[int, Field(ge=1, le=65536)] = 64
     """Length of an embedding."""
     lr: Annotated[float | None, Field(gt=0)] = None
