@@ -91,7 +91,7 @@ class Subject:
         method, config = METHODS[name], settings.train
         n_indices = method.resolve_indices(settings.indices_per_id)
         maps = method.make(Inputs(train, labels, n_indices, hops=HOPS[-1], seed=config.seed))
-        item_bias = method.with_bias(None, config.loss)
+        item_bias = method.with_bias(None, config.loss, GraphSize.of(train).neighbours)
         return cls(method, maps, model_spec_of(config, item_bias))
 
     @property

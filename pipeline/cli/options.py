@@ -96,7 +96,9 @@ training_options = group(
     click.option(
         "--indices-per-id", type=int, help="Table rows read per id: the number of hash functions.  [the method's]"
     ),
-    click.option("--item-bias/--no-item-bias", default=None, help="Train a bias per item.  [on for soft]"),
+    click.option(
+        "--item-bias/--no-item-bias", default=None, help="Train a bias per item.  [by method, loss and graph]"
+    ),
     click.option("--dim", type=int, help="Embedding dimension.  [64]"),
     click.option(
         "--lr", type=float, help="Initial learning rate of Adam; it falls to 0 over the epochs.  [the method's]"

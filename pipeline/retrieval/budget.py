@@ -79,8 +79,13 @@ class GraphSize:
         return self.n_users + self.n_items
 
     @property
+    def neighbours(self) -> float:
+        """Of an id, on average."""
+        return 2 * self.n_edges / max(self.n_ids, 1)
+
+    @property
     def is_dense(self) -> bool:
-        return 2 * self.n_edges >= DENSE * self.n_ids
+        return self.neighbours >= DENSE
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ def resolve_method(config: RunConfig, name: str, size: GraphSize, n_rows: int) -
         precision=precision,
         lr=defaults["train.lr"] if config.train.lr is None else config.train.lr,
         l2_total=defaults["train.l2_total"] if config.train.l2_total is None else config.train.l2_total,
+        item_bias=METHODS[name].with_bias(config.map.item_bias, config.train.loss, size.neighbours),
         **sizes,
     )
 
@@ -185,7 +191,7 @@ def _residual(settings: BudgetSettings, precision: str, size: GraphSize) -> Resi
 
 
 def _bias_bytes(settings: BudgetSettings, name: str, precision: str, size: GraphSize) -> int:
-    has_bias = METHODS[name].with_bias(settings.item_bias, settings.loss)
+    has_bias = METHODS[name].with_bias(settings.item_bias, settings.loss, size.neighbours)
     return np.dtype(bias_dtype(precision)).itemsize * size.n_items if has_bias else 0
 
 
@@ -235,7 +241,7 @@ def indices_per_id(settings: BudgetSettings, name: str, precision: str, size: Gr
         for number in DENSE_INDICES:
             if _affordable(settings, name, precision, number, whole, size) >= settings.enough_rows * size.n_ids + 2:
                 return number
-    denser = max(0.0, math.log2(max(2 * size.n_edges / size.n_ids, 1) / SPARSE))
+    denser = max(0.0, math.log2(max(size.neighbours, 1) / SPARSE))
     share = MAP_SHARE[precision]
     if precision == "int4":
         denser = denser if size.is_dense else 0.0

@@ -237,8 +237,7 @@ def model_spec_of(train: TrainConfig, item_bias: bool) -> ModelSpec:
 
 def trained_spec(config: RunConfig, resolved: ResolvedMethod) -> ModelSpec:
     """The model that a method of a run trains; what it stores may be another one."""
-    train, method = config.train, METHODS[resolved.name]
-    spec = model_spec_of(train, method.with_bias(config.map.item_bias, train.loss))
+    spec = model_spec_of(config.train, resolved.item_bias)
     return replace(spec, dim=resolved.dim or spec.dim, embedding=resolved.embedding)
 
 

@@ -151,3 +151,17 @@ def test_codebook_count_where_ids_are_few():
     n_indices = indices_per_id(config, "soft", 5436, 3700, 750_000)
     assert rows_for_ratio(config, 0.25, 5436, 3700, 750_000) > 500
     assert 20 < n_indices < 27
+
+
+@pytest.mark.parametrize(
+    ("loss", "method", "has_bias"),
+    [("softmax", "soft", (True, False)), ("bsl", "residual", (True, False)), ("ccl", "soft", (False, False)),
+     ("bpr", "soft", (True, True)), ("softmax", "full", (False, False))],
+)  # fmt: skip
+def test_cosines_have_an_item_bias_on_sparse_graphs_alone(loss, method, has_bias):
+    sizes = GraphSize(100, 100, 1400), GraphSize(100, 100, 1500)  # 14 and 15 neighbours.
+    config = RunConfig.load(None, [f"train.loss={loss}"])
+    assert tuple(resolve_method(config, method, size, 20).item_bias for size in sizes) == has_bias
+    if loss != "ccl":
+        config = RunConfig.load(None, [f"train.loss={loss}", "map.item_bias=true"])
+        assert all(resolve_method(config, method, size, 20).item_bias for size in sizes)
