@@ -179,6 +179,13 @@ class Task(Protocol):
     def data_defaults(self, config: RunConfig) -> dict[str, Any]:
         """Settings that a known data set brings along, by dotted key; weaker than settings that are given."""
 
+    def with_log_defaults(self, config: RunConfig, facts: Mapping[str, Any]) -> RunConfig:
+        """The settings with those decided that follow from the ingested log: the loss, where it is `auto`.
+
+        Args:
+            facts: what :meth:`ingest` returned.
+        """
+
     def precision_of(self, config: RunConfig, method: str) -> str:
         """Type of a method's stored tables: float32, float16, int8 or int4."""
 

@@ -204,7 +204,7 @@ graphhash bench train --data gowalla --split given --method soft --workers 1 2
     "--method", default="soft,full", show_default=True, metavar="NAME[,NAME]...", help="As in `graphhash run`."
 )
 @click.option("--model", type=click.Choice((*MODELS, *CTR_MODELS)), help="As in `graphhash run`.  [mf; ctr: dlrm]")
-@click.option("--loss", type=click.Choice(LOSSES), help="As in `graphhash run`.  [mf: softmax; others: bpr]")
+@click.option("--loss", type=click.Choice(LOSSES), help="As in `graphhash run`.  [bpr]")
 @click.option("--dim", default=64, show_default=True, help="Embedding dimension.")
 @click.option(
     "--indices-per-id",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from pipeline.cli.command import group
-from pipeline.config.choices import CLUSTER_METHODS, CTR_MODELS, LOSSES, MODELS, PRECISIONS, RUNTIMES
+from pipeline.config.choices import AUTO_LOSS, CLUSTER_METHODS, CTR_MODELS, LOSSES, MODELS, PRECISIONS, RUNTIMES
 
 out_option = group(
     click.option(
@@ -88,8 +88,8 @@ model_options = group(
     ),
     click.option(
         "--loss",
-        type=click.Choice(LOSSES),
-        help="All but bpr need mf or lightgcn, which have a vector per id.  [mf: softmax; others: bpr]",
+        type=click.Choice((*LOSSES, AUTO_LOSS)),
+        help="All but bpr need mf or lightgcn, which have a vector per id.  [by the size of the log: bpr, or softmax for mf]",
     ),
 )
 training_options = group(

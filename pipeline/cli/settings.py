@@ -78,6 +78,7 @@ def load(options: dict[str, Any]) -> RunConfig:
     Args:
         options: of the command, by parameter name. With ``data`` the settings of the run folder are not read.
     """
+    from pipeline.config.choices import AUTO_LOSS
     from pipeline.config.run_config import RunConfig
     from pipeline.config.toml_file import CONFIG_FILE
     from pipeline.storage.uris import is_uri
@@ -99,15 +100,20 @@ def load(options: dict[str, Any]) -> RunConfig:
         Mirror(remote, out).fetch_file(CONFIG_FILE)
     if "data" not in requested and (out / CONFIG_FILE).is_file():
         files.insert(0, out / CONFIG_FILE)
-    config = RunConfig.load(files, options["overrides"], **cli)
+    # Programs that make a configuration have its defaults; a command looks at the log first.
+    auto = {"train.loss": AUTO_LOSS}
+    config = RunConfig.load(files, options["overrides"], defaults=auto, **cli)
     if not config.data.path:
         raise ConfigError(f"no data: give --data PATH ({options['out']} holds no settings of an earlier command)")
     from pipeline.runs.tasks import task_of
 
     if defaults := task_of(config).data_defaults(config):
-        config = RunConfig.load(files, options["overrides"], defaults=defaults, **cli)
+        config = RunConfig.load(files, options["overrides"], defaults=auto | defaults, **cli)
     # The URI of an earlier command or of a file does not count: a run folder may have been copied.
-    return RunConfig.from_flat(config.flat() | {"run.remote": remote})
+    final: dict[str, Any] = {"run.remote": remote}
+    if config.run.task == "ctr" and config.train.loss == AUTO_LOSS:
+        final["train.loss"] = "bpr"
+    return RunConfig.from_flat(config.flat() | final)
 
 
 def log_settings(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ SET_BY = {
     "tune": {"run.methods": "--method", "train.model": "--model", "train.loss": "--model"},
 }
 MODEL_NAMES = (
-    "softmax, bsl, ccl, directau, ials: mf with that loss; mf, neumf, lightgcn: with the BPR loss; "
+    "mf, neumf, lightgcn: with the BPR loss; softmax, bsl, ccl, directau, ials: mf with that loss; "
     "for --task ctr: dlrm, dcnv2, deepfm, widedeep."
 )
 
@@ -60,7 +60,7 @@ graphhash compare --data ml-1m --methods soft,graph,full --resolution 5 --for fu
 @out_option
 @data_options
 @list_option("--methods", str, "names", "NAME", f"{METHOD_NAMES}  [soft,graph,double_frequency,full]")
-@list_option("--models", str, "names", "NAME", f"{MODEL_NAMES}  [softmax; ctr: dlrm]")
+@list_option("--models", str, "names", "NAME", f"{MODEL_NAMES}  [mf; ctr: dlrm]")
 @list_option("--seeds", int, "whole numbers", "N", "Each seeds the split, the bucket maps and the training.  [0]")
 @list_option(
     "--ratios", float, "numbers", "R", "Budgets in bytes, as a share of the uncompressed tables.  [0.125,0.25]"
@@ -146,7 +146,7 @@ graphhash run --config tuned/best.toml --out out
 @out_option
 @data_options
 @click.option("--method", metavar="NAME", default="soft", show_default=True, help=f"One of: {METHOD_NAMES}")
-@click.option("--model", metavar="NAME", help=f"{MODEL_NAMES}  [softmax; ctr: dlrm]")
+@click.option("--model", metavar="NAME", help=f"{MODEL_NAMES}  [mf; ctr: dlrm]")
 @click.option(
     "--trials",
     type=click.IntRange(min=1),

@@ -20,6 +20,9 @@ RetrievalModel = Literal["mf", "neumf", "lightgcn"]
 CtrModel = Literal["widedeep", "deepfm", "dcnv2", "dlrm"]
 Model = Literal[RetrievalModel, CtrModel]
 Loss = Literal["bpr", "softmax", "bsl", "ccl", "directau", "ials"]
+# The loss that the size of the log decides.
+AUTO_LOSS: Literal["auto"] = "auto"
+LossChoice = Literal[Loss, "auto"]
 Sampler = Literal["uniform", "uniform_rejecting", "popularity", "in_batch"]
 Schedule = Literal["constant", "cosine"]
 Score = Literal["auc", "log_loss"]

@@ -54,7 +54,7 @@ class MapConfig:
     """Length of the vectors of `residual`; None: `train.dim`, or twice that where the budget in bytes affords it."""
     item_bias: bool | None = None
     """One trained scalar per item; None: for `soft` with losses of inner products, and with `softmax` and `bsl` where ids have fewer than
-    15 neighbours on average."""
+    50 neighbours on average."""
     seed: Seed = 0
     """Seed of the hash functions."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.choices import CTR_FORMATS, CTR_MODELS, MODELS
+from pipeline.config.choices import AUTO_LOSS, CTR_FORMATS, CTR_MODELS, MODELS
 from pipeline.config.cluster import BUDGET_KEYS
 from pipeline.config.sections import EvaluateConfig
 from pipeline.errors import ConfigError
@@ -55,7 +55,7 @@ def _check_ctr(config: RunConfig) -> None:
             "data.split=leave-last-out is not supported with run.task=ctr: a user's last sample has one label, so nothing is ranked within "
             "users, and later samples of other users would be trained on; use temporal"
         )
-    if config.train.loss != "bpr":
+    if config.train.loss not in ("bpr", AUTO_LOSS):
         raise ConfigError(
             f"train.loss={config.train.loss} is not supported with run.task=ctr, whose loss is binary cross-entropy; leave it out"
         )

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from pipeline.config.choices import SHARED_LOSSES, Loss, Model, Sampler, Schedule, Score
+from pipeline.config.choices import AUTO_LOSS, SHARED_LOSSES, LossChoice, Model, Sampler, Schedule, Score
 from pipeline.config.validation import STRICT, Seed, one_line_errors
 from pipeline.errors import ConfigError
-
-# By validation on four logs: `docs/losses.md`.
-DEFAULT_LOSSES: dict[str, Loss] = {"mf": "softmax"}
-OTHER_LOSS: Loss = "bpr"
 
 
 @one_line_errors("train")
@@ -27,9 +23,10 @@ class TrainConfig:
     model: Model = "mf"
     """`mf` is matrix factorisation, `neumf` adds a small network, `lightgcn` propagates vectors over the training graph; with
     `task = "ctr"`: `widedeep`, `deepfm`, `dcnv2` or `dlrm`, which is the default there."""
-    loss: Annotated[Loss, Field(validate_default=True)] = cast(Loss, None)
-    """None: `softmax` for `mf`, `bpr` for others. `bpr` ranks against one sampled item; `softmax`, `bsl` and `ccl` compare cosines
-    with those of many sampled items; `directau` aligns and spreads vectors; `ials` fits all pairs, weighted."""
+    loss: LossChoice = "bpr"
+    """`bpr` ranks against one sampled item; `softmax`, `bsl` and `ccl` compare cosines with those of many sampled items; `directau` aligns
+    and spreads vectors; `ials` fits all pairs, weighted. `auto`, the default of commands: `softmax` for `mf` on a log of 500,000 training
+    interactions and more, else `bpr`."""
     dim: Annotated[int, Field(ge=1, le=65536)] = 64
     """Length of an embedding."""
     lr: Annotated[float | None, Field(gt=0)] = None
@@ -113,11 +110,6 @@ class TrainConfig:
         """Whether scores are cosines."""
         return self.loss in SHARED_LOSSES if self.cosine is None else self.cosine
 
-    @field_validator("loss", mode="before")
-    @classmethod
-    def _loss_of_the_model(cls, loss: Any, info: ValidationInfo) -> Any:
-        return DEFAULT_LOSSES.get(info.data.get("model", ""), OTHER_LOSS) if loss is None else loss
-
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if self.cosine and self.model == "neumf":
@@ -129,7 +121,7 @@ class TrainConfig:
                 "train.cosine=false is not supported with train.loss=ccl, a loss of cosines; leave it out"
             )
         self._check_negatives()
-        if self.model == "neumf" and self.loss != "bpr":
+        if self.model == "neumf" and self.loss not in ("bpr", AUTO_LOSS):
             raise ConfigError(
                 f"train.loss={self.loss} compares vectors, and train.model=neumf has none to compare; use train.loss=bpr"
             )

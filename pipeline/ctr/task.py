@@ -209,6 +209,10 @@ class Ctr:
 
         return named_settings(config.data.path, config.data.format)
 
+    def with_log_defaults(self, config: RunConfig, facts: Mapping[str, Any]) -> RunConfig:
+        """Nothing follows from the log: the loss is binary cross-entropy."""
+        return config
+
     def precision_of(self, config: RunConfig, method: str) -> str:
         return precision_of(config, method)
 

@@ -25,6 +25,7 @@ from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS
 from pipeline.retrieval.budget import BudgetSettings, GraphSize, planned_precisions, rows_for_ratio
 from pipeline.retrieval.cluster import cluster_by_budget
+from pipeline.retrieval.default_loss import with_loss_of_log
 from pipeline.retrieval.defaults import clustering_budget, precision_of
 from pipeline.retrieval.evaluate import BLOCK_SCORES
 from pipeline.retrieval.forecast_log import GRAPH_EDGES, LogSample, sample_log
@@ -89,6 +90,8 @@ class _Forecast:
             self.parts = split_parts(self.config, self.sample)
         if not self.parts.n_train:
             raise DataError("there are no training interactions; check the data and the split")
+        self.config = with_loss_of_log(self.config, self.parts.n_train)
+        self.context = replace(context, config=self.config)
         self._trainings: dict[str, tuple[PlannedTraining, RetrievalSettings, Speed]] = {}
 
     def run(self) -> RunForecast:

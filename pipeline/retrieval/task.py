@@ -46,10 +46,10 @@ class Retrieval:
     default_budget: tuple[str, float] = DEFAULT_BUDGET
     comparison_budgets: tuple[tuple[str, float], ...] = ((DEFAULT_BUDGET[0], DEFAULT_BUDGET[1] / 2), DEFAULT_BUDGET)
     models: Mapping[str, Mapping[str, str]] = {
-        "softmax": {"train.model": "mf", "train.loss": "softmax"},
         "mf": {"train.model": "mf", "train.loss": "bpr"},
         "neumf": {"train.model": "neumf", "train.loss": "bpr"},
         "lightgcn": {"train.model": "lightgcn", "train.loss": "bpr"},
+        "softmax": {"train.model": "mf", "train.loss": "softmax"},
         "bsl": {"train.model": "mf", "train.loss": "bsl"},
         "ccl": {"train.model": "mf", "train.loss": "ccl"},
         "directau": {"train.model": "mf", "train.loss": "directau"},
@@ -191,6 +191,11 @@ class Retrieval:
 
     def data_defaults(self, config: RunConfig) -> dict[str, Any]:
         return {}
+
+    def with_log_defaults(self, config: RunConfig, facts: Mapping[str, Any]) -> RunConfig:
+        from pipeline.retrieval.default_loss import with_loss_of_log
+
+        return with_loss_of_log(config, facts["n_train"])
 
     def precision_of(self, config: RunConfig, method: str) -> str:
         return precision_of(config, method)

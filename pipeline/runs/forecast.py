@@ -8,6 +8,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.plan import plan, reasons
 from pipeline.runs.tasks import task_of
+from pipeline.runs.trained import with_loss_of_ingested
 from pipeline.storage.uris import localised
 from pipeline.task import StageContext
 from pipeline.training.forecast import RunForecast
@@ -22,7 +23,7 @@ def run_forecast(config: RunConfig) -> list[str]:
     Raises:
         DataError: the log cannot be read, or the budget leaves no rows.
     """
-    folder, config = RunFolder(config.run.out), localised(config)
+    folder, config = RunFolder(config.run.out), localised(with_loss_of_ingested(config))
     todo = [name for name, step in plan(config, "report").items() if reasons(folder, step)]
     if not todo:
         return []

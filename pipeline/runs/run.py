@@ -8,12 +8,14 @@ before anything is done: MLflow is asked early whether it is there, and Ray star
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.choices import AUTO_LOSS
 from pipeline.config.run_config import RunConfig
 from pipeline.config.toml_file import CONFIG_FILE
 from pipeline.runs.fingerprints import FileHashes
@@ -23,13 +25,15 @@ from pipeline.runs.remote import run_folder
 from pipeline.runs.stages import RayOnDemand, Stages
 from pipeline.runs.tasks import task_of
 from pipeline.runs.tracked import open_store
-from pipeline.runs.trained import check_keeps_trained, check_resume, with_recorded_budget
+from pipeline.runs.trained import check_keeps_trained, check_resume, with_loss_of_ingested, with_recorded_budget
 from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
     from pipeline.training.job import FitJob
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,10 @@ def run(
         check_methods(config.run.methods, config.run.task)
     if STAGES.index(until) >= STAGES.index("train"):
         task_of(config).check_trainable(config)
+    if config.train.loss == AUTO_LOSS and until != "ingest":
+        facts = run(config, until="ingest", reuse_from=reuse_from).ingest
+        config = task_of(config).with_log_defaults(config, facts)
+        _log.info("loss: %s, by the size of the log; --loss chooses another one", config.train.loss)
     if keep_trained:
         config = with_recorded_budget(config)
     given, config = config, localised(config)
@@ -98,7 +106,7 @@ def run(
 
 def is_done(config: RunConfig, until: str) -> bool:
     """Whether :func:`run` with these arguments would find every stage up to date."""
-    folder, config = RunFolder(config.run.out), localised(config)
+    folder, config = RunFolder(config.run.out), localised(with_loss_of_ingested(config))
     return all(is_up_to_date(folder, step) for step in plan(config, until).values())
 
 

@@ -8,6 +8,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.plan import check_methods, describe_plan, plan
 from pipeline.runs.remote import Mirror
+from pipeline.runs.trained import with_loss_of_ingested
 from pipeline.storage.uris import localised
 
 
@@ -24,5 +25,5 @@ def run_status(config: RunConfig, until: str = "report") -> list[str]:
     out = Path(config.run.out)
     if config.run.remote is not None:
         Mirror(config.run.remote, out).fetch()
-    lines = describe_plan(RunFolder(out), plan(localised(config), until))
+    lines = describe_plan(RunFolder(out), plan(localised(with_loss_of_ingested(config)), until))
     return [*lines, "report: written by every run"] if until == "report" else lines

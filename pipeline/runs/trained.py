@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.choices import AUTO_LOSS
 from pipeline.config.run_config import RunConfig
 from pipeline.config.toml_file import CONFIG_FILE
 from pipeline.errors import ConfigError
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.plan import LOG, Step, is_up_to_date, root_reasons
+from pipeline.runs.tasks import task_of
 from pipeline.task import Task, budget_of
 
 if TYPE_CHECKING:
@@ -34,6 +37,14 @@ def with_recorded_budget(config: RunConfig) -> RunConfig:
     if set(methods) < set(recorded.run.methods) and all(folder.current(f"train {m}") for m in recorded.run.methods):
         changes["run.methods"] = (*methods, *(m for m in recorded.run.methods if m not in methods))
     return RunConfig.from_flat(config.flat() | changes) if changes else config
+
+
+def with_loss_of_ingested(config: RunConfig) -> RunConfig:
+    """The configuration with the loss that the ingested log decides where it is `auto`; unchanged where no log is ingested yet."""
+    file = Path(config.run.out) / "ingest" / "ingest.json"
+    if config.train.loss != AUTO_LOSS or not file.is_file():
+        return config
+    return task_of(config).with_log_defaults(config, json.loads(file.read_text(encoding="utf-8")))
 
 
 def check_keeps_trained(folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, until: str) -> None:

@@ -401,7 +401,7 @@ def test_each_training_is_one_run_with_its_test_metrics_and_bundle(calls, config
     outcome = run(config("run.methods=soft,full", "run.mlflow=true"))
     assert [entry["mlflow_run_id"] for entry in outcome.metrics] == ["soft-0", "full-1"] == list(recorder.runs)
     soft, full = recorder.runs.values()
-    assert (soft["name"], soft["log_dataset"]) == ("soft mf softmax log.csv", ["log.csv"])
+    assert (soft["name"], soft["log_dataset"]) == ("soft mf bpr log.csv", ["log.csv"])
     assert (soft["alone"], soft["log_artifact"], soft["end"]) == (False, ["bundle"], ["FINISHED"])
     assert soft["log_metrics"] == [{"test.recall@20": 0.5, "test.rows": 2, "test.bytes_ratio": 0.9}]
     tags = {"graphhash.trained_on": "train,validation", "graphhash.ingest.hashes.users_hash": "ab"}

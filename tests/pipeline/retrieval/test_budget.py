@@ -159,7 +159,7 @@ def test_codebook_count_where_ids_are_few():
      ("bpr", "soft", (True, True)), ("softmax", "full", (False, False))],
 )  # fmt: skip
 def test_cosines_have_an_item_bias_on_sparse_graphs_alone(loss, method, has_bias):
-    sizes = GraphSize(100, 100, 1400), GraphSize(100, 100, 1500)  # 14 and 15 neighbours.
+    sizes = GraphSize(100, 100, 4900), GraphSize(100, 100, 5000)  # 49 and 50 neighbours.
     config = RunConfig.load(None, [f"train.loss={loss}"])
     assert tuple(resolve_method(config, method, size, 20).item_bias for size in sizes) == has_bias
     if loss != "ccl":

@@ -130,7 +130,7 @@ def test_page_says_what_happened(run_dir):
         "3 of the communities are not connected by their own interactions",
         "10,234 distinct interactions between 300 users and 200 items",
         "split at random: 8,000 for training, 1,000 for validation (when to stop), and 1,234 for the test",
-        "matrix factorization with sampled softmax (uniform negatives) and embedding dimension 64",
+        "matrix factorization with the BPR loss (uniform negatives) and embedding dimension 64",
         "embedding tables, bucket maps, item biases",
         "soft + item bias",
         "modularity 0.1155 at resolution 200",
@@ -181,7 +181,7 @@ def test_texts_from_outside_are_escaped(tmp_path):
 
 
 MODELS = {
-    "mf": "matrix factorization with sampled softmax (uniform negatives)",
+    "mf": "matrix factorization with the BPR loss (uniform negatives)",
     "neumf": "NeuMF with the BPR loss (uniform negatives)",
     "lightgcn": "LightGCN (2 propagation layers) with the BPR loss (uniform negatives)",
 }

@@ -14,7 +14,7 @@ from pipeline.logs.synthetic import synth
 from tests.helpers.command import exit_code_of
 
 METHODS = ("graph", "modulo", "full")
-BLOCKED = "modulo-softmax-seed1-ratio0.4"
+BLOCKED = "modulo-mf-seed1-ratio0.4"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def test_each_run_has_an_mlflow_run_below_one_parent(comparison):
     assert sources == {json.dumps({"uri": f"file://{comparison.folder}/log"})}, "not that of the copy"
     finished = {run.info.run_name for run in children if run.info.status == "FINISHED"}
     assert len(finished) == 5
-    assert "graph softmax seed 1 ratio 0.4" in finished
+    assert "graph mf seed 1 ratio 0.4" in finished
     assert all("test.recall_at_20" in run.data.metrics for run in children if run.info.run_name in finished)
 
 
@@ -167,7 +167,7 @@ def test_the_table_holds_means_and_deviations_of_its_runs(comparison):
         assert float(line["train_seconds"]) == pytest.approx(np.mean([r["seconds"]["train"] for r in runs]))
     text = (comparison.out / "compare.md").read_text()
     main, *further = text.split("\n## ")
-    assert main.count("| softmax | ") == 3
-    assert all(table.count("| softmax | ") == 3 for table in further)
+    assert main.count("| mf | ") == 3
+    assert all(table.count("| mf | ") == 3 for table in further)
     assert "![recall@20 against bytes](compare.png)" in text
     assert (comparison.out / "compare.png").read_bytes().startswith(b"\x89PNG")

@@ -170,7 +170,7 @@ class Search:
             "--jobs",
             1,
         ]
-        words += ["--model", "mf", "--resolution", 2, "--epochs", 4, "--dim", 8, "--space", "map.indices_per_id=1..3"]
+        words += ["--resolution", 2, "--epochs", 4, "--dim", 8, "--space", "map.indices_per_id=1..3"]
         return exit_code_of(self.folder, *words)
 
     def trials(self) -> list[dict[str, str]]:
