@@ -53,8 +53,8 @@ class MapConfig:
     residual_dim: Annotated[int | None, Field(ge=1, le=65536)] = None
     """Length of the vectors of `residual`; None: `train.dim`, or twice that where the budget in bytes affords it."""
     item_bias: bool | None = None
-    """One trained scalar per item; None: for `soft` with losses of inner products, and with `softmax` and `bsl` where ids have fewer than
-    50 neighbours on average."""
+    """One trained scalar per item; None: for `soft` and its kin with losses of inner products, and for all methods with `softmax` and `bsl`
+    where ids have fewer than 50 neighbours on average."""
     seed: Seed = 0
     """Seed of the hash functions."""
 

@@ -39,7 +39,7 @@ from pipeline.distributed.maps import StoredGraph
 
 # Ids with fewer neighbours on average: a bias per item beside cosines. Validation capped recall@20 of `soft`, softmax, without and with
 # it: a third of Gowalla's interactions (8 neighbours) .098, .113 (10 epochs); Gowalla (23) .198, .206 (10 epochs); MovieLens-1M (164)
-# .298, .294.
+# .298, .294. Of `full`: Gowalla .202, .207.
 BIASED_NEIGHBOURS = 50
 BIASED_COSINES = ("softmax", "bsl")
 # The coarse level of ``multilevel`` has this part of the resolution.
@@ -97,7 +97,7 @@ class Method:
         least_indices: fewest that it can do with.
         n_codes: most rows of stored weights per side; 0: none is stored.
         plain_items: whether all of this is said of users alone, and items read one row without a weight.
-        item_bias: whether items get a trained scalar each by default.
+        item_bias: whether items get a trained scalar each by default, beside inner products.
         ours: whether it is of GraphHash or this package; the others are what it is compared with.
         lr: of Adam.
         l2_total: its weight decay times the rows of the tables.
@@ -149,16 +149,17 @@ class Method:
         return side(n_users) + ((n_items + 1) * row_bytes if self.plain_items else side(n_items))
 
     def with_bias(self, requested: bool | None, loss: str, neighbours: float) -> bool:
-        """Whether the model has an item bias when the configuration requests it, or not, or None: then losses of cosines have one on sparse
-        graphs alone.
+        """Whether the model has an item bias when the configuration requests it, or not, or None: then the method decides beside inner
+        products, and the graph beside cosines.
 
         Args:
             neighbours: of an id, on average.
         """
         if requested is not None:
             return requested
-        of_loss = loss in ("bpr", "ials") or (loss in BIASED_COSINES and neighbours < BIASED_NEIGHBOURS)
-        return self.item_bias and of_loss
+        if loss in BIASED_COSINES:
+            return neighbours < BIASED_NEIGHBOURS
+        return self.item_bias and loss in ("bpr", "ials")
 
 
 @dataclass(frozen=True)

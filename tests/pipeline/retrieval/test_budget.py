@@ -156,7 +156,7 @@ def test_codebook_count_where_ids_are_few():
 @pytest.mark.parametrize(
     ("loss", "method", "has_bias"),
     [("softmax", "soft", (True, False)), ("bsl", "residual", (True, False)), ("ccl", "soft", (False, False)),
-     ("bpr", "soft", (True, True)), ("softmax", "full", (False, False))],
+     ("bpr", "soft", (True, True)), ("bpr", "full", (False, False)), ("softmax", "full", (True, False))],
 )  # fmt: skip
 def test_cosines_have_an_item_bias_on_sparse_graphs_alone(loss, method, has_bias):
     sizes = GraphSize(100, 100, 4900), GraphSize(100, 100, 5000)  # 49 and 50 neighbours.
