@@ -45,7 +45,9 @@ def forecast_of(config: RunConfig, *stages: str) -> RunForecast:
     return forecast(StageContext(config, Path(config.run.out)), stages or STAGES)
 
 
-def test_sizes_are_those_of_the_ingestion_and_nothing_is_written(folder, tmp_path):
+def test_sizes_are_those_of_the_ingestion_and_nothing_is_written(folder, tmp_path, monkeypatch):
+    # The whole log is read, however long the machine takes.
+    monkeypatch.setattr("pipeline.retrieval.forecast.READ_SECONDS", 100.0)
     config = config_of(folder, run__out=str(tmp_path / "out"))
     before = sorted(folder.iterdir())
     told = forecast_of(config)
