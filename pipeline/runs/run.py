@@ -80,7 +80,7 @@ def run(
     if config.train.loss == AUTO_LOSS and until != "ingest":
         facts = run(config, until="ingest", reuse_from=reuse_from).ingest
         config = task_of(config).with_log_defaults(config, facts)
-        _log.info("loss: %s, by the size of the log; --loss chooses another one", config.train.loss)
+        _log.info("loss: %s, by the size of the log (train.loss)", config.train.loss)
     if keep_trained:
         config = with_recorded_budget(config)
     given, config = config, localised(config)

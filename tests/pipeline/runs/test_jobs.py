@@ -297,4 +297,4 @@ def test_ctrl_c_stops_the_job(head, tmp_path):
     assert "stopping job" in error
     assert ": stopped" in error
     # The training was in a process of its own, which had no time to say anything.
-    assert statuses() == {"compare": "KILLED", "graph": "KILLED"}
+    assert statuses() == {"compare log.csv": "KILLED", "graph": "KILLED"}
