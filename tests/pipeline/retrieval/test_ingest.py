@@ -339,14 +339,14 @@ def test_an_interrupted_session_leaves_nothing_behind(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
     # Ctrl-C reaches the whole process group, a SIGTERM of `kill` the process alone.
     senders = [lambda pid: os.killpg(pid, signal.SIGINT), lambda pid: os.kill(pid, signal.SIGTERM)]
-    processes = [
-        subprocess.Popen(
+    processes, folders = [], []
+    for _ in senders:
+        processes.append(subprocess.Popen(
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=environment, cwd=tmp_path, start_new_session=True,
-        )
-        for _ in senders
-    ]  # fmt: skip
-    folders = [Path(process.stdout.readline().strip()) for process in processes]
+        ))  # fmt: skip
+        # One after the other: a Ray gives up where its start takes half a minute.
+        folders.append(Path(processes[-1].stdout.readline().strip()))
     for process, folder, send in zip(processes, folders, senders, strict=True):
         assert folder.is_absolute()
         assert folder.is_dir()
