@@ -11,10 +11,16 @@ import click
 
 from pipeline.cli.command import Epilog
 from pipeline.cli.output import print_pairs, write_json
+from pipeline.config.choices import TASKS
 
 # Small enough for three minutes on two cores, large enough that the methods differ.
 DEMO_LOG = ["--users", "4000", "--items", "3000", "--interactions", "120000", "--communities", "40", "--seed", "0"]
 DEMO_RUN = ["--seed", "0"]
+
+
+# Options that one task alone reads.
+RETRIEVAL_SIZES = ("users", "items", "interactions")
+CTR_SIZES = ("rows", "cardinality", "days", "drift", "positive_rate")
 
 
 @click.command(
@@ -22,24 +28,59 @@ DEMO_RUN = ["--seed", "0"]
     epilog="""
 graphhash synth log --users 6000 --items 4000 --interactions 200000
 graphhash synth big --users 2000000 --items 500000 --interactions 100000000 --communities 5000
+graphhash synth impressions --task ctr --rows 1000000 --cardinality 500000
 """,
 )
 @click.argument("out", metavar="OUT")
-@click.option("--users", default=10_000, show_default=True, help="Number of users.")
-@click.option("--items", default=5_000, show_default=True, help="Number of items.")
-@click.option("--interactions", default=300_000, show_default=True, help="Number of rows.")
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default="retrieval",
+    show_default=True,
+    help="retrieval: pairs of users and items; ctr: labelled samples of 26 categorical columns and 13 numbers.",
+)
+@click.option("--users", default=10_000, show_default=True, help="retrieval: number of users.")
+@click.option("--items", default=5_000, show_default=True, help="retrieval: number of items.")
+@click.option("--interactions", default=300_000, show_default=True, help="retrieval: number of rows.")
+@click.option("--rows", default=1_000_000, show_default=True, help="ctr: number of samples.")
+@click.option("--cardinality", default=10_000_000, show_default=True, help="ctr: most values of the largest column.")
+@click.option("--days", default=7, show_default=True, help="ctr: number of days, with as many samples each.")
+@click.option(
+    "--drift", default=0.05, show_default=True, help="ctr: share of values that are replaced from day to day."
+)
+@click.option("--positive-rate", default=0.25, show_default=True, help="ctr: share of positive labels.")
 @click.option("--communities", default=50, show_default=True, help="Number of planted communities.")
 @click.option("--mixing", default=0.2, show_default=True, help="Share of interactions outside the own community.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same log.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well.")
-def synth(out: str, json_file: str | None, **settings: Any) -> None:
-    """Make a synthetic interaction log with planted communities in the folder OUT."""
-    from pipeline.logs.synthetic import synth as make
+@click.pass_context
+def synth(context: click.Context, out: str, task: str, json_file: str | None, **settings: Any) -> None:
+    """Make a synthetic log with planted communities in the folder OUT.
 
-    sizes = {f"n_{key}": settings.pop(key) for key in ("users", "items", "interactions", "communities")}
-    result = make(Path(out), **sizes, **settings)
+    Of a CTR log the best possible log loss is known, and printed.
+    """
+    for name in CTR_SIZES if task == "retrieval" else RETRIEVAL_SIZES:
+        if _is_given(context, name):
+            raise click.UsageError(f"--{name.replace('_', '-')} is no option of --task {task}; leave it out")
+        settings.pop(name)
+    sizes = {
+        f"n_{key}": settings.pop(key) for key in (*RETRIEVAL_SIZES, "rows", "days", "communities") if key in settings
+    }
+    if task == "retrieval":
+        from pipeline.logs.synthetic import synth as make
+
+        result = make(Path(out), **sizes, **settings)
+    else:
+        from pipeline.ctr.synthetic import synth_ctr
+        from pipeline.ctr.synthetic_model import LogSettings
+
+        result = synth_ctr(Path(out), LogSettings(**sizes, **settings))
     print_pairs(result)
     write_json(json_file, result)
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 @click.command(

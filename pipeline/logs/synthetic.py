@@ -81,8 +81,7 @@ def synth(
     started = time.perf_counter()
     _check_sizes(n_users, n_items, n_interactions, n_communities, mixing)
     out = Path(out).absolute()
-    if out.exists() and not (out / "synth.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ArgumentError(f"{out} holds something that is no synthetic log; name a new folder")
+    check_replaceable(out)
     rng = np.random.default_rng([seed, 0])
     user_ids, item_ids = _raw_ids(rng, n_users), _raw_ids(rng, n_items)
     user_community = rng.integers(0, n_communities, n_users, dtype=np.int32)
@@ -114,6 +113,12 @@ def synth(
         }
         write_json_atomic(partial / "synth.json", result)
     return result
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise ArgumentError for a folder that holds anything but a synthetic log."""
+    if out.exists() and not (out / "synth.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ArgumentError(f"{out} holds something that is no synthetic log; name a new folder")
 
 
 def _check_sizes(n_users: int, n_items: int, n_interactions: int, n_communities: int, mixing: float) -> None:

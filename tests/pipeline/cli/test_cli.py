@@ -187,6 +187,21 @@ def test_synth_passes_its_sizes_on(graphhash, monkeypatch, tmp_path):
     }
 
 
+def test_synth_of_ctr_passes_its_sizes_on_and_refuses_those_of_retrieval(graphhash, monkeypatch, tmp_path):
+    from pipeline.ctr.synthetic_model import LogSettings
+
+    module = ModuleType("pipeline.ctr.synthetic")
+    module.synth_ctr = lambda out, settings: {"settings": settings == LogSettings(500, 900, 3, 5, 0.2, 0.05, 0.25, 7)}
+    monkeypatch.setitem(sys.modules, "pipeline.ctr.synthetic", module)
+    sizes = ("--rows", 500, "--cardinality", 900, "--days", 3, "--communities", 5, "--seed", 7)
+    code, out, _ = graphhash("synth", tmp_path / "log", "--task", "ctr", *sizes)
+    assert (code, out.split()) == (0, ["settings", "True"])
+    code, _, err = graphhash("synth", tmp_path / "log", "--task", "ctr", "--users", 10)
+    assert (code, "--users is no option of --task ctr" in err) == (2, True)
+    code, _, err = graphhash("synth", tmp_path / "log", "--positive-rate", 0.1)
+    assert (code, "--positive-rate is no option of --task retrieval" in err) == (2, True)
+
+
 def test_recommend_prints_ranks_and_marks_unknown_users(graphhash, monkeypatch, tmp_path):
     asked = {}
 
