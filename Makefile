@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 LOG := .install.log
 DEMO := demo
 
+# Compiled modules are kept: tests start many programs, each of which would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint docs gpu-check clean
 
 demo: $(VENV)/.installed

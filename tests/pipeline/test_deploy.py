@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import ray
 import yaml
 
 from pipeline.cli.jobs import checked_command
@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "pipeline" / "deploy"
 CLUSTER = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text(encoding="utf-8"))
 JOB = yaml.safe_load((DEPLOY / "rayjob.yaml").read_text(encoding="utf-8"))
-SCHEMA = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
+RAY = Path(importlib.util.find_spec("ray").origin).parent  # Ray itself takes a moment to import.
+SCHEMA = json.loads((RAY / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
 RAY_VERSION = re.search(
     r"^ray(?:\[.*\])?==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
 ).group(1)

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.extras import EXTRAS, remedy
 from tests.helpers.small_models import small_model
-from tests.test_imports import IMPORTS, PACKAGES
+from tests.test_imports import PACKAGES, all_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -66,7 +66,7 @@ def test_all_brings_every_extra_that_commands_need():
 
 def test_every_imported_package_is_a_dependency_or_has_an_extra():
     base = packages(PROJECT["dependencies"])
-    used = {name.partition(".")[0] for names in IMPORTS.values() for name in names}
+    used = {name.partition(".")[0] for names in all_imports().values() for name in names}
     others = used - set(PACKAGES) - set(sys.stdlib_module_names) - base - OPTIONAL - {"__future__"}
     assert others - EXTRAS.keys() - BROUGHT_ALONG == set()
     for module, extra in EXTRAS.items():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn import metrics
 
 from graphhash.errors import DataError
 from graphhash.metrics.ctr import CtrTotals, auc, group_auc, log_loss, probability
@@ -22,6 +21,8 @@ def sample(seed: int, n: int, n_scores: int | None = None):
 
 @pytest.mark.parametrize("n_scores", [None, 1, 2, 7], ids=lambda n: f"{n} scores")
 def test_auc_equals_scikit_learn(n_scores):
+    from sklearn import metrics
+
     labels, logits = sample(0, 5000, n_scores)
     assert auc(labels, logits) == pytest.approx(metrics.roc_auc_score(labels, logits), abs=1e-12)
 
@@ -43,6 +44,8 @@ def test_infinite_scores_tie():
 
 
 def test_group_auc_weighs_groups_of_both_classes_by_their_rows():
+    from sklearn import metrics
+
     labels, logits = sample(1, 3000, 9)
     users = np.random.default_rng(2).integers(0, 400, 3000)
     expected, weights = [], []
@@ -63,6 +66,8 @@ def test_group_auc_needs_a_group_with_both_classes():
 
 
 def test_log_loss_equals_scikit_learn():
+    from sklearn import metrics
+
     labels, logits = sample(3, 4000)
     assert log_loss(labels, logits) == pytest.approx(metrics.log_loss(labels, probability(logits)), rel=1e-12)
 
