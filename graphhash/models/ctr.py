@@ -88,6 +88,7 @@ class CtrSpec:
         hidden: units of the hidden layers.
         dense_hidden: units of the layers before the vector that DLRM makes of dense columns.
         n_cross: cross layers of DCN-V2.
+        cross_rank: rank of their matrices; None: square matrices.
         structure: of DCN-V2: the network reads the cross layers' output ("stacked"), or the input as they do ("parallel").
         dropout: rate behind hidden layers.
         id_bias: train a scalar per id of every compressed categorical column, added to the logit.
@@ -105,6 +106,7 @@ class CtrSpec:
     hidden: tuple[int, ...] = (256, 128)
     dense_hidden: tuple[int, ...] = (64,)
     n_cross: int = 2
+    cross_rank: int | None = None
     structure: str = "parallel"
     dropout: float = 0.0
     id_bias: bool = False
@@ -121,6 +123,8 @@ class CtrSpec:
             raise ArgumentError(
                 f"sizes must be 1 or more: dim {self.dim}, hidden {self.hidden}, dense_hidden {self.dense_hidden}, n_cross {self.n_cross}"
             )
+        if self.cross_rank is not None and self.cross_rank < 1:
+            raise ArgumentError(f"cross_rank is {self.cross_rank}; use 1 or more, or None for square matrices")
         if not 0 <= self.dropout < 1 or self.std < 0:
             raise ArgumentError(f"dropout must be in [0, 1) and std not negative, got {self.dropout} and {self.std}")
 
@@ -276,7 +280,7 @@ class DcnV2Head(nn.Module):
         super().__init__()
         n_in = n_fields * spec.dim + n_dense
         self.stacked = spec.structure == "stacked"
-        self.cross = CrossNetwork(n_in, spec.n_cross)
+        self.cross = CrossNetwork(n_in, spec.n_cross, spec.cross_rank)
         self.network = Perceptron(n_in, spec.hidden, spec.dropout)
         self.out = nn.Linear(self.network.n_out + (0 if self.stacked else n_in), 1)
 

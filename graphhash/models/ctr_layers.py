@@ -56,11 +56,17 @@ class CrossNetwork(nn.Module):
     Args:
         n_in: length of x_0.
         n_layers: how many.
+        rank: of every W_l, which is then the product of two matrices of shapes (n_in, rank) and (rank, n_in) (eq. 2); None: W_l is square.
     """
 
-    def __init__(self, n_in: int, n_layers: int):
+    def __init__(self, n_in: int, n_layers: int, rank: int | None = None):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(n_in, n_in) for _ in range(n_layers))
+        self.layers = nn.ModuleList(
+            nn.Linear(n_in, n_in)
+            if rank is None
+            else nn.Sequential(nn.Linear(n_in, rank, bias=False), nn.Linear(rank, n_in))
+            for _ in range(n_layers)
+        )
 
     def forward(self, first: Tensor) -> Tensor:
         """x_0 in, x_n out, both of shape (batch, n_in)."""

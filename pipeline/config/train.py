@@ -59,6 +59,8 @@ class TrainConfig:
     behind hidden layers."""
     n_cross: Annotated[int | None, Field(ge=0, le=16)] = None
     """Cross layers of `model = "dcnv2"`."""
+    cross_rank: Annotated[int | None, Field(ge=0, le=65536)] = None
+    """Rank of the matrices of the cross layers of `model = "dcnv2"`; 0: square matrices."""
     structure: Literal["stacked", "parallel"] | None = None
     """Of `model = "dcnv2"`: the network behind the cross layers (`stacked`), or beside them (`parallel`)."""
     gamma: Annotated[float | None, Field(ge=0.0)] = None

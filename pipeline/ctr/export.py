@@ -117,7 +117,9 @@ def _content(
     model = trained.model
     named = list(zip(trained.features.all_columns, trained.maps, trained.vocabularies, strict=True))
     columns = describe_columns(trained, precisions)
-    layers = {name: getattr(model.spec, name) for name in ("hidden", "dense_hidden", "n_cross", "structure")}
+    layers = {
+        name: getattr(model.spec, name) for name in ("hidden", "dense_hidden", "n_cross", "cross_rank", "structure")
+    }
     return {
         "task": "ctr",
         "inputs": describe(graph.graph.input),

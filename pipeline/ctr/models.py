@@ -36,7 +36,7 @@ class CtrPreset:
         most_decay, most_decay_with_scalars: weight decay that a small log gets at most, without and with a trained scalar per id of
             compressed columns (docs/experiments/ctr-small-logs.md).
         epochs, batch_size: as in ``pipeline.config.run_config.TrainConfig``.
-        hidden, dropout, n_cross, structure, std: as in :class:`graphhash.models.ctr.CtrSpec`.
+        hidden, dropout, n_cross, cross_rank, structure, std: as in :class:`graphhash.models.ctr.CtrSpec`.
     """
 
     lr: float = 1e-2
@@ -48,6 +48,7 @@ class CtrPreset:
     hidden: tuple[int, ...] = (64, 32)
     dropout: float = 0.0
     n_cross: int = 2
+    cross_rank: int | None = None
     structure: str = "parallel"
     std: float = 0.05
 
@@ -56,7 +57,9 @@ class CtrPreset:
 
         Ids of compressed columns get a trained scalar each: those that share rows are told apart by it.
         """
-        sizes = {name: getattr(self, name) for name in ("hidden", "dropout", "n_cross", "structure", "std")}
+        sizes = {
+            name: getattr(self, name) for name in ("hidden", "dropout", "n_cross", "cross_rank", "structure", "std")
+        }
         return CtrSpec(kind, seed=seed, **({"id_bias": method != "full"} | sizes | changes))
 
 

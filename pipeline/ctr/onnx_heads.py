@@ -38,11 +38,19 @@ def _dcn(graph: Graph, head: DcnV2Head, first: str) -> str:
     """Units of the cross network, and of the deep network behind it or beside it."""
     crossed = first
     for n, layer in enumerate(head.cross.layers):
-        product = graph.node("Mul", [first, linear(graph, f"/cross_{n}", layer, crossed)], f"/cross_{n}_product")
+        product = graph.node("Mul", [first, _cross_layer(graph, f"/cross_{n}", layer, crossed)], f"/cross_{n}_product")
         crossed = graph.node("Add", [product, crossed], f"/cross_{n}_out")
     if head.stacked:
         return perceptron(graph, "/deep", head.network, crossed)
     return graph.node("Concat", [crossed, perceptron(graph, "/deep", head.network, first)], "/parallel", axis=1)
+
+
+def _cross_layer(graph: Graph, name: str, layer: nn.Module, crossed: str) -> str:
+    """The linear part of a cross layer, of a square matrix or of two narrow ones."""
+    if isinstance(layer, nn.Sequential):
+        narrow, wide = layer
+        return linear(graph, name, wide, linear(graph, f"{name}_narrow", narrow, crossed))
+    return linear(graph, name, layer, crossed)
 
 
 def _dlrm(graph: Graph, head: DlrmHead, vectors: str, numbers: str | None) -> str:

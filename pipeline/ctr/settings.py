@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from graphhash.models.ctr import CtrSpec
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.models import CTR_PRESETS
@@ -20,9 +22,12 @@ def spec_of(config: RunConfig, method: str) -> CtrSpec:
         "hidden": None if train.hidden is None else tuple(map(int, train.hidden)),
         "dropout": train.dropout,
         "n_cross": train.n_cross,
+        "cross_rank": train.cross_rank,
         "structure": train.structure,
     }
-    overrides = {key: value for key, value in requested.items() if value is not None}
+    overrides: dict[str, Any] = {key: value for key, value in requested.items() if value is not None}
+    if train.cross_rank == 0:
+        overrides["cross_rank"] = None
     return CTR_PRESETS[train.model].spec(train.model, method, train.seed, dim=train.dim, **overrides)
 
 

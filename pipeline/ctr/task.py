@@ -99,6 +99,7 @@ class Ctr:
             "train.hidden",
             "train.dropout",
             "train.n_cross",
+            "train.cross_rank",
             "train.structure",
             "train.score",
             "train.seed",
@@ -115,6 +116,7 @@ class Ctr:
         "train.dim",
         "train.hidden",
         "train.n_cross",
+        "train.cross_rank",
         "train.structure",
     )
     # Settings of task `retrieval`, those that the task refuses, and files whose content counts.

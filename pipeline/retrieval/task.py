@@ -156,6 +156,7 @@ class Retrieval:
             "data.item_features",
             "train.hidden",
             "train.n_cross",
+            "train.cross_rank",
             "train.structure",
             "train.score",
         }

@@ -18,7 +18,14 @@ from pipeline.ctr.weights import TrainedCtr
 from tests.helpers.ctr_batches import N_ITEMS, N_USERS, pair_maps
 
 DENSE = (DenseColumn("price", 10.0, 2.5), DenseColumn("seen at", 1.6e9, 40.0))
-MODELS = {"widedeep": {}, "deepfm": {}, "dcnv2 parallel": {}, "dcnv2 stacked": {"structure": "stacked"}, "dlrm": {}}
+MODELS = {
+    "widedeep": {},
+    "deepfm": {},
+    "dcnv2 parallel": {},
+    "dcnv2 stacked": {"structure": "stacked"},
+    "dcnv2 low-rank": {"cross_rank": 3},
+    "dlrm": {},
+}
 
 
 def small_ctr(

@@ -135,6 +135,7 @@ def test_seldom_read_tables_may_wait_for_their_steps():
 
 def test_sizes_that_make_no_sense_are_refused():
     for wrong, message in (
+        ({"cross_rank": 0}, "cross_rank is 0; use 1 or more, or None"),
         ({"kind": "fm"}, "kind is 'fm'; use one of widedeep, deepfm, dcnv2, dlrm"),
         ({"structure": "both"}, "structure is 'both'"),
         ({"hidden": (0,)}, "sizes must be 1 or more"),

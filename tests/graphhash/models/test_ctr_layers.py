@@ -37,6 +37,17 @@ def test_cross_layers_follow_the_recurrence():
         np.testing.assert_allclose(network(first)[row].detach().numpy(), crossed, rtol=1e-4)
 
 
+def test_low_rank_cross_layers_are_those_of_the_products():
+    low, square = noisy(CrossNetwork(5, 3, rank=2)), CrossNetwork(5, 3)
+    with torch.no_grad():
+        for (narrow, wide), layer in zip(low.layers, square.layers, strict=True):
+            layer.weight.copy_(wide.weight @ narrow.weight)
+            layer.bias.copy_(wide.bias)
+    first = torch.randn(7, 5)
+    torch.testing.assert_close(low(first), square(first), rtol=1e-4, atol=1e-4)
+    assert sum(weight.numel() for weight in low.parameters()) == 3 * (5 * 2 + 2 * 5 + 5)
+
+
 def test_dropout_is_for_training_and_keeps_the_mean():
     layer = Dropout(0.25)
     layer.generator = torch.Generator().manual_seed(0)

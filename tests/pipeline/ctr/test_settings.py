@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import pytest
 
 from graphhash.maps.bucket_map import full_map
+from graphhash.models.ctr_bytes import layer_bytes
 from pipeline.config.run_config import DataConfig, RunConfig
 from pipeline.ctr.data import Features
 from pipeline.ctr.ingest import ingest_ctr
@@ -33,3 +37,16 @@ def test_full_tables_of_dlrm_learn_what_the_hour_decides(tmp_path):
     objective = Objective(ctr_loss(0), "auc", lambda fitted: validated(fitted, validation))
     state = fit(model, train.tensors(), ctr_settings(config, len(train)), objective)
     assert max(epoch["auc"] for epoch in state["history"]) > 0.88
+
+
+@pytest.mark.parametrize(("asked", "rank"), [(0, None), (8, 8)])
+def test_the_rank_of_cross_layers_is_the_one_asked_for(asked, rank):
+    config = RunConfig.from_flat(
+        {"run.task": "ctr", "train.model": "dcnv2", "train.dim": 16, "train.cross_rank": asked}
+    )
+    spec = spec_of(config, "full")
+    assert spec.cross_rank == rank
+    maps = [full_map(5)] * 4
+    without = layer_bytes(dataclasses.replace(spec, n_cross=0).build(maps, 0))
+    matrices = 64 * 64 if rank is None else 2 * 64 * rank
+    assert layer_bytes(spec.build(maps, 0)) - without == 4 * spec.n_cross * (matrices + 64)

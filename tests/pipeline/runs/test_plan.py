@@ -33,6 +33,7 @@ UNREAD = {
     "retrieval": {
         "train.hidden": ("9",),
         "train.n_cross": 3,
+        "train.cross_rank": 3,
         "train.structure": "parallel",
         "train.score": "log_loss",
         "data.min_count": 2,
