@@ -10,6 +10,9 @@ from graphhash.errors import ArgumentError
 # The largest code of each precision; the least is its negative.
 STEPS = {"int8": 127, "int4": 7}
 SMALLEST = np.float16(6e-8)  # The least positive float16, so that no row divides by zero.
+# Items whose biases share a scale. Gowalla, `full_soft`, test recall@20 of 8,000 users: .21831 in float32, .21817 in int8 with a scale per
+# 64 items, .21770 with one scale.
+BIAS_BLOCK = 64
 # With so few steps it pays to cut a row's largest values off: shares of the largest value that get the largest code. The one of least
 # squared error is taken, row by row.
 CUTS = {"int8": (1.0,), "int4": (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)}
@@ -81,8 +84,34 @@ def rounded(table: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
 
 
 def bias_dtype(precision: str) -> str:
-    """Type of the stored item bias: float32 beside float32 tables, else float16."""
+    """Type of the stored scalar of an id of a CTR column: float32 beside float32 tables, else float16."""
     return "float32" if precision == "float32" else "float16"
+
+
+def bias_blocks(bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    """An item bias, shape (n_items,), as the rows that are quantized beside tables of 8 or 4 bits, shape (n_blocks, BIAS_BLOCK); zeros
+    fill the last one."""
+    n_blocks = -(-len(bias) // BIAS_BLOCK)
+    return np.pad(bias, (0, n_blocks * BIAS_BLOCK - len(bias))).reshape(n_blocks, BIAS_BLOCK)
+
+
+def rounded_bias(bias: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
+    """An item bias as it reads once stored beside tables in ``precision``: in the type of float tables, and in int8 beside those of 8 or
+    4 bits, with a float16 scale per BIAS_BLOCK items; float32, shape (n_items,).
+
+    Raises:
+        ArgumentError: as :func:`quantize_rows`.
+    """
+    if precision in STEPS:
+        return rounded(bias_blocks(bias), "int8").ravel()[: len(bias)]
+    return rounded(bias, precision)
+
+
+def bias_bytes(n_items: int, precision: str) -> int:
+    """Bytes of a stored item bias."""
+    if precision in STEPS:
+        return -(-n_items // BIAS_BLOCK) * row_bytes(BIAS_BLOCK, "int8")
+    return n_items * np.dtype(precision).itemsize
 
 
 def row_bytes(dim: int, precision: str) -> int:

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from scipy.sparse import csr_array
 
 from graphhash.errors import DataError
 from graphhash.maps.embedding_spec import EmbeddingSpec
-from graphhash.maps.quantization import bias_dtype, row_bytes
+from graphhash.maps.quantization import bias_bytes, row_bytes
 from graphhash.models.neumf import layer_numbers
 from pipeline.config.run_config import MapConfig, RunConfig
 from pipeline.distributed.shards import ShardedCsr
@@ -168,9 +167,10 @@ def _sizes(config: RunConfig, name: str, size: GraphSize, n_rows: int, precision
         spec = EmbeddingSpec("residual", numbers, config.map.seed)
         return {"dim": sizes.dim, "embedding": spec, "n_rows": sizes.n_rows or None}
     # Rows, or a resolution, allow the bytes of as many rows of int8, which is what hashes are stored in.
-    n_bytes = (
-        n_rows * row_bytes(settings.dim, "int8") if settings.ratio is None else settings.spendable(settings.ratio, size)
-    )
+    if settings.ratio is None:
+        n_bytes = float(n_rows * row_bytes(settings.dim, "int8"))
+    else:
+        n_bytes = settings.spendable(settings.ratio, size) - _bias_bytes(settings, name, precision, size)
     budget = SizeBudget(int(n_bytes), size.n_users, size.n_items, settings.dim, precision)
     if method.embedding == "bucket":
         return {"dim": small_dim(budget)}
@@ -192,7 +192,7 @@ def _residual(settings: BudgetSettings, precision: str, size: GraphSize) -> Resi
 
 def _bias_bytes(settings: BudgetSettings, name: str, precision: str, size: GraphSize) -> int:
     has_bias = METHODS[name].with_bias(settings.item_bias, settings.loss, size.neighbours)
-    return np.dtype(bias_dtype(precision)).itemsize * size.n_items if has_bias else 0
+    return bias_bytes(size.n_items, precision) if has_bias else 0
 
 
 def planned_precisions(config: RunConfig) -> dict[str, str]:

@@ -98,5 +98,7 @@ def auto_precision(config: RunConfig, method: str) -> str:
     from pipeline.maps.methods import METHODS
 
     own = METHODS[method]
+    if own.embedding == "product":
+        return "int8"  # Codebooks have a type of their own: it is that of the item bias alone.
     averaged = own.precision == "int4" and own.trained_as is None
     return "int8" if averaged and config.train.model == "lightgcn" else own.precision

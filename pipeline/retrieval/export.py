@@ -83,7 +83,8 @@ class ExportOptions:
     """How a retrieval bundle is made.
 
     Attributes:
-        precision: type of the tables in the file, "float32", "float16", "int8" or "int4"; the item bias is float32 or float16.
+        precision: type of the tables in the file, "float32", "float16", "int8" or "int4"; the item bias is of the
+            same type, or of 8 bits beside 4 (``graphhash.maps.quantization.rounded_bias``).
         runtime: "materialized", "compressed" (see `pipeline.retrieval.onnx_scores`), or "auto": materialized, where loading takes no more
             than 4 GiB.
         external_data_mib: tensors of more than this together go to a second file.

@@ -21,9 +21,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from graphhash.errors import ArgumentError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.maps.quantization import bias_dtype
+from graphhash.maps.quantization import STEPS, rounded_bias
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.neumf import NeuMF
 from pipeline.export.graph import ONNX_TYPES, Graph
@@ -33,6 +34,7 @@ from pipeline.retrieval.onnx_neumf import NeuMFScores
 from pipeline.retrieval.onnx_parts import Parts, stored_parts
 from pipeline.retrieval.onnx_scores import Scores
 from pipeline.retrieval.onnx_topk import BucketsFirst, best_of, has_buckets_first, top_types, with_ordered_buckets
+from serving.errors import BundleError
 
 
 def retrieval_graph(
@@ -184,5 +186,9 @@ def _rounded_bias(parts: Parts, precision: str) -> Parts:
     """With the item bias as it reads once stored: an order by bias must be that of the stored ones."""
     if parts.item_bias is None:
         return parts
-    stored = as_stored(parts.item_bias, "item bias", bias_dtype(precision))
-    return dataclasses.replace(parts, item_bias=stored.astype(np.float32))
+    if precision not in STEPS:
+        as_stored(parts.item_bias, "item bias", precision)
+    try:
+        return dataclasses.replace(parts, item_bias=rounded_bias(parts.item_bias, precision))
+    except ArgumentError as error:
+        raise BundleError(f"item bias holds {error}; train with a lower learning rate, or use float32") from error

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from graphhash.maps.quantization import bias_dtype
+from graphhash.maps.quantization import STEPS, bias_blocks
 from graphhash.maps.vector_codes import VectorCodes
 from graphhash.models.mf import LEAST_LENGTH, RetrievalModel
 from graphhash.nn.residual import own_precision, projection_precision
@@ -122,9 +122,7 @@ class Scores:
         self.bias: str | None = None
         if parts.item_bias is not None:
             # The OOV entry has none.
-            bias = padded(as_stored(parts.item_bias, "item bias", bias_dtype(precision)), self.n_columns)
-            stored = graph.constant("item_bias", bias)
-            self.bias = stored if bias.dtype == np.float32 else graph.cast(stored, "bias", TensorProto.FLOAT)
+            self.bias = _add_bias(graph, padded(parts.item_bias, self.n_columns), precision)
 
     def _with_residual(
         self, graph: Graph, side: str, stored: StoredMap, residual: Residual | None, precision: str
@@ -350,3 +348,14 @@ class Scores:
         graph.constant("one_row", np.array([1, -1], np.int64))
         graph.constant("per_index", np.array([0, -1, self.map.indices_per_id], np.int64))
         return scan_chunks(graph, "sums", self.n_columns, self.chunk * _PER_SUM, of_items)
+
+
+def _add_bias(graph: Graph, bias: NDArray[np.float32], precision: str) -> str:
+    """An item bias as ``graphhash.maps.quantization.rounded_bias`` stores it, read as float32, shape (n_columns,)."""
+    if precision not in STEPS:
+        stored = graph.constant("item_bias", as_stored(bias, "item bias", precision))
+        return stored if precision == "float32" else graph.cast(stored, "bias", TensorProto.FLOAT)
+    blocks = Table.add(graph, "item_bias", bias_blocks(bias), "int8").unpacked(graph, "item_bias")
+    flat = graph.node("Reshape", [blocks.values, graph.axis(-1)], "bias_flat")
+    size = graph.constant("n_biases", np.array([len(bias)], np.int64))
+    return graph.node("Slice", [flat, graph.axis(0), size], "bias")

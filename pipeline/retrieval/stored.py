@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
 
-from graphhash.maps.quantization import bias_dtype, rounded
+from graphhash.maps.quantization import bias_bytes, rounded, rounded_bias
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import AllItemScores, RetrievalModel, product_of_all_items
 from graphhash.nn.compressed import StoredTable
@@ -45,7 +44,7 @@ class ShippedVectors:
             for v in model.vectors_with_oov()
         ]
         if model.item_bias is not None:
-            bias = rounded(model.item_bias.detach().cpu().numpy(), bias_dtype(precision))
+            bias = rounded_bias(model.item_bias.detach().cpu().numpy(), precision)
             self.item_bias = torch.from_numpy(bias).to(device)
 
     def score_all_items(self) -> AllItemScores:
@@ -64,7 +63,7 @@ def store_rounded(model: RetrievalModel, precision: str) -> None:
     for table, stored_in in tables(model, precision):
         table.copy_(torch.from_numpy(rounded(table.cpu().numpy(), stored_in)))
     if model.item_bias is not None:
-        model.item_bias.copy_(torch.from_numpy(rounded(model.item_bias.cpu().numpy(), bias_dtype(precision))))
+        model.item_bias.copy_(torch.from_numpy(rounded_bias(model.item_bias.cpu().numpy(), precision)))
 
 
 def tables(model: RetrievalModel, precision: str) -> list[StoredTable]:
@@ -83,7 +82,7 @@ def count_bytes(model: RetrievalModel, precision: str) -> dict[str, int]:
     parts = {
         "tables": sum(table.n_bytes for table in stored),
         "maps": model.user_embedding.map_bytes + model.item_embedding.map_bytes,
-        "bias": 0 if model.item_bias is None else np.dtype(bias_dtype(precision)).itemsize * model.item_bias.numel(),
+        "bias": 0 if model.item_bias is None else bias_bytes(model.item_bias.numel(), precision),
     }
     apart = {id(table.table) for table in stored} | {id(model.item_bias)}
     if layers := sum(4 * weight.numel() for weight in model.parameters() if id(weight) not in apart):

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphhash.maps.quantization import dequantize_rows, pack_nibbles, quantize_rows, rounded, row_bytes
+from graphhash.maps.quantization import (
+    bias_bytes,
+    dequantize_rows,
+    pack_nibbles,
+    quantize_rows,
+    rounded,
+    rounded_bias,
+    row_bytes,
+)
 
 
 @pytest.mark.parametrize(("precision", "steps"), [("int8", 127), ("int4", 7)])
@@ -52,6 +60,20 @@ def test_nibbles_hold_the_codes_in_two_halves(dim):
 
 def test_bytes_of_a_row():
     assert [row_bytes(64, p) for p in ("float32", "float16", "int8", "int4")] == [256, 128, 66, 34]
+
+
+def test_a_bias_has_a_scale_per_64_items():
+    bias = np.concatenate([np.full(64, 0.5), np.linspace(-2e-3, 1e-3, 40)]).astype(np.float32)
+    np.testing.assert_array_equal(rounded_bias(bias, "float32"), bias)
+    np.testing.assert_array_equal(rounded_bias(bias, "float16"), bias.astype(np.float16))
+    for precision in ("int8", "int4"):
+        read = rounded_bias(bias, precision)
+        assert read.shape == bias.shape
+        # Those of one block do not make those of another coarser.
+        assert np.abs(read - bias)[64:].max() <= 0.6 * 2e-3 / 127
+        np.testing.assert_array_equal(rounded_bias(read, precision), read)
+        assert bias_bytes(len(bias), precision) == 2 * (64 + 2)
+    assert [bias_bytes(104, p) for p in ("float32", "float16")] == [416, 208]
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

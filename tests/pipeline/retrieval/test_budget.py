@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from graphhash.errors import DataError
 from graphhash.maps.bucket_map import full_map
-from graphhash.maps.quantization import row_bytes
+from graphhash.maps.quantization import bias_bytes, row_bytes
 from graphhash.models.neumf import NeuMF, layer_numbers
 from pipeline.config.run_config import RunConfig
 from pipeline.retrieval import budget
@@ -41,9 +43,10 @@ def config(precision, indices_per_id):
 def test_one_row_more_would_not_fit(precision, indices_per_id):
     ratio = 0.15 if precision == "int4" else 0.25  # In 4 bits more would be enough for every id.
     rows = rows_for_ratio(config(precision, indices_per_id), ratio, USERS, ITEMS, EDGES)
-    # Soft: a 16-bit row per lookup and a profile's number, for every id and the unknown one of each side; the codebook; a bias per item.
-    bias = 4 if precision == "float32" else 2
-    beside = (2 * indices_per_id + 1) * (USERS + ITEMS + 2) + 2 * 256 * 4 * indices_per_id + bias * ITEMS
+    # Soft: a 16-bit row per lookup and a profile's number, for every id and the unknown one of each side; the codebook; a bias per item,
+    # beside whole numbers one of 8 bits, and a 16-bit scale per 64 items.
+    bias = {"float32": 4 * ITEMS, "float16": 2 * ITEMS}.get(precision, math.ceil(ITEMS / 64) * (64 + 2))
+    beside = (2 * indices_per_id + 1) * (USERS + ITEMS + 2) + 2 * 256 * 4 * indices_per_id + bias
     allowed = spendable(ratio, USERS, ITEMS, DIM)
     assert rows <= 2**16
     assert beside + rows * row_bytes(DIM, precision) <= allowed < beside + (rows + 1) * row_bytes(DIM, precision)
@@ -64,7 +67,7 @@ def test_more_rows_than_16_bits_count_take_32_bits():
     users, items = 10 * USERS, 10 * ITEMS
     rows = rows_for_ratio(config("int8", 8), 0.25, users, items, 10 * EDGES)
     assert rows > 2**16
-    beside = (4 * 8 + 1) * (users + items + 2) + 2 * 256 * 4 * 8 + 2 * items
+    beside = (4 * 8 + 1) * (users + items + 2) + 2 * 256 * 4 * 8 + bias_bytes(items, "int8")
     allowed = spendable(0.25, users, items, DIM)
     assert beside + rows * row_bytes(DIM, "int8") <= allowed < beside + (rows + 1) * row_bytes(DIM, "int8")
 
@@ -124,7 +127,7 @@ def test_in_4_bits_three_or_four_rows_for_ten_ids_and_the_rest_for_lookups(ratio
 
 @pytest.mark.parametrize(
     ("degree", "ratio", "lookups", "expected"),
-    [(60, 0.25, 8, "2"), (60, 0.19, 4, "2"), (60, 0.125, None, "1+2"), (40, 0.25, None, "1+2")],
+    [(60, 0.25, 8, "2"), (60, 0.185, 4, "2"), (60, 0.125, None, "1+2"), (40, 0.25, None, "1+2")],
 )
 def test_dense_graphs_get_a_row_for_nearly_every_id_where_bytes_allow(degree, ratio, lookups, expected):
     config = RunConfig.load(None, [f"cluster.ratio={ratio}", "train.loss=bpr"])
@@ -144,6 +147,23 @@ def test_lightgcn_makes_do_with_fewer_rows_per_id():
     assert indices_per_id(config, "soft", *graph) == 4
     assert hops(config, rows - 2, *graph) == "2"
     assert 0.8 < rows / (USERS + ITEMS) < 0.9
+
+
+@pytest.mark.parametrize(("ratio", "codes", "product_codes"), [(0.25, 56, 32), (0.07, 16, 16), (0.038, 8, 8)])
+def test_codes_leave_room_for_the_item_bias(ratio, codes, product_codes):
+    settings = ["train.loss=softmax", f"cluster.ratio={ratio}"]
+    size = GraphSize(USERS, ITEMS, EDGES)
+    allowed, n_ids = spendable(ratio, USERS, ITEMS, DIM), USERS + ITEMS + 2
+    for method, number in (("additive", codes), ("full_pq", product_codes)):
+        resolved = resolve_method(RunConfig.load(None, settings), method, size, 20)
+        sizes = resolved.embedding.sizes
+        assert resolved.item_bias
+        assert sizes["codes_per_id"] == number
+        if method == "additive":
+            codewords = number * 256 * row_bytes(DIM // sizes["n_groups"], f"int{sizes['codeword_bits']}")
+        else:
+            codewords = 2 * 2 * 256 * DIM
+        assert number * n_ids + codewords + bias_bytes(ITEMS, "int8") <= allowed
 
 
 def test_codebook_count_where_ids_are_few():
