@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.models.ctr import FeatureBatch
 from pipeline.ctr.schema import CtrSchema
+from pipeline.storage.mapped import read_slice
+
+# Rows that are read at a time where all are looked through.
+BLOCK_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,57 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def tensors(self, rows: slice = slice(None)) -> list[torch.Tensor]:
-        """Copies of some rows as tensors: labels, categorical, dense, multi-valued, in their own types."""
-        arrays: list[NDArray] = [self.labels, self.categorical, self.dense, *self.multi_valued]
-        return [torch.from_numpy(np.array(array[rows])) for array in arrays]
+    @property
+    def arrays(self) -> list[NDArray]:
+        """Labels, categorical, dense, multi-valued."""
+        return [self.labels, self.categorical, self.dense, *self.multi_valued]
+
+    def tensors(self, first: int = 0, last: int | None = None) -> list[torch.Tensor]:
+        """Copies of the rows first, ..., last - 1 as tensors: labels, categorical, dense, multi-valued, in their own types."""
+        last = len(self) if last is None else last
+        return [torch.from_numpy(read_slice(array, first, last)) for array in self.arrays]
+
+    def positive_entries(self, columns: Sequence[int]) -> NDArray[np.int32]:
+        """Entries of some categorical columns in the positive rows, in order, shape (n_positive, n_columns)."""
+        found = [np.empty((0, len(columns)), np.int32)]
+        for start in range(0, len(self), BLOCK_ROWS):
+            positive = np.asarray(self.labels[start : start + BLOCK_ROWS]) > 0
+            found.append(read_slice(self.categorical, start, start + BLOCK_ROWS)[positive][:, columns])
+        return np.concatenate(found)
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedParts:
+    """The rows of several parts, one after the other, where they lie; with the interface of a :class:`Part`, but for groups."""
+
+    parts: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """Shape (n,), in memory."""
+        return np.concatenate([part.labels for part in self.parts])
+
+    @property
+    def pieces(self) -> list[list[NDArray]]:
+        """Of every array of :attr:`Part.arrays`, those of the parts."""
+        return [list(arrays) for arrays in zip(*(part.arrays for part in self.parts), strict=True)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for part in self.parts for array in part.arrays)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Copies of all rows, as :meth:`Part.tensors`."""
+        first, *others = (part.tensors() for part in self.parts)
+        return [torch.cat(tensors) for tensors in zip(first, *others, strict=True)] if others else first
+
+    def positive_entries(self, columns: Sequence[int]) -> NDArray[np.int32]:
+        """As :meth:`Part.positive_entries`."""
+        return np.concatenate([part.positive_entries(columns) for part in self.parts])
 
 
 def batch_of(tensors: Sequence[torch.Tensor], n_multi_valued: int) -> FeatureBatch:
@@ -136,23 +187,13 @@ class Features:
         """Rows of train of every entry, shape (n_ids + 1,), OOV last."""
         return _load(self.folder / column.counts)
 
-    def rows_of(self, parts: Sequence[str]) -> Part:
-        """The rows of several parts, one after the other, without groups; those of a single part are memory maps.
+    def rows_of(self, parts: Sequence[str]) -> JoinedParts:
+        """The rows of several parts, one after the other.
 
         Raises:
             DataError: a file is missing or damaged.
         """
-        first, *others = (replace(self.part(name), groups=None) for name in parts)
-        if not others:
-            return first
-        every = (first, *others)
-        return Part(
-            np.concatenate([part.labels for part in every]),
-            np.concatenate([part.categorical for part in every]),
-            np.concatenate([part.dense for part in every]),
-            tuple(map(np.concatenate, zip(*(part.multi_valued for part in every), strict=True))),
-            None,
-        )
+        return JoinedParts(tuple(map(self.part, parts)))
 
     def part(self, name: str) -> Part:
         """The rows of "train", "validation" or "test".

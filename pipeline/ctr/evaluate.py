@@ -100,7 +100,7 @@ def predict(model: CtrModel, part: Part) -> NDArray[np.float32]:
     device = next(model.parameters()).device
     logits = np.empty(len(part), np.float32)
     for start in range(0, len(part), BLOCK):
-        tensors = [tensor.to(device) for tensor in part.tensors(slice(start, start + BLOCK))]
+        tensors = [tensor.to(device) for tensor in part.tensors(start, start + BLOCK)]
         logits[start : start + BLOCK] = model(batch_of(tensors, len(part.multi_valued))).cpu().numpy()
     return logits
 

@@ -251,7 +251,7 @@ def _encode(
             arrays |= {f"multi_valued_{i}": table for i, table in enumerate(multi_valued)}
             if number != TRAIN and schema.group is not None:
                 arrays["groups"] = _group_numbers(_group(rows, schema.group), encoders.groups)
-            writer.add({name: array[chosen] for name, array in arrays.items()}, int(chosen.sum()))
+            writer.add({name: array[chosen] for name, array in arrays.items()})
     for writer in writers.values():
         writer.close()
     return {"oov_rate": oov.rates(), "oov_values": oov.n_different(), "n_cut": n_cut}

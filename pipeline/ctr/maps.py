@@ -20,7 +20,7 @@ from graphhash.graph.bipartite import biadjacency
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.hashes import double_frequency_map, double_map, frequency_map, modulo_map, quotient_remainder_map
 from graphhash.maps.soft_maps import double_soft_maps, soft_maps
-from pipeline.ctr.data import Features, Part
+from pipeline.ctr.data import Features, JoinedParts, Part
 from pipeline.ctr.defaults import compresses_pairs, keeps_every_row
 from pipeline.ctr.models import MAP_SETTINGS
 from pipeline.ctr.schema import HASHES, SMALL
@@ -91,13 +91,13 @@ def check_compressed(features: Features, methods: Sequence[str]) -> None:
         )
 
 
-def pair_graph(features: Features, part: Part, pair: Pair) -> csr_array:
+def pair_graph(features: Features, part: Part | JoinedParts, pair: Pair) -> csr_array:
     """Pairs of ids in positive training samples, each once: first column x second column. Samples with an OOV id in either are left out.
 
     Raises:
         DataError: no positive sample has both.
     """
-    graph = _positive_graph(features, part, pair, np.flatnonzero(part.labels))
+    graph = _graph(features, pair, part.positive_entries(pair.columns))
     if not graph.nnz:
         names = " and ".join(map(repr, pair.names(features)))
         raise DataError(
@@ -111,22 +111,19 @@ def draw_folds(n_rows: int, seed: int) -> NDArray[np.uint8]:
     return np.random.default_rng([seed, N_FOLDS]).integers(0, N_FOLDS, n_rows, dtype=np.uint8)
 
 
-def fold_graphs(features: Features, part: Part, pair: Pair, fold: NDArray[np.uint8]) -> list[csr_array]:
+def fold_graphs(features: Features, part: Part | JoinedParts, pair: Pair, fold: NDArray[np.uint8]) -> list[csr_array]:
     """:func:`pair_graph` for the rows of each fold: without their own positive samples, but with those of the same pair in other rows."""
-    labels = np.asarray(part.labels)
-    return [
-        _positive_graph(features, part, pair, np.flatnonzero((labels > 0) & (fold != number)))
-        for number in range(N_FOLDS)
-    ]
+    entries, fold = part.positive_entries(pair.columns), fold[np.asarray(part.labels) > 0]
+    return [_graph(features, pair, entries[fold != number]) for number in range(N_FOLDS)]
 
 
-def _positive_graph(features: Features, part: Part, pair: Pair, positive: NDArray[np.int64]) -> csr_array:
-    first, second = (np.asarray(part.categorical[positive, number]) for number in pair.columns)
+def _graph(features: Features, pair: Pair, entries: NDArray[np.int32]) -> csr_array:
+    """The graph of the entries of both columns, shape (n, 2), OOV ids left out."""
     shape = [features.columns[number].n_ids for number in pair.columns]
-    known = (first < shape[0]) & (second < shape[1])
-    if not known.any():
+    first, second = entries[(entries < shape).all(1)].T
+    if not len(first):
         return csr_array(tuple(shape), dtype=np.float32)
-    graph = biadjacency(first[known], second[known], n_users=shape[0], n_items=shape[1])
+    graph = biadjacency(first, second, n_users=shape[0], n_items=shape[1])
     graph.data[:] = 1
     return graph
 
@@ -233,7 +230,7 @@ def alone(bucket_map: BucketMap) -> BucketMap:
 
 def cross_fitted_maps(
     features: Features,
-    part: Part,
+    part: Part | JoinedParts,
     graphs: Sequence[csr_array],
     labels: Sequence[Labels],
     method: str,

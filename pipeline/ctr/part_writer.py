@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,21 +31,19 @@ class PartWriter:
         shapes |= {f"multi_valued_{i}": ((n_rows, width), np.int32) for i, width in enumerate(encoders.widths)}
         if group is not None and folder.name != "train":
             shapes["groups"] = ((n_rows,), np.int64)
-        self.n_written = 0
-        self.arrays: dict[str, np.memmap] = {}
+        self._opened, self._files = ExitStack(), dict[str, BinaryIO]()
+        self._dtypes = {name: np.dtype(dtype) for name, (_, dtype) in shapes.items()}
         for name, (shape, dtype) in shapes.items():
-            file = folder / f"{name}.npy"
-            if 0 in shape:
-                np.save(file, np.zeros(shape, dtype))  # Nothing to map.
-            else:
-                self.arrays[name] = np.lib.format.open_memmap(file, "w+", dtype, shape)
+            # Written in order and not through a memory map, whose pages would count as memory of the process.
+            file = self._files[name] = self._opened.enter_context((folder / f"{name}.npy").open("wb"))
+            descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+            np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
 
-    def add(self, arrays: dict[str, NDArray], n: int) -> None:
-        for name, array in self.arrays.items():
-            array[self.n_written : self.n_written + n] = arrays[name]
-        self.n_written += n
+    def add(self, arrays: dict[str, NDArray]) -> None:
+        """Append rows to every array."""
+        for name, file in self._files.items():
+            file.write(np.ascontiguousarray(arrays[name], self._dtypes[name]).tobytes())
 
     def close(self) -> None:
-        for array in self.arrays.values():
-            array.flush()
-        self.arrays = {}
+        """Close the files, which are complete when all rows were added."""
+        self._opened.close()

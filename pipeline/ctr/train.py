@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graphhash.maps.bucket_map import BucketMap, full_map
@@ -21,7 +23,7 @@ from graphhash.models.ctr_layers import binary_loss
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.ctr.budget import resolve_method
 from pipeline.ctr.cluster import clustering_labels
-from pipeline.ctr.data import Features, Part, batch_of
+from pipeline.ctr.data import Features, JoinedParts, Part, batch_of
 from pipeline.ctr.defaults import keeps_every_row
 from pipeline.ctr.derived import derive_ctr
 from pipeline.ctr.evaluate import measure, predict
@@ -42,6 +44,7 @@ from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, sa
 from pipeline.maps.methods import METHODS
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import TRAIN_PARTS, StageContext
+from pipeline.training.examples import IN_MEMORY_BYTES, StreamedExamples
 from pipeline.training.job import TrainingSession, run_job
 from pipeline.training.loop import FitSettings, LossOf, Objective, fit
 from pipeline.training.memory import training_bytes
@@ -141,7 +144,7 @@ def _facts(state: Mapping[str, Any], settings: FitSettings, model: CtrModel) -> 
     }
 
 
-def _make_maps(context: StageContext, features: Features, method: str, rows: Part, out: Path) -> list[BucketMap]:
+def _make_maps(context: StageContext, features: Features, method: str, rows: JoinedParts, out: Path) -> list[BucketMap]:
     """The maps of a method, of the communities and the positive samples among ``rows``, written into ``out``; those by folds as well."""
     graphs = [pair_graph(features, rows, pair) for pair in mapped_pairs(features, method)]
     labels = own_labels(graphs) if keeps_every_row(method) else clustering_labels(context.cluster_dir)
@@ -186,16 +189,34 @@ def validated(model: CtrModel, part: Part) -> dict[str, float]:
     return {"auc": auc, "log_loss": log_loss, "negative_log_loss": -log_loss}
 
 
+def training_examples(
+    rows: JoinedParts, fold: NDArray[np.uint8] | None, *, is_whole: bool = False
+) -> list[Tensor] | StreamedExamples:
+    """What :func:`fit` takes batches of: tensors of a log that fits into IN_MEMORY_BYTES, else the arrays on disk.
+
+    Args:
+        fold: of every row, shape (n,), the last array of a batch; None: there are no cross-fitted maps.
+        is_whole: a step takes all rows, which are then in memory.
+    """
+    if is_whole or rows.nbytes <= IN_MEMORY_BYTES:
+        return rows.tensors() + ([] if fold is None else [torch.from_numpy(fold)])
+    pieces = rows.pieces
+    if fold is not None:
+        ends = np.cumsum([len(part) for part in rows.parts])
+        pieces.append(np.split(fold, ends[:-1]))
+    return StreamedExamples(pieces)
+
+
 def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
     """What each worker does: load, and fit (see ``pipeline.training``)."""
     features, settings = Features.open(Path(job["ingest"])), job["settings"]
     maps = load_maps(Path(job["folder"]), features)
     model = job["spec"].build(maps, len(features.dense), len(features.multi_valued)).to(device)
-    examples = features.rows_of(job["parts"]).tensors()
+    fold = None
     if (folder := Path(job["folder"]) / FOLDS).is_dir():
         folded, fold = load_folds(folder)
         model.use_folds(folded)
-        examples.append(torch.from_numpy(fold))
+    examples = training_examples(features.rows_of(job["parts"]), fold, is_whole=settings.batch_size is None)
     validate = None
     if settings.last_epoch is None and len(validation := features.part("validation")):
         validate = partial(validated, part=validation)

@@ -21,6 +21,7 @@ from graphhash.errors import DataError
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.row_adam import RowAdam
 from graphhash.nn.workers import Workers
+from pipeline.training.examples import StreamedExamples
 from pipeline.training.speedups import compiled, reduced_precision
 
 _log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class Callbacks:
 
 def fit(
     model: nn.Module,
-    examples: Sequence[Tensor],
+    examples: Sequence[Tensor] | StreamedExamples,
     settings: FitSettings,
     objective: Objective,
     *,
@@ -134,7 +135,7 @@ def fit(
 
     Args:
         model: on the device to train on; left with the last epoch's weights.
-        examples: tensors of equal length; a batch takes the same rows of each. Each worker trains on its share.
+        examples: tensors of equal length, or what is read from disk; a batch takes the same rows of each. Each worker trains on its share.
         state: what an earlier call handed to a callback, or returned; training resumes from there. With another number of workers it
             resumes with other random numbers.
         workers: None: those of this process group, or this process alone.
@@ -187,7 +188,7 @@ class _Training:
     def __init__(
         self,
         model: nn.Module,
-        examples: Sequence[Tensor],
+        examples: Sequence[Tensor] | StreamedExamples,
         settings: FitSettings,
         objective: Objective,
         callbacks: Callbacks,
@@ -196,10 +197,14 @@ class _Training:
         self._model, self._settings, self._objective, self._workers = model, settings, objective, workers
         self._warn = callbacks.warn
         self.device = next(model.parameters()).device
-        self._n_examples = len(examples[0])
-        share = workers.share(self._n_examples)
-        own = [tensor[share] for tensor in examples] if workers.size > 1 else examples
-        self._examples = [tensor.to(self.device) for tensor in own]
+        if isinstance(examples, StreamedExamples):
+            self._n_examples = len(examples)
+            self._examples: list[Tensor] | StreamedExamples = examples.share(workers, self.device)
+        else:
+            self._n_examples = len(examples[0])
+            share = workers.share(self._n_examples)
+            own = [tensor[share] for tensor in examples] if workers.size > 1 else examples
+            self._examples = [tensor.to(self.device) for tensor in own]
         self._steps = workers.steps(self._n_examples, settings.batch_size)
         if settings.sparse_gradients and not objective.rarely_read:
             self._warn(
@@ -259,9 +264,14 @@ class _Training:
             self.generator.set_state(self._order_drawn_from)
         else:
             self._order_drawn_from = drawn_so_far
-        batches = _batches(self._examples, self._steps, self.generator, whole=whole)
-        for _ in range(self._n_done):
-            next(batches)
+        if isinstance(self._examples, StreamedExamples):
+            batches: Iterator[Sequence[Tensor]] = self._examples.batches(
+                [own for own, _ in self._steps], self.generator, self._n_done
+            )
+        else:
+            batches = _batches(self._examples, self._steps, self.generator, whole=whole)
+            for _ in range(self._n_done):
+                next(batches)
         if self._n_done:
             self.generator.set_state(drawn_so_far)
         yield from enumerate(batches, self._n_done)

@@ -54,9 +54,9 @@ def test_the_model_is_that_of_a_training_on_train_and_validation(whole, tmp_path
     features = Features.open(out / "ingest")
     union, n_validation = features.rows_of(REFIT_PARTS), len(features.part("validation"))
     assert len(union) == len(features.part("train")) + n_validation > n_validation > 0
-    arrays = {"labels": union.labels, "categorical": union.categorical, "dense": union.dense}
-    arrays |= {f"multi_valued_{i}": values for i, values in enumerate(union.multi_valued)}
-    arrays = {name: np.array(values) for name, values in arrays.items()}
+    labels, categorical, dense, *multi_valued = (tensor.numpy() for tensor in union.tensors())
+    arrays = {"labels": labels, "categorical": categorical, "dense": dense}
+    arrays |= {f"multi_valued_{i}": values for i, values in enumerate(multi_valued)}
     for name, values in arrays.items():
         np.save(out / "ingest" / "train" / f"{name}.npy", values)
         np.save(out / "ingest" / "validation" / f"{name}.npy", values[:0])
