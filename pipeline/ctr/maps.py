@@ -6,7 +6,7 @@ for users and its second for items. A column whose partner has another partner, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -134,15 +134,15 @@ def make_maps(
     labels: Sequence[Labels],
     method: str,
     options: MapOptions,
-    folds: Sequence[Sequence[csr_array]] | None = None,
+    folds: Callable[[Pair], Sequence[csr_array]] = lambda pair: (),
 ) -> list[BucketMap]:
     """The bucket map of every categorical column, then of every multi-valued one.
 
     Args:
         graphs, labels: of the pairs of `find_pairs`.
         method: one of METHODS; those that keep a row for every id hash nothing, what the schema hashes neither.
-        folds: of every pair, what :func:`fold_graphs` gives: the mixtures of soft methods are then those of folds
-            (:func:`graphhash.soft_maps`), for training.
+        folds: gives the graphs of a pair by folds (:func:`fold_graphs`), while its maps are made: the mixtures of soft methods are then
+            those of folds (:func:`graphhash.soft_maps`), for training.
 
     Raises:
         DataError: the method cannot make maps of these graphs.
@@ -150,7 +150,7 @@ def make_maps(
     maps: dict[int, BucketMap] = {}
     for number, pair in enumerate(mapped_pairs(features, method)):
         inputs = pair_inputs(features, pair, number, graphs[number], labels[number], method, options)
-        maps |= _pair_maps(features, pair, inputs, method, folds[number] if folds else ())
+        maps |= _pair_maps(features, pair, inputs, method, folds(pair))
     for number, column in enumerate(features.columns):
         category = features.schema.category(column.name)
         if number not in maps and category.rows is not None and not keeps_every_row(method):
@@ -249,8 +249,7 @@ def cross_fitted_maps(
     """
     if method not in SOFT_SETTINGS:
         return {}
-    folds = [fold_graphs(features, part, pair, fold) for pair in find_pairs(features)]
-    maps = make_maps(features, graphs, labels, method, options, folds)
+    maps = make_maps(features, graphs, labels, method, options, lambda pair: fold_graphs(features, part, pair, fold))
     return {
         number: maps[number] for number, column in enumerate(features.columns) if maps[number].n_ids != column.n_ids
     }
