@@ -79,7 +79,9 @@ METHOD_NAMES = (
     "full_small_dim; full_soft, full_soft_int8, full_soft_int4, full_soft_pq, additive, full_soft_small_dim (CTR); cce, robe, "
     "dhe."
 )
-method_option = click.option("--method", metavar="NAME[,NAME]...", help=f"{METHOD_NAMES}  [soft]")
+method_option = click.option(
+    "--method", metavar="NAME[,NAME]...", help=f"{METHOD_NAMES}  [by ratio, model and loss: soft, residual or additive]"
+)
 model_options = group(
     click.option(
         "--model",

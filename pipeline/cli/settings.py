@@ -78,7 +78,7 @@ def load(options: dict[str, Any]) -> RunConfig:
     Args:
         options: of the command, by parameter name. With ``data`` the settings of the run folder are not read.
     """
-    from pipeline.config.choices import AUTO_LOSS
+    from pipeline.config.choices import AUTO_LOSS, AUTO_METHODS
     from pipeline.config.run_config import RunConfig
     from pipeline.config.toml_file import CONFIG_FILE
     from pipeline.storage.uris import is_uri
@@ -101,7 +101,7 @@ def load(options: dict[str, Any]) -> RunConfig:
     if "data" not in requested and (out / CONFIG_FILE).is_file():
         files.insert(0, out / CONFIG_FILE)
     # Programs that make a configuration have its defaults; a command looks at the log first.
-    auto = {"train.loss": AUTO_LOSS}
+    auto = {"train.loss": AUTO_LOSS, "run.methods": AUTO_METHODS}
     config = RunConfig.load(files, options["overrides"], defaults=auto, **cli)
     if not config.data.path:
         raise ConfigError(f"no data: give --data PATH ({options['out']} holds no settings of an earlier command)")
@@ -111,8 +111,9 @@ def load(options: dict[str, Any]) -> RunConfig:
         config = RunConfig.load(files, options["overrides"], defaults=auto | defaults, **cli)
     # The URI of an earlier command or of a file does not count: a run folder may have been copied.
     final: dict[str, Any] = {"run.remote": remote}
-    if config.run.task == "ctr" and config.train.loss == AUTO_LOSS:
-        final["train.loss"] = "bpr"
+    if config.run.task == "ctr":
+        final |= {"train.loss": "bpr"} if config.train.loss == AUTO_LOSS else {}
+        final |= {"run.methods": ("soft",)} if config.run.methods == AUTO_METHODS else {}
     return RunConfig.from_flat(config.flat() | final)
 
 

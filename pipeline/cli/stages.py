@@ -164,10 +164,10 @@ def evaluate(recommendations: str | None, test_interactions: str | None, **_: An
     if not (recommendations or test_interactions):
         return
     from pipeline.retrieval.recommendations import write_recommendations, write_test_interactions
-    from pipeline.runs.trained import with_loss_of_ingested
+    from pipeline.runs.trained import with_defaults_of_ingested
     from pipeline.task import StageContext
 
-    context = StageContext(with_loss_of_ingested(config), Path(config.run.out))
+    context = StageContext(with_defaults_of_ingested(config), Path(config.run.out))
     if recommendations:
         n_rows = write_recommendations(context, config.run.methods[0], Path(recommendations))
         print(f"\nrecommendations: {recommendations}, {n_rows:,} rows")

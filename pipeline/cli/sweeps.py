@@ -104,7 +104,7 @@ def compare(
         "rows": _flat(options.pop("rows")),
         "resolution": _flat(options.pop("resolution")),
     }
-    base = load(options)
+    base = load(options | {"method": "soft"})  # Each point has its own.
     from pipeline.errors import CompareError
     from pipeline.runs.tasks import task_of
     from pipeline.sweeps.compare import compare as compare_runs

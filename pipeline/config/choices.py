@@ -22,6 +22,8 @@ Model = Literal[RetrievalModel, CtrModel]
 Loss = Literal["bpr", "softmax", "bsl", "ccl", "directau", "ials"]
 # The loss that the size of the log decides.
 AUTO_LOSS: Literal["auto"] = "auto"
+# The methods of a run that chooses one by itself.
+AUTO_METHODS = ("auto",)
 LossChoice = Literal[Loss, "auto"]
 Sampler = Literal["uniform", "uniform_rejecting", "popularity", "in_batch"]
 Schedule = Literal["constant", "cosine"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.choices import AUTO_METHODS
 from pipeline.ctr.defaults import (
     DEFAULT_BUDGET,
     MEASURES,
@@ -212,8 +213,12 @@ class Ctr:
         return named_settings(config.data.path, config.data.format)
 
     def with_log_defaults(self, config: RunConfig, facts: Mapping[str, Any]) -> RunConfig:
-        """Nothing follows from the log: the loss is binary cross-entropy."""
-        return config
+        """Nothing follows from the log: the loss is binary cross-entropy, and the method is `soft`."""
+        if config.run.methods != AUTO_METHODS:
+            return config
+        from pipeline.config.run_config import RunConfig
+
+        return RunConfig.from_flat(config.flat() | {"run.methods": ("soft",)})
 
     def precision_of(self, config: RunConfig, method: str) -> str:
         return precision_of(config, method)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -20,12 +20,14 @@ from scipy.sparse import csr_array
 
 from graphhash.errors import DataError
 from graphhash.graph.local import LocalGraph
+from pipeline.config.choices import AUTO_METHODS
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS
 from pipeline.retrieval.budget import BudgetSettings, GraphSize, planned_precisions, rows_for_ratio
 from pipeline.retrieval.cluster import cluster_by_budget
 from pipeline.retrieval.default_loss import with_loss_of_log
+from pipeline.retrieval.default_method import with_method_of_budget
 from pipeline.retrieval.defaults import clustering_budget, precision_of
 from pipeline.retrieval.evaluate import BLOCK_SCORES
 from pipeline.retrieval.forecast_log import GRAPH_EDGES, LogSample, sample_log
@@ -91,6 +93,9 @@ class _Forecast:
         if not self.parts.n_train:
             raise DataError("there are no training interactions; check the data and the split")
         self.config = with_loss_of_log(self.config, self.parts.n_train)
+        self.config = with_method_of_budget(self.config, self.parts.n_users, self.parts.n_items)
+        if context.config.run.methods == AUTO_METHODS:
+            self.stages = tuple(_of_method(stages, *self.config.run.methods))
         self.context = replace(context, config=self.config)
         self._trainings: dict[str, tuple[PlannedTraining, RetrievalSettings, Speed]] = {}
 
@@ -246,3 +251,13 @@ def _n_steps(settings: RetrievalSettings, n_edges: int) -> int:
 def _fewer(most: int, n: int) -> int:
     """At most so many, where that is not 0."""
     return min(most, n) if most else n
+
+
+def _of_method(stages: Sequence[str], method: str) -> Iterator[str]:
+    """Stages, those of a method being of this one."""
+    trained_as = METHODS[method].trained_as
+    for name in stages:
+        stage, _, planned = name.partition(" ")
+        if planned and trained_as is not None and stage in ("train", "refit"):
+            yield f"{stage} {trained_as}"
+        yield f"{stage} {method}" if planned else name

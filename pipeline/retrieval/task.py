@@ -195,8 +195,10 @@ class Retrieval:
 
     def with_log_defaults(self, config: RunConfig, facts: Mapping[str, Any]) -> RunConfig:
         from pipeline.retrieval.default_loss import with_loss_of_log
+        from pipeline.retrieval.default_method import with_method_of_budget
 
-        return with_loss_of_log(config, facts["n_train"])
+        config = with_loss_of_log(config, facts["n_train"])
+        return with_method_of_budget(config, facts["n_users"], facts["n_items"])
 
     def precision_of(self, config: RunConfig, method: str) -> str:
         return precision_of(config, method)

@@ -8,7 +8,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.plan import plan, reasons
 from pipeline.runs.tasks import task_of
-from pipeline.runs.trained import with_loss_of_ingested
+from pipeline.runs.trained import with_defaults_of_ingested
 from pipeline.storage.uris import localised
 from pipeline.task import StageContext
 from pipeline.training.forecast import RunForecast
@@ -23,11 +23,14 @@ def run_forecast(config: RunConfig) -> list[str]:
     Raises:
         DataError: the log cannot be read, or the budget leaves no rows.
     """
-    folder, config = RunFolder(config.run.out), localised(with_loss_of_ingested(config))
+    folder, given = RunFolder(config.run.out), config
+    config = localised(with_defaults_of_ingested(config))
     todo = [name for name, step in plan(config, "report").items() if reasons(folder, step)]
     if not todo:
         return []
-    told = task_of(config).forecast(StageContext(config, Path(config.run.out)), todo)
+    # What the log decides, the forecast decides by its sample.
+    undecided = config if "ingest" not in todo else localised(given)
+    told = task_of(config).forecast(StageContext(undecided, Path(config.run.out)), todo)
     if told is None:
         return [f"task {config.run.task}: seconds and memory are not forecast"]
     return forecast_lines(told, machine_bytes())

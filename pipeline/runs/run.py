@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.choices import AUTO_LOSS
+from pipeline.config.choices import AUTO_LOSS, AUTO_METHODS
 from pipeline.config.run_config import RunConfig
 from pipeline.config.toml_file import CONFIG_FILE
 from pipeline.runs.fingerprints import FileHashes
@@ -25,7 +25,13 @@ from pipeline.runs.remote import run_folder
 from pipeline.runs.stages import RayOnDemand, Stages
 from pipeline.runs.tasks import task_of
 from pipeline.runs.tracked import open_store
-from pipeline.runs.trained import check_keeps_trained, check_resume, with_loss_of_ingested, with_recorded_budget
+from pipeline.runs.trained import (
+    check_keeps_trained,
+    check_resume,
+    has_defaults_of_log,
+    with_defaults_of_ingested,
+    with_recorded_budget,
+)
 from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised
 from pipeline.tracking.store import Store
@@ -73,14 +79,17 @@ def run(
     """
     assert until in STAGES, until
     out = Path(config.run.out)
-    if until != "ingest":
+    if until != "ingest" and config.run.methods != AUTO_METHODS:
         check_methods(config.run.methods, config.run.task)
     if STAGES.index(until) >= STAGES.index("train"):
         task_of(config).check_trainable(config)
-    if config.train.loss == AUTO_LOSS and until != "ingest":
-        facts = run(config, until="ingest", reuse_from=reuse_from).ingest
+    if has_defaults_of_log(config) and until != "ingest":
+        facts, given = run(config, until="ingest", reuse_from=reuse_from).ingest, config
         config = task_of(config).with_log_defaults(config, facts)
-        _log.info("loss: %s, by the size of the log (train.loss)", config.train.loss)
+        if given.train.loss == AUTO_LOSS:
+            _log.info("loss: %s, by the size of the log (train.loss)", config.train.loss)
+        if given.run.methods == AUTO_METHODS:
+            _log.info("method: %s, by budget, model and loss (run.methods)", ",".join(config.run.methods))
     if keep_trained:
         config = with_recorded_budget(config)
     given, config = config, localised(config)
@@ -106,7 +115,7 @@ def run(
 
 def is_done(config: RunConfig, until: str) -> bool:
     """Whether :func:`run` with these arguments would find every stage up to date."""
-    folder, config = RunFolder(config.run.out), localised(with_loss_of_ingested(config))
+    folder, config = RunFolder(config.run.out), localised(with_defaults_of_ingested(config))
     return all(is_up_to_date(folder, step) for step in plan(config, until).values())
 
 

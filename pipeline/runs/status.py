@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.config.choices import AUTO_METHODS
 from pipeline.config.run_config import RunConfig
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.plan import check_methods, describe_plan, plan
 from pipeline.runs.remote import Mirror
-from pipeline.runs.trained import with_loss_of_ingested
+from pipeline.runs.trained import with_defaults_of_ingested
 from pipeline.storage.uris import localised
 
 
@@ -21,9 +22,10 @@ def run_status(config: RunConfig, until: str = "report") -> list[str]:
         DataError, ConfigError: as :func:`pipeline.runs.plan.plan`.
         RunFolderError: the run folder at a URI cannot be read.
     """
-    check_methods(config.run.methods, config.run.task)
+    if config.run.methods != AUTO_METHODS:
+        check_methods(config.run.methods, config.run.task)
     out = Path(config.run.out)
     if config.run.remote is not None:
         Mirror(config.run.remote, out).fetch()
-    lines = describe_plan(RunFolder(out), plan(localised(with_loss_of_ingested(config)), until))
+    lines = describe_plan(RunFolder(out), plan(localised(with_defaults_of_ingested(config)), until))
     return [*lines, "report: written by every run"] if until == "report" else lines

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.choices import AUTO_LOSS
+from pipeline.config.choices import AUTO_LOSS, AUTO_METHODS
 from pipeline.config.run_config import RunConfig
 from pipeline.config.toml_file import CONFIG_FILE
 from pipeline.errors import ConfigError
@@ -39,11 +39,20 @@ def with_recorded_budget(config: RunConfig) -> RunConfig:
     return RunConfig.from_flat(config.flat() | changes) if changes else config
 
 
-def with_loss_of_ingested(config: RunConfig) -> RunConfig:
-    """The configuration with the loss that the ingested log decides where it is `auto`; unchanged where no log is ingested yet."""
-    file = Path(config.run.out) / "ingest" / "ingest.json"
-    if config.train.loss != AUTO_LOSS or not file.is_file():
+def has_defaults_of_log(config: RunConfig) -> bool:
+    """Whether the loss or the method follows from the ingested log."""
+    return config.train.loss == AUTO_LOSS or config.run.methods == AUTO_METHODS
+
+
+def with_defaults_of_ingested(config: RunConfig) -> RunConfig:
+    """The configuration with the loss and the method that the ingested log decides; with the loss as it is, and with `soft`, where no log
+    is ingested yet."""
+    if not has_defaults_of_log(config):
         return config
+    file = Path(config.run.out) / "ingest" / "ingest.json"
+    if not file.is_file():
+        methods = ("soft",) if config.run.methods == AUTO_METHODS else config.run.methods
+        return RunConfig.from_flat(config.flat() | {"run.methods": methods})
     return task_of(config).with_log_defaults(config, json.loads(file.read_text(encoding="utf-8")))
 
 

@@ -1,0 +1,38 @@
+"""The method that `run.methods = ["auto"]` stands for, which follows from the budget, the model and its loss."""
+
+from __future__ import annotations
+
+from pipeline.config.choices import AUTO_METHODS
+from pipeline.config.run_config import RunConfig
+from pipeline.retrieval.budget import full_bytes
+from pipeline.retrieval.defaults import DEFAULT_BUDGET
+from pipeline.task import budget_of
+
+# Losses of cosines, with which rows of the ids' own beside the mixture pay: docs/experiments/frontier.md.
+LOSSES = ("softmax", "bsl")
+# From this share of the full tables' bytes on `residual` is ahead of `additive`.
+RESIDUAL_RATIO = 0.2
+# Both train as much as full tables. Above this size of these the method is `soft`, whose tables are small in training as well.
+MOST_FULL_BYTES = 2**30
+
+
+def with_method_of_budget(config: RunConfig, n_users: int, n_items: int) -> RunConfig:
+    """The configuration with the method that `auto` stands for; other methods stay.
+
+    `residual` or `additive` where matrix factorization has a softmax loss and the budget is a share of the full bytes; else `soft`.
+
+    Args:
+        config: its loss is decided.
+    """
+    if config.run.methods != AUTO_METHODS:
+        return config
+    return RunConfig.from_flat(config.flat() | {"run.methods": (_method(config, n_users, n_items),)})
+
+
+def _method(config: RunConfig, n_users: int, n_items: int) -> str:
+    train, (kind, value) = config.train, budget_of(config, DEFAULT_BUDGET)
+    if train.model != "mf" or train.loss not in LOSSES or kind != "ratio":
+        return "soft"
+    if full_bytes(n_users, n_items, train.dim) > MOST_FULL_BYTES:
+        return "soft"
+    return "residual" if value >= RESIDUAL_RATIO else "additive"
