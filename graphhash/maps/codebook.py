@@ -10,7 +10,6 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2, vq
 
 from graphhash.maps.bucket_map import MAX_CODES
 
@@ -45,6 +44,8 @@ def weight_codebook(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], 
 
 def _nearest(known: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Codebook by k-means, float32, and the code of every row, int32."""
+    from scipy.cluster.vq import kmeans2, vq  # Of many modules, for few of the codebooks.
+
     sample = _spaced(known).astype(np.float64)
     # Initial centres are rows evenly spaced by their first weight, so that nothing is random.
     ordered = sample[np.argsort(sample[:, 0], kind="stable")]
@@ -67,6 +68,8 @@ def nearest_codes(weights: NDArray[np.float32], codebook: NDArray[np.float32]) -
 
     Returns: codes, uint8, shape (n,).
     """
+    from scipy.cluster.vq import vq
+
     centres = codebook.astype(np.float64)
     parts = [vq(weights[i : i + BLOCK].astype(np.float64), centres)[0] for i in range(0, len(weights), BLOCK)]
     return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.uint8)

@@ -62,8 +62,14 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
     Raises:
         DataError: one line with file, row or column, value and remedy.
     """
-    started = time.perf_counter()
     log, published = open_log(data), check_published(data)
+    result = ingest_log(log, data, out)
+    return result if published is None else result | {"published": published}
+
+
+def ingest_log(log: CtrLog, data: DataConfig, out: Path) -> dict[str, Any]:
+    """:func:`ingest_ctr` of the rows of a log that is open; the facts are without ``published``."""
+    started = time.perf_counter()
     by_time, times = None, dict[str, Any]()
     if log.time is not None:
         by_time, times["times"] = split_by_time(data, log.time, log.times(data.seed))
@@ -98,7 +104,6 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
         "dropped": dropped,
         "left_out": log.left_out,
         **facts,
-        **({} if published is None else {"published": published}),
         "schema_hash": digest,
         "seconds": round(time.perf_counter() - started, 3),
     }

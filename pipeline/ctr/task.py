@@ -32,6 +32,7 @@ from pipeline.task import (
 if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
     from pipeline.tracking.onnx_model import ModelCall
+    from pipeline.training.forecast import RunForecast
     from pipeline.training.job import TrainingSession
 
 
@@ -285,8 +286,10 @@ class Ctr:
         facts = stored_facts(run, method)
         return facts["id"] if facts.get("train_key") == train_key else None
 
-    def forecast(self, context: StageContext, stages: Sequence[str]) -> None:
-        """There is none."""
+    def forecast(self, context: StageContext, stages: Sequence[str]) -> RunForecast:
+        from pipeline.ctr.forecast import forecast
+
+        return forecast(context, stages)
 
     def ingest(self, context: StageContext, out: Path) -> dict[str, Any]:
         from pipeline.ctr.ingest import ingest_ctr

@@ -87,7 +87,7 @@ def fit_ctr(
         were defaults, and the maps' hashes.
     """
     config, features = context.config, Features.open(context.ingest_dir)
-    maps = _make_maps(context, features, method, features.rows_of(parts), out)
+    maps = make_method_maps(context, features, method, features.rows_of(parts), out)
     spec = method_spec(config, features, method, clustering_labels(context.cluster_dir))
     id_scalars = spec.id_bias and bool(compressed_columns(spec, maps, len(features.multi_valued)))
     settings = ctr_settings(config, len(features.part("train")), id_scalars=id_scalars)
@@ -144,7 +144,9 @@ def _facts(state: Mapping[str, Any], settings: FitSettings, model: CtrModel) -> 
     }
 
 
-def _make_maps(context: StageContext, features: Features, method: str, rows: JoinedParts, out: Path) -> list[BucketMap]:
+def make_method_maps(
+    context: StageContext, features: Features, method: str, rows: JoinedParts, out: Path
+) -> list[BucketMap]:
     """The maps of a method, of the communities and the positive samples among ``rows``, written into ``out``; those by folds as well."""
     graphs = [pair_graph(features, rows, pair) for pair in mapped_pairs(features, method)]
     labels = own_labels(graphs) if keeps_every_row(method) else clustering_labels(context.cluster_dir)

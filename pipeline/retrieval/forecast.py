@@ -1,6 +1,6 @@
 """Sizes, seconds and memory of a retrieval run before it is computed, from some seconds of work on this machine.
 
-Sizes come from the run folder where the log is ingested, and from a first part of the log (`pipeline.retrieval.forecast_log`) where it
+Sizes come from the run folder where the log is ingested, and from a part of the log (`pipeline.retrieval.forecast_log`) where it
 is not. Seconds come from that reading, from a clustering of some interactions, and from a short training and ranking by each method's
 model (`pipeline.retrieval.forecast_training`), each scaled to the sizes of the run. Nothing is written.
 """
@@ -39,7 +39,7 @@ from pipeline.training.forecast import RunForecast, StageForecast
 from pipeline.training.machine import n_cpus, threads
 from pipeline.training.memory import peak_mib
 
-READ_SECONDS = 1.0
+READ_SECONDS = 0.5
 # Bytes of a row in a task of the ingestion, at its peak, and of an id in the process that starts the tasks.
 ROW_BYTES, ID_BYTES = 50, 24
 # An interaction of a graph in memory: a column and a weight.

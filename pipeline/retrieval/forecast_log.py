@@ -1,16 +1,13 @@
-"""The size of a log before it is ingested, from its first part: rows by bytes or row groups, ids by how their number grows.
+"""The size of a log before it is ingested, from a part of it: rows by bytes or row groups, ids by how their number grows.
 
 A log that is read to its end within the time is counted exactly.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +18,7 @@ from graphhash.errors import DataError
 from graphhash.graph.id_columns import IdCodes
 from pipeline.config.run_config import DataConfig
 from pipeline.logs.columns import Batch, Columns
-from pipeline.logs.csv import CODECS
+from pipeline.logs.extent import bytes_per_line, grown
 from pipeline.logs.kinds import open_sources
 from pipeline.logs.readers import read_chunk
 from pipeline.logs.sources import Chunk, Source, cut_chunks, open_parquet
@@ -32,6 +29,8 @@ PIECE_BYTES = 2**22
 PAIR_ROWS = 2_000_000
 # Interactions that are clustered to measure a clustering.
 GRAPH_EDGES = 100_000
+# A second row group of parquet is waited for so many times as long as the sample should take.
+WAIT = 4
 ID_TYPES = {"int64": pa.int64(), "string": pa.large_string()}
 
 
@@ -60,29 +59,33 @@ class LogSample:
 
 
 def sample_log(config: DataConfig, seconds: float) -> LogSample:
-    """Read the first part of the log, for about so many seconds.
+    """Read a part of the log, for about so many seconds: row groups of parquet and pieces of text that are spread over it, or the first
+    rows of a csv file.
 
     Raises:
         DataError: the log cannot be read, or no row of it is good.
     """
     sources, columns = open_sources(config)
-    chunks = cut_chunks([source for source in sources if not source.is_test], chunk_bytes=PIECE_BYTES)
+    trained = [source for source in sources if not source.is_test]
+    chunks = spread(cut_chunks(trained, chunk_bytes=PIECE_BYTES, chunk_rows=1))
     codes = IdCodes(columns.user_kind), IdCodes(columns.item_kind)
     parts: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
-    # Good rows and distinct ids of both sides after each batch.
-    growth = [(0, 0, 0)]
+    # Good rows and distinct ids of both sides after each half of a batch, and at the end of each chunk.
+    growth, ends = [(0, 0, 0)], dict[Chunk, tuple[int, int, int]]()
     n_raw, n_read, is_whole = 0, 0.0, True
     for kind in {columns.user_kind, columns.item_kind}:
         IdCodes(kind).encode(pa.array([0] if kind == "int64" else ["0"], ID_TYPES[kind]))  # Loads the compiled loops.
     started = time.perf_counter()
     for chunk, batch in _batches(chunks, columns, config.bad_rows):
-        if time.perf_counter() - started > seconds and growth[-1][0]:
+        longer = WAIT if chunk.source.format == "parquet" and len(ends) < 2 else 1
+        if time.perf_counter() - started > longer * seconds and growth[-1][0]:
             is_whole = False
             break
         # In halves, so that growth is known within a single batch.
         for rows in (slice(None, len(batch.rows) // 2), slice(len(batch.rows) // 2, None)):
             parts.append((codes[0].encode(batch.users[rows]), codes[1].encode(batch.items[rows])))
             growth.append((growth[-1][0] + len(parts[-1][0]), len(codes[0]), len(codes[1])))
+        ends[chunk] = growth[-1]
         n_rows = len(batch.rows) + batch.n_below + batch.rejected.num_rows
         n_raw, n_read = n_raw + n_rows, n_read + _units(chunk, n_rows)
     took = time.perf_counter() - started
@@ -94,9 +97,9 @@ def sample_log(config: DataConfig, seconds: float) -> LogSample:
     started = time.perf_counter()
     share, graph = _pairs(parts)
     sorting = (time.perf_counter() - started) / min(growth[-1][0], PAIR_ROWS)
-    n_users, n_items = (
-        growth[-1][side] if is_whole else grown(np.array(growth)[:, [0, side]], n_good) for side in (1, 2)
-    )
+    # Rows of a chunk may be those of a few users in any order: then ids grow from chunk to chunk, and hardly within one.
+    points = np.array([(0, 0, 0), *ends.values()] if len(ends) > 1 else growth)
+    n_users, n_items = (growth[-1][side] if is_whole else grown(points[:, [0, side]], n_good) for side in (1, 2))
     return LogSample(
         n_rows=n_train + n_test,
         n_test_rows=n_test,
@@ -109,17 +112,10 @@ def sample_log(config: DataConfig, seconds: float) -> LogSample:
     )
 
 
-def grown(growth: NDArray[np.integer], n_rows: int) -> int:
-    """Distinct ids of a log of so many rows, by Heaps' law: their number grows as a power of the rows, which the last half of the sample
-    tells. Users that come one behind the other grow as the rows do, and items that all have come by then grow no more.
-
-    Args:
-        growth: rows that were read and distinct ids in them, ascending, shape (n, 2).
-    """
-    n_read, n_found = (int(number) for number in growth[-1])
-    half = np.interp(n_read / 2, growth[:, 0], growth[:, 1])
-    power = min(1.0, max(0.0, math.log2(n_found / max(half, 1.0))))
-    return max(n_found, round(n_found * (n_rows / n_read) ** power))
+def spread(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """The chunks in an order of which every first part is spread over the log: by the reversed bits of their places (van der Corput)."""
+    n_bits = max(1, (len(chunks) - 1).bit_length())
+    return [chunks[n] for n in sorted(range(len(chunks)), key=lambda n: int(f"{n:0{n_bits}b}"[::-1], 2))]
 
 
 def distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -147,15 +143,6 @@ def _units(chunk: Chunk, n_rows: int) -> float:
     if chunk.source.format in ("csv", "tsv"):
         return n_rows * bytes_per_line(chunk.source.file)  # Read in many batches.
     return n_rows if chunk.source.format == "parquet" else chunk.stop - chunk.start
-
-
-@functools.cache
-def bytes_per_line(file: str) -> float:
-    """Bytes of a line of text on disk, on average over the first ones; the file may be compressed."""
-    with open(file, "rb") as stream:
-        codec = CODECS.get(Path(file).suffix)
-        text = stream if codec is None else pa.CompressedInputStream(stream, codec)
-        return max(1, text.read(PIECE_BYTES).count(b"\n")) ** -1 * stream.tell()
 
 
 def _rows_of_test(sources: Sequence[Source], rows_per_unit: float) -> int:

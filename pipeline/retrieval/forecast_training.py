@@ -20,12 +20,11 @@ from pipeline.retrieval.forecast_log import distinct
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import K, RetrievalSettings, TrainingPairs, fit_retrieval
 from pipeline.retrieval.train import fit_settings, trained_spec
-from pipeline.training.loop import CONTINUE, STOP, Callbacks
 from pipeline.training.memory import peak_mib, training_parts
+from pipeline.training.step_clock import StepClock
 
 # Of the interactions and ids of a burst; more of them are as many times as slow.
 BURST_EDGES, BURST_IDS = 100_000, 100_000
-BURST_SECONDS, LEAST_STEPS = 0.3, 3
 # Scores that are ranked to measure an evaluation.
 BURST_SCORES = 2_000_000
 # Sizes of the smallest models that have every part; bytes grow with each number by a constant.
@@ -168,26 +167,13 @@ def _seconds_of_step(
     model: RetrievalModel, graph: csr_array, settings: RetrievalSettings, config: RunConfig
 ) -> tuple[float, float]:
     """Seconds of a training step, and those of the optimizer in it; the first step is left out."""
-    ends: dict[str, list[float]] = {"backward": [], "step": []}
-    n_forwards = [0]
-
-    def on_phase(phase: str) -> None:
-        n_forwards[0] += phase == "forward"
-        if phase in ends and len(ends[phase]) < n_forwards[0]:
-            ends[phase].append(time.perf_counter())
-
-    def poll() -> int:
-        steps = ends["step"]
-        return STOP if len(steps) > LEAST_STEPS and steps[-1] - steps[0] > BURST_SECONDS else CONTINUE
-
     sample = NegativeSampler(graph, config.train.sampler, power=config.train.popularity_power)
     # Random interactions are not to be learnt: a low rate keeps the loss finite.
     endless = replace(settings, epochs=10**9, eval_every=10**9, lr=1e-4, schedule="constant")
     pairs = TrainingPairs.of(graph, sample)
-    fit_retrieval(model, pairs, endless, None, callbacks=Callbacks(poll=poll, on_phase=on_phase))
-    steps = np.array(ends["step"])
-    optimizer = float(np.mean(steps - np.array(ends["backward"][: len(steps)])))
-    return float(steps[-1] - steps[0]) / (len(steps) - 1), optimizer
+    clock = StepClock()
+    fit_retrieval(model, pairs, endless, None, callbacks=clock.callbacks())
+    return clock.step, clock.optimizer
 
 
 def _seconds_of_score(model: RetrievalModel, graph: csr_array) -> float:

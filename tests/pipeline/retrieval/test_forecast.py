@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from pipeline.config.run_config import RunConfig
+from pipeline.logs.extent import bytes_per_line, grown
 from pipeline.retrieval.budget import GraphSize
 from pipeline.retrieval.forecast import forecast
-from pipeline.retrieval.forecast_log import bytes_per_line, grown, sample_log
+from pipeline.retrieval.forecast_log import sample_log
 from pipeline.retrieval.forecast_training import PlannedTraining, TrainingSize, random_interactions
 from pipeline.runs.forecast import forecast_lines, range_text, size_text
 from pipeline.runs.run import run
