@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sqlite3
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import TrackingError
+from pipeline.storage.atomic import write_bytes_atomic
 from pipeline.storage.locks import file_lock
 from pipeline.storage.reachable import unreachable_uri
 
@@ -65,11 +68,43 @@ def error_code(error: BaseException | None) -> str:
 
 @functools.cache
 def client_of(uri: str) -> MlflowClient:
-    """The client of a store."""
+    """The client of a store; the SQLite file is made where there is none."""
     with quiet(), no_stray_folders(uri):
         from mlflow import MlflowClient
 
+        if uri.startswith(SQLITE) and not (file := sqlite_file(uri)).exists():
+            # Where the file cannot be written, MLflow says so itself.
+            with suppress(OSError):
+                _make_sqlite_file(file)
         return MlflowClient(tracking_uri=uri)
+
+
+def _make_sqlite_file(file: Path) -> None:
+    """Make an empty store, all at once: MLflow takes some sixty migrations, after each of which SQLite waits for the disk.
+
+    They take place in a temporary folder without that waiting, and the file gets its name when it is whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from mlflow import MlflowClient
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def do_not_wait(connection: Any, _record: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            places = connection.execute("PRAGMA database_list").fetchall()
+            if any(Path(place).parent == made.parent for *_, place in places):
+                connection.execute("PRAGMA synchronous=OFF")
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder).resolve() / "mlflow.db"
+        event.listen(Engine, "connect", do_not_wait)
+        try:
+            MlflowClient(tracking_uri=f"{SQLITE}{made}").search_experiments(max_results=1)
+        finally:
+            event.remove(Engine, "connect", do_not_wait)
+        write_bytes_atomic(file, made.read_bytes())
 
 
 def absolute_uri(uri: str) -> str:

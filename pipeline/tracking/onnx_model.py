@@ -140,7 +140,8 @@ def _requirements() -> list[str]:
 
     MLflow's own inference lists both, and installing both breaks the GPU one.
     """
-    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    runtime = "onnxruntime-gpu" if "onnxruntime-gpu" in installed else "onnxruntime"
-    names = ["mlflow", "numpy", "onnx", runtime]
-    return [f"{name}=={importlib.metadata.version(name)}" for name in names]
+    try:
+        runtime = f"onnxruntime-gpu=={importlib.metadata.version('onnxruntime-gpu')}"
+    except importlib.metadata.PackageNotFoundError:
+        runtime = f"onnxruntime=={importlib.metadata.version('onnxruntime')}"
+    return [*(f"{name}=={importlib.metadata.version(name)}" for name in ("mlflow", "numpy", "onnx")), runtime]

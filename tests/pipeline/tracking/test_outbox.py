@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -217,6 +218,41 @@ def server(folder: Path, port: int):
         process.wait()
 
 
+@contextlib.contextmanager
+def relay(port: int, target: int):
+    """What comes to a port goes to another one for as long as the block lasts: the server there goes away and comes back at once."""
+    ends: list[socket.socket] = []
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(2**16):
+                sink.sendall(data)
+        close(source, sink)
+
+    def close(*sockets: socket.socket) -> None:
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                pair = listener.accept()[0], socket.create_connection(("127.0.0.1", target))
+                ends.extend(pair)
+                for source, sink in (pair, pair[::-1]):
+                    threading.Thread(target=pump, args=(source, sink), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        accepting = threading.Thread(target=accept, daemon=True)
+        accepting.start()
+        try:
+            yield
+        finally:
+            close(listener)
+            accepting.join()
+            close(*ends)
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -225,7 +261,7 @@ def free_port() -> int:
 
 @pytest.mark.timeout(900)
 def test_a_server_that_goes_away_in_mid_run_loses_nothing(tmp_path, monkeypatch, capfd):
-    port = free_port()
+    port, behind = free_port(), free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.setattr(tracker_module, "_retry_at", {})
@@ -233,40 +269,41 @@ def test_a_server_that_goes_away_in_mid_run_loses_nothing(tmp_path, monkeypatch,
     out, bundle = tmp_path / "out", tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "model.txt").write_text("weights")
-    with server(tmp_path, port):
-        store = connect("graphhash", out)
-        context = parent_run(store, "compare", {"p": 1})
-        parent, nested = context.__enter__()
-        first = training_run(nested, "soft", {"lr": 0.1})
-        tracker = first.__enter__()
-        tracker.log_metrics({"recall@20": 0.1}, step=1)
-    started = time.monotonic()
-    for epoch in range(2, 100):
-        tracker.log_metrics({"recall@20": epoch / 10}, step=epoch)
-    tracker.log_artifact(bundle, "bundle")
-    first.__exit__(None, None, None)
-    with training_run(nested, "graph", {"lr": 0.2}) as unheard:
-        unheard.log_metrics({"recall@20": 0.5}, step=1)
-    context.__exit__(None, None, None)
-    assert time.monotonic() - started < 20, "a server that is away holds nobody up"
-    assert unheard.run_id.startswith("later-")
-    assert capfd.readouterr().err.count("MLflow does not answer; what it should get is kept in") == 1
-    with pytest.raises(TrackingError, match=r"does not answer.* set MLFLOW_TRACKING_URI"):
-        connect("graphhash", out)
-    with server(tmp_path, port):
-        # The next command in the folder.
-        assert connect("graphhash", out).killed == ()
-        client = client_of(store.uri)
-        assert not has_undelivered(out)
-        history = client.get_metric_history(tracker.run_id, "recall_at_20")
-        assert [m.step for m in history] == list(range(1, 100))
-        assert len({m.timestamp for m in history}) > 1, "times are those of the measurement"
-        assert [f.path for f in client.list_artifacts(tracker.run_id, "bundle")] == ["bundle/model.txt"]
-        (graph,) = client.search_runs([store.experiment_id], "params.lr = '0.2'")
-        assert graph.data.tags["mlflow.parentRunId"] == parent.run_id
-        assert graph.data.metrics == {"recall_at_20": 0.5}
-        statuses = {run.info.status for run in client.search_runs([store.experiment_id])}
-        assert statuses == {"FINISHED"}
+    with server(tmp_path, behind):
+        with relay(port, behind):
+            store = connect("graphhash", out)
+            context = parent_run(store, "compare", {"p": 1})
+            parent, nested = context.__enter__()
+            first = training_run(nested, "soft", {"lr": 0.1})
+            tracker = first.__enter__()
+            tracker.log_metrics({"recall@20": 0.1}, step=1)
+        started = time.monotonic()
+        for epoch in range(2, 40):
+            tracker.log_metrics({"recall@20": epoch / 10}, step=epoch)
+        tracker.log_artifact(bundle, "bundle")
+        first.__exit__(None, None, None)
+        with training_run(nested, "graph", {"lr": 0.2}) as unheard:
+            unheard.log_metrics({"recall@20": 0.5}, step=1)
+        context.__exit__(None, None, None)
+        assert time.monotonic() - started < 20, "a server that is away holds nobody up"
+        assert unheard.run_id.startswith("later-")
+        assert capfd.readouterr().err.count("MLflow does not answer; what it should get is kept in") == 1
+        with pytest.raises(TrackingError, match=r"does not answer.* set MLFLOW_TRACKING_URI"):
+            connect("graphhash", out)
+        with relay(port, behind):
+            # The next command in the folder.
+            assert connect("graphhash", out).killed == ()
+            client = client_of(store.uri)
+            assert not has_undelivered(out)
+            history = client.get_metric_history(tracker.run_id, "recall_at_20")
+            assert [m.step for m in history] == list(range(1, 40))
+            assert len({m.timestamp for m in history}) > 1, "times are those of the measurement"
+            assert [f.path for f in client.list_artifacts(tracker.run_id, "bundle")] == ["bundle/model.txt"]
+            (graph,) = client.search_runs([store.experiment_id], "params.lr = '0.2'")
+            assert graph.data.tags["mlflow.parentRunId"] == parent.run_id
+            assert graph.data.metrics == {"recall_at_20": 0.5}
+            statuses = {run.info.status for run in client.search_runs([store.experiment_id])}
+            assert statuses == {"FINISHED"}
 
 
 # --- SQLite, and processes that are killed ----------------------------------------------------------------------------

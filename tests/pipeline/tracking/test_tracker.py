@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -281,3 +283,21 @@ def test_deleted_experiment_is_named(store):
 def test_logging_of_others_is_left_as_it_was(store):
     assert logging.root.manager.disable == logging.NOTSET
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_new_sqlite_store_is_whole_and_alone_in_its_folder(tmp_path, monkeypatch):
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    def disk_is_full(path, content):
+        raise OSError(28, "No space left on device")
+
+    for name in ("new.db", "by MLflow itself.db"):
+        file = tmp_path / name / name
+        file.parent.mkdir()
+        client_of(f"sqlite:///{file}")
+        assert list(file.parent.iterdir()) == [file]
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
+                (_get_latest_schema_revision(),)
+            ]
+        monkeypatch.setattr("pipeline.tracking.client.write_bytes_atomic", disk_is_full)
