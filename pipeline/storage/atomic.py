@@ -19,13 +19,17 @@ REPLACED = ".replaced"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
+def write_json_atomic(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write indented JSON so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        durable: wait until it is on the disk; without, a file of little worth costs no waiting, and may be empty after a power failure.
 
     Raises:
         ValueError: `value` holds NaN or an infinity, which JSON has no word for.
     """
-    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes_atomic(path, text.encode(), durable=durable)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -33,15 +37,20 @@ def write_text_atomic(path: Path, text: str) -> None:
     write_bytes_atomic(path, text.encode())
 
 
-def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
+def write_bytes_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    Args:
+        durable: as of :func:`write_json_atomic`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with open(partial, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -146,4 +146,4 @@ class _Saver:
             return
         self._progress_at = time.monotonic()
         with contextlib.suppress(OSError):  # For the progress bar alone.
-            write_json_atomic(self._folder / PROGRESS, {"epoch": epoch, "loss": loss})
+            write_json_atomic(self._folder / PROGRESS, {"epoch": epoch, "loss": loss}, durable=False)
