@@ -32,8 +32,8 @@ from pipeline.runs.run import run
 from pipeline.runs.folder import RunFolderError
 
 folder = sys.argv[1]
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 150 * 2**20})
-nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(3)]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 150 * 2**20})
+nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
 ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
 cluster.wait_for_nodes()
 ray_session.check_shared(ray_session.Path(folder))
@@ -63,7 +63,7 @@ def move_and_kill(self, *arguments):
 ray_graph.RayGraph.move = move_and_kill
 settings = {"data.path": f"{folder}/log.csv", "run.out": f"{folder}/out", "run.mlflow": False, "run.methods": ("soft",),
             "cluster.resolution": 4.0, "cluster.shards": 4, "train.dim": 16, "train.lr": 0.02,
-            "train.epochs": 2400, "train.eval_every": 400, "train.patience": 1000, "train.workers": 2,
+            "train.epochs": 1000, "train.eval_every": 200, "train.patience": 1000, "train.workers": 2,
             "map.hops": "1+2", "map.indices_per_id": 4}
 run(RunConfig.from_flat(settings), until="cluster")
 assert n_moves > 6, n_moves
@@ -72,7 +72,7 @@ def alive():
     return [node for node in ray.nodes() if node["Alive"]]
 
 deadline = time.monotonic() + 60
-while len(alive()) > 3 and time.monotonic() < deadline:
+while len(alive()) > 2 and time.monotonic() < deadline:
     time.sleep(0.2)
 print("nodes that clustered", len(worked), "alive afterwards", len(alive()))
 
@@ -85,7 +85,7 @@ def kill_one():
     while not trained.wait(0.05):
         # A stage works in a folder beside its own until it is done.
         seen = [progress_of(file) for file in ray_session.Path(folder).rglob(PROGRESS)]
-        if not any(entry is not None and entry["epoch"] >= 900 for entry in seen):
+        if not any(entry is not None and entry["epoch"] >= 230 for entry in seen):
             continue
         for process in psutil.process_iter():
             try:
@@ -115,7 +115,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.timeout(600)  # Seven processes of Ray on one machine, which may be busy.
+@pytest.mark.timeout(600)  # Three machines of Ray on one, which may be busy.
 def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
     pytest.importorskip("ray.cluster_utils")
     graph, _, _ = graphs.planted(0, 6, 30, 0.3, 0.02)
@@ -133,10 +133,10 @@ def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
     assert ended.returncode == 0, ended.stderr[-3000:]
     # One machine does not see the folder: here because its task says so, as all nodes of this test are on one machine.
     assert f"{tmp_path}: not seen on" in ended.stdout
-    assert "of 4 machines; work in a folder on storage that all" in ended.stdout
+    assert "of 3 machines; work in a folder on storage that all" in ended.stdout
     assert not list(tmp_path.glob(".seen-*"))
-    # Head and the two nodes that were left.
-    assert "nodes that clustered 3 alive afterwards 3" in ended.stdout
+    # The head, which works as well, and the node that was left.
+    assert "nodes that clustered 3 alive afterwards 2" in ended.stdout
     out = tmp_path / "out"
     train = ShardedCsr.open(out / "ingest" / "train").load()
     expected = graphhash.cluster(train, resolution=4)
@@ -145,9 +145,9 @@ def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
     assert_array_equal(labels.items, expected.items)
     assert "nodes that trained 2" in ended.stdout
     history = json.loads((out / "methods" / "soft" / "history.json").read_text())
-    assert [entry["epoch"] for entry in history["epochs"]] == list(range(400, 2401, 400))
+    assert [entry["epoch"] for entry in history["epochs"]] == list(range(200, 1001, 200))
     assert len(history["resumed"]) == 1
-    assert history["resumed"][0] >= 800
+    assert history["resumed"][0] >= 200
     alone = json.loads((tmp_path / "alone" / "methods" / "soft" / "history.json").read_text())
     assert alone["resumed"] == []
     recalls = [json.loads((tmp_path / name / "metrics.json").read_text())[0]["recall@20"] for name in ("out", "alone")]
