@@ -116,10 +116,11 @@ def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any
     wide = np.dtype(bias_dtype(table_precision)).itemsize if plain.first_order else 0
     rows = int((space.free(value) - most) // (row_bytes(plain.dim, table_precision) + wide))
     if rows < 4:
+        narrower = " lower train.cross_rank (such as to 8)," if plain.kind == "dcnv2" else ""
         raise DataError(
             f"a ratio of {value:g} leaves no rows: layers and full columns take {space.fixed / space.whole:.1%} of the full "
             f"model's bytes, and maps "
-            f"{most / space.whole:.1%}; raise the ratio, or give --rows or --resolution"
+            f"{most / space.whole:.1%};{narrower} raise the ratio, or give --rows or --resolution"
         )
     return rows
 

@@ -314,6 +314,8 @@ def test_a_ratio_that_layers_alone_pass_is_refused(made):
     features = Features.open(made / "ingest")
     with pytest.raises(DataError, match=r"a ratio of 0.01 leaves no rows: layers and full columns take"):
         rows_of_columns(config_of("soft"), features, "ratio", 0.01)
+    with pytest.raises(DataError, match=r"lower train.cross_rank \(such as to 8\), raise the ratio"):
+        rows_of_columns(config_of("soft", **{"train.model": "dcnv2"}), features, "ratio", 0.01)
     with pytest.raises(DataError, match=r"10 rows leave 7 for columns 'user' and 'item'"):
         pair_rows(features, find_pairs(features), 10)
 

@@ -1,0 +1,98 @@
+"""Trains a model of FuxiCTR on the rows that `graphhash ingest --task ctr` encoded: the same train, validation and test.
+
+    python docs/experiments/fuxictr_rows.py out/ingest FuxiCTR/model_zoo DCNv2 '{"batch_norm": true, "embedding_regularizer": 0.001}'
+
+Run it in an environment of its own, with `fuxictr`, and a clone of FuxiCTR for the models, which its package does not contain. Batches come
+from memory, which is faster than FuxiCTR's readers. FuxiCTR trains: Adam, a tenth of the learning rate after each epoch without a better
+validation AUC, and an end after two of them. The best epoch is tested.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from fuxictr.features import FeatureMap
+from fuxictr.pytorch.torch_utils import seed_everything
+
+SETTINGS = {
+    "optimizer": "adam", "loss": "binary_crossentropy", "metrics": ["logloss", "AUC"], "monitor": "AUC", "monitor_mode": "max",
+    "task": "binary_classification", "early_stop_patience": 2, "verbose": 0, "seed": 0, "epochs": 100, "batch_size": 4096,
+    "learning_rate": 1e-3, "embedding_dim": 10, "parallel_dnn_hidden_units": [400, 400, 400], "num_cross_layers": 3,
+    "block1_hidden_units": [400], "block2_hidden_units": [400], "block2_hidden_activations": "ReLU", "use_feature_gating": True,
+}  # fmt: skip
+
+
+class Batches:
+    """The rows of one part in memory, in batches of tensors by column.
+
+    Args:
+        folder: with `labels.npy` and `categorical.npy`.
+        names: of the columns.
+        shuffled: whether each pass has another order.
+    """
+
+    def __init__(self, folder: Path, names: list[str], batch_size: int, *, shuffled: bool):
+        self.labels = torch.from_numpy(np.load(folder / "labels.npy").astype(np.float32))
+        self.entries = torch.from_numpy(np.load(folder / "categorical.npy").astype(np.int64)) + 1
+        self.names, self.batch_size, self.shuffled = names, batch_size, shuffled
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def __iter__(self):
+        order = torch.randperm(len(self.labels)) if self.shuffled else torch.arange(len(self.labels))
+        for rows in order.split(self.batch_size):
+            entries = self.entries[rows]
+            yield {name: entries[:, number] for number, name in enumerate(self.names)} | {"label": self.labels[rows]}
+
+
+def main(ingest: str, zoo: str, model_name: str, changes: str = "{}") -> None:
+    torch.set_num_threads(1)
+    settings = SETTINGS | json.loads(changes)
+    columns = json.loads((Path(ingest) / "schema.json").read_text(encoding="utf-8"))["columns"]
+    names, folder = [column["name"] for column in columns], tempfile.mkdtemp()
+    # Entry 0 is FuxiCTR's padding; the last one is that of values that train has not.
+    described = [
+        {c["name"]: {"source": "", "type": "categorical", "padding_idx": 0, "vocab_size": c["n_ids"] + 2}}
+        for c in columns
+    ]
+    facts = {"dataset_id": "rows", "num_fields": len(names), "total_features": 0, "input_length": len(names)}
+    (Path(folder) / "rows").mkdir()
+    path = Path(folder) / "feature_map.json"
+    path.write_text(json.dumps(facts | {"labels": ["label"], "features": described}), encoding="utf-8")
+    feature_map = FeatureMap("rows", folder)
+    feature_map.load(str(path), settings)
+    parts = {
+        part: Batches(Path(ingest) / part, names, settings["batch_size"], shuffled=part == "train")
+        for part in ("train", "validation", "test")
+    }
+    seed_everything(settings["seed"])
+    sys.path.insert(0, str(Path(zoo) / model_name))
+    model = getattr(importlib.import_module("src"), model_name)(feature_map, model_root=folder, **settings)
+    epochs = []
+    one_epoch = model.eval_step
+
+    def told() -> None:
+        one_epoch()
+        epochs.append(time.perf_counter() - started)
+        print(f"epoch {len(epochs)}: validation AUC up to {model._best_metric:.5f}, {epochs[-1]:.0f} s", flush=True)
+
+    model.eval_step = told
+    started = time.perf_counter()
+    model.fit(parts["train"], validation_data=parts["validation"], epochs=settings["epochs"])
+    seconds = time.perf_counter() - started
+    found = {part: model.evaluate(parts[part]) for part in ("validation", "test")}
+    n_parameters = sum(weight.numel() for weight in model.parameters())
+    print(json.dumps({"model": model_name, "changes": json.loads(changes), "parameters": n_parameters, "seconds": round(seconds, 1),
+                      "epochs": len(epochs), **{k: {n: float(v) for n, v in f.items()} for k, f in found.items()}}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
