@@ -25,7 +25,7 @@ from pipeline.ctr.cluster import LEAST_ROWS, cluster_ctr
 from pipeline.ctr.data import Features
 from pipeline.ctr.defaults import DEFAULT_BUDGET, precision_of
 from pipeline.ctr.forecast_sample import CtrSample, sample_ctr
-from pipeline.ctr.forecast_training import MIB, MeasuredTraining, measure_training
+from pipeline.ctr.forecast_training import MIB, Growth, MeasuredTraining, measure_training
 from pipeline.ctr.maps import find_pairs
 from pipeline.maps.methods import METHODS
 from pipeline.task import StageContext, budget_of
@@ -125,9 +125,8 @@ class _Forecast:
             assert self._clustering
             out = self.context.method_dir(method)
             out.mkdir(parents=True)
-            self._trainings[method] = measure_training(
-                self.context, method, out, self.sample.growth, self.sample.n_rows["train"]
-            )
+            growth = Growth(self.sample.growth, self.sample.table_growth)
+            self._trainings[method] = measure_training(self.context, method, out, growth, self.sample.n_rows["train"])
         return self._trainings[method]
 
     @cached_property

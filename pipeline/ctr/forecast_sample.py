@@ -17,6 +17,7 @@ from pipeline.ctr.counts import PARTS
 from pipeline.ctr.data import Column, Features
 from pipeline.ctr.ingest import ingest_log
 from pipeline.ctr.log import CtrLog, open_log
+from pipeline.ctr.maps import find_pairs
 from pipeline.logs.extent import bytes_per_line, grown
 from pipeline.logs.sources import open_parquet
 from pipeline.logs.tables import LogFile
@@ -113,6 +114,17 @@ class CtrSample:
         """How many times as many ids a column has as in the part."""
         columns = self.features.all_columns
         return tuple(n / column.n_ids for n, column in zip(self.n_ids, columns, strict=True))
+
+    @property
+    def table_growth(self) -> tuple[float, ...]:
+        """How many times as many rows a column's table has where it is compressed: the columns of a pair share out their rows by ids."""
+        growth, columns = list(self.growth), self.features.columns
+        for pair in find_pairs(self.features):
+            own = [c for c, on in zip(pair.columns, pair.compressed, strict=True) if on]
+            together = sum(self.n_ids[c] for c in own) / sum(columns[c].n_ids for c in own)
+            for c in own:
+                growth[c] = together
+        return tuple(growth)
 
     @property
     def times(self) -> float:

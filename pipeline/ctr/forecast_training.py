@@ -51,15 +51,25 @@ class MeasuredTraining:
     peak_bytes: int
 
 
-def measure_training(
-    context: StageContext, method: str, out: Path, growth: Sequence[float], n_train: int
-) -> MeasuredTraining:
+@dataclass(frozen=True)
+class Growth:
+    """How many times as much there is of each column in the whole log as in the part.
+
+    Args:
+        ids: and with them rows of full tables and of maps.
+        rows: of tables of compressed columns.
+    """
+
+    ids: Sequence[float]
+    rows: Sequence[float]
+
+
+def measure_training(context: StageContext, method: str, out: Path, growth: Growth, n_train: int) -> MeasuredTraining:
     """Train for a moment on a part of the log.
 
     Args:
         context: of the part, ingested and clustered.
         out: an empty folder.
-        growth: how many times as many ids every column of the whole log has.
         n_train: training rows of the whole log.
 
     Raises:
@@ -91,35 +101,33 @@ def measure_training(
     of_part = sum(training_parts(model).values())
     batch = settings.batch_size
     step = clock.step * (times if batch is None else batch / min(batch, len(rows)))
-    step += clock.optimizer * (_updated(model, growth, batch) / _updated(model, [1.0] * len(growth), batch) - 1)
+    same = [1.0] * len(maps)
+    step += clock.optimizer * (_updated(model, growth, batch) / _updated(model, Growth(same, same), batch) - 1)
     examples = _example_bytes(rows, len(rows))
     peak = max(held, of_part + examples) + sum(parts.values()) - of_part + _example_bytes(rows, n_train) - examples
     return MeasuredTraining(settings, parts, made * times, step, _seconds_of_row(model, rows), round(peak))
 
 
-def grown_parts(model: CtrModel, growth: Sequence[float]) -> dict[str, int]:
-    """Bytes that a training holds of a model whose columns have more ids; rows and maps of a column grow as its ids do.
-
-    Args:
-        growth: how many times as many ids every column has.
-    """
+def grown_parts(model: CtrModel, growth: Growth) -> dict[str, int]:
+    """Bytes that a training holds of a model whose columns have more ids."""
     parts = training_parts(model)
     more = {"parameters": 0.0, "buffers": 0.0}
-    for column, module in _by_column(model):
-        numbers, n_bytes = _sizes(module)
-        more["parameters"] += numbers * (growth[column] - 1)
-        more["buffers"] += n_bytes * (growth[column] - 1)
+    for column, held in _by_column(model):
+        numbers, n_bytes = _sizes(held)
+        more["parameters"] += numbers * (_rows_growth(growth, column, held) - 1)
+        more["buffers"] += n_bytes * (growth.ids[column] - 1)
     for name, each in (("tables", 4), ("gradients", 4), ("optimizer", 8)):
         parts[name] += round(each * more["parameters"])
     parts["maps"] += round(more["buffers"])
     return parts
 
 
-Held = tuple[Sequence[Tensor], Sequence[Tensor], float]
+# Parameters and buffers, the share of them that is a column's, and whether the rows are those of ids.
+Held = tuple[Sequence[Tensor], Sequence[Tensor], float, bool]
 
 
 def _by_column(model: CtrModel) -> Iterator[tuple[int, Held]]:
-    """What each column holds: parameters and buffers, each once, and the share of them that is the column's."""
+    """What each column holds, every tensor once."""
     seen: set[int] = set()
     for part, numbers in (
         (model.fields, None),
@@ -133,32 +141,37 @@ def _by_column(model: CtrModel) -> Iterator[tuple[int, Held]]:
             if isinstance(embedding, TableSlice):
                 joint = embedding.joint
                 share = (embedding.n_ids + 1) / len(joint.table)
-                yield column, (list(joint.parameters()), list(joint.buffers()), share)
+                yield column, (list(joint.parameters()), list(joint.buffers()), share, True)
                 continue
             assert isinstance(embedding, nn.Module)
             parameters = [p for p in embedding.parameters() if id(p) not in seen]
             buffers = [b for b in embedding.buffers() if id(b) not in seen]
             seen |= {id(tensor) for tensor in (*parameters, *buffers)}
-            yield column, (parameters, buffers, 1.0)
+            # An embedding of another kind has sizes by the budget.
+            is_full = isinstance(embedding, BucketEmbedding) and len(embedding.table) == embedding.n_ids + 1
+            yield column, (parameters, buffers, 1.0, is_full)
 
 
 def _sizes(held: Held) -> tuple[float, float]:
     """Numbers of the parameters, and bytes of the buffers."""
-    parameters, buffers, share = held
+    parameters, buffers, share, _ = held
     return share * sum(p.numel() for p in parameters), share * sum(b.numel() * b.element_size() for b in buffers)
 
 
-def _updated(model: CtrModel, growth: Sequence[float], batch_size: int | None) -> float:
+def _rows_growth(growth: Growth, column: int, held: Held) -> float:
+    return growth.ids[column] if held[3] else growth.rows[column]
+
+
+def _updated(model: CtrModel, growth: Growth, batch_size: int | None) -> float:
     """About how many numbers a step of the optimizer updates: all of a table, or where it is read seldom, the rows that are read."""
     total = 0.0
     for column, held in _by_column(model):
         numbers = _sizes(held)[0]
         n_rows = max([held[2] * len(p) for p in held[0]], default=0.0)
         n_read = n_rows if batch_size is None else batch_size * _indices(model, column)
-        seldom = n_read * SELDOM <= n_rows * growth[column]
-        total += (
-            min(numbers * growth[column], numbers * n_read / max(1.0, n_rows)) if seldom else numbers * growth[column]
-        )
+        all_rows = numbers * _rows_growth(growth, column, held)
+        seldom = n_read * SELDOM <= n_rows * _rows_growth(growth, column, held)
+        total += min(all_rows, numbers * n_read / max(1.0, n_rows)) if seldom else all_rows
     return total + sum(p.numel() for p in model.head.parameters())
 
 

@@ -58,7 +58,14 @@ def test_sizes_and_bytes_are_those_of_the_run_and_nothing_is_written(folder, tmp
         assert held == entry["training_bytes"] == entry["training_bytes_measured"], entry["method"]
 
 
-def test_a_part_of_a_log_tells_of_all_of_it(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by_user", [False, True])
+def test_a_part_of_a_log_tells_of_all_of_it(folder, tmp_path, monkeypatch, by_user):
+    if by_user:  # Users come one behind the other, and all items come soon.
+        log = columns(N_ROWS)
+        order = sorted(range(N_ROWS), key=lambda row: log["user"][row])
+        write_csv(tmp_path / "log.csv", {name: [values[row] for row in order] for name, values in log.items()})
+        write_schema(tmp_path)
+        folder = tmp_path
     config = config_of(folder, tmp_path / "out", cluster__resolution=None, cluster__rows=50)
     whole = forecast_of(config)
     monkeypatch.setattr("pipeline.ctr.forecast_sample.SAMPLE_ROWS", 1500)
