@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+from matplotlib.ticker import MaxNLocator
+
 from pipeline.reports.figures import COLOURS, INK, figure_of, save, style
 
 MEASURE = "capped_recall@20"
@@ -22,7 +24,7 @@ def draw(panels: list[tuple[str, Path]], file: Path) -> None:
     axes.remove()
     grid = figure.subplots(rows, COLUMNS, squeeze=False, sharey="row").ravel()
     methods: list[str] = []
-    for number, ((title, run), panel) in enumerate(zip(panels, grid, strict=True)):
+    for number, ((title, run), panel) in enumerate(zip(panels, grid, strict=False)):
         style(panel)
         for method, epochs, scores, kept in curves(run):
             methods += [method] * (method not in methods)
@@ -31,11 +33,14 @@ def draw(panels: list[tuple[str, Path]], file: Path) -> None:
             panel.scatter([kept], [scores[epochs.index(kept)]], s=44, color=colour, zorder=3)
         panel.set_title(title, loc="left", fontsize=10, color=INK)
         panel.set_xlabel("epoch", color=INK)
-        if number % COLUMNS:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if number % COLUMNS or number == len(panels) - 1:
             panel.legend(frameon=False, fontsize=8.5, loc="lower right")
-        else:
+        if not number % COLUMNS:
             panel.set_ylabel(f"{MEASURE} on validation", color=INK)
-    for panel in grid:
+    for panel in grid[len(panels) :]:
+        panel.remove()
+    for panel in grid[: len(panels)]:
         # When all curves of a row are there, as they share the axis.
         panel.set_ylim(bottom=0)
     save(figure, file)
