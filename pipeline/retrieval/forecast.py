@@ -93,7 +93,7 @@ class _Forecast:
         if not self.parts.n_train:
             raise DataError("there are no training interactions; check the data and the split")
         self.config = with_loss_of_log(self.config, self.parts.n_train)
-        self.config = with_method_of_budget(self.config, self.parts.n_users, self.parts.n_items)
+        self.config = with_method_of_budget(self.config, self.parts.size)
         if context.config.run.methods == AUTO_METHODS:
             self.stages = tuple(_of_method(stages, *self.config.run.methods))
         self.context = replace(context, config=self.config)

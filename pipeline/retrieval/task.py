@@ -194,11 +194,12 @@ class Retrieval:
         return {}
 
     def with_log_defaults(self, config: RunConfig, facts: Mapping[str, Any]) -> RunConfig:
+        from pipeline.retrieval.budget import GraphSize
         from pipeline.retrieval.default_loss import with_loss_of_log
         from pipeline.retrieval.default_method import with_method_of_budget
 
         config = with_loss_of_log(config, facts["n_train"])
-        return with_method_of_budget(config, facts["n_users"], facts["n_items"])
+        return with_method_of_budget(config, GraphSize(facts["n_users"], facts["n_items"], facts["n_train"]))
 
     def precision_of(self, config: RunConfig, method: str) -> str:
         return precision_of(config, method)

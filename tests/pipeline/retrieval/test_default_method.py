@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.config.run_config import RunConfig
 from pipeline.retrieval import default_loss
+from pipeline.retrieval.budget import GraphSize
 from pipeline.retrieval.default_method import MOST_FULL_BYTES, with_method_of_budget
 from pipeline.runs.forecast import run_forecast
 from pipeline.runs.run import run
@@ -31,7 +32,7 @@ from tests.helpers import graphs
 )
 def test_softmax_losses_have_rows_of_the_ids_beside_the_mixture(settings, method):
     config = RunConfig.from_flat({"run.methods": ("auto",), "train.loss": "softmax"} | settings)
-    decided = with_method_of_budget(config, 1000, 1000)
+    decided = with_method_of_budget(config, GraphSize(1000, 1000, 10_000))
     assert decided.run.methods == tuple(method.split(","))
     assert decided.flat() == config.flat() | {"run.methods": decided.run.methods}
 
@@ -39,8 +40,13 @@ def test_softmax_losses_have_rows_of_the_ids_beside_the_mixture(settings, method
 def test_tables_too_large_to_train_whole_are_soft_maps():
     config = RunConfig.from_flat({"run.methods": ("auto",), "train.loss": "softmax"})
     n_ids = MOST_FULL_BYTES // (4 * 64)
-    assert with_method_of_budget(config, n_ids // 2, n_ids // 4).run.methods == ("residual",)
-    assert with_method_of_budget(config, n_ids // 2, n_ids // 2).run.methods == ("soft",)
+    assert with_method_of_budget(config, GraphSize(n_ids // 2, n_ids // 4, n_ids)).run.methods == ("residual",)
+    assert with_method_of_budget(config, GraphSize(n_ids // 2, n_ids // 2, n_ids)).run.methods == ("soft",)
+
+
+def test_dense_graphs_have_codes_of_full_rows():
+    config = RunConfig.from_flat({"run.methods": ("auto",), "train.loss": "softmax"})
+    assert with_method_of_budget(config, GraphSize(1000, 1000, 100_000)).run.methods == ("additive",)
 
 
 def test_click_models_have_soft_maps():
