@@ -161,8 +161,10 @@ def fetch(uri: str, folder: Path, *, opened: tuple[FileSystem, str] | None = Non
 def uri_of_copy(path: str) -> str:
     """The URI that a path was fetched from by :func:`fetch`; the path itself where it is no such copy."""
     for copied in (Path(path), Path(path).parent):
+        # The folder of a bare name, and a root, have no name of their own.
         with contextlib.suppress(OSError):
-            return _note_of(copied).read_text(encoding="utf-8")
+            if copied.name:
+                return _note_of(copied).read_text(encoding="utf-8")
     return path
 
 

@@ -132,7 +132,7 @@ def test_a_log_is_copied_once_and_again_when_it_changes(opened, tmp_path):
     assert pattern.name == "*.csv"
     assert sorted(p.name for p in pattern.parent.iterdir()) == ["a.csv", "b.csv"]
     assert [uri_of_copy(str(copy)) for copy in (file, folder, pattern)] == ["m://file", "m://folder", "m://glob"]
-    assert uri_of_copy("some/log.csv") == "some/log.csv"
+    assert [uri_of_copy(path) for path in ("some/log.csv", "log", "/log")] == ["some/log.csv", "log", "/log"]
     before = file.stat()
     assert get("log/a.csv", "m://file").stat().st_ino == before.st_ino, "it is not copied again"
     put(opened, "log/a.csv", "user_id,item_id\n1,2\n5,6\n")
