@@ -21,6 +21,8 @@ from pipeline.errors import ConfigError
 from pipeline.extras import remedy
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
+# Until a signal whose exception was lost is sent again.
+AGAIN_SECONDS = 0.1
 
 
 @contextmanager
@@ -71,6 +73,18 @@ def _noted_signals() -> Iterator[set[int]]:
         yield received
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    of_ignored = sys.unraisablehook
+
+    def again() -> None:
+        if sys.unraisablehook is not of_ignored:
+            os.kill(os.getpid(), max(received))
+
+    def on_ignored(ignored: sys.UnraisableHookArgs) -> None:
+        """An exception does not leave a callback of C, such as the one that numba's compiler calls: send the signal again, later."""
+        if received and isinstance(ignored.exc_value, (SystemExit, KeyboardInterrupt)):
+            threading.Timer(AGAIN_SECONDS, again).start()
+        else:
+            of_ignored(ignored)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.add(number)
@@ -85,9 +99,11 @@ def _noted_signals() -> Iterator[set[int]]:
     if callable(before[signal.SIGINT]):  # Not where Ctrl-C is ignored, as below nohup.
         signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, terminate)
+    sys.unraisablehook = on_ignored
     try:
         yield received
     finally:
+        sys.unraisablehook = of_ignored
         for number, handler in before.items():
             if handler is not None:  # None: set by a program in C, which Python cannot put back.
                 signal.signal(number, handler)

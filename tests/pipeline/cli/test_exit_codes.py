@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,22 @@ def test_a_signal_runs_the_clean_up(tmp_path, number, code):
     out, error = process.communicate()
     assert (out, process.returncode) == ("cleaned\n", code)
     assert ("interrupted" in error) == (number == signal.SIGINT)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_within_a_callback_of_c_is_not_lost(graphhash, monkeypatch, tmp_path, number, code):
+    """As while numba compiles: an exception that a handler raises there goes no further than the callback."""
+    done = threading.Event()
+
+    @ctypes.CFUNCTYPE(None)
+    def callback():
+        signal.raise_signal(number)
+
+    def run(*_arguments, **_options):
+        callback()
+        assert not done.wait(60), "nobody sets it"
+
+    monkeypatch.setattr(run_module, "run", run)
+    hook = sys.unraisablehook
+    assert graphhash("run", "--data", "x", "--out", tmp_path)[0] == code
+    assert sys.unraisablehook is hook
