@@ -19,9 +19,8 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.installed
 	$(BIN)/graphhash demo $(DEMO)
 
-# A third of the time of a test that starts Ray or a server is waiting, so three processes keep two cores busy.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -n 3
+	$(BIN)/python -m pytest -q -n 2
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .

@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 import graphhash
 from graphhash.clustering.bounded import cluster_graph
 from graphhash.errors import DataError
-from graphhash.maps.quantization import row_bytes
+from graphhash.maps.quantization import bias_bytes, row_bytes
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed import graph as ray_graph
 from pipeline.distributed.graph import RayCommunities, RayGraph
@@ -140,7 +140,7 @@ def test_a_ratio_bounds_every_byte_of_the_heaviest_method(methods):
         spec = METHODS[name]
         maps = spec.map_bytes(resolve_method(config, name, size, rows).indices_per_id, 2, n_users, n_items)
         row = row_bytes(64, planned_precisions(config)[name])
-        used.append((row * rows + maps + 2 * n_items * spec.item_bias, row))
+        used.append((row * rows + maps + spec.item_bias * bias_bytes(n_items, planned_precisions(config)[name]), row))
     allowed = spendable(0.25, n_users, n_items, 64)
     heaviest, row = max(used)
     assert allowed - row < heaviest <= allowed
