@@ -85,7 +85,8 @@ def table(lines: list[dict[str, Any]], keys: list[str]) -> list[str]:
         cells = [line["title"], f"{line['rows']:,.0f}", f"{100 * line['bytes_ratio']:.1f} %"]
         cells += ["-" if line.get(key) is None else f"{line[key]:,.0f}" for key in training]
         made.append(f"| {' | '.join(cells + [value(line, key) for key in keys])} |")
-    return made
+    # Two budgets may buy the same.
+    return list(dict.fromkeys(made))
 
 
 def caption(folders: list[Path], lines: list[dict[str, Any]], machine: str) -> str:
