@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import TrackingError
-from pipeline.storage.atomic import write_bytes_atomic
+from pipeline.storage.atomic import PARTIAL, write_bytes_atomic
 from pipeline.storage.locks import file_lock
 from pipeline.storage.reachable import unreachable_uri
 
@@ -104,7 +104,15 @@ def _make_sqlite_file(file: Path) -> None:
             MlflowClient(tracking_uri=f"{SQLITE}{made}").search_experiments(max_results=1)
         finally:
             event.remove(Engine, "connect", do_not_wait)
-        write_bytes_atomic(file, made.read_bytes())
+        partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+        try:
+            write_bytes_atomic(partial, made.read_bytes())
+            # Unlike a rename, a link replaces no store that somebody else has made, and written to, meanwhile.
+            os.link(partial, file)
+        except FileExistsError:
+            pass
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def absolute_uri(uri: str) -> str:

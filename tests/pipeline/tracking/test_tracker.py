@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline.errors import TrackingError
+from pipeline.tracking import client as tracking_client
 from pipeline.tracking.client import client_of, current_store
 from pipeline.tracking.mlflow_runs import parent_run, training_run
 from pipeline.tracking.onnx_model import ModelCall
@@ -283,6 +284,23 @@ def test_deleted_experiment_is_named(store):
 def test_logging_of_others_is_left_as_it_was(store):
     assert logging.root.manager.disable == logging.NOTSET
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_store_that_somebody_else_makes_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    file, write = tmp_path / "mlflow.db", tracking_client.write_bytes_atomic
+
+    def write_late(path, content):
+        if not file.exists():
+            write(file, content)
+            MlflowClient(f"sqlite:///{file}").create_experiment("theirs")
+        write(path, content)
+
+    monkeypatch.setattr(tracking_client, "write_bytes_atomic", write_late)
+    client = client_of(f"sqlite:///{file}")
+    assert client.get_experiment_by_name("theirs") is not None
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_new_sqlite_store_is_whole_and_alone_in_its_folder(tmp_path, monkeypatch):
