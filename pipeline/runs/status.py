@@ -9,7 +9,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.plan import check_methods, describe_plan, plan
 from pipeline.runs.remote import Mirror
-from pipeline.runs.trained import with_defaults_of_ingested
+from pipeline.runs.trained import is_ingested, with_defaults_of_ingested
 from pipeline.storage.uris import localised
 
 
@@ -27,5 +27,9 @@ def run_status(config: RunConfig, until: str = "report") -> list[str]:
     out = Path(config.run.out)
     if config.run.remote is not None:
         Mirror(config.run.remote, out).fetch()
-    lines = describe_plan(RunFolder(out), plan(localised(with_defaults_of_ingested(config)), until))
+    decided = with_defaults_of_ingested(config)
+    lines = describe_plan(RunFolder(out), plan(localised(decided), until))
+    if config.run.methods == AUTO_METHODS and not is_ingested(out):
+        # The log decides; its stages are the same for every method.
+        lines = [line.replace(f" {decided.run.methods[0]}:", " auto:", 1) for line in lines]
     return [*lines, "report: written by every run"] if until == "report" else lines

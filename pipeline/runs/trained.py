@@ -49,11 +49,20 @@ def with_defaults_of_ingested(config: RunConfig) -> RunConfig:
     is ingested yet."""
     if not has_defaults_of_log(config):
         return config
-    file = Path(config.run.out) / "ingest" / "ingest.json"
-    if not file.is_file():
+    if not is_ingested(Path(config.run.out)):
         methods = ("soft",) if config.run.methods == AUTO_METHODS else config.run.methods
         return RunConfig.from_flat(config.flat() | {"run.methods": methods})
-    return task_of(config).with_log_defaults(config, json.loads(file.read_text(encoding="utf-8")))
+    facts = json.loads(_ingest_facts(Path(config.run.out)).read_text(encoding="utf-8"))
+    return task_of(config).with_log_defaults(config, facts)
+
+
+def is_ingested(out: Path) -> bool:
+    """Whether a run folder holds an ingested log."""
+    return _ingest_facts(out).is_file()
+
+
+def _ingest_facts(out: Path) -> Path:
+    return out / "ingest" / "ingest.json"
 
 
 def check_keeps_trained(folder: RunFolder, steps: Mapping[str, Step], config: RunConfig, until: str) -> None:

@@ -63,6 +63,7 @@ def test_a_run_writes_the_method_and_the_forecast_names_it(limit, method, tmp_pa
     settings |= {"cluster.ratio": 0.15, "train.dim": 64, "train.loss": "auto", "run.methods": ("auto",)}
     config = RunConfig.from_flat(settings)
     assert any(line.startswith(f"train {method} ") for line in run_forecast(config))
+    assert "train auto: never computed here" in run_status(config, "train")
     run(config, until="cluster")
     assert RunConfig.load(out / "config.toml").run.methods == (method,)
     decided = RunConfig.load(out / "config.toml")
