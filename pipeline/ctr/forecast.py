@@ -71,10 +71,7 @@ class _Forecast:
             sizes=sizes,
             is_exact=sample.is_exact or "ingest" not in self.stages,
             training_bytes={method: measured.parts for method, measured in self._trainings.items()},
-            stages=tuple(
-                stage if stage.peak_bytes is None else replace(stage, peak_bytes=held + stage.peak_bytes)
-                for stage in made
-            ),
+            stages=tuple(stage.beside(held) for stage in made),
         )
 
     def _ingest(self, name: str, _: str) -> StageForecast:

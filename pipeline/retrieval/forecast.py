@@ -115,10 +115,7 @@ class _Forecast:
             sizes=sizes | {"validation": parts.n_validation, "test": parts.n_test},
             is_exact=self.sample is None or self.sample.is_exact,
             training_bytes={method: planned.parts for method, (planned, _, _) in self._trainings.items()},
-            stages=tuple(
-                stage if stage.peak_bytes is None else replace(stage, peak_bytes=held + stage.peak_bytes)
-                for stage in made
-            ),
+            stages=tuple(stage.beside(held) for stage in made),
         )
 
     def _ingest(self, name: str, _: str) -> StageForecast:

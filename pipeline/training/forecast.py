@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,10 @@ class StageForecast:
     name: str
     seconds: tuple[float, float] | None = None
     peak_bytes: int | None = None
+
+    def beside(self, n_bytes: int) -> StageForecast:
+        """The same where the process holds ``n_bytes`` for other reasons, such as its packages."""
+        return self if self.peak_bytes is None else replace(self, peak_bytes=n_bytes + self.peak_bytes)
 
 
 @dataclass(frozen=True)
