@@ -218,8 +218,7 @@ class _Propagate(torch.autograd.Function):
 
 def _multiply(indptr: Tensor, indices: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     if vectors.device.type != "cpu":
-        shape = (len(indptr) - 1, len(vectors))
-        return torch.sparse_csr_tensor(indptr, indices, values, shape) @ vectors
+        return _sparse_product(indptr, indices, values, vectors)
     product = torch.empty(len(indptr) - 1, vectors.shape[1])
     # Each row is summed in one order, for any number of threads.
     with threads_for(len(indices) * vectors.shape[1]):
@@ -227,6 +226,15 @@ def _multiply(indptr: Tensor, indices: Tensor, values: Tensor, vectors: Tensor) 
             indptr.numpy(), indices.numpy(), values.numpy(), vectors.detach().contiguous().numpy(), product.numpy()
         )
     return product
+
+
+def _sparse_product(indptr: Tensor, indices: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    """The product by PyTorch's operations, in the type of ``values``, also where autocast would take a smaller one: its backward pass
+    is not in autocast and would meet two types."""
+    shape = (len(indptr) - 1, len(vectors))
+    with torch.autocast(vectors.device.type, enabled=False):
+        matrix = torch.sparse_csr_tensor(indptr, indices, values, shape, check_invariants=False)
+        return matrix @ vectors.to(values.dtype)
 
 
 @njit(cache=True, parallel=True)

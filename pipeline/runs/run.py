@@ -33,7 +33,7 @@ from pipeline.runs.trained import (
     with_recorded_budget,
 )
 from pipeline.storage.atomic import write_text_atomic
-from pipeline.storage.uris import localised
+from pipeline.storage.uris import localised, with_uris
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def run(
             steps = plan(config, until, hashes=hashes)
         if keep_trained:
             check_keeps_trained(folder, steps, config, until)
-        write_text_atomic(out / CONFIG_FILE, given.to_toml())
+        # The runs of a sweep read its copy of a log at a URI; whoever goes on from their settings has the URI alone.
+        write_text_atomic(out / CONFIG_FILE, with_uris(given).to_toml())
         _reuse(folder, steps, reuse_from)
         store = open_store(folder, steps, config, store)
         ray = RayOnDemand(stack, config.run.address, out)

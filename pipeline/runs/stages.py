@@ -16,6 +16,7 @@ from pipeline.runs.plan import Step, is_up_to_date, steps_of
 from pipeline.runs.tracked import log_bundle, log_dataset, log_test, run_name
 from pipeline.runs.trained import checkpoints_of, over_budget
 from pipeline.storage.atomic import write_json_atomic
+from pipeline.storage.uris import with_uris
 from pipeline.task import StageContext, Task, model_parts, model_stage
 from pipeline.tracking.mlflow_runs import training_run
 from pipeline.tracking.store import Store
@@ -202,8 +203,8 @@ class Stages:
         if nothing_new and (store is None or run_id not in store.killed):
             yield Tracker()
             return
-        params = {key: value for key, value in self.config.flat().items() if key != "run.methods"}
-        params |= {"method": method}
+        params = with_uris(self.config).flat() | {"method": method}
+        del params["run.methods"]
         alone, tags = len(self.config.run.methods) == 1, {"graphhash.method": method}
         name = run_name(self.config, method)
         with training_run(store, name, params, tags=tags, alone=alone, run_id=run_id) as tracker:

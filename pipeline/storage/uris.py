@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
 
 SOURCE = ".source"
+# Settings of a log that may be at URIs.
+INPUTS = ("path", "user_features", "item_features")
 COPY_BYTES = 8 * 2**20
 N_COPIES = 8
 # Storage where an object appears whole; elsewhere it is written beside its place and moved there.
@@ -100,7 +102,7 @@ def localised(config: RunConfig) -> RunConfig:
     from graphhash.errors import DataError
 
     folder = Path(config.run.out) / SOURCE
-    paths = {key: getattr(config.data, key) for key in ("path", "user_features", "item_features")}
+    paths = {key: getattr(config.data, key) for key in INPUTS}
     for key, path in paths.items():
         if path and is_uri(path):
             paths[key] = str(fetch(path, folder))
@@ -109,6 +111,12 @@ def localised(config: RunConfig) -> RunConfig:
                 f"{path}: no such file or folder on {os.uname().nodename}, where the job runs; put it on storage that the cluster's "
                 "machines share, or give a URI such as s3://bucket/log.parquet"
             )
+    return replace(config, data=replace(config.data, **paths))
+
+
+def with_uris(config: RunConfig) -> RunConfig:
+    """The configuration with the URI in the place of every copy that :func:`localised` put there."""
+    paths = {key: path and uri_of_copy(path) for key in INPUTS for path in [getattr(config.data, key)]}
     return replace(config, data=replace(config.data, **paths))
 
 

@@ -52,7 +52,7 @@ def compare(
     Raises:
         DataError, ConfigError, RunFolderError, TrackingError: what concerns all runs, each with one line for the user.
     """
-    base = localised(base)
+    requested, base = base, localised(base)
     out = Path(base.run.out)
     specs = grid_specs(base, points, overrides)
     for spec in specs.values():
@@ -67,7 +67,7 @@ def compare(
         store = connect(base.run.experiment, out) if wanted else None
         earlier = _earlier_mlflow_run(out)
         tracker, nested = stack.enter_context(
-            parent_run(store, f"compare {log_name(base)}", base.flat(), run_id=earlier)
+            parent_run(store, f"compare {log_name(base)}", requested.flat(), run_id=earlier)
         )
         table = _Table(out, specs, results, tracker.run_id or earlier, task_of(base), base.evaluate.cutoffs)
         written = table.write()

@@ -108,7 +108,7 @@ def tune(base: RunConfig, search: SearchSettings, *, jobs: int | None = None) ->
         read = run(RunConfig.from_flat(base.flat() | {"run.out": str(out / "log")}), until="ingest")
         record = SearchRecord.read(out / "tune.json", search.chosen_by(base))
         store = connect(base.run.experiment, out) if base.run.mlflow else None
-        params = base.flat() | {f"space.{key}": in_words(values) for key, values in search.space.items()}
+        params = requested.flat() | {f"space.{key}": in_words(values) for key, values in search.space.items()}
         name = f"tune {run_name(base, base.run.methods[0])}"
         tracker, nested = stack.enter_context(parent_run(store, name, params, run_id=record.mlflow_run_id))
         log_dataset(tracker, base, read.ingest)

@@ -341,7 +341,10 @@ class _Training:
 
 
 class _Poll:
-    """Polls on the first worker and broadcasts the answer to all of them in the same step, about every POLL_S."""
+    """Polls on the first worker and broadcasts the answer to all of them in the same step, about every POLL_S.
+
+    A GPU takes its first steps much later than they are given to it, so pauses at most double.
+    """
 
     def __init__(self, poll: Callable[[], int], workers: Workers) -> None:
         self._poll, self._workers = poll, workers
@@ -353,7 +356,8 @@ class _Poll:
             return CONTINUE
         now = time.monotonic()
         per_step = max(now - self._since, 1e-9) / self._n
-        own = (self._poll() if self._workers.rank == 0 else CONTINUE, max(1, min(10_000, int(POLL_S / per_step))))
+        steps = max(1, min(10_000, 2 * self._n, int(POLL_S / per_step)))
+        own = (self._poll() if self._workers.rank == 0 else CONTINUE, steps)
         answer, self._until = self._workers.broadcast(own)
         self._n, self._since = 0, now
         return answer

@@ -191,6 +191,18 @@ def test_the_images_copy_what_is_there_install_an_extra_and_run_as_a_user(file):
     assert not re.search(r":latest|\bADD\b|\bsudo\b", text)
 
 
+@pytest.mark.parametrize(
+    "file", ["docs/install.md", "pipeline/deploy/Dockerfile.serve", "pipeline/deploy/Dockerfile.train"]
+)
+def test_images_write_into_mounted_folders_as_their_owner(file):
+    """The user of the images has no rights in a folder of somebody else."""
+    commands = re.findall(r"docker run .*", (ROOT / file).read_text(encoding="utf-8"))
+    assert commands
+    for command in commands:
+        (mount,) = re.findall(r'-v "\$PWD[^"]*"', command)
+        assert ('--user "$(id -u):$(id -g)"' in command) is (":ro" not in mount), command
+
+
 def test_the_source_distribution_has_deploy_files_and_constraints():
     manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
     assert "constraints.txt" in manifest

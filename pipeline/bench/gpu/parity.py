@@ -10,6 +10,7 @@ The CPU's kernels are for float32. Where the device is the CPU itself, the other
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from graphhash.errors import first_line
 from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
 from graphhash.maps.soft_maps import soft_maps
 from graphhash.models.ctr_layers import binary_loss
@@ -38,6 +40,10 @@ from pipeline.retrieval.stored import as_shipped, tables
 
 # Of float32 sums in another order, relative to the norm of the whole tensor.
 TOLERANCE = 1e-4
+# Gradients below this share of the norm of all of them are compared with that: some are zero but for rounding, as that of a bias which a
+# difference of scores cancels.
+LEAST_GRADIENT = 1e-2
+GRADIENT = "gradient of "
 BATCH, N_SCORED, N_STEPS, N_FOLDS = 512, 50, 5, 2
 # Sizes of the embeddings that are no bucket map.
 SIZES: dict[str, dict[str, int]] = {
@@ -58,6 +64,7 @@ class Comparison:
         part: what kind of thing is compared.
         difference: the largest one of its tensors: norm of the difference over the norm of the CPU's; None where it failed.
         where: the tensor with this difference, or the error.
+        trace: traceback of the error.
     """
 
     part: str
@@ -65,6 +72,7 @@ class Comparison:
     difference: float | None
     where: str
     tolerance: float = TOLERANCE
+    trace: str = ""
 
     @property
     def passed(self) -> bool:
@@ -85,19 +93,18 @@ class SameDraws(NegativeSampler):
         return Shared(drawn.items.to(positives.device), None)
 
 
-def compare_all(device: torch.device) -> list[Comparison]:
+def compare_all(device: torch.device) -> Iterator[Comparison]:
     """Every model with every loss, every map, stored precision, optimizer and CTR model on ``device`` and on the CPU."""
-    data, results = Data.draw(SMALL), []
+    data = Data.draw(SMALL)
     checks = (*_losses(data, device), *_maps(data, device), *_optimizers(data, device), *_ctr(data, device))
     for part, name, check in checks:
         try:
             differences = check()
             where = max(differences, key=lambda key: differences[key])
-            results.append(Comparison(part, name, differences[where], where))
+            yield Comparison(part, name, differences[where], where)
         except Exception as error:  # One that fails must not hide the others.
-            reason = (str(error).splitlines() or [""])[0]
-            results.append(Comparison(part, name, None, f"{type(error).__name__}: {reason}"))
-    return results
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            yield Comparison(part, name, None, reason, trace=traceback.format_exc())
 
 
 # Part, name, and a function that returns the difference of every tensor.
@@ -179,13 +186,19 @@ def differences(
     twin = twin.double() if device.type == "cpu" and double else twin.to(device)
     first, second = step(model), step(twin)
     assert first.keys() == second.keys(), f"{sorted(first)} and {sorted(second)}"
-    return {name: relative_difference(first[name], second[name]) for name in first}
+    norms = [float(tensor.detach().norm()) for name, tensor in first.items() if name.startswith(GRADIENT)]
+    least = LEAST_GRADIENT * float(np.linalg.norm(norms))
+    return {
+        name: relative_difference(first[name], second[name], least=least if name.startswith(GRADIENT) else 0.0)
+        for name in first
+    }
 
 
-def relative_difference(expected: Tensor, found: Tensor) -> float:
-    """Norm of the difference over that of the first; NaN counts as infinite."""
+def relative_difference(expected: Tensor, found: Tensor, *, least: float = 0.0) -> float:
+    """Norm of the difference over that of the first, or over ``least`` where that is more; NaN counts as infinite."""
     first, second = (tensor.detach().cpu().double() for tensor in (expected, found))
-    value = float(torch.linalg.vector_norm(first - second) / torch.linalg.vector_norm(first).clamp_min(1e-12))
+    norm = max(float(torch.linalg.vector_norm(first)), least, 1e-12)
+    value = float(torch.linalg.vector_norm(first - second)) / norm
     return value if np.isfinite(value) else float("inf")
 
 
@@ -241,4 +254,4 @@ def steps(model: nn.Module) -> dict[str, Tensor]:
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """Of every parameter that has one."""
-    return {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {GRADIENT + name: p.grad for name, p in model.named_parameters() if p.grad is not None}

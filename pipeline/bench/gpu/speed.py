@@ -7,8 +7,10 @@ activations and caches, so the share of the bound that a training reaches says h
 
 from __future__ import annotations
 
+import gc
 import math
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphhash.errors import first_line
 from graphhash.models.ctr import CtrModel, FeatureBatch
 from graphhash.models.ctr_layers import binary_loss
 from graphhash.models.lightgcn import LightGCN
@@ -24,6 +27,7 @@ from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.bench.gpu.data import MULTI_VALUED_WIDTH, CtrData, Data, Scale
+from pipeline.bench.gpu.tables import NO_MEMORY
 from pipeline.config.choices import SHARED_LOSSES
 from pipeline.ctr.models import CTR_PRESETS
 from pipeline.retrieval.models import ModelSpec
@@ -44,8 +48,6 @@ N_LAYERS = 2
 WARM_UP_STEPS = 3
 FOREVER = 10**9
 MIB = 2**20
-# Errors that say nothing of the code.
-NO_MEMORY, NO_TIME = "out of device memory", "no time left"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Result:
         allocated_mib: what a step leaves allocated on the device beyond data and batch; None on a CPU.
         peak_mib: the most during a step, counted in the same way.
         bound_share: least time of a step by the bandwidth over its time.
+        trace: traceback of the error.
     """
 
     model: str
@@ -73,6 +76,7 @@ class Result:
     peak_mib: float | None = None
     bound_share: float | None = None
     error: str = ""
+    trace: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -163,10 +167,10 @@ def bandwidth(device: torch.device, copy_mib: int) -> float:
 def measure(training: Training, device: torch.device, amp: str | None, seconds: float, bytes_per_s: float) -> Result:
     """Time a training, and measure its memory in a few steps on one batch, whose order and copies are small."""
     precision = "float32" if amp is None else amp
-    model = training.make()
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    result = Result(training.name, training.map, precision, training.n_per_step, n_parameters)
+    result = Result(training.name, training.map, precision, training.n_per_step, 0)
     try:
+        model = training.make()
+        result = replace(result, n_parameters=sum(parameter.numel() for parameter in model.parameters()))
         # Only a retrieval model's bytes are forecast by a run, and the sum is the same for every model.
         forecast = training_bytes(model)
         moved = training.moved_bytes(model, training.n_per_step)
@@ -181,8 +185,8 @@ def measure(training: Training, device: torch.device, amp: str | None, seconds: 
         clock = run(training, model, examples, amp, StepClock(device, seconds))
     except torch.OutOfMemoryError:
         return replace(result, error=NO_MEMORY)
-    except (RuntimeError, ValueError) as error:
-        return replace(result, error=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+    except Exception as error:  # One that fails must not hide the others.
+        return replace(result, error=f"{type(error).__name__}: {first_line(error)}", trace=traceback.format_exc())
     step_s = clock.seconds_per_step
     return replace(
         result,
@@ -197,6 +201,8 @@ def reset_memory(device: torch.device) -> int:
     """Forget the peak; bytes that are allocated now."""
     if device.type != "cuda":
         return 0
+    # What the training before has left in circles of references.
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# Of trainings: errors that say nothing of the code.
+NO_MEMORY, NO_TIME = "out of device memory", "no time left"
 MARKER = "<!-- FIGURES: gpu -->"
 END = "<!-- end of figures -->"
 BLOCK = re.compile(rf"{re.escape(MARKER)}\n.*?{re.escape(END)}", re.DOTALL)
@@ -19,7 +21,16 @@ def markdown(report: Mapping[str, Any]) -> str:
     failed = [line for line in report["parity"] if not line["passed"]]
     if failed:
         lines[1:1] = ["", *_table(PARITY, [_failed(line) for line in failed])]
+    for broken in report["errors"]:
+        lines += ["", f"Broken off: {broken['part']}, by {broken['error']}."]
     return "\n".join(lines)
+
+
+def failures(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Comparisons that differ, trainings that failed, and parts that broke off. What had no memory or no time left is none."""
+    failed = [line for line in report["parity"] if not line["passed"]]
+    failed += [line for line in report["speed"] if line["error"] not in ("", NO_MEMORY, NO_TIME)]
+    return failed + list(report["errors"])
 
 
 SPEED = (
@@ -67,7 +78,7 @@ def _bundle(found: Mapping[str, Any]) -> str:
 def _caption(report: Mapping[str, Any]) -> str:
     facts = report["machine"]
     return (
-        f"{facts['device']}, {facts['bandwidth_gb_s']:,.0f} GB/s copied, PyTorch {facts['torch']}, commit {report['commit']}, "
+        f"{facts['device']}, {facts.get('bandwidth_gb_s', 0):,.0f} GB/s copied, PyTorch {facts['torch']}, commit {report['commit']}, "
         f"{report['date']}, {report['seconds']:.0f} s."
     )
 

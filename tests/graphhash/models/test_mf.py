@@ -12,6 +12,7 @@ import graphhash
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.hashes import modulo_map
 from graphhash.metrics.ranking import recall_at_k
+from graphhash.models import lightgcn
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.mf import unit_vectors
 from graphhash.models.neumf import NeuMF
@@ -106,6 +107,24 @@ def test_the_gradient_of_propagation_is_that_of_dense_algebra():
     ((((p + p1 + p2) / 3) ** 2).sum() + (((q + q1 + q2) / 3) ** 3).sum()).backward()
     for embedding, table in zip((model.user_embedding, model.item_embedding), tables, strict=True):
         torch.testing.assert_close(embedding.table.grad[:-1], table.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_propagation_off_the_cpu_is_the_same_also_in_autocast(monkeypatch):
+    """Backward passes are not in autocast: a forward pass in bfloat16 left gradients that did not fit the graph's values."""
+
+    def trained(with_autocast: bool) -> list[torch.Tensor]:
+        model = LightGCN(*maps_of(GRAPH, "full"), 4, graph=GRAPH, n_layers=2, item_bias=False, seed=0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=with_autocast):
+            users, items = model.vectors()
+            loss = users.square().sum() + items.square().sum()
+        loss.backward()
+        return [users.detach(), items.detach(), *(parameter.grad for parameter in model.parameters())]
+
+    expected = trained(False)
+    monkeypatch.setattr(lightgcn, "_multiply", lightgcn._sparse_product)
+    for with_autocast in (False, True):
+        for one, other in zip(expected, trained(with_autocast), strict=True):
+            torch.testing.assert_close(other, one)
 
 
 def test_lightgcn_refuses_a_graph_of_other_ids():

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.bench.gpu import parity, speed
 from pipeline.bench.gpu.__main__ import main, publish
 from pipeline.bench.gpu.data import SMALL, CtrData, Data
 from pipeline.bench.gpu.parity import TOLERANCE, Comparison, relative_difference
-from pipeline.bench.gpu.speed import CTR_BATCH, MAPS, RETRIEVAL, Result, ctr_bytes, trainings
-from pipeline.bench.gpu.tables import write_page
+from pipeline.bench.gpu.speed import CTR_BATCH, MAPS, RETRIEVAL, Result, Training, ctr_bytes, measure, trainings
+from pipeline.bench.gpu.tables import NO_MEMORY, write_page
 from pipeline.ctr.models import CTR_MODELS, CTR_PRESETS
 from pipeline.maps.methods import METHODS
 from pipeline.retrieval.presets import PRESETS
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "experiments" / "gpu.md"
-# What a GPU machine may lack.
-ABSENT = ("click", "mlflow", "onnx", "onnxruntime", "pandas", "pydantic", "ray", "tqdm")
+# What a machine with a GPU has, beside what these require.
+THERE = ("torch", "numpy", "scipy", "numba", "pyarrow")
+OURS = {"graphhash", "pipeline", "serving"}
 
 
 def test_the_whole_check_on_a_cpu(tmp_path, capsys):
@@ -57,10 +62,30 @@ def test_without_a_gpu_one_line_says_that_it_is_skipped(capsys):
     assert "skipped" in line
 
 
+def absent() -> list[str]:
+    """Modules of all installed distributions but those of a machine with a GPU."""
+    kept: set[str] = set()
+    waiting = list(THERE)
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name not in kept:
+            kept.add(name)
+            with suppress(metadata.PackageNotFoundError):
+                wanted = [r for r in metadata.requires(name) or () if "extra ==" not in r]
+                waiting += [re.match(r"[\w.-]+", requirement).group() for requirement in wanted]
+    found = metadata.packages_distributions().items()
+    return sorted(
+        module
+        for module, names in found
+        if module not in OURS and not any(re.sub(r"[-_.]+", "-", name).lower() in kept for name in names)
+    )
+
+
 def test_it_imports_nothing_but_the_numerical_packages():
+    assert {"click", "mlflow", "onnx", "onnxruntime", "pandas", "pydantic", "ray", "tqdm"} <= set(absent())
     code = (
         "import sys\n"
-        f"sys.modules |= dict.fromkeys({ABSENT!r})\n"
+        f"sys.modules |= dict.fromkeys({absent()!r})\n"
         "import pipeline.bench.gpu.parity, pipeline.bench.gpu.speed, pipeline.bench.gpu.tables\n"
         "from pipeline.bench.gpu import bundles, data\n"
         "print(bundles.compare_runtimes(data.Data.draw(data.SMALL), 8, 'cpu'))\n"
@@ -75,22 +100,56 @@ def test_a_difference_a_nan_and_an_error_fail(capsys, tmp_path):
     assert relative_difference(one, one) == 0
     assert relative_difference(one, one * (1 + 2 * TOLERANCE)) == pytest.approx(2 * TOLERANCE, rel=1e-2)
     assert relative_difference(one, one * torch.nan) == float("inf")
+    assert relative_difference(one, 2 * one, least=4.0) == pytest.approx(0.5)
+    assert relative_difference(one, 2 * one, least=1.0) == pytest.approx(1.0)
     assert not Comparison("map", "soft", 2 * TOLERANCE, "loss").passed
     assert not Comparison("map", "soft", None, "RuntimeError: x").passed
-    speed = Result("mf, bpr", "full", "float32", 8, 0, error="out of device memory")
+    failed = Result("mf, bpr", "full", "float32", 8, 0, error=NO_MEMORY)
     report = {
         "machine": {"device": "d", "torch": "2", "bandwidth_gb_s": 1.0}, "commit": "c", "date": "d", "seconds": 1.0,
-        "parity": [Comparison("map", "soft", None, "RuntimeError: x").to_json()], "speed": [speed.to_json()],
-        "onnx_runtime": {"skipped": "x"},
+        "parity": [Comparison("map", "soft", None, "RuntimeError: x").to_json()], "speed": [failed.to_json()],
+        "onnx_runtime": {"skipped": "x"}, "errors": [],
     }  # fmt: skip
-    assert publish(report, None, None) == 1
+    assert publish(report, None) == 1
     assert "| map | soft | - | RuntimeError: x |" in capsys.readouterr().out
-    assert publish(report | {"parity": []}, None, None) == 0
-    failed = replace(speed, error="RuntimeError: no kernel").to_json()
-    assert publish(report | {"parity": [], "speed": [failed]}, None, None) == 1
+    assert publish(report | {"parity": []}, None) == 0
+    failed = replace(failed, error="RuntimeError: no kernel").to_json()
+    assert publish(report | {"parity": [], "speed": [failed]}, None) == 1
     (tmp_path / "page.md").write_text("no marker")
     with pytest.raises(ValueError, match="has no lines"):
         write_page(tmp_path / "page.md", "x")
+
+
+def test_what_breaks_off_loses_nothing_of_the_rest(monkeypatch, tmp_path, capsys):
+    def compare(device):
+        yield Comparison("map", "soft", 0.0, "loss")
+        raise OSError("the device is gone")
+
+    def trainings(*_):
+        raise AssertionError("no table")
+
+    monkeypatch.setattr(parity, "compare_all", compare)
+    monkeypatch.setattr(speed, "trainings", trainings)
+    file = tmp_path / "gpu.json"
+    assert main(["--device", "cpu", "--small", "--json", str(file)]) == 1
+    report = json.loads(file.read_text())
+    assert [line["passed"] for line in report["parity"]] == [True]
+    assert [error["error"] for error in report["errors"]] == ["OSError: the device is gone", "AssertionError: no table"]
+    assert "in compare" in report["errors"][0]["trace"]
+    assert report["onnx_runtime"]["same_items"] == 1
+    text = capsys.readouterr().out
+    assert "Parity with the CPU: 1 of 1 comparisons agree" in text
+    assert "Broken off: speed, by AssertionError: no table." in text
+
+
+def test_a_training_that_fails_is_told_with_its_traceback():
+    def make():
+        raise TypeError("no such map")
+
+    training = Training("mf, bpr", "soft", make, [torch.arange(8)], 4, lambda *_: None, lambda *_: 0)
+    result = measure(training, torch.device("cpu"), None, 0.1, 1.0)
+    assert (result.error, result.per_second) == ("TypeError: no such map", None)
+    assert "in make" in result.trace
 
 
 def test_the_bound_counts_adam_and_the_rows_that_are_read():

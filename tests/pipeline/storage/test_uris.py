@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, RunFolderError
 from pipeline.runs import remote as mirrors
 from pipeline.runs.remote import Mirror, held_folder, run_folder
 from pipeline.runs.run import run
-from pipeline.storage.uris import bundle_folder, fetch, is_uri, localised, open_uri, uri_of_copy, work_folder
+from pipeline.storage.uris import bundle_folder, fetch, is_uri, localised, open_uri, uri_of_copy, with_uris, work_folder
 from tests.helpers.s3 import s3_bucket
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -143,6 +143,19 @@ def test_a_log_is_copied_once_and_again_when_it_changes(opened, tmp_path):
         get("log/none.csv", "m://x")
     with pytest.raises(DataError, match="m://x: no file is there"):
         get("log/*.parquet", "m://x")
+
+
+def test_settings_of_copies_name_their_uris_again(tmp_path):
+    for name in ("log.csv", "features.csv"):
+        (tmp_path / name).write_text("user_id,item_id\n1,2\n")
+    log, features = (f"file://{tmp_path}/{name}" for name in ("*.csv", "features.csv"))
+    here = RunConfig.from_flat(
+        {"data.path": log, "data.item_features": features, "data.user_features": "/f.csv", "run.out": str(tmp_path)}
+    )
+    copied = localised(here)
+    assert not is_uri(copied.data.path)
+    assert not is_uri(copied.data.item_features)
+    assert with_uris(copied) == here == with_uris(here)
 
 
 def test_a_path_that_the_clusters_machine_lacks_is_named_with_the_remedy(tmp_path, monkeypatch):

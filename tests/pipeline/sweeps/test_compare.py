@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config.run_config import RunConfig
 from pipeline.logs.synthetic import synth
+from pipeline.runs.run import is_done
 from tests.helpers.command import exit_code_of
 
 METHODS = ("graph", "modulo", "full")
@@ -27,11 +29,15 @@ class Comparison:
     def out(self) -> Path:
         return self.folder / "out"
 
+    @property
+    def log(self) -> str:
+        return f"file://{self.folder}/log"
+
     def run(self) -> int:
         """The command's exit code."""
         words = [
             "compare",
-            *("--data", f"file://{self.folder}/log", "--out", self.out),
+            *("--data", self.log, "--out", self.out),
             "--methods",
             ",".join(METHODS),
             "--jobs",
@@ -100,11 +106,19 @@ def test_each_run_has_an_mlflow_run_below_one_parent(comparison):
     assert len(datasets(parent)) == 2
     assert set().union(*map(datasets, children)) == datasets(parent)
     sources = {entry.dataset.source for entry in parent.inputs.dataset_inputs}
-    assert sources == {json.dumps({"uri": f"file://{comparison.folder}/log"})}, "not that of the copy"
+    assert sources == {json.dumps({"uri": comparison.log})}, "not that of the copy"
+    assert {run.data.params["data.path"] for run in runs} == {comparison.log}
     finished = {run.info.run_name for run in children if run.info.status == "FINISHED"}
     assert len(finished) == 5
     assert "graph mf seed 1 ratio 0.4" in finished
     assert all("test.recall_at_20" in run.data.metrics for run in children if run.info.run_name in finished)
+
+
+def test_the_settings_of_a_run_have_the_uri_and_find_it_finished(comparison):
+    for name in names(comparison.read()["runs"]):
+        config = RunConfig.load(comparison.out / "runs" / name / "config.toml")
+        assert config.data.path == comparison.log, "not that of the copy"
+        assert is_done(config, "evaluate")
 
 
 def test_the_runs_of_a_seed_share_its_log_and_fill_their_budgets(comparison):

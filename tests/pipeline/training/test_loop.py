@@ -14,10 +14,11 @@ import graphhash
 from graphhash.metrics.ranking import recall_at_k
 from graphhash.models.losses import bpr_loss
 from graphhash.models.mf import MatrixFactorization
+from graphhash.nn.workers import Workers
 from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.evaluate import rank_users
 from pipeline.retrieval.objective import LossSettings, RetrievalSettings, TrainingPairs, fit_retrieval, seldom_read
-from pipeline.training.loop import Callbacks
+from pipeline.training.loop import CONTINUE, POLL_S, Callbacks, _Poll
 from tests.helpers import graphs
 
 SETTINGS = RetrievalSettings(lr=0.05, weight_decay=1e-6, epochs=30, eval_every=5, patience=100, batch_size=None, seed=0)
@@ -191,6 +192,19 @@ def test_the_seed_decides_everything(graph, labels):
     )
     assert torch.equal(a["model"]["item_embedding.table"], b["model"]["item_embedding.table"])
     assert not torch.equal(a["model"]["item_embedding.table"], c["model"]["item_embedding.table"])
+
+
+def test_polls_come_in_time_where_the_first_steps_look_short(monkeypatch):
+    """A GPU has only been given them. A second's steps waited for 200 of them."""
+    now, polled = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    poll = _Poll(lambda: polled.append(now[0]) or CONTINUE, Workers())
+    for step in range(40):
+        now[0] += POLL_S / 200 if step < 2 else 1.0
+        poll()
+    gaps = np.diff([0.0, *polled])
+    assert max(gaps) <= 4
+    assert list(gaps[-5:]) == [1.0] * 5
 
 
 def test_divergence_is_an_error_that_names_the_learning_rate(graph, labels):
