@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from graphhash.errors import first_line
@@ -116,7 +116,7 @@ def localised(config: RunConfig) -> RunConfig:
 
 def with_uris(config: RunConfig) -> RunConfig:
     """The configuration with the URI in the place of every copy that :func:`localised` put there."""
-    paths = {key: path and uri_of_copy(path) for key in INPUTS for path in [getattr(config.data, key)]}
+    paths: dict[str, Any] = {key: path and uri_of_copy(path) for key in INPUTS for path in [getattr(config.data, key)]}
     return replace(config, data=replace(config.data, **paths))
 
 
