@@ -68,8 +68,8 @@ class BucketMap:
             self._check_codebook(self.codebook, self.codes)
         elif self.indices_per_id > 1:
             raise ArgumentError(f"a map of {self.indices_per_id} indices per id needs a codebook: OOV ids read one row")
-        first_oov = self.n_buckets - (2 if self.shared else 1)
-        if self.oov_row < first_oov or self.weights[-1, 0] != 1 or self.weights[-1, 1:].any():
+        first_oov, of_oov = self.n_buckets - (2 if self.shared else 1), self.oov_weights
+        if self.oov_row < first_oov or of_oov[0] != 1 or of_oov[1:].any():
             raise ArgumentError(
                 f"the OOV entry must read the last table row {self.n_buckets - 1} with weight 1"
                 + (f", or the one before it, as the table is shared; it reads {self.oov_row}" if self.shared else "")
@@ -101,6 +101,13 @@ class BucketMap:
             return np.ones(self.rows.shape, np.float32)
         assert self.codes is not None
         return self.codebook[self.codes]
+
+    @property
+    def oov_weights(self) -> NDArray[np.float32]:
+        """Weights of the OOV entry, shape (indices_per_id,)."""
+        if self.codebook is None or self.codes is None:
+            return np.ones(self.indices_per_id, np.float32)
+        return self.codebook[self.codes[-1]]
 
     @property
     def n_ids(self) -> int:

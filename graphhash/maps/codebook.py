@@ -20,7 +20,9 @@ ROUNDS = 10
 BLOCK = 1 << 13
 
 
-def weight_codebook(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def weight_codebook(
+    weights: NDArray[np.float32], sample: NDArray[np.integer] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """A codebook for the rows of ``weights``, and the code of every row.
 
     At most 256 distinct rows are the codebook themselves, and nothing is lost. The last row of ``weights``, the OOV entry's, is the last
@@ -28,25 +30,27 @@ def weight_codebook(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], 
 
     Args:
         weights: float32, shape (n, indices_per_id), all but the last of unit length.
+        sample: the rows that k-means sees; None: those of :func:`spaced`, without the last.
 
     Returns: codebook, float32, shape (n_codes, indices_per_id), all but the last of unit length; codes, uint8, shape (n,).
     """
     known, oov = weights[:-1], weights[-1:]
     # Sorting all rows would take longer than the rest, and is useless where the sample already holds too many distinct rows.
-    few = len(np.unique(_spaced(known), axis=0)) < MAX_CODES
+    seen = known[spaced(len(known)) if sample is None else sample]
+    few = len(np.unique(seen, axis=0)) < MAX_CODES
     codes: NDArray[np.integer]
-    distinct, codes = np.unique(known, axis=0, return_inverse=True) if few else _nearest(known)
+    distinct, codes = np.unique(known, axis=0, return_inverse=True) if few else _nearest(known, seen)
     if len(distinct) > MAX_CODES - 1:
-        distinct, codes = _nearest(known)
+        distinct, codes = _nearest(known, seen)
     codebook = np.concatenate([distinct, oov]).astype(np.float32)
     return codebook, np.append(codes.ravel(), len(distinct)).astype(np.uint8)
 
 
-def _nearest(known: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Codebook by k-means, float32, and the code of every row, int32."""
+def _nearest(known: NDArray[np.float32], seen: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Codebook by k-means over the rows ``seen``, float32, and the code of every row of ``known``, int32."""
     from scipy.cluster.vq import kmeans2, vq  # Of many modules, for few of the codebooks.
 
-    sample = _spaced(known).astype(np.float64)
+    sample = seen.astype(np.float64)
     # Initial centres are rows evenly spaced by their first weight, so that nothing is random.
     ordered = sample[np.argsort(sample[:, 0], kind="stable")]
     start = ordered[np.linspace(0, len(ordered) - 1, MAX_CODES - 1).astype(np.int64)]
@@ -75,6 +79,6 @@ def nearest_codes(weights: NDArray[np.float32], codebook: NDArray[np.float32]) -
     return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.uint8)
 
 
-def _spaced(known: NDArray[np.float32]) -> NDArray[np.float32]:
-    """At most SAMPLE of the rows, evenly spaced."""
-    return known[np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(np.int64)]
+def spaced(n: int) -> NDArray[np.int64]:
+    """At most SAMPLE of the numbers 0, ..., n - 1, evenly spaced."""
+    return np.linspace(0, n - 1, min(SAMPLE, n)).astype(np.int64)

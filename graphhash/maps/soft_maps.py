@@ -20,6 +20,7 @@ from graphhash.graph.local import LocalGraph
 from graphhash.maps.affinities import affinity_rows, one_hot, row_degrees
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.codebook import weight_codebook
+from graphhash.maps.folded_map import FoldIndex
 from graphhash.maps.hashes import frequency_rows, universal_hash
 
 HOPS = ("1", "2", "1+2")
@@ -35,6 +36,7 @@ def soft_maps(
     indices_per_id: int = 16,
     hops: str = "1+2",
     folds: Sequence[csr_array] = (),
+    fold_indices: tuple[FoldIndex, FoldIndex] | None = None,
 ) -> tuple[BucketMap, BucketMap]:
     """Every id reads the buckets around it.
 
@@ -60,27 +62,40 @@ def soft_maps(
         indices_per_id: table rows read per id.
         hops: "1", "2" or "1+2".
         folds: graphs of the same users and items to take affinities from instead, each for a fold of the training rows: the maps have
-            ``len(folds) * n`` ids, and number ``f * n + id`` is ``id`` as it looks in ``folds[f]``.
+            ``len(folds) * n`` ids, and number ``f * n + id`` is ``id`` as it looks in ``folds[f]``. They are taken one after the other,
+            so that a sequence may make each when it is asked for.
+        fold_indices: of users and of items, with ``folds``: the maps have the entries of these alone
+            (``graphhash.maps.folded_map.FoldedMap``), and so take fewer bytes where most ids occur in few folds.
 
     Returns: user map and item map.
 
     Raises:
         ArgumentError: shapes of graphs and labels differ, indices_per_id is below 1, or hops is none of the three.
     """
-    found: dict[str, list[tuple[NDArray[np.int32], NDArray[np.float32]]]] = {side: [] for side in SIDES}
-    for graph in (biadjacency, *folds):
+    check_soft(biadjacency.shape, labels, indices_per_id, hops)
+    indices = dict(zip(SIDES, fold_indices, strict=True)) if fold_indices is not None else {}
+    n_ids = dict(zip(SIDES, biadjacency.shape, strict=True))
+    found: dict[str, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
+    for side in SIDES:
+        n = indices[side].n_entries if indices else max(1, len(folds)) * n_ids[side]
+        found[side] = np.empty((n, indices_per_id), np.int32), np.empty((n, indices_per_id), np.float32)
+    for number, graph in enumerate(folds or (biadjacency,)):
         check_soft(graph.shape, labels, indices_per_id, hops)
-    for graph in folds or (biadjacency,):
         graphs = {"users": graph, "items": graph.T.tocsr()}
         plan = SoftPlan.of(labels, row_degrees(graphs["users"]), row_degrees(graphs["items"]), hops)
         for side, other in (SIDES, SIDES[::-1]):
+            place: slice | NDArray = slice(number * n_ids[side], (number + 1) * n_ids[side])
+            read = graphs[side]
+            if indices:
+                ids, place = indices[side].of_fold(number)
+                read = csr_array(read[ids])
             sources = plan.sources(other, graphs[other], 0)
-            found[side].append(affinity_rows(graphs[side], sources, indices_per_id, split=plan.n_user_buckets))
-    maps = []
-    for side in SIDES:
-        rows, weights = (np.concatenate(parts) for parts in zip(*found[side], strict=True))
-        maps.append(plan.bucket_map(side, rows, weights, "soft"))
-    return maps[0], maps[1]
+            top = affinity_rows(read, sources, indices_per_id, split=plan.n_user_buckets)
+            for array, part in zip(found[side], top, strict=True):
+                array[place] = part
+    samples = {side: index.sample for side, index in indices.items()}
+    users, items = (plan.bucket_map(side, *found.pop(side), "soft", samples.get(side)) for side in SIDES)
+    return users, items
 
 
 def double_soft_maps(
@@ -93,6 +108,7 @@ def double_soft_maps(
     own: float = 0.5,
     frequencies: tuple[NDArray, NDArray] | None = None,
     folds: Sequence[csr_array] = (),
+    fold_indices: tuple[FoldIndex, FoldIndex] | None = None,
     seed: int,
 ) -> tuple[BucketMap, BucketMap]:
     """:func:`soft_maps` with one more index of weight 1, hashed from the id, so that ids stay distinguishable.
@@ -102,7 +118,7 @@ def double_soft_maps(
     ``graphhash.maps.hashes.frequency_map``. The number of table rows is the same in any case.
 
     Args:
-        biadjacency, labels, hops, folds: as in :func:`soft_maps`.
+        biadjacency, labels, hops, folds, fold_indices: as in :func:`soft_maps`.
         indices_per_id: table rows read per id, the hashed one among them; at least 2.
         share: of each side's rows, in [0, 1), for hashed indices alone.
         own: part of these, in [0, 1), that belongs to one frequent id each.
@@ -126,17 +142,24 @@ def double_soft_maps(
             )
         kept = {"user_rows": labels.user_rows - n_free[0], "item_rows": labels.item_rows - n_free[1]}
         labels = fit_rows(LocalGraph(biadjacency), labels, **kept)
-    softs = soft_maps(biadjacency, labels, indices_per_id=indices_per_id - 1, hops=hops, folds=folds)
-    n_folds = max(1, len(folds))
+    softs = soft_maps(
+        biadjacency, labels, indices_per_id=indices_per_id - 1, hops=hops, folds=folds, fold_indices=fold_indices
+    )
+    n_folds, indices = max(1, len(folds)), fold_indices or (None, None)
+    # Of every entry of the maps, the id that it stands for.
+    ids = [
+        np.tile(np.arange(n), n_folds) if index is None else index.ids()
+        for n, index in zip(biadjacency.shape, indices, strict=True)
+    ]
     if not share:
-        users, items = (with_hashed_row(soft, number, n_folds=n_folds, seed=seed) for number, soft in enumerate(softs))
+        users, items = (with_hashed_row(soft, number, ids[number], seed=seed) for number, soft in enumerate(softs))
         return users, items
     if frequencies is None:
         frequencies = row_degrees(biadjacency), row_degrees(biadjacency.T.tocsr())
     maps = []
     for number, (soft, degrees) in enumerate(zip(softs, frequencies, strict=True)):
         rows = frequency_rows(degrees, n_free[number], int(own * n_free[number]), np.random.default_rng([seed, number]))
-        maps.append(_with_own_rows(soft, number, np.tile(rows, n_folds), n_free))
+        maps.append(_with_own_rows(soft, number, rows[ids[number]], n_free))
     return maps[0], maps[1]
 
 
@@ -151,17 +174,18 @@ def n_soft_indices(indices_per_id: int) -> int:
     return indices_per_id - 1
 
 
-def with_hashed_row(soft: BucketMap, number: int, *, n_folds: int = 1, seed: int) -> BucketMap:
+def with_hashed_row(soft: BucketMap, number: int, ids: NDArray[np.int64] | None = None, *, seed: int) -> BucketMap:
     """A soft map with an index hashed from the id appended, of weight 1, into all rows of its table.
 
     Args:
         number: 0 for users and 1 for items, whose hash functions differ.
-        n_folds: folds of the map, see :func:`soft_maps`; an id has the same hashed index in all of them.
+        ids: of every entry of a map by folds, shape (soft.n_ids,): an id has the same hashed index in all of them. None: 0, 1, ...
         seed: draws the hash functions.
     """
     n_rows = soft.n_buckets - (2 if soft.shared else 1)
-    hashed = universal_hash(np.arange(soft.n_ids // n_folds), n_rows, np.random.default_rng([seed, number]))
-    return _with_last_index(soft, soft.rows, np.append(np.tile(hashed, n_folds), soft.oov_row), soft.n_buckets)
+    ids = np.arange(soft.n_ids) if ids is None else ids
+    hashed = universal_hash(ids, n_rows, np.random.default_rng([seed, number]))
+    return _with_last_index(soft, soft.rows, np.append(hashed, soft.oov_row), soft.n_buckets)
 
 
 def _with_own_rows(soft: BucketMap, number: int, rows: NDArray[np.int64], n_free: tuple[int, int]) -> BucketMap:
@@ -175,9 +199,14 @@ def _with_own_rows(soft: BucketMap, number: int, rows: NDArray[np.int64], n_free
     n_oov = 2 if soft.shared else 1
     n_new = sum(n_free) if soft.shared else n_free[number]
     start = soft.n_buckets - n_oov + (n_free[0] if soft.shared and number else 0)
+    last = np.append(start + rows, soft.oov_row + n_new)
     # The OOV row moves to the end, also for ids without neighbours, which read it.
-    moved = np.where(soft.rows == soft.oov_row, soft.oov_row + n_new, soft.rows)
-    return _with_last_index(soft, moved, np.append(start + rows, soft.oov_row + n_new), soft.n_buckets + n_new)
+    return _with_last_index(
+        soft,
+        np.where(soft.rows == soft.oov_row, np.int32(soft.oov_row + n_new), soft.rows),
+        last,
+        soft.n_buckets + n_new,
+    )
 
 
 def _with_last_index(soft: BucketMap, rows: NDArray, last: NDArray, n_buckets: int) -> BucketMap:
@@ -187,8 +216,9 @@ def _with_last_index(soft: BucketMap, rows: NDArray, last: NDArray, n_buckets: i
     codebook = np.column_stack([soft.codebook, np.ones(len(soft.codebook), np.float32)])
     # The OOV entry has a codebook row to itself.
     codebook[soft.codes[-1], -1] = 0
-    rows = np.column_stack([rows, last]).astype(np.int32)
-    return replace(soft, rows=rows, n_buckets=n_buckets, method="double_soft", codebook=codebook)
+    longer = np.empty((len(rows), rows.shape[1] + 1), np.int32)
+    longer[:, :-1], longer[:, -1] = rows, last
+    return replace(soft, rows=longer, n_buckets=n_buckets, method="double_soft", codebook=codebook)
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,22 +282,30 @@ class SoftPlan:
         total.sort_indices()
         return total
 
-    def bucket_map(self, side: str, rows: NDArray[np.int32], weights: NDArray[np.float32], method: str) -> BucketMap:
+    def bucket_map(
+        self,
+        side: str,
+        rows: NDArray[np.int32],
+        weights: NDArray[np.float32],
+        method: str,
+        sample: NDArray[np.integer] | None = None,
+    ) -> BucketMap:
         """The map of ``side``, with the OOV entry and row appended.
 
         Args:
             rows, weights: :func:`graphhash.maps.affinities.affinity_rows` of all ids, shape (n_ids, indices_per_id).
             method: name of the method, for reports.
+            sample: of the weight codebook (:func:`graphhash.maps.codebook.weight_codebook`).
         """
         shared = self.hops == "1+2"
         n_buckets = self.n_buckets[side] + (2 if shared else 1)
         oov_row = self.n_buckets[side] + (SIDES.index(side) if shared else 0)
+        rows = np.concatenate([rows, np.full((1, rows.shape[1]), oov_row, np.int32)])
         # Ids without neighbours read the OOV row of their side.
-        rows = np.where(rows == self.n_buckets[side], oov_row, rows)
-        rows = np.concatenate([rows, np.full((1, rows.shape[1]), oov_row)]).astype(np.int32)
+        rows[rows == self.n_buckets[side]] = oov_row
         of_oov = np.zeros((1, rows.shape[1]), np.float32)
         of_oov[0, 0] = 1
-        codebook, codes = weight_codebook(np.concatenate([weights, of_oov]))
+        codebook, codes = weight_codebook(np.concatenate([weights, of_oov]), sample)
         return BucketMap(rows, n_buckets, method, codebook=codebook, codes=codes, shared=shared)
 
 

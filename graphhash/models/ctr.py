@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.maps.folded_map import FoldedMap
 from graphhash.models.ctr_fields import FieldEmbeddings, TableSlice
 from graphhash.models.ctr_layers import CrossNetwork, DotInteraction, Dropout, Perceptron, fm_interaction
 from graphhash.nn.compressed import CompressedEmbedding
@@ -195,7 +196,7 @@ class CtrModel(nn.Module):
             logits = logits + self.bias(batch.categorical.index_select(1, self.bias_columns), ()).sum((1, 2))
         return logits
 
-    def use_folds(self, folded: Mapping[int, BucketMap]) -> None:
+    def use_folds(self, folded: Mapping[int, BucketMap | FoldedMap]) -> None:
         """Let batches with a ``fold`` read the tables of some columns, by number, through cross-fitted maps; others read as before.
 
         Raises:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.maps.folded_map import FoldedMap
 from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.kinds import Side, make_embedding
@@ -183,7 +184,7 @@ class FieldEmbeddings(nn.Module):
         vectors = torch.cat(fields, 1) if len(fields) > 1 else fields[0]
         return vectors if self.arrangement is None else vectors.index_select(1, self.arrangement)
 
-    def use_folds(self, folded: Mapping[int, BucketMap]) -> None:
+    def use_folds(self, folded: Mapping[int, BucketMap | FoldedMap]) -> None:
         """:meth:`BucketEmbedding.use_folds` of categorical columns, by their numbers.
 
         Raises:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.folded_map import FoldedMap
 from graphhash.nn.compressed import CompressedEmbedding, StoredTable, checked_ids
+from graphhash.nn.folds import FoldReads
 from graphhash.nn.pretrained import fitted_table
 from graphhash.nn.table_reads import MapRead, may_use_kernels, read_table, read_table_twice
 
@@ -50,8 +52,6 @@ class BucketEmbedding(CompressedEmbedding):
 
     rows: Tensor
     row_weights: Tensor
-    fold_rows: Tensor | None
-    fold_weights: Tensor | None
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class BucketEmbedding(CompressedEmbedding):
         self.weighted = bucket_map.codebook is not None or padding_idx is not None
         self.sparse, self.trains_oov = False, False
         self.oov_row = bucket_map.oov_row
-        last_rows, last_weights = bucket_map.rows[-1], bucket_map.weights[-1]
+        last_rows, last_weights = bucket_map.rows[-1], bucket_map.oov_weights
         self._oov_rows = tuple(dict.fromkeys(last_rows[last_weights != 0].tolist()))
         self._zero_rows = torch.from_numpy(last_rows).long()
         if table is not None and table.shape != (self.n_buckets, dim):
@@ -88,8 +88,7 @@ class BucketEmbedding(CompressedEmbedding):
         device, dtype = self.table.device, self.table.dtype
         self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()).to(device))
         self.register_buffer("row_weights", torch.from_numpy(bucket_map.weights).to(device, dtype))
-        self.register_buffer("fold_rows", None, persistent=False)
-        self.register_buffer("fold_weights", None, persistent=False)
+        self.folds: FoldReads | None = None
         self._silence_padding()
         if table is None:
             self.reset_parameters(generator)
@@ -170,35 +169,36 @@ class BucketEmbedding(CompressedEmbedding):
 
     @property
     def n_folds(self) -> int:
-        return 0 if self.fold_rows is None else (len(self.fold_rows) - 1) // self.n_ids
+        return 0 if self.folds is None else self.folds.n_folds
 
-    def use_folds(self, folded: BucketMap) -> None:
+    def use_folds(self, folded: BucketMap | FoldedMap) -> None:
         """Read ids that are given with a fold through a cross-fitted map of the same table (:func:`graphhash.soft_maps`).
 
         Args:
-            folded: of ``n_folds * n_ids`` ids; number ``fold * n_ids + id`` is ``id`` in that fold.
+            folded: a bucket map of ``n_folds * n_ids`` ids, where number ``fold * n_ids + id`` is ``id`` in that fold; or a
+                ``graphhash.maps.folded_map.FoldedMap``, whose arrays are not copied.
 
         Raises:
             ArgumentError: the map has another number of ids, table rows or indices per id, or another OOV row.
         """
+        folded = FoldedMap.of(folded) if isinstance(folded, BucketMap) else folded
         old = self.n_buckets, self.rows.shape[1], self.oov_row
         new = folded.n_buckets, folded.indices_per_id, folded.oov_row
-        if old != new or folded.n_ids % self.n_ids:
+        index, n_ids = folded.index, self.n_ids
+        if old != new or (folded.n_entries % n_ids if index is None else index.n_ids != n_ids):
             raise ArgumentError(
-                f"a map of {folded.n_ids} ids, with {new} rows, indices per id and OOV row, is none of folds of {self.n_ids} ids, {old}"
+                f"a map of {folded.n_entries if index is None else index.n_ids} ids, with {new} rows, indices per id and OOV row, "
+                f"is none of folds of {n_ids} ids, {old}"
             )
-        self.fold_rows = torch.from_numpy(folded.rows.copy()).to(self.rows.device)
-        self.fold_weights = torch.from_numpy(folded.weights).to(self.row_weights)
-        if self.padding_idx is not None:
-            self.fold_weights[self.padding_idx : -1 : self.n_ids] = 0
+        self.folds = FoldReads(folded, n_ids).to(self.row_weights.device)
+        self.folds.codebook = self.folds.codebook.to(self.row_weights)
 
     def entries(self, input: Tensor, fold: Tensor | None = None) -> MapRead:
         """The map that is read, and its entries, flat, of ids; arguments and errors as in :meth:`forward`."""
         ids = checked_ids(input)
-        if fold is None or self.fold_rows is None or self.fold_weights is None:
+        if fold is None or self.folds is None:
             return MapRead(self.rows, self.row_weights, ids.reshape(-1))
-        entries = torch.where(ids < self.n_ids, ids + fold * self.n_ids, len(self.fold_rows) - 1)
-        return MapRead(self.fold_rows, self.fold_weights, entries.reshape(-1))
+        return self.folds.read(ids, fold, self.padding_idx)
 
     def forward(self, input: Tensor, fold: Tensor | None = None) -> Tensor:
         """Vectors of ids, shape (*input.shape, dim).
@@ -209,7 +209,7 @@ class BucketEmbedding(CompressedEmbedding):
 
         Raises:
             TypeError: ``input`` is no tensor of integers.
-            IndexError: an id is out of range.
+            IndexError: an id is out of range, or has no entry in its fold.
         """
         read = self.entries(input, fold)
         vectors = read_table(self.table, read, weighted=self.weighted, untrained=self._untrained, sparse=self.sparse)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.folded_map import FoldedMap
 from graphhash.nn.compressed import CompressedEmbedding, StoredTable
 from graphhash.nn.embedding import BucketEmbedding, read_both
 
@@ -99,7 +100,7 @@ class ResidualEmbedding(CompressedEmbedding):
         """The mixture and the own numbers."""
         return [self.mixture, self.own]
 
-    def use_folds(self, folded: BucketMap) -> None:
+    def use_folds(self, folded: BucketMap | FoldedMap) -> None:
         """Read mixtures of ids that are given with a fold through a cross-fitted map; as :meth:`BucketEmbedding.use_folds`."""
         self.mixture.use_folds(folded)
 

@@ -26,6 +26,9 @@ from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.plain_adam import PlainAdam
 from graphhash.nn.table_reads import threads_for
 
+# Rows of one number that are brought up to date side by side, as many as some vector registers hold.
+LANES = 64
+
 
 @dataclass
 class _Waiting:
@@ -127,8 +130,11 @@ class RowAdam(PlainAdam):
         assert state is not None
         late = _late_rows(rows, waiting.done, waiting.n_steps)
         n_missed = waiting.n_steps - waiting.done[late]
+        if is_column := table.shape[1] == 1:
+            # Neighbours take about as many steps.
+            late = late[np.argsort(n_missed, kind="stable")]
         with threads_for(int(n_missed.sum()) * table.shape[1]):
-            _replay(
+            (_replay_column if is_column else _replay)(
                 late, waiting.done, waiting.n_steps, waiting.step_sizes, waiting.scales, kernel_constants(self.param_groups[0]),
                 table.numpy(), state["exp_avg"].numpy(), state["exp_avg_sq"].numpy(),
             )  # fmt: skip
@@ -221,6 +227,39 @@ def _replay(rows, done, n_steps, step_sizes, scales, constants, table, first, se
                 m[d] += rate1 * (gradient - m[d])
                 v[d] = keep2 * v[d] + rate2 * gradient * gradient
                 p[d] -= step_size * m[d] / (np.sqrt(v[d]) * scale + epsilon)
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def _replay_column(rows, done, n_steps, step_sizes, scales, constants, table, first, second):
+    """:func:`_replay` of rows of one number: LANES of them take a step at a time, each from its own first step on.
+
+    A number that is 0 and has never had a gradient stays so, step by step.
+    """
+    decay, rate1, keep2, rate2, epsilon = constants
+    for group in prange((len(rows) + LANES - 1) // LANES):
+        own = rows[group * LANES : (group + 1) * LANES]
+        p, m, v = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+        begin, earliest = np.full(LANES, n_steps, np.int32), n_steps
+        for lane in range(len(own)):
+            row = own[lane]
+            p[lane], m[lane], v[lane] = table[row, 0], first[row, 0], second[row, 0]
+            if p[lane] != 0 or m[lane] != 0 or v[lane] != 0:
+                begin[lane] = done[row]
+                earliest = min(earliest, begin[lane])
+        for step in range(earliest, n_steps):
+            step_size, scale = step_sizes[step], scales[step]
+            for lane in range(LANES):
+                gradient = decay * p[lane]
+                next_m = m[lane] + rate1 * (gradient - m[lane])
+                next_v = keep2 * v[lane] + rate2 * gradient * gradient
+                next_p = p[lane] - step_size * next_m / (np.sqrt(next_v) * scale + epsilon)
+                begun = begin[lane] <= step
+                m[lane] = next_m if begun else m[lane]
+                v[lane] = next_v if begun else v[lane]
+                p[lane] = next_p if begun else p[lane]
+        for lane in range(len(own)):
+            row = own[lane]
+            table[row, 0], first[row, 0], second[row, 0] = p[lane], m[lane], v[lane]
 
 
 @njit(cache=True, parallel=True, error_model="numpy")

@@ -23,8 +23,9 @@ from pipeline.ctr.budget import resolve_method
 from pipeline.ctr.cluster import cluster_ctr, clustering_labels
 from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import predict, table_rows
+from pipeline.ctr.folds import cross_fitted_maps, draw_folds
 from pipeline.ctr.ingest import ingest_ctr
-from pipeline.ctr.maps import MapOptions, cross_fitted_maps, draw_folds, find_pairs, make_maps, pair_graph
+from pipeline.ctr.maps import MapOptions, find_pairs, make_maps, pair_graph
 from pipeline.ctr.method_spec import method_spec
 from pipeline.ctr.settings import ctr_settings
 from pipeline.ctr.train import SCORES, ctr_loss, seldom_tables
@@ -117,8 +118,7 @@ def _model_maker(
         model = method_spec(config, features, method, labels).build(
             maps, len(features.dense), len(features.multi_valued)
         )
-        folded = cross_fitted_maps(features, train, graphs, labels, method, fold, options)
-        model.use_folds(folded)
+        model.use_folds(dict(cross_fitted_maps(features, train, graphs, labels, method, fold, options)))
         return model
 
     return make

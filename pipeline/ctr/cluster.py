@@ -1,5 +1,7 @@
 """The cluster stage of CTR: the graph of every pair of columns, clustered to a budget that the pairs share.
 
+Pairs are clustered by Ray tasks where Ray is running, else one after the other in this process, with the same bytes.
+
 Files (``RUN/cluster/``): ``N/labels_users.npy`` and ``N/labels_items.npy`` of pair N (`pipeline.ctr.maps.find_pairs`; its first column
 stands for users), and ``cluster.json``.
 """
@@ -25,6 +27,7 @@ from pipeline.ctr.budget import rows_of_columns
 from pipeline.ctr.data import Features
 from pipeline.ctr.defaults import clustering_budget
 from pipeline.ctr.maps import Pair, check_compressed, find_pairs, pair_graph
+from pipeline.distributed.session import is_running, run_tasks
 from pipeline.maps.communities import describe_communities, load_communities, save_communities
 from pipeline.storage.atomic import write_json_atomic
 
@@ -53,43 +56,64 @@ def cluster_ctr(config: RunConfig, ingest_dir: Path, out_dir: Path) -> dict[str,
     settings: dict[str, Any] = {
         "method": config.cluster.method,
         "max_size": config.cluster.max_size,
-        "threads": config.cluster.threads,
+        # A task has one CPU.
+        "threads": 1 if is_running() else config.cluster.threads,
         "tolerance": config.cluster.tolerance,
         "max_cycles": config.cluster.max_cycles,
     }
-    train, facts = features.part("train"), []
-    for number, pair in enumerate(pairs):
-        graph = pair_graph(features, train, pair)
-        names = pair.names(features)
-        try:
-            options: dict[str, Any] = {"resolution": value} if rows is None else {"rows": rows[number]}
-            labels = cluster_connected(graph, **options, **settings)
-        except ValueError as error:
-            raise DataError(f"columns {names[0]!r} and {names[1]!r}: {error}") from error
-        folder = out_dir / str(number)
-        folder.mkdir()
-        save_communities(labels, folder)
-        # Ids without a positive sample are one community per side, which is not connected.
-        linked = _linked(graph, labels)
-        facts.append(
-            {
-                "columns": list(names),
-                "compressed": list(pair.compressed),
-                "method": config.cluster.method,
-                **describe_communities(*linked),
-            }
-            | {"user_rows": labels.user_rows, "item_rows": labels.item_rows, "rows": labels.rows, "n_edges": graph.nnz}
-            | {"n_isolated": [int((np.diff(side.indptr) == 0).sum()) for side in (graph, csr_array(graph.T.tocsr()))]}
-        )
+    ingest_dir, out_dir = ingest_dir.absolute(), out_dir.absolute()
+    budgets: list[dict[str, Any]] = [
+        {"resolution": value} if rows is None else {"rows": rows[n]} for n in range(len(pairs))
+    ]
+    tasks = [(ingest_dir, out_dir, number, settings | budget) for number, budget in enumerate(budgets)]
+    facts = run_tasks(_cluster_pair, tasks, label="cluster")
     result = {"budget": kind, "pairs": facts, "seconds": round(time.perf_counter() - started, 3)}
     write_json_atomic(out_dir / "cluster.json", result)
     return result
+
+
+def _cluster_pair(ingest_dir: Path, out_dir: Path, number: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Cluster the pair of this number, write its communities, and return its figures.
+
+    Args:
+        options: of :func:`graphhash.clustering.connected.cluster_connected`.
+    """
+    features = Features.open(ingest_dir)
+    pair = find_pairs(features)[number]
+    graph = pair_graph(features, features.part("train"), pair)
+    names = pair.names(features)
+    try:
+        labels = cluster_connected(graph, **options)
+    except ValueError as error:
+        raise DataError(f"columns {names[0]!r} and {names[1]!r}: {error}") from error
+    folder = out_dir / str(number)
+    folder.mkdir()
+    save_communities(labels, folder)
+    # Ids without a positive sample are one community per side, which is not connected.
+    linked = _linked(graph, labels)
+    return {
+        "columns": list(names),
+        "compressed": list(pair.compressed),
+        "method": options["method"],
+        **describe_communities(*linked),
+        "user_rows": labels.user_rows,
+        "item_rows": labels.item_rows,
+        "rows": labels.rows,
+        "n_edges": graph.nnz,
+        "n_isolated": [int((np.diff(side.indptr) == 0).sum()) for side in (graph, csr_array(graph.T.tocsr()))],
+    }
 
 
 def clustering_labels(cluster_dir: Path) -> list[Labels]:
     """Labels of all pairs, as :func:`cluster_ctr` wrote them."""
     facts = json.loads((cluster_dir / "cluster.json").read_text(encoding="utf-8"))
     return [load_communities(cluster_dir / str(number), pair) for number, pair in enumerate(facts["pairs"])]
+
+
+def pair_labels(cluster_dir: Path, number: int) -> Labels:
+    """Those of one pair."""
+    facts = json.loads((cluster_dir / "cluster.json").read_text(encoding="utf-8"))
+    return load_communities(cluster_dir / str(number), facts["pairs"][number])
 
 
 def pair_rows(features: Features, pairs: Sequence[Pair], total: int) -> list[int | tuple[int, int]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ class Part:
             found.append(read_slice(self.categorical, start, start + BLOCK_ROWS)[positive][:, columns])
         return np.concatenate(found)
 
+    def entry_blocks(self, columns: Sequence[int]) -> Iterator[NDArray[np.int32]]:
+        """Entries of some categorical columns in all rows, in order, block by block, shape (n, n_columns) each."""
+        for start in range(0, len(self), BLOCK_ROWS):
+            yield read_slice(self.categorical, start, start + BLOCK_ROWS)[:, columns]
+
 
 @dataclass(frozen=True, eq=False)
 class JoinedParts:
@@ -124,6 +130,10 @@ class JoinedParts:
     def positive_entries(self, columns: Sequence[int]) -> NDArray[np.int32]:
         """As :meth:`Part.positive_entries`."""
         return np.concatenate([part.positive_entries(columns) for part in self.parts])
+
+    def entry_blocks(self, columns: Sequence[int]) -> Iterator[NDArray[np.int32]]:
+        """As :meth:`Part.entry_blocks`."""
+        return itertools.chain.from_iterable(part.entry_blocks(columns) for part in self.parts)
 
 
 def batch_of(tensors: Sequence[torch.Tensor], n_multi_valued: int) -> FeatureBatch:

@@ -16,10 +16,11 @@ from graphhash.nn.embedding import BucketEmbedding
 from pipeline.ctr.cluster import clustering_labels
 from pipeline.ctr.data import Features, Part
 from pipeline.ctr.evaluate import BLOCK, predict
+from pipeline.ctr.method_maps import FOLDS, write_method_maps
 from pipeline.ctr.method_spec import method_spec
 from pipeline.ctr.settings import ctr_settings
-from pipeline.ctr.train import FOLDS, SCORES, fit_ctr_task, make_method_maps
-from pipeline.ctr.weights import load_folds
+from pipeline.ctr.train import SCORES, fit_ctr_task
+from pipeline.ctr.weights import load_folds, load_maps
 from pipeline.task import TRAIN_PARTS, StageContext
 from pipeline.training.examples import BLOCK_ROWS, BUFFER_BLOCKS, IN_MEMORY_BYTES
 from pipeline.training.loop import FitSettings
@@ -79,7 +80,8 @@ def measure_training(context: StageContext, method: str, out: Path, growth: Grow
     rows = features.part("train")
     times = n_train / len(rows)
     before, started = peak_mib(reset=True), time.perf_counter()
-    maps = make_method_maps(context, features, method, features.rows_of(TRAIN_PARTS), out)
+    write_method_maps(context, method, TRAIN_PARTS, out)
+    maps = load_maps(out, features)
     made = time.perf_counter() - started
     n_multi_valued = len(features.multi_valued)
     spec = method_spec(config, features, method, clustering_labels(context.cluster_dir))

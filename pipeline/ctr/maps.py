@@ -6,7 +6,7 @@ for users and its second for items. A column whose partner has another partner, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from graphhash.clustering.labels import Labels
 from graphhash.errors import DataError
 from graphhash.graph.bipartite import biadjacency
 from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.folded_map import FoldIndex
 from graphhash.maps.hashes import double_frequency_map, double_map, frequency_map, modulo_map, quotient_remainder_map
 from graphhash.maps.soft_maps import double_soft_maps, soft_maps
 from pipeline.ctr.data import Features, JoinedParts, Part
@@ -29,9 +30,6 @@ from pipeline.maps.methods import METHODS, Inputs
 
 # Pairs draw their hash functions apart from each other; a pair uses its seed and the next one.
 SEEDS_PER_PAIR = 2
-# Training rows are split into so many folds, each of which reads mixtures made without its own positive samples. Validation log loss of
-# DLRM with soft on Frappe: 5 .1250, 10 .1236, 20 .1232; 15 % of the pairs hidden from all rows .168. Training holds a map per fold.
-N_FOLDS = 8
 # What `map.hops=auto` is for CTR.
 CTR_HOPS = "1+2"
 # The mixtures of `full_soft` are those of `soft`. They are not stored, so their communities follow no budget: those of this resolution.
@@ -97,7 +95,7 @@ def pair_graph(features: Features, part: Part | JoinedParts, pair: Pair) -> csr_
     Raises:
         DataError: no positive sample has both.
     """
-    graph = _graph(features, pair, part.positive_entries(pair.columns))
+    graph = entries_graph(features, pair, part.positive_entries(pair.columns))
     if not graph.nnz:
         names = " and ".join(map(repr, pair.names(features)))
         raise DataError(
@@ -106,18 +104,7 @@ def pair_graph(features: Features, part: Part | JoinedParts, pair: Pair) -> csr_
     return graph
 
 
-def draw_folds(n_rows: int, seed: int) -> NDArray[np.uint8]:
-    """A fold for every training row, in [0, N_FOLDS), shape (n_rows,)."""
-    return np.random.default_rng([seed, N_FOLDS]).integers(0, N_FOLDS, n_rows, dtype=np.uint8)
-
-
-def fold_graphs(features: Features, part: Part | JoinedParts, pair: Pair, fold: NDArray[np.uint8]) -> list[csr_array]:
-    """:func:`pair_graph` for the rows of each fold: without their own positive samples, but with those of the same pair in other rows."""
-    entries, fold = part.positive_entries(pair.columns), fold[np.asarray(part.labels) > 0]
-    return [_graph(features, pair, entries[fold != number]) for number in range(N_FOLDS)]
-
-
-def _graph(features: Features, pair: Pair, entries: NDArray[np.int32]) -> csr_array:
+def entries_graph(features: Features, pair: Pair, entries: NDArray[np.int32]) -> csr_array:
     """The graph of the entries of both columns, shape (n, 2), OOV ids left out."""
     shape = [features.columns[number].n_ids for number in pair.columns]
     first, second = entries[(entries < shape).all(1)].T
@@ -134,15 +121,12 @@ def make_maps(
     labels: Sequence[Labels],
     method: str,
     options: MapOptions,
-    folds: Callable[[Pair], Sequence[csr_array]] = lambda pair: (),
 ) -> list[BucketMap]:
     """The bucket map of every categorical column, then of every multi-valued one.
 
     Args:
         graphs, labels: of the pairs of `find_pairs`.
         method: one of METHODS; those that keep a row for every id hash nothing, what the schema hashes neither.
-        folds: gives the graphs of a pair by folds (:func:`fold_graphs`), while its maps are made: the mixtures of soft methods are then
-            those of folds (:func:`graphhash.soft_maps`), for training.
 
     Raises:
         DataError: the method cannot make maps of these graphs.
@@ -150,13 +134,22 @@ def make_maps(
     maps: dict[int, BucketMap] = {}
     for number, pair in enumerate(mapped_pairs(features, method)):
         inputs = pair_inputs(features, pair, number, graphs[number], labels[number], method, options)
-        maps |= _pair_maps(features, pair, inputs, method, folds(pair))
-    for number, column in enumerate(features.columns):
-        category = features.schema.category(column.name)
-        if number not in maps and category.rows is not None and not keeps_every_row(method):
-            counts = features.counts(column)[:-1]
-            maps[number] = hashed_map(category.compress, column.n_ids, category.rows, counts, options.seed + number)
-    return [maps.get(number) or full_map(column.n_ids) for number, column in enumerate(features.all_columns)]
+        maps |= pair_maps(features, pair, inputs, method)
+    columns = range(len(features.all_columns))
+    return [
+        maps[number] if number in maps else single_map(features, number, method, options.seed) for number in columns
+    ]
+
+
+def single_map(features: Features, number: int, method: str, seed: int) -> BucketMap:
+    """The map of a column that no pair compresses: the hash of the schema, or the identity."""
+    column = features.all_columns[number]
+    if number >= len(features.columns) or keeps_every_row(method):
+        return full_map(column.n_ids)
+    category = features.schema.category(column.name)
+    if category.rows is None:
+        return full_map(column.n_ids)
+    return hashed_map(category.compress, column.n_ids, category.rows, features.counts(column)[:-1], seed + number)
 
 
 def pair_inputs(
@@ -183,9 +176,9 @@ def pair_ways(features: Features, pair: Pair, method: str) -> list[str | None]:
 
 
 def way_maps(
-    features: Features, pair: Pair, way: str, inputs: Inputs, folds: Sequence[csr_array] = ()
+    features: Features, pair: Pair, way: str, inputs: Inputs, folds: Folds | None = None
 ) -> tuple[BucketMap, BucketMap]:
-    """The maps that a method makes of a pair, of both sides.
+    """The maps that a method makes of a pair, of both sides; with ``folds`` those of folds, if it mixes.
 
     Raises:
         DataError: it cannot make any.
@@ -197,8 +190,8 @@ def way_maps(
         raise DataError(f"method {way!r} of columns {names}: {error}") from error
 
 
-def _pair_maps(
-    features: Features, pair: Pair, inputs: Inputs, method: str, folds: Sequence[csr_array]
+def pair_maps(
+    features: Features, pair: Pair, inputs: Inputs, method: str, folds: Folds | None = None
 ) -> dict[int, BucketMap]:
     """The maps of the columns that a pair compresses, by number."""
     ways = pair_ways(features, pair, method)
@@ -228,35 +221,18 @@ def alone(bucket_map: BucketMap) -> BucketMap:
     return replace(bucket_map, rows=rows, n_buckets=last + 1, shared=False)
 
 
-def cross_fitted_maps(
-    features: Features,
-    part: Part | JoinedParts,
-    graphs: Sequence[csr_array],
-    labels: Sequence[Labels],
-    method: str,
-    fold: NDArray[np.uint8],
-    options: MapOptions,
-) -> dict[int, BucketMap]:
-    """For training: the maps of the columns that are read by folds, by number (:meth:`graphhash.models.ctr.CtrModel.use_folds`).
+@dataclass(frozen=True, eq=False)
+class Folds:
+    """What the maps of a pair are cross-fitted by: the graph of every fold, and which ids of both columns are read in it."""
 
-    None unless the method is soft: communities and hashes are the same for all rows.
-
-    Args:
-        part: train.  fold: of its rows (:func:`draw_folds`).  graphs, labels, method, options: as for :func:`make_maps`.
-
-    Raises:
-        DataError: as :func:`make_maps`.
-    """
-    if method not in SOFT_SETTINGS:
-        return {}
-    maps = make_maps(features, graphs, labels, method, options, lambda pair: fold_graphs(features, part, pair, fold))
-    return {
-        number: maps[number] for number, column in enumerate(features.columns) if maps[number].n_ids != column.n_ids
-    }
+    graphs: Sequence[csr_array]
+    indices: tuple[FoldIndex, FoldIndex]
 
 
-def _soft(method: str, inputs: Inputs, folds: Sequence[csr_array]) -> tuple[BucketMap, BucketMap]:
-    settings = {**SOFT_SETTINGS[method], "indices_per_id": inputs.indices_per_id, "hops": inputs.hops, "folds": folds}
+def _soft(method: str, inputs: Inputs, folds: Folds | None) -> tuple[BucketMap, BucketMap]:
+    settings = {**SOFT_SETTINGS[method], "indices_per_id": inputs.indices_per_id, "hops": inputs.hops}
+    if folds is not None:
+        settings |= {"folds": folds.graphs, "fold_indices": folds.indices}
     if method != "double_soft":
         return soft_maps(inputs.graph, inputs.labels, **settings)
     return double_soft_maps(inputs.graph, inputs.labels, frequencies=inputs.frequencies, seed=inputs.seed, **settings)
@@ -279,9 +255,9 @@ def own_columns(features: Features, method: str) -> list[int]:
     return sorted(c for c in used if _way(features, c, method) == method)
 
 
-def own_labels(graphs: Sequence[csr_array]) -> list[Labels]:
-    """Communities of all pairs for a method that takes none from the clustering."""
-    return [cluster_connected(graph, resolution=OWN_RESOLUTION) for graph in graphs]
+def own_labels(graph: csr_array) -> Labels:
+    """Communities of a pair for a method that takes none from the clustering."""
+    return cluster_connected(graph, resolution=OWN_RESOLUTION)
 
 
 def hashed_map(name: str, n_ids: int, n_rows: int, counts: NDArray[np.int64], seed: int) -> BucketMap:

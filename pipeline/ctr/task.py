@@ -228,8 +228,11 @@ class Ctr:
         return planned_precision_of(config, method)
 
     def needs_ray(self, stage: str, config: RunConfig) -> bool:
+        from pipeline.distributed.session import on_cluster
         from pipeline.training.machine import trains_on_ray
 
+        if stage == "cluster":
+            return on_cluster(config.run.address)  # On one machine its threads do the same work.
         return stage == "train" and trains_on_ray(config)
 
     def settings(self, stage: str, config: RunConfig, method: str = "") -> dict[str, Any]:

@@ -17,30 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from graphhash.maps.bucket_map import BucketMap, full_map
+from graphhash.maps.bucket_map import full_map
 from graphhash.models.ctr import CtrModel, compressed_columns
 from graphhash.models.ctr_layers import binary_loss
 from graphhash.nn.embedding import BucketEmbedding
-from pipeline.ctr.budget import resolve_method
 from pipeline.ctr.cluster import clustering_labels
 from pipeline.ctr.data import Features, JoinedParts, Part, batch_of
 from pipeline.ctr.defaults import keeps_every_row
 from pipeline.ctr.derived import derive_ctr
 from pipeline.ctr.evaluate import measure, predict
-from pipeline.ctr.maps import (
-    MapOptions,
-    cross_fitted_maps,
-    draw_folds,
-    make_maps,
-    mapped_pairs,
-    own_labels,
-    pair_graph,
-)
+from pipeline.ctr.method_maps import FOLDS, write_method_maps
 from pipeline.ctr.method_spec import method_spec
 from pipeline.ctr.models import seldom_read
 from pipeline.ctr.settings import ctr_settings
 from pipeline.ctr.stored_otherwise import with_embeddings
-from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_folds, save_maps
+from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_maps
 from pipeline.maps.methods import METHODS
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import TRAIN_PARTS, StageContext
@@ -50,8 +41,6 @@ from pipeline.training.loop import FitSettings, LossOf, Objective, fit
 from pipeline.training.memory import training_bytes
 from pipeline.training.resolved import resolved_settings
 
-# Folder of the maps by folds, while there are such.
-FOLDS = "folds"
 # The metric that the loop maximises, by ``train.score``.
 SCORES = {"auc": "auc", "log_loss": "negative_log_loss"}
 
@@ -87,7 +76,8 @@ def fit_ctr(
         were defaults, and the maps' hashes.
     """
     config, features = context.config, Features.open(context.ingest_dir)
-    maps = make_method_maps(context, features, method, features.rows_of(parts), out)
+    write_method_maps(context, method, parts, out)
+    maps = load_maps(out, features)
     spec = method_spec(config, features, method, clustering_labels(context.cluster_dir))
     id_scalars = spec.id_bias and bool(compressed_columns(spec, maps, len(features.multi_valued)))
     settings = ctr_settings(config, len(features.part("train")), id_scalars=id_scalars)
@@ -108,7 +98,10 @@ def fit_ctr(
         "settings": settings,
         "score": SCORES[config.train.score],
     }
+    # The job reads them from their files: a large log's maps are not held twice.
+    del maps
     state = run_job(job, config.train, method, session)
+    maps = load_maps(out, features)
     model = spec.build(maps, len(features.dense), len(features.multi_valued))
     model.load_state_dict(state["best"])
     if (out / FOLDS).is_dir():
@@ -142,23 +135,6 @@ def _facts(state: Mapping[str, Any], settings: FitSettings, model: CtrModel) -> 
         "training_bytes": training_bytes(model),
         "training_bytes_measured": state["training_bytes"],
     }
-
-
-def make_method_maps(
-    context: StageContext, features: Features, method: str, rows: JoinedParts, out: Path
-) -> list[BucketMap]:
-    """The maps of a method, of the communities and the positive samples among ``rows``, written into ``out``; those by folds as well."""
-    graphs = [pair_graph(features, rows, pair) for pair in mapped_pairs(features, method)]
-    labels = own_labels(graphs) if keeps_every_row(method) else clustering_labels(context.cluster_dir)
-    resolved, seed = resolve_method(context.config, features, method), context.config.map.seed
-    options = MapOptions(resolved.indices_per_id, resolved.hops, seed)
-    maps = make_maps(features, graphs, labels, method, options)
-    save_maps(maps, out)
-    fold = draw_folds(len(rows), seed)
-    if folded := cross_fitted_maps(features, rows, graphs, labels, method, fold, options):
-        (out / FOLDS).mkdir()
-        save_folds(out / FOLDS, folded, fold)
-    return maps
 
 
 def ctr_loss(n_multi_valued: int) -> LossOf:
@@ -212,8 +188,11 @@ def training_examples(
 def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
     """What each worker does: load, and fit (see ``pipeline.training``)."""
     features, settings = Features.open(Path(job["ingest"])), job["settings"]
-    maps = load_maps(Path(job["folder"]), features)
-    model = job["spec"].build(maps, len(features.dense), len(features.multi_valued)).to(device)
+    model = (
+        job["spec"]
+        .build(load_maps(Path(job["folder"]), features), len(features.dense), len(features.multi_valued))
+        .to(device)
+    )
     fold = None
     if (folder := Path(job["folder"]) / FOLDS).is_dir():
         folded, fold = load_folds(folder)

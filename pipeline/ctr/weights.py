@@ -22,8 +22,10 @@ from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import EmbeddingSpec
+from graphhash.maps.folded_map import FoldedMap, FoldIndex
 from graphhash.models.ctr import CtrModel, CtrSpec
 from pipeline.ctr.data import Features
+from pipeline.storage.atomic import write_json_atomic
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +46,15 @@ class TrainedCtr:
 
 
 def save_maps(maps: Sequence[BucketMap], method_dir: Path) -> None:
-    """Write the bucket maps."""
+    """Write the bucket maps of all columns."""
     (method_dir / "maps").mkdir(exist_ok=True)
     for number, bucket_map in enumerate(maps):
-        bucket_map.save(method_dir / "maps" / f"{number:02d}.npz")
+        save_map(bucket_map, method_dir, number)
+
+
+def save_map(bucket_map: BucketMap, method_dir: Path, number: int) -> None:
+    """Write the map of one column."""
+    bucket_map.save(method_dir / "maps" / f"{number:02d}.npz")
 
 
 def load_maps(method_dir: Path, features: Features) -> list[BucketMap]:
@@ -65,18 +72,31 @@ def load_maps(method_dir: Path, features: Features) -> list[BucketMap]:
     return maps
 
 
-def save_folds(folder: Path, folded: Mapping[int, BucketMap], fold: NDArray[np.uint8]) -> None:
-    """Write what cross-fitted training reads: maps by folds, by column, and the fold of every training row."""
-    np.save(folder / "fold.npy", fold)
-    for number, bucket_map in folded.items():
-        bucket_map.save(folder / f"{number:02d}.npz")
+def save_folds(folder: Path, folded: Mapping[int, FoldedMap]) -> None:
+    """Write maps by folds, by the number of their columns, as plain ``.npy`` files, which can be mapped."""
+    for number, each in folded.items():
+        assert each.index is not None
+        own = folder / f"{number:02d}"
+        own.mkdir()
+        for name in ("rows", "codebook", "codes"):
+            np.save(own / f"{name}.npy", getattr(each, name))
+        np.save(own / "masks.npy", each.index.masks)
+        facts = {"n_buckets": each.n_buckets, "n_folds": each.index.n_folds}
+        write_json_atomic(own / "folded.json", facts, durable=False)
 
 
-def load_folds(folder: Path) -> tuple[dict[int, BucketMap], NDArray[np.uint8]]:
-    """What :func:`save_folds` wrote."""
-    return {int(path.stem): BucketMap.load(path) for path in sorted(folder.glob("*.npz"))}, np.load(
-        folder / "fold.npy", allow_pickle=False
-    )
+def load_folds(folder: Path) -> tuple[dict[int, FoldedMap], NDArray[np.uint8]]:
+    """What :func:`save_folds` wrote, and ``fold.npy``, the fold of every training row; maps are memory maps, which workers share."""
+    folded = {}
+    for own in sorted(path for path in folder.iterdir() if path.is_dir()):
+        # Private: PyTorch takes no array that is read-only, and nobody writes into these.
+        rows, codebook, codes, masks = (
+            np.load(own / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+            for name in ("rows", "codebook", "codes", "masks")
+        )
+        facts = json.loads((own / "folded.json").read_text(encoding="utf-8"))
+        folded[int(own.name)] = FoldedMap(rows, codebook, codes, facts["n_buckets"], FoldIndex(masks, facts["n_folds"]))
+    return folded, np.load(folder / "fold.npy", allow_pickle=False)
 
 
 def save_ctr(model: CtrModel, method_dir: Path) -> None:

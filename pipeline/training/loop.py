@@ -317,8 +317,13 @@ class _Training:
             "order_drawn_from": self._order_drawn_from,
             "loss_sum": float(self._total),
         }
+        fixed = _map_buffers(self._model)
         return {
-            "model": {name: value.detach().clone() for name, value in self._model.state_dict().items()},
+            # Bucket maps are not trained, and may take more than all that is.
+            "model": {
+                name: value.detach() if name in fixed else value.detach().clone()
+                for name, value in self._model.state_dict().items()
+            },
             "optimizer": self.optimizer.state_dict(),
             "workers": self._workers.gather_objects(own),
             "step": step,
@@ -361,6 +366,16 @@ class _Poll:
         answer, self._until = self._workers.broadcast(own)
         self._n, self._since = 0, now
         return answer
+
+
+def _map_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers that hold bucket maps."""
+    return {
+        f"{name}.{buffer}".lstrip(".")
+        for name, module in model.named_modules()
+        if isinstance(module, BucketEmbedding)
+        for buffer in ("rows", "row_weights")
+    }
 
 
 def _memory(tensor: Tensor) -> int:

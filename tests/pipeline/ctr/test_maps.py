@@ -19,19 +19,9 @@ from pipeline.ctr.budget import full_bytes, resolve_method, rows_of_columns
 from pipeline.ctr.cluster import cluster_ctr, clustering_labels, pair_rows
 from pipeline.ctr.data import Features
 from pipeline.ctr.evaluate import evaluate_ctr
+from pipeline.ctr.folds import cross_fitted_maps, draw_folds, fold_graphs
 from pipeline.ctr.ingest import ingest_ctr
-from pipeline.ctr.maps import (
-    MapOptions,
-    Pair,
-    alone,
-    check_compressed,
-    cross_fitted_maps,
-    draw_folds,
-    find_pairs,
-    fold_graphs,
-    make_maps,
-    pair_graph,
-)
+from pipeline.ctr.maps import MapOptions, Pair, alone, check_compressed, find_pairs, make_maps, pair_graph
 from pipeline.ctr.models import MAP_SETTINGS
 from pipeline.ctr.settings import spec_of
 from pipeline.ctr.weights import save_ctr, save_maps
@@ -137,19 +127,20 @@ def test_no_row_reads_mixtures_that_know_its_label(made, method):
     train, pairs = features.part("train"), find_pairs(features)
     graphs, fold = [pair_graph(features, train, pair) for pair in pairs], draw_folds(len(train), 0)
     options = MapOptions(None, "1+2", 0)
-    folded = cross_fitted_maps(features, train, graphs, labels, method, fold, options)
+    folded = dict(cross_fitted_maps(features, train, graphs, labels, method, fold, options))
     assert list(folded) == ([] if method == "graph" else [0, 1, 2])
     flipped = dataclasses.replace(
         train, labels=np.where(fold == 3, 1 - np.asarray(train.labels), train.labels).astype(np.uint8)
     )
-    again = cross_fitted_maps(features, flipped, graphs, labels, method, fold, options)
+    again = dict(cross_fitted_maps(features, flipped, graphs, labels, method, fold, options))
     changed = []
     for number in folded:
         # Whatever the labels of a fold's rows are, these rows read the same; the other folds do not.
-        n_ids = features.columns[number].n_ids
-        own, others = slice(3 * n_ids, 4 * n_ids), slice(3 * n_ids)
+        _, own = folded[number].index.of_fold(3)
+        others = np.setdiff1d(np.arange(folded[number].n_entries), own)
         assert_array_equal(folded[number].rows[own], again[number].rows[own])
-        changed.append((folded[number].weights[others] != again[number].weights[others]).any())
+        weights = [each[number].codebook[each[number].codes[others]] for each in (folded, again)]
+        changed.append((weights[0] != weights[1]).any())
     assert any(changed) == (method != "graph")
     model = CtrSpec("dlrm", 8).build(maps, 0)
     model.use_folds(folded)
@@ -180,10 +171,10 @@ def test_a_fold_with_all_the_positives_leaves_an_empty_graph(made):
     train, pairs = features.part("train"), find_pairs(features)
     graphs = [pair_graph(features, train, pair) for pair in pairs]
     fold = np.where(np.asarray(train.labels) > 0, 2, 0).astype(np.uint8)
-    folded = cross_fitted_maps(features, train, graphs, labels, "soft", fold, MapOptions(None, "1+2", 0))
-    n_ids = features.columns[0].n_ids
-    assert (folded[0].rows[2 * n_ids : 3 * n_ids] == maps[0].oov_row).all()
-    assert_array_equal(folded[0].rows[:n_ids], maps[0].rows[:-1])
+    folded = dict(cross_fitted_maps(features, train, graphs, labels, "soft", fold, MapOptions(None, "1+2", 0)))[0]
+    (_, empty), (ids, others) = folded.index.of_fold(2), folded.index.of_fold(0)
+    assert (folded.rows[empty] == maps[0].oov_row).all()
+    assert_array_equal(folded.rows[others], maps[0].rows[ids])
 
 
 def test_full_leaves_every_column_full(made):

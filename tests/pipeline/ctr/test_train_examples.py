@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_array_equal
 
+import graphhash
 import pipeline.ctr.train as module
 from pipeline.config.run_config import DataConfig
 from pipeline.ctr.data import Features
+from pipeline.ctr.folds import cross_fitted_maps, draw_folds, fold_graphs
 from pipeline.ctr.ingest import ingest_ctr
-from pipeline.ctr.maps import find_pairs, fold_graphs, pair_graph
+from pipeline.ctr.maps import MapOptions, find_pairs, pair_graph
 from pipeline.ctr.synthetic import synth_ctr
 from pipeline.ctr.synthetic_model import LogSettings
 from pipeline.ctr.train import training_examples
+from pipeline.ctr.weights import load_folds, save_folds
 from pipeline.task import REFIT_PARTS
 from pipeline.training.examples import StreamedExamples
 
@@ -69,6 +73,30 @@ def test_graphs_are_those_of_the_positive_rows(features, monkeypatch):
     for number, graph in enumerate(fold_graphs(features, rows, pair, fold)):
         found = graph.tocoo()
         assert set(zip(*(c.tolist() for c in found.coords), strict=True)) == edges((labels > 0) & (fold != number))
+
+
+def test_maps_by_folds_are_those_of_the_ids_that_rows_of_a_fold_have(features, monkeypatch, tmp_path):
+    monkeypatch.setattr("graphhash.maps.codebook.SAMPLE", 20)
+    rows, pairs = features.rows_of(REFIT_PARTS), find_pairs(features)
+    graphs, fold = [pair_graph(features, rows, pair) for pair in pairs], draw_folds(len(rows), 0)
+    labels = [graphhash.cluster(graph, resolution=1.0) for graph in graphs]
+    made = cross_fitted_maps(features, rows, graphs, labels, "double_soft", fold, MapOptions(4, "1+2", 0))
+    save_folds(tmp_path, dict(made))
+    np.save(tmp_path / "fold.npy", fold)
+    folded, loaded = load_folds(tmp_path)
+    assert_array_equal(loaded, fold)
+    assert sorted(folded) == sorted(
+        c for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on
+    )
+    _, categorical, *_ = (tensor.numpy() for tensor in rows.tensors())
+    for column, each in folded.items():
+        n_ids = features.columns[column].n_ids
+        known = categorical[:, column] < n_ids
+        occurs = np.zeros((n_ids, 8), bool)
+        occurs[categorical[known, column], fold[known]] = True
+        has = np.unpackbits(each.index.masks[:, None], axis=1, bitorder="little").astype(bool)
+        assert has[occurs].all()
+        assert occurs.sum() <= each.n_entries <= occurs.sum() + 20 < 8 * n_ids
 
 
 def test_parts_are_written_as_numpy_saves_them(features, tmp_path):
