@@ -68,10 +68,8 @@ class FoldIndex:
     def starts(self) -> NDArray[np.integer]:
         """The first entry of every id, int32 (int64 beyond 2^31 entries), shape (n_ids,)."""
         counts = N_SET[self.masks]
-        total = int(counts.sum(dtype=np.int64))
-        ends = np.cumsum(counts, dtype=np.int32 if total < 2**31 else np.int64)
-        ends -= counts
-        return ends
+        fits = int(counts.sum(dtype=np.int64)) < 2**31
+        return np.cumsum(counts, dtype=np.int32 if fits else np.int64) - counts
 
     def entries(self, ids: NDArray[np.integer], folds: NDArray[np.integer]) -> NDArray[np.integer]:
         """Entries of ids in folds that have one, shape of ``ids``."""

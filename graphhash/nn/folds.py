@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graphhash.maps.folded_map import RANKS, FoldedMap
@@ -35,7 +36,7 @@ class FoldReads(nn.Module):
         self.n_folds = folded.n_entries // n_ids if index is None else index.n_folds
         # PyTorch does little with uint16: the same bytes, as int16.
         rows = folded.rows.view(np.int16) if folded.rows.dtype == np.uint16 else folded.rows
-        arrays = {"rows": rows, "codebook": folded.codebook, "codes": folded.codes}
+        arrays: dict[str, NDArray] = {"rows": rows, "codebook": folded.codebook, "codes": folded.codes}
         if index is not None:
             arrays |= {"starts": index.starts, "masks": index.masks, "ranks": RANKS}
         for name in ("rows", "codebook", "codes", "starts", "masks", "ranks"):

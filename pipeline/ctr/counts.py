@@ -37,6 +37,12 @@ class IdCounts:
         if self._pending > PENDING + 2 * len(self._parts[0]):
             self._merge()
 
+    def include(self, other: IdCounts) -> None:
+        """Add the counts of other rows."""
+        self.n_missing += other.n_missing
+        self._parts += other._parts
+        self._merge()
+
     def counted(self) -> tuple[pa.Array, NDArray[np.int64]]:
         """Distinct ids, ascending, and their counts."""
         self._merge()
@@ -72,6 +78,13 @@ class OovCounts:
         self.n_oov[name] = self.n_oov.get(name, 0) + int(is_oov.sum())
         self.ids.setdefault(name, IdCounts(kind)).add(values.filter(pa.array(is_oov)))
 
+    def include(self, other: OovCounts) -> None:
+        """Add the counts of other rows."""
+        for name, n in other.n_values.items():
+            self.n_values[name] = self.n_values.get(name, 0) + n
+            self.n_oov[name] = self.n_oov.get(name, 0) + other.n_oov[name]
+            self.ids.setdefault(name, IdCounts(other.ids[name].kind)).include(other.ids[name])
+
     def rates(self) -> dict[str, float]:
         """Share of the values, by feature."""
         return {name: round(n / max(1, self.n_values[name]), 6) for name, n in self.n_oov.items()}
@@ -90,16 +103,28 @@ class Moments:
     squares: float = 0.0
     low: float = np.inf
     high: float = -np.inf
+    # Of every batch, so that those of other rows are added as if they had come here.
+    _batches: list[tuple[int, float, float, float, float]] = field(default_factory=list)
 
     def add(self, numbers: NDArray[np.float64]) -> None:
         numbers = numbers[~np.isnan(numbers)]
-        if not len(numbers):
-            return
-        n, mean = len(numbers), float(numbers.mean())
-        squares, gap, total = float(((numbers - mean) ** 2).sum()), mean - self.mean, self.n + n
+        if len(numbers):
+            mean = float(numbers.mean())
+            squares = float(((numbers - mean) ** 2).sum())
+            self._add((len(numbers), mean, squares, float(numbers.min()), float(numbers.max())))
+
+    def include(self, other: Moments) -> None:
+        """Add the batches of rows that come behind these."""
+        for batch in other._batches:
+            self._add(batch)
+
+    def _add(self, batch: tuple[int, float, float, float, float]) -> None:
+        self._batches.append(batch)
+        n, mean, squares, low, high = batch
+        gap, total = mean - self.mean, self.n + n
         self.squares += squares + gap**2 * self.n * n / total
         self.mean += gap * n / total
-        self.n, self.low, self.high = total, min(self.low, float(numbers.min())), max(self.high, float(numbers.max()))
+        self.n, self.low, self.high = total, min(self.low, low), max(self.high, high)
 
     @property
     def std(self) -> float:
@@ -117,6 +142,20 @@ class Counts:
     widths: dict[str, int]
     n_rows: list[int] = field(default_factory=lambda: [0, 0, 0])
     n_positive: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+    def include(self, other: Counts) -> None:
+        """Add the counts of rows that come behind these."""
+        for name, ids in other.ids.items():
+            self.ids[name].include(ids)
+        for name, ids in other.multi_valued.items():
+            self.multi_valued[name].include(ids)
+            self.widths[name] = max(self.widths[name], other.widths[name])
+        for name, moments in other.dense.items():
+            self.dense[name].include(moments)
+        self.groups.include(other.groups)
+        for part in PARTS.values():
+            self.n_rows[part] += other.n_rows[part]
+            self.n_positive[part] += other.n_positive[part]
 
     def check(self, data: DataConfig) -> None:
         """Raise DataError for a part that lacks a class, or for no training rows."""

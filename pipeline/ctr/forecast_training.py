@@ -29,6 +29,8 @@ from pipeline.training.seldom import SELDOM
 from pipeline.training.step_clock import StepClock
 
 MIB = 2**20
+# Buffers of maps by folds that do not grow with the ids.
+OF_ANY_SIZE = ("codebook", "ranks")
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ def _by_column(model: CtrModel) -> Iterator[tuple[int, Held]]:
                 continue
             assert isinstance(embedding, nn.Module)
             parameters = [p for p in embedding.parameters() if id(p) not in seen]
-            buffers = [b for b in embedding.buffers() if id(b) not in seen]
+            buffers = [
+                b for name, b in embedding.named_buffers() if id(b) not in seen and not name.endswith(OF_ANY_SIZE)
+            ]
             seen |= {id(tensor) for tensor in (*parameters, *buffers)}
             # An embedding of another kind has sizes by the budget.
             is_full = isinstance(embedding, BucketEmbedding) and len(embedding.table) == embedding.n_ids + 1

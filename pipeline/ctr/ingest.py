@@ -1,8 +1,8 @@
 """The ingest stage of CTR: labelled samples -> vocabularies, statistics, and encoded samples on disk, in two passes.
 
-The first pass counts, the second encodes; both hold a batch of rows, and what is kept per distinct id. Vocabularies, statistics of
-dense features and all that is left out are those of the training samples alone. Both passes run in this process, over whole columns
-at a time. `docs/formats.md` (Ingest folder of CTR) lists the files.
+The first pass counts, the second encodes (`pipeline.ctr.passes`). Vocabularies, statistics of dense features and all that is left out
+are those of the training samples alone. Both passes run in this process; on a cluster Ray tasks share the files, and write the same
+bytes. `docs/formats.md` (Ingest folder of CTR) lists the files.
 
 **Entries.** Ids that `min_count` training samples or more have, ascending, are entries 0..; *missing* is the next entry, where train
 has it as often; the last one, ``n_ids``, is out-of-vocabulary (OOV). **Dense** features are scaled to mean 0 and deviation 1 of train,
@@ -19,26 +19,20 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from graphhash.errors import DataError
-from graphhash.graph.interactions import TEST, TRAIN, VALIDATION, edge_hash
-from graphhash.graph.vocabulary import Vocabulary
-from pipeline.ctr.columns import checked_ids, dense_of, ids_of, labels_of, multi_valued_of
-from pipeline.ctr.counts import PARTS, Counts, IdCounts, Moments, OovCounts
+from pipeline.ctr.counts import PARTS
 from pipeline.ctr.encoders import Encoders, make_encoders
 from pipeline.ctr.log import CtrLog, check_published, open_log
-from pipeline.ctr.part_writer import PartWriter
-from pipeline.ctr.schema import TIME_PARTS, Category, CtrSchema, MultiValued
+from pipeline.ctr.part_writer import new_part
+from pipeline.ctr.passes import Share, count_rows, cut_shares, encode_rows
+from pipeline.ctr.schema import TIME_PARTS
 from pipeline.ctr.times import split_by_time
-from pipeline.logs.tables import Rows
+from pipeline.distributed.session import cpus_of_machines, is_running, put, run_tasks
 from pipeline.storage.atomic import write_json_atomic
 
 if TYPE_CHECKING:
@@ -63,21 +57,29 @@ def ingest_ctr(data: DataConfig, out: Path) -> dict[str, Any]:
         DataError: one line with file, row or column, value and remedy.
     """
     log, published = open_log(data), check_published(data)
-    result = ingest_log(log, data, out)
+    result = ingest_log(log, data, out, n_shares=sum(cpus_of_machines()) if is_running() else 1)
     return result if published is None else result | {"published": published}
 
 
-def ingest_log(log: CtrLog, data: DataConfig, out: Path) -> dict[str, Any]:
-    """:func:`ingest_ctr` of the rows of a log that is open; the facts are without ``published``."""
+def ingest_log(log: CtrLog, data: DataConfig, out: Path, *, n_shares: int = 1) -> dict[str, Any]:
+    """:func:`ingest_ctr` of the rows of a log that is open; the facts are without ``published``.
+
+    Args:
+        n_shares: tasks that share the files.
+    """
     started = time.perf_counter()
     by_time, times = None, dict[str, Any]()
     if log.time is not None:
         by_time, times["times"] = split_by_time(data, log.time, log.times(data.seed))
-    counts = _count(log, data, by_time)
+    shares = cut_shares(log, data, by_time, n_shares)
+    counts, *others = _mapped(count_rows, [(share,) for share in shares], "count")
+    n_rows = [list(each.n_rows) for each in (counts, *others)]
+    while others:
+        counts.include(others.pop(0))
     counts.check(data)
     encoders, dropped = make_encoders(log.schema, counts, out)
     _say_columns(log, dropped)
-    facts = _encode(_with_parts(log, data, by_time), log.schema, counts, encoders, out) | times
+    facts = _encode(shares, n_rows, encoders, out) | times
     _say_unknown(facts)
     if times:
         _say_times(facts, counts.n_rows)
@@ -147,142 +149,27 @@ def _say_times(facts: dict[str, Any], n_rows: list[int]) -> None:
         logger.info("different values in the test that train lacks (share of the test's): %s", ", ".join(unknown))
 
 
-def _count(log: CtrLog, data: DataConfig, by_time: NDArray[np.uint8] | None) -> Counts:
-    schema = log.schema
-    counts = Counts(
-        {c.name: IdCounts(c.kind) for c in schema.categories},
-        {feature.name: IdCounts(feature.kind) for feature in schema.multi_valued},
-        {name: Moments() for name in schema.dense},
-        IdCounts("string"),
-        {feature.name: 0 for feature in schema.multi_valued},
-    )
-    for rows, parts in _with_parts(log, data, by_time):
-        labels = labels_of(rows, schema.label, schema.label_from)
-        for number in PARTS.values():
-            counts.n_rows[number] += int((parts == number).sum())
-            counts.n_positive[number] += int(labels[parts == number].sum())
-        trained, held_out = pa.array(parts == TRAIN), pa.array(parts != TRAIN)
-        for c in schema.categories:
-            counts.ids[c.name].add(ids_of(rows, c).filter(trained))
-        for name in schema.dense:
-            counts.dense[name].add(dense_of(rows, name)[parts == TRAIN])
-        for feature in schema.multi_valued:
-            lengths, values = multi_valued_of(rows, feature.name, feature.separator, feature.kind)
-            counts.multi_valued[feature.name].add(values.filter(pa.array(np.repeat(parts == TRAIN, lengths))))
-            counts.widths[feature.name] = max(counts.widths[feature.name], int(lengths[parts == TRAIN].max(initial=0)))
-        if schema.group is not None:
-            counts.groups.add(_group(rows, schema.group).filter(held_out))
-    return counts
+def _mapped(function: Callable[..., Any], arguments: Sequence[tuple], label: str) -> list[Any]:
+    """The results for all shares; one is read in this process."""
+    return [function(*arguments[0])] if len(arguments) == 1 else run_tasks(function, arguments, label=label)
 
 
-def _with_parts(
-    log: CtrLog, data: DataConfig, by_time: NDArray[np.uint8] | None
-) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
-    """Rows with the part of each, in both passes alike.
+def _encode(shares: Sequence[Share], n_rows: Sequence[list[int]], encoders: Encoders, out: Path) -> dict[str, Any]:
+    """The second pass over all shares.
 
     Args:
-        by_time: the parts of all rows, of a split by time.
+        n_rows: of every share, its rows in each part.
     """
-    n_before = 0
-    test = data.test if data.split == "random" else 0.0
-    validation = 0.0 if any(file.is_validation for file in log.files) else data.validation
-    for rows in log.rows(data.seed):
-        if rows.file.is_test:
-            yield rows, np.full(len(rows), TEST, np.uint8)
-            continue
-        if rows.file.is_validation:
-            yield rows, np.full(len(rows), VALIDATION if data.validation else TRAIN, np.uint8)
-            continue
-        if by_time is not None:
-            yield rows, by_time[n_before : n_before + len(rows)]
-        else:
-            yield rows, row_parts(n_before, len(rows), seed=data.seed, validation=validation, test=test)
-        n_before += len(rows)
-
-
-def row_parts(first: int, n_rows: int, *, seed: int, validation: float, test: float) -> NDArray[np.uint8]:
-    """TRAIN, VALIDATION or TEST of the rows first, first + 1, ... of a log, shape (n_rows,)."""
-    numbers = np.arange(first, first + n_rows)
-    share = edge_hash(numbers, np.zeros_like(numbers), seed=seed).astype(np.float64) / 2.0**64
-    return np.where(share < test, TEST, np.where(share < test + validation, VALIDATION, TRAIN)).astype(np.uint8)
-
-
-def _group(rows: Rows, name: str) -> pa.Array:
-    return checked_ids(rows, name, rows.columns[name], "string")
-
-
-def _encode(
-    rows_with_parts: Iterable[tuple[Rows, NDArray[np.uint8]]],
-    schema: CtrSchema,
-    counts: Counts,
-    encoders: Encoders,
-    out: Path,
-) -> dict[str, Any]:
-    writers = {
-        number: PartWriter(out / part, counts.n_rows[number], encoders, schema.group) for part, number in PARTS.items()
-    }
-    n_cut, oov = 0, OovCounts()
-    for rows, parts in rows_with_parts:
-        labels, is_test = labels_of(rows, schema.label, schema.label_from), parts == TEST
-        # Straight into column order, and every part takes its rows.
-        categorical = np.empty((len(rows), len(encoders.columns)), np.int32)
-        for i, encoder in enumerate(encoders.columns):
-            assert isinstance(encoder.column, Category)
-            ids = ids_of(rows, encoder.column)
-            categorical[:, i] = encoder.entries(ids)
-            oov.add(
-                encoder.name,
-                encoder.column.kind,
-                ids.filter(pa.array(is_test)),
-                categorical[is_test, i] == encoder.n_ids,
-            )
-        dense = np.empty((len(rows), len(encoders.dense)), np.float32)
-        for i, (name, moments) in enumerate(encoders.dense.items()):
-            dense[:, i] = _standardised(rows, name, moments)
-        multi_valued = []
-        for encoder, width in zip(encoders.multi_valued, encoders.widths, strict=True):
-            assert isinstance(encoder.column, MultiValued)
-            lengths, values = multi_valued_of(rows, encoder.name, encoder.column.separator, encoder.column.kind)
-            entries, tested = encoder.entries(values), np.repeat(is_test, lengths)
-            oov.add(
-                encoder.name, encoder.column.kind, values.filter(pa.array(tested)), entries[tested] == encoder.n_ids
-            )
-            table, cut = _padded(lengths, entries, width)
-            multi_valued.append(table)
-            n_cut += cut
-        for number, writer in writers.items():
-            chosen = parts == number
-            arrays: dict[str, NDArray] = {"labels": labels, "categorical": categorical, "dense": dense}
-            arrays |= {f"multi_valued_{i}": table for i, table in enumerate(multi_valued)}
-            if number != TRAIN and schema.group is not None:
-                arrays["groups"] = _group_numbers(_group(rows, schema.group), encoders.groups)
-            writer.add({name: array[chosen] for name, array in arrays.items()})
-    for writer in writers.values():
-        writer.close()
+    first = np.cumsum([[0] * len(PARTS), *n_rows], axis=0).tolist()
+    for part, number in PARTS.items():
+        new_part(out / part, first[-1][number], encoders, shares[0].log.schema.group)
+    known = encoders if len(shares) == 1 else put(encoders)
+    (n_cut, oov), *others = _mapped(
+        encode_rows,
+        [(share, known, out.absolute(), before) for share, before in zip(shares, first, strict=False)],
+        "encode",
+    )
+    for n, more in others:
+        n_cut += n
+        oov.include(more)
     return {"oov_rate": oov.rates(), "oov_values": oov.n_different(), "n_cut": n_cut}
-
-
-def _standardised(rows: Rows, name: str, moments: Moments) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        scaled = ((dense_of(rows, name) - moments.mean) / moments.std).astype(np.float32)
-    if np.isinf(scaled).any():
-        raise DataError(
-            f"{rows.where(np.isinf(scaled))}: column {name!r} is too far from the rest for float32; fix or empty it"
-        )
-    return np.nan_to_num(scaled, nan=0.0)
-
-
-def _padded(lengths: NDArray[np.int64], entries: NDArray[np.int32], width: int) -> tuple[NDArray[np.int32], int]:
-    """Entries of every row's values, -1 behind them, shape (n, width), and how many were cut."""
-    table = np.full((len(lengths), width), -1, np.int32)
-    place = np.arange(len(entries)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    fits = place < width
-    table[owner[fits], place[fits]] = entries[fits]
-    return table, int((~fits).sum())
-
-
-def _group_numbers(values: pa.Array, groups: Vocabulary) -> NDArray[np.int64]:
-    """Number of every row's group; all rows without one are a group."""
-    found = pc.index_in(values, value_set=groups.ids.cast(pa.large_string()))
-    return found.fill_null(len(groups)).to_numpy(zero_copy_only=False).astype(np.int64)

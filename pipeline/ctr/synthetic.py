@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.ctr.counts import PARTS
-from pipeline.ctr.ingest import row_parts
+from pipeline.ctr.passes import row_parts
 from pipeline.ctr.synthetic_model import N_NUMBERS, LabelModel, LogSettings, Samples, entropies
 from pipeline.logs.synthetic import check_replaceable
 from pipeline.storage.atomic import new_folder, write_json_atomic, write_text_atomic

@@ -231,8 +231,8 @@ class Ctr:
         from pipeline.distributed.session import on_cluster
         from pipeline.training.machine import trains_on_ray
 
-        if stage == "cluster":
-            return on_cluster(config.run.address)  # On one machine its threads do the same work.
+        if stage in ("ingest", "cluster"):
+            return on_cluster(config.run.address)  # On one machine this process does the same work.
         return stage == "train" and trains_on_ray(config)
 
     def settings(self, stage: str, config: RunConfig, method: str = "") -> dict[str, Any]:

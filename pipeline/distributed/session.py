@@ -99,6 +99,15 @@ def is_running() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
+def put(value: Any) -> Any:
+    """A reference to a large argument of :func:`run_tasks`, which is sent once to every machine; the value itself without Ray."""
+    if not is_running():
+        return value
+    import ray
+
+    return ray.put(value)
+
+
 def check_shared(folder: Path) -> None:
     """Check that all machines of the running Ray see a folder of this one.
 

@@ -96,7 +96,7 @@ def test_the_bundle_of_a_run_predicts_from_raw_rows_what_the_model_does(run_dir,
     from graphhash.models.ctr_bytes import store_rounded
     from pipeline.config.run_config import RunConfig
     from pipeline.ctr.budget import precisions_of
-    from pipeline.ctr.ingest import row_parts
+    from pipeline.ctr.passes import row_parts
 
     scorer = Scorer(run_dir / "bundle", provider="cpu")
     (metrics,) = json.loads((run_dir / "metrics.json").read_text())

@@ -12,14 +12,14 @@ from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.folded_map import FoldedMap, FoldIndex
 from graphhash.nn.embedding import BucketEmbedding
 
-N_USERS, N_ITEMS, N_FOLDS = 90, 60, 5
+N_USERS, N_ITEMS, N_FOLDS = 200, 150, 5
 
 
 @pytest.fixture(scope="module")
 def graphs():
     rng = np.random.default_rng(0)
-    users, items = rng.integers(0, N_USERS, 900), rng.integers(0, N_ITEMS, 900)
-    fold = rng.integers(0, N_FOLDS, 900)
+    users, items = rng.integers(0, N_USERS, 2000), rng.integers(0, N_ITEMS, 2000)
+    fold = rng.integers(0, N_FOLDS, 2000)
     sizes = {"n_users": N_USERS, "n_items": N_ITEMS}
     return [graphhash.biadjacency(users[fold != f], items[fold != f], **sizes) for f in range(-1, N_FOLDS)]
 
@@ -51,7 +51,7 @@ def test_an_index_of_no_such_folds_is_refused(masks, n_folds):
 
 @pytest.mark.parametrize("share", [None, 0.0, 0.25])
 def test_entries_are_those_of_the_map_of_all_ids_in_all_folds(graphs, monkeypatch, share):
-    monkeypatch.setattr("graphhash.maps.codebook.SAMPLE", 40)
+    monkeypatch.setattr("graphhash.maps.codebook.SAMPLE", 300)
     graph, *folds = graphs
     labels = graphhash.cluster(graph, resolution=2.0)
     make = functools.partial(graphhash.soft_maps, indices_per_id=4)

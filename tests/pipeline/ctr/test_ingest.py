@@ -17,8 +17,10 @@ from pipeline.config.run_config import DataConfig
 from pipeline.ctr import counts as ctr_counts
 from pipeline.ctr.counts import PARTS, IdCounts, Moments
 from pipeline.ctr.data import Features
-from pipeline.ctr.ingest import ingest_ctr, row_parts
+from pipeline.ctr.ingest import ingest_ctr, ingest_log
+from pipeline.ctr.log import open_log
 from pipeline.ctr.maps import find_pairs, pair_graph
+from pipeline.ctr.passes import cut_shares, row_parts
 from pipeline.logs import csv as log_csv
 from pipeline.logs import tables as tables
 from tests.helpers.ctr_log import SCHEMA, columns, write_csv, write_schema
@@ -331,3 +333,24 @@ def test_parquet_columns_of_their_own_types_are_read(tmp_path, kind):
     one, two = (Features.open(tmp_path / name).part("train") for name in ("out", "again"))
     assert np.array_equal(one.categorical, two.categorical)
     assert np.array_equal(one.multi_valued[0], two.multi_valued[0])
+
+
+@pytest.mark.parametrize("split", ["random", "temporal"])
+def test_shares_of_the_files_write_the_same_bytes(tmp_path, split):
+    log = {**columns(), "at": list(range(len(columns()["click"])))}
+    files = tmp_path / "log"
+    files.mkdir()
+    for number, rows in enumerate((slice(0, 900), slice(900, 1900), slice(1900, 1910), slice(1910, None))):
+        write_csv(files / f"{number}.csv", {name: values[rows] for name, values in log.items()})
+    how = {"time_column": "at"} if split == "temporal" else {}
+    data = DataConfig(str(files), schema=write_schema(tmp_path, SCHEMA), split=split, min_count=2, **how)
+    folders, facts = [tmp_path / "1", tmp_path / "3"], []
+    for n_shares, folder in zip((1, 3), folders, strict=True):
+        folder.mkdir()
+        facts.append(ingest_log(open_log(data), data, folder, n_shares=n_shares) | {"seconds": 0})
+    assert len(cut_shares(open_log(data), data, None, 3)) == 3
+    assert facts[0] == facts[1]
+    names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) for folder in folders]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
