@@ -11,13 +11,12 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
+from graphhash.maps import _kernels
 from graphhash.maps.bucket_map import MAX_CODES
 
 # k-means sees at most so many rows, evenly spaced: more do not improve the codebook.
 SAMPLE = 16_384
 ROUNDS = 10
-# Rows whose code is searched at a time: their distances to all codebook rows take 16 MB.
-BLOCK = 1 << 13
 
 
 def weight_codebook(
@@ -46,9 +45,9 @@ def weight_codebook(
     return codebook, np.append(codes.ravel(), len(distinct)).astype(np.uint8)
 
 
-def _nearest(known: NDArray[np.float32], seen: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Codebook by k-means over the rows ``seen``, float32, and the code of every row of ``known``, int32."""
-    from scipy.cluster.vq import kmeans2, vq  # Of many modules, for few of the codebooks.
+def _nearest(known: NDArray[np.float32], seen: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Codebook by k-means over the rows ``seen``, float32, and the code of every row of ``known``, uint8."""
+    from scipy.cluster.vq import kmeans2  # Of many modules, for few of the codebooks.
 
     sample = seen.astype(np.float64)
     # Initial centres are rows evenly spaced by their first weight, so that nothing is random.
@@ -59,8 +58,7 @@ def _nearest(known: NDArray[np.float32], seen: NDArray[np.float32]) -> tuple[NDA
         warnings.filterwarnings("ignore", message="One of the clusters is empty")
         centres, _ = kmeans2(sample, start, iter=ROUNDS, minit="matrix", missing="warn")
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    parts = [vq(known[i : i + BLOCK].astype(np.float64), centres)[0] for i in range(0, len(known), BLOCK)]
-    return centres.astype(np.float32), np.concatenate(parts)
+    return centres.astype(np.float32), _codes(known, centres)
 
 
 def nearest_codes(weights: NDArray[np.float32], codebook: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -72,11 +70,14 @@ def nearest_codes(weights: NDArray[np.float32], codebook: NDArray[np.float32]) -
 
     Returns: codes, uint8, shape (n,).
     """
-    from scipy.cluster.vq import vq
+    return _codes(weights, codebook.astype(np.float64))
 
-    centres = codebook.astype(np.float64)
-    parts = [vq(weights[i : i + BLOCK].astype(np.float64), centres)[0] for i in range(0, len(weights), BLOCK)]
-    return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.uint8)
+
+def _codes(weights: NDArray[np.float32], centres: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """The number of the nearest of at most 256 centres, shape (n,)."""
+    order, codes = np.argsort(centres[:, 0], kind="stable"), np.empty(len(weights), np.uint8)
+    _kernels.nearest_rows(np.ascontiguousarray(weights, np.float32), centres[order], order, codes)
+    return codes
 
 
 def spaced(n: int) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import graphhash
 from graphhash.clustering.labels import Labels
 from graphhash.maps.affinities import POWER
 from graphhash.maps.bucket_map import BucketMap
-from graphhash.maps.codebook import weight_codebook
+from graphhash.maps.codebook import nearest_codes, weight_codebook
 from graphhash.maps.soft_maps import ITEM_DAMPING
 from tests.helpers import graphs
 
@@ -279,3 +279,15 @@ def test_a_shared_table_is_one_parameter_and_maps_of_two_calls_are_not_mixed():
         graphhash.MatrixFactorization(users, graphhash.full_map(5), 4, item_bias=False, seed=0)
     with pytest.raises(ValueError, match=r"the table is \(\d+, 4\), the map and dim need \(\d+, 5\)"):
         graphhash.BucketEmbedding(items, 5, table=model.user_embedding.table)
+
+
+@pytest.mark.parametrize("indices", [1, 2, 7])
+def test_codes_are_those_of_the_nearest_rows(indices):
+    rng = np.random.default_rng(indices)
+    weights, codebook = (rng.random((n, indices)).astype(np.float32) for n in (3000, 200))
+    codebook[150:] = codebook[:50]  # Of two equal rows, the first one.
+    weights[:100] = codebook[:100]
+    distances = ((weights[:, None].astype(np.float64) - codebook) ** 2).sum(2)
+    codes = nearest_codes(weights, codebook)
+    assert codes.dtype == np.uint8
+    assert_array_equal(codes, distances.argmin(1))
