@@ -67,6 +67,9 @@ class EvaluateConfig:
     k: Annotated[tuple[str, ...], BeforeValidator(_as_texts)] = ("20",)
     """Cut-offs of recall, NDCG and the other measures of a ranking. The first is that of tables, pictures and figures of parts of the ids.
     Validation has the cut-off 20, whatever is given here."""
+    users: Annotated[int | None, Field(ge=0)] = None
+    """Most users that are ranked, drawn from those with something held out; 0: all of them. None: as many as have 10^11 scores together,
+    and at least 10,000: all users of a log such as MovieLens-20M. Metrics have the number as `n_test_users`."""
 
     @property
     def cutoffs(self) -> tuple[int, ...]:

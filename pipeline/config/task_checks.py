@@ -65,7 +65,7 @@ def _check_ctr(config: RunConfig) -> None:
         )
     if config.evaluate != EvaluateConfig():
         raise ConfigError(
-            f"evaluate.k={','.join(config.evaluate.k)} is for rankings and not supported with run.task=ctr; leave it out"
+            f"{_evaluate_settings(config)} is for rankings and not supported with run.task=ctr; leave it out"
         )
     if config.cluster.shards or config.cluster.levels:
         raise ConfigError("cluster.shards and cluster.levels are not supported with run.task=ctr; leave them out")
@@ -76,3 +76,10 @@ def _check_ctr(config: RunConfig) -> None:
 def _unless(default: Any, value: Any) -> Any:
     """A value, and None for its default."""
     return None if value == default else value
+
+
+def _evaluate_settings(config: RunConfig) -> str:
+    """The settings of section `evaluate` that are no defaults, as a command names them."""
+    k, users = config.evaluate.k, config.evaluate.users
+    named = [("k", ",".join(k), k != EvaluateConfig().k), ("users", users, users is not None)]
+    return " and ".join(f"evaluate.{name}={value}" for name, value, is_set in named if is_set)

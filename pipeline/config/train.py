@@ -91,7 +91,7 @@ class TrainConfig:
     seed: Seed = 0
     """Seed of the initial weights, the batches and the negatives."""
     eval_users: Annotated[int, Field(ge=0)] = 10_000
-    """Users sampled for a validation; 0: all of them. The test always covers all."""
+    """Users sampled for a validation; 0: all of them. `evaluate.users` is that of the test."""
     workers: Annotated[int | None, Field(ge=1, le=4096)] = None
     """Processes that train together, each with a GPU, or with its share of the CPUs; None: one per GPU, or one. A finished training
     is not repeated for another number. Trainings of `compare` and `tune` have one process each."""

@@ -162,6 +162,7 @@ class Ctr:
             "train.sparse_gradients",
             "export.runtime",
             "evaluate.k",
+            "evaluate.users",
         }
     )
 

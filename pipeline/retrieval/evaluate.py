@@ -6,6 +6,7 @@ the lower item row.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,14 @@ from pipeline.retrieval.stored import ShippedVectors, as_shipped, count_bytes
 from pipeline.retrieval.weights import load_method
 from pipeline.task import REFIT_PARTS
 
+logger = logging.getLogger(__name__)
+
 # Scores of one block of users and all items: float32, 64 MiB.
 BLOCK_SCORES = 2**24
 # Users whose scores are looked at, and the deviation of scores, of their size, below which they count as alike.
 USERS_COMPARED, CONSTANT_SHARE = 1000, 1e-4
+# Scores of a test, unless told otherwise: some 20 minutes of a core. And the fewest users.
+MOST_SCORES, FEWEST_USERS = 10**11, 10_000
 REMEDY = "try a lower --weight-decay, more epochs, or more rows"
 
 
@@ -46,7 +51,8 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
 
     Returns: the figures of :func:`pipeline.retrieval.accuracy.figures`, ``unmeasured`` (why one is None, by key), ``warnings`` (of scores
         that tell users or items apart by nothing), ``k`` (the cut-offs), ``recall@20_float32`` (recall at the first
-        cut-off, 20 by default, without the rounding; all None where there is no test set), ``n_test_users``, ``rows``, ``bytes`` (of
+        cut-off, 20 by default, without the rounding; all None where there is no test set), ``n_test_users`` (ranked),
+        ``n_users_with_test``, ``rows``, ``bytes`` (of
         tables, maps and bias), ``bytes_full``, ``bytes_ratio``, ``bytes_of``, ``precision``, ``indices_per_id``, ``item_bias``, and what
         :func:`pipeline.maps.derived.trained_facts` tells of the training.
     """
@@ -71,11 +77,17 @@ def evaluate_method(config: RunConfig, method: str, ingest_dir: Path, method_dir
 def _accuracy(config: RunConfig, method: str, precision: str, ingest_dir: Path, method_dir: Path) -> dict[str, Any]:
     """The figures of the test, from shares of the users ranked side by side."""
     cutoffs, n_shares = config.evaluate.cutoffs, config.train.workers or 1
-    shares = [(precision, method, ingest_dir, method_dir, max(cutoffs), number, n_shares) for number in range(n_shares)]
+    test = ShardedCsr.open(ingest_dir / "test").load()
+    tested, n_with_test = users_to_rank(config, test), int(np.count_nonzero(np.diff(test.indptr)))
+    if len(tested) < n_with_test:
+        logger.info(
+            "evaluate %s: ranks for %d of %d users with test items (evaluate.users)", method, len(tested), n_with_test
+        )
+    shares = [
+        (precision, method, ingest_dir, method_dir, max(cutoffs), part) for part in np.array_split(tested, n_shares)
+    ]
     ranked = [rank_share(*shares[0])] if n_shares == 1 else run_tasks(rank_share, shares, label=f"evaluate {method}")
     topk, as_trained = (np.concatenate(part) for part in list(zip(*ranked, strict=True))[:2])
-    test = ShardedCsr.open(ingest_dir / "test").load()
-    tested = np.flatnonzero(np.diff(test.indptr))
     main = cutoffs[0]
     unrounded = float(recall_at_k(as_trained[:, :main], test[tested]).mean()) if len(tested) else None
     measured = figures(topk, tested, test, Parts.of(ShardedCsr.open(ingest_dir / "train").load()), cutoffs)
@@ -86,13 +98,35 @@ def _accuracy(config: RunConfig, method: str, precision: str, ingest_dir: Path, 
         "warnings": list(dict.fromkeys(warning for _, _, warnings in ranked for warning in warnings)),
         f"recall@{main}_float32": unrounded,
         "n_test_users": len(tested),
+        "n_users_with_test": n_with_test,
     }
 
 
+def users_to_rank(config: RunConfig, test: csr_array) -> NDArray[np.intp]:
+    """The users that are ranked, ascending: those with something held out, or a sample of them (``evaluate.users``), the same for all
+    methods and seeds of a training.
+
+    Args:
+        test: held-out interactions, shape (n_users, n_items).
+    """
+    users = np.flatnonzero(np.diff(test.indptr))
+    most = most_users(config, test.shape[1])
+    if 0 < most < len(users):
+        users = np.sort(np.random.default_rng(0).choice(users, most, replace=False))
+    return users
+
+
+def most_users(config: RunConfig, n_items: int) -> int:
+    """The most users that a test ranks; 0: all of them."""
+    if config.evaluate.users is not None:
+        return config.evaluate.users
+    return max(FEWEST_USERS, MOST_SCORES // max(n_items, 1))
+
+
 def rank_share(
-    precision: str, method: str, ingest_dir: Path, method_dir: Path, k: int, number: int, n_shares: int
+    precision: str, method: str, ingest_dir: Path, method_dir: Path, k: int, users: NDArray[np.intp]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], list[str]]:
-    """The top k items of a share of the test users, as shipped, and as trained, without the rounding to ``precision``; and warnings where
+    """The top k items of some test users, as shipped, and as trained, without the rounding to ``precision``; and warnings where
     the scores tell users or items apart by nothing.
 
     Raises:
@@ -100,8 +134,6 @@ def rank_share(
     """
     model, _, _ = load_method(method_dir, ingest_dir)
     shipped = shipped_model(model, precision, method)
-    test = ShardedCsr.open(ingest_dir / "test").load()
-    users = np.array_split(np.flatnonzero(np.diff(test.indptr)), n_shares)[number]
     seen = load_interactions(ingest_dir, REFIT_PARTS)
     ranked, warnings = [np.empty((0, k), np.int32)], list[str]()
     for topk, scores in ranked_blocks(shipped, users, seen, k):

@@ -29,7 +29,7 @@ from pipeline.retrieval.cluster import cluster_by_budget
 from pipeline.retrieval.default_loss import with_loss_of_log
 from pipeline.retrieval.default_method import with_method_of_budget
 from pipeline.retrieval.defaults import clustering_budget, precision_of
-from pipeline.retrieval.evaluate import BLOCK_SCORES
+from pipeline.retrieval.evaluate import BLOCK_SCORES, most_users
 from pipeline.retrieval.forecast_log import GRAPH_EDGES, LogSample, sample_log
 from pipeline.retrieval.forecast_training import MIB, PlannedTraining, Speed
 from pipeline.retrieval.ingest import BLOCK_ROWS, MAX_THREADS
@@ -162,7 +162,8 @@ class _Forecast:
         planned, _, speed = self._training(METHODS[method].trained_as or method)
         # The tables as they are stored, and as they were trained.
         passes = 1 if precision_of(self.config, method) == "float32" else 2
-        seconds = passes * speed.score * self.parts.users_of(self.parts.n_test) * self.parts.n_items
+        n_users = _fewer(most_users(self.config, self.parts.n_items), self.parts.users_of(self.parts.n_test))
+        seconds = passes * speed.score * n_users * self.parts.n_items
         kinds = planned.parts
         n_bytes = 2 * (kinds["tables"] + kinds["maps"]) + GRAPH_BYTES * (self.parts.n_train + self.parts.n_validation)
         return StageForecast(name, (seconds, seconds), n_bytes + 4 * BLOCK_SCORES * 2)

@@ -29,7 +29,7 @@ PIECE_BYTES = 2**22
 PAIR_ROWS = 2_000_000
 # Interactions that are clustered to measure a clustering.
 GRAPH_EDGES = 100_000
-# A second row group of parquet is waited for so many times as long as the sample should take.
+# A third row group of parquet is waited for so many times as long as the sample should take.
 WAIT = 4
 ID_TYPES = {"int64": pa.int64(), "string": pa.large_string()}
 
@@ -77,7 +77,7 @@ def sample_log(config: DataConfig, seconds: float) -> LogSample:
         IdCodes(kind).encode(pa.array([0] if kind == "int64" else ["0"], ID_TYPES[kind]))  # Loads the compiled loops.
     started = time.perf_counter()
     for chunk, batch in _batches(chunks, columns, config.bad_rows):
-        longer = WAIT if chunk.source.format == "parquet" and len(ends) < 2 else 1
+        longer = WAIT if chunk.source.format == "parquet" and len(ends) < 3 else 1
         if time.perf_counter() - started > longer * seconds and growth[-1][0]:
             is_whole = False
             break

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.retrieval.defaults import precision_of
-from pipeline.retrieval.evaluate import ranked_blocks, shipped_model
+from pipeline.retrieval.evaluate import ranked_blocks, shipped_model, users_to_rank
 from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.weights import load_method
 from pipeline.storage.atomic import PARTIAL
@@ -35,7 +35,7 @@ def write_recommendations(context: StageContext, method: str, file: Path) -> int
     model, _, _ = load_method(context.model_dir(method), ingest_dir)
     shipped = shipped_model(model, precision_of(context.config, method), method)
     seen = load_interactions(ingest_dir, REFIT_PARTS)
-    tested = np.flatnonzero(np.diff(ShardedCsr.open(ingest_dir / "test").load().indptr))
+    tested = users_to_rank(context.config, ShardedCsr.open(ingest_dir / "test").load())
     users, items = _vocabularies(context)
     types = {"user_id": users.ids.type, "item_id": items.ids.type, "rank": pa.int32(), "score": pa.float32()}
     schema = pa.schema(list(types.items()))
@@ -59,9 +59,12 @@ def write_recommendations(context: StageContext, method: str, file: Path) -> int
 
 
 def write_test_interactions(context: StageContext, file: Path) -> int:
-    """Write the interactions of the test. Returns their number."""
+    """Write the interactions of the users that the test ranks. Returns their number."""
     users, items = _vocabularies(context)
-    user, item = ShardedCsr.open(context.ingest_dir / "test").load().tocoo().coords
+    test = ShardedCsr.open(context.ingest_dir / "test").load()
+    tested = users_to_rank(context.config, test)
+    of_tested, item = test[tested].tocoo().coords
+    user = tested[of_tested]
     partial = file.with_name(f".{file.name}{PARTIAL}")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:

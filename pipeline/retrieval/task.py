@@ -133,7 +133,7 @@ class Retrieval:
             "train.sparse_gradients",
         ),
         "refit": ("train.refit",),
-        "evaluate": ("evaluate.k",),
+        "evaluate": ("evaluate.k", "evaluate.users"),
         "export": ("export.runtime", "export.external_data_mib"),
     }
     # Read where a ratio of the bytes is the budget: they decide how many rows fit.

@@ -116,7 +116,12 @@ def test_ids_grow_as_the_last_half_of_the_sample_says():
     rows = np.arange(0, 1001, 100)
     assert grown(np.stack([rows, rows // 10], axis=1), 10_000) == 1000
     assert grown(np.stack([rows, np.minimum(rows, 300)], axis=1), 10_000) == 300
-    assert grown(np.stack([rows, np.sqrt(rows)], axis=1).astype(int), 100_000) == pytest.approx(310, rel=0.1)
+    assert grown(np.stack([rows, 100 * np.sqrt(rows)], axis=1).astype(int), 100_000) == pytest.approx(31_600, rel=0.02)
+    # Draws of 1000 items, of which 3 in 100 are not seen yet: Heaps' law alone says 2000.
+    draws = np.arange(0, 3501, 250)
+    assert grown(np.stack([draws, 1000 * (1 - np.exp(-draws / 1000))], axis=1).astype(int), 100_000) == pytest.approx(
+        1000, rel=0.03
+    )
 
 
 def test_random_interactions_have_the_sizes_that_were_asked_for():

@@ -80,6 +80,21 @@ def test_the_files_hold_raw_ids_ranks_and_scores(evaluated):
         assert not {item - 1000 for _, item, _ in rows} & set(seen[[int(user[1:])]].indices.tolist())
 
 
+def test_the_files_hold_the_users_that_are_ranked(evaluated, tmp_path):
+    run, metrics, _, _ = evaluated
+    few = {"evaluate.users": 9, "export.precision": "int8", "train.dim": 8, "train.refit": False}
+    config = RunConfig.from_flat(few)
+    sampled = evaluate_method(config, "full", run / "ingest", run / "methods" / "full")
+    assert (sampled["n_test_users"], sampled["n_users_with_test"]) == (9, metrics["n_test_users"])
+    write_recommendations(StageContext(config, run), "full", tmp_path / "top.parquet")
+    write_test_interactions(StageContext(config, run), tmp_path / "test.parquet")
+    ranked, held_out = (
+        set(pq.read_table(tmp_path / f"{name}.parquet")["user_id"].to_pylist()) for name in ("top", "test")
+    )
+    assert ranked == held_out
+    assert len(ranked) == 9
+
+
 def test_our_figures_are_those_of_ir_measures(evaluated):
     ir = pytest.importorskip("ir_measures")
     run, metrics, _, _ = evaluated
