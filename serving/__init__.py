@@ -9,8 +9,12 @@ serving.open_bundle("out/bundle")  # one of the two, by the task in the manifest
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Read when onnxruntime is imported. Its builds send figures of every session to their maker, and keep a device's number in the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from serving.bundle import check_bundle

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ import pytest
 from serving import BundleError, Retriever, bundle_model, retriever, session
 from tests.helpers.small_models import INT_IDS, STRING_IDS, naive_answer, small_model
 from tests.helpers.tampering import rewrite
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,30 @@ def same(a, b) -> bool:
         and all(np.array_equal(x, y) for x, y in zip(a.scores, b.scores, strict=True))
         and np.array_equal(a.known, b.known)
     )
+
+
+def test_onnx_runtime_reports_to_nobody_and_writes_nothing_at_home(tmp_path):
+    """Its packages of 1.29 and later do, unless they run in CI."""
+    small_model().export(tmp_path / "bundle")
+    (tmp_path / "home").mkdir()
+    quiet = ("CI", "XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")
+    variables = {name: value for name, value in os.environ.items() if name not in quiet}
+    variables |= {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    code = f"""
+import os
+import serving
+serving.Retriever({str(tmp_path / "bundle")!r}).recommend([3], 2)
+print(os.environ["ORT_DISABLE_TELEMETRY"])
+"""
+
+    def run(**more: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code], env=variables | more, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert run() == "1\n"
+    assert list((tmp_path / "home").iterdir()) == []
+    assert run(ORT_DISABLE_TELEMETRY="0") == "0\n", "a choice is kept"
 
 
 @pytest.mark.parametrize(
