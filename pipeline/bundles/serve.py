@@ -97,20 +97,22 @@ def build_app(settings: ServeSettings) -> Any:
     return create_app(retriever, settings.limits, options=settings.options, **common)
 
 
-def server_config(app: Any, connections: ConnectionLimits | None = None, tls: TlsFiles | None = None) -> uvicorn.Config:
-    """uvicorn's configuration of a server with bounded connections.
+def bounded_server(
+    app: Any, connections: ConnectionLimits | None = None, tls: TlsFiles | None = None
+) -> uvicorn.Server:
+    """uvicorn's server with bounded connections.
 
     Raises:
         ServeError: certificate and key cannot be used.
     """
     import uvicorn
 
-    from serving.http.connections import ConnectionLimits, bounded_protocol
+    from serving.http.connections import BoundedServer, ConnectionLimits, bounded_protocol
 
     connections = connections or ConnectionLimits()
     if tls is not None:
         _check_tls(tls)
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         http=bounded_protocol(connections),
         ws="none",
@@ -122,6 +124,7 @@ def server_config(app: Any, connections: ConnectionLimits | None = None, tls: Tl
         ssl_certfile=None if tls is None else tls.certificate,
         ssl_keyfile=None if tls is None else tls.key,
     )
+    return BoundedServer(config, connections)
 
 
 def serve_alone(
@@ -145,10 +148,8 @@ def serve_alone(
         ServeError: the address cannot be bound, or the TLS files cannot be used.
         BundleError: the bundle cannot be used.
     """
-    import uvicorn
-
     with _bound(host, port) as listener:
-        server = uvicorn.Server(server_config(build_app(settings), connections, tls))
+        server = bounded_server(build_app(settings), connections, tls)
 
         def tell() -> None:
             while not server.started:

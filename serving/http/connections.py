@@ -3,7 +3,11 @@
 uvicorn bounds the requests that run (`limit_concurrency`), idle connections (`timeout_keep_alive`) and, with h11 alone, the head's bytes.
 With httptools a connection may send a head of any size for any time. `bounded_protocol` gives that protocol these bounds:
 
-    uvicorn.Config(app, http=bounded_protocol(ConnectionLimits()), ws="none")
+    limits = ConnectionLimits()
+    BoundedServer(uvicorn.Config(app, http=bounded_protocol(limits), ws="none"), limits).run()
+
+A connection of TLS begins with a handshake, before the protocol hears of it; asyncio gives it 60 seconds, and `BoundedServer` less. Such a
+connection ends with the client's confirmation, and what comes until then is read: where the client is at fault it is cut off soon.
 
 Bodies are bounded by `serving.http.gate`.
 """
@@ -12,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.http.gate import error_body
@@ -28,11 +34,13 @@ class ConnectionLimits:
     max_header_bytes: int = 32 * 2**10
     """Request line and headers together; also what a chunked body may hold between two pieces, and behind the last."""
     header_timeout_s: float = 10.0
-    """From the connection, or from the first byte of a later request, to the end of its headers."""
+    """From the connection, or from the first byte of a later request, to the end of its headers; also of a TLS handshake."""
     write_timeout_s: float = 30.0
     """How long a client may leave an answer unread."""
     keep_alive_s: int = 5
     """Between an answer and the first byte of the next request."""
+    linger_s: float = 1.0
+    """From a refusal, or the end of an idle connection, to its cut: a client of TLS may go on sending meanwhile."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -99,6 +107,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         super().timeout_keep_alive_handler()
+        self._cut_off()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
@@ -121,6 +130,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(408, f"the request's head did not arrive within {self.limits.header_timeout_s:g} s")
         else:
             self.transport.close()
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        """End a connection that is closing, soon."""
+        self.loop.call_later(self.limits.linger_s, self.transport.abort)
 
     def _take_place(self) -> bool:
         """Close the oldest connection that has not sent a request; whether there was one."""
@@ -140,6 +154,31 @@ class BoundedProtocol(HttpToolsProtocol):
             + b"connection: close\r\n\r\n" + body
         )  # fmt: skip
         self.transport.close()
+        self._cut_off()
+
+
+class BoundedServer(uvicorn.Server):
+    """uvicorn's server with a bound on the handshake of TLS.
+
+    Args:
+        config: with ``http=bounded_protocol(limits)``.
+    """
+
+    def __init__(self, config: uvicorn.Config, limits: ConnectionLimits) -> None:
+        super().__init__(config)
+        self._limits = limits
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        if not self.config.is_ssl:
+            await super().startup(sockets)
+            return
+        # uvicorn has no option for it.
+        loop: Any = asyncio.get_running_loop()
+        loop.create_server = partial(loop.create_server, ssl_handshake_timeout=self._limits.header_timeout_s)
+        try:
+            await super().startup(sockets)
+        finally:
+            del loop.create_server
 
 
 def bounded_protocol(limits: ConnectionLimits) -> type[BoundedProtocol]:

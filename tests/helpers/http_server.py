@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.bundles.serve import ServeSettings, TlsFiles, build_app, server_config
+from pipeline.bundles.serve import ServeSettings, TlsFiles, bounded_server, build_app
 from serving.http.answers import Limits
 from serving.http.connections import ConnectionLimits
 
@@ -34,10 +34,8 @@ def on_a_thread(
     settings: ServeSettings, connections: ConnectionLimits | None = None, tls: TlsFiles | None = None
 ) -> Iterator[tuple[str, int]]:
     """A server in this process: (host, port)."""
-    import uvicorn
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(server_config(build_app(settings), connections, tls))
+        server = bounded_server(build_app(settings), connections, tls)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -8,9 +8,11 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
+import time
 from html import unescape
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from serving.errors import InputError
 from serving.http.access import LOOPBACK_HOSTS, Access, read_tokens, takes_host
 from serving.http.answers import Limits
 from serving.http.app import RetrievalOptions, create_app
+from serving.http.connections import ConnectionLimits
 from serving.http.live_bundle import LiveBundle
 from serving.http.titles import read_titles
 from tests.helpers.asgi_client import AsgiClient
@@ -162,6 +165,25 @@ def test_tls_by_files(folder, tmp_path):
         assert f"https://localhost:{port}/v1/recommend" in client.getresponse().read().decode()
         # The server waits at its end for connections that are open.
         client.close()
+
+
+@needs_openssl
+def test_an_endless_head_over_tls_is_cut_off_and_a_handshake_is_not_waited_for(folder, tmp_path):
+    """TLS is closed by both sides: what came until then was read, a gigabyte in 30 seconds."""
+    tls = certificate(tmp_path, "-nodes")
+    limits = ConnectionLimits(header_timeout_s=0.5, linger_s=0.1)
+    with on_a_thread(serve_settings(folder), limits, tls) as (_, port):
+        context = ssl.create_default_context(cafile=tls.certificate)
+        with socket.create_connection(("localhost", port)) as silent:
+            silent.settimeout(30)
+            assert silent.recv(1) == b"", "closed, without a handshake"
+        with context.wrap_socket(socket.create_connection(("localhost", port)), server_hostname="localhost") as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\na: " + b"x" * 40_000)
+            assert b"431 Request Header Fields Too Large" in client.recv(65536)
+            with pytest.raises((ConnectionError, ssl.SSLError)):  # noqa: PT012  (which of these calls fails is not known)
+                for _ in range(250):
+                    client.sendall(b"x" * 100_000)
+                    time.sleep(0.02)
 
 
 @needs_openssl
