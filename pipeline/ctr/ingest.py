@@ -29,8 +29,9 @@ from pipeline.ctr.counts import PARTS
 from pipeline.ctr.encoders import Encoders, make_encoders
 from pipeline.ctr.log import CtrLog, check_published, open_log
 from pipeline.ctr.part_writer import new_part
+from pipeline.ctr.partners import EncodedColumn, with_partners
 from pipeline.ctr.passes import Share, count_rows, cut_shares, encode_rows
-from pipeline.ctr.schema import TIME_PARTS
+from pipeline.ctr.schema import AUTO, TIME_PARTS, CtrSchema
 from pipeline.ctr.times import split_by_time
 from pipeline.distributed.session import cpus_of_machines, is_running, put, run_tasks
 from pipeline.storage.atomic import write_json_atomic
@@ -85,7 +86,7 @@ def ingest_log(log: CtrLog, data: DataConfig, out: Path, *, n_shares: int = 1) -
         _say_times(facts, counts.n_rows)
     schema = {
         "format_version": FORMAT_VERSION,
-        "log": log.schema.as_dict(),
+        "log": _with_partners(log.schema, encoders, out).as_dict(),
         "columns": [encoder.describe() for encoder in encoders.columns],
         "multi_valued": [
             encoder.describe() | {"width": width}
@@ -109,6 +110,15 @@ def ingest_log(log: CtrLog, data: DataConfig, out: Path, *, n_shares: int = 1) -
         "schema_hash": digest,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _with_partners(schema: CtrSchema, encoders: Encoders, out: Path) -> CtrSchema:
+    """:func:`pipeline.ctr.partners.with_partners`, with the training samples that were written."""
+    if all(category.partner != AUTO for category in schema.categories):
+        return schema
+    columns = [EncodedColumn(encoder.name, encoder.counts) for encoder in encoders.columns]
+    labels, categorical = (np.load(out / "train" / f"{name}.npy", mmap_mode="r") for name in ("labels", "categorical"))
+    return with_partners(schema, columns, labels, categorical)
 
 
 def _say_columns(log: CtrLog, dropped: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.ctr.schema import Category, CtrSchema
+from pipeline.ctr.schema import AUTO, Category, CtrSchema
 from pipeline.logs.tables import LogFile
 
 FILES = ("train.csv", "valid.csv", "test.csv")
@@ -26,8 +26,6 @@ SEVEN_TWO_ONE, EIGHT_ONE_ONE = (0.2, 0.1), (0.1, 0.1)
 FRAPPE_CONTEXT = ("daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")
 NUMBERS = tuple(f"I{number}" for number in range(1, 14))
 CRITEO_IDS = tuple(f"C{number}" for number in range(1, 27))
-# The columns with the most values in pairs of about the same number of them; which of them belong together is not known.
-CRITEO_PAIRS = (("C3", "C12"), ("C16", "C21"), ("C4", "C24"), ("C10", "C26"), ("C7", "C15"), ("C11", "C18"))
 AVAZU_PLAIN = (
     *("C1", "banner_pos", "site_domain", "site_category", "app_domain", "app_category", "device_model", "device_type"),
     *("device_conn_type", "C14", "C15", "C16", "C17", "C18", "C19", "C20", "C21", "hour_hour", "hour_weekday"),
@@ -69,11 +67,10 @@ def pair(first: str, second: str, compress: str = "method", min_count: int | Non
 
 
 def _criteo(label: str, *, min_count: int | None, in_buckets: bool) -> CtrSchema:
-    paired = [column for names in CRITEO_PAIRS for column in pair(*names, compress="auto", min_count=min_count)]
-    done = {column.name for column in paired}
+    # What the columns mean is not known, nor which of them belong together.
+    ids = (Category(name, partner=AUTO, min_count=min_count) for name in CRITEO_IDS)
     others = [f"{name}_bucket" for name in NUMBERS] if in_buckets else []
-    others += [name for name in CRITEO_IDS if name not in done]
-    categories = (*paired, *(Category(name, min_count=min_count) for name in others))
+    categories = (*ids, *(Category(name, min_count=min_count) for name in others))
     return CtrSchema(label, categories, dense=() if in_buckets else NUMBERS, buckets=NUMBERS if in_buckets else ())
 
 

@@ -9,7 +9,7 @@ log. As TOML:
     dense = ["price"]
     categorical = ["user_id", "item_id", "device"]
     [columns.user_id]               # optional, for a categorical column
-    partner = "item_id"             # the column on the other side of its graph
+    partner = "item_id"             # the column on the other side of its graph; "auto": the one that tells most (`pipeline.ctr.partners`)
     compress = "method"             # auto, full, method, or the name of a hash
     rows = 1000                     # of a hash without a partner
     min_count = 2                   # fewer rows of train than this make a value out-of-vocabulary (OOV)
@@ -41,6 +41,8 @@ from serving.values import time_format
 SMALL = 100
 # Hashes that a schema may give to a single column: those that need the number and the frequency of an id alone.
 HASHES = ("modulo", "double", "quotient_remainder", "frequency", "double_frequency")
+# The partner that a column has where the data decide.
+AUTO = "auto"
 COMPRESS = ("auto", "full", "method", *HASHES)
 KINDS = ("auto", "int64", "string")
 TIME_PARTS: tuple[Literal["hour", "weekday"], ...] = ("hour", "weekday")
@@ -95,9 +97,9 @@ class CtrSchema:
             raise DataError("schema: there is no categorical and no multi-valued column; name one in 'categorical'")
         known = {c.name for c in self.categories}
         for c in self.categories:
-            if c.partner is not None and (c.partner not in known or c.partner == c.name):
+            if c.partner not in (None, AUTO) and (c.partner not in known or c.partner == c.name):
                 raise DataError(
-                    f"schema: the partner of {c.name!r} is {c.partner!r}, which is no other categorical column"
+                    f'schema: the partner of {c.name!r} is {c.partner!r}, which is no other categorical column; or write "auto"'
                 )
             _check_choice(c.name, "compress", c.compress, COMPRESS)
             if c.compress == "method" and c.partner is None:
