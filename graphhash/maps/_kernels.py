@@ -93,39 +93,27 @@ def smallest(values, places):
 
 
 @njit(cache=True, parallel=True)
-def nearest_rows(vectors, centres, order, codes):
-    """The nearest of ``centres`` to every vector, by Euclidean distance; of several the one of the lowest number.
-
-    The first coordinate bounds a distance from below, so that few centres are looked at where it tells them apart.
+def nearest_rows(vectors, centres, codes):
+    """The nearest of ``centres`` to every vector, by Euclidean distance; of several the first.
 
     Args:
         vectors: float32, shape (n, dim).
-        centres: float64, shape (n_centres, dim), by rising first coordinate.
-        order: number of each, int64, shape (n_centres,).
+        centres: float64, shape (dim, n_centres): all distances of a vector grow side by side.
         codes: uint8, shape (n,); written.
     """
-    n_centres, dim = centres.shape
-    for row in prange(len(vectors)):
-        vector = vectors[row]
-        x = np.float64(vector[0])
-        right = np.searchsorted(centres[:, 0], x)
-        left = right - 1
-        best, code = np.inf, n_centres
-        while True:
-            # The side whose next centre is nearer in the first coordinate.
-            before = x - centres[left, 0] if left >= 0 else np.inf
-            behind = centres[right, 0] - x if right < n_centres else np.inf
-            gap = min(before, behind)
-            if gap * gap > best or gap == np.inf:
-                break
-            if before <= behind:
-                centre, left = left, left - 1
-            else:
-                centre, right = right, right + 1
-            distance = 0.0
+    dim, n_centres = centres.shape
+    block = 1024
+    for start in prange((len(vectors) + block - 1) // block):
+        distances = np.empty(n_centres, np.float64)
+        for row in range(start * block, min((start + 1) * block, len(vectors))):
+            distances[:] = 0
             for d in range(dim):
-                difference = np.float64(vector[d]) - centres[centre, d]
-                distance += difference * difference
-            if distance < best or (distance == best and order[centre] < code):
-                best, code = distance, order[centre]
-        codes[row] = code
+                x, own = np.float64(vectors[row, d]), centres[d]
+                for centre in range(n_centres):
+                    difference = x - own[centre]
+                    distances[centre] += difference * difference
+            code = 0
+            for centre in range(1, n_centres):
+                if distances[centre] < distances[code]:
+                    code = centre
+            codes[row] = code

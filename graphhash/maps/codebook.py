@@ -75,8 +75,8 @@ def nearest_codes(weights: NDArray[np.float32], codebook: NDArray[np.float32]) -
 
 def _codes(weights: NDArray[np.float32], centres: NDArray[np.float64]) -> NDArray[np.uint8]:
     """The number of the nearest of at most 256 centres, shape (n,)."""
-    order, codes = np.argsort(centres[:, 0], kind="stable"), np.empty(len(weights), np.uint8)
-    _kernels.nearest_rows(np.ascontiguousarray(weights, np.float32), centres[order], order, codes)
+    codes = np.empty(len(weights), np.uint8)
+    _kernels.nearest_rows(np.ascontiguousarray(weights, np.float32), np.ascontiguousarray(centres.T), codes)
     return codes
 
 
