@@ -19,8 +19,21 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 
+# Of the tests, and of all that they start, where the variables are not set: processes of one thread each, as there is one for every core
+# already, and threads that do not spin while they wait. Ray's workers are as important as the tests that wait for them. A preemption
+# watcher is a process of its own, which takes seconds to start and has nothing to watch here.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_worker_niceness": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
 def pytest_configure() -> None:
-    """Let Ctrl-C interrupt again where the tests are started in the background, which ignores it for all children."""
+    """Set ENVIRONMENT, and let Ctrl-C interrupt where the tests are started in the background, which ignores it for all children."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

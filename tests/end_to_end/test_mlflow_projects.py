@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -48,33 +47,24 @@ def test_every_entry_point_is_a_command_with_these_options(path):
         )
 
 
-def test_a_project_runs_end_to_end_as_one_mlflow_run(tmp_path):
+def test_a_project_runs_end_to_end_as_one_mlflow_run(tmp_path, monkeypatch):
+    import mlflow.projects
+
     rows = "\n".join(f"{u},{i}" for u in range(40) for i in range(30) if (u + i) % 4 == 0)
     (tmp_path / "log.csv").write_text(f"user,item\n{rows}\n")
     store = sqlite_store(tmp_path)
-    environment = os.environ | {
+    for name, value in {
         "MLFLOW_TRACKING_URI": store,
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "run",
-        str(ROOT / "mlflow_projects" / "retrieval"),
-        "-e",
-        "run",
-        "--env-manager",
-        "local",
-    ]
-    for pair in (
-        f"data={tmp_path}/log.csv", "user-column=user", "item-column=item", f"out={tmp_path}/run", "method=graph", "ratio=0.9",
-        "epochs=3",
-    ):  # fmt: skip
-        command += ["-P", pair]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    # What `mlflow run -e run --env-manager local -P NAME=VALUE` calls, in a process that has imported MLflow.
+    parameters = {"data": f"{tmp_path}/log.csv", "user-column": "user", "item-column": "item", "out": f"{tmp_path}/run"}
+    parameters |= {"method": "graph", "ratio": 0.9, "epochs": 3}
+    project = str(ROOT / "mlflow_projects" / "retrieval")
+    mlflow.projects.run(project, entry_point="run", env_manager="local", parameters=parameters)
     assert (tmp_path / "run" / "bundle" / "model.onnx").exists()
     from mlflow import MlflowClient
 

@@ -34,7 +34,9 @@ class Gang:
 @contextmanager
 def gang(size: int, rendezvous: str) -> Iterator[Gang]:
     """Args: rendezvous: a file that is not there."""
-    context = get_context("spawn")
+    # One process imports, and the others are copies of it.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.retrieval.train", "tests.graphhash.nn.test_workers"])
     pipes, processes = [], []
     for rank in range(size):
         ours, theirs = context.Pipe()

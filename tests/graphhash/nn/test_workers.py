@@ -224,10 +224,10 @@ def test_workers_keep_the_same_weights_and_learn_as_well_as_one(pair, batch_size
 
 @pytest.mark.parametrize("method", ["full", "residual"])
 def test_sparse_gradients_of_two_workers_are_the_dense_ones(pair, monkeypatch, method):
-    settings = dataclasses.replace(SETTINGS, batch_size=10, epochs=2)
+    settings = dataclasses.replace(SETTINGS, batch_size=20, epochs=2)
     (_, dense), _ = pair(trained, method, settings)
     model, *_ = made("mf", method)
-    assert seldom_read(model, LossSettings("bpr"), 10), "the case is one in which rows wait"
+    assert seldom_read(model, LossSettings("bpr"), 20), "the case is one in which rows wait"
     (_first, sparse), (_, others) = pair(trained, method, dataclasses.replace(settings, sparse_gradients=True))
     for name, weight in dense.items():
         assert torch.equal(sparse[name], others[name]), name
@@ -280,7 +280,7 @@ def _fit(method, settings, every_step=False, state=None, **callbacks):
 
 @pytest.mark.parametrize(
     ("batch_size", "steps_before", "method", "sparse"),
-    [(None, 3, "soft", False), (100, 5, "soft", False), (300, 10, "soft", False), (10, 60, "full", True)],
+    [(None, 3, "soft", False), (100, 5, "soft", False), (300, 10, "soft", False), (20, 30, "full", True)],
 )
 def test_a_training_stopped_between_steps_ends_with_the_weights_of_one_that_was_not(
     pair, batch_size, steps_before, method, sparse

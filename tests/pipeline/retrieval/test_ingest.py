@@ -320,6 +320,20 @@ def test_a_session_inside_a_session_uses_and_leaves_the_outer_one(ray_local):
     assert ray.is_initialized()
 
 
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_shuts_ray_down_and_removes_its_folder(number, error, monkeypatch):
+    """What is called, with a stand-in for Ray."""
+    calls = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **options: calls.append(Path(options["_temp_dir"])))
+    monkeypatch.setattr("ray.shutdown", lambda: calls.append(calls[0].is_dir()))
+    with pytest.raises(error), ray_session(num_cpus=1):
+        signal.raise_signal(number)
+    folder, was_there = calls
+    assert was_there
+    assert not folder.exists()
+
+
 SLEEPER = """
 import signal, sys
 # A shell's background job ignores Ctrl-C, and so would this program when the tests run in one.
@@ -329,16 +343,19 @@ import time
 from pipeline.distributed.session import ray_session
 with ray_session(num_cpus=1):
     import ray
-    print(ray._private.worker._global_node.get_temp_dir_path(), flush=True)
+    try:
+        print(ray._private.worker._global_node.get_temp_dir_path(), flush=True)
+        time.sleep(500)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
     time.sleep(500)
 """
 
 
 def test_an_interrupted_session_leaves_nothing_behind(tmp_path):
+    """Of a real Ray, whose processes and handlers of signals are its own."""
     program = SLEEPER.format(root=str(Path(module.__file__).parents[2]))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
-    # Ctrl-C reaches the whole process group, a SIGTERM of `kill` the process alone.
-    senders = [lambda pid: os.killpg(pid, signal.SIGINT), lambda pid: os.kill(pid, signal.SIGTERM)]
 
     def started() -> tuple[subprocess.Popen[str], Path]:
         """A Ray gives up where its start takes half a minute, as on a machine with other work; another try is then allowed."""
@@ -351,14 +368,15 @@ def test_an_interrupted_session_leaves_nothing_behind(tmp_path):
                 return process, Path(line)
         raise AssertionError(process.communicate(timeout=60)[1])
 
-    # One starts after the other.
-    sessions = [started() for _ in senders]
-    for (process, folder), send in zip(sessions, senders, strict=True):
-        assert folder.is_dir()
-        send(process.pid)
-        process.communicate(timeout=60)
-        assert process.returncode != 0
-        assert not folder.exists()
+    process, folder = started()
+    assert folder.is_dir()
+    # Ctrl-C reaches the whole process group, and so all that Ray has started; a SIGTERM of `kill` the process alone.
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.readline() == "interrupted\n"
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert not folder.exists()
     assert not (tmp_path / ".ray").exists()
 
 

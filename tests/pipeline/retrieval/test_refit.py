@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_array
 
 from graphhash.graph.vocabulary import Vocabulary
@@ -23,6 +24,7 @@ from pipeline.retrieval.weights import load_method
 from pipeline.runs.run import run
 from pipeline.runs.status import run_status
 from pipeline.task import REFIT_PARTS, StageContext
+from pipeline.training.checkpointing import fit_and_save
 from pipeline.training.here import fit_here
 from pipeline.training.job import TrainingSession
 from tests.helpers import graphs
@@ -95,6 +97,32 @@ def test_nothing_of_the_test_is_read(whole, tmp_path):
     (tmp_path / "again").mkdir()
     refit_method(StageContext(config_of(tmp_path), out), "soft", tmp_path / "again", TrainingSession())
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (whole / "out" / "refit" / "soft" / WEIGHTS).read_bytes()
+
+
+def worker(job: dict) -> dict:
+    """What a worker of Ray Train does with a job."""
+    return fit_and_save(job["task"], job, torch.device("cpu"), lambda entry: None, lambda line: None)
+
+
+def test_workers_refit_together(whole, tmp_path, pair):
+    states = []
+
+    def together(job, tracker):
+        states.extend(pair(worker, job))
+        return states[0]
+
+    out = copy_of(whole, tmp_path)
+    (tmp_path / "again").mkdir()
+    session = TrainingSession(fit_job=together)
+    refit_method(StageContext(config_of(tmp_path, train__workers=2), out), "soft", tmp_path / "again", session)
+    found, alone = (load_method(folder, out / "ingest") for folder in (tmp_path / "again", out / "refit" / "soft"))
+    assert [m.content_hash for m in found[1:]] == [m.content_hash for m in alone[1:]]
+    assert history_of(tmp_path / "again")["epochs"][0]["epoch"] == history_of(out / "refit" / "soft")["best_epoch"]
+    for name, weight in states[0]["model"].items():
+        assert torch.equal(states[1]["model"][name], weight), name
+    # Other draws of negatives, and the same training otherwise.
+    ours, theirs = (history_of(folder)["epochs"][0]["loss"] for folder in (tmp_path / "again", out / "refit" / "soft"))
+    assert ours == pytest.approx(theirs, rel=0.1)
 
 
 def test_it_is_the_model_that_is_tested_and_exported(whole):

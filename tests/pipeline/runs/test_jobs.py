@@ -25,6 +25,8 @@ from pipeline.runs.jobs import environment_of_job
 from tests.helpers.mlflow_store import sqlite_store
 
 ROOT = Path(__file__).resolve().parents[3]
+# The copy of the checkout that a job runs in has no kernels that were compiled before, and the small logs here need none.
+UNCOMPILED = ("--env", "NUMBA_DISABLE_JIT=1")
 # The suite's limit is for a quiet machine, and a job starts half a dozen processes, one after the other.
 pytestmark = pytest.mark.timeout(900)
 
@@ -187,9 +189,9 @@ def test_a_job_logs_to_the_callers_run_and_leaves_its_bundle_at_the_uri(head, tm
     client = MlflowClient(store)
     run_id = client.create_run(client.create_experiment("jobs")).info.run_id
     command = ["run", "--data", f"file://{tmp_path}/log.csv", "--out", bucket, "--work", str(tmp_path / "work")]
-    # A refit on a cluster is in the test of a run over nodes.
+    # A refit is a training with other parts of the log: workers that refit together are in the tests of the refit.
     command += ["--method", "graph", "--ratio", "0.9", "--epochs", "3", "train.refit=false"]
-    words = [sys.executable, "-m", "pipeline", "submit", "--ray-address", head[1], "--", *command]
+    words = [sys.executable, "-m", "pipeline", "submit", "--ray-address", head[1], *UNCOMPILED, "--", *command]
     done = call(head, tmp_path, *words, MLFLOW_TRACKING_URI=store, MLFLOW_RUN_ID=run_id)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     # Progress is lines, not bars: nothing is written over.
@@ -253,6 +255,7 @@ def test_ctrl_c_stops_the_job(head, tmp_path):
         "submit",
         "--ray-address",
         address,
+        *UNCOMPILED,
         "--",
         "compare",
         "--data",

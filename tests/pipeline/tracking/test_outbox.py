@@ -198,8 +198,10 @@ def server(folder: Path, port: int):
         "--workers",
         "1",
     ]
+    # Without the processes that would run jobs of MLflow's own.
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with open(folder / "server.log", "ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
         while True:
