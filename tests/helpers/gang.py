@@ -6,8 +6,9 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
 from typing import Any
+
+from tests.helpers.copied import copies
 
 TIMEOUT_S = 120
 
@@ -34,9 +35,7 @@ class Gang:
 @contextmanager
 def gang(size: int, rendezvous: str) -> Iterator[Gang]:
     """Args: rendezvous: a file that is not there."""
-    # One process imports, and the others are copies of it.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.retrieval.train", "tests.graphhash.nn.test_workers"])
+    context = copies()
     pipes, processes = [], []
     for rank in range(size):
         ours, theirs = context.Pipe()

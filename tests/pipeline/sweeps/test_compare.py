@@ -15,8 +15,8 @@ from pipeline.logs.synthetic import synth
 from pipeline.runs.run import is_done
 from tests.helpers.command import exit_code_of
 
-METHODS = ("graph", "modulo", "full")
-BLOCKED = "modulo-mf-seed1-ratio0.4"
+METHODS = ("graph", "full")
+BLOCKED = "graph-mf-seed1-ratio0.4"
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,16 @@ def names(runs) -> set[str]:
 
 def test_a_failed_run_is_named_with_its_reason_and_the_others_are_kept(comparison):
     result = comparison.read()
-    # Three methods, for two seeds.
-    assert result["n_runs"] == 6
-    assert len(names(result["runs"])) == 5
+    # Two methods, for two seeds.
+    assert result["n_runs"] == 4
+    assert len(names(result["runs"])) == 3
     (failed,) = result["failed"]
-    assert (failed["run"], failed["method"], failed["seed"]) == (f"runs/{BLOCKED}", "modulo", 1)
+    assert (failed["run"], failed["method"], failed["seed"]) == (f"runs/{BLOCKED}", "graph", 1)
     assert failed["reason"] in (comparison.out / "compare.md").read_text()
     assert "Traceback" in (comparison.out / "runs" / BLOCKED / "error.txt").read_text()
     assert "\n" not in failed["reason"]
     assert "methods" in failed["reason"]
-    (line,) = [entry for entry in result["summary"] if (entry["method"], entry["budget"]) == ("modulo", "ratio 0.4")]
+    (line,) = [entry for entry in result["summary"] if (entry["method"], entry["budget"]) == ("graph", "ratio 0.4")]
     assert (line["n_seeds"], line["n_failed"], line["recall@20_std"]) == (1, 1, None)
 
 
@@ -109,8 +109,8 @@ def test_each_run_has_an_mlflow_run_below_one_parent(comparison):
     assert sources == {json.dumps({"uri": comparison.log})}, "not that of the copy"
     assert {run.data.params["data.path"] for run in runs} == {comparison.log}
     finished = {run.info.run_name for run in children if run.info.status == "FINISHED"}
-    assert len(finished) == 5
-    assert "graph mf seed 1 ratio 0.4" in finished
+    assert len(finished) == 3
+    assert "graph mf seed 0 ratio 0.4" in finished
     assert all("test.recall_at_20" in run.data.metrics for run in children if run.info.run_name in finished)
 
 
@@ -142,7 +142,7 @@ def test_the_same_command_trains_what_is_missing_and_nothing_twice(comparison):
     written = comparison.read()
     assert comparison.run() == 0
     assert comparison.read() == written
-    assert len(written["runs"]) == 6
+    assert len(written["runs"]) == 4
     assert not written["failed"]
     assert comparison.trained() == after
     assert len(comparison.mlflow_runs()) == n_runs + 1
@@ -169,7 +169,7 @@ def test_the_table_holds_means_and_deviations_of_its_runs(comparison):
     with open(comparison.out / "compare.csv") as file:
         lines = list(csv.DictReader(file))
     assert next((line["method"], line["budget"]) for line in lines) == ("full", "")
-    assert len(lines) == 3
+    assert len(lines) == 2
     for line in lines:
         runs = [r for r in result["runs"] if (r["method"], r["budget"]) == (line["method"], line["budget"])]
         assert len(runs) == int(line["n_seeds"])
@@ -181,7 +181,7 @@ def test_the_table_holds_means_and_deviations_of_its_runs(comparison):
         assert float(line["train_seconds"]) == pytest.approx(np.mean([r["seconds"]["train"] for r in runs]))
     text = (comparison.out / "compare.md").read_text()
     main, *further = text.split("\n## ")
-    assert main.count("| mf | ") == 3
-    assert all(table.count("| mf | ") == 3 for table in further)
+    assert main.count("| mf | ") == 2
+    assert all(table.count("| mf | ") == 2 for table in further)
     assert "![recall@20 against bytes](compare.png)" in text
     assert (comparison.out / "compare.png").read_bytes().startswith(b"\x89PNG")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import select
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,36 +15,35 @@ import pytest
 import torch
 
 from graphhash.errors import DataError
+from pipeline.cli.main import main
 from pipeline.config.run_config import RunConfig
 from pipeline.runs.run import run
 from pipeline.tracking.tracker import Tracker
+from pipeline.training import checkpointing, loop
 from pipeline.training.here import fit_here
 from pipeline.training.machine import n_cpus
 from tests.helpers import graphs
+from tests.helpers.copied import program
 from tests.pipeline.training.test_checkpoints import files_up_to, job_of, task
 
-# `graphhash train` that tells of epoch 50 and goes on when it is told to. A signal is thus sent in the middle of the training. Python runs
-# signal handlers between instructions: a signal that arrives just before a read that blocks would wait for that read.
-COMMAND = """
-import select
-import sys
-from pipeline.cli.main import main
-from pipeline.training import loop
-from pipeline.training.checkpointing import _Saver
 
-loop.POLL_S = 0.0  # After every step.
-on_epoch = _Saver._on_epoch
+def train_until_told(out: str) -> None:
+    """`graphhash train` that tells of epoch 50 and goes on when it is told to. A signal is thus sent in the middle of the training.
 
-def waiting(self, epoch, loss):
-    on_epoch(self, epoch, loss)
-    if epoch == 50:
-        print("epoch 50", *(name for name in ("ray", "mlflow") if name in sys.modules), flush=True)
-        while not select.select([sys.stdin], [], [], 0.05)[0]:
-            pass
+    Python runs signal handlers between instructions: a signal that arrives just before a read that blocks would wait for that read.
+    """
+    loop.POLL_S = 0.0  # After every step.
+    on_epoch = checkpointing._Saver._on_epoch
 
-_Saver._on_epoch = waiting
-main(["train", "--out", sys.argv[1]])
-"""
+    def waiting(self, epoch, loss):
+        on_epoch(self, epoch, loss)
+        if epoch == 50:
+            print("epoch 50", *(name for name in ("ray", "mlflow") if name in sys.modules), flush=True)
+            while not select.select([sys.stdin], [], [], 0.05)[0]:
+                pass
+
+    checkpointing._Saver._on_epoch = waiting
+    main(["train", "--out", out])
 
 
 @pytest.fixture(scope="module")
@@ -79,24 +78,19 @@ def whole(clustered, tmp_path_factory):
 def command(clustered, tmp_path):
     """`graphhash train` in a copy of the run folder, stopped in epoch 50; and the folder."""
     out = Path(shutil.copytree(clustered, tmp_path / "out"))
-    with subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(out)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with program(train_until_told, str(out)) as process:
         assert process.stdout.readline() == "epoch 50\n", "neither Ray nor MLflow is imported"
         yield process, out
-        process.kill()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_first_and_the_same_command_ends_with_the_same_weights(command, whole, number, code):
     process, out = command
     process.send_signal(number)
-    _, errors = process.communicate("go on\n", timeout=300)
-    assert process.returncode == code, errors
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    errors = process.stderr.read()
+    assert process.wait(timeout=300) == code, errors
     assert "stopping as soon as a checkpoint is written; again to stop at once" in errors
     assert "; the same command goes on from there" in errors
     assert "Traceback" not in errors
