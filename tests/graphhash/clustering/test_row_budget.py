@@ -188,6 +188,29 @@ def test_the_search_stops_where_a_lower_resolution_saves_no_rows():
     assert len(set(tried)) == 2
 
 
+def test_the_search_of_a_large_graph_merges_what_it_found(monkeypatch):
+    graph = LocalGraph(graphs.random_graph(6, 1500, 1000, 9000))
+    from_single_ids = cluster_to_rows(graph, rows=400)
+    begun = []
+
+    def traced(graph, resolution, *, initial=None, **settings):
+        begun.append((resolution, initial))
+        return cluster_graph(graph, resolution, initial=initial, **settings)
+
+    monkeypatch.setattr("graphhash.clustering.resolution_search.LARGE_GRAPH", 2500)
+    monkeypatch.setattr("graphhash.clustering.resolution_search.cluster_graph", traced)
+    labels = cluster_to_rows(graph, rows=400)
+    assert labels.rows == 400
+    assert begun[0][1] is None
+    merged = [(resolution, initial) for resolution, initial in begun if initial is not None]
+    assert merged
+    assert all(initial.resolution > resolution for resolution, initial in merged)
+    # As good communities as those of the search that begins anew at every step.
+    assert (
+        modularity_of(graph, labels.users, labels.items, from_single_ids.resolution) > 0.99 * from_single_ids.modularity
+    )
+
+
 def test_both_sides_reach_their_goal_before_buckets_are_merged():
     """Splits are for what no resolution gives: here every bucket lies in the community of a resolution found."""
     graph = graphs.random_graph(6, 1500, 1000, 9000)
