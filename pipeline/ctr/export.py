@@ -5,7 +5,6 @@ A failure of any kind leaves the previous bundle as it was.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,14 +156,17 @@ def precision_loss(metrics: dict[str, Any]) -> dict[str, float | None]:
     return {"log_loss": stored, "log_loss_float32": exact, "relative": lost}
 
 
+def drawn_rows(part: Part, n: int = N_CHECK, seed: int = 0) -> Part:
+    """At most ``n`` rows of a part in memory, in order; of that many rows all."""
+    chosen: NDArray[np.int64] = np.sort(np.random.default_rng(seed).choice(len(part), min(n, len(part)), replace=False))
+    labels, categorical, dense, *multi_valued = (np.array(array[chosen]) for array in part.arrays)
+    return Part(labels, categorical, dense, tuple(multi_valued), None)
+
+
 def _rows(trained: TrainedCtr, part: Part, n_check: int, seed: int) -> Part:
     """Rows of a part, and two more per categorical column: the first of them with an OOV value, and with the last known entry."""
-    chosen: NDArray[np.int64] = np.sort(
-        np.random.default_rng(seed).choice(len(part), min(n_check, len(part)), replace=False)
-    )
     n_ids = [column.n_ids for column in trained.features.columns]
-    stored: list[NDArray] = [part.labels, part.categorical, part.dense, *part.multi_valued]
-    arrays = [np.array(array[chosen]) for array in stored]
+    arrays = drawn_rows(part, n_check, seed).arrays
     extra = [np.repeat(array[:1], 2 * len(n_ids), axis=0) for array in arrays]
     for number, n in enumerate(n_ids):
         extra[1][2 * number, number], extra[1][2 * number + 1, number] = n, n - 1
@@ -174,12 +176,16 @@ def _rows(trained: TrainedCtr, part: Part, n_check: int, seed: int) -> Part:
 
 def _as_stored(trained: TrainedCtr, precisions: Sequence[str], rows: Part) -> NDArray[np.float32]:
     """Logits of the model with its tables rounded as they are stored, shape (n,)."""
-    model = copy.deepcopy(trained.model)
+    # The maps, which may be larger than all weights, are not copied.
+    weights = [(weight, weight.detach().clone()) for weight in trained.model.parameters()]
     try:
-        store_rounded(model, precisions)
+        store_rounded(trained.model, precisions)
+        return predict(trained.model, rows)
     except ValueError as error:
         raise BundleError(f"a table holds {error}; train with a lower learning rate, or use float32") from error
-    return predict(model, rows)
+    finally:
+        for weight, exact in weights:
+            weight.detach().copy_(exact)
 
 
 def raw_columns(trained: TrainedCtr, rows: Part) -> dict[str, Any]:
@@ -188,25 +194,34 @@ def raw_columns(trained: TrainedCtr, rows: Part) -> dict[str, Any]:
     Raises:
         DataError: an entry is out of its column's range.
     """
-    features, columns = trained.features, {}
+    features, columns = trained.features, dict[str, Any]()
     for number, column in enumerate(features.columns):
-        columns[column.name] = _raw_ids(trained, number, column)[_checked(column, rows.categorical[:, number])]
+        columns[column.name] = _raw_values(trained, number, column, rows.categorical[:, number])
     for number, column in enumerate(features.multi_valued):
-        raw = _raw_ids(trained, len(features.columns) + number, column)
         entries = rows.multi_valued[number]
-        columns[column.name] = [raw[_checked(column, row[row >= 0])].tolist() for row in entries]
+        values = _raw_values(trained, len(features.columns) + number, column, entries[entries >= 0])
+        lists = np.split(values, np.cumsum((entries >= 0).sum(1))[:-1])
+        columns[column.name] = [each.tolist() for each in lists]
     for number, dense in enumerate(features.dense):
         # A missing number is 0 here, and so is the mean.
         columns[dense.name] = rows.dense[:, number].astype(np.float64) * dense.std + dense.mean
     return columns
 
 
-def _raw_ids(trained: TrainedCtr, number: int, column: Column) -> NDArray:
-    """Raw value of every entry, None for missing, OOV last; shape (n_ids + 1,)."""
-    vocabulary = trained.vocabularies[number]
-    raw = np.empty(column.n_ids + 1, object)
-    raw[: len(vocabulary)] = vocabulary.ids.to_pylist()
-    raw[column.n_ids] = _oov_value(column, vocabulary)
+def _raw_values(trained: TrainedCtr, number: int, column: Column, entries: NDArray) -> NDArray:
+    """Raw values of entries, None for missing, objects of the shape of ``entries``, (n,).
+
+    Raises:
+        DataError: an entry is out of range.
+    """
+    if len(entries) and not 0 <= int(entries.min()) <= int(entries.max()) <= column.n_ids:
+        raise DataError(
+            f"column {column.name!r} has entries {entries.min()}..{entries.max()}, of 0..{column.n_ids}; run 'graphhash ingest' again"
+        )
+    vocabulary, raw = trained.vocabularies[number], np.empty(entries.shape, object)
+    known = entries < len(vocabulary)
+    raw[known] = vocabulary.take(entries[known])
+    raw[entries == column.n_ids] = _oov_value(column, vocabulary)
     return raw
 
 
@@ -214,14 +229,6 @@ def _oov_value(column: Column, vocabulary: Any) -> int | str:
     if len(vocabulary):
         return oov_id(vocabulary)
     return "unknown" if column.kind == "string" else -1
-
-
-def _checked(column: Column, entries: NDArray) -> NDArray:
-    if len(entries) and not 0 <= int(entries.min()) <= int(entries.max()) <= column.n_ids:
-        raise DataError(
-            f"column {column.name!r} has entries {entries.min()}..{entries.max()}, of 0..{column.n_ids}; run 'graphhash ingest' again"
-        )
-    return entries
 
 
 def _compare(scorer: Scorer, trained: TrainedCtr, rows: Part, expected: NDArray[np.float32]) -> float:

@@ -324,7 +324,7 @@ class Ctr:
         self, context: StageContext, method: str, out: Path, metrics: dict[str, Any], train_key: str
     ) -> dict[str, Any]:
         from pipeline.ctr.budget import precisions_of
-        from pipeline.ctr.export import ExportOptions, data_facts, export_ctr
+        from pipeline.ctr.export import ExportOptions, data_facts, drawn_rows, export_ctr
         from pipeline.ctr.folded_in import open_folded_columns, renumbered, with_folded_columns
         from pipeline.ctr.weights import load_ctr
 
@@ -334,7 +334,7 @@ class Ctr:
         if self.updates(context.run, method, train_key) is not None:
             folded = open_folded_columns(context.run, method, train_key)
             columns, trained = trained.features.columns, with_folded_columns(trained, folded)
-            part = renumbered(part, columns, trained.features.columns)
+            part = renumbered(drawn_rows(part), columns, trained.features.columns)
             # Metrics are of the training alone.
             provenance |= {"updates": list(folded.updates)}
         return export_ctr(

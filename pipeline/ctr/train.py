@@ -101,14 +101,13 @@ def fit_ctr(
     # The job reads them from their files: a large log's maps are not held twice.
     del maps
     state = run_job(job, config.train, method, session)
+    for name in ("model", "optimizer"):
+        state.pop(name, None)
     maps = load_maps(out, features)
     model = spec.build(maps, len(features.dense), len(features.multi_valued))
-    model.load_state_dict(state["best"])
-    if (out / FOLDS).is_dir():
-        model.use_folds(load_folds(out / FOLDS)[0])
-        shutil.rmtree(out / FOLDS)
+    model.load_state_dict(state.pop("best"))
     is_whole = keeps_every_row(method) and not METHODS[method].sized
-    facts = _facts(state, settings, model) | {"compressed": None if is_whole else "in training"} | hashes
+    facts = _facts(state, settings, model, out) | {"compressed": None if is_whole else "in training"} | hashes
     model.fill_oov([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
     if METHODS[method].embedding == "residual":
         # The mixtures and the rows beside them are trained apart, and stored as their sums.
@@ -121,8 +120,15 @@ def fit_ctr(
     return facts
 
 
-def _facts(state: Mapping[str, Any], settings: FitSettings, model: CtrModel) -> dict[str, Any]:
-    """What a training was, what came of it, and the bytes that it held."""
+def _facts(state: Mapping[str, Any], settings: FitSettings, model: CtrModel, out: Path) -> dict[str, Any]:
+    """What a training was, what came of it, and the bytes that it held; the maps by folds in ``out`` are removed."""
+    if (out / FOLDS).is_dir():
+        model.use_folds(load_folds(out / FOLDS)[0])
+    held = training_bytes(model)
+    for embedding in model.bucket_embeddings():
+        # Their files are mapped.
+        embedding.folds = None
+    shutil.rmtree(out / FOLDS, ignore_errors=True)
     kept: dict[str, Any] = next((entry for entry in state["history"] if entry["epoch"] == state["best_epoch"]), {})
     return {
         "epochs": state["epoch"],
@@ -132,7 +138,7 @@ def _facts(state: Mapping[str, Any], settings: FitSettings, model: CtrModel) -> 
         "item_bias": model.bias is not None,
         "lr": settings.lr,
         "weight_decay": settings.weight_decay,
-        "training_bytes": training_bytes(model),
+        "training_bytes": held,
         "training_bytes_measured": state["training_bytes"],
     }
 
