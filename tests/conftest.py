@@ -38,8 +38,9 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files that go to one worker of pytest-xdist: those that share a Ray, and those that start clusters of their own, so that no more than two
-# are up at once. Every other file goes to one worker as well, because its fixtures are costly.
+# Files that go to one worker of pytest-xdist: those that share a Ray; those that start clusters of their own, so that no more than two
+# are up at once; and those whose processes are copies of one (`tests/helpers/copied.py`). Every other file goes to one worker as well,
+# because its fixtures are costly.
 GROUPS = {
     "ray": (
         "tests/graphhash/clustering/test_hierarchy.py",
@@ -55,6 +56,12 @@ GROUPS = {
         "tests/pipeline/sweeps/test_scheduler.py",
     ),
     "clusters": ("tests/end_to_end/test_nodes.py", "tests/pipeline/runs/test_jobs.py"),
+    "copies": (
+        "tests/graphhash/nn/test_workers.py",
+        "tests/pipeline/retrieval/test_refit.py",
+        "tests/pipeline/training/test_checkpoints.py",
+        "tests/pipeline/training/test_here.py",
+    ),
 }
 GROUP_OF = {file: group for group, files in GROUPS.items() for file in files}
 
@@ -65,7 +72,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "ray_local" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
         file = item.nodeid.partition("::")[0]
-        if item.get_closest_marker("ray") and file not in GROUP_OF:
+        if item.get_closest_marker("ray") and GROUP_OF.get(file) not in ("ray", "clusters"):
             raise pytest.UsageError(f"{file} starts Ray; name it in GROUPS of tests/conftest.py")
 
 

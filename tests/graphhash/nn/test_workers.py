@@ -209,7 +209,7 @@ def trained(method: str, settings: RetrievalSettings):
 
 @pytest.mark.parametrize("batch_size", [None, 100])
 def test_workers_keep_the_same_weights_and_learn_as_well_as_one(pair, batch_size):
-    settings = dataclasses.replace(SETTINGS, batch_size=batch_size, epochs=20, eval_every=5)
+    settings = dataclasses.replace(SETTINGS, batch_size=batch_size, epochs=10, eval_every=2)
     (first, weights), (second, others) = pair(trained, "soft", settings)
     assert [{**entry, "seconds": 0} for entry in first["history"]] == [
         {**entry, "seconds": 0} for entry in second["history"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import signal
+import subprocess
 import sys
 import threading
-import time
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,8 @@ from graphhash.graph.vocabulary import Vocabulary
 from pipeline.cli import main as cli
 from pipeline.errors import RunFolderError
 from pipeline.runs import run as run_module
-from tests.helpers.copied import program
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class RemoteError(DataError):
@@ -105,28 +108,40 @@ def test_signal_handlers_are_put_back(graphhash, failing, tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def run_until_a_signal(out: str) -> None:
-    """`graphhash run`, which tells of its clean-up."""
+WAITING = """
+import sys, time
+from pipeline.cli import main as cli
+from pipeline.runs import run
 
-    def wait(config, *, until):
-        try:
-            print("up", flush=True)
-            time.sleep(60)
-        finally:
-            print("cleaned", flush=True)
+def wait(config, *, until):
+    try:
+        print("up", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned", flush=True)
 
-    run_module.run = wait
-    cli.main(["run", "--data", "x", "--out", out])
+run.run = wait
+cli.main(["run", "--data", "x", "--out", sys.argv[1]])
+"""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_runs_the_clean_up(tmp_path, number, code):
     """SIGTERM, as schedulers send it, unwinds like Ctrl-C: locks, temporary folders and MLflow runs are seen to."""
-    with program(run_until_a_signal, str(tmp_path)) as process:
-        assert process.stdout.readline() == "up\n"
-        process.send_signal(number)
-        out, error = process.stdout.read(), process.stderr.read()
-        assert (out, process.wait(timeout=60)) == ("cleaned\n", code)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        # A shell's background jobs, and what they start, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(number)
+    out, error = process.communicate()
+    assert (out, process.returncode) == ("cleaned\n", code)
     assert ("interrupted" in error) == (number == signal.SIGINT)
 
 

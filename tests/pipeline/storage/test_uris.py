@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +24,9 @@ from pipeline.runs import remote as mirrors
 from pipeline.runs.remote import Mirror, held_folder, run_folder
 from pipeline.runs.run import run
 from pipeline.storage.uris import bundle_folder, fetch, is_uri, localised, open_uri, uri_of_copy, with_uris, work_folder
-from tests.helpers.copied import program
 from tests.helpers.s3 import s3_bucket
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def on_disk(tmp_path):
@@ -319,26 +322,40 @@ def test_ingest_and_clusters_at_a_uri_are_up_to_date_on_a_second_machine(tmp_pat
     assert not (tmp_path / "bucket" / "run" / ".source").exists()
 
 
-def hold(out: str, remote: str | None) -> None:
-    """What a command does that works in a run folder."""
-    with run_folder(RunConfig.from_flat({"run.out": out, "run.remote": remote})):
-        print("held", flush=True)
-        time.sleep(60)
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pipeline.config.run_config import RunConfig
+from pipeline.runs.remote import run_folder
+out, remote = sys.argv[1:]
+config = RunConfig.from_flat({"run.out": out, "run.remote": remote or None})
+with run_folder(config) as folder:
+    print("held", flush=True)
+    time.sleep(float(60))
+"""
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["folder", "uri"])
 def test_two_real_processes_in_one_run_folder(tmp_path, remote):
-    uri = f"file://{tmp_path}/bucket/run" if remote else None
-    with program(hold, str(tmp_path / "a"), uri) as first:
+    uri = f"file://{tmp_path}/bucket/run" if remote else ""
+    command = [sys.executable, "-c", HOLDER]
+
+    def start(out: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*command, str(tmp_path / out), uri], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    first = start("a")
+    try:
         assert first.stdout.readline() == "held\n"
         # At a URI another machine works elsewhere; only the lock there can stop it.
-        with program(hold, str(tmp_path / ("b" if remote else "a")), uri) as second:
-            error = second.stderr.read()
-            assert second.wait(timeout=60) == 1
+        second = start("b" if remote else "a")
+        _, error = second.communicate(timeout=60)
+        assert second.returncode == 1
         assert f"in use by process {first.pid} on {os.uname().nodename} since" in error
-        first.kill()
-        assert first.wait(timeout=60) == -signal.SIGKILL
-        third = RunConfig.from_flat({"run.out": str(tmp_path / "a"), "run.remote": uri})
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        third = RunConfig.from_flat({"run.out": str(tmp_path / "a"), "run.remote": uri or None})
         if remote:
             # A dead holder's lock is a file: it is believed for five minutes.
             with pytest.raises(RunFolderError, match=f"process {first.pid}"), run_folder(third):
@@ -346,6 +363,9 @@ def test_two_real_processes_in_one_run_folder(tmp_path, remote):
         else:
             with run_folder(third):
                 pass
+    finally:
+        first.kill()
+        first.communicate()
 
 
 def test_a_bundle_at_a_uri_is_copied(tmp_path, monkeypatch):
