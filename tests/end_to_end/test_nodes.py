@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -64,7 +65,7 @@ def move_and_kill(self, *arguments):
 ray_graph.RayGraph.move = move_and_kill
 settings = {"data.path": f"{folder}/log.csv", "run.out": f"{folder}/out", "run.mlflow": False, "run.methods": ("soft",),
             "cluster.resolution": 4.0, "cluster.shards": 4, "train.dim": 16, "train.lr": 0.02,
-            "train.epochs": 1000, "train.eval_every": 200, "train.patience": 1000, "train.workers": 2,
+            "train.epochs": 1000, "train.eval_every": 200, "train.patience": 1000, "train.workers": 2, "train.refit": False,
             "map.hops": "1+2", "map.indices_per_id": 4}
 run(RunConfig.from_flat(settings), until="cluster")
 assert n_moves > 6, n_moves
@@ -124,8 +125,11 @@ def test_a_run_over_nodes_survives_the_death_of_one_and_of_a_worker(tmp_path):
     (tmp_path / "log.csv").write_text(
         "user_id,item_id\n" + "".join(f"{u},{i}\n" for u, i in zip(users, items, strict=True))
     )
+    # A node that is gone is looked for every half second instead of every three.
+    environment = os.environ | {"RAY_health_check_period_ms": "500"}
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=550,
