@@ -10,7 +10,8 @@ weighted sum of its buckets' scores, which is the same number. Everything in a c
 constant does not, so that ONNX Runtime cannot fold it.
 
 Where scores are cosines, vectors are scaled to length 1 as soon as they are read: materialized ones once, when the graph is loaded. A
-compressed graph keeps a number per item beside table and map, one over the length of its vector, for the sums of buckets' scores.
+compressed graph keeps the length of every item's vector beside table and map, for the sums of buckets' scores: 4 bytes an item, in the file where
+the catalogue is large.
 
     MF        <p_u, q_i> + b_i
     LightGCN  the same, of vectors that are propagated before the export: they take the full catalogue's size
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from graphhash.maps.quantization import STEPS, bias_blocks
+from graphhash.maps.quantization import STEPS, bias_blocks, rounded
 from graphhash.maps.vector_codes import VectorCodes
 from graphhash.models.mf import LEAST_LENGTH, RetrievalModel
 from graphhash.nn.residual import own_precision, projection_precision
@@ -54,6 +55,8 @@ _CHUNK_VALUES = 2**17
 # is read for them, indices_per_id times as much, in pieces of 256 MiB, because a node's result is in memory twice while it is folded.
 _BLOCK_VALUES = 2**27
 _PIECE_VALUES = 2**26
+# What is read to fold the lengths of a compressed catalogue's vectors, 256 MiB at most. Beyond it they are stored.
+FOLDED_VALUES = 2**26
 # Users up to whom sums of buckets' scores are cheaper than vectors. On Gowalla, 17 indices per item, in ms of CPU: 1 user 3 and 29,
 # 8 users 11 and 34, 32 users 55 and 40.
 FEW_USERS = 24
@@ -88,7 +91,7 @@ class Scores:
         if compressed:
             self.chunk = -(-n_entries // (self.n_sums * _PER_SUM))
             self.n_columns = self.chunk * self.n_sums * _PER_SUM
-        self._store(graph, parts, precision)
+        self._store(graph, parts, precision, n_entries)
         user_map = StoredMap.add(graph, "user", parts.user_map)
         user_map = self._with_residual(graph, "user", user_map, parts.user_residual, precision)
         if not compressed:
@@ -101,8 +104,8 @@ class Scores:
             self.users = self._unit(graph, "user", read_vectors(graph, "user", self.user_table, user_map, user))
         self._prepare(graph, model)
 
-    def _store(self, graph: Graph, parts: Parts, precision: str) -> None:
-        """Tables, maps and bias, padded to whole chunks of rows and of items where they are read in chunks."""
+    def _store(self, graph: Graph, parts: Parts, precision: str, n_entries: int) -> None:
+        """Tables, maps, bias and a large catalogue's lengths, padded to whole chunks of rows and of items where they are read in chunks."""
         item_table = parts.item_table
         self.n_tables = 1
         if self.compressed and parts.item_map.identity:
@@ -123,6 +126,11 @@ class Scores:
         if parts.item_bias is not None:
             # The OOV entry has none.
             self.bias = _add_bias(graph, padded(parts.item_bias, self.n_columns), precision)
+        self.stored_lengths: str | None = None
+        if self.compressed and self.cosine and self.n_columns * self.map.indices_per_id * self.dim > FOLDED_VALUES:
+            # ONNX Runtime keeps what it folds until all is folded, however small the pieces: 2 GiB for 150,000 items with 10 indices.
+            lengths = np.pad(_vector_lengths(parts, precision), (0, self.n_columns - n_entries), mode="edge")
+            self.stored_lengths = graph.constant("item_lengths", lengths)
 
     def _with_residual(
         self, graph: Graph, side: str, stored: StoredMap, residual: Residual | None, precision: str
@@ -181,15 +189,11 @@ class Scores:
         return graph.node("Max", [lengths, graph.constant("least_length", np.float32(LEAST_LENGTH))], f"{name}_divisor")
 
     def _item_lengths(self, graph: Graph) -> str:
-        """Lengths of the vectors of all columns, shape (n_columns,), of constants that ONNX Runtime folds piece by piece."""
-        n_pieces = -(-self.n_columns * self.map.indices_per_id * self.dim // _PIECE_VALUES)
-        bounds = [graph.constant(f"length_bound_{n}", np.array([n])) for n in split_evenly(self.n_columns, n_pieces)]
-        pieces = []
-        for i, ends in enumerate(itertools.pairwise(bounds)):
-            name = f"length_piece_{i}"
-            vectors = read_vectors(graph, name, self.item_table, self.map, Chunk(name, *ends))
-            pieces.append(self._lengths(graph, name, vectors, keep=0))
-        return graph.node("Concat", pieces, "item_lengths", axis=0)
+        """Lengths of the vectors of all columns, shape (n_columns,): stored where the catalogue is large, else folded from constants."""
+        if self.stored_lengths is not None:
+            return self.stored_lengths
+        vectors = read_vectors(graph, "length", self.item_table, self.map, None)
+        return self._lengths(graph, "length", vectors, keep=0)
 
     def _prepare(self, graph: Graph, model: RetrievalModel) -> None:
         """What of a request's users, or of a materialized catalogue, all scores share."""
@@ -348,6 +352,24 @@ class Scores:
         graph.constant("one_row", np.array([1, -1], np.int64))
         graph.constant("per_index", np.array([0, -1, self.map.indices_per_id], np.int64))
         return scan_chunks(graph, "sums", self.n_columns, self.chunk * _PER_SUM, of_items)
+
+
+def _vector_lengths(parts: Parts, precision: str) -> NDArray[np.float32]:
+    """Lengths of the items' vectors as they are stored, of LEAST_LENGTH at least, with that of the OOV entry: shape (n_items + 1,)."""
+    assert not isinstance(parts.item_table, VectorCodes), "codes have no map"
+    item_map, residual = parts.item_map, parts.item_residual
+    table, weights = rounded(parts.item_table, precision), item_map.weights
+    if residual is not None:
+        own = rounded(residual.own, own_precision(precision, residual.bits))
+        projection = residual.projection.astype(projection_precision(precision)).astype(np.float32)
+    lengths = np.empty(len(weights), np.float32)
+    for start in range(0, len(lengths), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
+        vectors = (weights[part, None] @ table[item_map.rows[part]])[:, 0]
+        if residual is not None:
+            vectors += own[part] @ projection
+        lengths[part] = np.linalg.norm(vectors, axis=1)
+    return np.maximum(lengths, np.float32(LEAST_LENGTH))
 
 
 def _add_bias(graph: Graph, bias: NDArray[np.float32], precision: str) -> str:

@@ -93,6 +93,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(onnx_scores, "FEW_USERS", 5)
     monkeypatch.setattr(onnx_scores, "_BLOCK_VALUES", 40 * DIM)
     monkeypatch.setattr(onnx_scores, "_PIECE_VALUES", 4 * DIM)
+    monkeypatch.setattr(onnx_scores, "FOLDED_VALUES", 0)
 
 
 @pytest.mark.parametrize("runtime", ["materialized", "materialized, large", "compressed"])
@@ -177,3 +178,28 @@ def test_a_compressed_graph_keeps_no_vector_per_item(tmp_path):
         )
     assert largest["materialized"] >= 5000 * 16
     assert largest["compressed"] <= 5100
+
+
+@pytest.mark.parametrize("kind", ["mf, cosine", "mf, residual, cosine"])
+def test_a_large_catalogue_of_cosines_stores_its_lengths_and_answers_alike(kind, tmp_path, monkeypatch):
+    """Folded lengths need the vectors of all items at once; stored ones need none, and are the same numbers."""
+    import onnx
+
+    model, *both = trained(kind, "soft, shared table", True)
+    parts = TrainedRetrieval(model, *both, Vocabulary(np.arange(N_USERS)), Vocabulary(np.arange(N_ITEMS)))
+    answers, lengths, folded = {}, {}, {}
+    for name, most in (("small", onnx_scores.FOLDED_VALUES), ("large", 0)):
+        monkeypatch.setattr(onnx_scores, "FOLDED_VALUES", most)
+        options = ExportOptions("int8", "compressed")
+        export_retrieval(parts, tmp_path / name, options, metrics={}, provenance={})
+        graph = onnx.load(tmp_path / name / "model.onnx").graph
+        lengths[name] = [tensor for tensor in graph.initializer if tensor.name == "item_lengths"]
+        folded[name] = [node for node in graph.node if node.op_type == "ReduceL2" and node.output[0].startswith("length")]
+        answers[name] = Retriever(tmp_path / name, threads=1).recommend(range(3), N_ITEMS).scores
+    assert (len(lengths["small"]), len(folded["small"])) == (0, 1)
+    assert (len(lengths["large"]), len(folded["large"])) == (1, 0)
+    np.testing.assert_allclose(np.stack(answers["large"]), np.stack(answers["small"]), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        shipped = as_shipped(model, "int8").item_embedding(torch.arange(N_ITEMS + 1))
+    stored = onnx.numpy_helper.to_array(lengths["large"][0])
+    np.testing.assert_allclose(stored[: N_ITEMS + 1], shipped.norm(dim=1).numpy(), rtol=1e-5, atol=1e-9)
