@@ -23,6 +23,8 @@ _TABLE_VALUES = 2**24
 # Numbers of users' vectors, 64 MiB, up to which they are materialized as well; more users are read from the table on request, which took
 # 3 to 6 % of a request's time on Gowalla.
 _USER_VALUES = 2**24
+# Bytes of table rows that are read in one piece (`pipeline.retrieval.onnx_scores`).
+_PIECE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -109,5 +111,8 @@ def materialized_bytes(user_map: BucketMap, item_map: BucketMap, dim: int, n_bia
     """About what a session of a materialized graph keeps beside what is stored, and what it needs for that while it loads, in bytes."""
     n_users, n_rows = materialized_users(user_map, dim), unpacked_rows(item_map, dim)
     n_rows += 0 if user_map.shared else unpacked_rows(user_map, dim)
-    kept = 4 * dim * (item_map.n_ids + 1 + n_users + n_rows) + 4 * n_biases
-    return kept, kept + 4 * dim * (item_map.n_ids * item_map.indices_per_id + n_users * user_map.indices_per_id)
+    n_vectors = item_map.n_ids + 1 + n_users
+    kept = 4 * dim * (n_vectors + n_rows) + 4 * n_biases
+    read = 4 * dim * (item_map.n_ids * item_map.indices_per_id + n_users * user_map.indices_per_id)
+    # ONNX Runtime keeps every step until all is folded, and the one at hand twice: a table is unpacked in eight, a vector made in four.
+    return kept, kept + read + min(read, _PIECE_BYTES) + 4 * dim * (3 * n_vectors + 7 * n_rows)
