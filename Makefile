@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/graphhash demo $(DEMO)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 3
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .

@@ -43,6 +43,7 @@ PIPELINE_ROWS = (
 )
 GRAPHHASH_ROWS = (
     ("__init__",),
+    ("precompile",),
     ("models",),
     ("nn",),
     ("maps",),

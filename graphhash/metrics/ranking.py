@@ -199,25 +199,30 @@ def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
+# The work of a row is a function of its own: array expressions inside a parallel loop become parallel loops themselves, which take
+# three times as long to compile and several times as long to run.
 @njit(cache=True, parallel=True)
 def _top_k(scores, indptr, indices, items):
-    k = items.shape[1]
-    n_items = scores.shape[1]
     for row in prange(len(scores)):
-        left_out = np.zeros(n_items, np.bool_)
-        for entry in range(indptr[row], indptr[row + 1]):
-            left_out[indices[entry]] = True
-        best_scores = np.full(k, -np.inf, scores.dtype)
-        best_items = np.full(k, -1, np.int32)
-        for item in range(n_items):
-            score = scores[row, item]
-            # Strictly larger only: of equal scores the earlier, lower item stays ahead.
-            if score > best_scores[k - 1] and not left_out[item]:
-                place = k - 1
-                while place > 0 and score > best_scores[place - 1]:
-                    best_scores[place] = best_scores[place - 1]
-                    best_items[place] = best_items[place - 1]
-                    place -= 1
-                best_scores[place] = score
-                best_items[place] = item
-        items[row] = best_items
+        _best_of_row(scores[row], indices[indptr[row] : indptr[row + 1]], items[row])
+
+
+@njit(cache=True)
+def _best_of_row(scores, seen, items):
+    k = len(items)
+    left_out = np.zeros(len(scores), np.bool_)
+    for item in seen:
+        left_out[item] = True
+    best_scores = np.full(k, -np.inf, scores.dtype)
+    items[:] = -1
+    for item in range(len(scores)):
+        score = scores[item]
+        # Strictly larger only: of equal scores the earlier, lower item stays ahead.
+        if score > best_scores[k - 1] and not left_out[item]:
+            place = k - 1
+            while place > 0 and score > best_scores[place - 1]:
+                best_scores[place] = best_scores[place - 1]
+                items[place] = items[place - 1]
+                place -= 1
+            best_scores[place] = score
+            items[place] = item

@@ -35,6 +35,7 @@ from pipeline.runs.trained import (
 from pipeline.storage.atomic import write_text_atomic
 from pipeline.storage.uris import localised, with_uris
 from pipeline.tracking.store import Store
+from pipeline.training.machine import n_cpus
 
 if TYPE_CHECKING:
     from pipeline.training.job import FitJob
@@ -83,6 +84,8 @@ def run(
         check_methods(config.run.methods, config.run.task)
     if STAGES.index(until) >= STAGES.index("train"):
         task_of(config).check_trainable(config)
+    if until != "ingest" and config.run.task == "retrieval" and not (out / "cluster").exists():
+        _compile_beside()
     if has_defaults_of_log(config) and until != "ingest":
         facts, given = run(config, until="ingest", reuse_from=reuse_from).ingest, config
         config = task_of(config).with_log_defaults(config, facts)
@@ -112,6 +115,14 @@ def run(
         ray = RayOnDemand(stack, config.run.address, out)
         stages = Stages(folder, steps, config, task_of(config), store, ray, fit_job)
         return _compute(stages, until, resume)
+
+
+def _compile_beside() -> None:
+    """On a new machine, compile in a second process what a clustering and a training need, while this one reads the log."""
+    from graphhash.precompile import compile_beside
+
+    if n_cpus() > 1:
+        compile_beside()
 
 
 def is_done(config: RunConfig, until: str) -> bool:
