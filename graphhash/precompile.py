@@ -19,7 +19,9 @@ from graphhash.maps import _kernels as map_kernels
 from graphhash.metrics import ranking
 from graphhash.nn import _kernels as table_kernels
 
-_BOOL, _I4, _I8, _F4, _F8 = (types.Array(t, 1, "C") for t in (types.bool_, types.int32, types.int64, types.float32, types.float64))
+_BOOL, _I4, _I8, _F4, _F8 = (
+    types.Array(t, 1, "C") for t in (types.bool_, types.int32, types.int64, types.float32, types.float64)
+)
 _I4_2, _F4_2, _F8_2 = (types.Array(t, 2, "C") for t in (types.int32, types.float32, types.float64))
 _FIXED_I8, _FIXED_F4, _FIXED_F8 = (types.Array(a.dtype, 1, "C", readonly=True) for a in (_I8, _F4, _F8))
 _INT, _FLOAT = types.int64, types.float64

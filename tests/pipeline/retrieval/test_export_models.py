@@ -194,7 +194,9 @@ def test_a_large_catalogue_of_cosines_stores_its_lengths_and_answers_alike(kind,
         export_retrieval(parts, tmp_path / name, options, metrics={}, provenance={})
         graph = onnx.load(tmp_path / name / "model.onnx").graph
         lengths[name] = [tensor for tensor in graph.initializer if tensor.name == "item_lengths"]
-        folded[name] = [node for node in graph.node if node.op_type == "ReduceL2" and node.output[0].startswith("length")]
+        folded[name] = [
+            node for node in graph.node if node.op_type == "ReduceL2" and node.output[0].startswith("length")
+        ]
         answers[name] = Retriever(tmp_path / name, threads=1).recommend(range(3), N_ITEMS).scores
     assert (len(lengths["small"]), len(folded["small"])) == (0, 1)
     assert (len(lengths["large"]), len(folded["large"])) == (1, 0)
