@@ -10,8 +10,8 @@ weighted sum of its buckets' scores, which is the same number. Everything in a c
 constant does not, so that ONNX Runtime cannot fold it.
 
 Where scores are cosines, vectors are scaled to length 1 as soon as they are read: materialized ones once, when the graph is loaded. A
-compressed graph keeps the length of every item's vector beside table and map, for the sums of buckets' scores: 4 bytes an item, which are in
-the file where the catalogue is large.
+compressed graph keeps the length of every item's vector beside table and map, for the sums of buckets' scores: 4 bytes an item, which are
+in the file where the catalogue is large.
 
     MF        <p_u, q_i> + b_i
     LightGCN  the same, of vectors that are propagated before the export: they take the full catalogue's size
