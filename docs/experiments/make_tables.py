@@ -1,6 +1,6 @@
 """Writes the table of an experiment into its page, from what `graphhash compare` left.
 
-    python docs/experiments/make_tables.py docs/experiments/gowalla-random.md gowalla-random cmp-random cmp-random-int8=int8
+    python docs/experiments/make_tables.py docs/experiments/frontier.md equal-rows cmp-rows
 
 The page holds a line `<!-- FIGURES: NAME -->`. The table is written below it, and replaces the one that an earlier call wrote.
 `FOLDER=NOTE` appends a note to the names of that comparison's methods. The line below the table names the commit, the machine, and the day
