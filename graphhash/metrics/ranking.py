@@ -200,7 +200,7 @@ def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
 
 
 # The work of a row is a function of its own: array expressions inside a parallel loop become parallel loops themselves, which take
-# three times as long to compile and several times as long to run.
+# three times as long to compile.
 @njit(cache=True, parallel=True)
 def _top_k(scores, indptr, indices, items):
     for row in prange(len(scores)):
