@@ -13,7 +13,7 @@ from pipeline.cli.command import Epilog
 from pipeline.cli.output import print_pairs, write_json
 from pipeline.config.choices import TASKS
 
-# Small enough for three minutes on two cores, large enough that the methods differ.
+# Small enough for half a minute on two cores, large enough that the methods differ.
 DEMO_LOG = ["--users", "4000", "--items", "3000", "--interactions", "120000", "--communities", "40", "--seed", "0"]
 DEMO_RUN = ["--seed", "0"]
 
