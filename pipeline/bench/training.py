@@ -40,6 +40,7 @@ from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import K, TrainingPairs, fit_retrieval
 from pipeline.retrieval.train import fit_settings, model_spec_of
 from pipeline.training.loop import Callbacks
+from pipeline.training.machine import threads
 
 _log = logging.getLogger(__name__)
 
@@ -175,6 +176,12 @@ def measure(train: csr_array, test: csr_array, settings: BenchSettings) -> list[
         raise DataError(
             "the log has no test interactions to rank; give --split random, or --split given with a test file"
         )
+    # numba's threads are OpenMP's, as PyTorch's are: its first kernel would set PyTorch's number to its own.
+    with threads(torch.get_num_threads()):
+        return _measure(train, test, settings)
+
+
+def _measure(train: csr_array, test: csr_array, settings: BenchSettings) -> list[dict[str, Any]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = cluster(train, resolution=settings.resolution)
     results = []

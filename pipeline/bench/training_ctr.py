@@ -30,6 +30,7 @@ from pipeline.ctr.method_spec import method_spec
 from pipeline.ctr.settings import ctr_settings
 from pipeline.ctr.train import SCORES, ctr_loss, seldom_tables
 from pipeline.training.loop import Callbacks, Objective, fit
+from pipeline.training.machine import threads
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,12 @@ def bench_ctr(config: RunConfig, *, rounds: int) -> list[dict[str, Any]]:
 
 def measure_ctr(config: RunConfig, ingest_dir: Path, cluster_dir: Path, *, rounds: int) -> list[dict[str, Any]]:
     """:func:`bench_ctr` of a data set that is ingested and clustered."""
+    # numba's threads are OpenMP's, as PyTorch's are: its first kernel would set PyTorch's number to its own.
+    with threads(torch.get_num_threads()):
+        return _measure(config, ingest_dir, cluster_dir, rounds)
+
+
+def _measure(config: RunConfig, ingest_dir: Path, cluster_dir: Path, rounds: int) -> list[dict[str, Any]]:
     features = Features.open(ingest_dir)
     train, test = features.part("train"), features.part("test")
     fold = draw_folds(len(train), config.map.seed)
