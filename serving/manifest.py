@@ -107,7 +107,7 @@ class Manifest(TypedDict):
     task: str  # "retrieval" or "ctr"
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
-    model: str  # "mf", "lightgcn" or "neumf"; ctr: "widedeep", "deepfm", "dcnv2" or "dlrm"
+    model: str  # "mf", "lightgcn" or "neumf"; ctr: "widedeep", "deepfm", "dcnv2", "dlrm" or "finalnet"
     dim: int  # length of a vector
     # Type of the compressed tables in the file: "float32", "float16", or "int8" or "int4" with a float16 scale per row. Arithmetic is
     # float32.

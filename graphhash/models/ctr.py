@@ -1,4 +1,4 @@
-"""CTR models over compressed columns: Wide&Deep, DeepFM, DCN-V2 and DLRM.
+"""CTR models over compressed columns: Wide&Deep, DeepFM, DCN-V2, DLRM and FinalNet.
 
 All take a :class:`FeatureBatch` and return logits. A model is an embedding layer (:class:`graphhash.models.ctr_fields.FieldEmbeddings`)
 and a head, in which the columns interact. No model depends on how a column's bucket map was made. Everything that a model holds per id
@@ -19,7 +19,17 @@ from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.maps.folded_map import FoldedMap
 from graphhash.models.ctr_fields import FieldEmbeddings, TableSlice
-from graphhash.models.ctr_layers import CrossNetwork, DotInteraction, Dropout, Perceptron, fm_interaction
+from graphhash.models.ctr_layers import (
+    BatchNorm,
+    CrossNetwork,
+    DotInteraction,
+    Dropout,
+    FactorizedPerceptron,
+    FieldGate,
+    Perceptron,
+    binary_loss,
+    fm_interaction,
+)
 from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
 
@@ -86,7 +96,7 @@ class CtrSpec:
     Args:
         kind: one of HEADS.
         dim: length of a column's vector.
-        hidden: units of the hidden layers.
+        hidden: units of the hidden layers; even numbers with FinalNet.
         dense_hidden: units of the layers before the vector that DLRM makes of dense columns.
         n_cross: cross layers of DCN-V2.
         cross_rank: rank of their matrices; None: square matrices.
@@ -124,6 +134,8 @@ class CtrSpec:
             raise ArgumentError(
                 f"sizes must be 1 or more: dim {self.dim}, hidden {self.hidden}, dense_hidden {self.dense_hidden}, n_cross {self.n_cross}"
             )
+        if self.kind == "finalnet" and any(units % 2 for units in self.hidden):
+            raise ArgumentError(f"hidden is {self.hidden}; layers of finalnet have an even number of units each")
         if self.cross_rank is not None and self.cross_rank < 1:
             raise ArgumentError(f"cross_rank is {self.cross_rank}; use 1 or more, or None for square matrices")
         if not 0 <= self.dropout < 1 or self.std < 0:
@@ -187,7 +199,26 @@ class CtrModel(nn.Module):
 
     def forward(self, batch: FeatureBatch) -> Tensor:
         """Logits of the positive label, float32, shape (batch,)."""
-        logits = self.head(self.fields(batch.categorical, batch.multi_valued, batch.fold), batch.dense)
+        return self._with_scalars(self.head(self._vectors(batch), batch.dense), batch)
+
+    def loss(self, batch: FeatureBatch, labels: Tensor) -> Tensor:
+        """Mean binary cross-entropy of the labels, 0 or 1, shape (batch,).
+
+        FinalNet adds that of each of its two streams with the model's own probabilities as labels, which have no gradient: each
+        learns from both (Zhu et al., SIGIR 2023, self-knowledge distillation).
+        """
+        if not isinstance(self.head, FinalNetHead):
+            return binary_loss(self(batch), labels)
+        first, second = self.head.streams(self._vectors(batch), batch.dense)
+        logits, apart = self._with_scalars((first + second) / 2, batch), (first - second) / 2
+        taught = torch.sigmoid(logits.detach())
+        return binary_loss(logits, labels) + binary_loss(logits + apart, taught) + binary_loss(logits - apart, taught)
+
+    def _vectors(self, batch: FeatureBatch) -> Tensor:
+        return self.fields(batch.categorical, batch.multi_valued, batch.fold)
+
+    def _with_scalars(self, logits: Tensor, batch: FeatureBatch) -> Tensor:
+        """The head's logits plus first-order weights and id biases."""
         if self.wide is not None:
             logits = logits + self.wide(batch.categorical, batch.multi_valued, batch.fold).sum((1, 2))
         if self.wide_dense is not None:
@@ -235,7 +266,8 @@ class CtrModel(nn.Module):
     def learned_buffers(self) -> dict[str, Tensor]:
         """Buffers that are stored with the weights, because training has changed them, by name in the module."""
         own = enumerate(self.fields.own)
-        return {
+        norms = ((name, module) for name, module in self.named_modules() if isinstance(module, BatchNorm))
+        return {f"{name}.{part}": buffer for name, norm in norms for part, buffer in norm.named_buffers()} | {
             f"fields.own.{number}.{name}": buffer
             for number, embedding in own
             if isinstance(embedding, CompressedEmbedding)
@@ -311,11 +343,36 @@ class DlrmHead(nn.Module):
         return self.out(self.network(units)).squeeze(1)
 
 
+class FinalNetHead(nn.Module):
+    """Two streams of factorized layers, one of them over gated fields, whose logits' mean is the logit (Zhu et al., SIGIR 2023).
+
+    The second stream has the first of the hidden layers alone.
+    """
+
+    def __init__(self, spec: CtrSpec, n_fields: int, n_dense: int):
+        super().__init__()
+        n_in = n_fields * spec.dim
+        self.gate = FieldGate(n_fields)
+        self.network = FactorizedPerceptron(2 * n_in + n_dense, spec.hidden, spec.dropout)
+        self.second = FactorizedPerceptron(n_in + n_dense, spec.hidden[:1], spec.dropout)
+        self.out, self.out_second = nn.Linear(self.network.n_out, 1), nn.Linear(self.second.n_out, 1)
+
+    def streams(self, vectors: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of each, shape (batch,)."""
+        first = self.out(self.network(concatenated(self.gate(vectors), dense)))
+        return first.squeeze(1), self.out_second(self.second(concatenated(vectors, dense))).squeeze(1)
+
+    def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
+        first, second = self.streams(vectors, dense)
+        return (first + second) / 2
+
+
 HEADS: dict[str, Callable[[CtrSpec, int, int], nn.Module]] = {
     "widedeep": DeepHead,
     "deepfm": DeepFmHead,
     "dcnv2": DcnV2Head,
     "dlrm": DlrmHead,
+    "finalnet": FinalNetHead,
 }
 
 

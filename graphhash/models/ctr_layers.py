@@ -76,6 +76,92 @@ class CrossNetwork(nn.Module):
         return crossed
 
 
+class FactorizedLayer(nn.Module):
+    """Linear terms and products of two of them, side by side: ``[a, a * b]`` with ``[a, b] = W x + c`` (Zhu et al., SIGIR 2023).
+
+    A layer squares the degree of the interactions of its input, as a layer of a perceptron does not.
+
+    Args:
+        n_in: length of x.
+        n_out: units, an even number; W has as many rows.
+    """
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.linear = nn.Linear(n_in, n_out)
+
+    def forward(self, units: Tensor) -> Tensor:
+        linear, factor = self.linear(units).chunk(2, 1)
+        return torch.cat([linear, linear * factor], 1)
+
+
+class BatchNorm(nn.Module):
+    """``scale * (x - mean) / sqrt(variance + 1e-5) + offset`` of each unit (Ioffe and Szegedy, ICML 2015, algorithms 1 and 2).
+
+    In training with the mean and variance of the batch, of two samples or more; else with means of those of the batches, the last ones
+    first: each keeps 0.9 of the mean so far. Workers that train together have those of their own batches, and the first one's are kept.
+
+    Args:
+        n: units.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.scale, self.offset = nn.Parameter(torch.ones(n)), nn.Parameter(torch.zeros(n))
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("variance", torch.ones(n))
+
+    def forward(self, units: Tensor) -> Tensor:
+        of_batch = self.training and len(units) > 1
+        return functional.batch_norm(units, self.mean, self.variance, self.scale, self.offset, of_batch, 0.1, 1e-5)
+
+    @torch.no_grad()
+    def factor_and_offset(self) -> tuple[Tensor, Tensor]:
+        """``a`` and ``b`` of the same function outside training, ``a * x + b``, float32, shape (n,) each."""
+        factor = self.scale / torch.sqrt(self.variance + 1e-5)
+        return factor, self.offset - factor * self.mean
+
+
+class FactorizedPerceptron(nn.Sequential):
+    """Layers of :class:`FactorizedLayer`, :class:`BatchNorm`, ReLU and dropout: a block of FinalNet (Zhu et al., SIGIR 2023).
+
+    Args:
+        n_in: length of the input.
+        hidden: units of every layer, even numbers.
+        dropout: rate of :class:`Dropout`.
+    """
+
+    def __init__(self, n_in: int, hidden: Sequence[int], dropout: float = 0.0):
+        layers: list[nn.Module] = []
+        for before, units in zip((n_in, *hidden), hidden, strict=False):
+            layers += [FactorizedLayer(before, units), BatchNorm(units), nn.ReLU()]
+            if dropout:
+                layers.append(Dropout(dropout))
+        super().__init__(*layers)
+        self.n_out = hidden[-1] if hidden else n_in
+
+
+class FieldGate(nn.Module):
+    """All fields, and behind them each times a gate that reads the same place of all fields (Zhu et al., SIGIR 2023).
+
+    (batch, n_fields, dim) -> (batch, 2 * n_fields, dim): ``[e, e * (G e + c)]``. Gates begin as 1.
+    """
+
+    def __init__(self, n_fields: int):
+        super().__init__()
+        self.gates = nn.Linear(n_fields, n_fields)
+        with torch.no_grad():
+            self.gates.weight.zero_()
+            self.gates.bias.fill_(1)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        gates = self.gates(vectors.transpose(1, 2)).transpose(1, 2)
+        return torch.cat([vectors, vectors * gates], 1)
+
+
 def fm_interaction(vectors: Tensor) -> Tensor:
     """Sum over pairs of fields of their inner product, (batch, n_fields, dim) -> (batch,).
 

@@ -57,14 +57,19 @@ class RowAdam(PlainAdam):
     """Adam; the state it saves is that of ``torch.optim.Adam``, and either takes the other's.
 
     Args:
-        parameters: all that is trained.
+        parameters: all that is trained; or groups of them, as Adam takes them, some with a ``weight_decay`` of their own.
         waiting: embeddings on a CPU, in float32, whose rows may wait; their tables, among ``parameters``, get sparse gradients until
             :meth:`close`. Embeddings that share a table are all here, or none of them is. None at all: this is plain Adam.
         lr, weight_decay: as in Adam.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], waiting: Sequence[BucketEmbedding], *, lr: float, weight_decay: float
+        self,
+        parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
+        waiting: Sequence[BucketEmbedding],
+        *,
+        lr: float,
+        weight_decay: float,
     ):
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         self._embeddings = list(waiting)
@@ -135,10 +140,15 @@ class RowAdam(PlainAdam):
             late = late[np.argsort(n_missed, kind="stable")]
         with threads_for(int(n_missed.sum()) * table.shape[1]):
             (_replay_column if is_column else _replay)(
-                late, waiting.done, waiting.n_steps, waiting.step_sizes, waiting.scales, kernel_constants(self.param_groups[0]),
+                late, waiting.done, waiting.n_steps, waiting.step_sizes, waiting.scales, kernel_constants(self._group_of(table)),
                 table.numpy(), state["exp_avg"].numpy(), state["exp_avg_sq"].numpy(),
             )  # fmt: skip
         waiting.done[late] = waiting.n_steps
+
+    def _group_of(self, table: nn.Parameter) -> dict[str, Any]:
+        if len(self.param_groups) == 1:
+            return self.param_groups[0]
+        return next(group for group in self.param_groups if any(own is table for own in group["params"]))
 
     def _step_rows(self, table: nn.Parameter, gradient: Tensor) -> None:
         state, waiting = self.state[table], self._waiting[table]
@@ -152,7 +162,7 @@ class RowAdam(PlainAdam):
                 "exp_avg_sq": torch.zeros_like(table),
             }
         state["step"] += 1
-        group = self.param_groups[0]
+        group = self._group_of(table)
         (beta1, beta2), number = group["betas"], int(state["step"])
         waiting.add_step(group["lr"] / (1 - beta1**number), 1 / math.sqrt(1 - beta2**number))
         unique, sums = sum_rows(rows, values, waiting.slots)

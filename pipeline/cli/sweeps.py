@@ -40,7 +40,7 @@ SET_BY = {
 }
 MODEL_NAMES = (
     "mf, neumf, lightgcn: with the BPR loss; softmax, bsl, ccl, directau, ials: mf with that loss; "
-    "for --task ctr: dlrm, dcnv2, deepfm, widedeep."
+    "for --task ctr: dlrm, dcnv2, finalnet, deepfm, widedeep."
 )
 
 

@@ -17,7 +17,7 @@ Split = Literal["random", "given", "temporal", "leave-last-out"]
 ClusterMethod = Literal["louvain", "leiden", "lpa", "balanced"]
 SoftHops = Literal["1", "2", "1+2"]
 RetrievalModel = Literal["mf", "neumf", "lightgcn"]
-CtrModel = Literal["widedeep", "deepfm", "dcnv2", "dlrm"]
+CtrModel = Literal["widedeep", "deepfm", "dcnv2", "dlrm", "finalnet"]
 Model = Literal[RetrievalModel, CtrModel]
 Loss = Literal["bpr", "softmax", "bsl", "ccl", "directau", "ials"]
 # The loss that the size of the log decides.

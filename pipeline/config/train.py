@@ -22,7 +22,7 @@ class TrainConfig:
 
     model: Model = "mf"
     """`mf` is matrix factorisation, `neumf` adds a small network, `lightgcn` propagates vectors over the training graph; with
-    `task = "ctr"`: `widedeep`, `deepfm`, `dcnv2` or `dlrm`, which is the default there."""
+    `task = "ctr"`: `widedeep`, `deepfm`, `dcnv2`, `finalnet` or `dlrm`, which is the default there."""
     loss: LossChoice = "bpr"
     """`bpr` ranks against one sampled item; `softmax`, `bsl` and `ccl` compare cosines with those of many sampled items; `directau` aligns
     and spreads vectors; `ials` fits all pairs, weighted. `auto`, the default of commands: `softmax` for `mf` on a log of 500,000 training

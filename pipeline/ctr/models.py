@@ -24,6 +24,9 @@ MAP_SETTINGS: dict[str, dict[str, Any]] = {
     "double_soft": {"indices_per_id": 24, "hops": "1+2", "share": 0.25, "own": 0.5},
 }
 
+# Weight decay of the vectors alone that a small log gets at most.
+MOST_TABLE_DECAY = 0.1
+
 
 @dataclass(frozen=True)
 class CtrPreset:
@@ -35,6 +38,7 @@ class CtrPreset:
             weighs less.
         most_decay, most_decay_with_scalars: weight decay that a small log gets at most, without and with a trained scalar per id of
             compressed columns (docs/experiments/ctr-small-logs.md).
+        table_l2_total: the same of the columns' vectors alone, whose decay is MOST_TABLE_DECAY at most; None: that of all parameters.
         epochs, batch_size: as in ``pipeline.config.run_config.TrainConfig``.
         hidden, dropout, n_cross, cross_rank, structure, std: as in :class:`graphhash.models.ctr.CtrSpec`.
     """
@@ -43,6 +47,7 @@ class CtrPreset:
     l2_total: float = 2.0
     most_decay: float = math.inf
     most_decay_with_scalars: float = math.inf
+    table_l2_total: float | None = None
     epochs: int = 5
     batch_size: int = 1024
     hidden: tuple[int, ...] = (64, 32)
@@ -70,8 +75,14 @@ class CtrPreset:
 # with soft on Avazu .549 for 1e-6 and initial deviation 0.2, .422 for 2.5e-4 and 0.05.
 # DLRM's logit is of products of vectors. Beyond 1e-4 full tables shrink to 0 on some small logs before their products tell anything, and
 # stay there: the loss is flat around 0. Scalars per id keep a slope, and the linear terms of the other models do.
+# FinalNet normalizes what its layers see, so a decay of the vectors changes their proportions alone: those of rare ids are short.
+# Frappe_x1, full tables of 10 numbers, a decay of 0.1, 12 epochs with batches of 2,048: validation AUC .9846, log loss .139; without batch
+# normalization .9411, .277.
 CTR_PRESETS = dict.fromkeys(CTR_MODELS, CtrPreset()) | {
-    "dlrm": CtrPreset(l2_total=10.0, most_decay=1e-4, most_decay_with_scalars=1e-3, epochs=6, batch_size=2048)
+    "dlrm": CtrPreset(l2_total=10.0, most_decay=1e-4, most_decay_with_scalars=1e-3, epochs=6, batch_size=2048),
+    "finalnet": CtrPreset(
+        lr=1e-3, table_l2_total=2e4, epochs=20, batch_size=2048, hidden=(400, 400), dropout=0.1, std=1e-4
+    ),
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from graphhash.models.ctr import DcnV2Head, DeepFmHead, DlrmHead
+from graphhash.models.ctr import DcnV2Head, DeepFmHead, DlrmHead, FinalNetHead
+from graphhash.models.ctr_layers import BatchNorm, FactorizedLayer
 from pipeline.export.graph import Graph
 from pipeline.export.layers import as_array, axes_1_2, linear, perceptron, squeezed
 
@@ -17,11 +18,12 @@ def head_logit(graph: Graph, head: nn.Module, vectors: str, numbers: str | None)
         vectors: of the fields, float32, shape (batch, n_fields, dim).
         numbers: the dense columns, float32, shape (batch, n_dense); None without any.
     """
+    if isinstance(head, FinalNetHead):
+        return _final_net(graph, head, vectors, numbers)
     if isinstance(head, DlrmHead):
         units = _dlrm(graph, head, vectors, numbers)
     else:
-        flat = graph.node("Flatten", [vectors], "/vectors_flat", axis=1)
-        first = flat if numbers is None else graph.node("Concat", [flat, numbers], "/joined", axis=1)
+        first = _joined(graph, vectors, numbers, "")
         if isinstance(head, DcnV2Head):
             units = _dcn(graph, head, first)
         else:
@@ -32,6 +34,12 @@ def head_logit(graph: Graph, head: nn.Module, vectors: str, numbers: str | None)
     if not isinstance(head, DeepFmHead):
         return logit
     return graph.node("Add", [logit, _factorization(graph, vectors)], "/head_and_fm")
+
+
+def _joined(graph: Graph, vectors: str, numbers: str | None, name: str) -> str:
+    """Vectors of all fields and dense columns side by side."""
+    flat = graph.node("Flatten", [vectors], f"{name}/vectors_flat", axis=1)
+    return flat if numbers is None else graph.node("Concat", [flat, numbers], f"{name}/joined", axis=1)
 
 
 def _dcn(graph: Graph, head: DcnV2Head, first: str) -> str:
@@ -66,6 +74,52 @@ def _dlrm(graph: Graph, head: DlrmHead, vectors: str, numbers: str | None) -> st
     units = graph.node("Gather", [products, graph.constant("/pairs", as_array(head.dots.pairs))], "/dots", axis=1)
     units = units if of_dense is None else graph.node("Concat", [of_dense, units], "/dense_and_dots", axis=1)
     return perceptron(graph, "/deep", head.network, units)
+
+
+def _final_net(graph: Graph, head: FinalNetHead, vectors: str, numbers: str | None) -> str:
+    """The mean of the logits of both streams, shape (batch,)."""
+    layer = head.gate.gates
+    gates = graph.node("MatMul", [graph.constant("/gate_weight", as_array(layer.weight)), vectors], "/gate_units")
+    offset = graph.constant("/gate_offset", as_array(layer.bias)[:, None])
+    gated = graph.node("Mul", [vectors, graph.node("Add", [gates, offset], "/gates")], "/gated")
+    both = graph.node("Concat", [vectors, gated], "/fields_and_gated", axis=1)
+    logits = []
+    for name, network, out, fields in (
+        ("/first", head.network, head.out, both),
+        ("/second", head.second, head.out_second, vectors),
+    ):
+        units = _factorized(graph, name, network, _joined(graph, fields, numbers, name))
+        logits.append(squeezed(graph, linear(graph, f"{name}_out", out, units), f"{name}_logit"))
+    total = graph.node("Add", logits, "/both_streams")
+    return graph.node("Mul", [total, graph.constant("/half", np.float32(0.5))], "/head")
+
+
+def _factorized(graph: Graph, name: str, network: nn.Sequential, units: str) -> str:
+    """Factorized layers, batch normalization as a factor and an offset, and ReLUs; each half of a layer's linear units is a node."""
+    for number, layer in enumerate(network):
+        if isinstance(layer, FactorizedLayer):
+            weight, offset = as_array(layer.linear.weight), as_array(layer.linear.bias)
+            halves = []
+            for half, rows in (("linear", slice(0, len(weight) // 2)), ("factor", slice(len(weight) // 2, None))):
+                of_half = f"{name}_{number}_{half}"
+                inputs = [
+                    graph.constant(f"{of_half}_{part}", values[rows])
+                    for part, values in (("weight", weight), ("offset", offset))
+                ]
+                halves.append(graph.node("Gemm", [units, *inputs], f"{of_half}_units", transB=1))
+            product = graph.node("Mul", halves, f"{name}_{number}_product")
+            units = graph.node("Concat", [halves[0], product], f"{name}_{number}_units", axis=1)
+        elif isinstance(layer, BatchNorm):
+            factor, offset = map(as_array, layer.factor_and_offset())
+            units = graph.node(
+                "Mul", [units, graph.constant(f"{name}_{number}_factor", factor)], f"{name}_{number}_scaled"
+            )
+            units = graph.node(
+                "Add", [units, graph.constant(f"{name}_{number}_offset", offset)], f"{name}_{number}_normal"
+            )
+        elif isinstance(layer, nn.ReLU):
+            units = graph.node("Relu", [units], f"{name}_{number}")
+    return units
 
 
 def _factorization(graph: Graph, vectors: str) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_FEATURES = 7
 # Features with the most out-of-vocabulary values that the page names.
 MOST_OOV = 5
-MODEL_NAMES = {"widedeep": "Wide & Deep", "deepfm": "DeepFM", "dcnv2": "DCN-V2", "dlrm": "DLRM"}
+MODEL_NAMES = {"widedeep": "Wide & Deep", "deepfm": "DeepFM", "dcnv2": "DCN-V2", "dlrm": "DLRM", "finalnet": "FinalNet"}
 SCORE_NAMES = {"auc": "AUC", "log_loss": "log loss"}
 # Keys of a feature's `bytes_of` in metrics.
 PART_TITLES = {"table": "table", "map": "map", "wide": "first order", "bias": "bias"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from graphhash.models.ctr import CtrSpec
 from pipeline.config.run_config import RunConfig
-from pipeline.ctr.models import CTR_PRESETS
+from pipeline.ctr.models import CTR_PRESETS, MOST_TABLE_DECAY
 from pipeline.training.loop import FitSettings
 from pipeline.training.resolved import patience
 
@@ -57,4 +57,13 @@ def ctr_settings(config: RunConfig, n_rows: int, *, id_scalars: bool = False) ->
         schedule=train.schedule,
         batch_size=batch_size or None,
         seed=train.seed,
+        table_decay=_table_decay(config, n_rows),
     )
+
+
+def _table_decay(config: RunConfig, n_rows: int) -> float | None:
+    """Weight decay of the vectors alone; a decay that is given is that of all parameters."""
+    train, total = config.train, CTR_PRESETS[config.train.model].table_l2_total
+    if total is None or train.weight_decay is not None or train.l2_total is not None:
+        return None
+    return min(total / n_rows, MOST_TABLE_DECAY)

@@ -48,7 +48,7 @@ class Ctr:
     default_budget: tuple[str, float] = DEFAULT_BUDGET
     comparison_budgets: tuple[tuple[str, float], ...] = (DEFAULT_BUDGET,)
     models: Mapping[str, Mapping[str, str]] = {
-        name: {"train.model": name} for name in ("dlrm", "dcnv2", "deepfm", "widedeep")
+        name: {"train.model": name} for name in ("dlrm", "dcnv2", "finalnet", "deepfm", "widedeep")
     }
     bytes_note = (
         "Bytes are those of everything kept (tables, bucket maps, first-order weights, biases and layers), over those of the model with "

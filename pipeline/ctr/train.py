@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from graphhash.maps.bucket_map import full_map
 from graphhash.models.ctr import CtrModel, compressed_columns
-from graphhash.models.ctr_layers import binary_loss
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.ctr.cluster import clustering_labels
 from pipeline.ctr.data import Features, JoinedParts, Part, batch_of
@@ -150,7 +149,7 @@ def ctr_loss(n_multi_valued: int) -> LossOf:
         assert isinstance(model, CtrModel)
         if model.spec.dropout:
             model.use_generator(generator)
-        return binary_loss(model(batch_of(batch, n_multi_valued)), batch[0])
+        return model.loss(batch_of(batch, n_multi_valued), batch[0])
 
     return loss_of
 
@@ -209,5 +208,6 @@ def fit_ctr_task(job: dict[str, Any], device: torch.device, options: dict[str, A
         validate = partial(validated, part=validation)
     seldom = seldom_tables(model, settings.batch_size, features)
     loss_of = ctr_loss(len(features.multi_valued))
-    objective = Objective(loss_of, job["score"], validate, seldom, model.before_epoch)
+    tables = list(model.fields.parameters())
+    objective = Objective(loss_of, job["score"], validate, seldom, model.before_epoch, tables)
     return fit(model, examples, settings, objective, **options)

@@ -45,6 +45,7 @@ class FitSettings:
         batch_size: examples per step, of all workers together; None: an epoch is one step.
         schedule: of the learning rate, "cosine" or "constant".
         last_epoch: where training ends, with the learning rates of a training of ``epochs``; None: ``epochs``.
+        table_decay: weight decay of ``Objective.tables``; None: ``weight_decay``.
     """
 
     lr: float
@@ -59,6 +60,7 @@ class FitSettings:
     sparse_gradients: bool = False
     schedule: str = "cosine"
     last_epoch: int | None = None
+    table_decay: float | None = None
 
     @property
     def n_epochs(self) -> int:
@@ -89,6 +91,7 @@ class Objective:
         rarely_read: embeddings of which a step reads few rows (:class:`RowAdam`). Several workers exchange only these rows with
             ``settings.sparse_gradients``, and whole gradients without.
         before_epoch: called with the number of every epoch, from 1, and how many there are at most, before its first step.
+        tables: parameters with ``settings.table_decay``.
     """
 
     loss_of: LossOf
@@ -96,6 +99,7 @@ class Objective:
     validate: Callable[[Any], dict[str, float]] | None = None
     rarely_read: Sequence[BucketEmbedding] = ()
     before_epoch: Callable[[int, int], None] = lambda epoch, n_epochs: None
+    tables: Sequence[nn.Parameter] = ()
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,8 @@ def fit(
         for epoch in range(state["epoch"] + 1, settings.n_epochs + 1):
             if state["n_worse"] >= settings.patience:
                 break
-            optimizer.param_groups[0]["lr"] = settings.lr_of(epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr_of(epoch)
             model.train()
             objective.before_epoch(epoch, settings.epochs)
             for step, batch in training.batches():
@@ -214,7 +219,8 @@ class _Training:
         workers.copy_from_first(model.state_dict().values())
         # Several workers exchange sparse gradients where that is asked for.
         sparse = list(objective.rarely_read) if workers.size == 1 or settings.sparse_gradients else []
-        self.optimizer = RowAdam(model.parameters(), sparse, lr=settings.lr, weight_decay=settings.weight_decay)
+        groups = _groups(model, objective.tables, settings.table_decay)
+        self.optimizer = RowAdam(groups, sparse, lr=settings.lr, weight_decay=settings.weight_decay)
         self.generator = torch.Generator(self.device).manual_seed(workers.seed(settings.seed))
         # Steps of this epoch that are done, the sum of their losses, and the generator from which the epoch's order was drawn.
         self._n_done, self._loss_sum, self._order_drawn_from = 0, 0.0, self.generator.get_state()
@@ -366,6 +372,17 @@ class _Poll:
         answer, self._until = self._workers.broadcast(own)
         self._n, self._since = 0, now
         return answer
+
+
+def _groups(
+    model: nn.Module, tables: Sequence[nn.Parameter], table_decay: float | None
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """All parameters; or two groups, of which the second has a weight decay of its own."""
+    if table_decay is None:
+        return list(model.parameters())
+    numbers = {id(table) for table in tables}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in numbers]
+    return [{"params": others}, {"params": list(tables), "weight_decay": table_decay}]
 
 
 def _map_buffers(model: nn.Module) -> set[str]:

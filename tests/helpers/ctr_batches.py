@@ -11,6 +11,7 @@ from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.maps.hashes import double_map, modulo_map
 from graphhash.models.ctr import FeatureBatch
 from graphhash.models.ctr_fields import FieldEmbeddings
+from graphhash.models.ctr_layers import BatchNorm
 from tests.helpers import graphs
 
 GRAPH = graphs.planted(0, 3, 12, 0.4, 0.05)[0]
@@ -73,10 +74,20 @@ def naive_fields(fields: FieldEmbeddings, maps: list[BucketMap], batch: FeatureB
     return result
 
 
+@torch.no_grad()
+def draw_statistics(model, generator):
+    """Means and variances of all batch normalizations, as training would have found them."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.mean.normal_(std=0.3, generator=generator)
+            module.variance.uniform_(0.2, 2, generator=generator)
+
+
 def noisy(model):
-    """Every parameter drawn anew, so that no part is silent."""
+    """Every parameter and statistic drawn anew, so that no part is silent."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3, generator=generator)
+    draw_statistics(model, generator)
     return model

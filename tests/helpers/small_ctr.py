@@ -15,7 +15,7 @@ from pipeline.ctr.data import Column, DenseColumn, Features, Part, batch_of
 from pipeline.ctr.export import ExportOptions, export_ctr
 from pipeline.ctr.schema import Category, CtrSchema, MultiValued
 from pipeline.ctr.weights import TrainedCtr
-from tests.helpers.ctr_batches import N_ITEMS, N_USERS, pair_maps
+from tests.helpers.ctr_batches import N_ITEMS, N_USERS, draw_statistics, pair_maps
 
 DENSE = (DenseColumn("price", 10.0, 2.5), DenseColumn("seen at", 1.6e9, 40.0))
 MODELS = {
@@ -25,6 +25,7 @@ MODELS = {
     "dcnv2 stacked": {"structure": "stacked"},
     "dcnv2 low-rank": {"cross_rank": 3},
     "dlrm": {},
+    "finalnet": {},
 }
 
 
@@ -87,6 +88,7 @@ def small_ctr(
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.normal_(std=0.4, generator=generator)
+    draw_statistics(built, generator)
     return TrainedCtr(built.eval(), maps, list(vocabularies.values()), features)
 
 

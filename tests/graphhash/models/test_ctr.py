@@ -12,7 +12,7 @@ import torch
 import graphhash
 from graphhash.maps.bucket_map import full_map
 from graphhash.models.ctr import HEADS, CtrSpec
-from graphhash.models.ctr_layers import binary_loss
+from graphhash.models.ctr_layers import BatchNorm, FactorizedLayer, binary_loss
 from graphhash.nn.row_adam import RowAdam
 from tests.helpers.ctr_batches import GRAPH, KINDS, N_USERS, all_maps, naive_fields, naive_vector, noisy, random_batch
 
@@ -47,12 +47,40 @@ def naive_perceptron(network, x):
     return x
 
 
+def naive_factorized(network, x):
+    for layer in network:
+        if isinstance(layer, FactorizedLayer):
+            weight, offset = (p.detach().numpy().astype(np.float64) for p in (layer.linear.weight, layer.linear.bias))
+            n_linear = len(offset) // 2
+            linear = x @ weight[:n_linear].T + offset[:n_linear]
+            factor = x @ weight[n_linear:].T + offset[n_linear:]
+            x = np.concatenate([linear, linear * factor], 1)
+        elif isinstance(layer, BatchNorm):
+            mean, variance, scale, shift = (
+                v.detach().numpy().astype(np.float64) for v in (layer.mean, layer.variance, layer.scale, layer.offset)
+            )
+            x = np.maximum((x - mean) / np.sqrt(variance + 1e-5) * scale + shift, 0)
+    return x
+
+
+def naive_streams(head, vectors, dense):
+    weight, offset = head.gate.gates.weight.detach().numpy(), head.gate.gates.bias.detach().numpy()
+    gates = np.einsum("fg,bgd->bfd", weight, vectors) + offset[:, None]
+    gated = np.concatenate([vectors, vectors * gates], 1)
+    inputs = [np.concatenate([fields.reshape(len(dense), -1), dense], 1) for fields in (gated, vectors)]
+    units = [naive_factorized(network, x) for network, x in zip((head.network, head.second), inputs, strict=True)]
+    return [
+        u @ out.weight.detach().numpy()[0] + out.bias.item()
+        for u, out in zip(units, (head.out, head.out_second), strict=True)
+    ]
+
+
 @pytest.mark.parametrize("n_dense", [0, 2])
 @pytest.mark.parametrize(("kind", "structure"), [*((kind, "parallel") for kind in HEADS), ("dcnv2", "stacked")])
 def test_logits_are_those_of_the_formulas(kind, structure, n_dense):
     maps, batch = all_maps("double_soft"), random_batch(6, n_dense=n_dense)
-    spec = CtrSpec(kind, dim=4, hidden=(7, 5), dense_hidden=(6,), structure=structure, id_bias=True)
-    model = noisy(spec.build(maps, n_dense, n_multi_valued=1))
+    spec = CtrSpec(kind, dim=4, hidden=(8, 6), dense_hidden=(6,), structure=structure, id_bias=True)
+    model = noisy(spec.build(maps, n_dense, n_multi_valued=1)).eval()
     dense, head = batch.dense.numpy().astype(np.float64), model.head
     vectors = naive_fields(model.fields, maps, batch)[:, model.fields.order]
     first = np.concatenate([vectors.reshape(6, -1), dense], 1)
@@ -69,8 +97,11 @@ def test_logits_are_those_of_the_formulas(kind, structure, n_dense):
         dots = [(stack[:, i] * stack[:, j]).sum(1) for i in range(stack.shape[1]) for j in range(i)]
         units = naive_perceptron(head.network, np.concatenate([of_dense, np.stack(dots, 1)], 1))
     else:
-        units = naive_perceptron(head.network, first)
-    expected = units @ head.out.weight.detach().numpy()[0] + head.out.bias.item()
+        units = None if kind == "finalnet" else naive_perceptron(head.network, first)
+    if units is None:
+        expected = sum(naive_streams(head, vectors, dense)) / 2
+    else:
+        expected = units @ head.out.weight.detach().numpy()[0] + head.out.bias.item()
     if kind == "deepfm":
         expected += sum((vectors[:, i] * vectors[:, j]).sum(1) for i in range(5) for j in range(i))
     if kind in ("widedeep", "deepfm"):
@@ -81,6 +112,31 @@ def test_logits_are_those_of_the_formulas(kind, structure, n_dense):
         bias = model.bias.columns[number].table.detach().numpy()[:, 0]
         expected += bias[batch.categorical[:, column].numpy()]
     np.testing.assert_allclose(model(batch).detach().numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_loss_is_the_cross_entropy_and_streams_of_finalnet_learn_from_both(kind):
+    batch, labels = random_batch(40), (torch.arange(40) % 2).to(torch.uint8)
+    model = noisy(CtrSpec(kind, dim=4, hidden=(8, 6), id_bias=True).build(all_maps("soft"), 2, n_multi_valued=1))
+    logits = model(batch)
+    loss = model.loss(batch, labels)
+    if kind != "finalnet":
+        assert torch.equal(loss, binary_loss(logits, labels))
+        return
+    first, second = model.head.streams(model.fields(batch.categorical, batch.multi_valued), batch.dense)
+    rest, taught = (
+        logits - model.head(model.fields(batch.categorical, batch.multi_valued), batch.dense),
+        logits.sigmoid(),
+    )
+    expected = binary_loss(logits, labels)
+    for stream in (first + rest, second + rest):
+        probability = stream.sigmoid()
+        expected = expected - (taught * probability.log() + (1 - taught) * (1 - probability).log()).mean()
+    torch.testing.assert_close(loss, expected)
+    # What a stream is taught has no gradient: the bias of the first stream's logit gets half of the model's error, and its own.
+    loss.backward()
+    error = (0.5 * (taught - labels) + (first + rest).sigmoid() - taught).mean()
+    torch.testing.assert_close(model.head.out.bias.grad[0], error.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -136,7 +192,8 @@ def test_seldom_read_tables_may_wait_for_their_steps():
 def test_sizes_that_make_no_sense_are_refused():
     for wrong, message in (
         ({"cross_rank": 0}, "cross_rank is 0; use 1 or more, or None"),
-        ({"kind": "fm"}, "kind is 'fm'; use one of widedeep, deepfm, dcnv2, dlrm"),
+        ({"kind": "fm"}, "kind is 'fm'; use one of widedeep, deepfm, dcnv2, dlrm, finalnet"),
+        ({"kind": "finalnet", "hidden": (8, 5)}, "layers of finalnet have an even number of units"),
         ({"structure": "both"}, "structure is 'both'"),
         ({"hidden": (0,)}, "sizes must be 1 or more"),
         ({"dropout": 1.0}, "dropout must be in"),

@@ -76,6 +76,24 @@ def test_its_weights_and_state_are_adams(name, shared, weight_decay):
             torch.testing.assert_close(state["state"][key][part], expected["state"][key][part], rtol=1e-3, atol=1e-7)
 
 
+def test_tables_with_a_weight_decay_of_their_own_are_adams():
+    models = [Pair(MAPS["full"]) for _ in range(2)]
+    groups = [[{"params": [m.bias]}, {"params": [m.left.table, m.right.table], "weight_decay": 0.1}] for m in models]
+    how = {"lr": 0.05, "weight_decay": 1e-3}
+    rows, adam = RowAdam(groups[0], [models[0].left, models[0].right], **how), torch.optim.Adam(groups[1], **how)
+    for model, optimizer in zip(models, (rows, adam), strict=True):
+        # Both groups keep their learning rate.
+        train(model, optimizer, 60, look=lambda step, o=optimizer: o.param_groups[0].update(lr=0.05))
+    rows.close()
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    other = Pair(MAPS["full"])
+    plain = RowAdam(other.parameters(), [other.left, other.right], **how)
+    train(other, plain, 60, look=lambda step: plain.param_groups[0].update(lr=0.05))
+    plain.close()
+    assert other.left.table.norm() > 2 * models[0].left.table.norm()
+
+
 def test_rows_read_by_folds_are_up_to_date():
     graph = graphs.random_graph(0, 60, 40, 400)
     labels = graphhash.cluster(graph, rows=50)

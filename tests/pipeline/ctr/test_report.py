@@ -12,7 +12,7 @@ import pytest
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.report import write_ctr_report
 
-MODELS = {"widedeep": "Wide & Deep", "deepfm": "DeepFM", "dcnv2": "DCN-V2", "dlrm": "DLRM"}
+MODELS = {"widedeep": "Wide & Deep", "deepfm": "DeepFM", "dcnv2": "DCN-V2", "dlrm": "DLRM", "finalnet": "FinalNet"}
 
 
 def make_run(out: Path, methods: tuple[str, ...] = ("graph", "full"), **train: object) -> Path:

@@ -12,6 +12,7 @@ from graphhash.models.ctr_bytes import layer_bytes
 from pipeline.config.run_config import DataConfig, RunConfig
 from pipeline.ctr.data import Features
 from pipeline.ctr.ingest import ingest_ctr
+from pipeline.ctr.models import MOST_TABLE_DECAY
 from pipeline.ctr.settings import ctr_settings, spec_of
 from pipeline.ctr.train import ctr_loss, validated
 from pipeline.training.loop import Objective, fit
@@ -37,6 +38,21 @@ def test_full_tables_of_dlrm_learn_what_the_hour_decides(tmp_path):
     objective = Objective(ctr_loss(0), "auc", lambda fitted: validated(fitted, validation))
     state = fit(model, train.tensors(), ctr_settings(config, len(train)), objective)
     assert max(epoch["auc"] for epoch in state["history"]) > 0.88
+
+
+@pytest.mark.parametrize(
+    ("asked", "decays"),
+    [
+        ({}, (2e-6, 0.02)),
+        ({"train.weight_decay": 0.5}, (0.5, None)),
+        ({"train.l2_total": 4.0}, (4e-6, None)),
+    ],
+)
+def test_a_weight_decay_that_is_given_is_that_of_the_tables_too(asked, decays):
+    config = RunConfig.from_flat({"run.task": "ctr", "train.model": "finalnet", **asked})
+    settings = ctr_settings(config, 1_000_000)
+    assert (settings.weight_decay, settings.table_decay) == decays
+    assert ctr_settings(config, 1000).table_decay in (None, MOST_TABLE_DECAY)
 
 
 @pytest.mark.parametrize(("asked", "rank"), [(0, None), (8, 8)])
