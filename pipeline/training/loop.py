@@ -382,7 +382,8 @@ def _groups(
         return list(model.parameters())
     numbers = {id(table) for table in tables}
     others = [parameter for parameter in model.parameters() if id(parameter) not in numbers]
-    return [{"params": others}, {"params": list(tables), "weight_decay": table_decay}]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": list(tables), "weight_decay": table_decay}]
+    return groups
 
 
 def _map_buffers(model: nn.Module) -> set[str]:
