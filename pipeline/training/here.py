@@ -18,7 +18,7 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpointing import fit_and_save
 from pipeline.training.checkpoints import CheckpointManager
 from pipeline.training.interrupts import end, noted_signals
-from pipeline.training.machine import n_cpus, threads
+from pipeline.training.machine import n_threads, threads
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def fit_here(job: dict[str, Any], tracker: Tracker) -> dict[str, Any]:
     checkpoints: CheckpointManager = job["checkpoints"]
     checkpoints.stop_file.unlink(missing_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with noted_signals() as signalled, threads(n_cpus()):
+    with noted_signals() as signalled, threads(n_threads()):
         try:
             state = fit_and_save(job["task"], job, device, reporter(tracker), _log.warning, stopped=signalled)
         except (GraphHashError, OSError):

@@ -25,6 +25,13 @@ def n_cpus() -> int:
         return n
 
 
+def n_threads() -> int:
+    """Threads of a training in this process: ``OMP_NUM_THREADS`` where it is set, as PyTorch reads it, and at most :func:`n_cpus`."""
+    # OpenMP takes a list, of which the first number is for the outermost region.
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(int(asked), n_cpus()) if asked.isdigit() and int(asked) > 0 else n_cpus()
+
+
 def n_gpus() -> int:
     """GPUs that this process may use."""
     import torch

@@ -21,6 +21,7 @@ from pipeline.runs.run import run
 from pipeline.tracking.tracker import Tracker
 from pipeline.training import checkpointing, loop
 from pipeline.training.here import fit_here
+from pipeline.training import machine
 from pipeline.training.machine import n_cpus
 from tests.helpers import graphs
 from tests.helpers.copied import program
@@ -179,6 +180,7 @@ def test_evaluations_are_sent_to_mlflow_and_threads_and_signals_are_put_back(tmp
         (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)),
     )
     torch.set_num_threads(1)
+    monkeypatch.delenv("OMP_NUM_THREADS")
     try:
         here(job_of(tmp_path) | {"task": noting})
         assert torch.get_num_threads() == 1
@@ -187,3 +189,12 @@ def test_evaluations_are_sent_to_mlflow_and_threads_and_signals_are_put_back(tmp
     assert seen == [n_cpus()]
     assert sent == [(epoch, ["capped_recall@20", "loss", "ndcg@20", "seconds"]) for epoch in (2, 4, 6)]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, 3), ("2", 2), ("1,4", 1), ("8", 3), ("0", 3), ("all", 3)])
+def test_a_training_has_the_threads_of_the_environment(asked, threads, monkeypatch):
+    monkeypatch.setattr(machine, "n_cpus", lambda: 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert machine.n_threads() == threads
