@@ -19,9 +19,8 @@ from pipeline.cli.main import main
 from pipeline.config.run_config import RunConfig
 from pipeline.runs.run import run
 from pipeline.tracking.tracker import Tracker
-from pipeline.training import checkpointing, loop
+from pipeline.training import checkpointing, loop, machine
 from pipeline.training.here import fit_here
-from pipeline.training import machine
 from pipeline.training.machine import n_cpus
 from tests.helpers import graphs
 from tests.helpers.copied import program
