@@ -24,6 +24,8 @@ _BOOL, _I4, _I8, _F4, _F8 = (
 )
 _I4_2, _F4_2, _F8_2 = (types.Array(t, 2, "C") for t in (types.int32, types.float32, types.float64))
 _FIXED_I8, _FIXED_F4, _FIXED_F8 = (types.Array(a.dtype, 1, "C", readonly=True) for a in (_I8, _F4, _F8))
+_U1 = types.Array(types.uint8, 1, "C")
+_MAP = (types.Array(types.uint16, 2, "C"), _F4_2, _U1)
 _INT, _FLOAT = types.int64, types.float64
 
 # In the order in which a run calls them, which is that of a process beside it. What comes before is compiled by the run itself.
@@ -47,11 +49,12 @@ KERNELS: list[tuple[Any, tuple[types.Type, ...]]] = [
             *(_I8, _I4_2, _F4_2),
         ),
     ),
-    (map_kernels.nearest_rows, (_F4_2, _F8_2, types.Array(types.uint8, 1, "C"))),
-    (table_kernels.read_rows, (_I4_2, _F4_2, types.boolean, _I8, _F4_2, _F4_2)),
+    (map_kernels.nearest_rows, (_F4_2, _F8_2, _U1)),
+    # Of tables with at most 65,536 rows, and of full ones.
+    (table_kernels.read_rows, (*_MAP, types.boolean, _I8, _F4_2, _F4_2)),
     (table_kernels.dot_differences, (_F4_2, _F4_2, _I8, _I8, _I8, _F4)),
     (table_kernels.add_dot_difference_gradients, (_F4_2, _F4_2, _I8, _I8, _I8, _F4, _INT, _F4_2, _F4_2)),
-    (table_kernels.add_to_rows, (_I4_2, _F4_2, types.boolean, _I8, _F4_2, _INT, _F4_2)),
+    (table_kernels.add_to_rows, (*_MAP, types.boolean, _I8, _F4_2, _INT, _F4_2)),
     (ranking._top_k, (_F4_2, _I8, _I8, _I4_2)),
 ]
 

@@ -21,6 +21,7 @@ from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.kinds import Side, make_embedding
 from graphhash.nn.residual import ResidualEmbedding
 from graphhash.nn.robe import RobeEmbedding
+from graphhash.nn.table_reads import wide_rows, wide_weights
 
 # Full columns of at most this many rows lie in one table and are read at once.
 JOINT_ROWS = 10_000
@@ -309,9 +310,9 @@ def _reads_oov(column: CompressedEmbedding | TableSlice, seen: Tensor) -> bool:
     """Whether one of the entries that occurred reads an OOV row."""
     if isinstance(column, TableSlice):
         return bool(seen[-1])
-    parts = column.bucket_parts()
-    return any(
-        bool(((part.rows[used] == part.oov_row) & (part.row_weights[used] != 0)).any())
-        for part in parts
-        for used in [seen.to(part.rows.device)]
-    )
+    for part in column.bucket_parts():
+        read = part.entries(seen.nonzero().squeeze(1).to(part.device))
+        of_oov, weights = wide_rows(read) == part.oov_row, wide_weights(read)
+        if bool((of_oov if weights is None else of_oov & (weights != 0)).any()):
+            return True
+    return False

@@ -5,22 +5,31 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
+# The kernels below read a map as it is stored: `rows`, uint16 or int32, shape (n_entries, indices_per_entry), without entries where an
+# entry reads the table row of its own number, once; and where `weighted`, the codebook row `codes[entry]` of `codebook`, float32.
+
 
 @njit(cache=True, inline="always")
-def _read_row(rows, weights, weighted, id_, table, vector):
+def _read_row(rows, codebook, codes, weighted, id_, table, vector):
     """Four rows at a time: their cache misses overlap, and the sum is stored once for them."""
     indices_per_id, dim = rows.shape[1], table.shape[1]
-    n_fours = indices_per_id // 4 if weighted else 0
     vector[:] = 0
+    if not len(rows):
+        source = table[id_]
+        for d in range(dim):
+            vector[d] += source[d]
+        return
+    n_fours = indices_per_id // 4 if weighted else 0
+    weights = codebook[codes[id_] if weighted else 0]
     for four in range(n_fours):
         j = 4 * four
-        a, b, c, e = weights[id_, j], weights[id_, j + 1], weights[id_, j + 2], weights[id_, j + 3]
+        a, b, c, e = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
         p, q = table[rows[id_, j]], table[rows[id_, j + 1]]
         r, s = table[rows[id_, j + 2]], table[rows[id_, j + 3]]
         for d in range(dim):
             vector[d] += (a * p[d] + b * q[d]) + (c * r[d] + e * s[d])
     for j in range(4 * n_fours, indices_per_id):
-        weight = weights[id_, j] if weighted else np.float32(1)
+        weight = weights[j] if weighted else np.float32(1)
         if weight != 0:
             source = table[rows[id_, j]]
             for d in range(dim):
@@ -28,12 +37,18 @@ def _read_row(rows, weights, weighted, id_, table, vector):
 
 
 @njit(cache=True, inline="always")
-def _add_to_row(rows, weights, weighted, id_, source, low, high, table_gradient):
+def _add_to_row(rows, codebook, codes, weighted, id_, source, low, high, table_gradient):
     indices_per_id = rows.shape[1]
+    if not len(rows):
+        target = table_gradient[id_, low:high]
+        for d in range(high - low):
+            target[d] += source[d]
+        return
     n_fours = indices_per_id // 4 if weighted else 0
+    weights = codebook[codes[id_] if weighted else 0]
     for four in range(n_fours):
         j = 4 * four
-        a, b, c, e = weights[id_, j], weights[id_, j + 1], weights[id_, j + 2], weights[id_, j + 3]
+        a, b, c, e = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
         p, q = table_gradient[rows[id_, j], low:high], table_gradient[rows[id_, j + 1], low:high]
         r, s = table_gradient[rows[id_, j + 2], low:high], table_gradient[rows[id_, j + 3], low:high]
         for d in range(high - low):
@@ -44,7 +59,7 @@ def _add_to_row(rows, weights, weighted, id_, source, low, high, table_gradient)
             s[d] += e * g
     for j in range(4 * n_fours, indices_per_id):
         row = rows[id_, j]
-        weight = weights[id_, j] if weighted else np.float32(1)
+        weight = weights[j] if weighted else np.float32(1)
         if weight != 0:
             target = table_gradient[row, low:high]
             for d in range(high - low):
@@ -52,25 +67,27 @@ def _add_to_row(rows, weights, weighted, id_, source, low, high, table_gradient)
 
 
 @njit(cache=True, parallel=True)
-def read_rows(rows, weights, weighted, ids, table, vectors):
-    """Write ``sum_j weights[id, j] * table[rows[id, j]]`` for every id into ``vectors`` (float32, shape (n, dim))."""
+def read_rows(rows, codebook, codes, weighted, ids, table, vectors):
+    """Write ``sum_j codebook[codes[id], j] * table[rows[id, j]]`` for every id into ``vectors`` (float32, shape (n, dim))."""
     for i in prange(len(ids)):
-        _read_row(rows, weights, weighted, ids[i], table, vectors[i])
+        _read_row(rows, codebook, codes, weighted, ids[i], table, vectors[i])
 
 
 @njit(cache=True, parallel=True)
-def read_rows_twice(rows, weights, ids, vectors, rows_2, weights_2, ids_2, vectors_2, weighted, table):
+def read_rows_twice(
+    rows, codebook, codes, ids, vectors, rows_2, codebook_2, codes_2, ids_2, vectors_2, weighted, table
+):
     """:func:`read_rows` through two maps of one table."""
     n = len(ids)
     for i in prange(n + len(ids_2)):
         if i < n:
-            _read_row(rows, weights, weighted, ids[i], table, vectors[i])
+            _read_row(rows, codebook, codes, weighted, ids[i], table, vectors[i])
         else:
-            _read_row(rows_2, weights_2, weighted, ids_2[i - n], table, vectors_2[i - n])
+            _read_row(rows_2, codebook_2, codes_2, weighted, ids_2[i - n], table, vectors_2[i - n])
 
 
 @njit(cache=True, parallel=True)
-def add_to_rows(rows, weights, weighted, ids, gradients, n_slices, table_gradient):
+def add_to_rows(rows, codebook, codes, weighted, ids, gradients, n_slices, table_gradient):
     """Transpose of :func:`read_rows`: add each id's gradient to the table rows that it reads.
 
     Each slice of the vectors is summed by one thread in the order of ``ids``, so the sums do not depend on the number of threads.
@@ -83,21 +100,23 @@ def add_to_rows(rows, weights, weighted, ids, gradients, n_slices, table_gradien
     for piece in prange(n_slices):
         low, high = piece * dim // n_slices, (piece + 1) * dim // n_slices
         for i in range(len(ids)):
-            _add_to_row(rows, weights, weighted, ids[i], gradients[i, low:high], low, high, table_gradient)
+            _add_to_row(rows, codebook, codes, weighted, ids[i], gradients[i, low:high], low, high, table_gradient)
 
 
 @njit(cache=True, parallel=True)
 def add_to_rows_twice(
-    rows, weights, ids, gradients, rows_2, weights_2, ids_2, gradients_2, weighted, n_slices, table_gradient
-):
+    rows, codebook, codes, ids, gradients, rows_2, codebook_2, codes_2, ids_2, gradients_2, weighted, n_slices,
+    table_gradient,
+):  # fmt: skip
     """Transpose of :func:`read_rows_twice`, with the arguments of :func:`add_to_rows`."""
     dim = table_gradient.shape[1]
     for piece in prange(n_slices):
         low, high = piece * dim // n_slices, (piece + 1) * dim // n_slices
         for i in range(len(ids)):
-            _add_to_row(rows, weights, weighted, ids[i], gradients[i, low:high], low, high, table_gradient)
+            _add_to_row(rows, codebook, codes, weighted, ids[i], gradients[i, low:high], low, high, table_gradient)
         for i in range(len(ids_2)):
-            _add_to_row(rows_2, weights_2, weighted, ids_2[i], gradients_2[i, low:high], low, high, table_gradient)
+            source = gradients_2[i, low:high]
+            _add_to_row(rows_2, codebook_2, codes_2, weighted, ids_2[i], source, low, high, table_gradient)
 
 
 @njit(cache=True, parallel=True, fastmath={"reassoc"})

@@ -47,7 +47,6 @@ class ClusteredEmbedding(OovVectorEmbedding):
     clusters: Tensor
     clustered: Tensor
     rows: Tensor
-    row_weights: Tensor
     stored_buffers: ClassVar[tuple[str, ...]] = ("oov", "clusters", "clustered")
 
     def __init__(
@@ -75,7 +74,6 @@ class ClusteredEmbedding(OovVectorEmbedding):
         self.register_buffer("clusters", torch.from_numpy(clusters))
         self.register_buffer("clustered", torch.zeros(2, dtype=torch.int64))
         self.register_buffer("rows", torch.empty(n_ids * n_chunks, 2, dtype=torch.int32), persistent=False)
-        self.register_buffer("row_weights", torch.ones(n_ids * n_chunks, 2), persistent=False)
         self._place()
         self.register_load_state_dict_post_hook(lambda module, _: module._place())
 
@@ -100,7 +98,7 @@ class ClusteredEmbedding(OovVectorEmbedding):
     def vectors(self, ids: Tensor) -> Tensor:
         """Vectors of known ids: shape (n, dim)."""
         entries = ids[:, None] * self.n_chunks + torch.arange(self.n_chunks, device=self.device)
-        read = MapRead(self.rows, self.row_weights, entries.reshape(-1))
+        read = MapRead(self.rows, None, None, entries.reshape(-1))
         return read_table(self.table, read, weighted=False).reshape(-1, self.dim)
 
     def before_epoch(self, epoch: int, n_epochs: int) -> None:

@@ -1,23 +1,35 @@
 """BucketEmbedding: an embedding layer whose compressed table is read through a bucket map.
 
-A drop-in for ``torch.nn.Embedding``: ids in, vectors out, trained by any optimiser. The map is a buffer, so it moves with
-``.to()`` and is saved with the weights. ``docs/guides/embedding.md`` compares the two behaviour by behaviour.
+A drop-in for ``torch.nn.Embedding``: ids in, vectors out, trained by any optimiser. The map is held in buffers, in the small types in
+which it is stored: it moves with ``.to()`` and is saved with the weights. ``docs/guides/embedding.md`` compares the two behaviour by
+behaviour.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from graphhash.errors import ArgumentError
-from graphhash.maps.bucket_map import BucketMap
+from graphhash.maps.bucket_map import MAX_CODES, BucketMap
 from graphhash.maps.folded_map import FoldedMap
 from graphhash.nn.compressed import CompressedEmbedding, StoredTable, checked_ids
 from graphhash.nn.folds import FoldReads
 from graphhash.nn.pretrained import fitted_table
-from graphhash.nn.table_reads import MapRead, may_use_kernels, read_table, read_table_twice
+from graphhash.nn.table_reads import (
+    MapRead,
+    held_rows,
+    may_use_kernels,
+    read_table,
+    read_table_twice,
+    wide_rows,
+    wide_weights,
+)
 
 
 class BucketEmbedding(CompressedEmbedding):
@@ -40,8 +52,14 @@ class BucketEmbedding(CompressedEmbedding):
         table: trained parameter, shape (n_buckets, dim).
         weight: the vectors of all ids, shape (n_ids, dim), computed from the table at every access; gradients flow through it. Writing into
             it changes nothing: set ``table``, or use :meth:`from_pretrained`.
-        rows: buffer, int32, shape (n_ids + 1, indices_per_id).
-        row_weights: buffer, of the table's dtype, same shape.
+        rows: table rows of every id, int32, shape (n_ids + 1, indices_per_id); computed from ``held_rows`` at every access.
+        row_weights: their weights, of the table's dtype, same shape; computed from ``codebook`` and ``codes`` at every access.
+        indices_per_id: table rows that are read per id.
+        held_rows: buffer with ``rows``: uint16 as two uint8, the low one first, of a table of at most 65,536 rows, shape
+            (n_ids + 1, 2 * indices_per_id); int32 of a larger one; None where ids read the rows of their own numbers.
+        codebook: buffer, of the table's dtype, shape (256, indices_per_id): rows of weights, zeros behind those that the map has. None
+            where all weights are 1.
+        codes: buffer, uint8, shape (n_ids + 1,): codebook row of every id; None without a codebook.
         num_embeddings, embedding_dim: ``n_ids`` and ``dim``, as ``torch.nn.Embedding`` calls them. Id ``n_ids``, the OOV id, can be read as
             well and has no row in ``weight``.
         sparse: as in ``torch.nn.Embedding``: the gradient of the table is sparse. ``graphhash.nn.row_adam`` can use it.
@@ -50,8 +68,9 @@ class BucketEmbedding(CompressedEmbedding):
         n_folds: folds of :meth:`use_folds`, 0 without; their maps are not saved.
     """
 
-    rows: Tensor
-    row_weights: Tensor
+    held_rows: Tensor | None
+    codebook: Tensor | None
+    codes: Tensor | None
 
     def __init__(
         self,
@@ -70,11 +89,12 @@ class BucketEmbedding(CompressedEmbedding):
             raise ArgumentError(f"dim must be at least 1, got {dim}")
         self.n_ids = bucket_map.n_ids
         self.n_buckets = bucket_map.n_buckets
+        self.indices_per_id = bucket_map.indices_per_id
         self.dim, self.std = dim, std
         self.identity = bucket_map.identity
         self._map_bytes = bucket_map.nbytes
         self.padding_idx = _checked_padding(padding_idx, self.n_ids)
-        self.weighted = bucket_map.codebook is not None or padding_idx is not None
+        self.weighted = bucket_map.codebook is not None
         self.sparse, self.trains_oov = False, False
         self.oov_row = bucket_map.oov_row
         last_rows, last_weights = bucket_map.rows[-1], bucket_map.oov_weights
@@ -86,10 +106,14 @@ class BucketEmbedding(CompressedEmbedding):
             nn.Parameter(torch.empty(self.n_buckets, dim, device=device, dtype=dtype)) if table is None else table
         )
         device, dtype = self.table.device, self.table.dtype
-        self.register_buffer("rows", torch.from_numpy(bucket_map.rows.copy()).to(device))
-        self.register_buffer("row_weights", torch.from_numpy(bucket_map.weights).to(device, dtype))
+        # A shared table has one more OOV row.
+        is_own_number = self.identity and not self.weighted and bucket_map.n_buckets == len(bucket_map.rows)
+        rows = None if is_own_number else held_rows(bucket_map.rows.astype(bucket_map.rows_dtype)).to(device)
+        codebook, codes = _held_weights(bucket_map.codebook, bucket_map.codes)
+        self.register_buffer("held_rows", rows)
+        self.register_buffer("codebook", None if codebook is None else codebook.to(device, dtype))
+        self.register_buffer("codes", None if codes is None else codes.to(device))
         self.folds: FoldReads | None = None
-        self._silence_padding()
         if table is None:
             self.reset_parameters(generator)
         else:
@@ -133,18 +157,83 @@ class BucketEmbedding(CompressedEmbedding):
     def _zero_oov(self) -> None:
         self.table[self._zero_rows.to(self.table.device)] = 0
 
-    def _silence_padding(self) -> None:
-        if self.padding_idx is not None:
-            self.row_weights[self.padding_idx] = 0
+    @property
+    def rows(self) -> Tensor:
+        return wide_rows(self._all_entries()).int()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        # The buffer's name before 0.2; states that were saved with it are still read.
-        former = f"{prefix}weights"
-        if former in state_dict:
-            state_dict[f"{prefix}row_weights"] = state_dict.pop(former)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-        # The state may be of a layer without padding.
-        self._silence_padding()
+    @property
+    def row_weights(self) -> Tensor:
+        weights = wide_weights(self._all_entries())
+        if weights is None:
+            weights = self.table.new_ones(self.n_ids + 1, self.indices_per_id)
+        if self.padding_idx is not None:
+            weights[self.padding_idx] = 0
+        return weights
+
+    def _all_entries(self) -> MapRead:
+        return MapRead(self.held_rows, self.codebook, self.codes, torch.arange(self.n_ids + 1, device=self.device))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        try:
+            self._narrow_state(state_dict, prefix)
+        except ArgumentError as error:
+            error_msgs.append(f"{prefix.rstrip('.') or 'BucketEmbedding'}: {error}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _narrow_state(self, state: dict[str, Any], prefix: str) -> None:
+        """Bring a state that an earlier version has saved, or a layer of another kind of map, into the form of this layer.
+
+        Before 0.2 the state held ``rows`` and ``weights``, and then ``rows`` and ``row_weights``, as wide as the attributes are now.
+
+        Raises:
+            ArgumentError: it is of a map that this layer cannot hold.
+        """
+        rows = state.pop(f"{prefix}rows", None)
+        wide = [state.pop(f"{prefix}{name}", None) for name in ("weights", "row_weights")]
+        weights = next((tensor for tensor in wide if tensor is not None), None)
+        held, codebook, codes = (f"{prefix}{name}" for name in ("held_rows", "codebook", "codes"))
+        if rows is not None:
+            self._narrow_rows(state, held, rows)
+        if self.codes is None:
+            # All of its weights are 1, but those of a padding id.
+            state.pop(codebook, None)
+            state.pop(codes, None)
+        elif weights is not None:
+            state[codebook], state[codes] = self._narrow_weights(weights)
+        elif held in state and codebook not in state:
+            ones = state[held].new_ones(len(state[held]), self.indices_per_id, dtype=self.table.dtype)
+            state[codebook], state[codes] = self._narrow_weights(ones)
+
+    def _narrow_rows(self, state: dict[str, Any], name: str, rows: Tensor) -> None:
+        if self.held_rows is None:
+            if not torch.equal(rows.cpu(), torch.arange(self.n_ids + 1, dtype=rows.dtype)[:, None]):
+                raise ArgumentError("the state is of another map: this layer's ids read the rows of their own numbers")
+            return
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < self.n_buckets:
+            raise ArgumentError(f"the state is of another map: its rows span {rows.min()}..{rows.max()}")
+        narrow = np.uint16 if self.held_rows.dtype == torch.uint8 else np.int32
+        state[name] = held_rows(rows.cpu().numpy().astype(narrow)).to(rows.device)
+
+    def _narrow_weights(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """A codebook of all distinct rows of weights, and the codes: nothing is lost."""
+        if self.padding_idx is not None and self.padding_idx < len(weights) - 1:
+            weights = weights.clone()
+            weights[self.padding_idx] = weights[-1]
+        distinct, codes = torch.unique(weights, dim=0, return_inverse=True)
+        if len(distinct) > MAX_CODES:
+            raise ArgumentError(f"the state has {len(distinct)} distinct rows of weights, of at most {MAX_CODES}")
+        return functional.pad(distinct, (0, 0, 0, MAX_CODES - len(distinct))), codes.to(torch.uint8)
 
     @property
     def map_bytes(self) -> int:
@@ -182,7 +271,7 @@ class BucketEmbedding(CompressedEmbedding):
             ArgumentError: the map has another number of ids, table rows or indices per id, or another OOV row.
         """
         folded = FoldedMap.of(folded) if isinstance(folded, BucketMap) else folded
-        old = self.n_buckets, self.rows.shape[1], self.oov_row
+        old = self.n_buckets, self.indices_per_id, self.oov_row
         new = folded.n_buckets, folded.indices_per_id, folded.oov_row
         index, n_ids = folded.index, self.n_ids
         if old != new or (folded.n_entries % n_ids if index is None else index.n_ids != n_ids):
@@ -190,15 +279,15 @@ class BucketEmbedding(CompressedEmbedding):
                 f"a map of {folded.n_entries if index is None else index.n_ids} ids, with {new} rows, indices per id and OOV row, "
                 f"is none of folds of {n_ids} ids, {old}"
             )
-        self.folds = FoldReads(folded, n_ids).to(self.row_weights.device)
-        self.folds.codebook = self.folds.codebook.to(self.row_weights)
+        self.folds = FoldReads(folded, n_ids).to(self.device)
+        self.folds.codebook = self.folds.codebook.to(self.table.dtype)
 
     def entries(self, input: Tensor, fold: Tensor | None = None) -> MapRead:
         """The map that is read, and its entries, flat, of ids; arguments and errors as in :meth:`forward`."""
         ids = checked_ids(input)
         if fold is None or self.folds is None:
-            return MapRead(self.rows, self.row_weights, ids.reshape(-1))
-        return self.folds.read(ids, fold, self.padding_idx)
+            return MapRead(self.held_rows, self.codebook, self.codes, ids.reshape(-1))
+        return self.folds.read(ids, fold)
 
     def forward(self, input: Tensor, fold: Tensor | None = None) -> Tensor:
         """Vectors of ids, shape (*input.shape, dim).
@@ -213,7 +302,14 @@ class BucketEmbedding(CompressedEmbedding):
         """
         read = self.entries(input, fold)
         vectors = read_table(self.table, read, weighted=self.weighted, untrained=self._untrained, sparse=self.sparse)
-        return vectors.reshape(*input.shape, self.dim)
+        return self._silenced(vectors.reshape(*input.shape, self.dim), input)
+
+    def _silenced(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """The vectors, zero for the padding id."""
+        if self.padding_idx is None:
+            return vectors
+        # In a small type, the comparison would wrap around.
+        return vectors.masked_fill((checked_ids(ids) == self.padding_idx).unsqueeze(-1), 0)
 
     @property
     def _untrained(self) -> tuple[int, ...]:
@@ -230,7 +326,7 @@ class BucketEmbedding(CompressedEmbedding):
         self.table[self.oov_row] = shares @ self.all()
 
     def extra_repr(self) -> str:
-        text = f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, indices_per_id={self.rows.shape[1]}, dim={self.dim}"
+        text = f"n_ids={self.n_ids}, n_buckets={self.n_buckets}, indices_per_id={self.indices_per_id}, dim={self.dim}"
         return text if self.padding_idx is None else f"{text}, padding_idx={self.padding_idx}"
 
 
@@ -249,10 +345,22 @@ def read_both(
     alike = right.table is table and left.weighted == right.weighted and left_ids.ndim == right_ids.ndim == 1
     if not (plain and alike and may_use_kernels(table, left_ids, right_ids)):
         return left(left_ids), right(right_ids)
-    return read_table_twice(
+    left_vectors, right_vectors = read_table_twice(
         table,
         left.entries(left_ids),
         right.entries(right_ids),
         weighted=left.weighted,
         untrained=left._untrained + right._untrained,
     )
+    return left._silenced(left_vectors, left_ids), right._silenced(right_vectors, right_ids)
+
+
+def _held_weights(
+    codebook: NDArray[np.float32] | None, codes: NDArray[np.uint8] | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Copies of a map's codebook, as long as the longest, and of its codes: how much a layer holds does not depend on the weights."""
+    if codebook is None or codes is None:
+        return None, None
+    longest = np.zeros((MAX_CODES, codebook.shape[1]), np.float32)
+    longest[: len(codebook)] = codebook
+    return torch.from_numpy(longest), torch.from_numpy(codes.copy())

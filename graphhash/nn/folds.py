@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graphhash.maps.folded_map import RANKS, FoldedMap
-from graphhash.nn.table_reads import MapRead
+from graphhash.nn.table_reads import MapRead, held_rows
 
 
 class FoldReads(nn.Module):
@@ -34,38 +33,28 @@ class FoldReads(nn.Module):
         index = folded.index
         self.n_ids = n_ids
         self.n_folds = folded.n_entries // n_ids if index is None else index.n_folds
-        # PyTorch does little with uint16: the same bytes, as int16.
-        rows = folded.rows.view(np.int16) if folded.rows.dtype == np.uint16 else folded.rows
-        arrays: dict[str, NDArray] = {"rows": rows, "codebook": folded.codebook, "codes": folded.codes}
+        self.register_buffer("rows", held_rows(folded.rows), persistent=False)
+        arrays: dict[str, NDArray] = {"codebook": folded.codebook, "codes": folded.codes}
         if index is not None:
             arrays |= {"starts": index.starts, "masks": index.masks, "ranks": RANKS}
-        for name in ("rows", "codebook", "codes", "starts", "masks", "ranks"):
+        for name in ("codebook", "codes", "starts", "masks", "ranks"):
             buffer = torch.from_numpy(arrays[name]) if name in arrays else None
             self.register_buffer(name, buffer, persistent=False)
 
-    def read(self, ids: Tensor, fold: Tensor, padding_idx: int | None) -> MapRead:
-        """The entries of ids, flat; those of the batch alone, and the OOV entry behind them.
+    def read(self, ids: Tensor, fold: Tensor) -> MapRead:
+        """The entries of ids, flat.
 
         Args:
             ids: int64, values 0..n_ids.
             fold: int64, of a shape that spreads to that of ``ids``.
-            padding_idx: an id of weight 0.
 
         Raises:
             IndexError: an id has no entry in its fold; checked on a CPU only.
         """
         fold, ids = fold.expand_as(ids).reshape(-1), ids.reshape(-1)
-        is_oov, last = ids >= self.n_ids, len(self.rows) - 1
-        entries = torch.where(is_oov, last, self._entries(ids, fold, is_oov))
-        wanted = torch.cat([entries, entries.new_full((1,), last)])
-        rows = self.rows.index_select(0, wanted)
-        weights = self.codebook.index_select(0, self.codes.index_select(0, wanted).int())
-        if rows.dtype == torch.int16:
-            rows = rows.int() & 0xFFFF
-        if padding_idx is not None:
-            weights[:-1].masked_fill_((ids == padding_idx).unsqueeze(1), 0)
-        places = torch.arange(len(ids), device=ids.device)
-        return MapRead(rows, weights, torch.where(is_oov, len(ids), places))
+        is_oov = ids >= self.n_ids
+        entries = torch.where(is_oov, len(self.rows) - 1, self._entries(ids, fold, is_oov))
+        return MapRead(self.rows, self.codebook, self.codes, entries)
 
     def _entries(self, ids: Tensor, fold: Tensor, is_oov: Tensor) -> Tensor:
         """Entries of known ids, int64, shape (n,); anything for OOV ids."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.plain_adam import PlainAdam
-from graphhash.nn.table_reads import threads_for
+from graphhash.nn.table_reads import threads_for, wide_rows
 
 # Rows of one number that are brought up to date side by side, as many as some vector registers hold.
 LANES = 64
@@ -123,12 +123,13 @@ class RowAdam(PlainAdam):
     def _before_reading(
         self, embedding: BucketEmbedding, arguments: tuple[Tensor, ...], named: dict[str, Tensor]
     ) -> None:
-        rows, _, entries = embedding.entries(*arguments, **named)
+        read = embedding.entries(*arguments, **named)
         # Ids out of range are refused by the embedding itself.
-        known = entries.clamp(0, len(rows) - 1)
-        self._catch_up(embedding.table, rows.index_select(0, known).reshape(-1).numpy())
+        last = len(embedding.table if read.rows is None else read.rows) - 1
+        rows = wide_rows(read._replace(entries=read.entries.clamp(0, last)))
+        self._catch_up(embedding.table, rows.reshape(-1).numpy())
 
-    def _catch_up(self, table: nn.Parameter, rows: NDArray[np.int32]) -> None:
+    def _catch_up(self, table: nn.Parameter, rows: NDArray[np.integer]) -> None:
         waiting, state = self._waiting[table], self.state.get(table)
         if not waiting.n_steps:
             return

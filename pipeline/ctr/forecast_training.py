@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphhash.models.ctr import CtrModel, compressed_columns
 from graphhash.models.ctr_fields import TableSlice
+from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.ctr.cluster import clustering_labels
 from pipeline.ctr.data import Features, Part
@@ -29,7 +30,7 @@ from pipeline.training.seldom import SELDOM
 from pipeline.training.step_clock import StepClock
 
 MIB = 2**20
-# Buffers of maps by folds that do not grow with the ids.
+# Buffers of maps that do not grow with the ids.
 OF_ANY_SIZE = ("codebook", "ranks")
 
 
@@ -120,6 +121,9 @@ def grown_parts(model: CtrModel, growth: Growth) -> dict[str, int]:
         numbers, n_bytes = _sizes(held)
         more["parameters"] += numbers * (_rows_growth(growth, column, held) - 1)
         more["buffers"] += n_bytes * (growth.ids[column] - 1)
+    for column, embedding in _embeddings(model):
+        if isinstance(embedding, BucketEmbedding):
+            more["buffers"] += _wider_rows(embedding, growth.rows[column]) * growth.ids[column]
     for name, each in (("tables", 4), ("gradients", 4), ("optimizer", 8)):
         parts[name] += round(each * more["parameters"])
     parts["maps"] += round(more["buffers"])
@@ -130,32 +134,40 @@ def grown_parts(model: CtrModel, growth: Growth) -> dict[str, int]:
 Held = tuple[Sequence[Tensor], Sequence[Tensor], float, bool]
 
 
-def _by_column(model: CtrModel) -> Iterator[tuple[int, Held]]:
-    """What each column holds, every tensor once."""
-    seen: set[int] = set()
+def _embeddings(model: CtrModel) -> Iterator[tuple[int, CompressedEmbedding | TableSlice]]:
+    """All embeddings, with the columns that they are of."""
     for part, numbers in (
         (model.fields, None),
         (model.wide, None),
         (model.bias, model.bias_columns.tolist()),
     ):
-        if part is None:
+        if part is not None:
+            for place, embedding in enumerate(part.columns):
+                yield place if numbers is None else numbers[place], embedding
+
+
+def _by_column(model: CtrModel) -> Iterator[tuple[int, Held]]:
+    """What each column holds, every tensor once."""
+    seen: set[int] = set()
+    for column, embedding in _embeddings(model):
+        if isinstance(embedding, TableSlice):
+            joint = embedding.joint
+            share = (embedding.n_ids + 1) / len(joint.table)
+            yield column, (list(joint.parameters()), list(joint.buffers()), share, True)
             continue
-        for place, embedding in enumerate(part.columns):
-            column = place if numbers is None else numbers[place]
-            if isinstance(embedding, TableSlice):
-                joint = embedding.joint
-                share = (embedding.n_ids + 1) / len(joint.table)
-                yield column, (list(joint.parameters()), list(joint.buffers()), share, True)
-                continue
-            assert isinstance(embedding, nn.Module)
-            parameters = [p for p in embedding.parameters() if id(p) not in seen]
-            buffers = [
-                b for name, b in embedding.named_buffers() if id(b) not in seen and not name.endswith(OF_ANY_SIZE)
-            ]
-            seen |= {id(tensor) for tensor in (*parameters, *buffers)}
-            # An embedding of another kind has sizes by the budget.
-            is_full = isinstance(embedding, BucketEmbedding) and len(embedding.table) == embedding.n_ids + 1
-            yield column, (parameters, buffers, 1.0, is_full)
+        parameters = [p for p in embedding.parameters() if id(p) not in seen]
+        buffers = [b for name, b in embedding.named_buffers() if id(b) not in seen and not name.endswith(OF_ANY_SIZE)]
+        seen |= {id(tensor) for tensor in (*parameters, *buffers)}
+        # An embedding of another kind has sizes by the budget.
+        is_full = isinstance(embedding, BucketEmbedding) and len(embedding.table) == embedding.n_ids + 1
+        yield column, (parameters, buffers, 1.0, is_full)
+
+
+def _wider_rows(embedding: BucketEmbedding, growth: float) -> int:
+    """Bytes that the rows of a map take more when its table has ``growth`` times as many: beyond 65,536 they are of 32 bits."""
+    if embedding.held_rows is None or not embedding.n_buckets <= 2**16 < embedding.n_buckets * growth:
+        return 0
+    return embedding.held_rows.nbytes + (0 if embedding.folds is None else embedding.folds.rows.nbytes)
 
 
 def _sizes(held: Held) -> tuple[float, float]:
@@ -184,7 +196,7 @@ def _updated(model: CtrModel, growth: Growth, batch_size: int | None) -> float:
 def _indices(model: CtrModel, column: int) -> int:
     """Table rows that an id of a column reads."""
     embedding = model.fields.columns[column]
-    return embedding.rows.shape[1] if isinstance(embedding, BucketEmbedding) else 1
+    return embedding.indices_per_id if isinstance(embedding, BucketEmbedding) else 1
 
 
 def _example_bytes(rows: Part, n: int) -> int:

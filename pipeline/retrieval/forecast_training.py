@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -12,6 +13,7 @@ from scipy.sparse import csr_array
 from graphhash.clustering.labels import Labels
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler
+from graphhash.nn.embedding import BucketEmbedding
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import METHODS, Inputs, ResolvedMethod
 from pipeline.retrieval.budget import GraphSize, resolve_method
@@ -29,6 +31,7 @@ BURST_EDGES, BURST_IDS = 100_000, 100_000
 BURST_SCORES = 2_000_000
 # Sizes of the smallest models that have every part; bytes grow with each number by a constant.
 _SMALL = {"user_rows": 40, "item_rows": 36, "n_users": 60, "n_items": 50, "n_edges": 600}
+PARTS = ("tables", "gradients", "optimizer", "maps")
 EXAMPLE_BYTES = 24
 MIB = 2**20
 
@@ -103,15 +106,25 @@ class PlannedTraining:
     def parts(self) -> dict[str, int]:
         """Bytes that the training holds, by part, as :func:`pipeline.training.memory.training_parts` of the real model."""
         base = TrainingSize(**_SMALL)
-        at_base, total = self._parts_at(base), self._parts_at(base)
+        at_base = self._numbers_at(base)
+        total = list(at_base)
         for name, number in _SMALL.items():
-            more = self._parts_at(replace(base, **{name: number + 1}))
-            for part in total:
-                total[part] += (more[part] - at_base[part]) * (getattr(self.size, name) - number)
-        return total
+            more = self._numbers_at(replace(base, **{name: number + 1}))
+            for place in range(len(total)):
+                total[place] += (more[place] - at_base[place]) * (getattr(self.size, name) - number)
+        parts = dict(zip(PARTS, total[: len(PARTS)], strict=True))
+        for n_rows, n_bytes in zip(total[len(PARTS) :: 2], total[len(PARTS) + 1 :: 2], strict=True):
+            # The rows of a table of more than 65,536 take as many bytes again.
+            parts["maps"] += n_bytes if n_rows > 2**16 else 0
+        return parts
 
-    def _parts_at(self, size: TrainingSize) -> dict[str, int]:
-        return training_parts(self._build(size)[0])
+    def _numbers_at(self, size: TrainingSize) -> list[int]:
+        """Bytes by part, and of every map of 16-bit rows, how many the table has and the bytes of the map's."""
+        model = self._build(size)[0]
+        parts = training_parts(model)
+        maps = [module for module in model.modules() if isinstance(module, BucketEmbedding)]
+        held = [(part.n_buckets, part.held_rows.nbytes) for part in maps if part.held_rows is not None]
+        return [*(parts[name] for name in PARTS), *chain.from_iterable(held)]
 
     def _build(self, size: TrainingSize) -> tuple[RetrievalModel, csr_array]:
         graph, labels = random_interactions(size)

@@ -392,7 +392,7 @@ def _map_buffers(model: nn.Module) -> set[str]:
         f"{name}.{buffer}".lstrip(".")
         for name, module in model.named_modules()
         if isinstance(module, BucketEmbedding)
-        for buffer in ("rows", "row_weights")
+        for buffer in ("held_rows", "codebook", "codes")
     }
 
 

@@ -48,7 +48,7 @@ def training_bytes(model: nn.Module) -> int:
 
 def training_parts(model: nn.Module) -> dict[str, int]:
     """Bytes that one worker's training holds of a model, by part: ``tables`` (all parameters, float32), their ``gradients``, ``optimizer``
-    (both moments of Adam, with a float32 counter for each parameter), and ``maps`` (all buffers: rows in int32, weights in float32).
+    (both moments of Adam, with a float32 counter for each parameter), and ``maps`` (all buffers).
     """
     parameters = list(model.parameters())
     numbers = sum(weight.numel() for weight in parameters)

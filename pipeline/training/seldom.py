@@ -21,6 +21,6 @@ def seldom_embeddings(reads: Iterable[tuple[BucketEmbedding, int]]) -> list[Buck
     found: list[BucketEmbedding] = []
     rows_read: dict[Tensor, int] = {}
     for embedding, n_ids in reads:
-        rows_read[embedding.table] = rows_read.get(embedding.table, 0) + n_ids * embedding.rows.shape[1]
+        rows_read[embedding.table] = rows_read.get(embedding.table, 0) + n_ids * embedding.indices_per_id
         found.append(embedding)
     return [e for e in found if e.table.device.type == "cpu" and rows_read[e.table] * SELDOM <= len(e.table)]

@@ -296,7 +296,7 @@ def optimizer_bytes(model: nn.Module) -> int:
 
 def rows_per_id(column: object) -> int:
     """Table rows that an id reads."""
-    return column.rows.shape[1] if isinstance(column, BucketEmbedding) else 1
+    return column.indices_per_id if isinstance(column, BucketEmbedding) else 1
 
 
 def row_bytes(n_rows: int, dim: int) -> int:

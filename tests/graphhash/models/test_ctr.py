@@ -219,7 +219,7 @@ def test_rows_of_a_fold_are_read_through_its_maps(kind):
     assert torch.equal(model(batch), before)
     fold = torch.arange(len(batch)) % 3
     logits = model(replace(batch, fold=fold))
-    weights = {n: v for n, v in model.state_dict().items() if not n.endswith((".rows", ".row_weights"))}
+    weights = {n: v for n, v in model.state_dict().items() if not n.endswith((".held_rows", ".codebook", ".codes"))}
     for number, graph in enumerate(folds):
         alone = list(maps)
         alone[0], alone[2] = (

@@ -522,7 +522,8 @@ def assigned(p):
 @behaviour("differs", "the names in a state")
 def state_names(p):
     assert list(p.full.state_dict()) == ["weight"]
-    assert sorted(p.layer.state_dict()) == ["row_weights", "rows", "table"]
+    weights = ["codebook", "codes"] if p.layer.indices_per_id > 1 else []
+    assert sorted(p.layer.state_dict()) == [*weights, "held_rows", "table"]
 
 
 @behaviour("same", "`share_memory`, for worker processes")
@@ -665,18 +666,82 @@ def test_a_behaviour_of_embedding(check, bucket_map):
 # What is no behaviour of nn.Embedding.
 
 
-def test_a_state_saved_before_the_buffer_was_renamed_is_loaded():
-    layer = pair(MAPS["two rows per id"]).layer
-    state = {("weights" if name == "row_weights" else name): value for name, value in layer.state_dict().items()}
-    model, state = nn.ModuleDict({"item": copy.deepcopy(layer)}), {f"item.{name}": v for name, v in state.items()}
+def full_codebook_map() -> graphhash.BucketMap:
+    """300 ids, and as many distinct rows of weights as a codebook has room for."""
+    rng = np.random.default_rng(0)
+    rows, codebook = rng.integers(0, 6, (301, 2)).astype(np.int32), rng.random((256, 2)).astype(np.float32)
+    rows[-1], codebook[-1], codes = 6, (1, 0), np.arange(301).clip(0, 255).astype(np.uint8)
+    return graphhash.BucketMap(rows, 7, "soft", codebook=codebook, codes=codes)
+
+
+EARLIER = {
+    "identity": graphhash.full_map(N_IDS),
+    **MAPS,
+    "a full codebook": full_codebook_map(),
+    "a large table": graphhash.double_map(N_IDS, 2**16 + 1, seed=0),
+}
+
+
+@pytest.mark.parametrize("padding_idx", [None, 3])
+@pytest.mark.parametrize("name", ["weights", "row_weights"])
+@pytest.mark.parametrize("bucket_map", EARLIER.values(), ids=EARLIER)
+def test_a_state_that_an_earlier_version_saved_is_loaded(bucket_map, name, padding_idx):
+    layer = pair(bucket_map, padding_idx=padding_idx).layer if bucket_map.n_ids == N_IDS else None
+    layer = layer or BucketEmbedding(bucket_map, DIM, padding_idx=padding_idx)
+    state = {"item.table": layer.table.detach(), "item.rows": layer.rows, f"item.{name}": layer.row_weights}
+    model, before = nn.ModuleDict({"item": copy.deepcopy(layer)}), dict(state)
     model["item"].table.data.zero_()
-    model["item"].row_weights.zero_()
-    before = dict(state)
+    for buffer in model["item"].buffers():
+        buffer.zero_()
     result = model.load_state_dict(state)
     assert not result.missing_keys
     assert not result.unexpected_keys
-    assert torch.equal(model["item"](IDS), layer(IDS))
+    every = torch.arange(bucket_map.n_ids + 1)
+    assert torch.equal(model["item"](every), layer(every))
+    assert torch.equal(model["item"].row_weights, layer.row_weights)
     assert state == before
+
+
+def test_a_state_of_another_map_is_refused():
+    layer = BucketEmbedding(graphhash.full_map(N_IDS), DIM)
+    wide = {"table": layer.table.detach(), "row_weights": layer.row_weights}
+    with pytest.raises(RuntimeError, match="this layer's ids read the rows of their own numbers"):
+        layer.load_state_dict(wide | {"rows": layer.rows.flip(0)})
+    layer = BucketEmbedding(MAPS["two rows per id"], DIM)
+    wide = {"table": layer.table.detach(), "rows": layer.rows, "row_weights": layer.row_weights}
+    with pytest.raises(RuntimeError, match=r"its rows span 0\.\.99"):
+        layer.load_state_dict(wide | {"rows": layer.rows.clone().fill_(99).index_fill(0, torch.tensor([0]), 0)})
+    with pytest.raises(RuntimeError, match="size mismatch for held_rows"):
+        layer.load_state_dict(wide | {"rows": layer.rows[:5]})
+    many = BucketEmbedding(graphhash.double_map(300, 7, seed=0), DIM)
+    wide = {"table": many.table.detach(), "rows": many.rows, "row_weights": torch.rand(301, 2)}
+    with pytest.raises(RuntimeError, match="301 distinct rows of weights, of at most 256"):
+        many.load_state_dict(wide)
+
+
+def test_rows_and_weights_are_computed_and_cannot_be_set():
+    layer = pair(MAPS["two rows per id"]).layer
+    before = layer(IDS)
+    layer.row_weights.zero_()
+    layer.rows.zero_()
+    assert torch.equal(layer(IDS), before)
+    for name in ("rows", "row_weights"):
+        with pytest.raises(AttributeError):
+            setattr(layer, name, torch.zeros(1))
+
+
+def test_padding_holds_where_a_codebook_is_full():
+    plain, padded = (BucketEmbedding(full_codebook_map(), DIM, padding_idx=p) for p in (None, 3))
+    padded.load_state_dict(plain.state_dict())
+    ids = torch.arange(301)
+    assert padded.row_weights[3].eq(0).all()
+    assert padded(ids)[3].eq(0).all()
+    assert torch.equal(padded(ids[ids != 3]), plain(ids[ids != 3]))
+
+
+def test_an_id_of_a_small_type_is_not_taken_for_a_padding_id_beyond_the_type():
+    layer = BucketEmbedding(full_codebook_map(), DIM, padding_idx=260)
+    assert layer(torch.tensor([4], dtype=torch.uint8)).ne(0).any()
 
 
 def test_padding_holds_in_every_fold():

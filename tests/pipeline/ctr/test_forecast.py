@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from graphhash.maps.hashes import double_map
+from graphhash.models.ctr import CtrModel, CtrSpec
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.forecast import forecast
+from pipeline.ctr.forecast_training import Growth, grown_parts
 from pipeline.runs.forecast import run_forecast
 from pipeline.runs.run import run
 from pipeline.task import StageContext
 from pipeline.training.forecast import RunForecast, StageForecast
+from pipeline.training.memory import training_parts
 from tests.helpers.ctr_log import columns, write_csv, write_schema
 
 STAGES = ("ingest", "cluster", "train soft", "refit soft", "evaluate soft", "export")
@@ -102,3 +106,13 @@ def test_a_dry_run_tells_it(folder, tmp_path):
     assert lines[0].startswith("log: rows 4,000, ids ")
     assert any(line.startswith("training of soft holds ") for line in lines)
     assert not (tmp_path / "out").exists()
+
+
+def test_maps_of_tables_that_grow_beyond_16_bits_take_32():
+    def model(n_ids: int, n_rows: int) -> CtrModel:
+        return CtrSpec("dlrm", dim=2, hidden=(4,)).build([double_map(n_ids, n_rows, seed=0)], 1)
+
+    told = grown_parts(model(50_000, 40_000), Growth([2.0], [2.0]))
+    assert told["maps"] == pytest.approx(training_parts(model(100_000, 80_000))["maps"], rel=1e-3)
+    told = grown_parts(model(50_000, 30_000), Growth([2.0], [2.0]))
+    assert told["maps"] == pytest.approx(training_parts(model(100_000, 60_000))["maps"], rel=1e-3)

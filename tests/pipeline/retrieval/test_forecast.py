@@ -84,7 +84,16 @@ def test_bytes_of_a_model_are_known_without_making_it():
     numbers = 500_000 * 64
     assert parts["tables"] == parts["gradients"] == 4 * numbers
     assert parts["optimizer"] == 8 * numbers + 2 * 4
-    assert parts["maps"] == (4 + 4) * (size.n_ids + 2)  # A row in int32 and a weight in float32.
+    assert parts["maps"] == 4 * (size.n_ids + 2)  # A row in int32, and no weights.
+
+
+@pytest.mark.parametrize(("n_rows", "of_row"), [(60_000, 2), (65_000, 2), (66_000, 4)])
+def test_maps_of_tables_with_more_rows_take_more_bytes(n_rows, of_row):
+    config = RunConfig.from_flat({"cluster.rows": n_rows, "map.indices_per_id": 8, "run.methods": ("soft",)})
+    size = GraphSize(300_000, 100_000, 10**7)
+    parts = PlannedTraining.of(config, "soft", size, n_rows).parts
+    codebooks = 2 * 256 * 8 * 4
+    assert parts["maps"] == (8 * of_row + 1) * (size.n_ids + 2) + codebooks
 
 
 def test_stages_are_those_that_are_asked_for(folder):
