@@ -22,6 +22,8 @@ from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.row_adam import RowAdam
 from graphhash.nn.workers import Workers
 from pipeline.training.examples import StreamedExamples
+from pipeline.training.groups import parameter_groups
+from pipeline.training.memory import tensor_bytes
 from pipeline.training.speedups import compiled, reduced_precision
 
 _log = logging.getLogger(__name__)
@@ -219,7 +221,7 @@ class _Training:
         workers.copy_from_first(model.state_dict().values())
         # Several workers exchange sparse gradients where that is asked for.
         sparse = list(objective.rarely_read) if workers.size == 1 or settings.sparse_gradients else []
-        groups = _groups(model, objective.tables, settings.table_decay)
+        groups = parameter_groups(model, objective.tables, settings.table_decay)
         self.optimizer = RowAdam(groups, sparse, lr=settings.lr, weight_decay=settings.weight_decay)
         self.generator = torch.Generator(self.device).manual_seed(workers.seed(settings.seed))
         # Steps of this epoch that are done, the sum of their losses, and the generator from which the epoch's order was drawn.
@@ -312,7 +314,7 @@ class _Training:
         """Bytes of the model and its optimiser as they are in memory: parameters, gradients, buffers and the optimiser's state."""
         parameters = list(self._model.parameters())
         tensors = [*parameters, *self._model.buffers(), *(p.grad for p in parameters if p.grad is not None)]
-        return sum(_memory(tensor) for tensor in tensors) + self.optimizer.held_bytes()
+        return sum(tensor_bytes(tensor) for tensor in tensors) + self.optimizer.held_bytes()
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """Weights, optimiser and generators after ``step`` steps of an epoch. All workers call it."""
@@ -374,18 +376,6 @@ class _Poll:
         return answer
 
 
-def _groups(
-    model: nn.Module, tables: Sequence[nn.Parameter], table_decay: float | None
-) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """All parameters; or two groups, of which the second has a weight decay of its own."""
-    if table_decay is None:
-        return list(model.parameters())
-    numbers = {id(table) for table in tables}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in numbers]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": list(tables), "weight_decay": table_decay}]
-    return groups
-
-
 def _map_buffers(model: nn.Module) -> set[str]:
     """Names of the buffers that hold bucket maps."""
     return {
@@ -394,13 +384,6 @@ def _map_buffers(model: nn.Module) -> set[str]:
         if isinstance(module, BucketEmbedding)
         for buffer in ("held_rows", "codebook", "codes")
     }
-
-
-def _memory(tensor: Tensor) -> int:
-    """Bytes of a tensor, those of a sparse one's indices among them."""
-    if tensor.is_sparse:
-        return _memory(tensor._indices()) + _memory(tensor._values())
-    return tensor.numel() * tensor.element_size()
 
 
 def _batches(

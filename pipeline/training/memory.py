@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 # The limit of a container, in bytes; "max" is none.
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -58,3 +58,10 @@ def training_parts(model: nn.Module) -> dict[str, int]:
         "optimizer": 8 * numbers + 4 * len(parameters),
         "maps": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
     }
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, those of a sparse one's indices among them."""
+    if tensor.is_sparse:
+        return tensor_bytes(tensor._indices()) + tensor_bytes(tensor._values())
+    return tensor.numel() * tensor.element_size()
