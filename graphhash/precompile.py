@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from numba import types
+from numba import config, types
 
 from graphhash.graph import _level_kernels, _refine_kernels
 from graphhash.maps import _kernels as map_kernels
@@ -60,7 +60,9 @@ KERNELS: list[tuple[Any, tuple[types.Type, ...]]] = [
 
 
 def is_compiled() -> bool:
-    """Whether the last of the kernels is on disk, as far as the name of a file tells."""
+    """Whether the last of the kernels is on disk, as far as the name of a file tells, or nothing is compiled (``NUMBA_DISABLE_JIT=1``)."""
+    if config.DISABLE_JIT:
+        return True
     kernel = KERNELS[-1][0]
     folder = Path(kernel._cache.cache_path)
     return any(folder.glob(f"*.{kernel.py_func.__name__}-*.nbc"))
@@ -83,7 +85,7 @@ def compile_beside() -> threading.Thread | None:
 
 def main() -> None:
     """Compile all of them, or read from disk what is there."""
-    for kernel, signature in KERNELS:
+    for kernel, signature in KERNELS if not config.DISABLE_JIT else []:
         kernel.compile(signature)
 
 

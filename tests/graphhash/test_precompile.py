@@ -42,3 +42,10 @@ def test_nothing_is_started_where_they_are_on_disk(monkeypatch):
     kernel.compile(signature)
     monkeypatch.setattr(precompile.subprocess, "run", lambda *_, **__: 1 / 0)
     assert precompile.compile_beside() is None
+
+
+def test_without_compilation_there_is_nothing_to_do(monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    short = f"import {precompile.__name__} as p; p.main(); print(p.compile_beside())"
+    done = subprocess.run([sys.executable, "-c", short], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None"]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from graphhash.errors import first_line
 from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
 from graphhash.maps.soft_maps import soft_maps
-from graphhash.models.ctr_layers import binary_loss
+from graphhash.models.ctr_layers import Dropout, binary_loss
 from graphhash.models.mf import RetrievalModel
 from graphhash.models.samplers import NegativeSampler, Shared
 from graphhash.nn.codes import CodeEmbedding
@@ -222,6 +222,10 @@ def ctr_step(model: Any, samples: CtrData) -> dict[str, Tensor]:
     for one in (batch, without_folds):
         # A batch of float64 is for this comparison alone, and refused where batches are made.
         object.__setattr__(one, "dense", one.dense.to(parameter.dtype))
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            # It draws other numbers on another device.
+            module.eval()
     logits = model(batch)
     loss = binary_loss(logits, samples.labels.to(parameter.device))
     loss.backward()
