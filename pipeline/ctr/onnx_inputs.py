@@ -153,7 +153,7 @@ def _missing(graph: Graph, number: int, column: Column, vocabulary: Vocabulary) 
     if isinstance(value, int):
         return graph.constant(name, np.int64(value))
     # ONNX's signature leaves out bytes, of which strings are made.
-    graph.initializers.append(helper.make_tensor(name, TensorProto.STRING, [], [value.encode()]))  # type: ignore[list-item]
+    graph.initializers.append(helper.make_tensor(name, TensorProto.STRING, [], [value.encode()]))  # type: ignore[list-item]  # Stub.
     return name
 
 

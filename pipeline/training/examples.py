@@ -1,6 +1,6 @@
-"""Examples of a training that stay on disk: read in blocks, shuffled in a buffer, ahead of the step that takes them.
+"""Examples of a training: in memory, or on disk, where they are read in blocks and shuffled in a buffer, ahead of the step that takes them.
 
-A log of at most IN_MEMORY_BYTES is held in memory, and `pipeline.training.loop` draws an order of all of its rows. A larger one is read in
+A log of at most IN_MEMORY_BYTES is held in memory, and an order of all of its rows is drawn. A larger one is read in
 every epoch: its blocks of BLOCK_ROWS consecutive rows come in an order drawn anew, BUFFER_BLOCKS of them fill a buffer, and the rows of a
 buffer come in an order drawn anew. A thread fills the next buffer meanwhile. Memory is that of three buffers, whatever the log.
 """
@@ -23,6 +23,8 @@ from pipeline.storage.mapped import read_slice
 ValueT = TypeVar("ValueT")
 # Encoded rows that are held in memory at most; it decides on the order of the rows, so it is the same on all machines.
 IN_MEMORY_BYTES = 512 * 2**20
+# Examples in memory of at most this many numbers are permuted all at once, larger ones batch by batch.
+SMALL_EXAMPLE = 4
 BLOCK_ROWS, BUFFER_BLOCKS = 4096, 64
 # How often a thread that waits for room in its queue looks whether it is still wanted.
 WAIT_S = 0.2
@@ -152,3 +154,20 @@ class ReadAhead(Iterator[ValueT]):
             except queue.Full:
                 continue
         return False
+
+
+def batches_in_memory(
+    examples: Sequence[Tensor], steps: Sequence[tuple[int, int]], generator: torch.Generator, *, whole: bool
+) -> Iterator[Sequence[Tensor]]:
+    """The own examples of each step, in an order drawn anew; with ``whole`` all of them in one, as they are."""
+    if whole:
+        yield examples
+        return
+    sizes = [own for own, _ in steps]
+    order = torch.randperm(len(examples[0]), generator=generator, device=generator.device)
+    if sum(tensor[0].numel() for tensor in examples) <= SMALL_EXAMPLE:
+        # Cheaper in one piece, and no second copy to speak of.
+        yield from zip(*(tensor[order].split(sizes) for tensor in examples), strict=True)
+        return
+    for rows in order.split(sizes):
+        yield [tensor.index_select(0, rows) for tensor in examples]

@@ -21,7 +21,7 @@ from graphhash.errors import DataError
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.row_adam import RowAdam
 from graphhash.nn.workers import Workers
-from pipeline.training.examples import StreamedExamples
+from pipeline.training.examples import StreamedExamples, batches_in_memory
 from pipeline.training.groups import parameter_groups
 from pipeline.training.memory import tensor_bytes
 from pipeline.training.speedups import compiled, reduced_precision
@@ -30,8 +30,6 @@ _log = logging.getLogger(__name__)
 
 # Mean loss over the examples of a batch: the model, the batch, and the generator for whatever is random.
 LossOf = Callable[[nn.Module, Sequence[Tensor], torch.Generator], Tensor]
-# Examples of at most this many numbers are permuted all at once, larger ones batch by batch.
-SMALL_EXAMPLE = 4
 # What `Callbacks.poll` returns: go on; hand the state to `on_save`; the same, and return.
 CONTINUE, SAVE, STOP = 0, 1, 2
 # About how often it is polled.
@@ -277,7 +275,7 @@ class _Training:
                 [own for own, _ in self._steps], self.generator, self._n_done
             )
         else:
-            batches = _batches(self._examples, self._steps, self.generator, whole=whole)
+            batches = batches_in_memory(self._examples, self._steps, self.generator, whole=whole)
             for _ in range(self._n_done):
                 next(batches)
         if self._n_done:
@@ -384,20 +382,3 @@ def _map_buffers(model: nn.Module) -> set[str]:
         if isinstance(module, BucketEmbedding)
         for buffer in ("held_rows", "codebook", "codes")
     }
-
-
-def _batches(
-    examples: Sequence[Tensor], steps: Sequence[tuple[int, int]], generator: torch.Generator, *, whole: bool
-) -> Iterator[Sequence[Tensor]]:
-    """The own examples of each step, in an order drawn anew; with ``whole`` all of them in one, as they are."""
-    if whole:
-        yield examples
-        return
-    sizes = [own for own, _ in steps]
-    order = torch.randperm(len(examples[0]), generator=generator, device=generator.device)
-    if sum(tensor[0].numel() for tensor in examples) <= SMALL_EXAMPLE:
-        # Cheaper in one piece, and no second copy to speak of.
-        yield from zip(*(tensor[order].split(sizes) for tensor in examples), strict=True)
-        return
-    for rows in order.split(sizes):
-        yield [tensor.index_select(0, rows) for tensor in examples]

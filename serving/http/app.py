@@ -145,7 +145,7 @@ def create_app(
     if served.options.explain:
         _add_explanations(app, served, explanations)
     _add_pages(app, served)
-    app.openapi = lambda: retrieval_openapi(app, live.current, limits, served.access)  # type: ignore[method-assign]
+    app.openapi = lambda: retrieval_openapi(app, live.current, limits, served.access)  # type: ignore[method-assign]  # FastAPI documents it.
     add_common(app, metrics, ROUTES, limits, served.access)
     return app
 

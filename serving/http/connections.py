@@ -56,7 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._n_overhead = 0  # Bytes since the last request, or piece of a body, that was complete.
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # What uvicorn is given.
         super().connection_made(transport)
         if len(self.connections) > self.limits.max_connections and not self._take_place():
             self._refuse(503, "too many connections; try again", retry=True)

@@ -43,7 +43,7 @@ def compare_runtimes(data: Data, dim: int, provider: str) -> dict[str, Any]:
         rng = np.random.default_rng(0)
         requests = [rng.integers(0, data.graph.shape[0], N_USERS) for _ in range(N_REQUESTS)]
         (expected, cpu_ms), (found, ms) = (
-            _answers(Retriever(Path(folder) / "bundle", name), requests)  # type: ignore[arg-type]
+            _answers(Retriever(Path(folder) / "bundle", name), requests)  # type: ignore[arg-type]  # A name that it knows.
             for name in ("cpu", provider)
         )
     scores = np.stack([e.scores for e in expected]), np.stack([f.scores for f in found])

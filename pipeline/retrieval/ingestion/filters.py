@@ -38,5 +38,5 @@ def describe_removed(removed: FilterFacts) -> str:
         "interactions": "interactions of too few others",
         "test_rows": "test rows of ids that train lacks",
     }
-    counts = [f"{removed[key]:,} {text}" for key, text in words.items()]  # type: ignore[literal-required]
+    counts = [f"{removed[key]:,} {text}" for key, text in words.items()]  # type: ignore[literal-required]  # Its keys.
     return f"removed {', '.join(counts)}"
