@@ -43,7 +43,7 @@ class Perceptron(nn.Sequential):
     def __init__(self, n_in: int, hidden: Sequence[int], dropout: float = 0.0):
         layers: list[nn.Module] = []
         for before, units in zip((n_in, *hidden), hidden, strict=False):
-            layers += [nn.Linear(before, units), nn.ReLU()]
+            layers += [nn.Linear(before, units), nn.ReLU(inplace=True)]
             if dropout:
                 layers.append(Dropout(dropout))
         super().__init__(*layers)
@@ -99,7 +99,7 @@ class BatchNorm(nn.Module):
     """``scale * (x - mean) / sqrt(variance + 1e-5) + offset`` of each unit (Ioffe and Szegedy, ICML 2015, algorithms 1 and 2).
 
     In training with the mean and variance of the batch, of two samples or more; else with means of those of the batches, the last ones
-    first: each keeps 0.9 of the mean so far. Workers that train together have those of their own batches, and the first one's are kept.
+    first: each keeps 0.9 of the mean so far. Workers that train together normalize with their own parts of a batch.
 
     Args:
         n: units.
@@ -137,7 +137,7 @@ class FactorizedPerceptron(nn.Sequential):
     def __init__(self, n_in: int, hidden: Sequence[int], dropout: float = 0.0):
         layers: list[nn.Module] = []
         for before, units in zip((n_in, *hidden), hidden, strict=False):
-            layers += [FactorizedLayer(before, units), BatchNorm(units), nn.ReLU()]
+            layers += [FactorizedLayer(before, units), BatchNorm(units), nn.ReLU(inplace=True)]
             if dropout:
                 layers.append(Dropout(dropout))
         super().__init__(*layers)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from graphhash.errors import DataError
+from graphhash.models.ctr_layers import BatchNorm
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.row_adam import RowAdam
 from graphhash.nn.workers import Workers
@@ -211,6 +212,7 @@ class _Training:
             own = [tensor[share] for tensor in examples] if workers.size > 1 else examples
             self._examples = [tensor.to(self.device) for tensor in own]
         self._steps = workers.steps(self._n_examples, settings.batch_size)
+        self._batch_statistics = batch_statistics(model) if workers.size > 1 else []
         if settings.sparse_gradients and not objective.rarely_read:
             self._warn(
                 "train.sparse_gradients=true is for CPUs and batches that read few rows of a table, which is not so here: "
@@ -294,12 +296,14 @@ class _Training:
         self._total += loss.detach() * self._steps[step][0]
 
     def end_epoch(self, epoch: int) -> float:
-        """The mean loss of the epoch over the examples of all workers.
+        """The mean loss of the epoch over the examples of all workers, whose batch statistics are averaged.
 
         Raises:
             DataError: it is not finite.
         """
         self.optimizer.finish()
+        for statistic in self._batch_statistics:
+            self._workers.sum(statistic).div_(self._workers.size)
         mean = float(self._workers.sum(self._total)) / self._n_examples
         self._n_done, self._loss_sum, self._total = 0, 0.0, torch.zeros(())
         if not math.isfinite(mean):
@@ -372,6 +376,12 @@ class _Poll:
         answer, self._until = self._workers.broadcast(own)
         self._n, self._since = 0, now
         return answer
+
+
+def batch_statistics(model: nn.Module) -> list[Tensor]:
+    """Means and variances that batch normalization takes over batches, shape (units,) each; a worker has those of its own parts."""
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm | nn.BatchNorm1d)]
+    return [buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
 
 
 def _map_buffers(model: nn.Module) -> set[str]:

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 import graphhash
+from graphhash.maps.bucket_map import full_map
 from graphhash.maps.embedding_spec import BUCKET, EmbeddingSpec
+from graphhash.models.ctr import CtrSpec
 from graphhash.models.lightgcn import LightGCN
 from graphhash.models.samplers import SHARED_SAMPLERS, NegativeSampler
 from graphhash.nn.workers import Workers
 from pipeline.config.choices import SHARED_LOSSES
+from pipeline.ctr.train import ctr_loss
 from pipeline.maps.methods import METHODS, Inputs
 from pipeline.retrieval.models import ModelSpec
 from pipeline.retrieval.objective import (
@@ -25,7 +28,7 @@ from pipeline.retrieval.objective import (
     seldom_read,
 )
 from pipeline.retrieval.train import _validation, shards_graph
-from pipeline.training.loop import CONTINUE, SAVE, STOP, Callbacks
+from pipeline.training.loop import CONTINUE, SAVE, STOP, Callbacks, Objective, batch_statistics, fit
 from tests.helpers import graphs
 from tests.helpers.gang import gang
 from tests.helpers.negatives import GivenNegatives
@@ -316,3 +319,27 @@ def test_other_numbers_of_workers_go_on_with_a_training_and_say_so(pair):
     for epoch, notes in pair(resumed_by, saved[0]):
         assert epoch == SETTINGS.epochs
         assert notes == ["this training was begun by 1 and goes on with 2 workers: other draws from here on"]
+
+
+def batch_statistics_after_an_epoch(settings: RetrievalSettings) -> list[torch.Tensor]:
+    workers, rng = Workers.from_process_group(), np.random.default_rng(0)
+    model = CtrSpec("finalnet", dim=4, hidden=(6,), std=1.0).build([full_map(9), full_map(7)], 0)
+    ids = torch.from_numpy(rng.integers(0, 7, (400, 2)))
+    examples = [torch.from_numpy(rng.integers(0, 2, 400)).float(), ids, torch.zeros(400, 0)]
+    loss_of = ctr_loss(0)
+    fit(model, examples, settings, Objective(loss_of, ""), workers=workers)
+    return [statistic.clone() for statistic in batch_statistics(model)]
+
+
+def test_two_workers_have_the_mean_batch_statistics_of_one(pair):
+    """Weights stand still, so that the mean over the whole batch is that of the means over its halves."""
+    settings = dataclasses.replace(SETTINGS, lr=0.0, epochs=1, eval_every=1, batch_size=None)
+    expected = batch_statistics_after_an_epoch(settings)
+    assert len(expected) == 4
+    first, second = pair(batch_statistics_after_an_epoch, settings)
+    for of_first, of_second, of_one in zip(first, second, expected, strict=True):
+        assert torch.equal(of_first, of_second)
+        # Variances of halves lack the variance of the halves' means.
+        torch.testing.assert_close(of_first, of_one, rtol=0.02, atol=1e-3)
+    for number in (0, 2):
+        torch.testing.assert_close(first[number], expected[number])
