@@ -39,7 +39,7 @@ SET_BY = {
     "tune": {"run.methods": "--method", "train.model": "--model", "train.loss": "--model"},
 }
 MODEL_NAMES = (
-    "mf, neumf, lightgcn: with the BPR loss; softmax, bsl, ccl, directau, ials: mf with that loss; "
+    "mf, neumf, lightgcn: with the BPR loss; softmax, bsl, ccl, directau, ials: mf with that loss; lightgcn_softmax, lightgcn_bsl; "
     "for --task ctr: dlrm, dcnv2, finalnet, deepfm, widedeep."
 )
 

@@ -54,6 +54,8 @@ class Retrieval:
         "ccl": {"train.model": "mf", "train.loss": "ccl"},
         "directau": {"train.model": "mf", "train.loss": "directau"},
         "ials": {"train.model": "mf", "train.loss": "ials"},
+        "lightgcn_softmax": {"train.model": "lightgcn", "train.loss": "softmax"},
+        "lightgcn_bsl": {"train.model": "lightgcn", "train.loss": "bsl"},
     }
     bytes_note = (
         "Bytes are those of everything kept (tables, bucket maps, biases, and the graph that LightGCN reads), over those of full float32 "
