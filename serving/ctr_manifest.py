@@ -63,7 +63,7 @@ class ColumnSpec(TypedDict):
         int | str
     ]  # raw value that stands for a missing one and pads multi-valued rows; no value of the log is this
     map: NotRequired[str]  # how the bucket map was made
-    embedding: NotRequired[str]  # of what is no bucket map: "product", "cce", "robe" or "dhe"
+    embedding: NotRequired[str]  # of what is no bucket map: "product", "cce", "cafe", "robe" or "dhe"
     n_buckets: NotRequired[int]  # table rows, with the out-of-vocabulary (OOV) row
     indices_per_id: NotRequired[int]  # table rows read per id
     precision: NotRequired[str]  # of the table, as of the bundle

@@ -11,6 +11,7 @@ from graphhash.errors import ArgumentError, did_you_mean
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.maps.vector_codes import MAX_CODEWORDS
+from graphhash.nn.cafe import CafeEmbedding
 from graphhash.nn.cce import ClusteredEmbedding
 from graphhash.nn.codes import CodeEmbedding
 from graphhash.nn.compressed import CompressedEmbedding
@@ -108,6 +109,14 @@ def _cce(side: Side) -> ClusteredEmbedding:
     )  # fmt: skip
 
 
+def _cafe(side: Side) -> CafeEmbedding:
+    name = "item" if side.users is not None else "user"
+    return CafeEmbedding(
+        side.n_ids, side.dim, n_hot=side.size(f"{name}_hot_rows"), n_shared=side.size(f"{name}_shared_rows"),
+        steps=side.size("steps"), seed=side.seed, std=side.std, generator=side.generator,
+    )  # fmt: skip
+
+
 def _residual(side: Side) -> ResidualEmbedding:
     assert side.users is None or isinstance(side.users, ResidualEmbedding)
     return ResidualEmbedding(
@@ -122,6 +131,7 @@ KINDS: dict[str, Callable[[Side], CompressedEmbedding]] = {
     "product": _product,
     "additive": _additive,
     "cce": _cce,
+    "cafe": _cafe,
     "robe": _robe,
     "dhe": _dhe,
     "residual": _residual,

@@ -315,6 +315,7 @@ METHODS: dict[str, Method] = {
         precision="float32",
     ),
     "cce": _not_in_rows("CCE: chunks of clustered and hashed rows, clustered in training", "cce", lr=2e-2, l2_total=0.011),
+    "cafe": _not_in_rows("CAFE: ids of large gradients keep a row, the others hash; chosen anew in training", "cafe"),
     "robe": _not_in_rows("ROBE: hashed blocks of one flat array", "robe"),
     "dhe": _not_in_rows("DHE: a network computes vectors from hashes", "dhe", lr=1e-3, l2_total=0.0, precision="float16"),
     "modulo": Method(_by_size(modulo_map, seeded=False), "row number modulo table size"),

@@ -17,6 +17,8 @@ from pipeline.config.run_config import MapConfig
 
 # CCE: chunks of a vector, as in the paper, while the assignments take at most this share of the bytes; clusterings of a training.
 CCE_CHUNKS, CCE_MAP_SHARE, CCE_CLUSTERINGS = (4, 2, 1), 0.5, 4
+# CAFE: the share of the bytes that exclusive rows and the numbers of their ids take, as in the paper; steps between migrations.
+CAFE_HOT_SHARE, CAFE_STEPS = 0.7, 64
 # Additive codes: at most so many together in a group. Gowalla, 16 codes: 2 groups of 8 leave a squared error of .058, 1 of 16 .060, because
 # the beam search does not find the best of so many.
 CODES_PER_GROUP = 8
@@ -173,6 +175,28 @@ def _cce(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
     raise too_small(method, budget, least)
 
 
+def _cafe(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
+    """Rows of each side in proportion to its ids."""
+    row, fixed = row_bytes(budget.dim, budget.precision), 4 * len(budget.sides) * budget.dim
+    total, n_bytes = sum(budget.sides), budget.n_bytes - fixed
+    # An exclusive and a shared row of the smallest side, and the number of an id.
+    least = fixed + math.ceil((2 * row + 4) * total / min(budget.sides))
+    if budget.n_bytes < least:
+        raise too_small(method, budget, least)
+    sizes = {"steps": CAFE_STEPS}
+    for side, n_ids in zip(("user", "item"), budget.sides, strict=False):
+        hot, shared = _cafe_rows(n_bytes * n_ids // total, n_ids, row)
+        sizes |= {f"{side}_hot_rows": hot, f"{side}_shared_rows": shared}
+    return sizes
+
+
+def _cafe_rows(n_bytes: int, n_ids: int, row: int) -> tuple[int, int]:
+    """Exclusive and shared rows within ``n_bytes``, of ``row`` bytes each; at most a row of either kind for every id."""
+    shared = max(1, int((1 - CAFE_HOT_SHARE) * n_bytes) // row)
+    hot = min(n_ids, (n_bytes - shared * row) // (row + 4))
+    return hot, min(n_ids, (n_bytes - hot * (row + 4)) // row)
+
+
 def _robe(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
     # OOV vectors are stored in float32.
     row, fixed = row_bytes(budget.dim, budget.precision), 4 * len(budget.sides) * budget.dim
@@ -204,6 +228,7 @@ SIZES: dict[str, Callable[[str, SizeBudget, MapConfig], Sizes]] = {
     "product": _product,
     "additive": _additive,
     "cce": _cce,
+    "cafe": _cafe,
     "robe": _robe,
     "dhe": _dhe,
 }

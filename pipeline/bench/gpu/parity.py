@@ -50,6 +50,7 @@ SIZES: dict[str, dict[str, int]] = {
     "product": {"codes_per_id": 4, "users_codewords": 16, "items_codewords": 16, "rotated": 0},
     "additive": {"codes_per_id": 4, "n_groups": 2, "codeword_bits": 8},
     "cce": {"n_chunks": 4, "user_rows": 8, "item_rows": 8, "n_clusterings": 2},
+    "cafe": {"user_hot_rows": 8, "user_shared_rows": 8, "item_hot_rows": 8, "item_shared_rows": 8, "steps": 4},
     "robe": {"rows": 32, "block": 4},
     "dhe": {"n_hashes": 16, "width": 32, "n_layers": 2},
     "residual": {"own_dim": 4, "own_bits": 8},

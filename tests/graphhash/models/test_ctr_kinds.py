@@ -23,6 +23,7 @@ DIM = 8
 SIZES = {
     "product": {"codes_per_id": 4, "users_codewords": 8, "rotated": 0},
     "cce": {"n_chunks": 2, "user_rows": 5, "n_clusterings": 1},
+    "cafe": {"user_hot_rows": 5, "user_shared_rows": 4, "steps": 4},
     "robe": {"rows": 6, "block": 4},
     "dhe": {"n_hashes": 6, "width": 6, "n_layers": 2},
     "residual": {"own_dim": DIM, "own_bits": 8, "projected": 0},
@@ -65,7 +66,7 @@ def batch_of(n: int, seed: int = 0) -> FeatureBatch:
 @pytest.mark.parametrize("model", list(HEADS))
 @pytest.mark.parametrize("kind", list(SIZES))
 def test_a_model_answers_like_one_with_full_tables_that_hold_the_same_vectors(kind, model):
-    compressed = built(kind, model, id_bias=kind == "cce")
+    compressed = built(kind, model, id_bias=kind in ("cce", "cafe"))
     full = replace(compressed.spec, embeddings=(), id_bias=False).build(FULL, 1, 1).eval()
     weights = {name: value for name, value in compressed.state_dict().items() if name.startswith(("head", "wide"))}
     full.load_state_dict(weights, strict=False)

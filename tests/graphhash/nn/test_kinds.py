@@ -15,6 +15,11 @@ from graphhash.nn.kinds import make_embeddings
 N_USERS, N_ITEMS, DIM = 40, 30, 8
 SPECS = {
     "cce": EmbeddingSpec("cce", {"n_chunks": 4, "user_rows": 5, "item_rows": 3, "n_clusterings": 2}, seed=1),
+    "cafe": EmbeddingSpec(
+        "cafe",
+        {"user_hot_rows": 5, "user_shared_rows": 4, "item_hot_rows": 3, "item_shared_rows": 2, "steps": 4},
+        seed=1,
+    ),
     "robe": EmbeddingSpec("robe", {"rows": 6, "block": 4}, seed=1),
     "dhe": EmbeddingSpec("dhe", {"n_hashes": 7, "width": 6, "n_layers": 2}, seed=1),
     "product": EmbeddingSpec(
@@ -45,6 +50,15 @@ def naive_cce(embedding, user):
     return vector
 
 
+def naive_cafe(embedding, user):
+    hot, table = embedding.hot.tolist(), embedding.table.detach().numpy()
+    if user in hot:
+        return table[hot.index(user)]
+    rng = np.random.default_rng(embedding.seed)
+    a, b = rng.integers(1, 2**31 - 1), rng.integers(0, 2**31 - 1)
+    return table[len(hot) + (a * user + b) % (2**31 - 1) % embedding.n_shared]
+
+
 def naive_dhe(embedding, user):
     hashes = [
         (user * a + b) % (2**31 - 1) % 1_000_000
@@ -73,7 +87,9 @@ def naive_product(embedding, user):
     return decoded @ embedding.rotation.detach().numpy()
 
 
-NAIVE = {"robe": naive_robe, "cce": naive_cce, "dhe": naive_dhe, "product": naive_product, "additive": naive_additive}
+NAIVE = {
+    "robe": naive_robe, "cce": naive_cce, "cafe": naive_cafe, "dhe": naive_dhe, "product": naive_product, "additive": naive_additive,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", SPECS)
@@ -115,7 +131,7 @@ def test_users_and_items_of_robe_read_one_array():
     assert not torch.equal(users.starts[:10], items.starts[:10])
 
 
-@pytest.mark.parametrize("kind", ["cce", "robe", "dhe"])
+@pytest.mark.parametrize("kind", ["cce", "cafe", "robe", "dhe"])
 def test_gradients_reach_every_parameter(kind):
     users, _ = make(kind)
     users.all().square().sum().backward()
@@ -126,6 +142,8 @@ def test_bytes_count_what_is_stored():
     users, _ = make("cce")
     # Eight tables of five rows of two numbers, four assignments of 16 bits an id, and the OOV vector.
     assert users.stored_bytes("int8") == 40 * row_bytes(2, "int8") + 2 * 4 * N_USERS + 4 * DIM
+    users, _ = make("cafe")
+    assert users.stored_bytes("int8") == (5 + 4) * row_bytes(DIM, "int8") + 4 * 5 + 4 * DIM
     users, _ = make("robe")
     assert users.stored_bytes("float32") == 4 * 6 * DIM + 4 * DIM
     users, _ = make("dhe")
@@ -172,6 +190,7 @@ def test_sizes_and_kinds_that_do_not_fit_are_refused():
         (EmbeddingSpec("robe", {"rows": 3}), "needs the size 'block'"),
         (EmbeddingSpec("robe", {"rows": 3, "block": 3}), "does not divide the dim"),
         (EmbeddingSpec("cce", {"n_chunks": 3, "user_rows": 1, "item_rows": 1, "n_clusterings": 1}), "do not divide"),
+        (EmbeddingSpec("cafe", {"user_hot_rows": 5, "user_shared_rows": 1, "steps": 1}), "1 to 4 exclusive rows"),
         (EmbeddingSpec("dhe", {"n_hashes": 0, "width": 1, "n_layers": 1}), "must be at least 1"),
     ]:
         with pytest.raises(ArgumentError, match=message):

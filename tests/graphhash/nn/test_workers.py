@@ -43,11 +43,20 @@ MODELS_AND_LOSSES = [
     ("mf", "ccl"),
     ("mf, residual", "bpr"),
     ("mf, residual", "softmax"),
+    ("mf, cafe", "bpr"),
+    ("mf, cafe", "softmax"),
     ("neumf", "bpr"),
     ("lightgcn", "bpr"),
     ("lightgcn", "ials"),
     ("lightgcn", "softmax"),
 ]
+
+
+# Of embeddings that are no bucket map alone.
+SIZES = {
+    "residual": {"own_dim": 3, "own_bits": 8},
+    "cafe": {"user_hot_rows": 30, "user_shared_rows": 9, "item_hot_rows": 30, "item_shared_rows": 9, "steps": 4},
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +74,7 @@ def made(kind: str, method: str, workers: Workers = Workers(), sharded: bool = F
     spec = METHODS[method]
     maps = spec.make(Inputs(graph, graphhash.cluster(graph, resolution=3), spec.indices_per_id, "1+2", 0))
     item_bias, cosine = loss not in ("directau", "ccl"), loss in SHARED_LOSSES
-    embedding = EmbeddingSpec("residual", {"own_dim": 3, "own_bits": 8}) if method == "residual" else BUCKET
+    embedding = EmbeddingSpec(method, SIZES[method]) if method in SIZES else BUCKET
     model = ModelSpec(kind, 8, item_bias, n_layers=2, seed=0, embedding=embedding, cosine=cosine).build(*maps, graph)
     if sharded:
         model.shard(workers)
@@ -283,7 +292,13 @@ def _fit(method, settings, every_step=False, state=None, **callbacks):
 
 @pytest.mark.parametrize(
     ("batch_size", "steps_before", "method", "sparse"),
-    [(None, 3, "soft", False), (100, 5, "soft", False), (300, 10, "soft", False), (20, 30, "full", True)],
+    [
+        (None, 3, "soft", False),
+        (100, 5, "soft", False),
+        (300, 10, "soft", False),
+        (100, 10, "cafe", False),
+        (20, 30, "full", True),
+    ],
 )
 def test_a_training_stopped_between_steps_ends_with_the_weights_of_one_that_was_not(
     pair, batch_size, steps_before, method, sparse

@@ -38,7 +38,7 @@ STORED = [
     for name, method in METHODS.items()
     if method.trained_as is not None and name != "full_float16" and method.task in (None, "ctr")
 ]
-SIZED = ["cce", "robe", "dhe", "full_pq", "full_opq", "full_small_dim", "full_soft_small_dim"]
+SIZED = ["cce", "cafe", "robe", "dhe", "full_pq", "full_opq", "full_small_dim", "full_soft_small_dim"]
 RATIO, DIM = 0.4, 32
 
 
@@ -123,7 +123,7 @@ def test_every_column_of_full_int8_is_rounded_and_counted(folder):
 
 
 @pytest.mark.parametrize(
-    "method", ["full", "soft", "cce", "robe", "dhe", "full_small_dim", "full_soft", "full_soft_small_dim"]
+    "method", ["full", "soft", "cce", "cafe", "robe", "dhe", "full_small_dim", "full_soft", "full_soft_small_dim"]
 )
 def test_training_holds_the_bytes_that_are_computed(method, folder):
     needs_faiss(method)
@@ -180,7 +180,7 @@ def test_full_tables_made_of_mixtures_answer_as_they_were_trained(folder):
 
 
 @pytest.mark.parametrize(
-    "method", ["full_pq", "full_opq", "full_int4", "full_soft_int8", "robe", "dhe", "cce", "full_small_dim"]
+    "method", ["full_pq", "full_opq", "full_int4", "full_soft_int8", "robe", "dhe", "cce", "cafe", "full_small_dim"]
 )
 def test_bundles_answer_like_the_model(method, folder, tmp_path):
     needs_faiss(method)

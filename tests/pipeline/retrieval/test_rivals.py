@@ -104,7 +104,7 @@ def test_stored_full_tables_are_the_trained_ones_rounded(method, folder):
     assert measured["training_bytes"] == trained["training_bytes"] >= training_bytes(full)
 
 
-@pytest.mark.parametrize("method", ["full", "full_soft", "soft", "cce", "robe", "dhe", "full_small_dim"])
+@pytest.mark.parametrize("method", ["full", "full_soft", "soft", "cce", "cafe", "robe", "dhe", "full_small_dim"])
 def test_training_holds_the_bytes_that_are_computed(method, folder):
     if method == "cce":
         pytest.importorskip("faiss")
@@ -141,7 +141,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed():
 
 
 @pytest.mark.parametrize("runtime", ["materialized", "compressed"])
-@pytest.mark.parametrize("method", ["full_pq", "full_opq", "full_int4", "additive", "robe", "dhe"])
+@pytest.mark.parametrize("method", ["full_pq", "full_opq", "full_int4", "additive", "cafe", "robe", "dhe"])
 def test_bundles_answer_like_the_model(method, runtime, folder, tmp_path):
     if METHODS[method].embedding == "product":
         pytest.importorskip("faiss")
@@ -152,7 +152,7 @@ def test_bundles_answer_like_the_model(method, runtime, folder, tmp_path):
     )
     options = ExportOptions(precision_of(settings_of(method), method), runtime)
     # The export itself compares all scores, and raises where they differ.
-    if method in ("robe", "dhe") and runtime == "compressed":
+    if method in ("cafe", "robe", "dhe") and runtime == "compressed":
         with pytest.raises(BundleError, match="as a vector per id"):
             export_retrieval(trained, tmp_path / "bundle", options, metrics={}, provenance={})
         return
