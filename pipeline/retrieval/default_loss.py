@@ -1,4 +1,4 @@
-"""The loss of matrix factorization that `train.loss = "auto"` stands for, which follows from the size of the log."""
+"""The loss of matrix factorization that `train.loss = "auto"` stands for, which follows from the size of the log and of its graph."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from dataclasses import replace
 from pipeline.config.choices import AUTO_LOSS, Loss
 from pipeline.config.run_config import RunConfig, TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.retrieval.budget import GraphSize
 
-# Training interactions from which on softmax is chosen. It is ahead in validation on Gowalla and MovieLens-1M (800,000) and takes many
-# steps; BPR is ahead on MovieLens-100K (80,000) and on a third of Gowalla (286,000): docs/losses.md.
-SOFTMAX_INTERACTIONS = 500_000
+# Training interactions from which on BPR is not chosen. Losses of cosines are ahead in validation on Gowalla and MovieLens-1M (800,000)
+# and take many steps, for which a small log would wait: docs/losses.md.
+LARGE_LOG = 500_000
 
 
-def with_loss_of_log(config: RunConfig, n_interactions: int) -> RunConfig:
+def with_loss_of_log(config: RunConfig, size: GraphSize) -> RunConfig:
     """The configuration with the loss that `auto` stands for; any other loss stays.
 
-    `bpr` where the other settings do not allow `softmax`, such as `train.batch_size=0`.
+    `bpr` where the other settings do not allow another, such as `train.batch_size=0`.
 
     Args:
-        n_interactions: for training.
+        size: of the train graph.
     """
     train = config.train
     if train.loss != AUTO_LOSS:
         return config
-    if train.model == "mf" and n_interactions >= SOFTMAX_INTERACTIONS and _allows(train, "softmax"):
-        return _with(config, "softmax")
-    return _with(config, "bpr" if _allows(train, "bpr") else "softmax")
+    of_large: Loss = "bsl" if size.is_dense else "softmax"
+    if train.model == "mf" and size.n_edges >= LARGE_LOG and _allows(train, of_large):
+        return _with(config, of_large)
+    return _with(config, "bpr" if _allows(train, "bpr") else of_large)
 
 
 def _allows(train: TrainConfig, loss: Loss) -> bool:

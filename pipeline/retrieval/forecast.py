@@ -92,7 +92,7 @@ class _Forecast:
             self.parts = split_parts(self.config, self.sample)
         if not self.parts.n_train:
             raise DataError("there are no training interactions; check the data and the split")
-        self.config = with_loss_of_log(self.config, self.parts.n_train)
+        self.config = with_loss_of_log(self.config, self.parts.size)
         self.config = with_method_of_budget(self.config, self.parts.size)
         if context.config.run.methods == AUTO_METHODS:
             self.stages = tuple(_of_method(stages, *self.config.run.methods))

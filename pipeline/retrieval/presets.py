@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from graphhash.models.mf import INITIAL_STD
 from pipeline.maps.methods import Method
@@ -28,6 +29,7 @@ class TrainingPreset:
         least_steps: fewest of an epoch, and of a whole training, of logs that are not tiny: a small log gets smaller batches, no more
             negatives than interactions in a batch, and more epochs. MovieLens-100K, softmax, full tables, validation capped recall@20:
             .307 with 20 epochs of 39 steps, .327 with 30 of 158 (512 interactions and negatives); BPR .330.
+        of_dense: what is otherwise where ids have many neighbours (:attr:`pipeline.retrieval.budget.GraphSize.is_dense`).
     """
 
     lr: float | None = None
@@ -41,19 +43,21 @@ class TrainingPreset:
     dropout: float = 0.0
     evaluations: int = 15
     least_steps: tuple[int, int] | None = None
+    of_dense: Mapping[str, Any] = field(default_factory=dict)
 
-    def fitted(self, n_interactions: int) -> TrainingPreset:
-        """The preset for a log of so many training interactions."""
-        if self.least_steps is None or self.batch_size is None:
-            return self
-        of_epoch, of_training = self.least_steps
-        batch_size = min(self.batch_size, max(SMALLEST_BATCH, n_interactions // of_epoch))
+    def fitted(self, n_interactions: int, *, is_dense: bool) -> TrainingPreset:
+        """The preset for a log of so many training interactions, whose graph is dense or not."""
+        preset = replace(self, **self.of_dense) if is_dense else self
+        if preset.least_steps is None or preset.batch_size is None:
+            return preset
+        of_epoch, of_training = preset.least_steps
+        batch_size = min(preset.batch_size, max(SMALLEST_BATCH, n_interactions // of_epoch))
         steps = math.ceil(n_interactions / batch_size)
         return replace(
-            self,
+            preset,
             batch_size=batch_size,
-            negatives=min(self.negatives, batch_size),
-            epochs=min(max(self.epochs, math.ceil(of_training / steps)), MOST_EPOCHS),
+            negatives=min(preset.negatives, batch_size),
+            epochs=min(max(preset.epochs, math.ceil(of_training / steps)), MOST_EPOCHS),
         )
 
 
@@ -69,12 +73,17 @@ def default_gamma(n_neighbours: float) -> float:
 
 
 _LEAST_STEPS = (158, 4700)
+# Dense graphs want less sharp a loss: an id there has many items that are nearly as good as the positive. Validation capped recall of full
+# tables after 12 or 15 epochs of batches of 1,024, by temperature and negative weight:
+# MovieLens-1M BSL .1 and 1.0 .292, .1 and 1.1 .313, .1 and 1.16 .300, .15 and 1.16 .297, .2 and 1.1 .306; softmax .2 .302, and .292 with .1;
+# MovieLens-100K BSL .1 and 1.1 .321, .1 and 1.16 .355, .15 and 1.1 .344, .15 and 1.16 .357, .2 and 1.05 .361, .2 and 1.1 .358, .3 and 1.1
+# .356; softmax .2 .353, .3 .351, and .326 with .1. With the temperature and weight of sparse graphs BSL has .290 and .352.
 _SOFTMAX = TrainingPreset(
-    lr=5e-3, epochs=20, batch_size=2048, l2_total=0.0, std=0.1, evaluations=5, least_steps=_LEAST_STEPS
+    lr=5e-3, epochs=20, batch_size=2048, l2_total=0.0, std=0.1, evaluations=5, least_steps=_LEAST_STEPS, of_dense={"temperature": 0.2}
 )  # fmt: skip
 _BSL = TrainingPreset(
     lr=2e-3, epochs=40, batch_size=1024, l2_total=0.0, temperature=0.08, negatives=800, negative_weight=1.22, evaluations=5,
-    least_steps=_LEAST_STEPS,
+    least_steps=_LEAST_STEPS, of_dense={"temperature": 0.2, "negative_weight": 1.1, "epochs": 20},
 )  # fmt: skip
 _CCL = TrainingPreset(
     lr=2e-3, epochs=40, batch_size=1024, l2_total=0.0, negatives=800, negative_weight=150.0, dropout=0.1, evaluations=5,

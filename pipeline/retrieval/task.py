@@ -200,8 +200,8 @@ class Retrieval:
         from pipeline.retrieval.default_loss import with_loss_of_log
         from pipeline.retrieval.default_method import with_method_of_budget
 
-        config = with_loss_of_log(config, facts["n_train"])
-        return with_method_of_budget(config, GraphSize(facts["n_users"], facts["n_items"], facts["n_train"]))
+        size = GraphSize(facts["n_users"], facts["n_items"], facts["n_train"])
+        return with_method_of_budget(with_loss_of_log(config, size), size)
 
     def precision_of(self, config: RunConfig, method: str) -> str:
         return precision_of(config, method)

@@ -178,7 +178,7 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, size: GraphSiz
         n_rows: of the tables.
         size: of the train graph.
     """
-    preset = preset_of(train).fitted(size.n_edges)
+    preset = preset_of(train).fitted(size.n_edges, is_dense=size.is_dense)
     fits, own = fits_the_log(train), default_settings(train, method)
     default_epochs = fitted_epochs(preset.epochs, size.n_edges) if fits else preset.epochs
     epochs = default_epochs if train.epochs is None else train.epochs
@@ -208,7 +208,7 @@ def fit_settings(train: TrainConfig, method: Method, n_rows: int, size: GraphSiz
 
 def loss_settings(train: TrainConfig, size: GraphSize) -> LossSettings:
     """The settings of the loss, every default decided by the model with its loss, and by the size of the train graph."""
-    preset = preset_of(train).fitted(size.n_edges)
+    preset = preset_of(train).fitted(size.n_edges, is_dense=size.is_dense)
     return LossSettings(
         name=train.loss,
         gamma=default_gamma(2 * size.n_edges / size.n_ids) if train.gamma is None else train.gamma,

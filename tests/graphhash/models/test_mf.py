@@ -312,9 +312,19 @@ def test_dense_graphs_get_less_uniformity_but_never_so_little_that_vectors_colla
 
 def test_small_logs_get_smaller_batches_and_more_epochs():
     preset = PRESETS["mf", "softmax"]
-    assert preset.fitted(800_000) == preset
-    small = preset.fitted(80_000)
+    assert preset.fitted(800_000, is_dense=False) == preset
+    small = preset.fitted(80_000, is_dense=False)
     assert (small.batch_size, small.negatives, small.epochs) == (506, 506, 30)
-    tiny = preset.fitted(100)
+    tiny = preset.fitted(100, is_dense=False)
     assert (tiny.batch_size, tiny.epochs) == (256, 100)
-    assert PRESETS["mf", "bpr"].fitted(100) == PRESETS["mf", "bpr"]
+    assert PRESETS["mf", "bpr"].fitted(100, is_dense=False) == PRESETS["mf", "bpr"]
+
+
+def test_dense_graphs_get_a_higher_temperature():
+    for loss in ("softmax", "bsl"):
+        sparse, dense = (PRESETS["mf", loss].fitted(800_000, is_dense=is_dense) for is_dense in (False, True))
+        assert sparse.temperature < dense.temperature
+        size = GraphSize(6000, 3700, 800_000)
+        assert fit_settings(TrainConfig(loss=loss), METHODS["full"], 9700, size).loss.temperature == dense.temperature
+        asked = TrainConfig(loss=loss, temperature=0.05)
+        assert fit_settings(asked, METHODS["full"], 9700, size).loss.temperature == 0.05

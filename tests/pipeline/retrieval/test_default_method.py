@@ -56,7 +56,7 @@ def test_click_models_have_soft_maps():
 
 @pytest.mark.parametrize(("limit", "method"), [(10, "additive"), (10**6, "soft")])
 def test_a_run_writes_the_method_and_the_forecast_names_it(limit, method, tmp_path, monkeypatch):
-    monkeypatch.setattr(default_loss, "SOFTMAX_INTERACTIONS", limit)
+    monkeypatch.setattr(default_loss, "LARGE_LOG", limit)
     graphs.write_log(tmp_path / "log.csv", graphs.planted(0, 3, 60, 0.3, 0.05)[0])
     out = tmp_path / "out"
     settings = {"data.path": str(tmp_path / "log.csv"), "run.out": str(out), "run.mlflow": False}
