@@ -91,7 +91,7 @@ model_options = group(
     click.option(
         "--loss",
         type=click.Choice((*LOSSES, AUTO_LOSS)),
-        help="All but bpr need mf or lightgcn, which have a vector per id.  [by the size of the log: bpr, or softmax for mf]",
+        help="All but bpr need mf or lightgcn, which have a vector per id.  [by the log: bpr, or softmax or bsl for mf]",
     ),
 )
 training_options = group(

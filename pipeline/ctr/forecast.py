@@ -19,17 +19,19 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from graphhash.clustering.connected import cluster_connected
+from pipeline.config.choices import AUTO_METHODS
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import rows_of_columns
 from pipeline.ctr.cluster import LEAST_ROWS, cluster_ctr
 from pipeline.ctr.data import Features
-from pipeline.ctr.defaults import DEFAULT_BUDGET, precision_of
+from pipeline.ctr.default_method import with_method_of_budget
+from pipeline.ctr.defaults import DEFAULT_BUDGET, clustering_budget, precision_of
 from pipeline.ctr.forecast_sample import CtrSample, sample_ctr
 from pipeline.ctr.forecast_training import MIB, Growth, MeasuredTraining, measure_training
 from pipeline.ctr.maps import find_pairs
 from pipeline.maps.methods import METHODS
 from pipeline.task import StageContext, budget_of
-from pipeline.training.forecast import RunForecast, StageForecast
+from pipeline.training.forecast import RunForecast, StageForecast, of_method
 from pipeline.training.machine import n_cpus, threads
 from pipeline.training.memory import peak_mib
 
@@ -53,6 +55,10 @@ class _Forecast:
         for name in ("ingest", "cluster", "methods"):
             (folder / name).mkdir()
         self.sample: CtrSample = sample_ctr(self.config.data, ingested, folder / "ingest")
+        if self.config.run.methods == AUTO_METHODS:
+            self.config = with_method_of_budget(self.config, sum(self.sample.n_ids))
+            (method,) = self.config.run.methods
+            self.stages = tuple(of_method(stages, method, METHODS[method].trained_as))
         self.context = StageContext(_of_part(self.config, self.sample), folder)
         self._trainings: dict[str, MeasuredTraining] = {}
 
@@ -139,7 +145,7 @@ class _Forecast:
 def _of_part(config: RunConfig, sample: CtrSample) -> RunConfig:
     """The configuration of the part's run: with a budget of rows, of which it gets a share as its ids are one of all."""
     kind, value = budget_of(config, DEFAULT_BUDGET)
-    if sample.is_exact or kind == "resolution":
+    if sample.is_exact or kind == "resolution" or clustering_budget(config) != (kind, value):
         return config
     whole, part = _with_ids(sample), sample.features
     columns = sorted(

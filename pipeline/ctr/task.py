@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.choices import AUTO_METHODS
 from pipeline.ctr.defaults import (
     DEFAULT_BUDGET,
     MEASURES,
@@ -215,12 +214,10 @@ class Ctr:
         return named_settings(config.data.path, config.data.format)
 
     def with_log_defaults(self, config: RunConfig, facts: Mapping[str, Any]) -> RunConfig:
-        """Nothing follows from the log: the loss is binary cross-entropy, and the method is `soft`."""
-        if config.run.methods != AUTO_METHODS:
-            return config
-        from pipeline.config.run_config import RunConfig
+        """The loss is binary cross-entropy."""
+        from pipeline.ctr.default_method import with_method_of_budget
 
-        return RunConfig.from_flat(config.flat() | {"run.methods": ("soft",)})
+        return with_method_of_budget(config, sum(facts["columns"].values()))
 
     def precision_of(self, config: RunConfig, method: str) -> str:
         return precision_of(config, method)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -35,7 +35,7 @@ from pipeline.retrieval.forecast_training import MIB, PlannedTraining, Speed
 from pipeline.retrieval.ingest import BLOCK_ROWS, MAX_THREADS
 from pipeline.retrieval.objective import RetrievalSettings
 from pipeline.task import StageContext
-from pipeline.training.forecast import RunForecast, StageForecast
+from pipeline.training.forecast import RunForecast, StageForecast, of_method
 from pipeline.training.machine import n_cpus, threads
 from pipeline.training.memory import peak_mib
 
@@ -95,7 +95,8 @@ class _Forecast:
         self.config = with_loss_of_log(self.config, self.parts.size)
         self.config = with_method_of_budget(self.config, self.parts.size)
         if context.config.run.methods == AUTO_METHODS:
-            self.stages = tuple(_of_method(stages, *self.config.run.methods))
+            (method,) = self.config.run.methods
+            self.stages = tuple(of_method(stages, method, METHODS[method].trained_as))
         self.context = replace(context, config=self.config)
         self._trainings: dict[str, tuple[PlannedTraining, RetrievalSettings, Speed]] = {}
 
@@ -249,13 +250,3 @@ def _n_steps(settings: RetrievalSettings, n_edges: int) -> int:
 def _fewer(most: int, n: int) -> int:
     """At most so many, where that is not 0."""
     return min(most, n) if most else n
-
-
-def _of_method(stages: Sequence[str], method: str) -> Iterator[str]:
-    """Stages, those of a method being of this one."""
-    trained_as = METHODS[method].trained_as
-    for name in stages:
-        stage, _, planned = name.partition(" ")
-        if planned and trained_as is not None and stage in ("train", "refit"):
-            yield f"{stage} {trained_as}"
-        yield f"{stage} {method}" if planned else name

@@ -90,7 +90,7 @@ def run(
         facts, given = run(config, until="ingest", reuse_from=reuse_from).ingest, config
         config = task_of(config).with_log_defaults(config, facts)
         if given.train.loss == AUTO_LOSS:
-            _log.info("loss: %s, by the size of the log (train.loss)", config.train.loss)
+            _log.info("loss: %s, by the log (train.loss)", config.train.loss)
         if given.run.methods == AUTO_METHODS:
             _log.info("method: %s, by budget, model and loss (run.methods)", ",".join(config.run.methods))
     if keep_trained:

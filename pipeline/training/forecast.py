@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 
@@ -40,3 +40,12 @@ class RunForecast:
     is_exact: bool
     training_bytes: Mapping[str, Mapping[str, int]]
     stages: tuple[StageForecast, ...]
+
+
+def of_method(stages: Sequence[str], method: str, trained_as: str | None) -> Iterator[str]:
+    """Steps such as `train auto`, those of a method being of this one, and with the training of the method that it stores otherwise."""
+    for name in stages:
+        stage, _, planned = name.partition(" ")
+        if planned and trained_as is not None and stage in ("train", "refit"):
+            yield f"{stage} {trained_as}"
+        yield f"{stage} {method}" if planned else name

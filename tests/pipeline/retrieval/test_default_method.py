@@ -49,9 +49,19 @@ def test_dense_graphs_have_codes_of_full_rows():
     assert with_method_of_budget(config, GraphSize(1000, 1000, 100_000)).run.methods == ("additive",)
 
 
-def test_click_models_have_soft_maps():
-    config = RunConfig.from_flat({"run.task": "ctr", "train.model": "dlrm", "run.methods": ("auto",)})
-    assert task_of(config).with_log_defaults(config, {}).run.methods == ("soft",)
+@pytest.mark.parametrize(
+    ("budget", "n_ids", "method"),
+    [
+        ({}, 1000, "soft"),
+        ({"cluster.rows": 100}, 1000, "soft"),
+        ({"cluster.ratio": 0.05}, 1000, "full_soft_small_dim"),
+        ({"cluster.ratio": 0.05}, 2**22 + 1, "soft"),
+    ],
+)
+def test_click_models_have_short_rows_beside_mixtures_where_the_budget_is_one_of_bytes(budget, n_ids, method):
+    config = RunConfig.from_flat({"run.task": "ctr", "train.model": "dlrm", "run.methods": ("auto",), **budget})
+    facts = {"columns": {"user": n_ids - 10, "hour": 10}}
+    assert task_of(config).with_log_defaults(config, facts).run.methods == (method,)
 
 
 @pytest.mark.parametrize(("limit", "method"), [(10, "additive"), (10**6, "soft")])
