@@ -82,6 +82,11 @@ def table(lines: list[dict[str, Any]], keys: list[str]) -> list[str]:
 
     made = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for line in lines:
+        if line.get("bytes_ratio") is None:
+            # The budget is too small for it.
+            budget = 100 * float(line["budget"].removeprefix("ratio "))
+            made.append(f"| {line['title']} | - | does not fit into {budget:g} % {'| - ' * (len(titles) - 3)}|")
+            continue
         cells = [line["title"], f"{line['rows']:,.0f}", f"{100 * line['bytes_ratio']:.1f} %"]
         cells += ["-" if line.get(key) is None else f"{line[key]:,.0f}" for key in training]
         made.append(f"| {' | '.join(cells + [value(line, key) for key in keys])} |")
@@ -95,7 +100,7 @@ def caption(folders: list[Path], lines: list[dict[str, Any]], machine: str) -> s
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
     ).stdout.strip()
     ended = max((folder / "compare.json").stat().st_mtime for folder in folders)
-    n_seeds = {line["n_seeds"] for line in lines}
+    n_seeds = {line["n_seeds"] for line in lines} - {0}
     seeds = "one seed" if n_seeds == {1} else "mean, and standard deviation over seeds in brackets"
     return f"{seeds.capitalize()}. Commit {commit}, {machine}, {datetime.fromtimestamp(ended, UTC):%Y-%m-%d}."
 

@@ -61,3 +61,12 @@ def test_the_columns_are_those_of_the_first_cut_off_or_those_that_are_named(fold
 def test_a_page_without_the_marker_is_named(folders):
     with pytest.raises(SystemExit, match="no line <!-- FIGURES: three -->"):
         main([str(folders / "page.md"), "three", str(folders / "cmp")])
+
+
+def test_a_method_that_does_not_fit_says_so(folders):
+    failed = {"model": "mf", "method": "graph", "budget": "ratio 0.05", "n_seeds": 0, "rows": None, "bytes_ratio": None}
+    (folders / "cmp" / "compare.json").write_text(json.dumps({"summary": [line("soft", 0.18, 0.05), failed]}))
+    page = folders / "page.md"
+    main([str(page), "one", str(folders / "cmp")])
+    assert "| `graph` | - | does not fit into 5 % | - | - |\n" in page.read_text()
+    assert "One seed. Commit " in page.read_text()
