@@ -25,8 +25,8 @@ class TrainConfig:
     `task = "ctr"`: `widedeep`, `deepfm`, `dcnv2`, `finalnet` or `dlrm`, which is the default there."""
     loss: LossChoice = "bpr"
     """`bpr` ranks against one sampled item; `softmax`, `bsl` and `ccl` compare cosines with those of many sampled items; `directau` aligns
-    and spreads vectors; `ials` fits all pairs, weighted. `auto`, the default of commands: for `mf` on a log of 500,000 training interactions
-    and more `bsl` where ids have 50 neighbours or more on average, else `softmax`; `bpr` otherwise."""
+    and spreads vectors; `ials` fits all pairs, weighted. `auto`, the default of commands: for `mf` on a log of 500,000 training
+    interactions and more `bsl` where ids have 50 neighbours or more on average, else `softmax`; `bpr` otherwise."""
     dim: Annotated[int, Field(ge=1, le=65536)] = 64
     """Length of an embedding."""
     lr: Annotated[float | None, Field(gt=0)] = None

@@ -33,8 +33,8 @@ GRAPH_BYTES, GRAPH_SHARE = 16_384, 0.004
 # rows leave more for indices. On Gowalla (21 neighbours), an eighth of the bytes: 8 indices .162, 10 .155, 12 .155 validation recall.
 MAP_SHARE = {"float32": 0.35, "float16": 0.45, "int8": 0.55, "int4": 0.68}
 # In 4 bits rows cost so little that more of them than this per id gain little, and the rest goes into indices. A row in training takes 32
-# times its stored bytes, and an index no more than those: with these a training holds a third of what full tables do. On Gowalla, validation
-# recall of a quarter of the bytes, BPR: 20 indices .179, 24 .181, 26 .182; softmax: 24 .206, 26 .204 (with 45 and 33 % of the training
+# times its stored bytes, and an index no more than those: with these a training holds a third of what full tables do. Validation recall on
+# Gowalla of a quarter of the bytes, BPR: 20 indices .179, 24 .181, 26 .182; softmax: 24 .206, 26 .204 (with 45 and 33 % of the training
 # bytes of full tables). Of an eighth, BPR: 9 .170, 10 .170, 11 .170. On a random split of it 24 indices .184, and 28 .181.
 ROWS_PER_ID = 0.28
 SPARSE = 20

@@ -75,9 +75,9 @@ def default_gamma(n_neighbours: float) -> float:
 _LEAST_STEPS = (158, 4700)
 # Dense graphs want less sharp a loss: an id there has many items that are nearly as good as the positive. Validation capped recall of full
 # tables after 12 or 15 epochs of batches of 1,024, by temperature and negative weight:
-# MovieLens-1M BSL .1 and 1.0 .292, .1 and 1.1 .313, .1 and 1.16 .300, .15 and 1.16 .297, .2 and 1.1 .306; softmax .2 .302, and .292 with .1;
+# MovieLens-1M BSL .1 and 1.0 .292, .1 and 1.1 .313, .1 and 1.16 .300, .15 and 1.16 .297, .2 and 1.1 .306; softmax .2 .302, .1 .292;
 # MovieLens-100K BSL .1 and 1.1 .321, .1 and 1.16 .355, .15 and 1.1 .344, .15 and 1.16 .357, .2 and 1.05 .361, .2 and 1.1 .358, .3 and 1.1
-# .356; softmax .2 .353, .3 .351, and .326 with .1. With the temperature and weight of sparse graphs BSL has .290 and .352.
+# .356; softmax .2 .353, .3 .351, .1 .326. With the temperature and weight of sparse graphs BSL has .290 and .352.
 _SOFTMAX = TrainingPreset(
     lr=5e-3, epochs=20, batch_size=2048, l2_total=0.0, std=0.1, evaluations=5, least_steps=_LEAST_STEPS, of_dense={"temperature": 0.2}
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The loss `auto` is decided by the number of training interactions and by the neighbours of ids, once, and then it is a setting like any other."""
+"""The loss `auto` is decided by the interactions and the neighbours of ids, once, and then it is a setting like any other."""
 
 from __future__ import annotations
 
