@@ -113,7 +113,6 @@ def load(options: dict[str, Any]) -> RunConfig:
     final: dict[str, Any] = {"run.remote": remote}
     if config.run.task == "ctr":
         final |= {"train.loss": "bpr"} if config.train.loss == AUTO_LOSS else {}
-        final |= {"run.methods": ("soft",)} if config.run.methods == AUTO_METHODS else {}
     return RunConfig.from_flat(config.flat() | final)
 
 

@@ -330,3 +330,12 @@ def test_without_validation_the_epochs_have_to_be_given(graphhash, tmp_path):
         "or a share above 0\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["retrieval", "ctr"])
+def test_the_log_decides_on_the_method_where_none_is_given(graphhash, runs, tmp_path, task):
+    common = ("cluster", "--task", task, "--data", tmp_path / "log.csv", "--out", tmp_path / "out", "--ratio", 0.1)
+    assert graphhash(*common)[0] == 0
+    assert runs[-1][0].run.methods == ("auto",)
+    assert graphhash(*common, "run.methods=graph")[0] == 0
+    assert runs[-1][0].run.methods == ("graph",)
