@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline.training.forecast import RunForecast
     from pipeline.training.job import TrainingSession
 
+# Bytes of full float32 tables above which a default method is `soft`: the others train as much as these.
+MOST_FULL_BYTES = 2**30
 # Settings that change no output of any task: places, and how much of a machine is used.
 CHANGE_NO_OUTPUT = frozenset(
     {

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pipeline.config.choices import AUTO_METHODS
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.defaults import DEFAULT_BUDGET
-from pipeline.task import budget_of
+from pipeline.task import MOST_FULL_BYTES, budget_of
 
-# It trains full tables beside mixtures. Above this size of these the method is `soft`, whose tables are small in training as well.
-MOST_FULL_BYTES = 2**30
 FLOAT32_BYTES = 4
 
 

@@ -7,11 +7,12 @@ import pytest
 from pipeline.config.run_config import RunConfig
 from pipeline.retrieval import default_loss
 from pipeline.retrieval.budget import GraphSize
-from pipeline.retrieval.default_method import MOST_FULL_BYTES, with_method_of_budget
+from pipeline.retrieval.default_method import with_method_of_budget
 from pipeline.runs.forecast import run_forecast
 from pipeline.runs.run import run
 from pipeline.runs.status import run_status
 from pipeline.runs.tasks import task_of
+from pipeline.task import MOST_FULL_BYTES
 from tests.helpers import graphs
 
 
