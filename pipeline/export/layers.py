@@ -42,9 +42,13 @@ def squeezed(graph: Graph, column: str, name: str) -> str:
 
 
 def side_by_side(graph: Graph, columns: list[str], name: str) -> str:
-    """Tensors of shape (batch,) as the columns of one, shape (batch, n)."""
-    parts = [graph.node("Unsqueeze", [c, graph.axis(1)], f"{name}_of_{i}") for i, c in enumerate(columns)]
-    return graph.node("Concat", parts, name, axis=1)
+    """Tensors of shape (batch,) as the columns of one, shape (batch, n): three nodes, however many columns there are."""
+    if len(columns) == 1:
+        return graph.node("Unsqueeze", [columns[0], graph.axis(1)], name)
+    chained = graph.node("Concat", columns, f"{name}_chained", axis=0)
+    shape = graph.constant(f"{name}_shape", np.array([len(columns), -1], np.int64))
+    rows = graph.node("Reshape", [chained, shape], f"{name}_as_rows")
+    return graph.node("Transpose", [rows], name, perm=[1, 0])
 
 
 def axes_1_2(graph: Graph) -> str:
