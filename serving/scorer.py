@@ -3,8 +3,8 @@
     scorer = Scorer("out/bundle")
     scorer.predict({"user_id": [42, None], "item_id": ["a", "b"], "price": [3.5, None]})
 
-Needs numpy and onnxruntime. Tables stay compressed in memory, as they are in the file; the vectors of compressed columns with few ids are
-materialized when the bundle is loaded.
+Needs numpy and onnxruntime. Tables of columns with many ids stay compressed in memory, as they are in the file; the vectors of columns with
+few ids are materialized in float32, at most 4 MiB a column, when the bundle is loaded.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     dense (batch,), float64       -> (number - mean) / std as float32, NaN -> 0
     entries -> bucket maps and tables in their small types -> vectors of the fields -> the model's head -> logit -> probability
 
-ONNX Runtime materializes all vectors of a compressed column with few ids when it loads the graph.
+ONNX Runtime materializes all vectors of columns with few ids when it loads the graph.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from graphhash.models.ctr import DlrmHead
 from pipeline.ctr.onnx_fields import FieldVectors
 from pipeline.ctr.onnx_heads import head_logit
 from pipeline.ctr.onnx_inputs import Inputs, add_inputs
 from pipeline.ctr.weights import TrainedCtr
 from pipeline.export.graph import Graph
-from pipeline.export.layers import axes_1_2, linear, side_by_side, squeezed
+from pipeline.export.layers import axes_1_2, linear, squeezed
 
 
 def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto:
@@ -37,8 +38,11 @@ def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto
     """
     graph, model = Graph(), trained.model
     inputs = add_inputs(graph, trained)
-    fields = FieldVectors(graph, trained, precisions, inputs)
-    terms = [head_logit(graph, model.head, fields.vectors("", model.fields), inputs.numbers)]
+    # Pairs of fields are constants, so that DLRM takes the fields in any order.
+    fields = FieldVectors(graph, trained, precisions, inputs, arranged=not isinstance(model.head, DlrmHead))
+    vectors = fields.vectors("", model.fields)
+    places = [fields.order.index(column) for column in model.fields.order]
+    terms = [head_logit(graph, model.head, vectors, inputs.numbers, places)]
     if model.wide is not None:
         wide = fields.vectors("wide_", model.wide)
         terms.append(graph.node("ReduceSum", [wide, axes_1_2(graph)], "/wide", keepdims=0))
@@ -58,10 +62,9 @@ def _outputs(graph: Graph, trained: TrainedCtr, inputs: Inputs) -> list[onnx.Val
         value("probability", TensorProto.FLOAT, ["batch"], "click probability"),
         value("logit", TensorProto.FLOAT, ["batch"], "its logit"),
     ]
-    if columns:
+    if inputs.table is not None:
         n_ids = graph.constant("/n_ids", np.array([column.n_ids for column in columns], np.int64))
-        entries = side_by_side(graph, [inputs.entries[n] for n in range(len(columns))], "/entries")
-        graph.node("Less", [entries, n_ids], "known")
+        graph.node("Less", [inputs.table, n_ids], "known")
         meaning = "whether each categorical value is in the vocabulary"
         outputs.append(value("known", TensorProto.BOOL, ["batch", "n_categorical"], meaning))
     return outputs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import nn
 
@@ -11,17 +13,18 @@ from pipeline.export.graph import Graph
 from pipeline.export.layers import as_array, axes_1_2, linear, perceptron, squeezed
 
 
-def head_logit(graph: Graph, head: nn.Module, vectors: str, numbers: str | None) -> str:
+def head_logit(graph: Graph, head: nn.Module, vectors: str, numbers: str | None, places: Sequence[int]) -> str:
     """The head's logit, float32, shape (batch,).
 
     Args:
         vectors: of the fields, float32, shape (batch, n_fields, dim).
         numbers: the dense columns, float32, shape (batch, n_dense); None without any.
+        places: where every field of the model is in `vectors`. Other heads than DLRM's take them in order.
     """
     if isinstance(head, FinalNetHead):
         return _final_net(graph, head, vectors, numbers)
     if isinstance(head, DlrmHead):
-        units = _dlrm(graph, head, vectors, numbers)
+        units = _dlrm(graph, head, vectors, numbers, places)
     else:
         first = _joined(graph, vectors, numbers, "")
         if isinstance(head, DcnV2Head):
@@ -61,17 +64,20 @@ def _cross_layer(graph: Graph, name: str, layer: nn.Module, crossed: str) -> str
     return linear(graph, name, layer, crossed)
 
 
-def _dlrm(graph: Graph, head: DlrmHead, vectors: str, numbers: str | None) -> str:
+def _dlrm(graph: Graph, head: DlrmHead, vectors: str, numbers: str | None, places: Sequence[int]) -> str:
     """Units of the network over the inner products of all pairs of vectors."""
-    of_dense = None
+    of_dense, place = None, np.array(places)
     if head.dense is not None:
         assert numbers is not None
         of_dense = perceptron(graph, "/dense_network", head.dense, numbers)
         field = graph.node("Unsqueeze", [of_dense, graph.axis(1)], "/dense_field")
         vectors = graph.node("Concat", [field, vectors], "/all_fields", axis=1)
+        place = np.append(0, place + 1)
     turned = graph.node("Transpose", [vectors], "/fields_turned", perm=[0, 2, 1])
     products = graph.node("Flatten", [graph.node("MatMul", [vectors, turned], "/products")], "/products_flat", axis=1)
-    units = graph.node("Gather", [products, graph.constant("/pairs", as_array(head.dots.pairs))], "/dots", axis=1)
+    first, second = np.divmod(as_array(head.dots.pairs), len(place))
+    pairs = graph.constant("/pairs", place[first] * len(place) + place[second])
+    units = graph.node("Gather", [products, pairs], "/dots", axis=1)
     units = units if of_dense is None else graph.node("Concat", [of_dense, units], "/dense_and_dots", axis=1)
     return perceptron(graph, "/deep", head.network, units)
 

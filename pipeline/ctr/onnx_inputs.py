@@ -35,14 +35,24 @@ class Inputs:
     Attributes:
         values: the inputs, in the order of the columns.
         entries: by the number of the column, int64, in the shape of its input: entries of its bucket map.
+        table: entries of the categorical columns in order, int64, shape (batch, n_categorical); None without any.
         weights: by the number of a multi-valued column, float32, shape (batch, 1, n): of its values.
         numbers: dense columns as the model takes them, float32, shape (batch, n_dense); None without any.
     """
 
     values: list[onnx.ValueInfoProto]
     entries: dict[int, str]
+    table: str | None
     weights: dict[int, str]
     numbers: str | None
+
+    def of_columns(self, graph: Graph, name: str, columns: list[int]) -> str:
+        """Entries of some categorical columns side by side, int64, shape (batch, n): a column of ``table`` each."""
+        assert self.table is not None
+        if columns == [number for number in self.entries if number not in self.weights]:
+            return self.table
+        chosen = graph.constant(f"{name}_columns", np.array(columns, np.int64))
+        return graph.node("Gather", [self.table, chosen], name, axis=1)
 
 
 def add_inputs(graph: Graph, trained: TrainedCtr) -> Inputs:
@@ -62,7 +72,9 @@ def add_inputs(graph: Graph, trained: TrainedCtr) -> Inputs:
     for dense in features.dense:
         meaning = "a number; NaN is a missing one"
         values.append(helper.make_tensor_value_info(names[dense.name], TensorProto.DOUBLE, ["batch"], meaning))
-    return Inputs(values, entries, weights, _dense(graph, trained, names))
+    categorical = [entries[number] for number in range(len(features.columns))]
+    table = side_by_side(graph, categorical, "/entries") if categorical else None
+    return Inputs(values, entries, table, weights, _dense(graph, trained, names))
 
 
 def input_names(trained: TrainedCtr) -> dict[str, str]:

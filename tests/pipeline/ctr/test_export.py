@@ -6,6 +6,7 @@ import copy
 import json
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -14,6 +15,7 @@ from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.models.ctr_bytes import store_rounded
 from pipeline.ctr import export as ctr_export
+from pipeline.ctr import onnx_fields
 from pipeline.ctr.export import ExportOptions, export_ctr, precision_loss, raw_columns
 from pipeline.ctr.onnx_graph import ctr_graph
 from pipeline.ctr.onnx_inputs import input_names, missing_id
@@ -59,6 +61,39 @@ def test_models_that_lack_a_part(model, parts, tmp_path):
     log = raw_log(60, seed=4)
     got = Scorer(tmp_path / "bundle", provider="cpu", threads=1).details(log)
     np.testing.assert_allclose(got.logits, expected_logits(trained, "int8", log), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_values", [0, 40])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kind", ["full", "double_graph", "soft"])
+def test_columns_with_many_ids_are_read_from_what_is_stored(kind, model, n_values, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_fields, "_MATERIALIZED_VALUES", n_values)
+    trained, log = small_ctr(model, kind), raw_log(60, seed=6)
+    export_small(trained, tmp_path / "bundle", "int8")
+    got = Scorer(tmp_path / "bundle", provider="cpu", threads=1).details(log)
+    np.testing.assert_allclose(got.logits, expected_logits(trained, "int8", log), rtol=1e-5, atol=1e-5)
+
+
+def n_nodes_run(trained, precision, folder):
+    """Nodes that ONNX Runtime is left with once it has computed what is constant."""
+    export_small(trained, folder / "bundle", precision)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "run.onnx"), 3
+    model = str(folder / "bundle" / "model.onnx")
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return len(onnx.load(folder / "run.onnx", load_external_data=False).graph.node)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "full"])
+@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
+def test_a_compressed_column_takes_one_node_more_than_a_full_one_for_its_bias(kind, precision, tmp_path):
+    full = n_nodes_run(small_ctr("dlrm", "full"), "float32", tmp_path)
+    assert n_nodes_run(small_ctr("dlrm", kind), precision, tmp_path) == full + 2
+
+
+def test_full_columns_in_small_types_take_no_node_more(tmp_path):
+    trained = small_ctr("dlrm", "full")
+    assert n_nodes_run(trained, "int4", tmp_path) == n_nodes_run(trained, "float32", tmp_path)
 
 
 def test_large_full_columns_have_tables_of_their_own(tmp_path, monkeypatch):
