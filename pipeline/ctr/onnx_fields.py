@@ -2,12 +2,14 @@
 
 A request of one row takes as long as the graph has nodes, hardly longer for what they do. The vectors of all columns with few ids, full
 or compressed, are therefore one float32 table, an expression of constants that ONNX Runtime computes when it loads the graph, and one
-Gather reads the fields of a row. An id bias is one more Gather. Columns with many ids are read through their maps, request by request.
+Gather reads the fields of a row. An id bias is one more Gather. Columns with many ids are read through their maps, request by request,
+out of a table that is in float32 as well if it is small.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,9 +28,9 @@ from pipeline.ctr.stored_otherwise import all_vectors
 from pipeline.ctr.weights import TrainedCtr
 from pipeline.export.graph import Graph
 from pipeline.export.layers import as_array, squeezed
-from pipeline.export.tables import CodeTable, StoredMap, Table, read_vectors
+from pipeline.export.tables import CodeTable, StoredMap, Table, read_field, read_vectors
 
-# Numbers of a column's vectors, or of full columns' together, that are materialized as float32, 4 MiB.
+# Numbers of a table, or of the vectors of a column's ids, that are materialized as float32, 4 MiB.
 _MATERIALIZED_VALUES = 2**20
 _PLAIN = StoredMap(None, None, None, 1)
 
@@ -117,7 +119,7 @@ class FieldVectors:
             if table.shape[0] * fields.dim > _MATERIALIZED_VALUES:
                 found[f"/{prefix}joint_read"], starts = self._columns(fields, table, starts), {}
             else:
-                blocks, n_rows = [table.unpacked(graph, f"/{prefix}joint").values], table.shape[0]
+                blocks, n_rows = [table.values], table.shape[0]
         for c in fields.own_columns:
             n_entries = self.trained.maps[c].n_ids + 1
             if n_entries * fields.dim <= _MATERIALIZED_VALUES:
@@ -141,8 +143,7 @@ class FieldVectors:
         """The field of a column with many ids, which are read through its bucket map: float32, shape (batch, 1, dim)."""
         graph, entries = self.graph, self.entries[column]
         if column not in self.weights:
-            read = read_vectors(graph, f"{name}_field", table, self.maps[column], entries)
-            return graph.node("Unsqueeze", [read, graph.axis(1)], f"{name}_one_field")
+            return read_field(graph, f"{name}_field", table, self.maps[column], entries)
         flat = graph.node("Reshape", [entries, graph.axis(-1)], f"{name}_flat")
         read = read_vectors(graph, f"{name}_field", table, self.maps[column], flat)
         size = [graph.node("Shape", [entries], f"{name}_size"), graph.axis(dim)]
@@ -177,7 +178,7 @@ class FieldVectors:
             name, entries = f"/bias_{c}", self.entries[c]
             table = self._table(name, embedding.table, bias_dtype(self.precisions[c]))
             if table.shape[0] <= _MATERIALIZED_VALUES:
-                whole = squeezed(graph, table.unpacked(graph, name).values, f"{name}_all")
+                whole = squeezed(graph, table.values, f"{name}_all")
                 terms.append(graph.node("Gather", [whole, entries], f"/bias_of_{c}", axis=0))
             else:
                 terms.append(squeezed(graph, read_vectors(graph, name, table, _PLAIN, entries), f"/bias_of_{c}"))
@@ -202,7 +203,9 @@ class FieldVectors:
         return precision if fields is self.trained.model.fields else bias_dtype(precision)
 
     def _table(self, name: str, table: torch.Tensor | nn.Module, precision: str) -> Table:
-        return Table.add(self.graph, name, as_array(table), precision)
+        """What is stored of a table; a small one is materialized."""
+        stored = Table.add(self.graph, name, as_array(table), precision)
+        return stored.unpacked(self.graph, name) if math.prod(stored.shape) <= _MATERIALIZED_VALUES else stored
 
 
 def _one_below_another(graph: Graph, blocks: list[str], name: str) -> str:

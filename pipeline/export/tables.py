@@ -205,15 +205,26 @@ def read_vectors(graph: Graph, name: str, table: Table | CodeTable, stored: Stor
         entry: a tensor of their numbers, int64, shape (n,); or a function that cuts them out of a stored array, which it
             gets with the graph; None: all of them.
     """
-    vectors = _read_rows(graph, name, table, stored, entry)
+    vectors, is_row = _read_rows(graph, name, table, stored, entry)
+    if is_row:
+        vectors = graph.node("Squeeze", [vectors, graph.axis(1)], f"{name}_vectors")
     if stored.residual is None:
         return vectors
-    own = _read_rows(graph, f"{name}_own", stored.residual.own, IDENTITY, entry)
+    own, _ = _read_rows(graph, f"{name}_own", stored.residual.own, IDENTITY, entry)
     residual = graph.node("MatMul", [own, stored.residual.projection], f"{name}_residual")
     return graph.node("Add", [vectors, residual], f"{name}_with_residual")
 
 
-def _read_rows(graph: Graph, name: str, table: Table | CodeTable, stored: StoredMap, entry: Entry) -> str:
+def read_field(graph: Graph, name: str, table: Table | CodeTable, stored: StoredMap, entry: Entry) -> str:
+    """As :func:`read_vectors` of a map without a residual, with the shape (n, 1, dim)."""
+    assert stored.residual is None
+    vectors, is_row = _read_rows(graph, name, table, stored, entry)
+    return vectors if is_row else graph.node("Unsqueeze", [vectors, graph.axis(1)], f"{name}_rows")
+
+
+def _read_rows(graph: Graph, name: str, table: Table | CodeTable, stored: StoredMap, entry: Entry) -> tuple[str, bool]:
+    """Vectors, float32, shape (n, dim), and False; or of shape (n, 1, dim), and True, as the product with the weights has it."""
+
     def of_entry(part: str) -> str:
         if entry is None:
             return part
@@ -224,24 +235,24 @@ def _read_rows(graph: Graph, name: str, table: Table | CodeTable, stored: Stored
         )
 
     if stored.rows is None:
-        return _scaled(graph, name, *table.read(graph, name, of_entry))
+        return _scaled(graph, name, *table.read(graph, name, of_entry)), False
     # Gather takes int32 or int64 indices.
     rows = graph.cast(of_entry(stored.rows), f"{name}_buckets", TensorProto.INT32)
     values, scales = table.read(
         graph, name, lambda part: graph.node("Gather", [part, rows], f"{name}_{part}_read", axis=0)
     )
     if stored.codebook is None or stored.codes is None:
-        return _scaled(graph, name, values, scales)
+        return _scaled(graph, name, values, scales), False
     codes = graph.cast(of_entry(stored.codes), f"{name}_code", TensorProto.INT32)
-    weights = graph.node("Gather", [stored.codebook, codes], f"{name}_weights", axis=0)
+    # (n, 1, indices_per_id) @ (n, indices_per_id, dim): no second array of the size of what was read.
+    codebook = graph.node("Unsqueeze", [stored.codebook, graph.axis(1)], f"{name}_codebook_rows")
+    weights = graph.node("Gather", [codebook, codes], f"{name}_weights", axis=0)
     if scales is not None:
         # A number per row that is read, where the values are dim of them.
-        scales = graph.node("Squeeze", [scales, graph.axis(2)], f"{name}_scales_row")
+        scales = graph.node("Squeeze", [scales, graph.axis(2)], f"{name}_scales_of_rows")
+        scales = graph.node("Unsqueeze", [scales, graph.axis(1)], f"{name}_scales_row")
         weights = graph.node("Mul", [weights, scales], f"{name}_weights_scaled")
-    # (n, 1, indices_per_id) @ (n, indices_per_id, dim): no second array of the size of what was read.
-    weights = graph.node("Unsqueeze", [weights, graph.axis(1)], f"{name}_weights_row")
-    summed = graph.node("MatMul", [weights, values], f"{name}_weighted_sum")
-    return graph.node("Squeeze", [summed, graph.axis(1)], f"{name}_vectors")
+    return graph.node("MatMul", [weights, values], f"{name}_weighted_sum"), True
 
 
 def _scaled(graph: Graph, name: str, values: str, scales: str | None) -> str:
