@@ -3,6 +3,8 @@
 A code takes one byte, and vectors of users and items share the codebooks. In product quantization a codebook covers a part of the
 dimensions alone. Here a codeword has more of them, up to all, so that fewer codes describe a vector as well. Many codes of a vector are in
 groups: each group has its part of the dimensions. The beam search then has few codes to choose together, and the codewords are short.
+Where there are several groups the vectors are rotated first, so that all groups have as much to describe (Ge et al., "Optimized product
+quantization", TPAMI 2014).
 
 Codewords start from residual quantization: the k-means of what the codebooks before leave. Then codes and codewords are found in turns:
 codes by a beam search, codewords by least squares (Babenko and Lempitsky, section 3).
@@ -25,6 +27,8 @@ BEAM = 8
 # Vectors that the first codewords are made from.
 SAMPLE = 30_000
 KMEANS_ROUNDS = 8
+# Directions of a smaller share of the widest one's spread count as of this share.
+LEAST_EIGENVALUE = 1e-6
 # Least squares have one solution even where a codeword is read by nobody.
 RIDGE = 1e-2
 # Squared distances of one block of vectors: float32, 64 MiB.
@@ -41,7 +45,7 @@ def additive_codes(
     precision: str = "int8",
     seed: int = 0,
 ) -> VectorCodes:
-    """Find codes and codewords with a small sum of squared errors.
+    """Find codes and codewords with a small sum of squared errors, and a rotation where there are several groups.
 
     Args:
         vectors: float32, shape (n, dim).
@@ -49,7 +53,8 @@ def additive_codes(
         n_groups: groups of dimensions, each with as many of the codes; divides ``dim`` and ``n_codes``.
         rounds: turns of codes and codewords after the start.
         beam: partial codes that the search keeps.
-        precision: in which codewords will be stored; they are rounded to it before vectors get their last codes.
+        precision: in which codewords will be stored; they are rounded to it before vectors get their last codes. The rotation is in
+            float16.
         seed: draws the sample and the first codewords.
 
     Raises:
@@ -62,6 +67,9 @@ def additive_codes(
         raise ArgumentError(f"n_groups={n_groups} must divide n_codes={n_codes} and the dim {dim}")
     if not np.isfinite(vectors).all():
         raise ArgumentError("vectors must be finite")
+    rotation = balancing_rotation(vectors, n_groups) if n_groups > 1 else None
+    if rotation is not None:
+        vectors = vectors @ rotation.T
     rng = np.random.default_rng(seed)
     sample = rng.permutation(len(vectors))[:SAMPLE]
     parts = []
@@ -75,7 +83,31 @@ def additive_codes(
     codes, books = (
         np.concatenate(arrays, axis=axis) for arrays, axis in zip(zip(*parts, strict=True), (1, 0), strict=True)
     )
-    return VectorCodes(codes, books, n_groups, precision=precision, shared=True)
+    return VectorCodes(codes, books, n_groups, rotation, precision=precision, shared=True)
+
+
+def balancing_rotation(vectors: NDArray[np.float32], n_groups: int) -> NDArray[np.float32]:
+    """What decoded vectors are multiplied with, where groups of dimensions were given directions of equal spread.
+
+    The directions are the eigenvectors of the mean outer product of the vectors. The widest goes first, each to the group whose
+    product of eigenvalues is the smallest so far and that has a place left (eigenvalue allocation, Ge et al.). Then groups of as many
+    codes leave errors of one size.
+
+    Args:
+        vectors: float32, shape (n, dim).
+        n_groups: divides ``dim``.
+
+    Returns: float32, shape (dim, dim), rows orthonormal but for the rounding to float16: ``vectors @ rotation.T`` is what gets codes.
+    """
+    dim = vectors.shape[1]
+    values, directions = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
+    least = max(float(values[-1]) * LEAST_EIGENVALUE, np.finfo(np.float64).tiny)
+    logs = np.log(np.maximum(values, least) / least)
+    groups: list[list[int]] = [[] for _ in range(n_groups)]
+    for direction in np.argsort(-logs, kind="stable"):
+        open_groups = [group for group in groups if len(group) < dim // n_groups]
+        min(open_groups, key=lambda group: logs[group].sum()).append(int(direction))
+    return directions[:, np.concatenate(groups)].T.astype(np.float16).astype(np.float32)
 
 
 def encode(
@@ -84,7 +116,7 @@ def encode(
     """Codes with a small squared error, group by group, by a beam search over the group's codebooks in their order.
 
     Args:
-        vectors: float32, shape (n, dim).
+        vectors: float32, shape (n, dim), rotated already where there is a rotation.
         codebooks: as in ``graphhash.maps.vector_codes.VectorCodes``.
         beam: partial codes that are kept of every vector; 1 takes the best codeword of every codebook in turn.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ class CodeEmbedding(CompressedEmbedding):
         n_groups: groups of numbers; None: one per code, as in product quantization.
         rotated: decoded vectors are multiplied with a rotation.
         precision: in which codebooks are stored.
-        codebooks: those of another embedding, which this one shares; None: its own.
+        shared_with: an embedding of the same sizes, whose codebooks and rotation this one has; None: its own.
 
     Raises:
         ArgumentError: ``n_groups`` does not divide ``dim`` or ``n_codes``.
@@ -50,7 +49,7 @@ class CodeEmbedding(CompressedEmbedding):
         n_groups: int | None = None,
         rotated: bool = False,
         precision: str = "float16",
-        codebooks: nn.Parameter | None = None,
+        shared_with: CodeEmbedding | None = None,
     ):
         super().__init__()
         n_groups = n_codes if n_groups is None else n_groups
@@ -60,12 +59,13 @@ class CodeEmbedding(CompressedEmbedding):
         if n_codes % n_groups:
             raise ArgumentError(f"{n_codes} codes per id are not a multiple of {n_groups} groups")
         self.n_ids, self.dim, self.n_codes, self.n_codewords = n_ids, dim, n_codes, n_codewords
-        self.n_groups, self.precision, self.shares_codebooks = n_groups, precision, codebooks is not None
+        self.n_groups, self.precision, self.shares_codebooks = n_groups, precision, shared_with is not None
         self.register_buffer("codes", torch.zeros(n_ids + 1, n_codes, dtype=torch.uint8))
-        self.codebooks = (
-            nn.Parameter(torch.zeros(n_codes * n_codewords, dim // n_groups)) if codebooks is None else codebooks
-        )
-        self.rotation = nn.Parameter(torch.eye(dim)) if rotated else None
+        if shared_with is None:
+            self.codebooks = nn.Parameter(torch.zeros(n_codes * n_codewords, dim // n_groups))
+            self.rotation = nn.Parameter(torch.eye(dim)) if rotated else None
+        else:
+            self.codebooks, self.rotation = shared_with.codebooks, shared_with.rotation
 
     @torch.no_grad()
     def set_codes(self, stored: VectorCodes) -> None:
@@ -112,9 +112,3 @@ class CodeEmbedding(CompressedEmbedding):
         mean = (shares @ self.all())[None]
         mean = mean if self.rotation is None else mean @ self.rotation.T
         self.codes[-1] = torch.from_numpy(encode(mean.cpu().numpy(), self.vector_codes().codebooks, self.n_groups)[0])
-
-    @torch.no_grad()
-    def set_codes_of(self, vectors: np.ndarray, first: int) -> None:
-        """Give ids from ``first`` on the codes of vectors, float32, shape (n, dim)."""
-        codes = encode(vectors, self.vector_codes().codebooks, self.n_groups)
-        self.codes[first : first + len(codes)] = torch.from_numpy(codes)

@@ -79,11 +79,12 @@ def _product(side: Side) -> CodeEmbedding:
 
 
 def _additive(side: Side) -> CodeEmbedding:
-    # Codebooks of users and items.
-    codebooks = side.users.codebooks if isinstance(side.users, CodeEmbedding) else None
+    # Users and items have the same codewords, and are rotated in the same way, where there are several groups.
+    assert side.users is None or isinstance(side.users, CodeEmbedding)
+    n_groups = side.size("n_groups")
     return CodeEmbedding(
-        side.n_ids, side.dim, n_codes=side.size("codes_per_id"), n_codewords=MAX_CODEWORDS, n_groups=side.size("n_groups"),
-        precision=f"int{side.size('codeword_bits')}", codebooks=codebooks,
+        side.n_ids, side.dim, n_codes=side.size("codes_per_id"), n_codewords=MAX_CODEWORDS, n_groups=n_groups, rotated=n_groups > 1,
+        precision=f"int{side.size('codeword_bits')}", shared_with=side.users,
     )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ class CodeTable:
     @classmethod
     def add(cls, graph: Graph, name: str, stored: VectorCodes) -> CodeTable:
         """Store the codes as `{name}_codes_of_ids`, with `{name}_codebooks_table`, its `{name}_codebooks_scales` in small types, and, where
-        there is one, `{name}_rotation`. Codebooks that users and items share are `shared_codebooks_table`.
+        there is one, `{name}_rotation`. Of users and items that share them, they are `shared_codebooks_table` and `shared_rotation`.
 
         Raises:
             BundleError: a codeword is not finite in its precision.
@@ -112,7 +112,7 @@ class CodeTable:
         books = Table.add(graph, f"{of_books}_codebooks", flat, stored.precision)
         rotation = None
         if stored.rotation is not None:
-            rotation = graph.constant(f"{name}_rotation", as_stored(stored.rotation, f"{name} rotation", "float16"))
+            rotation = graph.constant(f"{of_books}_rotation", as_stored(stored.rotation, f"{of_books} rotation", "float16"))
         # A codeword's row among those of all codebooks.
         starts = graph.constant(f"{of_books}_codebook_starts", (np.arange(n_codes) * n_codewords).astype(np.int32))
         codes = graph.constant(f"{name}_codes_of_ids", stored.codes)

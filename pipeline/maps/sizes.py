@@ -22,10 +22,10 @@ CAFE_HOT_SHARE, CAFE_STEPS = 0.7, 64
 # Additive codes: at most so many together in a group. Gowalla, 16 codes: 2 groups of 8 leave a squared error of .058, 1 of 16 .060, because
 # the beam search does not find the best of so many.
 CODES_PER_GROUP = 8
-# Codewords are in int8 while they take at most this share of the codes' bytes, and in int4 otherwise, or where a code more then fits.
-# Gowalla, vectors of full tables, 16 codes in 2 groups: validation recall .1794 with int8 and .1774 with int4, .1798 without rounding.
-# Vectors of `full_soft`: 14 codes in int8 .1913, 15 in int4 .1933 (in one group), 16 in int4 .1964.
-INT8_CODEWORD_SHARE = 1 / 8
+# More codes are better than more precise codewords. Gowalla, vectors of `full_soft`, validation recall: 14 codes in int8 .1913, 15 in int4
+# .1933 (in one group), 16 in int4 .1964. MovieLens-1M, vectors of full tables, squared error at 12.5 % of the bytes: 24 codes with int4
+# codewords .007, 20 with int8 .009, 16 .014; at 7 % 12 codes .038, 10 .048, 8 .054.
+CODEWORD_BITS = (8, 4)
 # ROBE: numbers read in one piece.
 ROBE_BLOCK = 16
 # Product codes: codewords of a codebook, of which as many as fit are taken where not even one code per id fits beside the most.
@@ -116,40 +116,36 @@ def _codebook_bytes(budget: SizeBudget, most: int, rotated: bool) -> int:
 
 
 def _additive(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
-    """As many codes as fit, or as many as are set, in as few groups as CODES_PER_GROUP allows."""
-    found = [sizes for n in range(1, budget.dim + 1) if (sizes := _additive_sizes(n, budget)) is not None]
+    """As many codes as fit, or as many as are set; of these as few groups as fit, and of these the more precise codewords."""
+    found = [sizes for n in range(budget.dim, 0, -1) for sizes in _additive_sizes(n, budget.dim)]
     if (n_codes := settings.codes_per_id) is not None:
-        if (sizes := _additive_sizes(n_codes, budget)) is None:
-            possible = ", ".join(str(sizes["codes_per_id"]) for sizes in found)
+        found, every = [sizes for sizes in found if sizes["codes_per_id"] == n_codes], found
+        if not found:
+            possible = ", ".join(map(str, sorted({sizes["codes_per_id"] for sizes in every})))
             raise DataError(
                 f"map.codes_per_id={n_codes} cannot be grouped with train.dim={budget.dim}; possible are {possible}"
             )
-        return sizes
-    fitting_sizes = [sizes for sizes in found if _additive_bytes(sizes, budget) <= budget.n_bytes]
-    if not fitting_sizes:
-        raise too_small(method, budget, _additive_bytes(found[0], budget))
-    return fitting_sizes[-1]
+    for sizes in found:
+        if _additive_bytes(sizes, budget) <= budget.n_bytes:
+            return sizes
+    if n_codes is not None:
+        return min(found, key=lambda sizes: _additive_bytes(sizes, budget))
+    raise too_small(method, budget, min(_additive_bytes(sizes, budget) for sizes in found))
 
 
-def _additive_sizes(n_codes: int, budget: SizeBudget) -> Sizes | None:
-    """Groups and precision of so many codes; None: no number of groups divides both them and the dim."""
+def _additive_sizes(n_codes: int, dim: int) -> list[Sizes]:
+    """Groups and precisions that so many codes can have, the best first."""
     groups = [
-        n for n in range(1, n_codes + 1)
-        if n_codes % n == 0 and budget.dim % n == 0 and n_codes // n <= CODES_PER_GROUP
-    ]  # fmt: skip
-    if not groups or n_codes > budget.dim:
-        return None
-    sizes = {"codes_per_id": n_codes, "n_groups": groups[0], "codeword_bits": 8}
-    too_many = _codeword_bytes(sizes, budget.dim) > INT8_CODEWORD_SHARE * n_codes * budget.n_ids
-    return {**sizes, "codeword_bits": 4} if too_many or _additive_bytes(sizes, budget) > budget.n_bytes else sizes
-
-
-def _codeword_bytes(sizes: Sizes, dim: int) -> int:
-    return sizes["codes_per_id"] * MAX_CODEWORDS * row_bytes(dim // sizes["n_groups"], f"int{sizes['codeword_bits']}")
+        n for n in range(1, n_codes + 1) if n_codes % n == 0 and dim % n == 0 and n_codes // n <= CODES_PER_GROUP
+    ]
+    return [{"codes_per_id": n_codes, "n_groups": n, "codeword_bits": bits} for n in groups for bits in CODEWORD_BITS]
 
 
 def _additive_bytes(sizes: Sizes, budget: SizeBudget) -> int:
-    return _codeword_bytes(sizes, budget.dim) + sizes["codes_per_id"] * budget.n_ids
+    length = budget.dim // sizes["n_groups"]
+    codewords = sizes["codes_per_id"] * MAX_CODEWORDS * row_bytes(length, f"int{sizes['codeword_bits']}")
+    rotation = 2 * budget.dim**2 if sizes["n_groups"] > 1 else 0
+    return codewords + rotation + sizes["codes_per_id"] * budget.n_ids
 
 
 def _n_codewords(n_ids: int, most: int) -> int:

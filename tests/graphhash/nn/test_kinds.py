@@ -78,7 +78,7 @@ def naive_dhe(embedding, user):
 def naive_additive(embedding, user):
     books = embedding.codebooks.detach().numpy().reshape(4, 256, 4)
     words = [books[number][code] for number, code in enumerate(embedding.codes[user].tolist())]
-    return np.concatenate([words[0] + words[1], words[2] + words[3]])
+    return np.concatenate([words[0] + words[1], words[2] + words[3]]) @ embedding.rotation.detach().numpy()
 
 
 def naive_product(embedding, user):

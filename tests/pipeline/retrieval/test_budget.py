@@ -161,6 +161,7 @@ def test_codes_leave_room_for_the_item_bias(ratio, codes, product_codes):
         assert sizes["codes_per_id"] == number
         if method == "additive":
             codewords = number * 256 * row_bytes(DIM // sizes["n_groups"], f"int{sizes['codeword_bits']}")
+            codewords += 2 * DIM**2 if sizes["n_groups"] > 1 else 0
         else:
             codewords = 2 * 2 * 256 * DIM
         assert number * n_ids + codewords + bias_bytes(ITEMS, "int8") <= allowed
