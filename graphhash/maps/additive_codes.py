@@ -40,17 +40,19 @@ def additive_codes(
     n_codes: int,
     *,
     n_groups: int = 1,
+    weights: NDArray[np.floating] | None = None,
     rounds: int = 2,
     beam: int = BEAM,
     precision: str = "int8",
     seed: int = 0,
 ) -> VectorCodes:
-    """Find codes and codewords with a small sum of squared errors, and a rotation where there are several groups.
+    """Find codes and codewords with a small weighted sum of squared errors, and a rotation where there are several groups.
 
     Args:
         vectors: float32, shape (n, dim).
         n_codes: codes, of one byte, per vector.
         n_groups: groups of dimensions, each with as many of the codes; divides ``dim`` and ``n_codes``.
+        weights: of the vectors' squared errors, positive, shape (n,); only their proportions count. None: equal.
         rounds: turns of codes and codewords after the start.
         beam: partial codes that the search keeps.
         precision: in which codewords will be stored; they are rounded to it before vectors get their last codes. The rotation is in
@@ -58,7 +60,8 @@ def additive_codes(
         seed: draws the sample and the first codewords.
 
     Raises:
-        ArgumentError: ``n_codes``, ``n_groups`` or ``beam`` is below 1 or does not fit, ``rounds`` is negative, or a vector is not finite.
+        ArgumentError: ``n_codes``, ``n_groups`` or ``beam`` is below 1 or does not fit, ``rounds`` is negative, a vector is not finite,
+            or a weight is not positive.
     """
     dim = vectors.shape[1]
     if n_codes < 1 or beam < 1 or rounds < 0:
@@ -67,6 +70,10 @@ def additive_codes(
         raise ArgumentError(f"n_groups={n_groups} must divide n_codes={n_codes} and the dim {dim}")
     if not np.isfinite(vectors).all():
         raise ArgumentError("vectors must be finite")
+    weights = np.ones(len(vectors)) if weights is None else weights
+    if weights.shape != (len(vectors),) or not ((weights > 0) & np.isfinite(weights)).all():
+        raise ArgumentError(f"weights must be positive numbers, one for each of the {len(vectors)} vectors")
+    weights = weights / weights.mean()
     rotation = balancing_rotation(vectors, n_groups) if n_groups > 1 else None
     if rotation is not None:
         vectors = vectors @ rotation.T
@@ -75,9 +82,9 @@ def additive_codes(
     parts = []
     for group in np.split(vectors, n_groups, axis=1):
         group = np.ascontiguousarray(group)
-        codewords = _residual_codewords(group[sample], n_codes // n_groups, rng)
+        codewords = _residual_codewords(group[sample], weights[sample], n_codes // n_groups, rng)
         for _ in range(rounds):
-            codewords = fit_codewords(group, _encode(group, codewords, beam))
+            codewords = fit_codewords(group, _encode(group, codewords, beam), weights)
         words = rounded(codewords.reshape(-1, dim // n_groups), precision).reshape(codewords.shape)
         parts.append((_encode(group, words, beam), words))
     codes, books = (
@@ -154,46 +161,53 @@ def _encode_block(vectors: NDArray, codewords: NDArray, beam: int) -> NDArray[np
     return codes[:, 0]
 
 
-def fit_codewords(vectors: NDArray[np.float32], codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+def fit_codewords(
+    vectors: NDArray[np.float32], codes: NDArray[np.uint8], weights: NDArray[np.floating] | None = None
+) -> NDArray[np.float32]:
     """The codewords of least squared error for given codes.
 
     Args:
         vectors: float32, shape (n, dim).
         codes: uint8, shape (n, n_codes).
+        weights: of the squared errors of the vectors, shape (n,); None: equal.
 
     Returns: float32, shape (n_codes, MAX_CODEWORDS, dim).
     """
     n, n_codes = codes.shape
+    weights = np.ones(n) if weights is None else weights
     columns = (codes + MAX_CODEWORDS * np.arange(n_codes)).ravel()
     reads = csr_array(
         (np.ones(n * n_codes, np.float32), columns, np.arange(0, n * n_codes + 1, n_codes)),
         shape=(n, n_codes * MAX_CODEWORDS),
     )
-    products = (reads.T @ reads).toarray().astype(np.float64)
+    weighted = csr_array((np.repeat(weights, n_codes).astype(np.float32), columns, reads.indptr), shape=reads.shape)
+    products = (weighted.T @ reads).toarray().astype(np.float64)
     products[np.diag_indices_from(products)] += RIDGE
-    words = cho_solve(cho_factor(products), (reads.T @ vectors).astype(np.float64))
+    words = cho_solve(cho_factor(products), (weighted.T @ vectors).astype(np.float64))
     return words.astype(np.float32).reshape(n_codes, MAX_CODEWORDS, -1)
 
 
-def _residual_codewords(sample: NDArray[np.float32], n_codes: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def _residual_codewords(
+    sample: NDArray[np.float32], weights: NDArray, n_codes: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
     left, books = sample.copy(), []
     for _ in range(n_codes):
-        words = _kmeans(left, rng)
+        words = _kmeans(left, weights, rng)
         left -= words[_nearest(left, words)]
         books.append(words)
     return np.stack(books)
 
 
-def _kmeans(vectors: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+def _kmeans(vectors: NDArray[np.float32], weights: NDArray, rng: np.random.Generator) -> NDArray[np.float32]:
     """MAX_CODEWORDS centres of vectors; some of fewer vectors than that repeat."""
     centres = vectors[rng.choice(len(vectors), MAX_CODEWORDS, replace=len(vectors) < MAX_CODEWORDS)]
     for _ in range(KMEANS_ROUNDS):
         nearest = _nearest(vectors, centres)
-        counts = np.bincount(nearest, minlength=MAX_CODEWORDS)
+        counts = np.bincount(nearest, weights, minlength=MAX_CODEWORDS)
         sums = csr_array(
-            (np.ones(len(vectors), np.float32), (nearest, np.arange(len(vectors)))), shape=(MAX_CODEWORDS, len(vectors))
+            (weights.astype(np.float32), (nearest, np.arange(len(vectors)))), shape=(MAX_CODEWORDS, len(vectors))
         )
-        means = (sums @ vectors) / np.maximum(counts, 1)[:, None]
+        means = (sums @ vectors) / np.where(counts > 0, counts, 1)[:, None]
         # A centre that is nobody's nearest starts again somewhere else.
         centres = np.where(counts[:, None] > 0, means, vectors[rng.integers(len(vectors), size=MAX_CODEWORDS)])
         centres = centres.astype(np.float32)

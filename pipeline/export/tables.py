@@ -112,7 +112,9 @@ class CodeTable:
         books = Table.add(graph, f"{of_books}_codebooks", flat, stored.precision)
         rotation = None
         if stored.rotation is not None:
-            rotation = graph.constant(f"{of_books}_rotation", as_stored(stored.rotation, f"{of_books} rotation", "float16"))
+            rotation = graph.constant(
+                f"{of_books}_rotation", as_stored(stored.rotation, f"{of_books} rotation", "float16")
+            )
         # A codeword's row among those of all codebooks.
         starts = graph.constant(f"{of_books}_codebook_starts", (np.arange(n_codes) * n_codewords).astype(np.int32))
         codes = graph.constant(f"{name}_codes_of_ids", stored.codes)

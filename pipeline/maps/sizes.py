@@ -135,9 +135,7 @@ def _additive(method: str, budget: SizeBudget, settings: MapConfig) -> Sizes:
 
 def _additive_sizes(n_codes: int, dim: int) -> list[Sizes]:
     """Groups and precisions that so many codes can have, the best first."""
-    groups = [
-        n for n in range(1, n_codes + 1) if n_codes % n == 0 and dim % n == 0 and n_codes // n <= CODES_PER_GROUP
-    ]
+    groups = [n for n in range(1, n_codes + 1) if n_codes % n == 0 and dim % n == 0 and n_codes // n <= CODES_PER_GROUP]
     return [{"codes_per_id": n_codes, "n_groups": n, "codeword_bits": bits} for n in groups for bits in CODEWORD_BITS]
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from graphhash.errors import ArgumentError, DataError
@@ -19,10 +20,11 @@ from pipeline.maps.derived import product_coded, take_over
 from pipeline.maps.methods import METHODS, ResolvedMethod
 from pipeline.retrieval.additive import encoded
 from pipeline.retrieval.budget import GraphSize, resolve_method
+from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.maps import SIDES
 from pipeline.retrieval.models import name_of
 from pipeline.retrieval.weights import load_method, load_spec, save_model
-from pipeline.task import StageContext
+from pipeline.task import TRAIN_PARTS, StageContext
 
 
 def derive_method(context: StageContext, method: str, source: Path, out: Path) -> dict[str, Any]:
@@ -52,7 +54,8 @@ def _quantize(context: StageContext, method: str, source: Path, out: Path) -> No
     trained, users, items = _trained(context, method, source)
     if resolved.embedding.kind == "additive":
         spec = replace(load_spec(source), embedding=resolved.embedding)
-        save_model(encoded(trained, spec, resolved.embedding), spec, out)
+        degrees = np.asarray(load_interactions(context.ingest_dir, TRAIN_PARTS).sum(axis=0)).ravel()
+        save_model(encoded(trained, spec, resolved.embedding, degrees), spec, out)
         return
     try:
         embeddings = [_quantized(trained, side, resolved) for side in ("user", "item")]

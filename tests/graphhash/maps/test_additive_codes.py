@@ -55,6 +55,11 @@ def test_codewords_solve_least_squares():
     reads[np.arange(400), codes[:, 0]] = reads[np.arange(400), 4 + codes[:, 1]] = 1
     fitted = reads @ np.linalg.lstsq(reads, vectors, rcond=None)[0]
     assert_allclose(words[0][codes[:, 0]] + words[1][codes[:, 1]], fitted, atol=1e-3)
+    weights = rng.uniform(0.1, 5, 400)
+    roots = np.sqrt(weights)[:, None]
+    fitted = reads @ np.linalg.lstsq(roots * reads, roots * vectors, rcond=None)[0]
+    weighted = fit_codewords(vectors, codes, weights)
+    assert_allclose(weighted[0][codes[:, 0]] + weighted[1][codes[:, 1]], fitted, atol=2e-3)
     # Nobody reads the others.
     assert not words[:, 4:].any()
 
@@ -76,6 +81,20 @@ def test_the_same_seed_gives_the_same_codes():
     first, second = (additive_codes(vectors, 2, seed=7) for _ in range(2))
     assert_array_equal(first.codes, second.codes)
     assert_array_equal(first.codebooks, second.codebooks)
+
+
+def test_vectors_of_more_weight_have_smaller_errors():
+    vectors = np.random.default_rng(9).normal(size=(3000, 8)).astype(np.float32)
+    heavy = np.arange(3000) < 500
+
+    def errors(weights):
+        squares = np.square(additive_codes(vectors, 2, weights=weights).decoded() - vectors).sum(1)
+        return squares[heavy].mean(), squares[~heavy].mean()
+
+    equal, weighted = errors(np.full(3000, 7.0)), errors(np.where(heavy, 20.0, 1.0))
+    assert equal == errors(None)
+    assert weighted[0] < 0.8 * equal[0]
+    assert weighted[1] > equal[1]
 
 
 def test_groups_are_codes_of_their_own_dimensions():
@@ -107,7 +126,9 @@ def test_the_rotation_gives_all_groups_as_much_to_describe():
     # The dimensions are the hidden ones, uncorrelated, and the twelve are dealt so that the groups' volumes differ by little.
     assert_allclose(np.corrcoef(rotated.T), np.eye(12), atol=0.15)
     logs = np.log2(np.square(rotated).mean(0)).reshape(3, 4).sum(1)
-    assert np.ptp(logs) < 5  # Without a rotation: the first four dimensions have 2^64 times the volume of the last four.
+    assert (
+        np.ptp(logs) < 5
+    )  # Without a rotation: the first four dimensions have 2^64 times the volume of the last four.
     # Correlated vectors lose less with it than without it.
     alone = [additive_codes(np.ascontiguousarray(part), 2) for part in np.split(vectors, 3, axis=1)]
     loss = np.square(np.concatenate([codes.decoded() for codes in alone], axis=1) - vectors).sum()
@@ -154,10 +175,18 @@ def test_embeddings_read_the_sums_of_codewords_that_both_sides_share():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"n_codes": 0}, {"n_codes": 1, "beam": 0}, {"n_codes": 1, "rounds": -1}, {"n_codes": 3, "n_groups": 2}]
+    "wrong",
+    [
+        {"n_codes": 0},
+        {"n_codes": 1, "beam": 0},
+        {"n_codes": 1, "rounds": -1},
+        {"n_codes": 3, "n_groups": 2},
+        {"n_codes": 1, "weights": np.zeros(3)},
+        {"n_codes": 1, "weights": np.ones(2)},
+    ],
 )
 def test_wrong_sizes_are_refused(wrong):
-    with pytest.raises(ArgumentError, match=r"at least|must divide"):
+    with pytest.raises(ArgumentError, match=r"at least|must divide|must be positive"):
         additive_codes(np.zeros((3, 2), np.float32), **wrong)
 
 

@@ -66,7 +66,8 @@ def test_a_trained_model_is_decoded_from_its_codes(cosine):
     graph, _, _ = graphs.planted(0, 6, 60, 0.3, 0.02)
     spec = ModelSpec("mf", 16, False, 0, 0, cosine=cosine, std=1.0)
     trained = spec.build(full_map(graph.shape[0]), full_map(graph.shape[1]), None)
-    model = encoded(trained, ModelSpec("mf", 16, False, 0, 0, CODES, cosine=cosine, std=1.0), CODES)
+    degrees = np.asarray(graph.sum(axis=0)).ravel()
+    model = encoded(trained, ModelSpec("mf", 16, False, 0, 0, CODES, cosine=cosine, std=1.0), CODES, degrees)
     assert model.user_embedding.codebooks is model.item_embedding.codebooks
     for side in ("user_embedding", "item_embedding"):
         embedding = getattr(trained, side)
