@@ -176,14 +176,13 @@ def fit_codewords(
     n, n_codes = codes.shape
     weights = np.ones(n) if weights is None else weights
     columns = (codes + MAX_CODEWORDS * np.arange(n_codes)).ravel()
-    reads = csr_array(
-        (np.ones(n * n_codes, np.float32), columns, np.arange(0, n * n_codes + 1, n_codes)),
-        shape=(n, n_codes * MAX_CODEWORDS),
-    )
-    weighted = csr_array((np.repeat(weights, n_codes).astype(np.float32), columns, reads.indptr), shape=reads.shape)
-    products = (weighted.T @ reads).toarray().astype(np.float64)
+    starts, shape = np.arange(0, n * n_codes + 1, n_codes), (n, n_codes * MAX_CODEWORDS)
+    # Sums of float32 would be off by more than the ridge where hundreds of thousands of vectors have one code.
+    reads = csr_array((np.ones(n * n_codes), columns, starts), shape=shape)
+    weighted = csr_array((np.repeat(np.asarray(weights, np.float64), n_codes), columns, starts), shape=shape)
+    products = (weighted.T @ reads).toarray()
     products[np.diag_indices_from(products)] += RIDGE
-    words = cho_solve(cho_factor(products), (weighted.T @ vectors).astype(np.float64))
+    words = cho_solve(cho_factor(products), weighted.T @ vectors)
     return words.astype(np.float32).reshape(n_codes, MAX_CODEWORDS, -1)
 
 

@@ -29,7 +29,7 @@ def encoded(
     Args:
         spec: of the model that is returned, with ``codes`` as its embedding.
         codes: kind "additive"; its sizes are those of ``pipeline.maps.sizes``.
-        item_degrees: training interactions of the items, shape (n_items,).
+        item_degrees: users of every item in the training interactions, shape (n_items,).
     """
     both = (trained.user_embedding, trained.item_embedding)
     # The model looks at directions alone where it scores by cosines.

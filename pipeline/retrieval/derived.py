@@ -54,7 +54,7 @@ def _quantize(context: StageContext, method: str, source: Path, out: Path) -> No
     trained, users, items = _trained(context, method, source)
     if resolved.embedding.kind == "additive":
         spec = replace(load_spec(source), embedding=resolved.embedding)
-        degrees = np.asarray(load_interactions(context.ingest_dir, TRAIN_PARTS).sum(axis=0)).ravel()
+        degrees = np.asarray(load_interactions(context.ingest_dir, TRAIN_PARTS).count_nonzero(axis=0))
         save_model(encoded(trained, spec, resolved.embedding, degrees), spec, out)
         return
     try:
