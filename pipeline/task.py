@@ -175,6 +175,13 @@ class Task(Protocol):
     def check_trainable(self, config: RunConfig) -> None:
         """Raise ConfigError where nothing would end a training with these settings."""
 
+    def check_sizes(self, context: StageContext) -> None:
+        """Raise DataError where the budget in bytes is too small for a method, before anything is trained.
+
+        Args:
+            context: with an ingested log.
+        """
+
     def check_exportable(self, config: RunConfig) -> None:
         """Raise ConfigError where a trained model cannot be exported with these settings."""
 

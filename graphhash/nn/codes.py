@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.additive_codes import encode
-from graphhash.maps.vector_codes import VectorCodes
+from graphhash.maps.vector_codes import MAX_CODEWORDS, VectorCodes
 from graphhash.nn.compressed import CompressedEmbedding, StoredTable, checked_ids
 
 
@@ -28,7 +28,8 @@ class CodeEmbedding(CompressedEmbedding):
         shared_with: an embedding of the same sizes, whose codebooks and rotation this one has; None: its own.
 
     Raises:
-        ArgumentError: ``n_groups`` does not divide ``dim`` or ``n_codes``.
+        ArgumentError: ``n_groups`` does not divide ``dim`` or ``n_codes``, ``n_codewords`` does not fit into a byte, or ``shared_with``
+            has other sizes.
 
     Attributes:
         codes: buffer, uint8, shape (n_ids + 1, n_codes); the last entry is for OOV ids.
@@ -58,6 +59,13 @@ class CodeEmbedding(CompressedEmbedding):
             raise ArgumentError(f"{what} do not divide the dim {dim}; use a divisor of it")
         if n_codes % n_groups:
             raise ArgumentError(f"{n_codes} codes per id are not a multiple of {n_groups} groups")
+        if not 1 <= n_codewords <= MAX_CODEWORDS:
+            raise ArgumentError(f"n_codewords={n_codewords} must be from 1 to {MAX_CODEWORDS}: a code is a byte")
+        sizes = n_codes, n_codewords, n_groups, dim
+        if shared_with is not None and sizes != shared_with.sizes:
+            raise ArgumentError(
+                f"codes, codewords, groups and dim are {sizes}, and {shared_with.sizes} of what is shared"
+            )
         self.n_ids, self.dim, self.n_codes, self.n_codewords = n_ids, dim, n_codes, n_codewords
         self.n_groups, self.precision, self.shares_codebooks = n_groups, precision, shared_with is not None
         self.register_buffer("codes", torch.zeros(n_ids + 1, n_codes, dtype=torch.uint8))
@@ -69,11 +77,23 @@ class CodeEmbedding(CompressedEmbedding):
 
     @torch.no_grad()
     def set_codes(self, stored: VectorCodes) -> None:
-        """Take codes, codebooks and rotation of the vectors of all ids, that of the OOV id last."""
+        """Take codes, codebooks and rotation of the vectors of all ids, that of the OOV id last.
+
+        Raises:
+            ArgumentError: one has a rotation and the other has none.
+        """
+        if (self.rotation is None) != (stored.rotation is None):
+            raise ArgumentError("codes of rotated vectors need an embedding with rotated=True, and others one without")
         self.codes.copy_(torch.from_numpy(stored.codes))
         self.codebooks.copy_(torch.from_numpy(stored.codebooks.reshape(self.codebooks.shape)))
-        if self.rotation is not None and stored.rotation is not None:
+        if stored.rotation is not None:
+            assert self.rotation is not None
             self.rotation.copy_(torch.from_numpy(stored.rotation))
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Codes per id, codewords of each, groups, and dim."""
+        return self.n_codes, self.n_codewords, self.n_groups, self.dim
 
     @property
     def map_bytes(self) -> int:

@@ -15,11 +15,17 @@ from serving.retriever import Retriever
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """One line about the model."""
+    from pipeline.maps.methods import METHODS
+
     runtime, loss = manifest["runtime"], manifest["precision_loss"].get("relative")
-    text = (
-        f"{manifest['model']}, dim {manifest['dim']}, method {manifest['method']['users']}, "
-        f"{manifest['n_buckets']['users']:,} and {manifest['n_buckets']['items']:,} buckets, tables in {manifest['precision']}"
-    )
+    method = manifest["provenance"].get("method") or manifest["method"]["users"]
+    text = f"{manifest['model']}, dim {manifest['dim']}, method {method}, "
+    if method in METHODS and METHODS[method].stores_codes:
+        text += f"codes of the vectors of {manifest['n_users']:,} users and {manifest['n_items']:,} items"
+        loss = None  # The codes are what was measured.
+    else:
+        buckets = manifest["n_buckets"]
+        text += f"{buckets['users']:,} and {buckets['items']:,} buckets, tables in {manifest['precision']}"
     if loss is not None:
         measure = next(key for key in manifest["precision_loss"] if key.startswith("recall@"))
         text += f" ({100 * loss:+.2f} % of {measure} lost by it)"

@@ -5,6 +5,7 @@ recommend(Path("out/bundle"), ["42", "43"], 20, exclude_seen=True)
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,12 @@ from serving.values import WHOLE, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
     from graphhash.graph.vocabulary import Vocabulary
     from pipeline.distributed.shards import ShardedCsr
+
+logger = logging.getLogger(__name__)
 
 
 def recommend(
@@ -35,7 +39,7 @@ def recommend(
     Args:
         bundle: folder written by the export stage.
         user_ids: raw ids as text; read as whole numbers when the bundle's users are int64.
-        exclude: raw item ids, as text, that nobody is to get.
+        exclude: raw item ids, as text, that nobody is to get. Those that the bundle does not know are logged as a warning.
         exclude_seen: leave out the training interactions of the run folder around the bundle.
 
     Returns: `{"user_id", "known", "items": [{"item_id", "score"}, ...]}` per user, JSON-able.
@@ -51,6 +55,8 @@ def recommend(
     types = retriever.manifest["id_types"]
     users = _as_type(user_ids, types["user_id"], "user id")
     always = _as_type(exclude, types["item_id"], "item id")
+    if always:
+        _warn_of_unknown(always, retriever.score(users[:1], [always]).known_items[0])
     seen = _seen(bundle, users, retriever.manifest) if exclude_seen else None
     answer = retriever.recommend(
         users, k, exclude=[[*always, *(() if seen is None else seen[i])] for i in range(len(users))]
@@ -66,6 +72,13 @@ def recommend(
         }
         for user, known, item_ids, scores in zip(users, answer.known, answer.item_ids, answer.scores, strict=True)
     ]
+
+
+def _warn_of_unknown(items: Sequence[int | str], known: NDArray[np.bool_]) -> None:
+    unknown = [item for item, is_known in zip(items, known.tolist(), strict=True) if not is_known]
+    if unknown:
+        named = ", ".join(repr(item) for item in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        logger.warning("exclude: %d of %d items are not in the bundle: %s", len(unknown), len(items), named)
 
 
 def read_ids(path: Path) -> list[str]:

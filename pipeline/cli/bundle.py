@@ -27,8 +27,12 @@ graphhash recommend out/bundle --users-file users.txt --exclude 17,99 --json ans
 @click.option("--users-file", metavar="FILE", help="Raw user ids, one a line, as they stand.")
 @click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Items per user.")
 @click.option(
-    "--exclude", metavar="ID,ID...", help="Raw item ids never to recommend, as they stand between the commas."
+    "--exclude",
+    multiple=True,
+    metavar="ID,ID...",
+    help="Raw item ids never to recommend, as they stand between the commas; may be given many times.",
 )
+@click.option("--exclude-file", metavar="FILE", help="Raw item ids never to recommend, one a line, as they stand.")
 @click.option("--exclude-seen", is_flag=True, help="Leave out what a user had in training (needs the run folder).")
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--threads", type=int, help="Threads of ONNX Runtime.  [one per core]")
@@ -38,7 +42,8 @@ def recommend(
     user_ids: tuple[str, ...],
     users_file: str | None,
     k: int,
-    exclude: str | None,
+    exclude: tuple[str, ...],
+    exclude_file: str | None,
     exclude_seen: bool,
     provider: Literal["auto", "cpu", "cuda"],
     threads: int | None,
@@ -49,19 +54,21 @@ def recommend(
     from pipeline.bundles.recommend import recommend as answer_users
     from pipeline.storage.uris import bundle_folder
 
-    if users_file is not None:
+    def ids_of(file: str | None) -> tuple[str, ...]:
         try:
-            user_ids += tuple(read_ids(Path(users_file)))
+            return () if file is None else tuple(read_ids(Path(file)))
         except DataError as error:
             raise click.UsageError(str(error)) from error
+
+    user_ids += ids_of(users_file)
     if not user_ids:
         raise click.UsageError("give --user-id ID or --users-file FILE")
-    excluded = [part for part in (exclude or "").split(",") if part]
+    excluded = [part for given in exclude for part in given.split(",") if part]
     answers = answer_users(
         bundle_folder(bundle),
         user_ids,
         k,
-        exclude=excluded,
+        exclude=[*excluded, *ids_of(exclude_file)],
         exclude_seen=exclude_seen,
         provider=provider,
         threads=threads,

@@ -202,6 +202,16 @@ class Ctr:
 
         return METHODS[method].trained_as
 
+    def check_sizes(self, context: StageContext) -> None:
+        from pipeline.ctr.data import Features
+        from pipeline.ctr.method_spec import method_spec
+        from pipeline.maps.methods import METHODS
+
+        config = context.config
+        for method in config.run.methods:
+            if METHODS[method].sized and budget_of(config, self.default_budget)[0] == "ratio":
+                method_spec(config, Features.open(context.ingest_dir), method, ())
+
     def check_exportable(self, config: RunConfig) -> None:
         if config.export.runtime == "materialized":
             raise ConfigError(

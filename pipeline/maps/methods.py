@@ -134,6 +134,11 @@ class Method:
         """Whether it trains a row for every id beside a mixture, and stores their sums as full tables."""
         return self.embedding == "residual" and not self.sized
 
+    @property
+    def stores_codes(self) -> bool:
+        """Whether vectors are stored as codes and codewords."""
+        return self.embedding in ("product", "additive")
+
     def resolve_indices(self, requested: int | None) -> int:
         """Indices per id where the configuration requests a number, or None."""
         return requested if requested is not None and self.free_indices else self.indices_per_id

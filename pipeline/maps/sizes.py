@@ -230,8 +230,9 @@ SIZES: dict[str, Callable[[str, SizeBudget, MapConfig], Sizes]] = {
 
 def too_small(method: str, budget: SizeBudget, least: int) -> DataError:
     """The error of a budget below ``least`` bytes."""
-    ratio = least / (4 * budget.dim * budget.n_ids)
+    # Rounded up: the ratio that is named is enough for what is named.
+    percent = math.ceil(1e4 * least / (4 * budget.dim * budget.n_ids)) / 100
     return DataError(
-        f"method {method!r} needs {least:,} bytes, {ratio:.2%} of the full tables', and the budget leaves it {budget.n_bytes:,}; "
+        f"method {method!r} needs {least:,} bytes, {percent:.2f} % of the full tables', and the budget leaves it {budget.n_bytes:,}; "
         "raise the ratio"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.models.mf import MatrixFactorization
 from graphhash.nn.codes import CodeEmbedding
 from pipeline.retrieval.models import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 # An item's squared error weighs as its degree to this power. MovieLens-1M, full tables, 7 % of the bytes, test NDCG@20 by power: 0 .2917,
 # 0.25 .2958, 0.5 .2972, 0.75 .3002, 1 .2993. Gowalla at 3.7 and 2 %: level at 0.5, no better beyond.
@@ -35,6 +38,7 @@ def encoded(
     # The model looks at directions alone where it scores by cosines.
     sides = [trained.scaled(embedding(torch.arange(embedding.n_ids + 1))).numpy() for embedding in both]
     sizes = codes.sizes
+    logger.info("additive: %d codes for each of %d vectors ...", sizes["codes_per_id"], sum(map(len, sides)))
     found = additive_codes(
         np.concatenate(sides), sizes["codes_per_id"], n_groups=sizes["n_groups"],
         weights=_weights(len(sides[0]), item_degrees), precision=f"int{sizes['codeword_bits']}", seed=codes.seed,

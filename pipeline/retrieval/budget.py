@@ -155,6 +155,17 @@ def resolve_method(config: RunConfig, name: str, size: GraphSize, n_rows: int) -
     )
 
 
+def check_sizes(config: RunConfig, size: GraphSize) -> None:
+    """See that a ratio of the bytes affords the methods whose sizes follow from it, before anything is trained.
+
+    Raises:
+        DataError: it does not; the message says how many bytes are needed.
+    """
+    for name in config.run.methods:
+        if METHODS[name].sized and BudgetSettings.of(config).ratio is not None:
+            _sizes(config, name, size, 0, planned_precision_of(config, name))
+
+
 def _sizes(config: RunConfig, name: str, size: GraphSize, n_rows: int, precision: str) -> dict[str, Any]:
     """Dim and embedding of a method whose sizes follow from the budget."""
     method, settings = METHODS[name], BudgetSettings.of(config)

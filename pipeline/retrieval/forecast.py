@@ -24,7 +24,7 @@ from pipeline.config.choices import AUTO_METHODS
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed.shards import ShardedCsr
 from pipeline.maps.methods import METHODS
-from pipeline.retrieval.budget import BudgetSettings, GraphSize, planned_precisions, rows_for_ratio
+from pipeline.retrieval.budget import BudgetSettings, GraphSize, check_sizes, planned_precisions, rows_for_ratio
 from pipeline.retrieval.cluster import cluster_by_budget
 from pipeline.retrieval.default_loss import with_loss_of_log
 from pipeline.retrieval.default_method import with_method_of_budget
@@ -94,6 +94,7 @@ class _Forecast:
             raise DataError("there are no training interactions; check the data and the split")
         self.config = with_loss_of_log(self.config, self.parts.size)
         self.config = with_method_of_budget(self.config, self.parts.size)
+        check_sizes(self.config, self.parts.size)
         if context.config.run.methods == AUTO_METHODS:
             (method,) = self.config.run.methods
             self.stages = tuple(of_method(stages, method, METHODS[method].trained_as))

@@ -174,6 +174,14 @@ class Retrieval:
         return further_tables(cutoffs)
 
     def check_trainable(self, config: RunConfig) -> None:
+        from pipeline.config.choices import AUTO_METHODS
+        from pipeline.maps.methods import METHODS
+
+        for method in () if config.run.methods == AUTO_METHODS else config.run.methods:
+            if METHODS[method].embedding != "bucket" and config.train.model != "mf":
+                raise ConfigError(
+                    f"method {method!r} needs train.model=mf, got {config.train.model}; try --method soft"
+                )
         if not config.data.has_validation and config.train.epochs is None:
             raise ConfigError(
                 "data.validation=0.0 leaves nothing to stop the training by; give the number of epochs, such as --epochs 40, "
@@ -188,6 +196,14 @@ class Retrieval:
                 raise ConfigError(
                     f"method {method!r} is of run.task={METHODS[method].task}; use it there, or another method"
                 )
+
+    def check_sizes(self, context: StageContext) -> None:
+        from pipeline.distributed.shards import ShardedCsr
+        from pipeline.maps.methods import METHODS
+        from pipeline.retrieval.budget import GraphSize, check_sizes
+
+        if any(METHODS[method].sized for method in context.config.run.methods):
+            check_sizes(context.config, GraphSize.of_shards(ShardedCsr.open(context.ingest_dir / "train")))
 
     def check_exportable(self, config: RunConfig) -> None:
         """Every model can be exported."""
@@ -267,7 +283,7 @@ class Retrieval:
             values = {key: value for key, value in values.items() if key not in RESIDUAL_FIELDS}
         if METHODS[method].trained_as is not None:
             values = {}
-        if METHODS[method].embedding in ("product", "additive"):
+        if METHODS[method].stores_codes:
             values |= codes | chosen(config, ("map.seed", "train.dim"))
         if METHODS[method].sized:
             kind, value = budget_of(config, self.default_budget)

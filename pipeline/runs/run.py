@@ -136,6 +136,7 @@ def _compute(stages: Stages, until: str, resume: bool | None) -> RunResult:
     ingest = stages.ingest()
     if until == "ingest":
         return RunResult(ingest.result, {}, [])
+    stages.task.check_sizes(stages.context)
     cluster = stages.cluster()
     if until == "cluster":
         return RunResult(ingest.result, cluster.result, [])

@@ -14,7 +14,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.runs.folder import RunFolder, StageResult
 from pipeline.runs.plan import Step, is_up_to_date, steps_of
 from pipeline.runs.tracked import log_bundle, log_dataset, log_test, run_name
-from pipeline.runs.trained import checkpoints_of, over_budget
+from pipeline.runs.trained import checkpoints_of, warnings_of_bytes
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.storage.uris import with_uris
 from pipeline.task import StageContext, Task, model_parts, model_stage
@@ -176,7 +176,7 @@ class Stages:
             return self.task.evaluate(self.context, method) | {"trained_on": list(model_parts(self.config))}
 
         evaluated = self.folder.value(step.name, step.settings, step.inputs, f"methods/{method}/metrics.json", compute)
-        if warning := over_budget(self.config, self.task, method, evaluated.result):
+        for warning in warnings_of_bytes(self.config, self.task, method, evaluated.result):
             _log.warning(warning)
         return evaluated
 

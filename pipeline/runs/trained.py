@@ -77,16 +77,29 @@ def check_keeps_trained(folder: RunFolder, steps: Mapping[str, Step], config: Ru
         )
 
 
-def over_budget(config: RunConfig, task: Task, method: str, metrics: Mapping[str, Any]) -> str | None:
-    """A line where a method takes more bytes than its budget because it is stored in another precision than was planned."""
-    kind, ratio = budget_of(config, task.default_budget)
+def warnings_of_bytes(config: RunConfig, task: Task, method: str, metrics: Mapping[str, Any]) -> list[str]:
+    """Lines where a method is not stored as the settings ask for: in another precision, or in more bytes than its budget has."""
+    from pipeline.maps.methods import METHODS
+
+    own, (kind, ratio) = METHODS[method], budget_of(config, task.default_budget)
     planned, stored = task.planned_precision_of(config, method), task.precision_of(config, method)
-    if kind != "ratio" or method == "full" or planned == stored or metrics["bytes_ratio"] <= ratio:
-        return None
-    return (
-        f"{method}: {metrics['bytes_ratio']:.1%} of the full tables' bytes in {stored}, above the budget of {ratio:.1%}: "
-        f"rows were planned for {planned}; `graphhash run` with --data and --precision {stored} plans them anew"
-    )
+    warnings = []
+    if own.fixed_precision and config.export.precision not in ("auto", stored):
+        how = "codes" if own.stores_codes else stored
+        warnings.append(f"{method}: stored in {how}; --precision {config.export.precision} does not change it")
+    if kind != "ratio" or method == "full" or metrics["bytes_ratio"] <= ratio:
+        return warnings
+    above = f"{method}: {metrics['bytes_ratio']:.1%} of the full tables' bytes"
+    if planned != stored:
+        warnings.append(
+            f"{above} in {stored}, above the budget of {ratio:.1%}: rows were planned for {planned}; "
+            f"`graphhash run` with --data and --precision {stored} plans them anew"
+        )
+    elif own.stores_codes and config.map.codes_per_id is not None:
+        warnings.append(
+            f"{above}, above the budget of {ratio:.1%}: map.codes_per_id={config.map.codes_per_id} goes before it"
+        )
+    return warnings
 
 
 def checkpoints_of(folder: RunFolder, step: Step, **facts: Any) -> CheckpointManager:

@@ -346,3 +346,13 @@ def test_a_model_of_retrieval_is_no_default_of_clicks():
     assert ctr_settings(config, 100).batch_size == 512
     with pytest.raises(ConfigError, match=r"train.hidden=0 must be whole numbers above 0"):
         RunConfig.from_flat({"run.task": "ctr", "train.hidden": ("0",)})
+
+
+def test_a_budget_that_a_method_cannot_keep_is_refused_before_anything_is_trained(log, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--method", "full_soft_small_dim", "--ratio", "0.001", "--out", out, "--no-mlflow"]
+    assert exit_code_of(tmp_path, "run", *log[1], *SMALL[:3], *words) == 1
+    assert "method 'full_soft_small_dim' needs" in capsys.readouterr().err
+    assert (out / "ingest").is_dir()
+    assert not (out / "cluster").exists()
+    assert not (out / "methods").exists()

@@ -180,6 +180,18 @@ def test_embeddings_read_the_sums_of_codewords_that_both_sides_share():
     assert users.stored_tables("float32")[0].n_bytes == 4 * MAX_CODEWORDS * (3 + 2)
 
 
+def test_embeddings_refuse_codes_that_they_cannot_read():
+    sizes = {"n_codes": 4, "n_codewords": MAX_CODEWORDS, "n_groups": 2}
+    users = CodeEmbedding(3, 6, **sizes, rotated=True)
+    books, codes = np.zeros((4, MAX_CODEWORDS, 3), np.float32), np.zeros((4, 4), np.uint8)
+    with pytest.raises(ArgumentError, match="rotated=True"):
+        users.set_codes(VectorCodes(codes, books, 2))
+    with pytest.raises(ArgumentError, match="a code is a byte"):
+        CodeEmbedding(3, 6, **sizes | {"n_codewords": 257})
+    with pytest.raises(ArgumentError, match="of what is shared"):
+        CodeEmbedding(3, 8, **sizes, shared_with=users)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

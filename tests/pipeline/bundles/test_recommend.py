@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from scipy.sparse import csr_array
 from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.bundles.recommend import recommend
+from pipeline.cli.main import app
 from pipeline.distributed.shards import ShardedCsr
 from tests.helpers.small_models import naive_answer, small_model
 
@@ -84,6 +86,31 @@ def test_seen_and_excluded_items_are_left_out(case):
     for row, answer in enumerate(answers):
         allowed = np.flatnonzero(~seen[row])
         assert set(items_of(answer)) == set(small.items.take(allowed[~np.isin(allowed, [0, 5])]).tolist())
+
+
+def test_excluded_items_that_the_bundle_does_not_know_are_named(case, caplog):
+    path, small, _ = case
+    unknown = "424242" if small.items.kind == "int64" else "no, such item"
+    user, item = str(small.users.ids[0].as_py()), as_text(small.items.take([0]))[0]
+    recommend(path / "bundle", [user], 3, exclude=[item])
+    assert not caplog.messages
+    recommend(path / "bundle", [user], 3, exclude=[item, unknown])
+    named = 424242 if small.items.kind == "int64" else unknown
+    assert caplog.messages == [f"exclude: 1 of 2 items are not in the bundle: {named!r}"]
+
+
+def test_excluded_ids_are_given_among_commas_and_in_a_file(case, tmp_path):
+    path, small, _ = case
+    texts = as_text(small.items.take(np.arange(len(small.items))))
+    in_file, among_commas = [row for row, text in enumerate(texts) if text.isalnum() and text.isascii()][:2]
+    file, answers = tmp_path / "excluded.txt", tmp_path / "answers.json"
+    file.write_text(texts[in_file] + "\n", encoding="utf-8")
+    words = ["--user-id", str(small.users.ids[0].as_py()), "-k", "100", "--json", str(answers)]
+    words += ["--exclude", texts[among_commas], "--exclude-file", str(file)]
+    app.main(["recommend", str(path / "bundle"), *words], standalone_mode=False)
+    (answer,) = json.loads(answers.read_text(encoding="utf-8"))
+    left = np.delete(np.arange(len(small.items)), [in_file, among_commas])
+    assert set(items_of(answer)) == set(small.items.take(left).tolist())
 
 
 def test_unknown_user_is_marked_and_has_seen_nothing(case):

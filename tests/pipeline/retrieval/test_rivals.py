@@ -24,11 +24,14 @@ from pipeline.retrieval.stored import count_bytes
 from pipeline.retrieval.train import train_method
 from pipeline.retrieval.weights import load_method
 from pipeline.runs.plan import plan
+from pipeline.runs.tasks import task_of
+from pipeline.runs.trained import warnings_of_bytes
 from pipeline.task import StageContext
 from pipeline.training.job import TrainingSession
 from pipeline.training.memory import training_bytes
 from serving import BundleError
 from tests.helpers import graphs
+from tests.helpers.command import exit_code_of
 from tests.helpers.trained import trained_once
 
 STORED_FULL = [name for name, method in METHODS.items() if method.trained_as is not None]
@@ -176,3 +179,29 @@ def test_one_training_serves_all_that_store_it_otherwise(tmp_path):
     # Of these, only the codes depend on the budget.
     changed = [name for name in one if name.startswith("train") and one[name].key != other[name].key]
     assert changed == ["train full_pq"]
+
+
+def test_a_budget_that_codes_cannot_keep_is_refused_before_anything_is_trained(tmp_path, capsys):
+    log = graphs.write_log(tmp_path / "log.csv", graphs.planted(0, 6, 40, 0.3, 0.02)[0])
+    words = ["--data", log, "--dim", "16", "--ratio", "0.01", "--no-mlflow", "--out", tmp_path / "run"]
+    assert exit_code_of(tmp_path, "run", *words, "--method", "additive", "--loss", "softmax") == 1
+    assert "method 'additive' needs" in capsys.readouterr().err
+    assert exit_code_of(tmp_path, "run", *words, "--method", "additive", "--loss", "softmax", "--dry-run") == 1
+    assert "method 'additive' needs" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "methods").exists()
+    assert exit_code_of(tmp_path, "run", *words, "--method", "full_pq", "--model", "neumf") == 2
+    assert "method 'full_pq' needs train.model=mf, got neumf" in capsys.readouterr().err
+
+
+def test_what_settings_do_not_change_about_stored_codes_is_said():
+    task = task_of(settings_of("additive"))
+    within = {"bytes_ratio": 0.2}
+    assert warnings_of_bytes(settings_of("additive"), task, "additive", within) == []
+    asked = settings_of("additive", export__precision="float16")
+    assert warnings_of_bytes(asked, task, "additive", within) == [
+        "additive: stored in codes; --precision float16 does not change it"
+    ]
+    many = settings_of("additive", map__codes_per_id=16, cluster__ratio=0.07)
+    assert warnings_of_bytes(many, task, "additive", within) == [
+        "additive: 20.0% of the full tables' bytes, above the budget of 7.0%: map.codes_per_id=16 goes before it"
+    ]
