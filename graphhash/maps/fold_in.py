@@ -242,8 +242,10 @@ def with_own_rows(bucket_map: BucketMap, n_known: int, assigned: NDArray[np.bool
 def without_unassigned(bucket_map: BucketMap, n_known: int, assigned: NDArray[np.bool_]) -> BucketMap:
     """The map without the unassigned new ids: those after the first ``n_known`` whose ``assigned``, shape (n_new,), is false."""
     kept = np.concatenate([np.ones(n_known, np.bool_), assigned, [True]])
-    codes = None if bucket_map.codes is None else bucket_map.codes[kept]
-    return replace(bucket_map, rows=bucket_map.rows[kept], codes=codes)
+    codes, rows = None if bucket_map.codes is None else bucket_map.codes[kept], bucket_map.rows[kept]
+    # Where every id has its own row, those of new ids follow the trained ones.
+    identity = codes is None and np.array_equal(rows, np.arange(len(rows))[:, None])
+    return replace(bucket_map, rows=rows, codes=codes, identity=identity)
 
 
 def _best_after_two_steps(

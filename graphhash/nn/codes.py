@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graphhash.errors import ArgumentError
@@ -129,6 +131,11 @@ class CodeEmbedding(CompressedEmbedding):
     def fill_oov(self, frequencies: Tensor) -> None:
         """Give the OOV id codes that are near to the mean vector of the ids."""
         shares = (frequencies / frequencies.sum()).to(self.codebooks)
-        mean = (shares @ self.all())[None]
-        mean = mean if self.rotation is None else mean @ self.rotation.T
-        self.codes[-1] = torch.from_numpy(encode(mean.cpu().numpy(), self.vector_codes().codebooks, self.n_groups)[0])
+        self.codes[-1] = self.encoded((shares @ self.all())[None].cpu().numpy())[0]
+
+    @torch.no_grad()
+    def encoded(self, vectors: NDArray[np.float32]) -> Tensor:
+        """Codes of other vectors, float32, shape (n, dim), by the codewords that are there: uint8, shape (n, n_codes)."""
+        stored = self.vector_codes()
+        rotated = vectors if stored.rotation is None else vectors @ stored.rotation.T
+        return torch.from_numpy(encode(rotated, stored.codebooks, self.n_groups)).to(self.codes)

@@ -21,6 +21,7 @@ from graphhash.errors import DataError
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.models.mf import MatrixFactorization, RetrievalModel
+from graphhash.nn.codes import CodeEmbedding
 from pipeline.retrieval.interactions import load_interactions
 from pipeline.retrieval.models import MODELS, ModelSpec
 from pipeline.task import TRAIN_PARTS
@@ -114,7 +115,8 @@ def with_more_ids(
     Args:
         maps: by side, "users" and "items", with the new ids after the trained ones.
         item_bias: of the new items, shape (n_new,); not used where the model has none.
-        user_rows: of folded-in users, float32, shape (n_rows, dim); they stand before the out-of-vocabulary row.
+        user_rows: of folded-in users, float32, shape (n_rows, dim); they stand before the out-of-vocabulary row. Where vectors are stored
+            as codes, they get codes.
     """
     has_bias = trained.item_bias is not None
     dim, cosine, spec = trained.user_embedding.dim, trained.cosine, trained.embedding_spec
@@ -135,4 +137,10 @@ def with_more_ids(
             else [weights[name][:place], torch.from_numpy(rows).to(parameter), weights[name][place:]]
         )
         parameter.copy_(torch.cat(list(parts)))
+    for side, rows in (("user", user_rows), ("item", user_rows[:0])):
+        before, after = (getattr(of, f"{side}_embedding") for of in (trained, model))
+        if isinstance(after, CodeEmbedding):
+            # A row of the map is one of the trained ids, of the folded-in ones, or that of OOV ids, in this order.
+            codes = torch.cat([before.codes[:-1], before.encoded(rows), before.codes[-1:]])
+            after.codes.copy_(codes[torch.from_numpy(maps[f"{side}s"].rows[:, 0].astype(np.int64))])
     return model

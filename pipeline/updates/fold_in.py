@@ -60,14 +60,16 @@ class Trained:
 
     @property
     def has_own_rows(self) -> bool:
-        """Whether nearly every trained user reads a table row of its own before those of others."""
+        """Whether nearly every trained user has a vector, or a table row read before those of others, of its own."""
         users = self.maps["users"]
+        if RULES[self.method].solves_users:
+            return True
         return self.method == "soft" and self.inputs.hops == "2" and users.n_buckets > OWN_ROWS * users.n_ids
 
     @property
     def rule(self) -> str:
         """How new ids are assigned, for the user: completes "new ids are assigned ..."."""
-        own = "; users to table rows of their own, solved from what they used" if self.has_own_rows else ""
+        own = "; users to vectors of their own, solved from what they used" if self.has_own_rows else ""
         return RULES[self.method].description + own
 
 

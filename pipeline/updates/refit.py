@@ -26,6 +26,7 @@ from graphhash.metrics.ranking import capped_recall_at_k, ndcg_at_k, recall_at_k
 from graphhash.models.mf import RetrievalModel
 from pipeline.distributed.session import ray_session
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.maps.methods import METHODS
 from pipeline.retrieval.cluster import cluster_run
 from pipeline.retrieval.defaults import precision_of
 from pipeline.retrieval.evaluate import rank_users
@@ -138,8 +139,11 @@ def _refit(trained: Trained, interactions: csr_array, held_out: csr_array) -> Re
     folder = trained.folder.path / f".refit{PARTIAL}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        for name in ("ingest", "cluster", "method"):
-            (folder / name).mkdir(parents=True)
+        context = StageContext(config, folder)
+        # What is stored otherwise after its training is trained first.
+        methods = [name for name in (METHODS[trained.method].trained_as, trained.method) if name is not None]
+        for place in (folder / "ingest", folder / "cluster", *map(context.method_dir, methods)):
+            place.mkdir(parents=True)
         validation = ShardedCsr.open(trained.folder.path / "ingest" / "validation").load()
         users, items = validation.tocoo().coords
         graphs = {
@@ -153,8 +157,9 @@ def _refit(trained: Trained, interactions: csr_array, held_out: csr_array) -> Re
         cluster_run(config, folder / "ingest", folder / "cluster")
         session = TrainingSession(fit_job=fit_job_of(config))
         with ray_session(config.run.address) if trains_on_ray(config) else nullcontext():
-            train_method(StageContext(config, folder), trained.method, folder / "method", session)
-        return load_method(folder / "method", folder / "ingest")[0]
+            for method in methods:
+                train_method(context, method, context.method_dir(method), session)
+        return load_method(context.method_dir(trained.method), folder / "ingest")[0]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -93,18 +93,32 @@ class Rule:
         assign: the rule.
         description: completes "new ids are assigned ..." for the user.
         n_levels: how many communities it gives an id.
+        solves_users: whether assigned users get a vector of their own, solved from their items.
     """
 
     assign: Callable[[NewIds], Assignment]
     description: str
     n_levels: int = 0
+    solves_users: bool = False
 
 
 def _unassigned(new: NewIds) -> Assignment:
-    """No new id gets a row: a table with a row for every trained id has none left, and a hash of features knows no features of a new id."""
-    is_assigned = {side: np.zeros(new.n_new[side], np.bool_) for side in SIDES}
+    """No new id gets a row: a hash of features knows no features of a new id."""
+    return _no_rows(new, {side: np.zeros(new.n_new[side], np.bool_) for side in SIDES})
+
+
+def _users_of_known_items(new: NewIds) -> Assignment:
+    """Users who used a known item, whose vectors are solved afterwards. A vector per id has none for a new item."""
+    of_new = new.edges[new.maps["users"].n_ids :, : new.maps["items"].n_ids]
+    is_assigned = {"users": np.diff(csr_array(of_new).indptr) > 0, "items": np.zeros(new.n_new["items"], np.bool_)}
+    return _no_rows(new, is_assigned)
+
+
+def _no_rows(new: NewIds, is_assigned: dict[str, NDArray[np.bool_]]) -> Assignment:
+    """An assignment in which all new ids read the OOV row."""
+    nobody = {side: np.zeros(new.n_new[side], np.bool_) for side in SIDES}
     maps = {
-        side: with_new_ids(known, np.zeros((new.n_new[side], 1), np.int32), None, is_assigned[side])
+        side: with_new_ids(known, np.zeros((new.n_new[side], 1), np.int32), None, nobody[side])
         for side, known in new.maps.items()
     }
     return Assignment(maps, is_assigned, untrained_labels(new))
@@ -289,8 +303,8 @@ FULL_TABLES = (
 )
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        FULL_TABLES,
-        Rule(_unassigned, "to no row: a full table has rows for trained ids only"),
+        (*FULL_TABLES, "additive"),
+        Rule(_users_of_known_items, "as vectors of trained ids allow: items to no row", solves_users=True),
     ),
     "modulo": Rule(_hashed("modulo"), _BY_HASH),
     "double": Rule(_hashed("double"), _BY_HASH),

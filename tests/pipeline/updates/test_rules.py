@@ -43,12 +43,13 @@ def some_edges(rng, graph) -> csr_array:
     return csr_array(dense)
 
 
-def test_every_method_that_reads_a_bucket_map_has_a_rule():
+def test_every_method_of_bucket_maps_or_additive_codes_has_a_rule():
     of_retrieval = {name: method for name, method in METHODS.items() if method.task in (None, "retrieval")}
-    assert RULES.keys() == {n for n, method in of_retrieval.items() if method.embedding in ("bucket", "residual")}
+    read = ("bucket", "residual", "additive")
+    assert RULES.keys() == {n for n, method in of_retrieval.items() if method.embedding in read}
 
 
-# `lsh` needs features, and assigns nothing, as `full`. What `full_soft` trains is mixed, and what it stores has the maps of `full`.
+# `lsh` needs features, and assigns nothing. What `full_soft` trains is mixed, and what it stores has the maps of `full`.
 @pytest.mark.parametrize("method", sorted(RULES.keys() - {"lsh", "full_soft"}))
 def test_known_ids_keep_their_entries_and_unknown_ids_stay_last(method):
     rng = np.random.default_rng(7)
@@ -64,11 +65,11 @@ def test_known_ids_keep_their_entries_and_unknown_ids_stay_last(method):
         assert np.array_equal(after.weights[-1], before.weights[-1])
         lost = after.rows[before.n_ids : -1][~assignment.is_assigned[side]]
         assert (lost == before.rows[-1]).all()
-        if assignment.is_assigned[side].any():
+        if assignment.is_assigned[side].any() and not RULES[method].solves_users:
             assert (after.rows[before.n_ids : -1][assignment.is_assigned[side], 0] != before.oov_row).all()
         kept = without_unassigned(after, before.n_ids, assignment.is_assigned[side])
         assert kept.n_ids == before.n_ids + assignment.is_assigned[side].sum()
-    expected = {name: [0, 0] for name in FULL}.get(
+    expected = {"lsh": [0, 0], **{name: [5, 0] for name in (*FULL, "additive")}}.get(
         method, [6, 4] if RULES[method].n_levels == 0 and method != "lsh_structure" else [5, 4]
     )
     if method != "quotient_remainder":

@@ -220,11 +220,55 @@ def test_the_refit_is_compared_on_held_out_interactions(out, log):
     assert not list(out.glob(".refit*"))
 
 
-def test_a_full_table_has_no_row_for_new_ids(out, log):
-    result = update(out, str(log[0] / "new.parquet"), method="full")
-    assert result["users"] == {"new": 40, "folded_in": 0, "unassigned": 40}
-    assert "to no row" in lines(result)[0]
-    assert result["bundle"] == "unchanged"
+def test_new_users_get_rows_of_a_full_table_that_are_solved_and_new_items_none(out, log):
+    new = str(log[0] / "new.parquet")
+    result = update(out, new, method="full", refit=(0.2, 0))
+    assert result["users"] == {"new": 40, "folded_in": 40, "unassigned": 0}
+    assert result["items"]["folded_in"] == 0
+    assert "items to no row; users to vectors of their own" in lines(result)[0]
+    assert result["refit"]["folded_in"]["recall@20"] > result["refit"]["fallback"]["recall@20"]
+    folded_in = FoldedIn.load(folded_in_dir(out, "full"))
+    assert folded_in.maps["users"].identity
+    assert len(folded_in.user_rows) == 40
+    assert Retriever(out / "bundle", provider="cpu").recommend(log[1].tolist(), 5).known.all()
+    assert update(out, new, method="full")["bundle"] == "unchanged"
+
+
+@pytest.fixture(scope="module")
+def coded(log, tmp_path_factory):
+    path = tmp_path_factory.mktemp("coded") / "out"
+    settings = ["cluster.ratio=0.9", "train.loss=softmax", "train.epochs=10", "train.dim=16", "run.methods=additive"]
+    run(
+        RunConfig.load(
+            None,
+            settings,
+            **{"data.path": str(log[0] / "old.parquet"), "run.out": str(path), "run.mlflow": False},
+        ),
+        until="export",
+    )
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["materialized", "compressed"])
+def test_new_users_get_codes_and_known_ones_are_answered_as_before(coded, log, tmp_path, runtime):
+    out, new = Path(shutil.copytree(coded, tmp_path / "out")), str(log[0] / "new.parquet")
+    config = RunConfig.load(out / "config.toml", [f"export.runtime={runtime}"], **{"run.out": str(out)})
+    run(config, until="export", keep_trained=True)
+    some = ids_of(out, "users")[:20]
+    before = Retriever(out / "bundle", provider="cpu").recommend(some, 10)
+    result = update(out, new, refit=(0.2, 0))
+    assert result["users"] == {"new": 40, "folded_in": 40, "unassigned": 0}
+    assert result["refit"]["folded_in"]["recall@20"] > result["refit"]["fallback"]["recall@20"]
+    retriever = Retriever(out / "bundle", provider="cpu")
+    assert same(before, retriever.recommend(some, 10))
+    assert retriever.recommend(log[1].tolist(), 5).known.all()
+    # A later update goes on from this one.
+    more = write_log(tmp_path / "more.parquet", [10**6] * 3, ids_of(out, "items")[:3])
+    answers = retriever.recommend(log[1].tolist(), 5)
+    assert update(out, more)["users"]["folded_in"] == 1
+    again = Retriever(out / "bundle", provider="cpu")
+    assert same(answers, again.recommend(log[1].tolist(), 5))
+    assert again.recommend([10**6], 5).known.all()
 
 
 def test_updates_of_two_methods_stay_apart(out, log, tmp_path):
