@@ -76,11 +76,14 @@ cluster_options = group(budget_options, clustering_options)
 METHOD_NAMES = (
     "soft, double_soft, residual, graph, double_graph, multilevel; baco, modulo, double, quotient_remainder, "
     "frequency, double_frequency, lsh, lsh_structure; full, full_float16, full_int8, full_int4, full_pq, full_opq, "
-    "full_small_dim; full_soft, full_soft_int8, full_soft_int4, full_soft_pq, additive, full_soft_small_dim (CTR); cce, cafe, "
-    "robe, dhe."
+    "full_small_dim; full_soft, full_soft_int8, full_soft_int4, full_soft_pq, additive, full_additive, "
+    "full_soft_small_dim (CTR); cce, cafe, robe, dhe."
 )
 method_option = click.option(
-    "--method", metavar="NAME[,NAME]...", help=f"{METHOD_NAMES}  [by ratio, model and loss: soft, residual or additive]"
+    "--method",
+    metavar="NAME[,NAME]...",
+    help=f"{METHOD_NAMES}  [by ratio, model, loss and density: soft, residual, additive or full_additive; "
+    "ctr: soft or full_soft_small_dim]",
 )
 model_options = group(
     click.option(

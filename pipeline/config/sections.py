@@ -44,8 +44,8 @@ class MapConfig:
     """Steps of the graph that soft methods mix over: `1` (communities of the other side), `2` (of the own side), or `1+2` (both, in one
     table that users and items share); `auto` is `1+2`, and `2` where ids have many interactions and nearly a row each."""
     codes_per_id: Annotated[int | None, Field(ge=1, le=65536)] = None
-    """Codes of one byte per id of `additive`, and of `full_pq` and `full_opq`, where it divides the dim; None: as many as the budget
-    affords."""
+    """Codes of one byte per id of `additive` and `full_additive`, and of `full_pq` and `full_opq`, where it divides the dim; None: as many
+    as the budget affords."""
     own_dim: Annotated[int | None, Field(ge=1, le=4096)] = None
     """Numbers of an id's own of `residual`; None: 16, or fewer where the budget in bytes is small."""
     own_bits: Annotated[int | None, Field(ge=4, le=8, multiple_of=4)] = None

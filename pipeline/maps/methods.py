@@ -379,4 +379,8 @@ METHODS: dict[str, Method] = {
         "stored after training as sums of codewords that users and items share", "int8", embedding="additive", sized=True,
         task="retrieval",
     ),
+    "full_additive": _stored_full(
+        "full, stored after training as sums of codewords that users and items share", "int8", embedding="additive", sized=True,
+        ours=True, task="retrieval",
+    ),
 }  # fmt: skip

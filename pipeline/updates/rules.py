@@ -303,7 +303,7 @@ FULL_TABLES = (
 )
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        (*FULL_TABLES, "additive"),
+        (*FULL_TABLES, "additive", "full_additive"),
         Rule(_users_of_known_items, "as vectors of trained ids allow: items to no row", solves_users=True),
     ),
     "modulo": Rule(_hashed("modulo"), _BY_HASH),

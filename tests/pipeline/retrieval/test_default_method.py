@@ -47,7 +47,7 @@ def test_tables_too_large_to_train_whole_are_soft_maps():
 
 def test_dense_graphs_have_codes_of_full_rows():
     config = RunConfig.from_flat({"run.methods": ("auto",), "train.loss": "softmax"})
-    assert with_method_of_budget(config, GraphSize(1000, 1000, 100_000)).run.methods == ("additive",)
+    assert with_method_of_budget(config, GraphSize(1000, 1000, 100_000)).run.methods == ("full_additive",)
 
 
 @pytest.mark.parametrize(
