@@ -41,7 +41,7 @@ def open_sources(data: DataConfig) -> tuple[list[Source], Columns]:
     user_kind, item_kind = find_kinds(sources, columns, (data.user_kind, data.item_kind))
     if data.reads_times:
         columns = find_times(sources, columns, data.time_column)
-    others = f"weights {columns.weight}" if columns.weight else "every row weighs 1"
+    others = f"weights {columns.weight}" if columns.weight else "every row weighs 1, and repeated pairs add up"
     others += f", ratings {columns.rating}" if columns.rating else ""
     others += f", times {columns.time} ({columns.time_unit or 'dates'})" if columns.time else ""
     logger.info("columns: users %s (%s), items %s (%s), %s", columns.user, user_kind, columns.item, item_kind, others)

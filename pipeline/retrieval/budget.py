@@ -290,8 +290,8 @@ def rows_for_ratio(settings: BudgetSettings, ratio: float, precisions: Mapping[s
         maps = METHODS[heaviest].map_bytes(number, 2, size.n_users, size.n_items)
         layers = f", and the network's layers {settings.layer_bytes / full:.1%}" if settings.layer_bytes else ""
         raise DataError(
-            f"a ratio of {ratio:g} leaves no rows: the maps of method {heaviest!r} alone take {maps / full:.1%} of the full tables' "
-            f"bytes{layers}; raise the ratio or the dim, or lower map.indices_per_id"
+            f"a ratio of {ratio:g} leaves bytes for fewer than 4 table rows: the maps of method {heaviest!r} alone take {maps / full:.1%} "
+            f"of the full tables' bytes{layers}; raise the ratio or the dim, lower map.indices_per_id, or use --method full"
         )
     return rows
 
