@@ -17,7 +17,7 @@ from graphhash.errors import DataError
 from graphhash.graph.vocabulary import Vocabulary
 from graphhash.models.ctr import FeatureBatch
 from pipeline.ctr.schema import CtrSchema
-from pipeline.storage.mapped import read_slice
+from pipeline.storage.mapped import load_array, read_slice
 
 # Rows that are read at a time where all are looked through.
 BLOCK_ROWS = 1 << 18
@@ -220,13 +220,6 @@ class Features:
 
 def _load(path: Path) -> NDArray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return load_array(path)
     except (OSError, ValueError, EOFError) as error:
-        # An array without an element cannot be mapped.
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise DataError(f"{path}: cannot be read ({error}); run 'graphhash ingest --task ctr' again") from error
-        if array.size:
-            raise DataError(f"{path}: cannot be mapped ({error}); run 'graphhash ingest --task ctr' again") from error
-    return array
+        raise DataError(f"{path}: cannot be read ({error}); run 'graphhash ingest --task ctr' again") from error

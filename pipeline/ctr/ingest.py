@@ -35,6 +35,7 @@ from pipeline.ctr.schema import AUTO, TIME_PARTS, CtrSchema
 from pipeline.ctr.times import split_by_time
 from pipeline.distributed.session import cpus_of_machines, is_running, put, run_tasks
 from pipeline.storage.atomic import write_json_atomic
+from pipeline.storage.mapped import load_array
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
@@ -117,7 +118,7 @@ def _with_partners(schema: CtrSchema, encoders: Encoders, out: Path) -> CtrSchem
     if all(category.partner != AUTO for category in schema.categories):
         return schema
     columns = [EncodedColumn(encoder.name, encoder.counts) for encoder in encoders.columns]
-    labels, categorical = (np.load(out / "train" / f"{name}.npy", mmap_mode="r") for name in ("labels", "categorical"))
+    labels, categorical = (load_array(out / "train" / f"{name}.npy") for name in ("labels", "categorical"))
     return with_partners(schema, columns, labels, categorical)
 
 

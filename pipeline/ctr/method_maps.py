@@ -18,6 +18,7 @@ from pipeline.ctr.folds import draw_folds, folded_columns, folded_pair_maps
 from pipeline.ctr.maps import MapOptions, mapped_pairs, own_labels, pair_graph, pair_inputs, pair_maps, single_map
 from pipeline.ctr.weights import save_folds, save_map
 from pipeline.distributed.session import run_tasks
+from pipeline.storage.mapped import load_array
 from pipeline.task import StageContext
 
 # Folder of the maps by folds, while there are such.
@@ -80,6 +81,6 @@ def _write_pair(job: MapJob, number: int) -> list[int]:
     columns = list(maps)
     del maps
     if folded_columns(features, job.method) & set(pair.columns):
-        fold = np.load(job.out / FOLDS / "fold.npy", mmap_mode="r")
+        fold = load_array(job.out / FOLDS / "fold.npy")
         save_folds(job.out / FOLDS, folded_pair_maps(features, rows, pair, inputs, job.method, fold))
     return columns

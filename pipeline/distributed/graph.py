@@ -26,6 +26,7 @@ from graphhash.errors import DataError
 from graphhash.graph.bipartite import balanced_chunks
 from graphhash.graph.local import LocalCommunities, Rows, exact_weights, sum_pairs, sum_parts
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.storage.mapped import load_array
 
 MAX_RETRIES = 5
 OTHER = {"users": "items", "items": "users"}
@@ -329,8 +330,4 @@ def _write_csr(folder: str, number: int, csr: tuple[NDArray, NDArray, NDArray]) 
 
 
 def _read_csr(folder: str, number: int) -> list[NDArray]:
-    return [
-        # An empty array cannot be memory-mapped.
-        np.load(file, mmap_mode="r" if file.stat().st_size > 4096 else None)
-        for file in (Path(folder, f"{number}.{name}.npy") for name in ("indptr", "columns", "values"))
-    ]
+    return [load_array(Path(folder, f"{number}.{name}.npy")) for name in ("indptr", "columns", "values")]

@@ -30,6 +30,7 @@ from graphhash.maps.soft_maps import SoftPlan, check_soft, n_soft_indices, with_
 from pipeline.distributed.graph import OTHER, row_ranges
 from pipeline.distributed.session import run_tasks
 from pipeline.distributed.shards import ShardedCsr
+from pipeline.storage.mapped import load_array
 
 CSR_ARRAYS = {"indptr": np.int64, "buckets": np.int32, "values": np.float64}
 
@@ -121,7 +122,7 @@ def _write_sources(folder: Path, place: _Range, plan: SoftPlan) -> None:
 
 def _join_sources(folder: Path, side: str, n_parts: int) -> None:
     """One file per array, from the parts' files, which are removed; only indptr is in memory at once."""
-    ends = [_load(_part(folder, side, number, "indptr"))[1:] for number in range(n_parts)]
+    ends = [load_array(_part(folder, side, number, "indptr"))[1:] for number in range(n_parts)]
     before = np.cumsum([0, *(part[-1] for part in ends)])
     indptr = [np.zeros(1, np.int64), *(part + n for part, n in zip(ends, before[:-1], strict=True))]
     np.save(folder / f"{side}.indptr.npy", np.concatenate(indptr))
@@ -132,14 +133,14 @@ def _join_sources(folder: Path, side: str, n_parts: int) -> None:
             np.lib.format.write_array_header_1_0(stream, facts)
             for number in range(n_parts):
                 part = _part(folder, side, number, name)
-                _load(part).tofile(stream)
+                load_array(part).tofile(stream)
                 part.unlink()
 
 
 def _write_affinities(folder: Path, place: _Range, plan: SoftPlan, indices_per_id: int) -> None:
     numba.set_num_threads(1)
     rows = _rows(place.path, place.start, place.stop)
-    indptr, indices, data = (_load(folder / f"{OTHER[place.side]}.{name}.npy") for name in CSR_ARRAYS)
+    indptr, indices, data = (load_array(folder / f"{OTHER[place.side]}.{name}.npy") for name in CSR_ARRAYS)
     edges = rows.indptr, rows.indices, rows.data
     found = csr_affinity_rows(
         edges, (indptr, indices, data), plan.n_buckets[place.side], indices_per_id, split=plan.n_user_buckets
@@ -150,7 +151,7 @@ def _write_affinities(folder: Path, place: _Range, plan: SoftPlan, indices_per_i
 
 def _gather(folder: Path, side: str, n_parts: int, name: str) -> NDArray:
     """An array of all ranges, in their order."""
-    parts: Sequence[NDArray] = [_load(_part(folder, side, number, name)) for number in range(n_parts)]
+    parts: Sequence[NDArray] = [load_array(_part(folder, side, number, name)) for number in range(n_parts)]
     return np.concatenate(parts)
 
 
@@ -165,8 +166,3 @@ def _rows(path: Path, start: int, stop: int) -> csr_array:
 
 def _part(folder: Path, side: str, number: int, name: str) -> Path:
     return folder / f"{side}-{number:05d}.{name}.npy"
-
-
-def _load(file: Path) -> NDArray:
-    # An empty array cannot be memory-mapped, and a tiny one need not be.
-    return np.load(file, mmap_mode="r" if file.stat().st_size > 4096 else None)

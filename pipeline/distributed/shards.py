@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphhash.errors import ArgumentError, DataError
+from pipeline.storage.mapped import load_array
 
 FORMAT_VERSION = 1
 _REMEDY = "run the ingest stage again"
@@ -160,9 +161,7 @@ class ShardedCsr:
     def _array(self, shard: int, name: str) -> NDArray:
         file = self.path / _file_name(shard, name)
         try:
-            # An empty array cannot be memory-mapped, and a tiny one need not be.
-            mode: Literal["r"] | None = "r" if file.stat().st_size > 4096 else None
-            array = np.load(file, mmap_mode=mode, allow_pickle=False)
+            array = load_array(file)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{file}: missing or short ({error}); {_REMEDY}") from None
         dtype = {"indptr": "int64", "indices": self.index_dtype, "weights": "float32"}[name]

@@ -14,9 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from graphhash.graph.vocabulary import as_ids
+from pipeline.storage.mapped import load_array
 
-# Files of fewer bytes are read instead of mapped; an empty file cannot be mapped.
-LEAST_MAPPED_BYTES = 4096
 # Columns of rows; ids are int64 as they are read, or codes of the chunk, then rows of the numbering.
 DTYPES = {"weight": np.float64, "time": np.int64, "row": np.int64}
 
@@ -85,7 +84,7 @@ class Workspace:
     def load(self, name: str) -> NDArray:
         """What `save` wrote, read-only, memory-mapped where it is large."""
         file = self.array(name)
-        array = np.asarray(np.load(file, mmap_mode="r" if file.stat().st_size > LEAST_MAPPED_BYTES else None))
+        array = np.asarray(load_array(file))
         # Read-only in any case: a kernel is compiled anew for arrays that may be written.
         array.flags.writeable = False
         return array

@@ -26,6 +26,7 @@ from graphhash.graph.interactions import TEST, TRAIN, VALIDATION
 from pipeline.logs.time_bounds import TimeBounds, as_text, find_bounds
 from pipeline.retrieval.ingestion.files import Workspace
 from pipeline.retrieval.ingestion.ranges import Layout, Rows
+from pipeline.storage.mapped import load_array
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import DataConfig
@@ -146,7 +147,7 @@ def find_cut(config: DataConfig, work: Workspace, parts: Sequence[int]) -> Cut |
     if config.split == "leave-last-out":
         n = config.last_n
         return Cut(n_validation=n if config.validation else 0, n_test=n if config.test else 0)
-    times = [np.load(work.times(number), mmap_mode="r") for number in parts]
+    times = [load_array(work.times(number)) for number in parts]
     bounds = find_bounds(config, [part for part in times if len(part)])
     return Cut(bounds)
 

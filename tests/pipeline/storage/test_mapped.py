@@ -1,9 +1,56 @@
-"""Rows read from the file of a memory map are those of the map."""
+"""Arrays on disk are those that were saved, for any number of threads, and rows read from the file of a memory map are those of the map."""
+
+import gc
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from pipeline.storage.mapped import read_slice
+from pipeline.storage.mapped import load_array, read_slice
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (1000,), (1000, 3)])
+def test_a_large_file_is_mapped_and_a_small_one_read(tmp_path, shape):
+    array = np.arange(np.prod(shape)).reshape(shape)
+    np.save(tmp_path / "a.npy", array)
+    loaded = load_array(tmp_path / "a.npy")
+    assert isinstance(loaded, np.memmap) == (array.size > 0)
+    assert np.array_equal(loaded, array)
+
+
+class Garbage:
+    """In a cycle, so that the garbage collector ends it, which lets other threads run and leaves more garbage."""
+
+    left = 0
+
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        time.sleep(1e-5)
+        if Garbage.left:
+            Garbage.left -= 1
+            Garbage()
+
+
+def test_threads_load_at_once_also_where_the_collector_lets_them_alternate(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(10))
+
+    def load(_):
+        Garbage()
+        for _ in range(100):
+            assert load_array(tmp_path / "a.npy")[-1] == 9
+
+    threshold = gc.get_threshold()
+    Garbage.left = 10_000
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(load, range(4)))
+    finally:
+        gc.set_threshold(*threshold)
+        Garbage.left = 0
 
 
 @pytest.mark.parametrize("shape", [(10,), (10, 3), (10, 0), (0, 3)])
