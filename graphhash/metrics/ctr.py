@@ -1,4 +1,4 @@
-"""Metrics of predicted click-through rates: AUC, log loss and calibration, in numpy.
+"""Metrics of predicted click-through rates: AUC, log loss and calibration, in numpy; and the calibration itself.
 
 Log loss and calibration are sums, and :class:`CtrTotals` adds them up batch by batch. AUC needs all scores, and sorts them once.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 from graphhash.errors import ArgumentError, DataError
 
@@ -95,6 +96,44 @@ def losses(labels: NDArray, logits: NDArray) -> NDArray[np.float64]:
 def log_loss(labels: NDArray, logits: NDArray) -> float:
     """Mean of :func:`losses`."""
     return float(losses(labels, logits).mean())
+
+
+def fit_calibration(labels: NDArray, logits: NDArray) -> tuple[float, float]:
+    """Slope and offset of the logits whose probabilities fit the labels best (Platt, 1999).
+
+    A model that fits its training rows too closely is too sure of other rows: its logits are too far from 0. A positive slope changes
+    no ranking, so AUC stays as it is. The log loss is minimised with Platt's targets, (n_positive + 1) / (n_positive + 2) and
+    1 / (n_negative + 2), which keep the slope finite where logits separate the labels.
+
+    Args:
+        labels: 0 or 1, shape (n,), of rows that the model was not trained on.
+        logits: shape (n,).
+
+    Returns: slope and offset; (1.0, 0.0), which change nothing, where the slope would not be positive, a class is missing, or the log
+        losses of all rows together fall by 2 nats at most, which two free numbers do by chance (Akaike, 1974).
+
+    Raises:
+        DataError: a label is neither 0 nor 1, or training diverged: a logit is not finite.
+    """
+    positive, logits = check_labels(labels), np.asarray(logits, np.float64)
+    if not np.isfinite(logits).all():
+        raise DataError(
+            f"{int((~np.isfinite(logits)).sum())} of {len(logits)} logits are not finite; training diverged, lower the learning rate"
+        )
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if not n_positive or not n_negative:
+        return 1.0, 0.0
+    targets = np.where(positive, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
+
+    def loss(line: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = line[0] * logits + line[1]
+        errors = probability(z) - targets
+        return float((np.logaddexp(0, z) - targets * z).mean()), np.array([(errors * logits).mean(), errors.mean()])
+
+    slope, offset = map(float, minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x)
+    gain = losses(labels, logits).sum() - losses(labels, slope * logits + offset).sum()
+    return (slope, offset) if slope > 0 and gain > 2 else (1.0, 0.0)
 
 
 @dataclass

@@ -8,6 +8,7 @@ exception, and is off by default.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -164,10 +165,13 @@ class CtrModel(nn.Module):
     """``logit = head(vectors, dense) + first-order weights + id biases``; see :meth:`CtrSpec.build`.
 
     Attributes:
+        calibration: slope and offset of the logits that :meth:`forward` returns, float32, shape (2,); 1 and 0 until
+            :meth:`calibrate`. The loss knows nothing of them.
         embeddings: of every column, in the order of the maps: ``n_ids``, ``all()``, and of bucket maps ``table`` and ``oov_row``.
     """
 
     bias_columns: Tensor
+    calibration: Tensor
 
     def __init__(self, spec: CtrSpec, maps: Sequence[BucketMap], n_dense: int, n_multi_valued: int):
         super().__init__()
@@ -188,6 +192,7 @@ class CtrModel(nn.Module):
         compressed = compressed_columns(spec, maps, n_multi_valued) if spec.id_bias else []
         self.bias = FieldEmbeddings([full_map(maps[c].n_ids) for c in compressed], 1, std=0.0) if compressed else None
         self.register_buffer("bias_columns", torch.tensor(compressed, dtype=torch.int64), persistent=False)
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
             self.wide_dense = nn.Linear(n_dense, 1, bias=False) if spec.first_order and n_dense else None
@@ -198,8 +203,18 @@ class CtrModel(nn.Module):
         return self.fields.columns
 
     def forward(self, batch: FeatureBatch) -> Tensor:
-        """Logits of the positive label, float32, shape (batch,)."""
-        return self._with_scalars(self.head(self._vectors(batch), batch.dense), batch)
+        """Logits of the positive label, calibrated, float32, shape (batch,)."""
+        return self.calibration[0] * self._logits(batch) + self.calibration[1]
+
+    def calibrate(self, slope: float, offset: float) -> None:
+        """Set the slope and the offset of the logits, such as those of `graphhash.metrics.ctr.fit_calibration`.
+
+        Raises:
+            ArgumentError: the slope is not positive, or a number is not finite.
+        """
+        if not (0 < slope < math.inf and math.isfinite(offset)):
+            raise ArgumentError(f"a calibration has a positive slope and a finite offset, not {slope} and {offset}")
+        self.calibration.copy_(torch.tensor([slope, offset]))
 
     def loss(self, batch: FeatureBatch, labels: Tensor) -> Tensor:
         """Mean binary cross-entropy of the labels, 0 or 1, shape (batch,).
@@ -208,11 +223,14 @@ class CtrModel(nn.Module):
         learns from both (Zhu et al., SIGIR 2023, self-knowledge distillation).
         """
         if not isinstance(self.head, FinalNetHead):
-            return binary_loss(self(batch), labels)
+            return binary_loss(self._logits(batch), labels)
         first, second = self.head.streams(self._vectors(batch), batch.dense)
         logits, apart = self._with_scalars((first + second) / 2, batch), (first - second) / 2
         taught = torch.sigmoid(logits.detach())
         return binary_loss(logits, labels) + binary_loss(logits + apart, taught) + binary_loss(logits - apart, taught)
+
+    def _logits(self, batch: FeatureBatch) -> Tensor:
+        return self._with_scalars(self.head(self._vectors(batch), batch.dense), batch)
 
     def _vectors(self, batch: FeatureBatch) -> Tensor:
         return self.fields(batch.categorical, batch.multi_valued, batch.fold)
@@ -267,7 +285,8 @@ class CtrModel(nn.Module):
         """Buffers that are stored with the weights, because training has changed them, by name in the module."""
         own = enumerate(self.fields.own)
         norms = ((name, module) for name, module in self.named_modules() if isinstance(module, BatchNorm))
-        return {f"{name}.{part}": buffer for name, norm in norms for part, buffer in norm.named_buffers()} | {
+        of_norms = {f"{name}.{part}": buffer for name, norm in norms for part, buffer in norm.named_buffers()}
+        return {"calibration": self.calibration, **of_norms} | {
             f"fields.own.{number}.{name}": buffer
             for number, embedding in own
             if isinstance(embedding, CompressedEmbedding)

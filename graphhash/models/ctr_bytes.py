@@ -80,13 +80,14 @@ def stored_bytes(model: CtrModel, maps: Sequence[BucketMap], precisions: Sequenc
 
 
 def layer_bytes(model: CtrModel) -> int:
-    """Bytes of all that is not a column's: perceptrons, cross layers and weights of dense columns, float32.
+    """Bytes of all that is not a column's: perceptrons, cross layers, weights of dense columns and the calibration, float32.
 
     The two statistics of a batch normalization are stored in its factor and its offset.
     """
     parts = [part for part in (model.fields, model.wide, model.bias) if part is not None]
     held = {id(weight) for part in parts for weight in part.parameters()}
-    return sum(4 * weight.numel() for weight in model.parameters() if id(weight) not in held)
+    layers = sum(weight.numel() for weight in model.parameters() if id(weight) not in held)
+    return 4 * (layers + model.calibration.numel())
 
 
 @torch.no_grad()

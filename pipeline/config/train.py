@@ -88,6 +88,8 @@ class TrainConfig:
     """With `sampler = "popularity"`, an item is drawn in proportion to its degree to this power."""
     score: Score = "auc"
     """With `task = "ctr"`: the validation measure of early stopping and of the best epoch."""
+    calibrate: bool = True
+    """With `task = "ctr"`: fit slope and offset of the trained model's logits to the validation rows. AUC stays as it is."""
     seed: Seed = 0
     """Seed of the initial weights, the batches and the negatives."""
     eval_users: Annotated[int, Field(ge=0)] = 10_000

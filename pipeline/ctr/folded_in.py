@@ -33,7 +33,7 @@ from graphhash.models.ctr import CtrModel
 from graphhash.models.ctr_fields import TableSlice
 from graphhash.nn.embedding import BucketEmbedding
 from pipeline.ctr.data import Column, Part
-from pipeline.ctr.weights import TrainedCtr
+from pipeline.ctr.weights import TrainedCtr, stored_weights
 from pipeline.storage.atomic import write_json_atomic
 
 FACTS = "update.json"
@@ -162,7 +162,7 @@ def _longer(column: Column, vocabulary: Vocabulary | None) -> Column:
 @torch.no_grad()
 def _copy_weights(trained: CtrModel, model: CtrModel, has_missing: list[bool]) -> None:
     """Tables and layers have their shapes; the biases of new ids stand between those of trained ids and of missing and OOV values."""
-    weights = {name: weight for name, weight in trained.named_parameters() if not name.startswith("bias.")}
+    weights = {name: weight for name, weight in stored_weights(trained).items() if not name.startswith("bias.")}
     model.load_state_dict(weights, strict=False)
     if model.bias is None or trained.bias is None:
         return

@@ -50,7 +50,14 @@ def ctr_graph(trained: TrainedCtr, precisions: Sequence[str]) -> onnx.ModelProto
         assert inputs.numbers is not None
         terms.append(squeezed(graph, linear(graph, "/wide_dense", model.wide_dense, inputs.numbers), "/wide_of_dense"))
     terms += fields.biases()
-    graph.node("Sum", terms, "logit")
+    slope, offset = map(float, model.calibration)
+    if (slope, offset) == (1.0, 0.0):
+        graph.node("Sum", terms, "logit")
+    else:
+        scaled = graph.node(
+            "Mul", [graph.node("Sum", terms, "/logit"), graph.constant("/slope", np.float32(slope))], "/scaled"
+        )
+        graph.node("Add", [scaled, graph.constant("/offset", np.float32(offset))], "logit")
     graph.node("Sigmoid", ["logit"], "probability")
     return graph.model("ctr", inputs.values, _outputs(graph, trained, inputs))
 

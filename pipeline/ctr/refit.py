@@ -7,7 +7,6 @@ are of train and validation. The test is never read. Files (``RUN/refit/<method>
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,5 @@ def refit_ctr(context: StageContext, method: str, out: Path, session: TrainingSe
         DataError: training failed; the message says why.
     """
     if (trained_as := METHODS[method].trained_as) is not None:
-        return derive_ctr(context, method, context.model_dir(trained_as), out)
-    history = json.loads((context.method_dir(method) / "history.json").read_text(encoding="utf-8"))
-    return fit_ctr(context, method, REFIT_PARTS, out, session, history["best_epoch"])
+        return derive_ctr(context, method, context.model_dir(trained_as), out, context.method_dir(method))
+    return fit_ctr(context, method, REFIT_PARTS, out, session, context.method_dir(method))

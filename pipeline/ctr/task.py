@@ -103,6 +103,7 @@ class Ctr:
             "train.cross_rank",
             "train.structure",
             "train.score",
+            "train.calibrate",
             "train.seed",
         ),
         "refit": ("train.refit",),

@@ -6,6 +6,7 @@ The epoch that is kept has the best AUC, or the least log loss, of the validatio
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from graphhash.maps.bucket_map import full_map
 from graphhash.models.ctr import CtrModel, compressed_columns
 from graphhash.nn.embedding import BucketEmbedding
+from pipeline.ctr.calibration import calibrate
 from pipeline.ctr.cluster import clustering_labels
 from pipeline.ctr.data import Features, JoinedParts, Part, batch_of
 from pipeline.ctr.defaults import keeps_every_row
@@ -63,16 +65,16 @@ def fit_ctr(
     parts: tuple[str, ...],
     out: Path,
     session: TrainingSession,
-    last_epoch: int | None = None,
+    chosen: Path | None = None,
 ) -> dict[str, Any]:
     """Train a method on some parts of the log. Sizes and settings are those of the train part, whatever the parts are.
 
     Args:
         parts: of the log. The maps are made of the communities of the train part and of the positive samples of these parts.
-        last_epoch: train so many epochs without validation; None: with the validation rows deciding.
+        chosen: folder of the training whose epochs were chosen: train as many without validation; None: with the validation rows deciding.
 
-    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` (None without validation rows), settings that
-        were defaults, and the maps' hashes.
+    Returns: epochs trained, best epoch, its ``validation_auc`` and ``validation_log_loss`` before calibration (None without validation
+        rows), the calibration, settings that were defaults, and the maps' hashes.
     """
     config, features = context.config, Features.open(context.ingest_dir)
     write_method_maps(context, method, parts, out)
@@ -81,6 +83,9 @@ def fit_ctr(
     id_scalars = spec.id_bias and bool(compressed_columns(spec, maps, len(features.multi_valued)))
     settings = ctr_settings(config, len(features.part("train")), id_scalars=id_scalars)
     further = {"train.batch_size": settings.batch_size, "train.dropout": spec.dropout, "map.item_bias": spec.id_bias}
+    last_epoch = (
+        None if chosen is None else json.loads((chosen / "history.json").read_text(encoding="utf-8"))["best_epoch"]
+    )
     settings = resolved_settings(config, settings, further, session.tracker, last_epoch)
     hashes = {
         f"bucket_map_hash.{column.name}": bucket_map.content_hash
@@ -112,6 +117,7 @@ def fit_ctr(
         # The mixtures and the rows beside them are trained apart, and stored as their sums.
         model, maps = with_embeddings(model), [full_map(column.n_ids) for column in features.all_columns]
         save_maps(maps, out)
+    facts |= calibrate(model, config, features, chosen)
     save_ctr(model, out)
     write_json_atomic(
         out / "history.json", {"epochs": state["history"], "best_epoch": state["best_epoch"], "facts": facts}

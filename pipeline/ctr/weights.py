@@ -101,13 +101,13 @@ def load_folds(folder: Path) -> tuple[dict[int, FoldedMap], NDArray[np.uint8]]:
 
 def save_ctr(model: CtrModel, method_dir: Path) -> None:
     """Write the trained weights to ``method_dir/checkpoint/model.npz``."""
-    weights = {name: value.detach().cpu().numpy() for name, value in _stored_weights(model).items()}
+    weights = {name: value.detach().cpu().numpy() for name, value in stored_weights(model).items()}
     (method_dir / "checkpoint").mkdir(exist_ok=True)
     arrays: dict[str, Any] = {"spec": np.array(json.dumps(dataclasses.asdict(model.spec))), **weights}
     np.savez(method_dir / "checkpoint" / "model.npz", **arrays)
 
 
-def _stored_weights(model: CtrModel) -> dict[str, torch.Tensor]:
+def stored_weights(model: CtrModel) -> dict[str, torch.Tensor]:
     """Parameters, and the buffers of embeddings that training has changed, by name in the module."""
     return dict(model.named_parameters()) | model.learned_buffers()
 
@@ -125,11 +125,13 @@ def load_ctr(method_dir: Path, ingest_dir: Path) -> TrainedCtr:
         with np.load(path, allow_pickle=False) as arrays:
             weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "spec"}
             spec = json.loads(str(arrays["spec"]))
+        # Models of version 0.1 are not calibrated.
+        weights.setdefault("calibration", torch.tensor([1.0, 0.0]))
         others = [(column, EmbeddingSpec(**embedding)) for column, embedding in spec.pop("embeddings", ())]
         spec |= {name: tuple(value) for name, value in spec.items() if isinstance(value, list)}
         spec["embeddings"] = tuple(others)
         model = CtrSpec(**spec).build(maps, len(features.dense), len(features.multi_valued))
-        if set(weights) != set(_stored_weights(model)):
+        if set(weights) != set(stored_weights(model)):
             raise ValueError(f"it holds {', '.join(sorted(weights))}")
         # The maps are buffers and come from their own files.
         model.load_state_dict(weights, strict=False)

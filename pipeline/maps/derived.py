@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,20 @@ from pipeline.storage.atomic import link_or_copy, write_json_atomic
 AFTER_TRAINING = "after training"
 
 
-def take_over(trained_as: str, source: Path, out: Path, files: Iterable[Path]) -> dict[str, Any]:
+def take_over(
+    trained_as: str, source: Path, out: Path, files: Iterable[Path], further: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Begin the files of a method from those of the one that it is trained as.
 
     Args:
         source: folder of that one's training, or of its refit; ``history.json`` in it tells of the training as ``facts``.
         files: those that stay as they are, relative to ``source``.
+        further: facts that are others than those of ``source``.
 
     Returns: the facts of the training, and ``trained_as`` and ``compressed``; they are in ``out/history.json`` as well.
     """
     history = json.loads((source / "history.json").read_text(encoding="utf-8"))
-    history["facts"] |= {"trained_as": trained_as, "compressed": AFTER_TRAINING}
+    history["facts"] |= {"trained_as": trained_as, "compressed": AFTER_TRAINING} | dict(further or {})
     for file in files:
         (out / file).parent.mkdir(exist_ok=True)
         link_or_copy(str(source / file), str(out / file))

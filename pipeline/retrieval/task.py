@@ -161,6 +161,7 @@ class Retrieval:
             "train.cross_rank",
             "train.structure",
             "train.score",
+            "train.calibrate",
         }
     )
 

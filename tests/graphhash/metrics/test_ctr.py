@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphhash.errors import DataError
-from graphhash.metrics.ctr import CtrTotals, auc, group_auc, log_loss, probability
+from graphhash.metrics.ctr import CtrTotals, auc, fit_calibration, group_auc, log_loss, probability
 
 
 def sample(seed: int, n: int, n_scores: int | None = None):
@@ -130,3 +130,44 @@ def test_totals_without_rows_or_clicks_say_so():
     totals.add(np.array([0, 0]), np.array([1.0, 2.0]))
     with pytest.raises(DataError, match="calibration needs a positive, there is none in 2 rows"):
         _ = totals.calibration
+
+
+@pytest.mark.parametrize(("slope", "offset"), [(0.5, -0.3), (2.0, 1.0), (1.0, 0.4)])
+def test_a_calibration_is_the_line_that_the_labels_were_drawn_from(slope, offset):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=200_000) * 3
+    labels = (rng.random(len(logits)) < probability(slope * logits + offset)).astype(np.int64)
+    assert fit_calibration(labels, logits) == pytest.approx((slope, offset), abs=0.03)
+
+
+def test_a_calibration_is_the_logistic_regression_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    labels, logits = sample(0, 20_000)
+    theirs = LogisticRegression(C=np.inf, tol=1e-10).fit(3 * logits[:, None] - 1, labels)
+    ours = fit_calibration(labels, 3 * logits - 1)
+    # Platt's targets are 1 / n away from the labels.
+    assert ours == pytest.approx((theirs.coef_.item(), theirs.intercept_.item()), abs=2e-3)
+
+
+@pytest.mark.parametrize("reason", ["calibrated", "worse than chance", "one class", "too few"])
+def test_without_a_gain_beyond_chance_nothing_is_calibrated(reason):
+    labels, logits = sample(1, 20_000)
+    if reason == "worse than chance":
+        logits = -logits
+    elif reason == "one class":
+        labels[:] = 1
+    elif reason == "too few":
+        labels, logits = labels[:6], 1.3 * logits[:6]
+    assert fit_calibration(labels, logits) == (1.0, 0.0)
+
+
+def test_logits_that_separate_the_labels_keep_a_finite_slope():
+    slope, offset = fit_calibration(np.repeat([0, 1], 50), np.repeat([-0.1, 0.1], 50))
+    assert 10 < slope < 100
+    assert offset == pytest.approx(0, abs=1e-3)
+
+
+def test_logits_of_a_diverged_training_are_refused():
+    with pytest.raises(DataError, match="1 of 2 logits are not finite; training diverged"):
+        fit_calibration(np.array([0, 1]), np.array([0.0, np.inf]))

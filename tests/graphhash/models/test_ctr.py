@@ -274,3 +274,20 @@ def test_unknown_ids_get_the_mean_where_training_has_shown_none(kind):
     if model.bias is not None:
         bias = model.bias.columns[1].table.detach().numpy()[:, 0]
         assert bias[-1] == pytest.approx((bias[:-1] * counts[2][:-1].numpy()).sum() / counts[2].sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_calibration_moves_the_logits_and_not_the_loss(kind):
+    model = noisy(CtrSpec(kind, dim=8, hidden=(8, 8), id_bias=True).build(all_maps("soft"), 2, 1)).eval()
+    batch, labels = random_batch(30), torch.arange(30) % 2
+    before, loss = model(batch), model.loss(batch, labels)
+    model.calibrate(0.5, -1.0)
+    torch.testing.assert_close(model(batch), 0.5 * before - 1.0)
+    assert torch.equal(model.loss(batch, labels), loss)
+
+
+@pytest.mark.parametrize("line", [(0.0, 0.0), (-1.0, 0.0), (float("nan"), 0.0), (1.0, float("inf"))], ids=str)
+def test_a_calibration_keeps_the_ranking(line):
+    model = CtrSpec("dlrm", dim=8, hidden=(8,)).build(all_maps("full"), 2, 1)
+    with pytest.raises(ValueError, match="positive slope and a finite offset"):
+        model.calibrate(*line)

@@ -54,6 +54,16 @@ def test_raw_rows_get_the_logits_of_torch(model, kind, precision, tmp_path):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_calibrated_models_answer_with_calibrated_logits(model, tmp_path):
+    trained, log = small_ctr(model, "soft"), raw_log(60, seed=3)
+    before = expected_logits(trained, "int8", log)
+    trained.model.calibrate(0.5, -0.25)
+    export_small(trained, tmp_path / "bundle")
+    got = Scorer(tmp_path / "bundle", provider="cpu", threads=1).details(log)
+    np.testing.assert_allclose(got.logits, 0.5 * before - 0.25, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("parts", [{"dense": False}, {"multi_valued": False}, {"hidden": (), "n_cross": 0}], ids=str)
 def test_models_that_lack_a_part(model, parts, tmp_path):
     trained = small_ctr(model, "soft", **parts)

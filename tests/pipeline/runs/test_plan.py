@@ -36,6 +36,7 @@ UNREAD = {
         "train.cross_rank": 3,
         "train.structure": "parallel",
         "train.score": "log_loss",
+        "train.calibrate": False,
         "data.min_count": 2,
     },
     "ctr": {
