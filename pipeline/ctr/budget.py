@@ -34,6 +34,8 @@ from pipeline.task import budget_of
 # Under a byte budget maps of soft methods take at most this share of what is left to compressed columns, by fewer indices per id.
 MAP_SHARE = 0.6
 LEAST_INDICES = 4
+# Most rows of a column whose numbers take 2 bytes.
+SHORT_ROWS = 2**16
 Embeddings = Sequence[tuple[int, EmbeddingSpec]]
 
 
@@ -109,12 +111,26 @@ def rows_of_columns(config: RunConfig, features: Features, kind: str, value: Any
     if not space.compressed:
         return 0
     plain = spec_of(config, "full")
-    most = max(
-        _maps(config, name, indices_per_id(config, features, name), features, space.compressed) for name in names
-    )
+    indices = {name: indices_per_id(config, features, name) for name in names}
     table_precision = planned_precision_of(config, names[0])
-    wide = np.dtype(bias_dtype(table_precision)).itemsize if plain.first_order else 0
-    rows = int((space.free(value) - most) // (row_bytes(plain.dim, table_precision) + wide))
+    first_order = np.dtype(bias_dtype(table_precision)).itemsize if plain.first_order else 0
+    row = row_bytes(plain.dim, table_precision) + first_order
+    n_ids = {column: features.columns[column].n_ids for column in space.compressed}
+
+    def fitting(long: frozenset[int]) -> tuple[int, int]:
+        """Rows that fit, and bytes of the maps, where row numbers of some columns take 4 bytes."""
+        maps = max(_maps(config, name, n, features, space.compressed, long) for name, n in indices.items())
+        return int((space.free(value) - maps) // row), maps
+
+    rows, most = fitting(frozenset())
+    # Columns get about as large a share of the rows as they have of the ids.
+    short_rows = SHORT_ROWS * sum(n_ids.values()) // max(n_ids.values())
+    if rows > short_rows:
+        long: frozenset[int] = frozenset()
+        while grown := {c for c, n in n_ids.items() if rows * n > SHORT_ROWS * sum(n_ids.values())} - long:
+            long |= grown
+            rows, most = fitting(long)
+        rows = max(rows, short_rows)
     if rows < 4:
         narrower = " lower train.cross_rank (such as to 8)," if plain.kind == "dcnv2" else ""
         raise DataError(
@@ -155,13 +171,24 @@ def _layers(spec: CtrSpec, features: Features) -> int:
     return layer_bytes(spec.build(maps, len(features.dense), len(features.multi_valued)))
 
 
-def _maps(config: RunConfig, name: str, n_indices: int, features: Features, compressed: Iterable[int]) -> int:
-    """Most bytes of a method's maps and id biases."""
+def _maps(
+    config: RunConfig,
+    name: str,
+    n_indices: int,
+    features: Features,
+    compressed: Iterable[int],
+    long: frozenset[int] = frozenset(),
+) -> int:
+    """Most bytes of a method's maps and id biases.
+
+    Args:
+        long: columns whose row numbers take 4 bytes instead of 2.
+    """
     total = 0
     for column in sorted(compressed):
         n_ids = features.columns[column].n_ids
         # Both sides of a map of users and items are counted alike; half of it is a column's.
-        total += METHODS[name].map_bytes(n_indices, 2, n_ids, n_ids) // 2
+        total += METHODS[name].map_bytes(n_indices, 4 if column in long else 2, n_ids, n_ids) // 2
         if spec_of(config, name).id_bias:
             total += np.dtype(bias_dtype(planned_precision_of(config, name))).itemsize * (n_ids + 1)
     return total

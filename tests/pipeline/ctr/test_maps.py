@@ -11,10 +11,12 @@ import torch
 from numpy.testing import assert_array_equal
 
 from graphhash.errors import DataError
+from graphhash.maps.quantization import row_bytes
 from graphhash.maps.soft_maps import soft_maps
 from graphhash.models.ctr import CtrSpec, FeatureBatch
 from graphhash.models.ctr_fields import shared_tables
 from pipeline.config.run_config import DataConfig, RunConfig
+from pipeline.ctr import budget
 from pipeline.ctr.budget import full_bytes, resolve_method, rows_of_columns
 from pipeline.ctr.cluster import cluster_ctr, clustering_labels, pair_rows
 from pipeline.ctr.data import Features
@@ -324,3 +326,20 @@ def test_ids_without_an_edge_share_a_row(tmp_path):
     _features, _labels, (users, *_others) = maps_of(tmp_path, "graph")
     assert len(set(users.rows[:20, 0].tolist())) == 1
     assert users.rows[0, 0] not in users.rows[20:, 0]
+
+
+def test_row_numbers_beyond_two_bytes_take_four(made, monkeypatch):
+    features = Features.open(made / "ingest")
+    config, pairs = config_of("graph"), find_pairs(features)
+    n_ids = [
+        features.columns[c].n_ids for pair in pairs for c, on in zip(pair.columns, pair.compressed, strict=True) if on
+    ]
+    short = rows_of_columns(config, features, "ratio", 0.9)
+    row = row_bytes(spec_of(config, "full").dim, "int8")
+    monkeypatch.setattr(budget, "SHORT_ROWS", 1)
+    long = rows_of_columns(config, features, "ratio", 0.9)
+    assert short - long == pytest.approx(sum(2 * (n + 1) for n in n_ids) / row, abs=1)
+    # As many rows as two bytes can number are better than fewer with four; columns of fewer ids keep their two.
+    between = (short + long) // 2
+    monkeypatch.setattr(budget, "SHORT_ROWS", between * max(n_ids) // sum(n_ids))
+    assert long < rows_of_columns(config, features, "ratio", 0.9) < short
