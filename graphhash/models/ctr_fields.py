@@ -20,7 +20,7 @@ from graphhash.nn.compressed import CompressedEmbedding
 from graphhash.nn.embedding import BucketEmbedding
 from graphhash.nn.kinds import Side, make_embedding
 from graphhash.nn.residual import ResidualEmbedding
-from graphhash.nn.robe import RobeEmbedding
+from graphhash.nn.robe import RobeEmbedding, read_together
 from graphhash.nn.table_reads import wide_rows, wide_weights
 
 # Full columns of at most this many rows lie in one table and are read at once.
@@ -175,13 +175,24 @@ class FieldEmbeddings(nn.Module):
                 multi_valued_mean(part, multi_valued[c - self.n_categorical])
                 for (c, _), part in zip(self.joint_multi_valued, others, strict=True)
             ]
+        ids = {
+            c: categorical[:, c : c + 1]
+            if c < self.n_categorical
+            else multi_valued[c - self.n_categorical].clamp_min(0)
+            for c in self.own_columns
+        }
+        robe = {c: e for c, e in zip(self.own_columns, self.own, strict=True) if isinstance(e, RobeEmbedding)}
+        of_array = (
+            dict(zip(robe, read_together(list(robe.values()), [ids[c] for c in robe]), strict=True)) if robe else {}
+        )
         for column, embedding in zip(self.own_columns, self.own, strict=True):
-            if column < self.n_categorical:
-                of_ids = (fold.unsqueeze(1),) if fold is not None and column in self.folded else ()
-                fields.append(embedding(categorical[:, column : column + 1], *of_ids))
-            else:
-                values = multi_valued[column - self.n_categorical]
-                fields.append(multi_valued_mean(embedding(values.clamp_min(0)), values))
+            of_ids = (fold.unsqueeze(1),) if fold is not None and column in self.folded else ()
+            own = of_array[column] if column in of_array else embedding(ids[column], *of_ids)
+            fields.append(
+                own
+                if column < self.n_categorical
+                else multi_valued_mean(own, multi_valued[column - self.n_categorical])
+            )
         vectors = torch.cat(fields, 1) if len(fields) > 1 else fields[0]
         return vectors if self.arrangement is None else vectors.index_select(1, self.arrangement)
 

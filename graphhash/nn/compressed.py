@@ -176,13 +176,25 @@ class OovVectorEmbedding(CompressedEmbedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Vectors of ids, shape (*input.shape, dim)."""
+        flat = self.flat_ids(input)
+        vectors = self.vectors(flat.clamp(max=self.n_ids - 1))
+        return self.with_oov(vectors, flat).reshape(*input.shape, self.dim)
+
+    def flat_ids(self, input: Tensor) -> Tensor:
+        """The ids, checked: int64, shape (n,).
+
+        Raises:
+            TypeError, IndexError: as :meth:`forward`.
+        """
         flat = checked_ids(input).reshape(-1)
         # On a GPU the check would wait for all that is under way.
         if flat.device.type == "cpu" and len(flat) and (flat.min() < 0 or flat.max() > self.n_ids):
             raise IndexError(f"ids span {flat.min()}..{flat.max()}, the embedding has 0..{self.n_ids}")
-        vectors = self.vectors(flat.clamp(max=self.n_ids - 1))
-        vectors = torch.where((flat < self.n_ids)[:, None], vectors, self.oov)
-        return vectors.reshape(*input.shape, self.dim)
+        return flat
+
+    def with_oov(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """``vectors``, shape (n, dim), with that of the OOV id where ``ids``, shape (n,), are it."""
+        return torch.where((ids < self.n_ids)[:, None], vectors, self.oov)
 
     @torch.no_grad()
     def fill_oov(self, frequencies: Tensor) -> None:

@@ -7,13 +7,15 @@ items read one array. No map is stored: the hashes are two seeds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from graphhash.errors import ArgumentError
 from graphhash.maps.hashes import universal_hash
-from graphhash.nn.compressed import OovVectorEmbedding, StoredTable
+from graphhash.nn.compressed import CompressedEmbedding, OovVectorEmbedding, StoredTable
 
 
 class RobeEmbedding(OovVectorEmbedding):
@@ -77,11 +79,54 @@ class RobeEmbedding(OovVectorEmbedding):
 
     def vectors(self, ids: Tensor) -> Tensor:
         """Vectors of known ids: shape (n, dim)."""
+        return read_array([self], [ids])[0]
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Where the numbers of known ids' vectors are in the flat array: int64, shape (n, dim / block, block)."""
         within = torch.arange(self.block, device=self.device)
         places = self.starts.index_select(0, ids).unsqueeze(-1).long() + within
-        places = places.remainder(self.array.numel()).reshape(-1)
-        blocks = self.array.reshape(-1).index_select(0, places).reshape(len(ids), -1, self.block)
-        return (blocks * self.signs.index_select(0, ids).unsqueeze(-1)).reshape(len(ids), self.dim)
+        return places.remainder(self.array.numel())
+
+    def read_with(self, ids: Tensor, other: CompressedEmbedding, other_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """``self(ids), other(other_ids)``; one read of the array where both have the same one."""
+        if not isinstance(other, RobeEmbedding) or other.array is not self.array:
+            return super().read_with(ids, other, other_ids)
+        vectors, others = read_together([self, other], [ids, other_ids])
+        return vectors, others
 
     def extra_repr(self) -> str:
         return f"n_ids={self.n_ids}, dim={self.dim}, n_numbers={self.array.numel()}, block={self.block}"
+
+
+def read_together(embeddings: Sequence[RobeEmbedding], ids: Sequence[Tensor]) -> list[Tensor]:
+    """``embedding(i)`` of every embedding and its ids, in one read of the array that all of them have.
+
+    The gradient of a read has the size of the array, so that of 26 columns read one by one is made and added up 26 times.
+
+    Args:
+        embeddings: one or more, with one array.
+        ids: of each, any shape; ``n_ids`` is the OOV id.
+
+    Raises:
+        TypeError, IndexError: as in :meth:`OovVectorEmbedding.forward`.
+    """
+    flat = [embedding.flat_ids(own) for embedding, own in zip(embeddings, ids, strict=True)]
+    known = [own.clamp(max=embedding.n_ids - 1) for embedding, own in zip(embeddings, flat, strict=True)]
+    return [
+        embedding.with_oov(vectors, own).reshape(*asked.shape, embedding.dim)
+        for embedding, vectors, own, asked in zip(embeddings, read_array(embeddings, known), flat, ids, strict=True)
+    ]
+
+
+def read_array(embeddings: Sequence[RobeEmbedding], ids: Sequence[Tensor]) -> list[Tensor]:
+    """Vectors of known ids of every embedding, shape (n, dim) each, in one read; see :func:`read_together`."""
+    places = [embedding.places(own) for embedding, own in zip(embeddings, ids, strict=True)]
+    numbers = embeddings[0].array.reshape(-1).index_select(0, torch.cat([own.reshape(-1) for own in places]))
+    return [
+        (blocks.reshape(own.shape) * embedding.signs.index_select(0, asked).unsqueeze(-1)).reshape(
+            len(asked), embedding.dim
+        )
+        for embedding, blocks, own, asked in zip(
+            embeddings, numbers.split([own.numel() for own in places]), places, ids, strict=True
+        )
+    ]

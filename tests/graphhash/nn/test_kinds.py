@@ -131,6 +131,36 @@ def test_users_and_items_of_robe_read_one_array():
     assert not torch.equal(users.starts[:10], items.starts[:10])
 
 
+def test_robe_reads_its_array_once_for_users_and_items():
+    users, items = make("robe")
+    ids = torch.tensor([0, 29, users.n_ids]), torch.tensor([[5, 5], [items.n_ids, 1]])
+    together = users.read_with(ids[0], items, ids[1])
+    one_by_one = users(ids[0]), items(ids[1])
+    weights = [torch.randn(vectors.shape) for vectors in together]
+
+    def gradient(vectors):
+        loss = sum((v * w).sum() for v, w in zip(vectors, weights, strict=True))
+        return torch.autograd.grad(loss, users.array)[0]
+
+    for ours, theirs in zip(together, one_by_one, strict=True):
+        assert torch.equal(ours, theirs)
+    torch.testing.assert_close(gradient(together), gradient(one_by_one))
+    assert n_gradients(together, users.array) == 1 and n_gradients(one_by_one, users.array) == 2
+
+
+def n_gradients(vectors, parameter) -> int:
+    """How many gradients of the parameter's size a backward pass of the vectors adds up."""
+    seen, waiting, found = set(), [v.grad_fn for v in vectors], 0
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found += sum(getattr(after, "variable", None) is parameter for after, _ in node.next_functions)
+        waiting += [after for after, _ in node.next_functions]
+    return found
+
+
 @pytest.mark.parametrize("kind", ["cce", "cafe", "robe", "dhe"])
 def test_gradients_reach_every_parameter(kind):
     users, _ = make(kind)
