@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from graphhash.errors import DataError, did_you_mean
 from graphhash.metrics.ctr import CtrTotals, auc, probability
+from pipeline.bundles.predict import predict_rows, slices
 from pipeline.ctr.columns import LABELS, labels_of
 from pipeline.logs.csv import DEFAULT_FORMAT, CsvFormat
-from pipeline.logs.tables import Rows, column_names, find_files, listed_names, read_rows
+from pipeline.logs.tables import column_names, find_files, listed_names, read_rows
 from serving.bundle_model import Provider
-from serving.errors import InputError
 from serving.private_copy import load_privately
 from serving.scorer import Scorer
 
@@ -97,11 +97,11 @@ def check_against(
     files = find_files(log, "auto", "random", layout)
     name, label_from = _label(scorer.manifest, column_names(files[0]), label, files[0].path)
     totals, parts, n_oov = CtrTotals(), [], dict[str, int]()
-    for rows in (rows for file in files for rows in read_rows(file)):
-        labels, (logits, known) = labels_of(rows, name, label_from), _predicted(scorer, rows)
-        totals.add(labels, logits)
-        parts.append((labels, logits))
-        n_oov = {name: n_oov.get(name, 0) + int((~there).sum()) for name, there in known.items()}
+    for rows in slices(rows for file in files for rows in read_rows(file)):
+        labels, answer = labels_of(rows, name, label_from), predict_rows(scorer, rows)
+        totals.add(labels, answer.logits)
+        parts.append((labels, answer.logits))
+        n_oov = {name: n_oov.get(name, 0) + int((~there).sum()) for name, there in answer.known.items()}
     labels, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     predictions, n_positive = probability(logits), int(labels.sum())
     figures = {
@@ -147,12 +147,3 @@ def _label(manifest: Mapping[str, Any], names: list[str], label: str | None, pat
         f"{path}: no column {wanted!r}; {did_you_mean(wanted, names)}name the labels with --label-column; the columns are "
         f"{listed_names(names)}"
     )
-
-
-def _predicted(scorer: Scorer, rows: Rows) -> tuple[NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
-    """Logits, and which values are known, of consecutive rows."""
-    try:
-        answer = scorer.details({name: values.to_pylist() for name, values in rows.columns.items()})
-    except InputError as error:
-        raise DataError(f"{rows.file.path}: from row {rows.first} on: {error}") from None
-    return answer.logits, answer.known

@@ -1,9 +1,9 @@
-"""``graphhash recommend``, ``check`` and ``bench serve``: what a bundle answers, what it is, and how fast."""
+"""``graphhash recommend``, ``predict``, ``check`` and ``bench serve``: what a bundle answers, what it is, and how fast."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -12,6 +12,9 @@ from pipeline.cli.command import Epilog
 from pipeline.cli.log_options import csv_options
 from pipeline.cli.output import print_table, write_json
 from pipeline.cli.settings import log_settings
+
+if TYPE_CHECKING:
+    from pipeline.logs.csv import CsvFormat
 
 
 @click.command(
@@ -83,6 +86,61 @@ def recommend(
 @click.command(
     cls=Epilog,
     epilog="""
+graphhash predict ctr/bundle --data today.parquet --out scored.parquet
+graphhash predict ctr/bundle --data "days/*.csv" --out scored.csv --keep user_id,item_id --column p_click
+""",
+)
+@click.argument("bundle", metavar="BUNDLE")
+@click.option(
+    "--data", "log", required=True, metavar="PATH", help="Rows to score: a file, folder or glob (csv, tsv, parquet)."
+)
+@click.option("--out", required=True, metavar="FILE", help="File to write: .parquet, .csv or .tsv.")
+@click.option("--column", default="probability", show_default=True, metavar="NAME", help="Its column of predictions.")
+@click.option("--keep", metavar="NAME,NAME...", help="Columns of the rows to write beside them.  [all]")
+@csv_options
+@click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime.  [one per core]")
+def predict(
+    bundle: str,
+    log: str,
+    out: str,
+    column: str,
+    keep: str | None,
+    provider: Literal["auto", "cpu", "cuda"],
+    threads: int | None,
+    **csv: Any,
+) -> None:
+    """Score rows with an exported CTR bundle: writes them with a column of click probabilities.
+
+    Raw values go in as they are in the log; labels are not needed. Rows are read in batches, so a log may be larger than the memory.
+    """
+    from pipeline.bundles.predict import predict_files
+    from pipeline.storage.uris import bundle_folder
+
+    predicted = predict_files(
+        bundle_folder(bundle),
+        log,
+        Path(out),
+        column=column,
+        keep=None if keep is None else [name.strip() for name in keep.split(",")],
+        layout=_csv_layout(csv),
+        provider=provider,
+        threads=threads,
+    )
+    print(f"{out}: {predicted.text()}")
+
+
+def _csv_layout(csv: dict[str, Any]) -> CsvFormat:
+    """How csv files are written, by the options of :data:`csv_options`."""
+    from pipeline.logs.csv import CsvFormat
+
+    settings = log_settings(csv, ("separator", "encoding"))
+    return CsvFormat(**settings | {"columns": settings.get("columns") or ()})
+
+
+@click.command(
+    cls=Epilog,
+    epilog="""
 graphhash check out/bundle
 graphhash check out/bundle --provider cuda --json findings.json
 graphhash check ctr/bundle --against today.parquet
@@ -121,11 +179,8 @@ def check(
         findings.append({"what": finding.what, "text": finding.text})
     if against is not None:
         from pipeline.bundles.against import check_against
-        from pipeline.logs.csv import CsvFormat
 
-        settings = log_settings(csv, ("separator", "encoding"))
-        layout = CsvFormat(**settings | {"columns": settings.get("columns") or ()})
-        found = check_against(folder, against, label=label_column, layout=layout, provider=provider)
+        found = check_against(folder, against, label=label_column, layout=_csv_layout(csv), provider=provider)
         print(f"    {'against':<16} {found.text()}\n")
         header, *rows = found.table()
         print_table(header, rows)

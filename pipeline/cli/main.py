@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline.cli.bench import bench
-from pipeline.cli.bundle import bench_serve, check, recommend
+from pipeline.cli.bundle import bench_serve, check, predict, recommend
 from pipeline.cli.demo import demo, synth
 from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.jobs import register, submit
@@ -59,7 +59,7 @@ def app() -> None:
 bench.add_command(bench_serve)
 for command in (
     *(synth, run, status, ingest, cluster, train, evaluate, export, demo),
-    *(bench, submit, register, check, recommend, compare, tune, serve, triton, update),
+    *(bench, submit, register, check, recommend, predict, compare, tune, serve, triton, update),
 ):
     app.add_command(command)
 
