@@ -147,18 +147,26 @@ class CtrSpec:
         """Whether the model has first-order weights."""
         return self.kind in ("widedeep", "deepfm")
 
-    def build(self, maps: Sequence[BucketMap], n_dense: int, n_multi_valued: int = 0) -> CtrModel:
+    def build(
+        self,
+        maps: Sequence[BucketMap],
+        n_dense: int,
+        n_multi_valued: int = 0,
+        *,
+        n_trained: Sequence[int] | None = None,
+    ) -> CtrModel:
         """The model with its initial weights.
 
         Args:
             maps: of the categorical columns, then of the multi-valued ones.
             n_dense: dense columns.
             n_multi_valued: how many of the maps are of multi-valued columns.
+            n_trained: ids of every column at the training, where the maps have more; the head reads the fields in an order of theirs.
 
         Raises:
             ArgumentError: as :class:`graphhash.models.ctr_fields.FieldEmbeddings`.
         """
-        return CtrModel(self, maps, n_dense, n_multi_valued)
+        return CtrModel(self, maps, n_dense, n_multi_valued, n_trained)
 
 
 class CtrModel(nn.Module):
@@ -173,7 +181,14 @@ class CtrModel(nn.Module):
     bias_columns: Tensor
     calibration: Tensor
 
-    def __init__(self, spec: CtrSpec, maps: Sequence[BucketMap], n_dense: int, n_multi_valued: int):
+    def __init__(
+        self,
+        spec: CtrSpec,
+        maps: Sequence[BucketMap],
+        n_dense: int,
+        n_multi_valued: int,
+        n_trained: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.spec, self.n_dense = spec, n_dense
         generator = torch.Generator().manual_seed(spec.seed)
@@ -184,6 +199,7 @@ class CtrModel(nn.Module):
             std=spec.std,
             generator=generator,
             specs=dict(spec.embeddings),
+            n_trained=n_trained,
         )
         # First-order weights of what is no bucket map are a scalar per id.
         others = dict(spec.embeddings)

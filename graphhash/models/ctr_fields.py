@@ -79,6 +79,7 @@ class FieldEmbeddings(nn.Module):
         generator: draws them.
         specs: kind and sizes of the columns, by number, whose embedding is no bucket map alone (``graphhash.nn.kinds``). Their maps are the
             identity, except for kind "residual".
+        n_trained: ids of every column at the training, whose number tells in which order the fields come; None: those of the maps.
 
     Raises:
         ArgumentError: there is no map, ``n_multi_valued`` is out of range, a shared map has no partner, or a spec lacks a size.
@@ -102,16 +103,17 @@ class FieldEmbeddings(nn.Module):
         std: float,
         generator: torch.Generator | None = None,
         specs: Mapping[int, EmbeddingSpec] | None = None,
+        n_trained: Sequence[int] | None = None,
     ):
         super().__init__()
-        specs = specs or {}
+        specs, n_trained = specs or {}, n_trained or [m.n_ids for m in maps]
         if not maps or not 0 <= n_multi_valued <= len(maps):
             raise ArgumentError(
                 f"a model needs one column or more, got {len(maps)} maps, {n_multi_valued} of them of multi-valued columns"
             )
         self.n_ids = [m.n_ids for m in maps]
         self.n_categorical, self.dim = len(maps) - n_multi_valued, dim
-        small = [c for c, m in enumerate(maps) if (m.identity or c in specs) and m.n_ids < JOINT_ROWS]
+        small = [c for c, m in enumerate(maps) if (m.identity or c in specs) and n_trained[c] < JOINT_ROWS]
         starts, n_rows = {}, 0
         for column in (c for c in small if c not in specs):
             starts[column], n_rows = n_rows, n_rows + maps[column].n_buckets

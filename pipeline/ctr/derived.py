@@ -11,7 +11,7 @@ from pipeline.ctr.cluster import clustering_labels
 from pipeline.ctr.data import Features
 from pipeline.ctr.method_spec import method_spec
 from pipeline.ctr.stored_otherwise import with_embeddings
-from pipeline.ctr.weights import load_ctr, save_ctr
+from pipeline.ctr.weights import MIXTURES, load_ctr, save_ctr
 from pipeline.maps.derived import take_over
 from pipeline.maps.methods import METHODS
 from pipeline.task import StageContext
@@ -35,7 +35,8 @@ def derive_ctr(
     assert spec.trained_as is not None
     maps = [Path("maps") / f"{number:02d}.npz" for number in range(len(features.all_columns))]
     if spec.embedding == "bucket":
-        return take_over(spec.trained_as, source, out, [*maps, Path("checkpoint") / "model.npz"])
+        further = [MIXTURES] if (source / MIXTURES).exists() else []
+        return take_over(spec.trained_as, source, out, [*maps, Path("checkpoint") / "model.npz", *further])
     coded = method_spec(context.config, features, method, clustering_labels(context.cluster_dir)).embeddings
     try:
         model = with_embeddings(load_ctr(source, context.ingest_dir).model, coded)

@@ -4,6 +4,7 @@ The folder, ``RUN/update/<method>/``, which appears complete or not at all:
 
     columns/NN.parquet    Vocabulary of column NN: the trained ids, then the folded-in ones in the order of their updates
     columns/NN.npz        BucketMap of its entries: ids, the missing value where training has seen one, and OOV values
+    columns/NN.npy        of a column that has a row for every id: the rows of the folded-in ones, float32 (n, dim)
     groups/G.npz          of group G (``pipeline.updates.columns_ctr``), in the order trained entries, folded-in ids: user_labels and
                           item_labels, int32 (n_levels, n); edges, int64 (n, 2), of positive samples with an end that is not trained
     groups/G_users.npz    BucketMap of both sides of the group's pair, in the same order; and G_items.npz
@@ -61,12 +62,14 @@ class FoldedColumns:
     Args:
         vocabularies, maps: by number of the column, of all entries, as in the files above.
         groups: by name.
+        rows: by number of the column, of the folded-in ids, where each has a row of its own.
         updates: what each update did, for reports.
     """
 
     vocabularies: dict[int, Vocabulary] = field(default_factory=dict)
     maps: dict[int, BucketMap] = field(default_factory=dict)
     groups: dict[str, GroupState] = field(default_factory=dict)
+    rows: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     updates: tuple[dict[str, Any], ...] = ()
 
     @classmethod
@@ -82,7 +85,8 @@ class FoldedColumns:
         try:
             facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
             groups = {name: _load_group(folder / "groups", name) for name in facts["groups"]}
-            return cls(vocabularies, maps, groups, tuple(facts["updates"]))
+            rows = {int(f.stem): np.load(f, allow_pickle=False) for f in sorted((folder / "columns").glob("*.npy"))}
+            return cls(vocabularies, maps, groups, rows, tuple(facts["updates"]))
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise DataError(f"{folder}: not readable ({error}); remove it, and run 'graphhash update' again") from error
 
@@ -93,6 +97,8 @@ class FoldedColumns:
         for number, vocabulary in self.vocabularies.items():
             vocabulary.save(folder / "columns" / f"{number:02d}.parquet")
             self.maps[number].save(folder / "columns" / f"{number:02d}.npz")
+        for number, rows in self.rows.items():
+            np.save(folder / "columns" / f"{number:02d}.npy", rows)
         for name, group in self.groups.items():
             for side in SIDES:
                 group.maps[side].save(folder / "groups" / f"{name}_{side}.npz")
@@ -113,6 +119,7 @@ class FoldedColumns:
         parts = [
             f"{number}-{self.maps[number].content_hash}-{v.content_hash}" for number, v in self.vocabularies.items()
         ]
+        parts += [hashlib.sha256(rows.tobytes()).hexdigest() for _number, rows in sorted(self.rows.items())]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
 
@@ -143,13 +150,15 @@ def open_folded_columns(run: Path, method: str, train_key: str) -> FoldedColumns
 
 
 def with_folded_columns(trained: TrainedCtr, folded: FoldedColumns) -> TrainedCtr:
-    """A trained model with the folded-in values: its weights are the trained ones, and new ids get the OOV value's bias."""
+    """A trained model with the folded-in values: its weights are the trained ones, and new ids have the OOV value's scalars."""
     features = trained.features
     columns = [_longer(column, folded.vocabularies.get(number)) for number, column in enumerate(features.columns)]
     maps = [folded.maps.get(number, trained_map) for number, trained_map in enumerate(trained.maps)]
     vocabularies = [folded.vocabularies.get(number, known) for number, known in enumerate(trained.vocabularies)]
-    model = trained.model.spec.build(maps, len(features.dense), len(features.multi_valued))
-    _copy_weights(trained.model, model, [column.has_missing for column in features.columns])
+    n_trained = [column.n_ids for column in features.all_columns]
+    n_multi_valued = len(features.multi_valued)
+    model = trained.model.spec.build(maps, len(features.dense), n_multi_valued, n_trained=n_trained)
+    _copy_weights(trained.model, model, [column.has_missing for column in features.all_columns], folded.rows)
     return TrainedCtr(model.eval(), maps, vocabularies, replace(features, columns=tuple(columns)))
 
 
@@ -160,19 +169,31 @@ def _longer(column: Column, vocabulary: Vocabulary | None) -> Column:
 
 
 @torch.no_grad()
-def _copy_weights(trained: CtrModel, model: CtrModel, has_missing: list[bool]) -> None:
-    """Tables and layers have their shapes; the biases of new ids stand between those of trained ids and of missing and OOV values."""
-    weights = {name: weight for name, weight in stored_weights(trained).items() if not name.startswith("bias.")}
+def _copy_weights(
+    trained: CtrModel, model: CtrModel, has_missing: list[bool], rows: Mapping[int, NDArray[np.float32]]
+) -> None:
+    """Layers, and tables that have their shapes, are copied. In a table with a row for every id those of new ids stand between those of
+    trained ids and of missing and OOV values: ``rows`` of vectors, and the OOV value's of scalars."""
+    shapes = {name: weight.shape for name, weight in stored_weights(model).items()}
+    weights = {name: weight for name, weight in stored_weights(trained).items() if weight.shape == shapes[name]}
     model.load_state_dict(weights, strict=False)
-    if model.bias is None or trained.bias is None:
-        return
-    for number, new, old in zip(model.bias_columns.tolist(), model.bias.columns, trained.bias.columns, strict=True):
-        assert isinstance(new, (BucketEmbedding, TableSlice))
-        assert isinstance(old, (BucketEmbedding, TableSlice))
-        n_last = 1 + has_missing[number]
-        n_new = len(new.table) - len(old.table)
-        added = old.table[-1:].expand(n_new, -1)
-        new.table.copy_(torch.cat([old.table[:-n_last], added, old.table[-n_last:]]))
+    columns = list(range(len(has_missing)))
+    for new_part, old_part, numbers in (
+        (model.fields, trained.fields, columns),
+        (model.wide, trained.wide, columns),
+        (model.bias, trained.bias, trained.bias_columns.tolist()),
+    ):
+        if new_part is None or old_part is None:
+            continue
+        for number, new, old in zip(numbers, new_part.columns, old_part.columns, strict=True):
+            if not isinstance(new, (BucketEmbedding, TableSlice)):
+                continue
+            assert isinstance(old, (BucketEmbedding, TableSlice))
+            n_last, n_new = 1 + has_missing[number], len(new.table) - len(old.table)
+            added = old.table[-1:].expand(n_new, -1)
+            if new_part is model.fields and number in rows:
+                added = torch.from_numpy(rows[number])
+            new.table.copy_(torch.cat([old.table[:-n_last], added, old.table[-n_last:]]))
 
 
 def renumbered(part: Part, trained: tuple[Column, ...], now: tuple[Column, ...]) -> Part:

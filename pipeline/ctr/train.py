@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from graphhash.maps.bucket_map import full_map
+from graphhash.maps.bucket_map import BucketMap, full_map
 from graphhash.models.ctr import CtrModel, compressed_columns
 from graphhash.nn.embedding import BucketEmbedding
+from graphhash.nn.residual import ResidualEmbedding
 from pipeline.ctr.calibration import calibrate
 from pipeline.ctr.cluster import clustering_labels
 from pipeline.ctr.data import Features, JoinedParts, Part, batch_of
@@ -32,7 +33,7 @@ from pipeline.ctr.method_spec import method_spec
 from pipeline.ctr.models import seldom_read
 from pipeline.ctr.settings import ctr_settings
 from pipeline.ctr.stored_otherwise import with_embeddings
-from pipeline.ctr.weights import load_folds, load_maps, save_ctr, save_maps
+from pipeline.ctr.weights import Mixture, load_folds, load_maps, save_ctr, save_maps, save_mixtures
 from pipeline.maps.methods import METHODS
 from pipeline.storage.atomic import write_json_atomic
 from pipeline.task import TRAIN_PARTS, StageContext
@@ -114,7 +115,8 @@ def fit_ctr(
     facts = _facts(state, settings, model, out) | {"compressed": None if is_whole else "in training"} | hashes
     model.fill_oov([torch.from_numpy(features.counts(column).copy()) for column in features.all_columns])
     if METHODS[method].embedding == "residual":
-        # The mixtures and the rows beside them are trained apart, and stored as their sums.
+        # The mixtures and the rows beside them are trained apart, and stored as their sums. Updates mix rows for new values.
+        save_mixtures(_mixtures(model, maps), out)
         model, maps = with_embeddings(model), [full_map(column.n_ids) for column in features.all_columns]
         save_maps(maps, out)
     facts |= calibrate(model, config, features, chosen)
@@ -145,6 +147,15 @@ def _facts(state: Mapping[str, Any], settings: FitSettings, model: CtrModel, out
         "weight_decay": settings.weight_decay,
         "training_bytes": held,
         "training_bytes_measured": state["training_bytes"],
+    }
+
+
+def _mixtures(model: CtrModel, maps: Sequence[BucketMap]) -> dict[int, Mixture]:
+    """What the vectors of columns are mixed from, by column."""
+    return {
+        number: Mixture(embedding.mixture.table.detach().numpy(), maps[number].content_hash)
+        for number, embedding in enumerate(model.embeddings)
+        if isinstance(embedding, ResidualEmbedding)
     }
 
 

@@ -2,7 +2,8 @@
 
 Files (``RUN/methods/<method>/``): ``maps/NN.npz`` (bucket map of column NN, in the order of schema.json: categorical, then multi-valued)
 and ``checkpoint/model.npz``: ``spec``, the model's description as JSON, every weight by its name in the module, float32, and what training
-has changed beside them, such as codes.
+has changed beside them, such as codes. Methods whose rows begin as mixtures have ``checkpoint/mixtures.npz`` as well: the tables that were
+mixed, float32, shape (n_rows, dim), and the content hashes of the maps, by column, for :class:`Mixture`. Only updates read it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from graphhash.models.ctr import CtrModel, CtrSpec
 from pipeline.ctr.data import Features
 from pipeline.storage.atomic import write_json_atomic
 
+MIXTURES = Path("checkpoint") / "mixtures.npz"
+
 
 @dataclass(frozen=True, eq=False)
 class TrainedCtr:
@@ -43,6 +46,44 @@ class TrainedCtr:
     maps: list[BucketMap]
     vocabularies: list[Vocabulary]
     features: Features
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """What the vectors of a column were mixed from in training, before they were stored as full rows.
+
+    Args:
+        table: float32, shape (n_rows, dim).
+        map_hash: content hash of the bucket map that mixed its rows.
+    """
+
+    table: NDArray[np.float32]
+    map_hash: str
+
+
+def save_mixtures(mixtures: Mapping[int, Mixture], method_dir: Path) -> None:
+    """Write mixtures, by the number of their columns."""
+    (method_dir / MIXTURES).parent.mkdir(exist_ok=True)
+    arrays: dict[str, Any] = {f"{number:02d}": mixture.table for number, mixture in mixtures.items()}
+    arrays |= {f"{number:02d}_hash": np.array(mixture.map_hash) for number, mixture in mixtures.items()}
+    np.savez(method_dir / MIXTURES, **arrays)
+
+
+def load_mixtures(method_dir: Path) -> dict[int, Mixture]:
+    """What :func:`save_mixtures` wrote.
+
+    Raises:
+        DataError: it is damaged, or not there, as where an earlier version trained.
+    """
+    path = method_dir / MIXTURES
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [name for name in arrays.files if not name.endswith("_hash")]
+            return {int(name): Mixture(arrays[name], str(arrays[f"{name}_hash"])) for name in names}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(
+            f"{path}: not readable ({error}), as after a training by an earlier version; remove {method_dir}, and run 'graphhash run' again"
+        ) from error
 
 
 def save_maps(maps: Sequence[BucketMap], method_dir: Path) -> None:

@@ -40,6 +40,7 @@ class Group:
         together: whether both columns read one map pair, whose table they may share.
         inputs: what the trained maps were made from.
         trained: the trained maps of both sides.
+        tables: by number of the column, those that maps mix rows of, where the model stores a row for every id; shape (n_rows, dim).
     """
 
     name: str
@@ -49,6 +50,7 @@ class Group:
     together: bool
     inputs: Inputs
     trained: dict[str, BucketMap]
+    tables: Mapping[int, NDArray[np.float32]]
 
     def column_map(self, side: str, maps: Mapping[str, BucketMap]) -> BucketMap:
         """The map that the model reads for a side."""
@@ -56,12 +58,18 @@ class Group:
 
 
 def make_groups(
-    features: Features, graphs: Sequence[csr_array], labels: Sequence, method: str, options: MapOptions
+    features: Features,
+    graphs: Sequence[csr_array],
+    labels: Sequence,
+    method: str,
+    options: MapOptions,
+    tables: Mapping[int, NDArray[np.float32]] | None = None,
 ) -> list[Group]:
     """The groups of a method's columns, with the maps of the training made again.
 
     Args:
         graphs, labels, options: as for :func:`pipeline.ctr.maps.make_maps`.
+        tables: as of :class:`Group`.
 
     Raises:
         DataError: as there.
@@ -76,7 +84,8 @@ def make_groups(
                 for side, column, own in zip(SIDES, pair.columns, ways, strict=True)
             }
             made = dict(zip(SIDES, way_maps(features, pair, way, inputs), strict=True))
-            groups.append(Group(f"{number}_{way}", pair, way, columns, ways == [way, way], inputs, made))
+            together = ways == [way, way]
+            groups.append(Group(f"{number}_{way}", pair, way, columns, together, inputs, made, tables or {}))
     return groups
 
 
@@ -123,6 +132,17 @@ def assign_group(
         ends,
     )
     return state, assignment.is_assigned
+
+
+def mixed_rows(group: Group, side: str, state: GroupState) -> NDArray[np.float32]:
+    """Rows of the folded-in ids of a side, as mixtures of the trained table: float32, shape (n_folded_in, dim)."""
+    number, bucket_map = group.columns[side], group.column_map(side, state.maps)
+    assert number is not None
+    assert bucket_map.codebook is not None, "a soft map has a codebook"
+    assert bucket_map.codes is not None, "a soft map has codes"
+    new = slice(group.trained[side].n_ids, -1)
+    weights = bucket_map.codebook[bucket_map.codes[new]].astype(np.float32)
+    return np.einsum("nk,nkd->nd", weights, group.tables[number][bucket_map.rows[new]])
 
 
 def column_order(column: Column, bucket_map: BucketMap) -> BucketMap:

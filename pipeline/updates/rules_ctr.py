@@ -53,7 +53,11 @@ def _double_soft(new: NewIds) -> Assignment:
     return Assignment(maps, {side: entries[side][2] for side in SIDES}, untrained_labels(new, communities))
 
 
-_TABLES = (*FULL_TABLES, "lsh", "residual")
+_TABLES = (*FULL_TABLES, "additive", "full_additive", "lsh", "residual")
+# Methods that store full rows, which began as mixtures: a new value's row is its mixture.
+MIXED = ("full_soft", "full_soft_int8", "full_soft_int4", "full_soft_small_dim")
+_MIXED = Rule(RULES["soft"].assign, f"{RULES['soft'].description}, as their mixture", 1)
 CTR_RULES: dict[str, Rule] = {name: rule for name, rule in RULES.items() if name not in _TABLES} | {
-    "double_soft": Rule(_double_soft, RULES["double_soft"].description, 1)
+    "double_soft": Rule(_double_soft, RULES["double_soft"].description, 1),
+    **dict.fromkeys(MIXED, _MIXED),
 }

@@ -7,6 +7,7 @@ Nothing is trained (``pipeline.updates.columns_ctr``), and rows of known values 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from graphhash.errors import DataError
 from graphhash.graph.bipartite import SIDES
 from graphhash.graph.vocabulary import Vocabulary, as_ids
+from graphhash.maps.bucket_map import full_map
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.budget import resolve_method
 from pipeline.ctr.cluster import clustering_labels
@@ -26,9 +28,10 @@ from pipeline.ctr.columns import ids_of, labels_of
 from pipeline.ctr.data import Features
 from pipeline.ctr.folded_in import FoldedColumns, folded_columns_dir, open_folded_columns
 from pipeline.ctr.log import open_later_log
-from pipeline.ctr.maps import MapOptions, find_pairs, pair_graph
-from pipeline.ctr.weights import TrainedCtr, load_ctr
+from pipeline.ctr.maps import MapOptions, find_pairs, own_labels, pair_graph
+from pipeline.ctr.weights import TrainedCtr, load_ctr, load_mixtures
 from pipeline.errors import ConfigError
+from pipeline.maps.methods import METHODS
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.plan import check_methods
 from pipeline.task import model_dir, model_parts, model_stage
@@ -38,10 +41,11 @@ from pipeline.updates.columns_ctr import (
     column_order,
     empty_state,
     make_groups,
+    mixed_rows,
     single_hash,
 )
 from pipeline.updates.log import content_sha256
-from pipeline.updates.rules_ctr import CTR_RULES
+from pipeline.updates.rules_ctr import CTR_RULES, MIXED
 from pipeline.updates.stages import checked_stages, write_bundle
 
 
@@ -159,30 +163,42 @@ def _fold_in(
     config: RunConfig, method: str, folder: RunFolder, trained: TrainedCtr, known: FoldedColumns, new: NewSamples
 ) -> tuple[FoldedColumns, dict[str, ColumnCounts]]:
     """The columns with those new values that are assigned, and what the log brought."""
-    features = trained.features
-    resolved = resolve_method(config, features, method)
+    # What stores trained rows in fewer bits has the maps of what it is trained as.
+    features, maker = trained.features, METHODS[method].trained_as or method
+    resolved = resolve_method(config, features, maker)
     options = MapOptions(resolved.indices_per_id, resolved.hops, config.map.seed)
     rows = features.rows_of(model_parts(config))
     graphs = [pair_graph(features, rows, pair) for pair in find_pairs(features)]
-    groups = make_groups(features, graphs, clustering_labels(folder.path / "cluster"), method, options)
-    now = FoldedColumns(dict(known.vocabularies), dict(known.maps), dict(known.groups), known.updates)
+    mixtures = load_mixtures(model_dir(config, folder.path, method)) if method in MIXED else {}
+    labels = [own_labels(g) for g in graphs] if method in MIXED else clustering_labels(folder.path / "cluster")
+    tables = {number: mixture.table for number, mixture in mixtures.items()}
+    groups = make_groups(features, graphs, labels, maker, options, tables)
+    now = FoldedColumns(dict(known.vocabularies), dict(known.maps), dict(known.groups), dict(known.rows), known.updates)
+    hashes = {number: bucket_map.content_hash for number, bucket_map in enumerate(trained.maps)}
+    hashes |= {number: mixture.map_hash for number, mixture in mixtures.items()}
     columns: dict[str, ColumnCounts] = {}
     for group in groups:
-        columns |= _fold_group(trained, group, now, new)
+        columns |= _fold_group(trained, group, now, new, hashes)
     for number, column in enumerate(features.columns):
         if features.schema.category(column.name).rows is not None and not trained.maps[number].identity:
             columns |= _fold_single(trained, number, now, new, config.map.seed)
     return now, columns
 
 
-def _fold_group(trained: TrainedCtr, group: Group, now: FoldedColumns, new: NewSamples) -> dict[str, ColumnCounts]:
-    """Assign the new values of a group's columns; ``now`` gets them."""
+def _fold_group(
+    trained: TrainedCtr, group: Group, now: FoldedColumns, new: NewSamples, hashes: Mapping[int, str]
+) -> dict[str, ColumnCounts]:
+    """Assign the new values of a group's columns; ``now`` gets them.
+
+    Args:
+        hashes: of the trained maps, by number of the column.
+    """
     features, state = trained.features, now.groups.get(group.name) or empty_state(group)
     vocabularies: dict[str, Vocabulary] = {}
     ends: dict[str, NDArray[np.int64]] = {}
     for side, number in zip(SIDES, group.pair.columns, strict=True):
         own = group.columns[side]
-        if own is not None and trained.maps[own].content_hash != group.column_map(side, group.trained).content_hash:
+        if own is not None and hashes[own] != group.column_map(side, group.trained).content_hash:
             raise DataError(
                 f"the map of column {features.columns[own].name!r} is not what this program makes of the run's data and settings; "
                 "run 'graphhash train' again"
@@ -209,7 +225,11 @@ def _fold_group(trained: TrainedCtr, group: Group, now: FoldedColumns, new: NewS
         if n_folded:
             kept = np.concatenate([np.ones(n_before[side], np.bool_), assigned[side]])
             now.vocabularies[own] = vocabularies[side].only(kept)
-            now.maps[own] = column_order(column, group.column_map(side, state.maps))
+            if own in group.tables:
+                now.rows[own] = mixed_rows(group, side, state)
+                now.maps[own] = full_map(len(now.vocabularies[own]) + column.has_missing)
+            else:
+                now.maps[own] = column_order(column, group.column_map(side, state.maps))
     return counts
 
 

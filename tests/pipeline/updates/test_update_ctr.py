@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graphhash.errors import DataError
 from pipeline.config.run_config import RunConfig
 from pipeline.ctr.data import Features
 from pipeline.ctr.folded_in import open_folded_columns, renumbered, stored_facts, with_folded_columns
-from pipeline.ctr.weights import load_ctr
+from pipeline.ctr.weights import load_ctr, load_mixtures
 from pipeline.errors import ConfigError
 from pipeline.runs.run import run
+from pipeline.updates.rules_ctr import MIXED
 from pipeline.updates.update import update
 from serving import Scorer
 from tests.helpers.ctr_log import SCHEMA, columns, write_csv, write_schema
@@ -28,6 +30,9 @@ METHODS = (
     "multilevel",
     "baco",
     "lsh_structure",
+    "full_soft",
+    "full_soft_small_dim",
+    "full_soft_int4",
 )
 HASHED = '[columns.device]\ncompress = "double"\nrows = 4\n'
 
@@ -81,10 +86,12 @@ def test_new_values_get_rows_and_known_rows_answer_as_before(method, whole, tmp_
     before = load_ctr(out / "methods" / method, out / "ingest")
     result = update(out, later, method=method)
     counts = result["columns"]
-    assert set(counts) == {"user", "item", "device"}
+    # What keeps a row for every value hashes no column, whatever the schema says.
+    assert set(counts) == {"user", "item"} | (set() if method in MIXED else {"device"})
     assert counts["user"]["new"] == 30
     assert counts["item"]["new"] == 20
-    assert counts["device"] == {"new": 3, "folded_in": 3, "unassigned": 0}
+    if method not in MIXED:
+        assert counts["device"] == {"new": 3, "folded_in": 3, "unassigned": 0}
     most = 0 if method == "quotient_remainder" else 20
     assert counts["user"]["folded_in"] >= most
     assert result["bundle"] == "written"
@@ -105,7 +112,47 @@ def test_new_values_get_rows_and_known_rows_answer_as_before(method, whole, tmp_
     is_new = np.array([user not in vocabulary for user in log["user"]])
     assert known["user"][~is_new].all()
     assert known["user"][is_new].any() == bool(counts["user"]["folded_in"])
-    assert known["device"].all()
+    assert known["device"].all() == (method not in MIXED)
+
+
+@pytest.mark.parametrize("method", ["full_soft", "full_soft_small_dim"])
+def test_a_new_values_row_is_its_mixture_and_columns_keep_their_order(method, whole, tmp_path, monkeypatch):
+    out, later = copied(whole, tmp_path)
+    before = load_ctr(out / "methods" / method, out / "ingest")
+    update(out, later, method=method)
+    folded = open_folded_columns(out, method, stored_facts(out, method)["train_key"])
+    # The users, of whom there are more now, would come after the others if their number told.
+    monkeypatch.setattr("graphhash.models.ctr_fields.JOINT_ROWS", before.maps[0].n_ids + 1)
+    before = load_ctr(out / "methods" / method, out / "ingest")
+    after = with_folded_columns(before, folded)
+    assert after.maps[0].n_ids > before.maps[0].n_ids
+    assert after.model.fields.order == before.model.fields.order
+    mixtures = load_mixtures(out / "methods" / method)
+    [group] = folded.groups.values()
+    for side, number in (("users", 0), ("items", 1)):
+        mixed, table = group.maps[side], mixtures[number].table
+        n_last = 1 + before.features.columns[number].has_missing
+        n_trained = before.maps[number].n_ids + 1 - n_last
+        n_new = after.maps[number].n_ids - before.maps[number].n_ids
+        rows = after.model.embeddings[number].table
+        for new in range(n_new):
+            # Mixtures are in the order trained entries, among them the missing value's, and new ids.
+            entry = before.maps[number].n_ids + new
+            expected = sum(
+                w * table[r] for w, r in zip(mixed.codebook[mixed.codes[entry]], mixed.rows[entry], strict=True)
+            )
+            np.testing.assert_allclose(rows[n_trained + new].detach(), expected, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(rows[-n_last:].detach(), before.model.embeddings[number].table[-n_last:].detach())
+    from pipeline.ctr.evaluate import predict
+
+    test = before.features.part("test")
+    now = renumbered(test, before.features.columns, after.features.columns)
+    np.testing.assert_array_equal(predict(before.model, test), predict(after.model, now))
+
+
+def test_a_training_without_its_mixtures_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"mixtures.npz: not readable .*; remove .*, and run 'graphhash run' again"):
+        load_mixtures(tmp_path)
 
 
 @pytest.fixture(scope="module")
