@@ -1,7 +1,7 @@
 """Fold-in of vectors and biases: trained numbers of new users and items, everything trained before frozen.
 
-Where trained users have table rows of their own, a mixture of other users' rows is a poor vector for a new user. The new user gets a row
-of its own instead, solved from its interactions (:func:`solved_vectors`). A new item gets the bias of trained items of its degree
+Where trained ids have table rows of their own, a mixture of others' rows is a poor vector for a new id. The new id gets a row of its own
+instead, solved from its interactions (:func:`solved_vectors`). A new item gets the bias of trained items of its degree
 (:func:`typical_bias`).
 """
 
@@ -31,11 +31,13 @@ def solved_vectors(
     item_bias: NDArray[np.float32] | None,
     liked: float,
     random: float,
+    own_bias: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Vectors of users for frozen items: one half-step of implicit ALS (Hu et al., ICDM 2008, eq. 4) to scores of trained users.
 
     The vector p of a user with items S minimises ``sum_S (p q_i + b_i - liked)^2 + w sum_all (p q_i + b_i - random)^2 + r |p|^2``,
     with r = SHRINKAGE times the mean of |q_i|^2, and w such that the second sum has the weight of the third: ``w tr(Q^T Q) = r dim``.
+    Vectors of items for frozen users are the same with both sides exchanged; the bias is then that of the item itself.
 
     Args:
         edges: interactions of each user, shape (n, n_items); weights do not count.
@@ -43,12 +45,14 @@ def solved_vectors(
         item_bias: float32, shape (n_items,); None: zeros.
         liked: mean score of trained users' interactions (:func:`mean_scores`).
         random: mean score of any pairs.
+        own_bias: what is added to every score of a row, float32, shape (n,); None: zeros.
 
     Returns: float32, shape (n, dim); zeros where all items' vectors are zero.
     """
     items = item_vectors.astype(np.float64)
     n_items, dim = items.shape
     bias = np.zeros(n_items) if item_bias is None else item_bias.astype(np.float64)
+    own = np.zeros(edges.shape[0]) if own_bias is None else own_bias.astype(np.float64)
     gram = items.T @ items
     solved = np.zeros((edges.shape[0], dim), np.float32)
     if not (trace := float(np.trace(gram))):
@@ -56,6 +60,7 @@ def solved_vectors(
     ridge = SHRINKAGE * trace / n_items
     weight = ridge * dim / trace
     everywhere = weight * gram + ridge * np.eye(dim), weight * ((random - bias) @ items)
+    total = weight * items.sum(0)
     edges = csr_array(edges)
     for start in range(0, len(solved), _SOLVED):
         part = edges.indptr[start : start + _SOLVED + 1]
@@ -63,7 +68,8 @@ def solved_vectors(
         for user, (first, end) in enumerate(itertools.pairwise(part)):
             used = edges.indices[first:end]
             left[user] += items[used].T @ items[used]
-            right[user] += (liked - bias[used]) @ items[used]
+            own_bias_of = own[start + user]
+            right[user] += (liked - own_bias_of - bias[used]) @ items[used] - own_bias_of * total
         solved[start : start + _SOLVED] = np.linalg.solve(left, right[:, :, None])[:, :, 0]
     return solved
 

@@ -10,7 +10,7 @@ import click
 
 from pipeline.cli.command import Epilog, Lists, Values, group
 from pipeline.cli.log_options import bad_rows_option, csv_options, ctr_data_options, kind_options, task_option
-from pipeline.cli.output import print_table, write_json
+from pipeline.cli.output import json_option, print_table, write_json
 from pipeline.cli.settings import log_settings
 from pipeline.config.choices import CTR_MODELS, FORMATS, LOSSES, MODELS
 from pipeline.errors import ConfigError
@@ -38,9 +38,7 @@ _rounds_option = click.option(
     show_default=True,
     help="Timed runs per program; medians are reported.",
 )
-_json_option = click.option(
-    "--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed."
-)
+_json_option = json_option("the figures, an object per row printed,")
 
 
 # The options of a log, with the values that they have without a run folder.
@@ -170,7 +168,7 @@ graphhash bench ingest --rows 10000000 --format csv
 )
 @_rounds_option
 @click.option("--seed", default=0, show_default=True, help="Same seed, same log.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per program.")
+@json_option("the figures, an object per program,")
 def bench_ingest(json_file: str | None, **options: Any) -> None:
     """Ingest a synthetic log with GraphHash and with polars, in turns, and print seconds, rows a second and peak memory by phase.
 

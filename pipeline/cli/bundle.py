@@ -10,7 +10,7 @@ import click
 from graphhash.errors import DataError
 from pipeline.cli.command import Epilog
 from pipeline.cli.log_options import csv_options
-from pipeline.cli.output import print_table, write_json
+from pipeline.cli.output import json_option, print_table, write_json
 from pipeline.cli.settings import log_settings
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ graphhash recommend out/bundle --users-file users.txt --exclude 17,99 --json ans
 @click.option("--exclude-seen", is_flag=True, help="Leave out what a user had in training (needs the run folder).")
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--threads", type=int, help="Threads of ONNX Runtime.  [one per core]")
-@click.option("--json", "json_file", metavar="FILE", help="Write the answers to FILE as well.")
+@json_option("the answers")
 def recommend(
     bundle: str,
     user_ids: tuple[str, ...],
@@ -155,7 +155,7 @@ graphhash check ctr/bundle --against today.parquet
 @click.option("--label-column", metavar="NAME", help="With --against: its labels.  [as in training]")
 @csv_options
 @click.option("--provider", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
-@click.option("--json", "json_file", metavar="FILE", help="Write the findings to FILE as well.")
+@json_option("the findings")
 def check(
     bundle: str,
     against: str | None,
@@ -217,7 +217,7 @@ graphhash bench serve out/bundle --against full/bundle --threads 2 --plot latenc
     "--plot", metavar="FILE", default="bench_serve.png", show_default=True, help="Draw latency and throughput."
 )
 @click.option("--markdown", metavar="FILE", help="Write the table to FILE as markdown.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE, an object per row printed.")
+@json_option("the figures, an object per row printed,")
 def bench_serve(
     bundle: str,
     against: str | None,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pipeline.cli.command import Epilog
-from pipeline.cli.output import print_pairs, write_json
+from pipeline.cli.output import json_option, print_pairs, write_json
 from pipeline.config.choices import TASKS
 
 # Small enough for half a minute on two cores, large enough that the methods differ.
@@ -52,7 +52,7 @@ graphhash synth impressions --task ctr --rows 1000000 --cardinality 500000
 @click.option("--communities", default=50, show_default=True, help="Number of planted communities.")
 @click.option("--mixing", default=0.2, show_default=True, help="Share of interactions outside the own community.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same log.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well.")
+@json_option("the printed figures")
 @click.pass_context
 def synth(context: click.Context, out: str, task: str, json_file: str | None, **settings: Any) -> None:
     """Make a synthetic log with planted communities in the folder OUT.

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.command import Epilog
-from pipeline.cli.output import write_json
+from pipeline.cli.output import json_option, write_json
 from pipeline.errors import ConfigError
 
 
@@ -110,7 +110,7 @@ graphhash register s3://bucket/run/bundle --name gowalla --force
     "--experiment", default="graphhash", show_default=True, metavar="NAME", help="For a bundle that no run has stored."
 )
 @click.option("--force", is_flag=True, help="Do not compare with the version that has the alias.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as well.")
+@json_option("the printed figures")
 def register(
     bundle: str, name: str, alias: str, metric: str | None, experiment: str, force: bool, json_file: str | None
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from pipeline.cli.command import group
+from pipeline.cli.output import json_option
 from pipeline.config.choices import AUTO_LOSS, CLUSTER_METHODS, CTR_MODELS, LOSSES, MODELS, PRECISIONS, RUNTIMES
 
 out_option = group(
@@ -30,7 +31,7 @@ settings_options = group(
         metavar="ADDR",
         help="Ray cluster to use (auto, host:port or ray://...).  [this machine; a local Ray starts where it is needed]",
     ),
-    click.option("--json", "json_file", metavar="FILE", help="Write the printed figures to FILE as JSON."),
+    json_option("the printed figures"),
     click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]..."),
 )
 common_options = group(seed_option, settings_options)

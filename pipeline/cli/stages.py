@@ -19,7 +19,7 @@ from pipeline.cli.options import (
     resume_option,
     train_options,
 )
-from pipeline.cli.output import print_pairs, print_table, write_json
+from pipeline.cli.output import json_option, print_pairs, print_table, write_json
 from pipeline.cli.settings import load
 from pipeline.errors import ConfigError
 from pipeline.storage.uris import below
@@ -230,7 +230,7 @@ graphhash status s3://bucket/run
 """,
 )
 @click.argument("out", metavar="RUN")
-@click.option("--json", "json_file", metavar="FILE", help="Write the printed lines to FILE as well.")
+@json_option("the printed lines")
 def status(out: str, json_file: str | None) -> None:
     """Print the stages of a run folder: up to date, or the reason to compute them. Nothing is computed."""
     _print_status(load({"out": out, "work": None, "config_file": None, "overrides": ()}), json_file)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from pipeline.cli.command import Epilog
-from pipeline.cli.output import write_json
+from pipeline.cli.output import json_option, write_json
 from pipeline.cli.settings import csv_settings
 from pipeline.config.choices import FORMATS, ID_KINDS
 
@@ -52,7 +52,7 @@ graphhash update out today.parquet --refit --json figures.json
     help="With --refit: share of a new user's interactions to test on, at least one.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="With --refit: draws them.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the figures to FILE as well.")
+@json_option("the figures")
 def update(
     run: str,
     log: str,

@@ -5,7 +5,7 @@ The folder, ``RUN/update/<method>/``, which appears complete or not at all:
     users.parquet, items.parquet    Vocabulary: the trained ids, then the folded-in ones in the order of their updates
     users.npz, items.npz            BucketMap of as many ids
     folded_in.npz                   of folded-in ids alone: user_labels, item_labels, int32 (n_levels, n); item_bias, float32 (n,);
-                                    user_rows, float32 (n_rows, dim), which stand before the last row of the trained users' table
+                                    user_rows, item_rows, float32 (n_rows, dim), which stand before the last row of the trained table
     seen/                           ShardedCsr, users x items: training interactions, and those of the updates
     update.json                     train_key (of the training it belongs to), id, and a list of what each update did
 
@@ -48,8 +48,8 @@ class FoldedIn:
         vocabularies, maps: by side, of all these ids.
         labels: communities of the folded-in ids, by side, int32, shape (n_levels, n_folded_in).
         item_bias: of the folded-in items, float32, shape (n_folded_in,); zeros where the model has none.
-        user_rows: embeddings of folded-in users who have a table row of their own, float32, shape (n_rows, dim); they stand before the
-            last row of the trained table.
+        rows: by side, embeddings of folded-in ids that have a table row of their own, float32, shape (n_rows, dim); they stand before
+            the last row of the trained table.
         seen: interactions, shape (n_users, n_items).
         updates: what each update did, for reports.
     """
@@ -58,7 +58,7 @@ class FoldedIn:
     maps: dict[str, BucketMap]
     labels: dict[str, NDArray[np.int32]]
     item_bias: NDArray[np.float32]
-    user_rows: NDArray[np.float32]
+    rows: dict[str, NDArray[np.float32]]
     seen: csr_array
     updates: tuple[dict[str, Any], ...]
 
@@ -67,7 +67,8 @@ class FoldedIn:
         """The run as it was trained, on the interactions ``seen``."""
         vocabularies = {side: Vocabulary.load(ingest_dir / f"{side}.parquet") for side in SIDES}
         labels = {side: np.empty((n_levels, 0), np.int32) for side in SIDES}
-        return cls(vocabularies, maps, labels, np.empty(0, np.float32), np.empty((0, dim), np.float32), seen, ())
+        rows = {side: np.empty((0, dim), np.float32) for side in SIDES}
+        return cls(vocabularies, maps, labels, np.empty(0, np.float32), rows, seen, ())
 
     @classmethod
     def load(cls, folder: Path) -> FoldedIn:
@@ -81,7 +82,9 @@ class FoldedIn:
         try:
             with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
                 labels = {"users": arrays["user_labels"], "items": arrays["item_labels"]}
-                bias, rows = arrays["item_bias"], arrays["user_rows"]
+                bias, rows = arrays["item_bias"], {"users": arrays["user_rows"]}
+                # Updates of earlier versions gave no item a row.
+                rows["items"] = arrays["item_rows"] if "item_rows" in arrays else rows["users"][:0]
             updates = json.loads((folder / FACTS).read_text(encoding="utf-8"))["updates"]
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise DataError(f"{folder}: not readable ({error}); remove it, and run 'graphhash update' again") from error
@@ -97,7 +100,8 @@ class FoldedIn:
             user_labels=self.labels["users"],
             item_labels=self.labels["items"],
             item_bias=self.item_bias,
-            user_rows=self.user_rows,
+            user_rows=self.rows["users"],
+            item_rows=self.rows["items"],
         )
         ShardedCsr.write(folder / SEEN, self.seen, n_shards=n_shards)
         facts = {"train_key": train_key, "id": self.id, "updates": list(self.updates)}

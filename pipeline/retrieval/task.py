@@ -358,7 +358,7 @@ class Retrieval:
         if self.updates(run, method, train_key) is not None:
             folded_in = FoldedIn.load(folded_in_dir(run, method))
             assert isinstance(model, MatrixFactorization), "updates support matrix factorization alone"
-            model = with_more_ids(model, folded_in.maps, folded_in.item_bias, folded_in.user_rows)
+            model = with_more_ids(model, folded_in.maps, folded_in.item_bias, folded_in.rows)
             user_map, item_map = (folded_in.maps[side] for side in ("users", "items"))
             users, items = (folded_in.vocabularies[side] for side in ("users", "items"))
             # Metrics are of the training alone.

@@ -106,41 +106,42 @@ def with_more_ids(
     trained: MatrixFactorization,
     maps: Mapping[str, BucketMap],
     item_bias: NDArray[np.float32],
-    user_rows: NDArray[np.float32],
+    rows: Mapping[str, NDArray[np.float32]],
 ) -> MatrixFactorization:
-    """A trained model with ids that were folded in later; its tables are the trained ones, and rows of folded-in users.
+    """A trained model with ids that were folded in later; its tables are the trained ones, and rows of folded-in ids.
 
     Numbers of the new ids' own (``graphhash.nn.residual``) are zero.
 
     Args:
         maps: by side, "users" and "items", with the new ids after the trained ones.
         item_bias: of the new items, shape (n_new,); not used where the model has none.
-        user_rows: of folded-in users, float32, shape (n_rows, dim); they stand before the out-of-vocabulary row. Where vectors are stored
-            as codes, they get codes.
+        rows: by side, of folded-in ids, float32, shape (n_rows, dim); they stand before the out-of-vocabulary row. Where vectors are
+            stored as codes, they get codes.
     """
     has_bias = trained.item_bias is not None
     dim, cosine, spec = trained.user_embedding.dim, trained.cosine, trained.embedding_spec
     both = maps["users"], maps["items"]
     model = MatrixFactorization(*both, dim, item_bias=has_bias, seed=0, embedding=spec, cosine=cosine)
     weights = dict(trained.named_parameters())
-    more = {"item_bias": (len(weights.get("item_bias", ())), item_bias), "user_embedding.table": (-1, user_rows)}
+    more = {"item_bias": (len(weights.get("item_bias", ())), item_bias)}
+    more |= {f"{side}_embedding.table": (-1, rows[f"{side}s"]) for side in ("user", "item")}
     for side in ("user_embedding", "item_embedding"):
         name = f"{side}.own.table"
         if name in weights:
             n_new = getattr(model, side).n_ids - getattr(trained, side).n_ids
             more[name] = (-1, np.zeros((n_new, weights[name].shape[1]), np.float32))
     for name, parameter in model.named_parameters():
-        place, rows = more.get(name, (0, item_bias[:0]))
+        place, added = more.get(name, (0, item_bias[:0]))
         parts: Sequence[torch.Tensor] = (
             [weights[name]]
-            if not len(rows)
-            else [weights[name][:place], torch.from_numpy(rows).to(parameter), weights[name][place:]]
+            if not len(added)
+            else [weights[name][:place], torch.from_numpy(added).to(parameter), weights[name][place:]]
         )
         parameter.copy_(torch.cat(list(parts)))
-    for side, rows in (("user", user_rows), ("item", user_rows[:0])):
+    for side in ("user", "item"):
         before, after = (getattr(of, f"{side}_embedding") for of in (trained, model))
         if isinstance(after, CodeEmbedding):
             # A row of the map is one of the trained ids, of the folded-in ones, or that of OOV ids, in this order.
-            codes = torch.cat([before.codes[:-1], before.encoded(rows), before.codes[-1:]])
+            codes = torch.cat([before.codes[:-1], before.encoded(rows[f"{side}s"]), before.codes[-1:]])
             after.codes.copy_(codes[torch.from_numpy(maps[f"{side}s"].rows[:, 0].astype(np.int64))])
     return model

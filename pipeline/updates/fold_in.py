@@ -59,17 +59,15 @@ class Trained:
         return self.stages[model_stage(self.config, self.method)].key
 
     @property
-    def has_own_rows(self) -> bool:
-        """Whether nearly every trained user has a vector, or a table row read before those of others, of its own."""
+    def users_have_own_rows(self) -> bool:
+        """Whether nearly every trained user has a table row, read before those of others, of its own, in a method that mixes rows."""
         users = self.maps["users"]
-        if RULES[self.method].solves_users:
-            return True
         return self.method == "soft" and self.inputs.hops == "2" and users.n_buckets > OWN_ROWS * users.n_ids
 
     @property
     def rule(self) -> str:
         """How new ids are assigned, for the user: completes "new ids are assigned ..."."""
-        own = "; users to vectors of their own, solved from what they used" if self.has_own_rows else ""
+        own = "; users to rows of their own, solved from what they used" if self.users_have_own_rows else ""
         return RULES[self.method].description + own
 
 
@@ -112,7 +110,7 @@ def fold_in(trained: Trained, known: FoldedIn, new: NewLog) -> tuple[FoldedIn, F
         maps={side: without_unassigned(assignment.maps[side], new.n_known[side], is_assigned[side]) for side in SIDES},
         labels={side: assignment.labels[side][:, kept[side][n_trained[side] :]] for side in SIDES},
         item_bias=np.concatenate([known.item_bias, biases]),
-        user_rows=user_rows(known, assignment),
+        rows=all_rows(known, assignment),
         seen=csr_array(interactions[kept["users"]][:, kept["items"]]),
         updates=known.updates,
     )
@@ -143,13 +141,14 @@ def assign(trained: Trained, known: FoldedIn, interactions: csr_array) -> Assign
     """Assign those ids of ``interactions``, which are of all ids, that follow the known ones."""
     edges = _untrained(interactions, known)
     assignment = RULES[trained.method].assign(NewIds(trained.inputs, edges, known.maps, known.labels))
-    return _with_solved_users(trained, known, interactions, assignment) if trained.has_own_rows else assignment
+    if RULES[trained.method].solves:
+        return _with_solved_ids(trained, known, interactions, assignment)
+    return _with_solved_users(trained, known, interactions, assignment) if trained.users_have_own_rows else assignment
 
 
-def user_rows(known: FoldedIn, assignment: Assignment) -> NDArray[np.float32]:
-    """Table rows of all folded-in users who have their own, float32, shape (n, dim): those of earlier updates, then the new ones."""
-    rows = [part for part in (known.user_rows, assignment.user_rows) if part is not None and len(part)]
-    return np.concatenate(rows) if rows else known.user_rows
+def all_rows(known: FoldedIn, assignment: Assignment) -> dict[str, NDArray[np.float32]]:
+    """Table rows of all folded-in ids that have their own, by side, float32, shape (n, dim): of earlier updates, then of this one."""
+    return {side: np.concatenate([rows, assignment.rows.get(side, rows[:0])]) for side, rows in known.rows.items()}
 
 
 def new_biases(trained: Trained, interactions: csr_array, n_known: int) -> NDArray[np.float32]:
@@ -180,18 +179,53 @@ def _with_solved_users(
     if not is_assigned.any():
         return assignment
     bias = np.concatenate([known.item_bias, new_biases(trained, interactions, n_known["items"])])
-    model = with_more_ids(trained.model, assignment.maps, bias, known.user_rows)
+    model = with_more_ids(trained.model, assignment.maps, bias, known.rows)
     with torch.no_grad():
         items = model.vectors()[1].numpy()
-        means = mean_scores(
-            trained.inputs.graph, lambda *pair: model(*(torch.from_numpy(ids.astype(np.int64)) for ids in pair)).numpy()
-        )
+    means = _mean_scores(trained, model)
     is_there = np.concatenate([np.ones(n_known["items"], np.bool_), assignment.is_assigned["items"]])
     used = csr_array(interactions[n_known["users"] + np.flatnonzero(is_assigned)][:, is_there])
     biases = None if model.item_bias is None else model.item_bias.detach().numpy()[is_there]
     rows = solved_vectors(used, items[is_there], biases, *means)
     maps = assignment.maps | {"users": with_own_rows(assignment.maps["users"], n_known["users"], is_assigned)}
-    return dataclasses.replace(assignment, maps=maps, user_rows=rows)
+    return dataclasses.replace(assignment, maps=maps, rows={"users": rows})
+
+
+def _with_solved_ids(trained: Trained, known: FoldedIn, interactions: csr_array, assignment: Assignment) -> Assignment:
+    """The assignment with a table row for every assigned new id: users are solved from known items, new items from all users, and then
+    the new users once more, from all items."""
+    n_known, is_assigned = {side: known.maps[side].n_ids for side in SIDES}, assignment.is_assigned
+    new = {side: n_known[side] + np.flatnonzero(is_assigned[side]) for side in SIDES}
+    if not any(map(len, new.values())):
+        return assignment
+    model = with_more_ids(trained.model, known.maps, known.item_bias, known.rows)
+    with torch.no_grad():
+        users, items = (vectors.numpy() for vectors in model.vectors())
+    means, n_items = _mean_scores(trained, model), n_known["items"]
+    bias = np.zeros(n_items, np.float32) if model.item_bias is None else model.item_bias.detach().numpy()
+    new_bias = new_biases(trained, interactions, n_items)[is_assigned["items"]]
+    of_new_users = csr_array(interactions[new["users"]])
+    of_known = csr_array(of_new_users[:, :n_items])
+    has_known = np.diff(of_known.indptr) > 0
+    first_rows = solved_vectors(csr_array(of_known[has_known]), items, bias, *means)
+    there = np.concatenate([np.arange(n_known["users"]), new["users"][has_known]])
+    of_new_items = csr_array(csr_array(interactions[:, new["items"]].T)[:, there])
+    item_rows = solved_vectors(of_new_items, np.concatenate([users, first_rows]), None, *means, own_bias=new_bias)
+    there = np.concatenate([np.arange(n_items), new["items"]])
+    all_items, all_bias = np.concatenate([items, item_rows]), np.concatenate([bias, new_bias])
+    user_rows = solved_vectors(csr_array(of_new_users[:, there]), all_items, all_bias, *means)
+    maps = {side: with_own_rows(assignment.maps[side], n_known[side], is_assigned[side]) for side in SIDES}
+    return dataclasses.replace(assignment, maps=maps, rows={"users": user_rows, "items": item_rows})
+
+
+def _mean_scores(trained: Trained, model: MatrixFactorization) -> tuple[float, float]:
+    """:func:`mean_scores` of the model."""
+
+    def scores_of(users: NDArray, items: NDArray) -> NDArray:
+        return model(*(torch.from_numpy(ids.astype(np.int64)) for ids in (users, items))).numpy()
+
+    with torch.no_grad():
+        return mean_scores(trained.inputs.graph, scores_of)
 
 
 def _untrained(interactions: csr_array, known: FoldedIn) -> csr_array:

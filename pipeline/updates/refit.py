@@ -39,7 +39,7 @@ from pipeline.storage.atomic import PARTIAL
 from pipeline.task import StageContext
 from pipeline.training.job import TrainingSession, fit_job_of
 from pipeline.training.machine import trains_on_ray
-from pipeline.updates.fold_in import Trained, assign, new_biases, user_rows, with_unseen
+from pipeline.updates.fold_in import Trained, all_rows, assign, new_biases, with_unseen
 from pipeline.updates.log import NewLog
 
 _log = logging.getLogger(__name__)
@@ -85,12 +85,15 @@ def compare_with_refit(trained: Trained, known: FoldedIn, new: NewLog, *, share:
     masked = interactions + _all_of(tested, unassigned, interactions.shape)
     precision = precision_of(trained.config, trained.method)
 
-    def measured(users: BucketMap, rows: NDArray[np.float32]) -> Ranking:
-        model = with_more_ids(trained.model, {"users": users, "items": assignment.maps["items"]}, bias, rows)
+    rows = all_rows(known, assignment)
+
+    def measured(users: BucketMap, of_users: NDArray[np.float32]) -> Ranking:
+        maps = {"users": users, "items": assignment.maps["items"]}
+        model = with_more_ids(trained.model, maps, bias, rows | {"users": of_users})
         return _measure(model, precision, tested, masked, held_out)
 
-    folded_in = measured(assignment.maps["users"], user_rows(known, assignment))
-    fallback = measured(_all_unknown(known.maps["users"], new.n_new["users"]), known.user_rows)
+    folded_in = measured(assignment.maps["users"], rows["users"])
+    fallback = measured(_all_unknown(known.maps["users"], new.n_new["users"]), known.rows["users"])
     _log.info("refit: %s interactions ...", f"{interactions.nnz:,}")
     started = time.perf_counter()
     refit = _measure(_refit(trained, interactions, held_out), precision, tested, interactions, held_out)

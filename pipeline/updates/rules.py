@@ -6,7 +6,7 @@ What a rule does for a kind of bucket map is in ``graphhash.maps.fold_in`` and i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -76,13 +76,13 @@ class Assignment:
         maps: by side, of all ids; unassigned ones read the out-of-vocabulary row.
         is_assigned: by side, bool, shape (n_new,).
         labels: communities of all ids that are not trained, by side, int32, shape (n_levels, n); -1 for an unassigned id.
-        user_rows: embeddings of new users who have a table row of their own, float32, shape (n_rows, dim); None: no user has one.
+        rows: by side, embeddings of new ids that have a table row of their own, float32, shape (n_rows, dim).
     """
 
     maps: dict[str, BucketMap]
     is_assigned: dict[str, NDArray[np.bool_]]
     labels: dict[str, NDArray[np.int32]]
-    user_rows: NDArray[np.float32] | None = None
+    rows: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class Rule:
         assign: the rule.
         description: completes "new ids are assigned ..." for the user.
         n_levels: how many communities it gives an id.
-        solves_users: whether assigned users get a vector of their own, solved from their items.
+        solves: whether assigned ids get vectors of their own, solved from their interactions.
     """
 
     assign: Callable[[NewIds], Assignment]
     description: str
     n_levels: int = 0
-    solves_users: bool = False
+    solves: bool = False
 
 
 def _unassigned(new: NewIds) -> Assignment:
@@ -107,11 +107,15 @@ def _unassigned(new: NewIds) -> Assignment:
     return _no_rows(new, {side: np.zeros(new.n_new[side], np.bool_) for side in SIDES})
 
 
-def _users_of_known_items(new: NewIds) -> Assignment:
-    """Users who used a known item, whose vectors are solved afterwards. A vector per id has none for a new item."""
-    of_new = new.edges[new.maps["users"].n_ids :, : new.maps["items"].n_ids]
-    is_assigned = {"users": np.diff(csr_array(of_new).indptr) > 0, "items": np.zeros(new.n_new["items"], np.bool_)}
-    return _no_rows(new, is_assigned)
+def _reached(new: NewIds) -> Assignment:
+    """Ids whose vectors can be solved afterwards: users of known items, then items of known or these users, then users of these items."""
+    n_users, n_items = new.maps["users"].n_ids, new.maps["items"].n_ids
+    edges = csr_array(new.edges != 0)
+    of_new_users, of_new_items = csr_array(edges[n_users:]), csr_array(edges[:, n_items:].T)
+    users = of_new_users[:, :n_items].sum(axis=1) > 0
+    items = of_new_items @ np.concatenate([np.ones(n_users), users]) > 0
+    users |= of_new_users @ np.concatenate([np.zeros(n_items), items]) > 0
+    return _no_rows(new, {"users": users, "items": items})
 
 
 def _no_rows(new: NewIds, is_assigned: dict[str, NDArray[np.bool_]]) -> Assignment:
@@ -304,7 +308,7 @@ FULL_TABLES = (
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (*FULL_TABLES, "additive", "full_additive"),
-        Rule(_users_of_known_items, "as vectors of trained ids allow: items to no row", solves_users=True),
+        Rule(_reached, "to rows of their own, solved from their interactions", solves=True),
     ),
     "modulo": Rule(_hashed("modulo"), _BY_HASH),
     "double": Rule(_hashed("double"), _BY_HASH),

@@ -200,6 +200,16 @@ def test_solved_vectors_are_the_minimum_of_their_loss():
     assert not solved_vectors(used, np.zeros_like(items), bias, 4.0, 0.5).any()
 
 
+def test_a_bias_of_the_rows_own_is_part_of_every_score():
+    rng = np.random.default_rng(7)
+    users, used = rng.normal(size=(30, 4)).astype(np.float32), csr_array((rng.random((3, 30)) < 0.3).astype(np.float32))
+    own = rng.normal(size=3).astype(np.float32)
+    found = solved_vectors(used, users, None, 3.0, 0.1, own_bias=own)
+    for row, bias in enumerate(own):
+        alone = solved_vectors(used[[row]], users, None, float(3.0 - bias), float(0.1 - bias))
+        np.testing.assert_allclose(found[row], alone[0], rtol=1e-5)
+
+
 def test_many_users_are_solved_as_one_at_a_time(monkeypatch):
     rng = np.random.default_rng(5)
     items, used = rng.normal(size=(30, 4)).astype(np.float32), csr_array((rng.random((9, 30)) < 0.2).astype(np.float32))

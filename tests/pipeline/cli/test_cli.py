@@ -248,6 +248,18 @@ def test_recommend_prints_ranks_and_marks_unknown_users(graphhash, monkeypatch, 
     ]
 
 
+def test_json_alone_is_on_standard_output_where_the_file_is_a_dash(graphhash, monkeypatch, tmp_path):
+    answer = [{"user_id": "7", "known": True, "items": [{"item_id": 17, "score": 2.5}]}]
+    monkeypatch.setattr(pipeline.bundles.recommend, "recommend", lambda *_args, **_more: answer)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = graphhash("recommend", "b", "--user-id", "7", "--json", "-")
+    assert (code, json.loads(out)) == (0, answer)
+    assert "rank  item" in err
+    assert not list(tmp_path.iterdir())
+    # Another command in the same process prints as ever.
+    assert "rank  item" in graphhash("recommend", "b", "--user-id", "7")[1]
+
+
 def test_recommend_from_no_bundle_is_one_line(graphhash, tmp_path):
     code, _, err = graphhash("recommend", tmp_path, "--user-id", "1")
     assert code == 1

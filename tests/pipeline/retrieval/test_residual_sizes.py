@@ -10,6 +10,7 @@ import torch
 
 import graphhash
 from graphhash.errors import DataError
+from graphhash.graph.bipartite import SIDES
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.embedding_spec import EmbeddingSpec
 from graphhash.models.mf import MatrixFactorization
@@ -99,7 +100,7 @@ def test_new_ids_have_the_mixture_alone_and_known_ones_stay_as_they_are():
         rows, codes = new.rows.copy(), new.codes.copy()
         rows[: old.n_ids], codes[: old.n_ids] = old.rows[:-1], old.codes[:-1]
         both[side] = dataclasses.replace(old, rows=rows, codes=codes)
-    model = with_more_ids(trained, both, np.zeros(3, np.float32), np.empty((0, 8), np.float32))
+    model = with_more_ids(trained, both, np.zeros(3, np.float32), dict.fromkeys(SIDES, np.empty((0, 8), np.float32)))
     for side, n_known in (("user_embedding", 20), ("item_embedding", 30)):
         before, after = getattr(trained, side), getattr(model, side)
         assert torch.equal(after.all()[:n_known], before.all())

@@ -65,11 +65,11 @@ def test_known_ids_keep_their_entries_and_unknown_ids_stay_last(method):
         assert np.array_equal(after.weights[-1], before.weights[-1])
         lost = after.rows[before.n_ids : -1][~assignment.is_assigned[side]]
         assert (lost == before.rows[-1]).all()
-        if assignment.is_assigned[side].any() and not RULES[method].solves_users:
+        if assignment.is_assigned[side].any() and not RULES[method].solves:
             assert (after.rows[before.n_ids : -1][assignment.is_assigned[side], 0] != before.oov_row).all()
         kept = without_unassigned(after, before.n_ids, assignment.is_assigned[side])
         assert kept.n_ids == before.n_ids + assignment.is_assigned[side].sum()
-    expected = {"lsh": [0, 0], **{name: [5, 0] for name in (*FULL, "additive")}}.get(
+    expected = {"lsh": [0, 0], **{name: [5, 4] for name in (*FULL, "additive")}}.get(
         method, [6, 4] if RULES[method].n_levels == 0 and method != "lsh_structure" else [5, 4]
     )
     if method != "quotient_remainder":

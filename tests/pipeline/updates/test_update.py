@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from graphhash.errors import DataError
+from graphhash.graph.bipartite import SIDES
 from graphhash.graph.vocabulary import Vocabulary
 from pipeline.bundles.recommend import recommend
 from pipeline.cli.update import lines
@@ -220,16 +221,17 @@ def test_the_refit_is_compared_on_held_out_interactions(out, log):
     assert not list(out.glob(".refit*"))
 
 
-def test_new_users_get_rows_of_a_full_table_that_are_solved_and_new_items_none(out, log):
+def test_new_users_and_items_get_rows_of_a_full_table_that_are_solved(out, log):
     new = str(log[0] / "new.parquet")
     result = update(out, new, method="full", refit=(0.2, 0))
     assert result["users"] == {"new": 40, "folded_in": 40, "unassigned": 0}
-    assert result["items"]["folded_in"] == 0
-    assert "items to no row; users to vectors of their own" in lines(result)[0]
+    assert result["items"]["folded_in"] == result["items"]["new"]
+    assert "to rows of their own, solved from their interactions" in lines(result)[0]
     assert result["refit"]["folded_in"]["recall@20"] > result["refit"]["fallback"]["recall@20"]
     folded_in = FoldedIn.load(folded_in_dir(out, "full"))
-    assert folded_in.maps["users"].identity
-    assert len(folded_in.user_rows) == 40
+    for side in SIDES:
+        assert folded_in.maps[side].identity
+        assert len(folded_in.rows[side]) == result[side]["new"]
     assert Retriever(out / "bundle", provider="cpu").recommend(log[1].tolist(), 5).known.all()
     assert update(out, new, method="full")["bundle"] == "unchanged"
 
@@ -269,6 +271,39 @@ def test_new_users_get_codes_and_known_ones_are_answered_as_before(coded, log, t
     again = Retriever(out / "bundle", provider="cpu")
     assert same(answers, again.recommend(log[1].tolist(), 5))
     assert again.recommend([10**6], 5).known.all()
+
+
+def check_a_new_item(out: Path, method: str, folder: Path) -> None:
+    """The users of a known item take up a new one, which two new users have as well, one of them it alone."""
+    users, items = ids_of(out, "users"), ids_of(out, "items")
+    # The bundle of this method.
+    update(out, write_log(folder / "first.parquet", [10**7] * 3, items[:3]), method=method)
+    fans = [users[row] for row in load_interactions(out / "ingest", REFIT_PARTS)[:, [3]].nonzero()[0]]
+    assert len(fans) > 10
+    new, people = 10**6, [*fans, 10**6, 10**6, 10**6 + 1]
+    taken = [*[new] * len(fans), items[3], new, new]
+    before = Retriever(out / "bundle", provider="cpu").score(users[:30], [items] * 30)
+    result = update(out, write_log(folder / "item.parquet", people, taken), method=method)
+    assert result["items"] == {"new": 1, "folded_in": 1, "unassigned": 0}
+    assert result["users"] == {"new": 2, "folded_in": 2, "unassigned": 0}
+    assert [len(FoldedIn.load(folded_in_dir(out, method)).rows[side]) for side in SIDES] == [3, 1]
+    retriever = Retriever(out / "bundle", provider="cpu")
+    for ours, theirs in zip(retriever.score(users[:30], [items] * 30).scores, before.scores, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    # Those who took it up have it nearer to the top than the others, who have not seen it.
+    scores = dict(zip(users, np.concatenate(retriever.score(users, [[new]] * len(users)).scores), strict=True))
+    others = [scores[user] for user in users if user not in fans]
+    assert np.mean([scores[user] for user in fans]) > np.mean(others) + np.std(others)
+    assert new in np.concatenate(retriever.recommend(fans, 20).item_ids)
+    assert retriever.recommend([10**6, 10**6 + 1, 10**7], 5).known.all()
+
+
+def test_a_new_item_of_a_full_table_is_solved_and_known_ones_keep_their_scores(out, tmp_path):
+    check_a_new_item(out, "full", tmp_path)
+
+
+def test_a_new_item_gets_codes_and_known_ones_keep_their_scores(coded, tmp_path):
+    check_a_new_item(Path(shutil.copytree(coded, tmp_path / "out")), "additive", tmp_path)
 
 
 def test_updates_of_two_methods_stay_apart(out, log, tmp_path):
