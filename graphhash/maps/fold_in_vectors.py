@@ -1,92 +1,207 @@
 """Fold-in of vectors and biases: trained numbers of new users and items, everything trained before frozen.
 
 Where trained ids have table rows of their own, a mixture of others' rows is a poor vector for a new id. The new id gets a row of its own
-instead, solved from its interactions (:func:`solved_vectors`). A new item gets the bias of trained items of its degree
+instead, fitted to its interactions (:func:`fitted_users`, :func:`fitted_items`). A new item gets the bias of trained items of its degree
 (:func:`typical_bias`).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_array
+from scipy.special import logsumexp
 
 # Trained items next in degree whose mean bias a new one gets. On MovieLens-1M an item's bias is off the mean over its neighbours in degree
 # by .54 of the biases' standard deviation for 16 of them, .53 for 64 and for 256; 0 is off by 1.05.
 SIMILAR_ITEMS = 64
 
-# Regularisation of a solved vector, in mean squared lengths of items' vectors. Validation recall of trained users whose vectors are solved
-# again: MovieLens-1M .262 with 0.6, .289 with 1.7, .278 with 5.8; Gowalla .177, .172 with 1.9, .158 with 6.4.
-SHRINKAGE = 2.0
-# Users solved at a time, and pairs whose mean score is taken.
-_SOLVED, _PAIRS = 1024, 200_000
+# Users or items, drawn, that a fit weighs the scores of, and users whose scores' scale is estimated.
+_DRAWN, _SCALED_USERS = 16_384, 512
+# Steps of Adam, the first one's size as a share of a coordinate of trained vectors, and scores in memory at a time.
+_STEPS, _STEP_SIZE, _SCORES = 100, 0.3, 2**22
+# Keeps the exponential of a score finite.
+_MOST_EXPONENT = 30.0
+_PRIOR = 0.3
 
 
-def solved_vectors(
-    edges: csr_array,
+def score_scale(
+    graph: csr_array,
+    user_vectors: NDArray[np.float32],
     item_vectors: NDArray[np.float32],
     item_bias: NDArray[np.float32] | None,
-    liked: float,
-    random: float,
-    own_bias: NDArray[np.float32] | None = None,
-) -> NDArray[np.float32]:
-    """Vectors of users for frozen items: one half-step of implicit ALS (Hu et al., ICDM 2008, eq. 4) to scores of trained users.
-
-    The vector p of a user with items S minimises ``sum_S (p q_i + b_i - liked)^2 + w sum_all (p q_i + b_i - random)^2 + r |p|^2``,
-    with r = SHRINKAGE times the mean of |q_i|^2, and w such that the second sum has the weight of the third: ``w tr(Q^T Q) = r dim``.
-    Vectors of items for frozen users are the same with both sides exchanged; the bias is then that of the item itself.
+) -> float:
+    """The factor of the scores at which their softmax over items is likeliest to give the interactions of trained users.
 
     Args:
-        edges: interactions of each user, shape (n, n_items); weights do not count.
-        item_vectors: float32, shape (n_items, dim).
+        graph: interactions, shape (n_users, n_items); it holds one or more.
+        user_vectors, item_vectors: float32, shapes (n_users, dim) and (n_items, dim).
         item_bias: float32, shape (n_items,); None: zeros.
-        liked: mean score of trained users' interactions (:func:`mean_scores`).
-        random: mean score of any pairs.
-        own_bias: what is added to every score of a row, float32, shape (n,); None: zeros.
 
-    Returns: float32, shape (n, dim); zeros where all items' vectors are zero.
-    """
-    items = item_vectors.astype(np.float64)
-    n_items, dim = items.shape
-    bias = np.zeros(n_items) if item_bias is None else item_bias.astype(np.float64)
-    own = np.zeros(edges.shape[0]) if own_bias is None else own_bias.astype(np.float64)
-    gram = items.T @ items
-    solved = np.zeros((edges.shape[0], dim), np.float32)
-    if not (trace := float(np.trace(gram))):
-        return solved
-    ridge = SHRINKAGE * trace / n_items
-    weight = ridge * dim / trace
-    everywhere = weight * gram + ridge * np.eye(dim), weight * ((random - bias) @ items)
-    total = weight * items.sum(0)
-    edges = csr_array(edges)
-    for start in range(0, len(solved), _SOLVED):
-        part = edges.indptr[start : start + _SOLVED + 1]
-        left, right = (np.repeat(of_all[None], len(part) - 1, axis=0) for of_all in everywhere)
-        for user, (first, end) in enumerate(itertools.pairwise(part)):
-            used = edges.indices[first:end]
-            left[user] += items[used].T @ items[used]
-            own_bias_of = own[start + user]
-            right[user] += (liked - own_bias_of - bias[used]) @ items[used] - own_bias_of * total
-        solved[start : start + _SOLVED] = np.linalg.solve(left, right[:, :, None])[:, :, 0]
-    return solved
-
-
-def mean_scores(graph: csr_array, scores_of: Callable[[NDArray, NDArray], NDArray]) -> tuple[float, float]:
-    """Mean score of interactions and of any pairs, over 200,000 of each drawn with a fixed seed.
-
-    Args:
-        graph: training interactions, shape (n_users, n_items).
-        scores_of: (users, items), rows of shape (n,) each -> scores, shape (n,).
+    Returns: a positive number, estimated on users that are drawn with a fixed seed.
     """
     rng = np.random.default_rng(0)
-    users, items = graph.tocoo().coords
-    chosen = np.sort(rng.integers(0, len(users), _PAIRS))
-    pairs = (users[chosen], items[chosen]), tuple(rng.integers(0, n, _PAIRS) for n in graph.shape)
-    liked, random = (float(scores_of(*pair).mean()) for pair in pairs)
-    return liked, random
+    users = _drawn(np.flatnonzero(np.diff(graph.indptr)), _SCALED_USERS, rng)
+    items = _drawn(np.arange(graph.shape[1]), _DRAWN, rng)
+    bias = np.zeros(graph.shape[1], np.float32) if item_bias is None else item_bias
+    scores = user_vectors[users] @ item_vectors[items].T + bias[items]
+    rows, columns = csr_array(graph[users]).tocoo().coords
+    of_taken = np.einsum("nd,nd->n", user_vectors[users[rows]], item_vectors[columns]) + bias[columns]
+
+    def loss(log_scale: float) -> float:
+        scale = np.exp(log_scale)
+        return float((logsumexp(scale * scores, axis=1)[rows] - scale * of_taken).mean())
+
+    spread = float(scores.std()) or 1.0
+    bounds = np.log(0.01 / spread), np.log(100 / spread)
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+
+
+def fitted_users(
+    edges: csr_array,
+    trained: NDArray[np.float32],
+    item_vectors: NDArray[np.float32],
+    item_bias: NDArray[np.float32] | None,
+    scale: float,
+    *,
+    unit: bool = False,
+) -> NDArray[np.float32]:
+    """Vectors of new users for frozen items: the likeliest ones where interactions are draws of the softmax of a user's scores over items.
+
+    A user with items S gets the vector p that minimises ``sum_S (log sum_j exp(a (p q_j + b_j)) - a (p q_i + b_i))``, a being the scale,
+    minus the log-density of p under a normal distribution with the mean, and the mean variance, of the trained users' coordinates.
+
+    Args:
+        edges: interactions of each new user, shape (n, n_items); weights do not count.
+        trained: vectors of trained users, float32, shape (n_users, dim).
+        item_vectors: float32, shape (n_items, dim).
+        item_bias: float32, shape (n_items,); None: zeros.
+        scale: of the scores (:func:`score_scale`).
+        unit: vectors count by their direction alone, as in models of cosines.
+
+    Returns: float32, shape (n, dim); of length 1 with ``unit``.
+    """
+    drawn = _drawn(np.arange(len(item_vectors)), _DRAWN, np.random.default_rng(0))
+    items, bias = scale * item_vectors[drawn], np.zeros(len(drawn)) if item_bias is None else scale * item_bias[drawn]
+    counts = np.diff(edges.indptr).astype(np.float32)
+
+    def rates(vectors: NDArray[np.float32], part: slice) -> NDArray[np.float32]:
+        scores = vectors @ items.T + bias.astype(np.float32)
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return scores * (counts[part] / scores.sum(axis=1))[:, None]
+
+    return _fitted(scale * (_ones(edges) @ item_vectors), items, rates, trained, unit)
+
+
+def fitted_items(
+    edges: csr_array,
+    trained: NDArray[np.float32],
+    user_vectors: NDArray[np.float32],
+    item_bias: NDArray[np.float32] | None,
+    exposure: NDArray[np.float64],
+    scale: float,
+    *,
+    own_bias: NDArray[np.float32],
+    unit: bool = False,
+) -> NDArray[np.float32]:
+    """Vectors of new items for frozen users: the likeliest ones where interactions are draws of the softmax of a user's scores over items.
+
+    A user with n interactions then takes up item i at the rate ``n exp(a s_i) / sum_j exp(a s_j)``, j over trained items, s being the
+    user's scores and a the scale. The vector of a new item minimises the sum of all users' rates, minus ``a s_i`` of the users who
+    interacted: the negative log-likelihood of a Poisson regression. At the minimum the rates add up to as many interactions as there are,
+    so an item is ranked as high as its interactions show. The distribution of the vectors is as in :func:`fitted_users`.
+
+    Args:
+        edges: interactions of each new item, shape (n, n_users); weights do not count.
+        trained: vectors of trained items, float32, shape (n_items, dim).
+        user_vectors: float32, shape (n_users, dim).
+        item_bias: of the trained items, float32, shape (n_items,); None: zeros.
+        exposure: interactions of every user with trained and new items, shape (n_users,).
+        scale: of the scores (:func:`score_scale`).
+        own_bias: of the new items, float32, shape (n,).
+        unit: vectors count by their direction alone, as in models of cosines.
+
+    Returns: float32, shape (n, dim); of length 1 with ``unit``.
+    """
+    drawn = _drawn(np.flatnonzero(exposure), _DRAWN, np.random.default_rng(0))
+    users = scale * user_vectors[drawn]
+    offsets = np.log(exposure[drawn] * (np.count_nonzero(exposure) / len(drawn)))
+    offsets -= _log_totals(users, trained, None if item_bias is None else scale * item_bias)
+
+    def rates(vectors: NDArray[np.float32], part: slice) -> NDArray[np.float32]:
+        scores = vectors @ users.T + offsets.astype(np.float32) + scale * own_bias[part, None]
+        return np.exp(np.minimum(scores, _MOST_EXPONENT))
+
+    return _fitted(scale * (_ones(edges) @ user_vectors), users, rates, trained, unit)
+
+
+def _fitted(
+    pulls: NDArray[np.float32],
+    others: NDArray[np.float32],
+    rates: Callable[[NDArray[np.float32], slice], NDArray[np.float32]],
+    trained: NDArray[np.float32],
+    unit: bool,
+) -> NDArray[np.float32]:
+    """Vectors v at which ``rates(v) @ others`` is about ``pulls``, by Adam from the mean of the trained vectors on.
+
+    Args:
+        pulls: shape (n, dim).
+        others: vectors of the other side, shape (n_drawn, dim).
+        rates: of rows of vectors, and which rows they are; shape (n_rows, n_drawn).
+        trained: vectors of the same side, whose distribution is that of the new ones.
+    """
+    mean = trained.mean(axis=0)
+    spread = (float(((trained - mean) ** 2).mean()) or 1.0) / _PRIOR
+    step = _STEP_SIZE * np.sqrt(float((trained**2).mean()) or 1.0)
+    fitted = np.tile(mean, (len(pulls), 1))
+    at_once = max(1, _SCORES // max(1, len(others)))
+    for begin in range(0, len(fitted), at_once):
+        part = slice(begin, begin + at_once)
+        vectors = _normalized(fitted[part]) if unit else fitted[part]
+        first, second = np.zeros_like(vectors), np.zeros_like(vectors)
+        for number in range(1, _STEPS + 1):
+            gradient = rates(vectors, part) @ others - pulls[part] + (vectors - mean) / spread
+            if unit:
+                # The part along the vector would only change its length.
+                gradient -= (gradient * vectors).sum(axis=1, keepdims=True) * vectors
+            first += 0.1 * (gradient - first)
+            second += 0.001 * (gradient**2 - second)
+            size = step * (1 - (number - 1) / _STEPS) / (1 - 0.9**number)
+            vectors = vectors - size * first / (np.sqrt(second / (1 - 0.999**number)) + 1e-12)
+            vectors = _normalized(vectors) if unit else vectors
+        fitted[part] = vectors
+    return fitted.astype(np.float32)
+
+
+def _normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _ones(edges: csr_array) -> csr_array:
+    """The same interactions, each of weight 1."""
+    return csr_array((np.ones(edges.nnz, np.float32), edges.indices, edges.indptr), shape=edges.shape)
+
+
+def _drawn(ids: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """At most so many of the ids, in ascending order."""
+    return ids if len(ids) <= most else np.sort(rng.choice(ids, most, replace=False))
+
+
+def _log_totals(
+    users: NDArray[np.float32], items: NDArray[np.float32], bias: NDArray[np.float32] | None
+) -> NDArray[np.float64]:
+    """``log sum_j exp(score_j)`` over items of every user, shape (n_users,); of many items over a drawn part, in proportion."""
+    drawn = _drawn(np.arange(len(items)), _DRAWN, np.random.default_rng(0))
+    of_drawn = 0.0 if bias is None else bias[drawn]
+    chunk = max(1, _SCORES // len(drawn))
+    parts = [
+        logsumexp(users[first : first + chunk] @ items[drawn].T + of_drawn, axis=1)
+        for first in range(0, len(users), chunk)
+    ]
+    return np.concatenate(parts) + np.log(len(items) / len(drawn))
 
 
 def typical_bias(

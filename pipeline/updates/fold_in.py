@@ -7,6 +7,7 @@ run's method (``pipeline.updates.rules``); any other stays unassigned and reads 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -18,7 +19,7 @@ from scipy.sparse import csr_array
 from graphhash.graph.bipartite import SIDES
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.fold_in import with_own_rows, without_unassigned
-from graphhash.maps.fold_in_vectors import mean_scores, solved_vectors, typical_bias
+from graphhash.maps.fold_in_vectors import fitted_items, fitted_users, score_scale, typical_bias
 from graphhash.models.mf import MatrixFactorization
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import Inputs
@@ -67,7 +68,7 @@ class Trained:
     @property
     def rule(self) -> str:
         """How new ids are assigned, for the user: completes "new ids are assigned ..."."""
-        own = "; users to rows of their own, solved from what they used" if self.users_have_own_rows else ""
+        own = "; users to rows of their own, fitted to what they used" if self.users_have_own_rows else ""
         return RULES[self.method].description + own
 
 
@@ -141,9 +142,9 @@ def assign(trained: Trained, known: FoldedIn, interactions: csr_array) -> Assign
     """Assign those ids of ``interactions``, which are of all ids, that follow the known ones."""
     edges = _untrained(interactions, known)
     assignment = RULES[trained.method].assign(NewIds(trained.inputs, edges, known.maps, known.labels))
-    if RULES[trained.method].solves:
-        return _with_solved_ids(trained, known, interactions, assignment)
-    return _with_solved_users(trained, known, interactions, assignment) if trained.users_have_own_rows else assignment
+    if RULES[trained.method].fits:
+        return _with_fitted_ids(trained, known, interactions, assignment)
+    return _with_fitted_users(trained, known, interactions, assignment) if trained.users_have_own_rows else assignment
 
 
 def all_rows(known: FoldedIn, assignment: Assignment) -> dict[str, NDArray[np.float32]]:
@@ -171,61 +172,87 @@ def with_unseen(seen: csr_array, graph: csr_array) -> csr_array:
     return csr_array(both, dtype=np.float32)
 
 
-def _with_solved_users(
+@dataclass(frozen=True, eq=False)
+class _Frozen:
+    """What vectors of new ids are fitted to: vectors of all known ids, float32, shapes (n_users, dim) and (n_items, dim), biases of these
+    items, the scale of the scores, and whether these are cosines."""
+
+    users: NDArray[np.float32]
+    items: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    scale: float
+    unit: bool
+
+    @classmethod
+    def of(cls, trained: Trained, maps: Mapping[str, BucketMap], bias: NDArray[np.float32], known: FoldedIn) -> _Frozen:
+        """Of the ids of ``maps``, which begin with the trained ones."""
+        model, graph = with_more_ids(trained.model, maps, bias, known.rows), trained.inputs.graph
+        with torch.no_grad():
+            users, items = (vectors.numpy() for vectors in model.vectors())
+        biases = np.zeros(len(items), np.float32) if model.item_bias is None else model.item_bias.detach().numpy()
+        n_users, n_items = graph.shape
+        scale = score_scale(graph, users[:n_users], items[:n_items], biases[:n_items])
+        return cls(users, items, biases, scale, model.cosine)
+
+
+def _with_fitted_users(
     trained: Trained, known: FoldedIn, interactions: csr_array, assignment: Assignment
 ) -> Assignment:
-    """The assignment with a table row for every assigned new user, solved from the assigned items that it used."""
+    """The assignment with a table row for every assigned new user, fitted to the assigned items that it used."""
     n_known, is_assigned = {side: known.maps[side].n_ids for side in SIDES}, assignment.is_assigned["users"]
     if not is_assigned.any():
         return assignment
     bias = np.concatenate([known.item_bias, new_biases(trained, interactions, n_known["items"])])
-    model = with_more_ids(trained.model, assignment.maps, bias, known.rows)
-    with torch.no_grad():
-        items = model.vectors()[1].numpy()
-    means = _mean_scores(trained, model)
+    frozen = _Frozen.of(trained, assignment.maps, bias, known)
     is_there = np.concatenate([np.ones(n_known["items"], np.bool_), assignment.is_assigned["items"]])
     used = csr_array(interactions[n_known["users"] + np.flatnonzero(is_assigned)][:, is_there])
-    biases = None if model.item_bias is None else model.item_bias.detach().numpy()[is_there]
-    rows = solved_vectors(used, items[is_there], biases, *means)
+    of_trained = frozen.users[: trained.inputs.graph.shape[0]]
+    items, biases = frozen.items[is_there], frozen.bias[is_there]
+    rows = fitted_users(used, of_trained, items, biases, frozen.scale, unit=frozen.unit)
     maps = assignment.maps | {"users": with_own_rows(assignment.maps["users"], n_known["users"], is_assigned)}
     return dataclasses.replace(assignment, maps=maps, rows={"users": rows})
 
 
-def _with_solved_ids(trained: Trained, known: FoldedIn, interactions: csr_array, assignment: Assignment) -> Assignment:
-    """The assignment with a table row for every assigned new id: users are solved from known items, new items from all users, and then
-    the new users once more, from all items."""
+def _with_fitted_ids(trained: Trained, known: FoldedIn, interactions: csr_array, assignment: Assignment) -> Assignment:
+    """The assignment with a table row for every assigned new id: users are fitted to known items, new items to known users and these, and
+    then the new users once more, to all items."""
     n_known, is_assigned = {side: known.maps[side].n_ids for side in SIDES}, assignment.is_assigned
     new = {side: n_known[side] + np.flatnonzero(is_assigned[side]) for side in SIDES}
     if not any(map(len, new.values())):
         return assignment
-    model = with_more_ids(trained.model, known.maps, known.item_bias, known.rows)
-    with torch.no_grad():
-        users, items = (vectors.numpy() for vectors in model.vectors())
-    means, n_items = _mean_scores(trained, model), n_known["items"]
-    bias = np.zeros(n_items, np.float32) if model.item_bias is None else model.item_bias.detach().numpy()
-    new_bias = new_biases(trained, interactions, n_items)[is_assigned["items"]]
-    of_new_users = csr_array(interactions[new["users"]])
-    of_known = csr_array(of_new_users[:, :n_items])
-    has_known = np.diff(of_known.indptr) > 0
-    first_rows = solved_vectors(csr_array(of_known[has_known]), items, bias, *means)
-    there = np.concatenate([np.arange(n_known["users"]), new["users"][has_known]])
-    of_new_items = csr_array(csr_array(interactions[:, new["items"]].T)[:, there])
-    item_rows = solved_vectors(of_new_items, np.concatenate([users, first_rows]), None, *means, own_bias=new_bias)
-    there = np.concatenate([np.arange(n_items), new["items"]])
-    all_items, all_bias = np.concatenate([items, item_rows]), np.concatenate([bias, new_bias])
-    user_rows = solved_vectors(csr_array(of_new_users[:, there]), all_items, all_bias, *means)
+    frozen = _Frozen.of(trained, known.maps, known.item_bias, known)
+    scale, unit = frozen.scale, frozen.unit
+    of_trained = {
+        side: vectors[:n]
+        for side, vectors, n in zip(SIDES, (frozen.users, frozen.items), trained.inputs.graph.shape, strict=True)
+    }
+
+    def of_users(
+        users: NDArray[np.int64], there: NDArray[np.int64], items: NDArray[np.float32], bias: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        edges = csr_array(csr_array(interactions[users])[:, there])
+        return fitted_users(edges, of_trained["users"], items, bias, scale, unit=unit)
+
+    known_items, known_users = np.arange(n_known["items"]), np.arange(n_known["users"])
+    has_known = csr_array(interactions[new["users"]])[:, known_items].sum(axis=1) > 0
+    first = new["users"][has_known]
+    vectors = np.concatenate([frozen.users, of_users(first, known_items, frozen.items, frozen.bias)])
+    there = np.concatenate([known_users, first])
+    item_bias = new_biases(trained, interactions, n_known["items"])[is_assigned["items"]]
+    item_rows = fitted_items(
+        csr_array(csr_array(interactions[:, new["items"]].T)[:, there]),
+        of_trained["items"],
+        vectors,
+        frozen.bias[: len(of_trained["items"])],
+        np.diff(interactions.indptr)[there].astype(np.float64),
+        scale,
+        own_bias=item_bias,
+        unit=unit,
+    )
+    items, bias = np.concatenate([frozen.items, item_rows]), np.concatenate([frozen.bias, item_bias])
+    user_rows = of_users(new["users"], np.concatenate([known_items, new["items"]]), items, bias)
     maps = {side: with_own_rows(assignment.maps[side], n_known[side], is_assigned[side]) for side in SIDES}
     return dataclasses.replace(assignment, maps=maps, rows={"users": user_rows, "items": item_rows})
-
-
-def _mean_scores(trained: Trained, model: MatrixFactorization) -> tuple[float, float]:
-    """:func:`mean_scores` of the model."""
-
-    def scores_of(users: NDArray, items: NDArray) -> NDArray:
-        return model(*(torch.from_numpy(ids.astype(np.int64)) for ids in (users, items))).numpy()
-
-    with torch.no_grad():
-        return mean_scores(trained.inputs.graph, scores_of)
 
 
 def _untrained(interactions: csr_array, known: FoldedIn) -> csr_array:

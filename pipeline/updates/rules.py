@@ -93,13 +93,13 @@ class Rule:
         assign: the rule.
         description: completes "new ids are assigned ..." for the user.
         n_levels: how many communities it gives an id.
-        solves: whether assigned ids get vectors of their own, solved from their interactions.
+        fits: whether assigned ids get vectors of their own, fitted to their interactions.
     """
 
     assign: Callable[[NewIds], Assignment]
     description: str
     n_levels: int = 0
-    solves: bool = False
+    fits: bool = False
 
 
 def _unassigned(new: NewIds) -> Assignment:
@@ -108,7 +108,7 @@ def _unassigned(new: NewIds) -> Assignment:
 
 
 def _reached(new: NewIds) -> Assignment:
-    """Ids whose vectors can be solved afterwards: users of known items, then items of known or these users, then users of these items."""
+    """Ids whose vectors can be fitted afterwards: users of known items, then items of known or these users, then users of these items."""
     n_users, n_items = new.maps["users"].n_ids, new.maps["items"].n_ids
     edges = csr_array(new.edges != 0)
     of_new_users, of_new_items = csr_array(edges[n_users:]), csr_array(edges[:, n_items:].T)
@@ -308,7 +308,7 @@ FULL_TABLES = (
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (*FULL_TABLES, "additive", "full_additive"),
-        Rule(_reached, "to rows of their own, solved from their interactions", solves=True),
+        Rule(_reached, "to rows of their own, fitted to their interactions", fits=True),
     ),
     "modulo": Rule(_hashed("modulo"), _BY_HASH),
     "double": Rule(_hashed("double"), _BY_HASH),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_array
+from scipy.special import softmax
 
 import graphhash
 from graphhash.clustering.labels import Labels
@@ -22,7 +23,7 @@ from graphhash.maps.fold_in import (
     with_own_rows,
     without_unassigned,
 )
-from graphhash.maps.fold_in_vectors import SHRINKAGE, mean_scores, solved_vectors, typical_bias
+from graphhash.maps.fold_in_vectors import fitted_items, fitted_users, score_scale, typical_bias
 from graphhash.maps.soft_maps import ITEM_DAMPING, soft_maps
 from tests.helpers import graphs
 
@@ -182,49 +183,105 @@ def test_nearest_codes_against_all_distances():
     assert len(nearest_codes(weights[:0], codebook)) == 0
 
 
-def test_solved_vectors_are_the_minimum_of_their_loss():
-    rng = np.random.default_rng(4)
-    items, bias = rng.normal(size=(20, 5)).astype(np.float32), rng.normal(size=20).astype(np.float32)
-    used = csr_array((rng.random((3, 20)) < [[0.3], [0.0], [0.9]]).astype(np.float32))
-    solved = torch.from_numpy(solved_vectors(used, items, bias, 4.0, 0.5)).double().requires_grad_()
-    vectors, biases = torch.from_numpy(items).double(), torch.from_numpy(bias).double()
-    ridge = SHRINKAGE * (vectors**2).sum(1).mean()
-    weight = ridge * 5 / (vectors**2).sum()
-    scores = solved @ vectors.T + biases
-    of_used = ((scores - 4.0) ** 2)[torch.from_numpy(used.toarray() > 0)].sum()
-    loss = of_used + weight * ((scores - 0.5) ** 2).sum() + ridge * (solved**2).sum()
+def frozen(seed=4, n_users=40, n_items=30, dim=5):
+    """Vectors and biases of a trained model, and interactions that are drawn from the softmax of twice its scores."""
+    rng = np.random.default_rng(seed)
+    users, items = (rng.normal(size=(n, dim)).astype(np.float32) for n in (n_users, n_items))
+    bias = rng.normal(size=n_items).astype(np.float32)
+    chances = softmax(2 * (users @ items.T + bias).astype(np.float64), axis=1)
+    return users, items, bias, np.array([rng.multinomial(20, chance) for chance in chances])
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_a_new_users_vector_is_the_minimum_of_its_loss(unit, monkeypatch):
+    monkeypatch.setattr(fold_in_vectors, "_STEPS", 2000)
+    users, items, bias, counts = frozen()
+    used = csr_array((counts[:4] > 0).astype(np.float32) * 3)
+    found = fitted_users(used, users, items, bias, 1.5, unit=unit)
+    taken = torch.from_numpy(used.toarray() > 0).double()
+
+    def loss(vectors):
+        scores = 1.5 * (vectors @ torch.from_numpy(items).double().T + torch.from_numpy(bias).double())
+        return (taken.sum(1) * scores.logsumexp(1) - (taken * scores).sum(1)).sum()
+
+    check_minimum(found, users, loss, unit)
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_a_new_items_vector_is_the_minimum_of_its_loss(unit, monkeypatch):
+    monkeypatch.setattr(fold_in_vectors, "_STEPS", 2000)
+    users, items, bias, counts = frozen()
+    edges, exposure = csr_array((counts.T[:3] > 0).astype(np.float32)), counts.sum(1) + np.arange(40.0)
+    # Users without any interaction are not there.
+    exposure[7], own = 0, np.array([0.5, -1, 0], np.float32)
+    found = fitted_items(edges, items, users, bias, exposure, 1.5, own_bias=own, unit=unit)
+    wide = torch.from_numpy(users).double()
+    totals = (1.5 * (wide @ torch.from_numpy(items).double().T + torch.from_numpy(bias).double())).logsumexp(1)
+    pulled = torch.from_numpy(edges.toarray()).double()
+
+    def loss(vectors):
+        scores = 1.5 * (vectors @ wide.T + torch.from_numpy(own).double()[:, None])
+        return ((scores - totals).exp() * torch.from_numpy(exposure) - pulled * scores).sum()
+
+    check_minimum(found, items, loss, unit)
+
+
+def check_minimum(found, trained, loss_of, unit):
+    """The gradient of the loss and of the distribution of trained vectors is zero; on the sphere, what is left of it there."""
+    if unit:
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    vectors = torch.from_numpy(found).double().requires_grad_()
+    mean = torch.from_numpy(trained).double().mean(0)
+    variance = ((torch.from_numpy(trained).double() - mean) ** 2).mean()
+    loss = loss_of(vectors) + fold_in_vectors._PRIOR * ((vectors - mean) ** 2).sum() / (2 * variance)
     loss.backward()
-    assert solved.grad.abs().max() < 1e-4 * float(loss.detach())
-    plain = solved_vectors(used, items, None, 4.0, 0.5)
-    assert np.array_equal(plain, solved_vectors(used, items, np.zeros(20, np.float32), 4.0, 0.5))
-    assert not solved_vectors(used, np.zeros_like(items), bias, 4.0, 0.5).any()
+    gradient = vectors.grad
+    if unit:
+        gradient = gradient - (gradient * vectors).sum(1, keepdim=True) * vectors
+    assert gradient.abs().max() < 2e-3 * float(torch.linalg.norm(torch.from_numpy(trained).double()))
 
 
-def test_a_bias_of_the_rows_own_is_part_of_every_score():
-    rng = np.random.default_rng(7)
-    users, used = rng.normal(size=(30, 4)).astype(np.float32), csr_array((rng.random((3, 30)) < 0.3).astype(np.float32))
-    own = rng.normal(size=3).astype(np.float32)
-    found = solved_vectors(used, users, None, 3.0, 0.1, own_bias=own)
-    for row, bias in enumerate(own):
-        alone = solved_vectors(used[[row]], users, None, float(3.0 - bias), float(0.1 - bias))
-        np.testing.assert_allclose(found[row], alone[0], rtol=1e-5)
+def test_rates_of_a_fitted_item_add_up_to_its_interactions(monkeypatch):
+    """Of users who all have one number in common, as an intercept has it, and vectors that may have any length."""
+    monkeypatch.setattr(fold_in_vectors, "_STEPS", 2000)
+    monkeypatch.setattr(fold_in_vectors, "_PRIOR", 1e-9)
+    users, items, bias, counts = frozen()
+    users[:, 0] = 1
+    edges = csr_array((counts.T[:3] > 0).astype(np.float32))
+    found = fitted_items(edges, items, users, bias, counts.sum(1).astype(float), 1.0, own_bias=np.zeros(3, np.float32))
+    rates = 20 * np.exp(users @ found.T) / np.exp(users @ items.T + bias).sum(1, keepdims=True)
+    np.testing.assert_allclose(rates.sum(0), edges.sum(1), rtol=0.01)
 
 
-def test_many_users_are_solved_as_one_at_a_time(monkeypatch):
-    rng = np.random.default_rng(5)
-    items, used = rng.normal(size=(30, 4)).astype(np.float32), csr_array((rng.random((9, 30)) < 0.2).astype(np.float32))
-    together = solved_vectors(used, items, None, 3.0, 0.1)
-    monkeypatch.setattr(fold_in_vectors, "_SOLVED", 2)
-    assert np.allclose(solved_vectors(used, items, None, 3.0, 0.1), together, rtol=1e-6)
+def test_many_are_fitted_as_one_at_a_time(monkeypatch):
+    users, items, bias, counts = frozen()
+    used = csr_array((counts > 0).astype(np.float32))
+    of_users = fitted_users(used, users, items, bias, 1.0)
+    of_items = [csr_array(used.T), items, users, bias, np.full(40, 20.0), 1.0]
+    together = fitted_items(*of_items, own_bias=bias)
+    monkeypatch.setattr(fold_in_vectors, "_SCORES", 1)
+    np.testing.assert_allclose(fitted_users(used, users, items, bias, 1.0), of_users, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(fitted_items(*of_items, own_bias=bias), together, rtol=1e-3, atol=1e-4)
 
 
-def test_mean_scores_are_those_of_interactions_and_of_all_pairs():
-    rng = np.random.default_rng(6)
-    users, items, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 3), (8, 3), (8,)))
-    graph = csr_array((rng.random((6, 8)) < 0.4).astype(np.float32))
-    scores = users @ items.T + bias
-    expected = scores[graph.toarray() > 0].mean(), scores.mean()
-    assert mean_scores(graph, lambda *pair: scores[pair]) == pytest.approx(expected, abs=0.02)
+def test_the_scale_is_the_likeliest_one():
+    users, items, bias, counts = frozen(n_users=400, n_items=50)
+    # Draws of the same item count once in a graph, so that the factor of 2 is found from each draw as a user of its own.
+    rows, columns = np.repeat(np.arange(400), 20), np.concatenate([np.repeat(np.arange(50), row) for row in counts])
+    graph = csr_array((np.ones(len(columns)), (np.arange(len(columns)), columns)), shape=(len(columns), 50))
+    assert score_scale(graph, users[rows], items, bias) == pytest.approx(2, rel=0.1)
+
+
+def test_a_part_of_the_other_side_does_where_there_are_many(monkeypatch):
+    users, items, bias, counts = frozen(n_users=900, n_items=300)
+    used = csr_array((counts > 0).astype(np.float32))
+    of_items = [csr_array(used.T)[:20], items, users, bias, np.full(900, 20.0), 1.0]
+    whole = fitted_users(used[:30], users, items, bias, 1.0), fitted_items(*of_items, own_bias=bias[:20])
+    monkeypatch.setattr(fold_in_vectors, "_DRAWN", 250)
+    parts = fitted_users(used[:30], users, items, bias, 1.0), fitted_items(*of_items, own_bias=bias[:20])
+    for part, of_all in zip(parts, whole, strict=True):
+        cosines = (part * of_all).sum(1) / np.linalg.norm(part, axis=1) / np.linalg.norm(of_all, axis=1)
+        assert np.median(cosines) > 0.9
 
 
 def test_own_rows_come_before_the_oov_row():

@@ -65,7 +65,7 @@ def test_known_ids_keep_their_entries_and_unknown_ids_stay_last(method):
         assert np.array_equal(after.weights[-1], before.weights[-1])
         lost = after.rows[before.n_ids : -1][~assignment.is_assigned[side]]
         assert (lost == before.rows[-1]).all()
-        if assignment.is_assigned[side].any() and not RULES[method].solves:
+        if assignment.is_assigned[side].any() and not RULES[method].fits:
             assert (after.rows[before.n_ids : -1][assignment.is_assigned[side], 0] != before.oov_row).all()
         kept = without_unassigned(after, before.n_ids, assignment.is_assigned[side])
         assert kept.n_ids == before.n_ids + assignment.is_assigned[side].sum()

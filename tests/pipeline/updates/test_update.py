@@ -221,12 +221,12 @@ def test_the_refit_is_compared_on_held_out_interactions(out, log):
     assert not list(out.glob(".refit*"))
 
 
-def test_new_users_and_items_get_rows_of_a_full_table_that_are_solved(out, log):
+def test_new_users_and_items_get_rows_of_a_full_table_that_are_fitted(out, log):
     new = str(log[0] / "new.parquet")
     result = update(out, new, method="full", refit=(0.2, 0))
     assert result["users"] == {"new": 40, "folded_in": 40, "unassigned": 0}
     assert result["items"]["folded_in"] == result["items"]["new"]
-    assert "to rows of their own, solved from their interactions" in lines(result)[0]
+    assert "to rows of their own, fitted to their interactions" in lines(result)[0]
     assert result["refit"]["folded_in"]["recall@20"] > result["refit"]["fallback"]["recall@20"]
     folded_in = FoldedIn.load(folded_in_dir(out, "full"))
     for side in SIDES:
@@ -298,7 +298,7 @@ def check_a_new_item(out: Path, method: str, folder: Path) -> None:
     assert retriever.recommend([10**6, 10**6 + 1, 10**7], 5).known.all()
 
 
-def test_a_new_item_of_a_full_table_is_solved_and_known_ones_keep_their_scores(out, tmp_path):
+def test_a_new_item_of_a_full_table_is_fitted_and_known_ones_keep_their_scores(out, tmp_path):
     check_a_new_item(out, "full", tmp_path)
 
 
