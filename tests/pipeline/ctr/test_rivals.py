@@ -17,6 +17,7 @@ from pipeline.config.run_config import DataConfig, RunConfig
 from pipeline.ctr.budget import full_bytes, precisions_of
 from pipeline.ctr.cluster import cluster_ctr, clustering_labels
 from pipeline.ctr.data import Features
+from pipeline.ctr.defaults import precision_of
 from pipeline.ctr.evaluate import evaluate_ctr, measure, predict
 from pipeline.ctr.export import ExportOptions, export_ctr
 from pipeline.ctr.ingest import ingest_ctr
@@ -149,6 +150,20 @@ def test_sizes_fill_the_budget_and_stay_within_it(method, ratio, folder):
     least = 0.5 if "pq" in method else 0.85
     assert stored <= allowed
     assert least * allowed <= stored or (spec.dim == DIM and "small_dim" in method)
+
+
+@pytest.mark.parametrize("method", ["full_small_dim", "full_soft_small_dim"])
+def test_vectors_of_a_small_budget_have_more_numbers_of_fewer_bits(method, folder):
+    features, sizes = Features.open(folder / "ingest"), {}
+    for ratio in (0.25, 0.24):
+        for precision in ("auto", "int8"):
+            config = settings_of(method, cluster__ratio=ratio, export__precision=precision)
+            sizes[ratio, precision] = precision_of(config, method), method_spec(config, features, method, []).dim
+    assert sizes[0.25, "auto"] == sizes[0.25, "int8"]
+    assert sizes[0.24, "auto"][0] == "int4"
+    assert sizes[0.24, "auto"][1] > sizes[0.24, "int8"][1]
+    # Rows, or a resolution, allow the bytes of rows in int8.
+    assert precision_of(settings_of(method, cluster__ratio=None, cluster__rows=60), method) == "int8"
 
 
 def test_rows_allow_a_method_without_rows_as_many_bytes(folder):
