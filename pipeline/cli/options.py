@@ -39,7 +39,7 @@ budget_options = group(
     click.option(
         "--ratio",
         type=float,
-        help="Budget in bytes: of everything kept, as a share of the uncompressed tables.  [0.25]",
+        help="Budget in bytes: of everything kept, as a share of the uncompressed tables; ctr: of the whole model.  [0.25; ctr: --resolution 5]",
     ),
     click.option("--rows", type=int, help="Budget in rows: of user and item table together, exactly; 4 or more."),
     click.option(
@@ -51,7 +51,7 @@ budget_options = group(
     click.option(
         "--resolution",
         type=float,
-        help="Instead of a budget: resolution of the modularity; a higher one gives more rows.",
+        help="Instead of a budget: resolution of the modularity; a higher one gives more rows.  [ctr: 5]",
     ),
 )
 clustering_options = group(
@@ -135,7 +135,7 @@ export_options = group(
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
-        help="Number type of the stored tables.  [auto: int4 for soft maps, float32 for full, else int8]",
+        help="Number type of the stored tables.  [auto: float32 for full, int4 for soft maps, else int8; ctr: float32 for full, int8, and int4 for short vectors at small ratios]",
     ),
     click.option(
         "--runtime",
