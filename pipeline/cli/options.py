@@ -39,7 +39,8 @@ budget_options = group(
     click.option(
         "--ratio",
         type=float,
-        help="Budget in bytes: of everything kept, as a share of the uncompressed tables; ctr: of the whole model.  [0.25; ctr: --resolution 5]",
+        help="Budget in bytes: of everything kept, as a share of the uncompressed tables; ctr: of the whole model.  "
+        "[0.25; ctr: --resolution 5]",
     ),
     click.option("--rows", type=int, help="Budget in rows: of user and item table together, exactly; 4 or more."),
     click.option(
@@ -135,7 +136,8 @@ export_options = group(
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
-        help="Number type of the stored tables.  [auto: float32 for full, int4 for soft maps, else int8; ctr: float32 for full, int8, and int4 for short vectors at small ratios]",
+        help="Number type of the stored tables.  [auto: float32 for full, int4 for soft maps, else int8; ctr: int4 for short vectors at "
+        "small ratios, and int8 for soft maps]",
     ),
     click.option(
         "--runtime",
