@@ -241,6 +241,7 @@ def _with_fitted_ids(trained: Trained, known: FoldedIn, interactions: csr_array,
     item_bias = new_biases(trained, interactions, n_known["items"])[is_assigned["items"]]
     item_rows = fitted_items(
         csr_array(csr_array(interactions[:, new["items"]].T)[:, there]),
+        trained.inputs.graph,
         of_trained["items"],
         vectors,
         frozen.bias[: len(of_trained["items"])],

@@ -192,6 +192,10 @@ def frozen(seed=4, n_users=40, n_items=30, dim=5):
     return users, items, bias, np.array([rng.multinomial(20, chance) for chance in chances])
 
 
+def graph_of(counts) -> csr_array:
+    return csr_array((counts > 0).astype(np.float32))
+
+
 @pytest.mark.parametrize("unit", [False, True])
 def test_a_new_users_vector_is_the_minimum_of_its_loss(unit, monkeypatch):
     monkeypatch.setattr(fold_in_vectors, "_STEPS", 2000)
@@ -210,11 +214,13 @@ def test_a_new_users_vector_is_the_minimum_of_its_loss(unit, monkeypatch):
 @pytest.mark.parametrize("unit", [False, True])
 def test_a_new_items_vector_is_the_minimum_of_its_loss(unit, monkeypatch):
     monkeypatch.setattr(fold_in_vectors, "_STEPS", 2000)
+    # The factor of the exposure is 1.
+    monkeypatch.setattr(fold_in_vectors, "_MOST_LOG_FACTOR", 0.0)
     users, items, bias, counts = frozen()
     edges, exposure = csr_array((counts.T[:3] > 0).astype(np.float32)), counts.sum(1) + np.arange(40.0)
     # Users without any interaction are not there.
     exposure[7], own = 0, np.array([0.5, -1, 0], np.float32)
-    found = fitted_items(edges, items, users, bias, exposure, 1.5, own_bias=own, unit=unit)
+    found = fitted_items(edges, graph_of(counts), items, users, bias, exposure, 1.5, own_bias=own, unit=unit)
     wide = torch.from_numpy(users).double()
     totals = (1.5 * (wide @ torch.from_numpy(items).double().T + torch.from_numpy(bias).double())).logsumexp(1)
     pulled = torch.from_numpy(edges.toarray()).double()
@@ -245,19 +251,40 @@ def test_rates_of_a_fitted_item_add_up_to_its_interactions(monkeypatch):
     """Of users who all have one number in common, as an intercept has it, and vectors that may have any length."""
     monkeypatch.setattr(fold_in_vectors, "_STEPS", 2000)
     monkeypatch.setattr(fold_in_vectors, "_PRIOR", 1e-9)
+    monkeypatch.setattr(fold_in_vectors, "_MOST_LOG_FACTOR", 0.0)
     users, items, bias, counts = frozen()
     users[:, 0] = 1
-    edges = csr_array((counts.T[:3] > 0).astype(np.float32))
-    found = fitted_items(edges, items, users, bias, counts.sum(1).astype(float), 1.0, own_bias=np.zeros(3, np.float32))
+    edges, own = csr_array((counts.T[:3] > 0).astype(np.float32)), np.zeros(3, np.float32)
+    exposure = counts.sum(1).astype(float)
+    found = fitted_items(edges, graph_of(counts), items, users, bias, exposure, 1.0, own_bias=own)
     rates = 20 * np.exp(users @ found.T) / np.exp(users @ items.T + bias).sum(1, keepdims=True)
     np.testing.assert_allclose(rates.sum(0), edges.sum(1), rtol=0.01)
+
+
+def test_new_items_take_as_many_places_as_trained_ones_of_their_degrees():
+    users, items, bias, counts = frozen(n_users=600, n_items=200)
+    graph, own = graph_of(counts), np.zeros(40, np.float32)
+    # The new items are copies of trained ones, of which the scores say nothing of their bias.
+    twins = np.random.default_rng(0).choice(200, 40, replace=False)
+    edges = csr_array(graph.T)[twins]
+    exposure = counts.sum(1).astype(float)
+    found = fitted_items(edges, graph, items, users, bias, exposure, 2.0, own_bias=own)
+    scores = users @ items.T + bias
+    scores[graph.toarray() > 0] = -np.inf
+    last = np.sort(scores, axis=1)[:, -20]
+    trained_places = (scores >= last[:, None]).sum(0)
+    of_new = ((users @ found.T > last[:, None]) & (edges.toarray().T == 0)).sum()
+    wanted = typical_bias(
+        np.asarray(graph.sum(0), float).ravel(), trained_places.astype(np.float32), np.diff(edges.indptr)
+    )
+    assert of_new == pytest.approx(wanted.sum(), rel=0.1)
 
 
 def test_many_are_fitted_as_one_at_a_time(monkeypatch):
     users, items, bias, counts = frozen()
     used = csr_array((counts > 0).astype(np.float32))
     of_users = fitted_users(used, users, items, bias, 1.0)
-    of_items = [csr_array(used.T), items, users, bias, np.full(40, 20.0), 1.0]
+    of_items = [csr_array(used.T), graph_of(counts), items, users, bias, np.full(40, 20.0), 1.0]
     together = fitted_items(*of_items, own_bias=bias)
     monkeypatch.setattr(fold_in_vectors, "_SCORES", 1)
     np.testing.assert_allclose(fitted_users(used, users, items, bias, 1.0), of_users, rtol=1e-3, atol=1e-4)
@@ -275,7 +302,7 @@ def test_the_scale_is_the_likeliest_one():
 def test_a_part_of_the_other_side_does_where_there_are_many(monkeypatch):
     users, items, bias, counts = frozen(n_users=900, n_items=300)
     used = csr_array((counts > 0).astype(np.float32))
-    of_items = [csr_array(used.T)[:20], items, users, bias, np.full(900, 20.0), 1.0]
+    of_items = [csr_array(used.T)[:20], graph_of(counts), items, users, bias, np.full(900, 20.0), 1.0]
     whole = fitted_users(used[:30], users, items, bias, 1.0), fitted_items(*of_items, own_bias=bias[:20])
     monkeypatch.setattr(fold_in_vectors, "_DRAWN", 250)
     parts = fitted_users(used[:30], users, items, bias, 1.0), fitted_items(*of_items, own_bias=bias[:20])
