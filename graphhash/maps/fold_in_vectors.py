@@ -25,9 +25,9 @@ _DRAWN, _SCALED_USERS = 16_384, 512
 _STEPS, _STEP_SIZE, _SCORES = 100, 0.3, 2**22
 # Keeps the exponential of a score finite.
 _MOST_EXPONENT = 30.0
-# Weight of the log-density of a vector under the distribution of the trained ones. Recall of trained users of MovieLens-100K, fitted again to
-# a fifth, a half and all of their interactions, without this part and with weights of .1, .2 and 1. BPR: .234 .283 .324, .351 .372 .385,
-# .353 .382 .391, .313 .354 .385. BSL: .309 .359 .402, .333 .360 .405, .342 .354 .410, .325 .353 .394.
+# Weight of the log-density of a vector under the distribution of the trained ones. Recall of trained users of MovieLens-100K, fitted again
+# to a fifth, a half and all of their interactions, without this part and with weights of .1, .2 and 1. BPR: .234 .283 .324,
+# .351 .372 .385, .353 .382 .391, .313 .354 .385. BSL: .309 .359 .402, .333 .360 .405, .342 .354 .410, .325 .353 .394.
 _PRIOR = 0.2
 # The first places of a ranking, which new items share with trained ones, and users and new items, drawn, whose places are counted.
 PLACES, _JUDGES, _PLACED_ITEMS = 20, 2_000, 128
