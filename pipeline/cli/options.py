@@ -136,8 +136,8 @@ export_options = group(
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
-        help="Number type of the stored tables.  [auto: float32 for full, int4 for soft maps, else int8; ctr: int4 for short vectors at "
-        "small ratios, and int8 for soft maps]",
+        help="Number type of the stored tables.  [auto: float32 for full, int4 for soft maps, else int8; ctr: float32 for full, else "
+        "int8, or int4 with --ratio below .25]",
     ),
     click.option(
         "--runtime",

@@ -17,10 +17,9 @@ MEASURES = (
     Measure("ece", "ECE", "expected calibration error", higher_is_better=False),
 )
 DEFAULT_BUDGET = ("resolution", 5.0)
-KEPT_PRECISION = "int8"
-# From this share of the bytes on, vectors of 64 numbers nearly fit in int8; below it, int4 gives twice as many numbers. Log loss of
-# `full_soft_small_dim` on Frappe, seeds 0 and 1, in int8 and int4: at a quarter .0943 and .0959 (whose whole vectors take 14.5 %), at an
-# eighth .1047 and .0969, at a twentieth .1443 and .1202.
+# Tables are stored in int8, and in int4 under a budget below this share of the bytes, which then has about twice as many numbers. Log loss
+# on Frappe, seeds 0 and 1, in int8 and int4: `full_soft_small_dim` at a quarter .0943 and .0959 (in int4 whole vectors take 14.5 %), at an
+# eighth .1047 and .0969, at a twentieth .1443 and .1202; `soft` at a quarter .0933 and .0943; `cafe` at an eighth .1476 and .1157.
 INT8_RATIO = 0.25
 
 
@@ -72,24 +71,23 @@ def kept_precision_of(config: RunConfig) -> str:
 
     At small budgets these take more bytes than what is compressed, and 8 bits lose nothing (docs/experiments/frappe-ctr.md).
     """
-    return stored_precision(config, KEPT_PRECISION)
+    return stored_precision(config, _small_type(config))
 
 
 def planned_kept_precision_of(config: RunConfig) -> str:
     """The same type as a byte budget counts it."""
-    return planned_precision(config, KEPT_PRECISION)
+    return planned_precision(config, _small_type(config))
 
 
 def auto_precision(config: RunConfig, method: str) -> str:
-    """float32 for full tables, that of the method where it is fixed or of a network, else int8.
-
-    Where a budget below INT8_RATIO decides on the dim, it is int4: in the same bytes a vector has more numbers.
-    """
+    """float32 for full tables, that of the method where it is fixed or of a network, else int8, or int4 under a small budget."""
     from pipeline.maps.methods import METHODS
 
     own = METHODS[method]
-    if own.sized and own.embedding in ("bucket", "residual"):
-        kind, value = budget_of(config, DEFAULT_BUDGET)
-        return "int4" if kind == "ratio" and value < INT8_RATIO else KEPT_PRECISION
     of_full = keeps_every_row(method) and (own.fixed_precision or not own.sized)
-    return own.precision if of_full or own.precision == "float16" else KEPT_PRECISION
+    return own.precision if of_full or own.precision == "float16" else _small_type(config)
+
+
+def _small_type(config: RunConfig) -> str:
+    kind, value = budget_of(config, DEFAULT_BUDGET)
+    return "int4" if kind == "ratio" and value < INT8_RATIO else "int8"

@@ -17,7 +17,7 @@ from pipeline.config.run_config import DataConfig, RunConfig
 from pipeline.ctr.budget import full_bytes, precisions_of
 from pipeline.ctr.cluster import cluster_ctr, clustering_labels
 from pipeline.ctr.data import Features
-from pipeline.ctr.defaults import precision_of
+from pipeline.ctr.defaults import kept_precision_of, precision_of
 from pipeline.ctr.evaluate import evaluate_ctr, measure, predict
 from pipeline.ctr.export import ExportOptions, export_ctr
 from pipeline.ctr.ingest import ingest_ctr
@@ -162,6 +162,13 @@ def test_vectors_of_a_small_budget_have_more_numbers_of_fewer_bits(method, folde
     assert sizes[0.25, "auto"] == sizes[0.25, "int8"]
     assert sizes[0.24, "auto"][0] == "int4"
     assert sizes[0.24, "auto"][1] > sizes[0.24, "int8"][1]
+    # Columns that a method leaves full are stored in the same type; a type that is set counts.
+    assert (
+        kept_precision_of(settings_of("soft", cluster__ratio=0.24))
+        == precision_of(settings_of("soft", cluster__ratio=0.24), "soft")
+        == "int4"
+    )
+    assert precision_of(settings_of("full", cluster__ratio=0.1), "full") == "float32"
     # Rows, or a resolution, allow the bytes of rows in int8.
     assert precision_of(settings_of(method, cluster__ratio=None, cluster__rows=60), method) == "int8"
 
