@@ -22,7 +22,7 @@ SIMILAR_ITEMS = 64
 # Users or items, drawn, that a fit weighs the scores of, and users whose scores' scale is estimated.
 _DRAWN, _SCALED_USERS = 16_384, 512
 # Steps of Adam, the first one's size as a share of a coordinate of trained vectors, and scores in memory at a time.
-_STEPS, _STEP_SIZE, _SCORES = 100, 0.3, 2**22
+_STEPS, _STEP_SIZE, _SCORES = 40, 0.4, 2**22
 # Keeps the exponential of a score finite.
 _MOST_EXPONENT = 30.0
 # Weight of the log-density of a vector under the distribution of the trained ones. Recall of trained users of MovieLens-100K, fitted again
