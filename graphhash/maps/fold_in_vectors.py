@@ -8,6 +8,7 @@ instead, fitted to its interactions (:func:`fitted_users`, :func:`fitted_items`)
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,40 +153,97 @@ def fitted_items(
     some = _drawn(everyone, _PLACED_ITEMS, np.random.default_rng(0))
     if not len(some):
         return fit(everyone, 0.0)
-    judges, thresholds, wanted = _places(graph, trained, user_vectors, item_bias, np.diff(edges.indptr)[some])
-    new_to = csr_array(edges[some])[:, judges].toarray() == 0
-    low, high = -_MOST_LOG_FACTOR, _MOST_LOG_FACTOR
+    contest = _Contest.of(graph, trained, user_vectors, item_bias, edges[some])
+    log_factor = _least(lambda f: contest.too_many(fit(some, f), own_bias[some]), _MOST_LOG_FACTOR)
+    return fit(everyone, log_factor)
+
+
+def fair_bias(
+    edges: csr_array,
+    graph: csr_array,
+    item_vectors: NDArray[np.float32],
+    user_vectors: NDArray[np.float32],
+    item_bias: NDArray[np.float32],
+    new_vectors: NDArray[np.float32],
+    new_bias: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Biases of new items, all shifted by one number, with which they take as many places among the first :data:`PLACES` of users, who
+    have not had them, as trained items of their degrees do.
+
+    Args:
+        edges, graph, user_vectors, item_bias: as for :func:`fitted_items`.
+        item_vectors, new_vectors: of trained and new items, float32, shapes (n_items, dim) and (n, dim).
+        new_bias: before the shift, float32, shape (n,).
+
+    Returns: float32, shape (n,).
+    """
+    some = _drawn(np.arange(len(new_bias)), _PLACED_ITEMS, np.random.default_rng(0))
+    if not len(some):
+        return new_bias
+    contest = _Contest.of(graph, item_vectors, user_vectors, item_bias, edges[some])
+    spread = float(contest.scores(new_vectors[some], new_bias[some]).std()) or 1.0
+    lowered = _least(lambda down: contest.too_many(new_vectors[some], new_bias[some] - down), 4 * spread)
+    return (new_bias - lowered).astype(np.float32)
+
+
+def _least(is_too_little: Callable[[float], bool], most: float) -> float:
+    """The least number from -most to most that is not too little, by bisection."""
+    low, high = -most, most
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        scores = fit(some, middle) @ user_vectors[judges].T + own_bias[some, None]
-        taken = np.count_nonzero((scores > thresholds) & new_to)
-        low, high = (middle, high) if taken > wanted else (low, middle)
-    return fit(everyone, high)
+        low, high = (middle, high) if is_too_little(middle) else (low, middle)
+    return high
 
 
-def _places(
-    graph: csr_array,
-    items: NDArray[np.float32],
-    users: NDArray[np.float32],
-    bias: NDArray[np.float32] | None,
-    degrees: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
-    """Some trained users; the score of the last of each one's first PLACES trained items, without those that it had; and how many of
-    these places items of such degrees take."""
-    judges = _drawn(np.arange(graph.shape[0]), _JUDGES, np.random.default_rng(0))
-    k, thresholds = min(PLACES, len(items)), np.empty(len(judges), np.float32)
-    taken = np.zeros(len(items), np.float32)
-    at_once = max(1, _SCORES // len(items))
-    for begin in range(0, len(judges), at_once):
-        part = slice(begin, begin + at_once)
-        scores = users[judges[part]] @ items.T + (0 if bias is None else bias)
-        scores[csr_array(graph[judges[part]]).tocoo().coords] = -np.inf
-        first = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        best = np.take_along_axis(scores, first, axis=1)
-        thresholds[part] = best.min(axis=1)
-        taken += np.bincount(first[np.isfinite(best)], minlength=len(items))
-    of_items = np.bincount(graph.indices, minlength=len(items)).astype(np.float64)
-    return judges, thresholds, float(typical_bias(of_items, taken, degrees.astype(np.float64)).sum())
+@dataclass(frozen=True, eq=False)
+class _Contest:
+    """Places of users' rankings that new items may take.
+
+    Args:
+        users: vectors of some trained users, shape (n_judges, dim).
+        thresholds: score of the last of each one's first PLACES trained items, without those that it had; shape (n_judges,).
+        is_new: whether a user has not had a new item, shape (n, n_judges).
+        wanted: how many places trained items of the new ones' degrees take.
+    """
+
+    users: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+    is_new: NDArray[np.bool_]
+    wanted: float
+
+    @classmethod
+    def of(
+        cls,
+        graph: csr_array,
+        items: NDArray[np.float32],
+        users: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+        edges: csr_array,
+    ) -> _Contest:
+        """Of trained users and items, and the interactions of new items, shape (n, n_users)."""
+        judges = _drawn(np.arange(graph.shape[0]), _JUDGES, np.random.default_rng(0))
+        k, thresholds = min(PLACES, len(items)), np.empty(len(judges), np.float32)
+        taken = np.zeros(len(items), np.float32)
+        at_once = max(1, _SCORES // len(items))
+        for begin in range(0, len(judges), at_once):
+            part = slice(begin, begin + at_once)
+            scores = users[judges[part]] @ items.T + (0 if bias is None else bias)
+            scores[csr_array(graph[judges[part]]).tocoo().coords] = -np.inf
+            first = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+            best = np.take_along_axis(scores, first, axis=1)
+            thresholds[part] = best.min(axis=1)
+            taken += np.bincount(first[np.isfinite(best)], minlength=len(items))
+        degrees = np.bincount(graph.indices, minlength=len(items)).astype(np.float64)
+        wanted = typical_bias(degrees, taken, np.diff(edges.indptr).astype(np.float64)).sum()
+        return cls(users[judges], thresholds, csr_array(edges[:, judges]).toarray() == 0, float(wanted))
+
+    def scores(self, items: NDArray[np.float32], bias: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of new items, shape (n, n_judges)."""
+        return items @ self.users.T + bias[:, None]
+
+    def too_many(self, items: NDArray[np.float32], bias: NDArray[np.float32]) -> bool:
+        """Whether new items with these vectors and biases take more places than they should."""
+        return int(np.count_nonzero((self.scores(items, bias) > self.thresholds) & self.is_new)) > self.wanted
 
 
 def _fitted(

@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from graphhash.graph.bipartite import SIDES
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.fold_in import with_own_rows, without_unassigned
-from graphhash.maps.fold_in_vectors import fitted_items, fitted_users, score_scale, typical_bias
+from graphhash.maps.fold_in_vectors import fair_bias, fitted_items, fitted_users, score_scale, typical_bias
 from graphhash.models.mf import MatrixFactorization
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import Inputs
@@ -103,7 +103,7 @@ def fold_in(trained: Trained, known: FoldedIn, new: NewLog) -> tuple[FoldedIn, F
     is_assigned = assignment.is_assigned
     kept = {side: np.concatenate([np.ones(new.n_known[side], np.bool_), is_assigned[side]]) for side in SIDES}
     n_trained = known.n_trained
-    biases = new_biases(trained, interactions, new.n_known["items"])[is_assigned["items"]]
+    biases = assigned_biases(trained, known, interactions, assignment)[is_assigned["items"]]
     now = FoldedIn(
         vocabularies={
             side: ids.only(kept[side]) if not kept[side].all() else ids for side, ids in new.vocabularies.items()
@@ -159,6 +159,33 @@ def new_biases(trained: Trained, interactions: csr_array, n_known: int) -> NDArr
         return np.zeros(len(degrees), np.float32)
     of_trained = np.asarray(trained.inputs.degrees[1], np.float64)
     return typical_bias(of_trained, trained.model.item_bias.detach().cpu().numpy(), degrees)
+
+
+def assigned_biases(
+    trained: Trained, known: FoldedIn, interactions: csr_array, assignment: Assignment
+) -> NDArray[np.float32]:
+    """Biases of the new items, float32, shape (n_new,). Where vectors are mixed, and not fitted, the biases are shifted so that the items
+    take as many places in rankings as trained ones of their degrees."""
+    n_known, is_assigned = known.maps["items"].n_ids, assignment.is_assigned["items"]
+    biases = new_biases(trained, interactions, n_known)
+    if trained.model.item_bias is None or RULES[trained.method].fits or not is_assigned.any():
+        return biases
+    bias = np.concatenate([known.item_bias, biases])
+    model = with_more_ids(trained.model, assignment.maps, bias, all_rows(known, assignment))
+    with torch.no_grad():
+        users, items = (vectors.numpy() for vectors in model.vectors())
+    graph, assigned = trained.inputs.graph, n_known + np.flatnonzero(is_assigned)
+    n_trained = graph.shape[1]
+    biases[is_assigned] = fair_bias(
+        csr_array(interactions[:, assigned].T),
+        graph,
+        items[:n_trained],
+        users,
+        trained.model.item_bias.detach().numpy()[:n_trained],
+        items[assigned],
+        biases[is_assigned],
+    )
+    return biases
 
 
 def with_unseen(seen: csr_array, graph: csr_array) -> csr_array:

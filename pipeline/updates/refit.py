@@ -39,7 +39,7 @@ from pipeline.storage.atomic import PARTIAL
 from pipeline.task import StageContext
 from pipeline.training.job import TrainingSession, fit_job_of
 from pipeline.training.machine import trains_on_ray
-from pipeline.updates.fold_in import Trained, all_rows, assign, new_biases, with_unseen
+from pipeline.updates.fold_in import Trained, all_rows, assign, assigned_biases, with_unseen
 from pipeline.updates.log import NewLog
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def compare_with_refit(trained: Trained, known: FoldedIn, new: NewLog, *, share:
     started = time.perf_counter()
     interactions = with_unseen(known.seen, rest)
     assignment = assign(trained, known, interactions)
-    bias = np.concatenate([known.item_bias, new_biases(trained, interactions, new.n_known["items"])])
+    bias = np.concatenate([known.item_bias, assigned_biases(trained, known, interactions, assignment)])
     fold_in_seconds = round(time.perf_counter() - started, 2)
     # An unassigned item cannot be recommended.
     unassigned = new.n_known["items"] + np.flatnonzero(~assignment.is_assigned["items"])

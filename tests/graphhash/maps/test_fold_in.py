@@ -23,7 +23,7 @@ from graphhash.maps.fold_in import (
     with_own_rows,
     without_unassigned,
 )
-from graphhash.maps.fold_in_vectors import fitted_items, fitted_users, score_scale, typical_bias
+from graphhash.maps.fold_in_vectors import fair_bias, fitted_items, fitted_users, score_scale, typical_bias
 from graphhash.maps.soft_maps import ITEM_DAMPING, soft_maps
 from tests.helpers import graphs
 
@@ -278,6 +278,17 @@ def test_new_items_take_as_many_places_as_trained_ones_of_their_degrees():
         np.asarray(graph.sum(0), float).ravel(), trained_places.astype(np.float32), np.diff(edges.indptr)
     )
     assert of_new == pytest.approx(wanted.sum(), rel=0.1)
+
+
+def test_shifted_biases_give_new_items_the_places_of_trained_ones():
+    users, items, bias, counts = frozen(n_users=600, n_items=200)
+    graph, twins = graph_of(counts), np.random.default_rng(0).choice(200, 40, replace=False)
+    edges, too_high = csr_array(graph.T)[twins], bias[twins] + 3
+    found = fair_bias(edges, graph, items, users, bias, items[twins], too_high)
+    # Copies of trained items take the places of those that they are copies of, up to what the degrees tell of these.
+    assert np.ptp(found - bias[twins]) < 1e-5
+    assert (found - bias[twins]).mean() == pytest.approx(0, abs=0.5)
+    assert len(fair_bias(edges[:0], graph, items, users, bias, items[:0], bias[:0])) == 0
 
 
 def test_many_are_fitted_as_one_at_a_time(monkeypatch):
