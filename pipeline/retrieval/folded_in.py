@@ -47,7 +47,7 @@ class FoldedIn:
     Args:
         vocabularies, maps: by side, of all these ids.
         labels: communities of the folded-in ids, by side, int32, shape (n_levels, n_folded_in).
-        item_bias: of the folded-in items, float32, shape (n_folded_in,); zeros where the model has none.
+        item_bias: of the folded-in items, float32, shape (n_folded_in,); where the model has none, beside zeros of trained items.
         rows: by side, embeddings of folded-in ids that have a table row of their own, float32, shape (n_rows, dim); they stand before
             the last row of the trained table.
         seen: interactions, shape (n_users, n_items).

@@ -114,15 +114,17 @@ def with_more_ids(
 
     Args:
         maps: by side, "users" and "items", with the new ids after the trained ones.
-        item_bias: of the new items, shape (n_new,); not used where the model has none.
+        item_bias: of the new items, shape (n_new,). Where the model has none, and these are not all zero, trained items get zeros.
         rows: by side, of folded-in ids, float32, shape (n_rows, dim); they stand before the out-of-vocabulary row. Where vectors are
             stored as codes, they get codes.
     """
-    has_bias = trained.item_bias is not None
+    has_bias = trained.item_bias is not None or bool(item_bias.any())
     dim, cosine, spec = trained.user_embedding.dim, trained.cosine, trained.embedding_spec
     both = maps["users"], maps["items"]
     model = MatrixFactorization(*both, dim, item_bias=has_bias, seed=0, embedding=spec, cosine=cosine)
-    weights = dict(trained.named_parameters())
+    weights: dict[str, torch.Tensor] = dict(trained.named_parameters())
+    if has_bias:
+        weights.setdefault("item_bias", torch.zeros(trained.item_embedding.n_ids))
     more = {"item_bias": (len(weights.get("item_bias", ())), item_bias)}
     more |= {f"{side}_embedding.table": (-1, rows[f"{side}s"]) for side in ("user", "item")}
     for side in ("user_embedding", "item_embedding"):

@@ -30,7 +30,7 @@ from pipeline.task import model_stage
 from pipeline.updates.log import NewLog
 from pipeline.updates.rules import RULES, Assignment, NewIds
 
-# Table rows per trained user from which on new users get table rows of their own.
+# Table rows per trained id from which on new ids get table rows of their own.
 OWN_ROWS = 0.8
 
 
@@ -60,16 +60,26 @@ class Trained:
         return self.stages[model_stage(self.config, self.method)].key
 
     @property
-    def users_have_own_rows(self) -> bool:
-        """Whether nearly every trained user has a table row, read before those of others, of its own, in a method that mixes rows."""
-        users = self.maps["users"]
-        return self.method == "soft" and self.inputs.hops == "2" and users.n_buckets > OWN_ROWS * users.n_ids
+    def fitted_sides(self) -> tuple[str, ...]:
+        """Sides whose new ids get rows of their own, fitted to their interactions.
+
+        There nearly every trained id has a vector of its own, or a table row that it reads before those of others, and a mixture of
+        others' rows would be a poor vector.
+        """
+        if RULES[self.method].fits:
+            return SIDES
+        if self.method != "soft" or self.inputs.hops != "2":
+            return ()
+        own = {side: bucket_map.n_buckets > OWN_ROWS * bucket_map.n_ids for side, bucket_map in self.maps.items()}
+        return tuple(side for side in SIDES if own["users"] and own[side])
 
     @property
     def rule(self) -> str:
         """How new ids are assigned, for the user: completes "new ids are assigned ..."."""
-        own = "; users to rows of their own, fitted to what they used" if self.users_have_own_rows else ""
-        return RULES[self.method].description + own
+        description, sides = RULES[self.method].description, self.fitted_sides
+        if RULES[self.method].fits or not sides:
+            return description
+        return f"{description}; {' and '.join(sides)} to rows of their own, fitted to their interactions"
 
 
 class SideCounts(TypedDict):
@@ -142,9 +152,9 @@ def assign(trained: Trained, known: FoldedIn, interactions: csr_array) -> Assign
     """Assign those ids of ``interactions``, which are of all ids, that follow the known ones."""
     edges = _untrained(interactions, known)
     assignment = RULES[trained.method].assign(NewIds(trained.inputs, edges, known.maps, known.labels))
-    if RULES[trained.method].fits:
+    if trained.fitted_sides == SIDES:
         return _with_fitted_ids(trained, known, interactions, assignment)
-    return _with_fitted_users(trained, known, interactions, assignment) if trained.users_have_own_rows else assignment
+    return _with_fitted_users(trained, known, interactions, assignment) if trained.fitted_sides else assignment
 
 
 def all_rows(known: FoldedIn, assignment: Assignment) -> dict[str, NDArray[np.float32]]:
@@ -168,20 +178,20 @@ def assigned_biases(
     take as many places in rankings as trained ones of their degrees."""
     n_known, is_assigned = known.maps["items"].n_ids, assignment.is_assigned["items"]
     biases = new_biases(trained, interactions, n_known)
-    if trained.model.item_bias is None or RULES[trained.method].fits or not is_assigned.any():
+    if "items" in trained.fitted_sides or not is_assigned.any():
         return biases
     bias = np.concatenate([known.item_bias, biases])
     model = with_more_ids(trained.model, assignment.maps, bias, all_rows(known, assignment))
     with torch.no_grad():
         users, items = (vectors.numpy() for vectors in model.vectors())
     graph, assigned = trained.inputs.graph, n_known + np.flatnonzero(is_assigned)
-    n_trained = graph.shape[1]
+    n_trained, of_trained = graph.shape[1], trained.model.item_bias
     biases[is_assigned] = fair_bias(
         csr_array(interactions[:, assigned].T),
         graph,
         items[:n_trained],
         users,
-        trained.model.item_bias.detach().numpy()[:n_trained],
+        np.zeros(n_trained, np.float32) if of_trained is None else of_trained.detach().numpy(),
         items[assigned],
         biases[is_assigned],
     )

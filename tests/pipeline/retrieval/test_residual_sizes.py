@@ -109,6 +109,16 @@ def test_new_ids_have_the_mixture_alone_and_known_ones_stay_as_they_are():
     assert model.user_embedding.projection is model.item_embedding.projection
 
 
+def test_a_model_without_biases_gets_those_of_new_items_beside_zeros():
+    known, longer = maps(20, 30, 9, 3), maps(20, 33, 9, 3)
+    trained = model_of(known, 8, 4, 8)
+    trained.item_bias = None
+    both, none = dict(zip(SIDES, longer, strict=True)), dict.fromkeys(SIDES, np.empty((0, 8), np.float32))
+    model = with_more_ids(trained, both, np.array([0.5, -1, 2], np.float32), none)
+    assert model.item_bias.tolist() == [0.0] * 30 + [0.5, -1, 2]
+    assert with_more_ids(trained, both, np.zeros(3, np.float32), none).item_bias is None
+
+
 def test_communities_of_other_methods_are_merged_to_its_rows():
     graph = graphs.planted(0, 6, 60, 0.3, 0.02)[0]
     labels = graphhash.cluster(graph, rows=(20, 20))
