@@ -7,6 +7,7 @@ run's method (``pipeline.updates.rules``); any other stays unassigned and reads 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
@@ -29,6 +30,8 @@ from pipeline.runs.folder import RunFolder, StageResult
 from pipeline.task import model_stage
 from pipeline.updates.log import NewLog
 from pipeline.updates.rules import RULES, Assignment, NewIds
+
+_log = logging.getLogger(__name__)
 
 # Table rows per trained id from which on new ids get table rows of their own.
 OWN_ROWS = 0.8
@@ -239,6 +242,7 @@ def _with_fitted_users(
     n_known, is_assigned = {side: known.maps[side].n_ids for side in SIDES}, assignment.is_assigned["users"]
     if not is_assigned.any():
         return assignment
+    _log.info("update: fitting vectors of %s users ...", f"{int(is_assigned.sum()):,}")
     bias = np.concatenate([known.item_bias, new_biases(trained, interactions, n_known["items"])])
     frozen = _Frozen.of(trained, assignment.maps, bias, known)
     is_there = np.concatenate([np.ones(n_known["items"], np.bool_), assignment.is_assigned["items"]])
@@ -257,6 +261,9 @@ def _with_fitted_ids(trained: Trained, known: FoldedIn, interactions: csr_array,
     new = {side: n_known[side] + np.flatnonzero(is_assigned[side]) for side in SIDES}
     if not any(map(len, new.values())):
         return assignment
+    _log.info(
+        "update: fitting vectors of %s users and %s items ...", f"{len(new['users']):,}", f"{len(new['items']):,}"
+    )
     frozen = _Frozen.of(trained, known.maps, known.item_bias, known)
     scale, unit = frozen.scale, frozen.unit
     of_trained = {
