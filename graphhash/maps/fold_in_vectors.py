@@ -2,7 +2,7 @@
 
 Where trained ids have table rows of their own, a mixture of others' rows is a poor vector for a new id. The new id gets a row of its own
 instead, fitted to its interactions (:func:`fitted_users`, :func:`fitted_items`). A new item gets the bias of trained items of its degree
-(:func:`typical_bias`).
+(:func:`mean_of_similar`).
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ class _Contest:
             thresholds[part] = best.min(axis=1)
             taken += np.bincount(first[np.isfinite(best)], minlength=len(items))
         degrees = np.bincount(graph.indices, minlength=len(items)).astype(np.float64)
-        wanted = typical_bias(degrees, taken, np.diff(edges.indptr).astype(np.float64)).sum()
+        wanted = mean_of_similar(degrees, taken, np.diff(edges.indptr).astype(np.float64)).sum()
         return cls(users[judges], thresholds, csr_array(edges[:, judges]).toarray() == 0, float(wanted))
 
     def scores(self, items: NDArray[np.float32], bias: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -312,24 +312,24 @@ def _log_totals(
     return np.concatenate(parts) + np.log(len(items) / len(drawn))
 
 
-def typical_bias(
-    degrees: NDArray[np.float64], bias: NDArray[np.float32], new_degrees: NDArray[np.float64]
+def mean_of_similar(
+    degrees: NDArray[np.float64], values: NDArray[np.float32], new_degrees: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Biases of new items: the mean over the SIMILAR_ITEMS trained items next to them in degree.
+    """Values of new items, such as their biases: the mean over the SIMILAR_ITEMS trained items next to them in degree.
 
     A trained bias is mostly popularity, which the degree measures. A new log is shorter than the training log, and a new item's degree
     therefore rather low: no item is ranked above what its interactions show.
 
     Args:
         degrees: of the trained items, shape (n_items,).
-        bias: of the trained items, float32, shape (n_items,).
+        values: of the trained items, float32, shape (n_items,).
         new_degrees: shape (n_new,).
 
     Returns: float32, shape (n_new,).
     """
     order = np.argsort(degrees, kind="stable")
     n_similar = min(SIMILAR_ITEMS, len(order))
-    sums = np.concatenate([[0.0], np.cumsum(bias[order], dtype=np.float64)])
+    sums = np.concatenate([[0.0], np.cumsum(values[order], dtype=np.float64)])
     below, above = (np.searchsorted(degrees[order], new_degrees, side) for side in ("left", "right"))
     starts = np.clip((below + above - n_similar) // 2, 0, len(order) - n_similar)
     return ((sums[starts + n_similar] - sums[starts]) / n_similar).astype(np.float32)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graphhash.errors import DataError, did_you_mean
 from graphhash.metrics.ctr import CtrTotals, auc, probability
-from pipeline.bundles.predict import predict_rows, slices
+from pipeline.bundles.predict import oov_text, predict_rows, slices
 from pipeline.ctr.columns import LABELS, labels_of
 from pipeline.logs.csv import DEFAULT_FORMAT, CsvFormat
 from pipeline.logs.tables import column_names, find_files, listed_names, read_rows
@@ -54,8 +54,7 @@ class Against:
 
         named = [pair("log_loss", "log loss"), pair("auc", "AUC"), pair("calibration", "calibration")]
         means = f"mean prediction {figures['mean_prediction']:.4f}, positive {figures['positive_rate']:.4f}"
-        oov = [f"{name} {100 * rate:.1f} %" for name, rate in figures["oov_rate"].items() if rate]
-        unknown = f"; out of vocabulary: {', '.join(oov)}" if oov else ""
+        unknown = oov_text(figures["oov_rate"])
         return f"{figures['n_rows']:,} samples: {', '.join(named)}; ECE {figures['ece']:.4f}; {means}{unknown}"
 
     def table(self) -> list[tuple[str, ...]]:

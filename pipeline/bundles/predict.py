@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import pyarrow.parquet as pq
 from graphhash.errors import DataError, did_you_mean, first_line
 from pipeline.logs.csv import DEFAULT_FORMAT, CsvFormat
 from pipeline.logs.tables import Rows, column_names, find_files, listed_names, read_rows
-from pipeline.storage.atomic import PARTIAL
+from pipeline.storage.atomic import new_file
 from serving.bundle_model import Provider
 from serving.errors import InputError
 from serving.private_copy import load_privately
@@ -47,9 +45,13 @@ class Predicted:
 
     def text(self) -> str:
         """One line."""
-        oov = [f"{name} {100 * rate:.1f} %" for name, rate in self.oov_rate.items() if rate]
-        unknown = f"; out of vocabulary: {', '.join(oov)}" if oov else ""
-        return f"{self.n_rows:,} rows, mean prediction {self.mean_prediction:.4f}{unknown}"
+        return f"{self.n_rows:,} rows, mean prediction {self.mean_prediction:.4f}{oov_text(self.oov_rate)}"
+
+
+def oov_text(rates: Mapping[str, float]) -> str:
+    """The end of a line that tells the shares of out-of-vocabulary values, by column; empty without any."""
+    oov = [f"{name} {100 * rate:.1f} %" for name, rate in rates.items() if rate]
+    return f"; out of vocabulary: {', '.join(oov)}" if oov else ""
 
 
 def slices(rows: Iterable[Rows]) -> Iterator[Rows]:
@@ -135,32 +137,24 @@ def _kept(path: str, present: Sequence[str], keep: Sequence[str] | None, column:
 @contextmanager
 def _writer(out: Path) -> Iterator[Callable[[Mapping[str, Any], Rows], None]]:
     """A function that appends rows, given as arrays by name and where they come from; ``out`` is replaced at the end."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}{PARTIAL}")
-    open_file: pq.ParquetWriter | pa_csv.CSVWriter | None = None
-    separator = SUFFIXES[out.suffix]
+    with new_file(out) as partial, ExitStack() as stack:
+        open_file: pq.ParquetWriter | pa_csv.CSVWriter | None = None
+        separator = SUFFIXES[out.suffix]
 
-    def write(columns: Mapping[str, Any], rows: Rows) -> None:
-        nonlocal open_file
-        batch = pa.table(dict(columns))
-        try:
-            if open_file is None and separator is None:
-                open_file = pq.ParquetWriter(partial, batch.schema)
-            elif open_file is None:
-                options = pa_csv.WriteOptions(delimiter=separator, quoting_style="needed")
-                open_file = pa_csv.CSVWriter(partial, batch.schema, write_options=options)
-            open_file.write_table(batch.cast(open_file.schema) if separator is None else batch)
-        except (pa.ArrowException, ValueError) as error:
-            advice = "name the columns to write with --keep" + ("" if separator is None else ", or write parquet")
-            raise DataError(f"{rows.file.path}: cannot be written to {out} ({first_line(error)}); {advice}") from None
+        def write(columns: Mapping[str, Any], rows: Rows) -> None:
+            nonlocal open_file
+            batch = pa.table(dict(columns))
+            try:
+                if open_file is None and separator is None:
+                    open_file = stack.enter_context(pq.ParquetWriter(partial, batch.schema))
+                elif open_file is None:
+                    options = pa_csv.WriteOptions(delimiter=separator, quoting_style="needed")
+                    open_file = stack.enter_context(pa_csv.CSVWriter(partial, batch.schema, write_options=options))
+                open_file.write_table(batch.cast(open_file.schema) if separator is None else batch)
+            except (pa.ArrowException, ValueError) as error:
+                advice = "name the columns to write with --keep" + ("" if separator is None else ", or write parquet")
+                raise DataError(
+                    f"{rows.file.path}: cannot be written to {out} ({first_line(error)}); {advice}"
+                ) from None
 
-    try:
         yield write
-        assert open_file is not None, "a log without rows has been refused"
-        open_file.close()
-        open_file = None
-        os.replace(partial, out)
-    finally:
-        if open_file is not None:
-            open_file.close()
-        partial.unlink(missing_ok=True)

@@ -56,6 +56,18 @@ def write_bytes_atomic(path: Path, content: bytes, *, durable: bool = True) -> N
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A path to write a file to. The file replaces `target` at the end, and is removed if an error is raised."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}{PARTIAL}")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def link_or_copy(source: str, target: str) -> None:
     """Make `target` a hard link to `source`, or a copy where the file system has no hard links."""
     try:

@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 from graphhash.graph.bipartite import SIDES
 from graphhash.maps.bucket_map import BucketMap
 from graphhash.maps.fold_in import with_own_rows, without_unassigned
-from graphhash.maps.fold_in_vectors import fair_bias, fitted_items, fitted_users, score_scale, typical_bias
+from graphhash.maps.fold_in_vectors import fair_bias, fitted_items, fitted_users, mean_of_similar, score_scale
 from graphhash.models.mf import MatrixFactorization
 from pipeline.config.run_config import RunConfig
 from pipeline.maps.methods import Inputs
@@ -171,7 +171,7 @@ def new_biases(trained: Trained, interactions: csr_array, n_known: int) -> NDArr
     if trained.model.item_bias is None:
         return np.zeros(len(degrees), np.float32)
     of_trained = np.asarray(trained.inputs.degrees[1], np.float64)
-    return typical_bias(of_trained, trained.model.item_bias.detach().cpu().numpy(), degrees)
+    return mean_of_similar(of_trained, trained.model.item_bias.detach().cpu().numpy(), degrees)
 
 
 def assigned_biases(

@@ -23,7 +23,7 @@ from graphhash.maps.fold_in import (
     with_own_rows,
     without_unassigned,
 )
-from graphhash.maps.fold_in_vectors import fair_bias, fitted_items, fitted_users, score_scale, typical_bias
+from graphhash.maps.fold_in_vectors import fair_bias, fitted_items, fitted_users, mean_of_similar, score_scale
 from graphhash.maps.soft_maps import ITEM_DAMPING, soft_maps
 from tests.helpers import graphs
 
@@ -274,7 +274,7 @@ def test_new_items_take_as_many_places_as_trained_ones_of_their_degrees():
     last = np.sort(scores, axis=1)[:, -20]
     trained_places = (scores >= last[:, None]).sum(0)
     of_new = ((users @ found.T > last[:, None]) & (edges.toarray().T == 0)).sum()
-    wanted = typical_bias(
+    wanted = mean_of_similar(
         np.asarray(graph.sum(0), float).ravel(), trained_places.astype(np.float32), np.diff(edges.indptr)
     )
     assert of_new == pytest.approx(wanted.sum(), rel=0.1)
@@ -338,8 +338,8 @@ def test_own_rows_come_before_the_oov_row():
 
 def test_bias_is_that_of_items_next_in_degree():
     degrees, bias = np.arange(1000.0), np.arange(1000, dtype=np.float32)
-    assert typical_bias(degrees, bias, np.array([500.0, 0.0, 5000.0])) == pytest.approx([500, 31.5, 967.5], abs=1)
-    assert typical_bias(np.ones(3), np.array([1, 2, 6], np.float32), np.array([9.0])) == pytest.approx([3])
+    assert mean_of_similar(degrees, bias, np.array([500.0, 0.0, 5000.0])) == pytest.approx([500, 31.5, 967.5], abs=1)
+    assert mean_of_similar(np.ones(3), np.array([1, 2, 6], np.float32), np.array([9.0])) == pytest.approx([3])
 
 
 def test_a_full_map_without_new_ids_stays_an_identity():
